@@ -1,0 +1,126 @@
+"""Exceptions that larql_duck raises: facts as attributes, one clear line as text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class LarqlError(Exception):
+    """Base of every error that larql_duck raises on purpose; its text is one line that names the next step."""
+
+    exit_code = 1
+
+
+class LqlSyntaxError(LarqlError):
+    """A statement that is not LQL: line and column (1-based, in characters) and the source line with a caret."""
+
+    exit_code = 2
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        line: int,
+        column: int,
+        text: str,
+        expected: tuple[str, ...] = (),
+        suggestion: str | None = None,
+    ) -> None:
+        self.message = message
+        self.line = line
+        self.column = column
+        self.text = text
+        self.expected = expected
+        self.suggestion = suggestion
+        super().__init__(f"line {line}, column {column}: {message}")
+
+    def highlight(self) -> str:
+        """The message, the source line and a caret below the column, on three lines."""
+        lines = self.text.replace("\r\n", "\n").split("\n")
+        source = lines[self.line - 1] if self.line <= len(lines) else ""
+        # A tab keeps its width below itself, so that the caret stands under the right character.
+        pad = "".join("\t" if c == "\t" else " " for c in source[: self.column - 1])
+        return f"{self}\n  {source}\n  {pad}^"
+
+
+class SemanticError(LarqlError):
+    """A statement that parses but cannot mean anything here: unknown column, layer out of range, wrong type."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, line: int | None = None, column: int | None = None) -> None:
+        self.line = line
+        self.column = column
+        super().__init__(message)
+
+
+class NotSupportedError(LarqlError):
+    """A statement that is valid LQL and that this version does not run."""
+
+
+class VindexError(LarqlError):
+    """A vindex directory that is missing, damaged or of another version."""
+
+    def __init__(self, message: str, *, path: str | Path | None = None) -> None:
+        self.path = None if path is None else Path(path)
+        super().__init__(message)
+
+
+class LevelError(VindexError):
+    """A statement that needs more than the vindex stores (levels browse < inference < all)."""
+
+    def __init__(self, message: str, *, needed: str, have: str, path: str | Path | None = None) -> None:
+        self.needed = needed
+        self.have = have
+        super().__init__(message, path=path)
+
+
+class ModelError(LarqlError):
+    """A model file or directory that cannot be used: names file, tensor, what was expected and found."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: str | Path | None = None,
+        tensor: str | None = None,
+        expected: object = None,
+        found: object = None,
+    ) -> None:
+        self.path = None if path is None else Path(path)
+        self.tensor = tensor
+        self.expected = expected
+        self.found = found
+        super().__init__(message)
+
+
+class PackError(LarqlError):
+    """A relation pack that is malformed: names file, line (1-based) and field."""
+
+    def __init__(
+        self, message: str, *, file: str | Path | None = None, line: int | None = None, field: str | None = None
+    ) -> None:
+        self.file = None if file is None else Path(file)
+        self.line = line
+        self.field = field
+        where = "" if file is None else f"{file}{'' if line is None else f':{line}'}: "
+        super().__init__(f"{where}{message}")
+
+
+class PatchError(LarqlError):
+    """A patch that cannot be read, applied or removed: names file and slot."""
+
+    def __init__(
+        self, message: str, *, path: str | Path | None = None, slot: tuple[int, int] | None = None
+    ) -> None:
+        self.path = None if path is None else Path(path)
+        self.slot = slot
+        super().__init__(message)
+
+
+class QueryError(LarqlError):
+    """A query that DuckDB refused: DuckDB's message, with the SQL in `.sql`."""
+
+    def __init__(self, message: str, *, sql: str) -> None:
+        self.sql = sql
+        super().__init__(message)
