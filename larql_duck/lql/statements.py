@@ -1,0 +1,604 @@
+"""One frozen dataclass per kind of LQL statement: what the parser returns and the planner reads.
+
+Conventions shared by all classes:
+
+* Layers and features are 0-based integers as typed; nothing is checked against a model here (`TOP -5` parses).
+* `None` (or an empty tuple, or False) means that the clause was not given; the docstring names the default.
+* Words from the grammar (modes, bands, levels, formats) are stored in lower case.
+* `layers` is a tuple of inclusive `(first, last)` pairs with first <= last, in the order typed; `LAYERS ALL` is None.
+* SQL parts are sqlglot expressions of the DuckDB dialect. They compare by structure; copy one before changing it.
+* `at` is where the statement stands in its text, `places` maps a field's name to where its value stands
+  (for semantic errors). Neither takes part in comparisons, hashing or repr.
+* `str(statement)` is canonical LQL: `parse(str(s)) == [s]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from sqlglot import exp
+
+__all__ = [
+    "ApplyPatch",
+    "Assignment",
+    "BeginPatch",
+    "CompactMajor",
+    "CompactMinor",
+    "Compile",
+    "Delete",
+    "Describe",
+    "Diff",
+    "Explain",
+    "ExplainSql",
+    "Export",
+    "Extract",
+    "Infer",
+    "Insert",
+    "Layers",
+    "Merge",
+    "Neighbors",
+    "PatchFrom",
+    "Paths",
+    "Pipe",
+    "Position",
+    "Probe",
+    "Rebalance",
+    "RemovePatch",
+    "RollbackPatch",
+    "SavePatch",
+    "Select",
+    "ShowCompactStatus",
+    "ShowEntities",
+    "ShowFeatures",
+    "ShowLayers",
+    "ShowModels",
+    "ShowPatches",
+    "ShowRelations",
+    "SimilarFeatures",
+    "Slot",
+    "Statement",
+    "Stats",
+    "Steer",
+    "Trace",
+    "Triple",
+    "Update",
+    "Use",
+    "Walk",
+]
+
+Layers = tuple[tuple[int, int], ...]
+"""Inclusive layer ranges, as `LAYERS 3,5,8-10` gives ((3, 3), (5, 5), (8, 10))."""
+
+NEAREST_FUNCTION = "__nearest"
+"""Name of the table function that stands for `source NEAREST TO "e" AT LAYER n [BASIS b]` inside `Select.query`.
+
+Its arguments, in order: the source's name (string), the entity (string), the layer (number), the basis (string
+'index', 'embedding' or 'context', or NULL where the clause was not given). Users cannot type this name.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A stretch of text: 1-based line and column of its first character, 0-based character offsets [start, end)."""
+
+    line: int
+    column: int
+    start: int
+    end: int
+
+
+NOWHERE = Position(1, 1, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One FFN feature, written `(layer, feature)`."""
+
+    layer: int
+    feature: int
+
+
+@dataclass(frozen=True, slots=True)
+class Triple:
+    """One row of INSERT: the subject side, the relation, the object side."""
+
+    entity: str
+    relation: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """One `column = value` of UPDATE ... SET; the column as typed, the value an expression (mostly a literal)."""
+
+    column: str
+    value: exp.Expression
+
+
+@dataclass(frozen=True, slots=True)
+class Steer:
+    """INFER's `STEER RELATION "relation" BY by AT LAYER layer`."""
+
+    relation: str
+    by: float
+    layer: int
+
+
+@dataclass(frozen=True, slots=True)
+class PatchFrom:
+    """INFER's `PATCH FROM "prompt" AT LAYER layer [POSITION position]`; no position: the last one."""
+
+    prompt: str
+    layer: int
+    position: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statement:
+    """Base of all statements: `at` where it stands, `places` where the value of a field stands."""
+
+    kind: ClassVar[str] = "Statement"
+    at: Position = field(default=NOWHERE, compare=False, repr=False)
+    places: Mapping[str, Position] = field(default_factory=dict, compare=False, repr=False)
+
+    def __str__(self) -> str:
+        from larql_duck.lql.printer import print_statement
+
+        return print_statement(self)
+
+
+# ---- lifecycle ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Extract(Statement):
+    """EXTRACT MODEL "model" INTO "into" [COMPONENTS ...] [LAYERS ...] [WITH level].
+
+    level is 'browse', 'inference' (the default; WITH WEIGHTS is the same) or 'all'. components holds the lower-case
+    words of the reference's COMPONENTS clause, which is accepted by the grammar only so that the planner can
+    answer with the name of the clause to use instead (WITH).
+    """
+
+    kind: ClassVar[str] = "Extract"
+    model: str
+    into: str
+    level: str = "inference"
+    layers: Layers | None = None
+    components: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Compile(Statement):
+    """COMPILE source INTO MODEL|VINDEX "into" [FORMAT ...] [ON CONFLICT ...] [INTO SLOTS].
+
+    source None is CURRENT (the session's overlay). target is 'model' or 'vindex'. format is None, 'safetensors' or
+    'gguf'; gguf_type None or 'F32', 'F16', 'BF16', 'Q8_0' (upper case, only with 'gguf'). conflict (vindex only)
+    is None, 'last_wins', 'highest_confidence' or 'fail'. slots (model only): replace existing features instead of
+    appending new ones.
+    """
+
+    kind: ClassVar[str] = "Compile"
+    source: str | None
+    target: str
+    into: str
+    format: str | None = None
+    gguf_type: str | None = None
+    conflict: str | None = None
+    slots: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Diff(Statement):
+    """DIFF left right [LAYER n] [RELATION "r"] [ENTITY "e"] [LIMIT n] [INTO PATCH "p"] [INTO REPORT "f"].
+
+    A side that is None is CURRENT (the session's overlay).
+    """
+
+    kind: ClassVar[str] = "Diff"
+    left: str | None
+    right: str | None
+    layer: int | None = None
+    relation: str | None = None
+    entity: str | None = None
+    limit: int | None = None
+    into_patch: str | None = None
+    into_report: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Use(Statement):
+    """USE "target" | USE MODEL "target" [AUTO_EXTRACT] | USE REMOTE "target"; what is 'vindex', 'model', 'remote'."""
+
+    kind: ClassVar[str] = "Use"
+    target: str
+    what: str = "vindex"
+    auto_extract: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Export(Statement):
+    """EXPORT [select | CURRENT] INTO "into" FORMAT format; query None is CURRENT (everything the session knows).
+
+    format is 'turtle', 'jsonld', 'graphml', 'neo4j', 'parquet' or 'csv'.
+    """
+
+    kind: ClassVar[str] = "Export"
+    into: str
+    format: str
+    query: exp.Expression | None = None
+
+
+# ---- queries -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Walk(Statement):
+    """WALK "prompt" [TOP n] [LAYERS ...] [MODE ...] [COMPARE] [BASIS ...].
+
+    top None is 10. mode is None (hybrid), 'hybrid', 'pure' or 'dense'; basis None, 'index', 'embedding', 'context'.
+    """
+
+    kind: ClassVar[str] = "Walk"
+    prompt: str
+    top: int | None = None
+    layers: Layers | None = None
+    mode: str | None = None
+    compare: bool = False
+    basis: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Infer(Statement):
+    """INFER "prompt" [TOP n] [COMPARE] [WALK K n] [ABLATE slots [BY ...]] [STEER ...] [PATCH FROM ...].
+
+    top None is 5. walk_k: the sparse FFN keeps that many features a layer. ablate_by is None (zero), 'zero' or
+    'mean'. Repeated ABLATE, STEER and PATCH clauses add up, in the order typed.
+    """
+
+    kind: ClassVar[str] = "Infer"
+    prompt: str
+    top: int | None = None
+    compare: bool = False
+    walk_k: int | None = None
+    ablate: tuple[Slot, ...] = ()
+    ablate_by: str | None = None
+    steer: tuple[Steer, ...] = ()
+    patch: tuple[PatchFrom, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Select(Statement):
+    """SELECT ... or WITH ... SELECT ...: a DuckDB query; a source with NEAREST TO is a call of NEAREST_FUNCTION.
+
+    In the query `"x"` has been read as a string (an identifier only after FROM, JOIN, AS or a dot) and backticks as
+    identifiers. Forms that only LQL knows stay as they are for the planner: `x IN ()`, `x IN 'a'`,
+    `x = ('a', 'b')`, `x LIKE 5`.
+    """
+
+    kind: ClassVar[str] = "Select"
+    query: exp.Expression
+
+
+@dataclass(frozen=True, slots=True)
+class Describe(Statement):
+    """DESCRIBE "entity" [AT LAYER n] [band] [RELATIONS ONLY] [VERBOSE | BRIEF | RAW].
+
+    band is None (knowledge), 'all', 'syntax', 'knowledge' or 'output'; mode None (brief), 'brief', 'verbose', 'raw'.
+    """
+
+    kind: ClassVar[str] = "Describe"
+    entity: str
+    layer: int | None = None
+    band: str | None = None
+    relations_only: bool = False
+    mode: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Explain(Statement):
+    """EXPLAIN WALK|INFER "prompt" [LAYERS ...] [band] [TOP n] [FOR "t"] [VERBOSE] [RELATIONS ONLY] [WITH ATTENTION].
+
+    what is 'walk' or 'infer'; band as in Describe (None: all); target is FOR's token; basis (EXPLAIN WALK only) as
+    in Walk.
+    """
+
+    kind: ClassVar[str] = "Explain"
+    what: str
+    prompt: str
+    top: int | None = None
+    layers: Layers | None = None
+    band: str | None = None
+    target: str | None = None
+    basis: str | None = None
+    verbose: bool = False
+    relations_only: bool = False
+    attention: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainSql(Statement):
+    """EXPLAIN SQL statement: the DuckDB SQL that the statement (a pipe to its end) lowers to."""
+
+    kind: ClassVar[str] = "ExplainSql"
+    statement: Statement
+
+
+@dataclass(frozen=True, slots=True)
+class Trace(Statement):
+    """TRACE "prompt" [FOR "t"] [DECOMPOSE] [LAYERS ...] [POSITIONS LAST | ALL] [SAVE "f"].
+
+    target is FOR's token. positions is None (last; also POSITIONS alone), 'last' or 'all'.
+    """
+
+    kind: ClassVar[str] = "Trace"
+    prompt: str
+    target: str | None = None
+    decompose: bool = False
+    layers: Layers | None = None
+    positions: str | None = None
+    save: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Probe(Statement):
+    """PROBE [ENTITIES "a", ... | (select)] [RELATIONS "r", ...] [TEMPLATE "t", ...] [PACK "p"] [LIMIT n] [DRY RUN].
+
+    At most one of entities and query is given (query's first column holds the names). With templates there is
+    exactly one relation. dry_run: show the facts, do not save them.
+    """
+
+    kind: ClassVar[str] = "Probe"
+    entities: tuple[str, ...] = ()
+    query: exp.Expression | None = None
+    relations: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
+    pack: str | None = None
+    limit: int | None = None
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbors(Statement):
+    """NEIGHBORS OF "entity" [HOPS n] [RELATIONS "r", ...] [LIMIT n]."""
+
+    kind: ClassVar[str] = "Neighbors"
+    entity: str
+    hops: int | None = None
+    relations: tuple[str, ...] = ()
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Paths(Statement):
+    """PATHS FROM "source" TO "target" [MAX n] [RELATIONS "r", ...] [LIMIT n]; max_length is MAX."""
+
+    kind: ClassVar[str] = "Paths"
+    source: str
+    target: str
+    max_length: int | None = None
+    relations: tuple[str, ...] = ()
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SimilarFeatures(Statement):
+    """SIMILAR FEATURES TO (layer, feature) [BY space] [LAYERS ...] [TOP n].
+
+    space is None, 'gate', 'up', 'down' or 'all'.
+    """
+
+    kind: ClassVar[str] = "SimilarFeatures"
+    slot: Slot
+    space: str | None = None
+    layers: Layers | None = None
+    top: int | None = None
+
+
+# ---- introspection -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ShowRelations(Statement):
+    """SHOW RELATIONS [AT LAYER n] [WITH EXAMPLES] [VERBOSE | BRIEF | RAW]; mode None is brief."""
+
+    kind: ClassVar[str] = "ShowRelations"
+    layer: int | None = None
+    examples: bool = False
+    mode: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ShowLayers(Statement):
+    """SHOW LAYERS [RANGE] [layers]."""
+
+    kind: ClassVar[str] = "ShowLayers"
+    layers: Layers | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ShowFeatures(Statement):
+    """SHOW FEATURES layer [WHERE condition] [LIMIT n]."""
+
+    kind: ClassVar[str] = "ShowFeatures"
+    layer: int
+    where: exp.Expression | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ShowEntities(Statement):
+    """SHOW ENTITIES [AT LAYER n | n] [LIMIT n]."""
+
+    kind: ClassVar[str] = "ShowEntities"
+    layer: int | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ShowModels(Statement):
+    """SHOW MODELS."""
+
+    kind: ClassVar[str] = "ShowModels"
+
+
+@dataclass(frozen=True, slots=True)
+class ShowPatches(Statement):
+    """SHOW PATCHES."""
+
+    kind: ClassVar[str] = "ShowPatches"
+
+
+@dataclass(frozen=True, slots=True)
+class ShowCompactStatus(Statement):
+    """SHOW COMPACT STATUS."""
+
+    kind: ClassVar[str] = "ShowCompactStatus"
+
+
+@dataclass(frozen=True, slots=True)
+class Stats(Statement):
+    """STATS ["path"]; path None is the session's vindex."""
+
+    kind: ClassVar[str] = "Stats"
+    path: str | None = None
+
+
+# ---- mutations ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Insert(Statement):
+    """INSERT INTO EDGES (columns) VALUES (...), ... | select [AT LAYER n] [CONFIDENCE x] [ALPHA x] [MODE ...] [TEMPLATE "t"].
+
+    rows are already in the order entity, relation, target. With a query instead, columns says what its columns mean
+    (a permutation of 'entity', 'relation', 'target'); with rows it is always in that order. mode is None (compose
+    where weights are there, else knn), 'knn' or 'compose'. template is a prompt with `{}` for the entity.
+    """
+
+    kind: ClassVar[str] = "Insert"
+    rows: tuple[Triple, ...] = ()
+    query: exp.Expression | None = None
+    columns: tuple[str, ...] = ("entity", "relation", "target")
+    layer: int | None = None
+    confidence: float | None = None
+    alpha: float | None = None
+    mode: str | None = None
+    template: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delete(Statement):
+    """DELETE FROM EDGES WHERE condition [LIMIT n] [DRY RUN]."""
+
+    kind: ClassVar[str] = "Delete"
+    where: exp.Expression
+    limit: int | None = None
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Update(Statement):
+    """UPDATE EDGES SET column = value, ... WHERE condition [LIMIT n] [DRY RUN]."""
+
+    kind: ClassVar[str] = "Update"
+    assignments: tuple[Assignment, ...]
+    where: exp.Expression
+    limit: int | None = None
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Merge(Statement):
+    """MERGE "source" [INTO "into"] [ON CONFLICT ...] [DRY RUN].
+
+    conflict is None (keep_source), 'keep_source', 'keep_target' or 'highest_confidence'.
+    """
+
+    kind: ClassVar[str] = "Merge"
+    source: str
+    into: str | None = None
+    conflict: str | None = None
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rebalance(Statement):
+    """REBALANCE [UNTIL CONVERGED] [MAX n] [FLOOR x] [CEILING x]; max_rounds is MAX."""
+
+    kind: ClassVar[str] = "Rebalance"
+    until_converged: bool = False
+    max_rounds: int | None = None
+    floor: float | None = None
+    ceiling: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CompactMinor(Statement):
+    """COMPACT MINOR."""
+
+    kind: ClassVar[str] = "CompactMinor"
+
+
+@dataclass(frozen=True, slots=True)
+class CompactMajor(Statement):
+    """COMPACT MAJOR [FULL] [WITH LAMBDA = x]; lambda_ None is 0.001. ALL is another word for FULL."""
+
+    kind: ClassVar[str] = "CompactMajor"
+    full: bool = False
+    lambda_: float | None = None
+
+
+# ---- patches -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class BeginPatch(Statement):
+    """BEGIN PATCH "path"."""
+
+    kind: ClassVar[str] = "BeginPatch"
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class SavePatch(Statement):
+    """SAVE PATCH ["path"]; path None is the one that BEGIN PATCH named."""
+
+    kind: ClassVar[str] = "SavePatch"
+    path: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RollbackPatch(Statement):
+    """ROLLBACK PATCH."""
+
+    kind: ClassVar[str] = "RollbackPatch"
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyPatch(Statement):
+    """APPLY PATCH "path" [FORCE]; force: also on another base than the patch was made for."""
+
+    kind: ClassVar[str] = "ApplyPatch"
+    path: str
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RemovePatch(Statement):
+    """REMOVE PATCH "name"; name is the patch's path or its name."""
+
+    kind: ClassVar[str] = "RemovePatch"
+    name: str
+
+
+# ---- composition -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Pipe(Statement):
+    """A |> B |> ...: two or more stages, none of them a Pipe; the result of each is the table `_` in the next."""
+
+    kind: ClassVar[str] = "Pipe"
+    stages: tuple[Statement, ...]
