@@ -1,0 +1,69 @@
+"""Where weights come from: the protocol that readers and vindexes share, and the few matrices everybody asks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, overload, runtime_checkable
+
+from larql_duck.errors import ModelError
+from larql_duck.models.families import Family, ModelSizes
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["ModelSizes", "WeightSource", "ffn_matrix", "final_norm_multiplier", "head_matrix"]
+
+
+@runtime_checkable
+class WeightSource(Protocol):
+    """Named tensors with their config, family and tokenizer files."""
+
+    path: Path
+    config: dict[str, Any]
+    family: Family
+
+    def names(self) -> list[str]:
+        """Hugging Face state-dict names of the stored tensors; a tied head is absent."""
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor in its stored dtype (f32, f16, bf16) and Hugging Face layout, a mapped view where possible."""
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """File name -> content of tokenizer.json, tokenizer_config.json and their companions, where present."""
+
+
+@overload
+def ffn_matrix(source: WeightSource, layer: int, which: Literal["gate", "down"]) -> torch.Tensor: ...
+@overload
+def ffn_matrix(source: WeightSource, layer: int, which: Literal["up"]) -> torch.Tensor | None: ...
+def ffn_matrix(source: WeightSource, layer: int, which: Literal["gate", "up", "down"]) -> torch.Tensor | None:
+    """A layer's FFN matrix in one layout for every family, stored dtype; None for `up` where the FFN is plain.
+
+    gate and up are [features, hidden], down is [hidden, features]; layers are 0-based. In a plain FFN the input
+    matrix serves as gate. Conv1D checkpoints give a transposed view, so the result may be non-contiguous.
+    """
+    family = source.family
+    name = {"gate": family.gate_name, "up": family.up_name, "down": family.down_name}[which](layer)
+    if name is None:
+        return None
+    matrix = source.tensor(name)
+    return matrix.t() if family.transposed else matrix
+
+
+def head_matrix(source: WeightSource) -> torch.Tensor:
+    """The output head [vocab, hidden] in its stored dtype; the embedding where the two are tied."""
+    family = source.family
+    tied = family.tied(source.config, source.names())
+    return source.tensor(family.embed if tied else family.head)
+
+
+def final_norm_multiplier(source: WeightSource) -> torch.Tensor:
+    """What the final norm multiplies by, f32 [hidden]: its weight, plus 1 where the family stores weight - 1."""
+    weight = source.tensor(source.family.final_norm).float()
+    if weight.ndim != 1:
+        raise ModelError(
+            f"{source.path}: {source.family.final_norm} must have one axis, found shape {tuple(weight.shape)}",
+            path=source.path,
+            tensor=source.family.final_norm,
+        )
+    return weight + source.family.norm_offset
