@@ -6,7 +6,7 @@ Conventions shared by all classes:
 * `None` (or an empty tuple, or False) means that the clause was not given; the docstring names the default.
 * Words from the grammar (modes, bands, levels, formats) are stored in lower case.
 * `layers` is a tuple of inclusive `(first, last)` pairs with first <= last, in the order typed; `LAYERS ALL` is None.
-* SQL parts are sqlglot expressions of the DuckDB dialect. They compare by structure; copy one before changing it.
+* SQL parts (a query, a condition, a value) are `Sql`: DuckDB text that can be run, and a sqlglot tree of it.
 * `at` is where the statement stands in its text, `places` maps a field's name to where its value stands
   (for semantic errors). Neither takes part in comparisons, hashing or repr.
 * `str(statement)` is canonical LQL: `parse(str(s)) == [s]`.
@@ -16,9 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from sqlglot import exp
+if TYPE_CHECKING:
+    from sqlglot import exp
 
 __all__ = [
     "ApplyPatch",
@@ -58,6 +59,7 @@ __all__ = [
     "ShowRelations",
     "SimilarFeatures",
     "Slot",
+    "Sql",
     "Statement",
     "Stats",
     "Steer",
@@ -72,7 +74,7 @@ Layers = tuple[tuple[int, int], ...]
 """Inclusive layer ranges, as `LAYERS 3,5,8-10` gives ((3, 3), (5, 5), (8, 10))."""
 
 NEAREST_FUNCTION = "__nearest"
-"""Name of the table function that stands for `source NEAREST TO "e" AT LAYER n [BASIS b]` inside `Select.query`.
+"""Name of the table function that stands for `source NEAREST TO "e" AT LAYER n [BASIS b]` inside `Sql.text`.
 
 Its arguments, in order: the source's name (string), the entity (string), the layer (number), the basis (string
 'index', 'embedding' or 'context', or NULL where the clause was not given). Users cannot type this name.
@@ -90,6 +92,33 @@ class Position:
 
 
 NOWHERE = Position(1, 1, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Sql:
+    """A query, condition or value: `lql` as canonical LQL, `text` as DuckDB SQL, `tree` as a sqlglot expression.
+
+    In text, `"x"` of LQL is a string in single quotes (an identifier only after FROM, JOIN, AS or a dot), backticks
+    have become double quotes, comments are gone, and `source NEAREST TO ...` is a call of NEAREST_FUNCTION. DuckDB's
+    parser accepts it. Two parts are equal when their lql is; `str()` gives the lql.
+    """
+
+    lql: str
+    text: str = field(compare=False, repr=False)
+    query: bool = field(compare=False, repr=False, default=True)  # False: a condition or a value
+
+    @property
+    def tree(self) -> exp.Expression:
+        """The sqlglot expression of text, parsed anew at each access: the caller may change it.
+
+        LqlSyntaxError where sqlglot does not know a form that DuckDB accepts.
+        """
+        from larql_duck.lql.sql import parse_tree
+
+        return parse_tree(self)
+
+    def __str__(self) -> str:
+        return self.lql
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +143,7 @@ class Assignment:
     """One `column = value` of UPDATE ... SET; the column as typed, the value an expression (mostly a literal)."""
 
     column: str
-    value: exp.Expression
+    value: Sql
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +256,7 @@ class Export(Statement):
     kind: ClassVar[str] = "Export"
     into: str
     format: str
-    query: exp.Expression | None = None
+    query: Sql | None = None
 
 
 # ---- queries -----------------------------------------------------------------------------------------------------
@@ -270,15 +299,10 @@ class Infer(Statement):
 
 @dataclass(frozen=True, slots=True)
 class Select(Statement):
-    """SELECT ... or WITH ... SELECT ...: a DuckDB query; a source with NEAREST TO is a call of NEAREST_FUNCTION.
-
-    In the query `"x"` has been read as a string (an identifier only after FROM, JOIN, AS or a dot) and backticks as
-    identifiers. Forms that only LQL knows stay as they are for the planner: `x IN ()`, `x IN 'a'`,
-    `x = ('a', 'b')`, `x LIKE 5`.
-    """
+    """SELECT ... or WITH ... SELECT ...: a DuckDB query (see Sql); `_` in it is the result piped in."""
 
     kind: ClassVar[str] = "Select"
-    query: exp.Expression
+    query: Sql
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,7 +375,7 @@ class Probe(Statement):
 
     kind: ClassVar[str] = "Probe"
     entities: tuple[str, ...] = ()
-    query: exp.Expression | None = None
+    query: Sql | None = None
     relations: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
     pack: str | None = None
@@ -423,7 +447,7 @@ class ShowFeatures(Statement):
 
     kind: ClassVar[str] = "ShowFeatures"
     layer: int
-    where: exp.Expression | None = None
+    where: Sql | None = None
     limit: int | None = None
 
 
@@ -479,7 +503,7 @@ class Insert(Statement):
 
     kind: ClassVar[str] = "Insert"
     rows: tuple[Triple, ...] = ()
-    query: exp.Expression | None = None
+    query: Sql | None = None
     columns: tuple[str, ...] = ("entity", "relation", "target")
     layer: int | None = None
     confidence: float | None = None
@@ -493,7 +517,7 @@ class Delete(Statement):
     """DELETE FROM EDGES WHERE condition [LIMIT n] [DRY RUN]."""
 
     kind: ClassVar[str] = "Delete"
-    where: exp.Expression
+    where: Sql
     limit: int | None = None
     dry_run: bool = False
 
@@ -504,7 +528,7 @@ class Update(Statement):
 
     kind: ClassVar[str] = "Update"
     assignments: tuple[Assignment, ...]
-    where: exp.Expression
+    where: Sql
     limit: int | None = None
     dry_run: bool = False
 
