@@ -98,7 +98,12 @@ class PackError(LarqlError):
     """A relation pack that is malformed: names file, line (1-based) and field."""
 
     def __init__(
-        self, message: str, *, file: str | Path | None = None, line: int | None = None, field: str | None = None
+        self,
+        message: str,
+        *,
+        file: str | Path | None = None,
+        line: int | None = None,
+        field: str | None = None,
     ) -> None:
         self.file = None if file is None else Path(file)
         self.line = line

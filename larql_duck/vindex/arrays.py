@@ -1,0 +1,150 @@
+"""Raw arrays on disk: streamed writing with a checksum, memory-mapped reading, LARQL's down_meta.bin."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from larql_duck.errors import ModelError, VindexError
+from larql_duck.vindex.manifest import DTYPE_BYTES
+
+if TYPE_CHECKING:
+    import torch
+
+_DOWN_META_MAGIC = 0x444D4554
+_CHUNK = 1 << 22  # elements converted at a time, so that a large tensor needs no second copy
+
+
+@dataclass(frozen=True)
+class Written:
+    """A finished file: its size in bytes and hexadecimal sha256."""
+
+    bytes: int
+    sha256: str
+
+
+def torch_dtype(dtype: str) -> torch.dtype:
+    """The torch dtype of 'f32', 'f16' or 'bf16'."""
+    import torch
+
+    return {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[dtype]
+
+
+class ArrayWriter:
+    """Writes tensors one after another into one file, rounded to nearest, hashing as it goes.
+
+    Use as a context manager; after it `written` holds size and checksum and the bytes are on the disk. A value that
+    the dtype cannot hold raises ModelError: an infinity would pass every later check as a legal number.
+    """
+
+    def __init__(self, path: Path, dtype: str) -> None:
+        self.path, self.dtype = path, dtype
+        self.offset = 0
+        self.written: Written | None = None
+        self._hash = hashlib.sha256()
+        self._file = path.open("wb")
+
+    def __enter__(self) -> ArrayWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self.written = Written(self.offset, self._hash.hexdigest())
+        self._file.close()
+
+    def append(self, tensor: torch.Tensor, name: str, source: Path | None = None) -> tuple[int, int]:
+        """Byte offset and length of `tensor` (any shape, row-major) after it was written in the file's dtype."""
+        import torch
+
+        target = torch_dtype(self.dtype)
+        start = self.offset
+        for part in tensor.reshape(-1).split(_CHUNK):
+            converted = part.to(target)
+            if part.dtype != target and not bool(torch.isfinite(converted).all()):
+                largest = float(part.abs().max())
+                raise ModelError(
+                    f"{source or self.path}: tensor {name} holds {largest:g}, more than {self.dtype} can store; "
+                    "extract with --dtype f32",
+                    path=source,
+                    tensor=name,
+                )
+            data = converted.contiguous().view(torch.uint8).numpy().data
+            self._file.write(data)
+            self._hash.update(data)
+            self.offset += data.nbytes
+        return start, self.offset - start
+
+
+def map_tensor(path: Path, dtype: str, shape: tuple[int, ...], offset: int = 0) -> torch.Tensor:
+    """A torch tensor over the mapped bytes of `path`, in the stored dtype; nothing is read until it is used."""
+    import torch
+
+    count = int(np.prod(shape))
+    # Copy-on-write: torch wants writable memory, and no write ever reaches the file.
+    flat = np.memmap(path, dtype=np.uint8, mode="c", offset=offset, shape=(count * DTYPE_BYTES[dtype],))
+    return torch.from_numpy(flat).view(torch_dtype(dtype)).view(shape)
+
+
+def write_file(path: Path, data: bytes) -> Written:
+    """Size and checksum of `data` after it was written to `path` and synced."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return Written(len(data), hashlib.sha256(data).hexdigest())
+
+
+def hash_file(path: Path) -> Written:
+    """Size and sha256 of the file at `path`, read in chunks."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+        return Written(file.tell(), digest.hexdigest())
+
+
+def down_meta_header(n_layers: int, top_k: int) -> bytes:
+    """The 16 bytes that open down_meta.bin (LARQL vindex version 2, little-endian)."""
+    return np.array([_DOWN_META_MAGIC, 1, n_layers, top_k], "<u4").tobytes()
+
+
+def _down_meta_record(top_k: int) -> np.dtype:
+    return np.dtype([("id", "<u4"), ("score", "<f4"), ("top", [("id", "<u4"), ("logit", "<f4")], (top_k,))])
+
+
+def down_meta_layer(token_ids: np.ndarray, logits: np.ndarray) -> bytes:
+    """One layer of down_meta.bin: `token_ids` and `logits`, both [features, top_k], most written token first."""
+    n, top_k = token_ids.shape
+    records = np.zeros(n, _down_meta_record(top_k))
+    records["id"], records["score"] = token_ids[:, 0], logits[:, 0]
+    records["top"]["id"], records["top"]["logit"] = token_ids, logits
+    return np.array([n], "<u4").tobytes() + records.tobytes()
+
+
+def read_down_meta(path: Path) -> list[np.ndarray]:
+    """Per layer a structured array (id, score, top[(id, logit)]) with one record a feature."""
+    data = path.read_bytes()
+    fail = VindexError(f"{path}: not a down_meta file or truncated; extract the model again", path=path)
+    if len(data) < 16:
+        raise fail
+    magic, version, n_layers, top_k = np.frombuffer(data, "<u4", 4)
+    if (magic != _DOWN_META_MAGIC and data[:4] != b"DMET") or version != 1 or top_k > 10_000:
+        raise fail
+    record, position, layers = _down_meta_record(int(top_k)), 16, []
+    for _ in range(n_layers):
+        if position + 4 > len(data):
+            raise fail
+        n = int(np.frombuffer(data, "<u4", 1, position)[0])
+        position += 4
+        if position + n * record.itemsize > len(data):
+            raise fail
+        layers.append(np.frombuffer(data, record, n, position))
+        position += n * record.itemsize
+    if position != len(data):
+        raise fail
+    return layers

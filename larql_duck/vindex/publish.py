@@ -1,0 +1,203 @@
+"""Making a vindex visible at once or not at all: staging, locks, renames, and tables that grow as a transaction."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from larql_duck.errors import VindexError
+from larql_duck.vindex.arrays import hash_file, write_file
+from larql_duck.vindex.manifest import INDEX, OURS, load_manifest, manifest_hash, render
+from larql_duck.vindex.schemas import SCHEMAS
+
+DATABASE = "model.duckdb"
+TABLES = "tables"
+_NEXT = ".next"
+_LOCK = ".lock"
+_SEAL = "seal"
+_BLANK = "0" * 64
+
+
+def staging_of(out: Path) -> Path:
+    """The sibling directory in which `out` is built: hidden, and the same for every attempt so that one can resume."""
+    return out.parent / f".{out.name}.partial"
+
+
+@contextmanager
+def locked(path: Path, busy: str) -> Iterator[None]:
+    """An exclusive lock on the file `path` for the block; VindexError with the text `busy` when another holds it."""
+    with path.open("a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise VindexError(busy, path=path.parent) from None
+        yield
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames and new files in the directory `path` survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def publish_directory(staging: Path, out: Path) -> None:
+    """Rename the finished `staging` to `out`; an older `out` is replaced and only then deleted."""
+    sync_directory(staging)
+    old = out.parent / f".{out.name}.old"
+    if out.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(out, old)
+    os.rename(staging, out)
+    sync_directory(out.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+# -- the manifest's seal ------------------------------------------------------------------------------------
+
+
+def seal_manifest(raw: dict[str, Any]) -> bytes:
+    """The bytes of index.json with a sha256 over themselves in our section, so that any changed bit shows.
+
+    The digest is taken with its own 64 digits set to zeros.
+    """
+    raw[OURS][_SEAL] = _BLANK
+    blank = render(raw)
+    raw[OURS][_SEAL] = hashlib.sha256(blank).hexdigest()
+    return render(raw)
+
+
+def seal_holds(data: bytes, seal: str) -> bool:
+    """Whether the bytes of an index.json agree with the seal that they carry."""
+    digits = seal.encode()
+    if len(digits) != 64 or data.count(digits) != 1:
+        return False
+    return hashlib.sha256(data.replace(digits, _BLANK.encode())).hexdigest() == seal
+
+
+def replace_manifest(directory: Path, raw: dict[str, Any]) -> None:
+    """Put a new index.json in place with one rename: the commit of whatever it describes."""
+    temporary = directory / f".{INDEX}.tmp"
+    write_file(temporary, seal_manifest(raw))
+    os.replace(temporary, directory / INDEX)
+    sync_directory(directory)
+
+
+# -- tables -------------------------------------------------------------------------------------------------
+
+
+def write_table(path: Path, name: str, table: pa.Table | Iterator[pa.Table]) -> dict[str, Any]:
+    """The manifest's entry (file, rows, bytes, sha256) of a table after it was written as Parquet (zstd).
+
+    `table` has the schema of SCHEMAS[name] or is an iterator of such pieces, each at least one row group.
+    """
+    schema = SCHEMAS[name]
+    floats = [f.name for f in schema if pa.types.is_floating(f.type)]
+    dictionaries = [f.name for f in schema if f.name not in floats]
+    rows = 0
+    with pq.ParquetWriter(
+        path,
+        schema,
+        compression="zstd",
+        compression_level=3,
+        use_dictionary=dictionaries,
+        # Floats have nothing to repeat; split by byte they still lose their exponents to zstd.
+        use_byte_stream_split=floats,
+        write_page_index=True,
+    ) as writer:
+        for piece in [table] if isinstance(table, pa.Table) else table:
+            writer.write_table(piece.cast(schema), row_group_size=122_880)
+            rows += piece.num_rows
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+    written = hash_file(path)
+    return {"file": f"{TABLES}/{path.name}", "rows": rows, "bytes": written.bytes, "sha256": written.sha256}
+
+
+def commit_tables(
+    directory: Path,
+    tables: Mapping[str, pa.Table],
+    change: Callable[[dict[str, Any]], None] | None = None,
+    files: Mapping[str, bytes] | None = None,
+) -> None:
+    """Replace whole tables (and small files) of a published vindex in one transaction.
+
+    New files go to tables/.next; the rename of index.json, which names their checksums, is the commit; then they are
+    moved into place and model.duckdb is rebuilt. `change` may edit our section of the manifest (statistics, packs).
+    Readers that have model.duckdb open keep their copy. VindexError when another process is changing the vindex.
+    """
+    busy = f"{directory}: another process is changing this vindex; try again when it has finished"
+    try:
+        lock = locked(directory / _LOCK, busy)
+        with lock:
+            _roll_forward(directory)
+            raw = dict(load_manifest(directory).raw)
+            section = raw[OURS]
+            pending = directory / TABLES / _NEXT
+            pending.mkdir()
+            for name, table in tables.items():
+                section["tables"][name] = write_table(pending / f"{name}.parquet", name, table)
+            for name, data in (files or {}).items():
+                written = write_file(pending / name, data)
+                section["files"][name] = {"bytes": written.bytes, "sha256": written.sha256}
+            if change is not None:
+                change(section)
+            sync_directory(pending)
+            replace_manifest(directory, raw)
+            _roll_forward(directory)
+            rebuild_database(directory)
+    except OSError as error:
+        raise VindexError(
+            f"{directory}: cannot write here ({error.strerror}); copy the vindex to a place that can be written",
+            path=directory,
+        ) from None
+
+
+def recover(directory: Path) -> None:
+    """Finish or forget a table transaction that a crash interrupted; does nothing where there is none."""
+    if not (directory / TABLES / _NEXT).is_dir():
+        return
+    busy = f"{directory}: another process is changing this vindex; try again when it has finished"
+    try:
+        with locked(directory / _LOCK, busy):
+            _roll_forward(directory)
+    except OSError as error:
+        raise VindexError(
+            f"{directory}: an interrupted change cannot be finished ({error.strerror}); "
+            "open it once where it can be written",
+            path=directory,
+        ) from None
+
+
+def _roll_forward(directory: Path) -> None:
+    """Move those files of tables/.next into place that the manifest names; the rest was never committed."""
+    pending = directory / TABLES / _NEXT
+    if not pending.is_dir():
+        return
+    sums = load_manifest(directory).checksums
+    for file in sorted(pending.iterdir()):
+        name = f"{TABLES}/{file.name}" if file.suffix == ".parquet" else file.name
+        if sums.get(name) == hash_file(file).sha256:
+            os.replace(file, directory / name)
+    sync_directory(directory / TABLES)
+    shutil.rmtree(pending)
+
+
+def rebuild_database(directory: Path) -> Path:
+    """The path of model.duckdb after it was built anew from tables/, under another name first."""
+    from larql_duck.vindex.database import build_database
+
+    target = directory / DATABASE
+    build_database(directory / TABLES, target, manifest_hash(directory))
+    return target
