@@ -1,0 +1,1 @@
+"""The relation packs that ship with larql_duck: YAML and CSV files (README.md describes the format)."""

@@ -1,0 +1,182 @@
+"""Packs from the user's own tables and lists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from larql_duck.errors import PackError
+from larql_duck.knowledge.marked import Row
+from larql_duck.knowledge.packfile import template_problem
+from larql_duck.knowledge.relations import Pack, Relation, relation_key
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_SUBJECT_COLUMNS = ("subject", "entity", "name")
+
+
+def entities_of(entities: object) -> list[Row] | None:
+    """The entities as rows, first occurrences only, empty names dropped; None for None.
+
+    Takes a list of names or anything that pyarrow takes as a table. PackError when there is no name at all or
+    no column that must be the one.
+    """
+    if entities is None:
+        return None
+    if isinstance(entities, str):
+        raise PackError(f"entities is the text {entities[:40]!r}; give a list of names", field="entities")
+    if isinstance(entities, Sequence):
+        rows = [_row(number, name) for number, name in enumerate(entities, 1)]
+    else:
+        rows = _table_rows(_as_table(entities))
+    found = {row.subject: row for row in reversed(rows) if row.subject}
+    if not found:
+        raise PackError("no entities; give at least one name", field="entities")
+    return [row for row in rows if found.get(row.subject) is row]
+
+
+def read_entities(path: str | Path) -> pa.Table:
+    """The table in a .csv or .parquet file, for `pack_from_frames(entities=...)`; every CSV cell is text."""
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    path = Path(path).expanduser()
+    try:
+        if path.suffix.lower() == ".parquet":
+            return pyarrow.parquet.read_table(path)
+        if path.suffix.lower() == ".csv":
+            head = pyarrow.csv.open_csv(path).schema.names
+            convert = pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in head})
+            return pyarrow.csv.read_csv(path, convert_options=convert)
+    except (OSError, pa.ArrowException) as error:
+        raise PackError(
+            f"cannot be read: {str(error).splitlines()[0]}", file=path, field="entities"
+        ) from None
+    raise PackError("entities come from a .csv or a .parquet file", file=path, field="entities")
+
+
+def pack_of(name: str, rows: list[Row] | None, relations: object, known: Pack) -> Pack:
+    """The pack of these entities and relations; `known` are the relations that a name may stand for."""
+    if relations is None:
+        if rows is None:
+            raise PackError("neither entities nor relations; give at least one of them", field="relations")
+        chosen = _suitable(rows, known)
+    else:
+        chosen = [_over(relation, rows) for relation in _relations(relations, known, rows is not None)]
+        twice = [r.name for i, r in enumerate(chosen) if r.name in {o.name for o in chosen[:i]}]
+        if twice:
+            raise PackError(f"relation {twice[0]!r} is given twice", field="relations")
+    return Pack(name, tuple(chosen))
+
+
+def _row(number: int, value: object, text: object = None, objects: object = None) -> Row:
+    if value is not None and not isinstance(value, (str, int, float)):
+        raise PackError(
+            f"entity {number} is a {type(value).__name__}; an entity is a text", field="entities", line=number
+        )
+    subject = "" if value is None or value != value else str(value).strip()
+    answers = objects if isinstance(objects, (list, tuple)) else [objects]
+    kept = dict.fromkeys(str(a).strip() for a in answers if a is not None and str(a).strip())
+    return Row(number, subject, str(text or subject).strip(), tuple(kept), "")
+
+
+def _as_table(entities: Any) -> pa.Table:
+    import pyarrow as pa
+
+    if isinstance(entities, (pa.Table, pa.RecordBatch)):
+        return pa.table(entities) if isinstance(entities, pa.RecordBatch) else entities
+    if isinstance(entities, (pa.Array, pa.ChunkedArray)):
+        return pa.table({"subject": entities})
+    for convert in (pa.table, lambda e: e.arrow(), lambda e: pa.table({"subject": list(e)})):
+        try:
+            table = convert(entities)
+            return table.read_all() if isinstance(table, pa.RecordBatchReader) else table
+        except (TypeError, ValueError, AttributeError, pa.ArrowException):
+            continue
+    raise PackError(
+        f"entities is a {type(entities).__name__}; give a list of names or a table", field="entities"
+    )
+
+
+def _table_rows(table: pa.Table) -> list[Row]:
+    import pyarrow.types as types
+
+    names = {column.lower(): column for column in table.column_names}
+    subject = next((names[n] for n in _SUBJECT_COLUMNS if n in names), None)
+    if subject is None:
+        if table.num_columns != 1:
+            message = f"no column subject, entity or name among {', '.join(table.column_names)}"
+            raise PackError(f"{message}; rename one or select a single column", field="entities")
+        subject = table.column_names[0]
+    kind = table.schema.field(subject).type
+    if types.is_nested(kind) or types.is_binary(kind):
+        raise PackError(f"column {subject!r} holds {kind}; entities are texts", field="entities")
+    columns = [table.column(subject).to_pylist()]
+    for extra in ("text", "object"):
+        given = extra in names and names[extra] != subject
+        columns.append(table.column(names[extra]).to_pylist() if given else [None] * table.num_rows)
+    return [_row(number, *cells) for number, cells in enumerate(zip(*columns, strict=True), 1)]
+
+
+def _relations(relations: object, known: Pack, own_entities: bool) -> Iterable[Relation]:
+    if isinstance(relations, (str, Relation)):
+        relations = [relations]
+    if isinstance(relations, Mapping):
+        for name, templates in relations.items():
+            yield _custom(name, templates)
+        return
+    if not isinstance(relations, Iterable):
+        raise PackError("relations are names, or {name: [templates]}", field="relations")
+    for item in relations:
+        if isinstance(item, Relation):
+            yield item
+        elif isinstance(item, str):
+            yield known.relation(item)
+        elif isinstance(item, Mapping):
+            yield from _relations(item, known, own_entities)
+        else:
+            message = f"a relation is a name or {{name: [templates]}}, not a {type(item).__name__}"
+            raise PackError(message, field="relations")
+
+
+def _custom(name: object, templates: object) -> Relation:
+    if not isinstance(name, str) or not relation_key(name):
+        raise PackError(f"relation {name!r}: a name is a text", field="relations")
+    given = [templates] if isinstance(templates, str) else templates
+    if not isinstance(given, Sequence) or not given or not all(isinstance(t, str) for t in given):
+        raise PackError(f"relation {name!r}: give a template or a list of templates", field="templates")
+    for template in given:
+        problem = template_problem(template)
+        if problem:
+            raise PackError(f"relation {name!r}: {problem}", field="templates")
+    return Relation(name, name, "custom", tuple(dict.fromkeys(given)), answer="phrase")
+
+
+def _over(relation: Relation, rows: list[Row] | None) -> Relation:
+    if rows is None:
+        if not relation.entities:
+            message = f"relation {relation.name!r} has no entities of its own; give entities"
+            raise PackError(message, field="entities")
+        return relation
+    base = relation.over(row.subject for row in rows)
+    return replace(
+        base,
+        references={**base.references, **{r.subject: r.objects for r in rows if r.objects}},
+        texts={**base.texts, **{r.subject: r.text for r in rows if r.text != r.subject}},
+    )
+
+
+def _suitable(rows: list[Row], known: Pack) -> list[Relation]:
+    """The known relations, each over the entities that it lists; general ones also take the unlisted."""
+    listed = {entity for relation in known.relations for entity in relation.entities}
+    chosen = []
+    for relation in known.relations:
+        own = set(relation.entities)
+        mine = [r for r in rows if r.subject in own or (relation.general and r.subject not in listed)]
+        if mine:
+            chosen.append(_over(relation, mine))
+    return chosen

@@ -1,0 +1,239 @@
+"""Pack files read strictly, every value with its line: YAML trees and CSV rows, or a PackError.
+
+Nothing here knows what a relation is; `larql_duck.probe.packs` gives the values their meaning.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, NoReturn
+
+from larql_duck.errors import PackError
+
+MAX_YAML_BYTES = 1 << 20
+MAX_CSV_BYTES = 64 << 20
+MAX_DEPTH = 8
+CSV_COLUMNS = ("subject", "text", "object", "source")
+_NULLS = frozenset({"", "~", "null", "Null", "NULL"})
+
+
+@dataclass
+class Node:
+    """One YAML value and its line (1-based): `value` is text, a list of nodes or a dict of nodes.
+
+    Scalars stay the text that the file has, so a country code NO is no boolean and a title 1984 no number.
+    `plain` says that a scalar stood without quotes; `key_lines` holds the line of each key of a mapping.
+    """
+
+    line: int
+    value: str | list[Node] | dict[str, Node]
+    plain: bool = False
+    key_lines: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def is_null(self) -> bool:
+        """True for an empty value, ~ or null."""
+        return self.plain and isinstance(self.value, str) and self.value in _NULLS
+
+    @property
+    def kind(self) -> str:
+        """What the value is, in the words of an error message."""
+        if self.is_null:
+            return "nothing"
+        return {str: "a text", list: "a list", dict: "a mapping"}[type(self.value)]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One CSV row: subject, the surface form for prompts, the accepted objects, the source; line is 1-based."""
+
+    line: int
+    subject: str
+    text: str
+    objects: tuple[str, ...]
+    source: str
+
+
+def read_yaml(path: Path) -> Node:
+    """The document of a YAML file as a tree of nodes.
+
+    Raises PackError (file, line) for what is not UTF-8 or not YAML, for aliases, tags, repeated keys, several
+    documents, nesting deeper than MAX_DEPTH and files above MAX_YAML_BYTES.
+    """
+    import yaml
+
+    text = _read_text(path, MAX_YAML_BYTES)
+    # Events rather than constructed objects: no tag can build anything, and every value has its mark.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        return _compose(yaml.parse(text, Loader=loader), path)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = None if mark is None else min(mark.line + 1, text.count("\n") + 1)
+        _fail(f"not valid YAML: {error.problem or error.context}", path, line)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        _fail(f"not valid YAML: a character that YAML does not allow ({error.reason})", path, line)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of an entity CSV (comma, UTF-8, header with the columns of CSV_COLUMNS), in file order.
+
+    `object` holds the accepted answers, separated by semicolons (`\\;` is a semicolon in an answer). Raises
+    PackError (file, line, field) for wrong columns, short or long rows, empty or repeated subjects.
+    """
+    text = _read_text(path, MAX_CSV_BYTES)
+    if "\0" in text:
+        _fail("a NUL byte; is this a CSV file?", path, text.count("\n", 0, text.index("\0")) + 1)
+    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows: list[Row] = []
+    seen: dict[str, int] = {}
+    line = 1
+    try:
+        header = _header(next(lines, []), path)
+        line = lines.line_num + 1
+        for cells in lines:
+            if any(cell.strip() for cell in cells):
+                row = _row(header, [cell.strip() for cell in cells], path, line)
+                if row.subject in seen:
+                    first = seen[row.subject]
+                    _fail(f"subject: {row.subject!r} stands already in line {first}", path, line, "subject")
+                seen[row.subject] = line
+                rows.append(row)
+            line = lines.line_num + 1
+    except csv.Error as error:
+        _fail(f"not valid CSV: {error}", path, line)
+    if not rows:
+        _fail("no rows below the header; a relation needs at least one subject", path, 1, "subject")
+    return rows
+
+
+def beside(name: str, owner: Path, line: int | None, field: str) -> Path:
+    """The path of a file that a pack names, which lies in the pack's directory or below it.
+
+    Raises PackError (owner, line, field) for absolute paths, `..`, links that lead outside and missing files.
+    """
+    relative = PurePosixPath(name)
+    # Both flavours: a pack written on another system must not smuggle a drive or a backslash past the check.
+    outside = relative.is_absolute() or PureWindowsPath(name).drive or "\\" in name or "\0" in name
+    if outside or ".." in relative.parts:
+        _fail(f"{field}: {name!r} must be a plain path below the pack's own directory", owner, line, field)
+    root = owner.resolve().parent
+    path = root / relative
+    if not path.resolve().is_relative_to(root):
+        _fail(f"{field}: {name!r} leads outside the pack's own directory", owner, line, field)
+    if not path.is_file():
+        _fail(f"{field}: there is no file {name!r} beside the pack", owner, line, field)
+    return path
+
+
+def _fail(message: str, path: Path, line: int | None = None, field: str | None = None) -> NoReturn:
+    raise PackError(message, file=path, line=line, field=field)
+
+
+def _read_text(path: Path, limit: int) -> str:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            _fail("not a regular file; give the path of a pack file", path)
+        if status.st_size > limit:
+            _fail(f"{status.st_size:,} bytes; a file of this kind may have at most {limit:,}, split it", path)
+        data = path.read_bytes()
+    except OSError as error:
+        _fail(f"cannot be read: {error.strerror or error}", path)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        _fail("not UTF-8; save the file as UTF-8", path, data.count(b"\n", 0, error.start) + 1)
+
+
+def _compose(events: Iterator[Any], path: Path) -> Node:
+    import yaml
+
+    root: Node | None = None
+    stack: list[Node] = []
+    keys: list[str | None] = []  # per open collection: the mapping key that waits for its value
+
+    def add(node: Node) -> None:
+        nonlocal root
+        if not stack:
+            if root is not None:
+                _fail("more than one YAML document; a pack is one document", path, node.line)
+            root = node
+            return
+        parent = stack[-1].value
+        if isinstance(parent, list):
+            parent.append(node)
+            return
+        assert isinstance(parent, dict)
+        key = keys[-1]
+        if key is not None:
+            parent[key] = node
+            keys[-1] = None
+        elif not isinstance(node.value, str):
+            _fail("a key must be a text", path, node.line)
+        elif node.value in stack[-1].key_lines:
+            _fail(f"{node.value}: the key is given twice", path, node.line, node.value)
+        else:
+            stack[-1].key_lines[node.value] = node.line
+            keys[-1] = node.value
+
+    for event in events:
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            _fail("anchors and aliases (& and *) are not allowed in a pack; write the value out", path, line)
+        if getattr(event, "tag", None):
+            _fail(f"the tag {event.tag} is not allowed in a pack", path, line)
+        if isinstance(event, yaml.ScalarEvent):
+            add(Node(line, event.value, plain=event.style is None or event.style == ""))
+        elif isinstance(event, (yaml.SequenceStartEvent, yaml.MappingStartEvent)):
+            node = Node(line, [] if isinstance(event, yaml.SequenceStartEvent) else {})
+            add(node)
+            stack.append(node)
+            keys.append(None)
+            if len(stack) > MAX_DEPTH:
+                _fail("nested too deeply for a pack", path, line)
+        elif isinstance(event, (yaml.SequenceEndEvent, yaml.MappingEndEvent)):
+            stack.pop()
+            keys.pop()
+    if root is None:
+        _fail("empty; a pack needs at least 'pack' and 'relations'", path, 1)
+    return root
+
+
+def _header(cells: list[str], path: Path) -> list[str]:
+    header = [cell.strip() for cell in cells]
+    allowed = ", ".join(CSV_COLUMNS)
+    if "subject" not in header:
+        hint = "; separate columns by commas" if any(c in "".join(header) for c in ";\t|") else ""
+        _fail(f"the header has no column 'subject' (columns: {allowed}){hint}", path, 1, "subject")
+    for name in header:
+        if name not in CSV_COLUMNS:
+            _fail(f"unknown column {name!r} (columns: {allowed})", path, 1, name)
+        if header.count(name) > 1:
+            _fail(f"the column {name!r} is given twice", path, 1, name)
+    return header
+
+
+def _row(header: list[str], cells: list[str], path: Path, line: int) -> Row:
+    if len(cells) != len(header):
+        _fail(f"{len(cells)} cells where the header has {len(header)} (quote cells with commas)", path, line)
+    values = dict(zip(header, cells, strict=True))
+    subject = values["subject"]
+    if not subject:
+        _fail("subject: empty", path, line, "subject")
+    objects: tuple[str, ...] = ()
+    if values.get("object"):
+        parts = re.split(r"(?<!\\);", values["object"])
+        objects = tuple(part.strip().replace("\\;", ";") for part in parts)
+        if "" in objects:
+            _fail("object: an empty answer between semicolons", path, line, "object")
+        if len(set(objects)) < len(objects):
+            _fail("object: the same answer twice", path, line, "object")
+    return Row(line, subject, values.get("text") or subject, objects, values.get("source", ""))

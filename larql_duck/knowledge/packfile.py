@@ -1,0 +1,255 @@
+"""A pack's YAML and CSV files as a Pack, or a PackError with file, line and field."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+from larql_duck.errors import PackError
+from larql_duck.knowledge.marked import Node, Row, beside, read_rows, read_yaml
+from larql_duck.knowledge.relations import ANSWER_FORMS, SLOT, Pack, Relation, relation_key, unknown
+
+MAX_TEMPLATE = 500
+MAX_NAME = 64
+_MAX_INCLUDES = 8
+_PACK_KEYS = ("pack", "description", "source", "licence", "relations")
+_RELATION_KEYS = (
+    *("relation", "description", "family", "subjects", "general", "templates", "examples", "answer", "many"),
+    *("entities", "limit", "source", "licence"),
+)
+_USE_KEYS = ("from", "relation", "entities", "limit")
+_ENTITY_KEYS = ("subject", "text", "object")
+
+Shipped = Callable[[str], Path | None]
+
+
+def read_pack(path: Path, shipped: Shipped, trail: tuple[Path, ...] = ()) -> Pack:
+    """The pack in a YAML file, with the packs that it takes relations from.
+
+    `shipped` gives the file of a shipped pack's name, None for other names; `trail` are the files that led
+    here. Raises PackError (file, line, field).
+    """
+    trail = (*trail, path.resolve())
+    top = _Fields(read_yaml(path), path, _PACK_KEYS, "a pack")
+    name = top.text("pack")
+    _check_name(name, top, "pack")
+    items = top.items("relations")
+    relations: dict[str, Relation] = {}
+    for item in items:
+        for relation in _relations(item, top, shipped, trail):
+            key = relation_key(relation.name)
+            if key in relations:
+                top.fail("relation", f"{relation.name!r} is defined twice in this pack", item.line)
+            relations[key] = relation
+    return Pack(name, tuple(relations.values()), path, top.text("description", ""))
+
+
+def _relations(item: Node, top: _Fields, shipped: Shipped, trail: tuple[Path, ...]) -> list[Relation]:
+    if isinstance(item.value, dict) and "from" in item.value:
+        return _used(_Fields(item, top.path, _USE_KEYS, "a relation taken from another pack"), shipped, trail)
+    return [_defined(_Fields(item, top.path, _RELATION_KEYS, "a relation"), top)]
+
+
+def _used(fields: _Fields, shipped: Shipped, trail: tuple[Path, ...]) -> list[Relation]:
+    other = fields.text("from")
+    line = fields.line("from")
+    path = shipped(other) or beside(other, fields.path, line, "from")
+    if path.resolve() in trail:
+        fields.fail("from", f"{other!r} leads back to this pack")
+    if len(trail) >= _MAX_INCLUDES:
+        fields.fail("from", f"more than {_MAX_INCLUDES} packs take from each other")
+    pack = read_pack(path, shipped, trail)
+    limit = fields.count("limit")
+    if "relation" not in fields:
+        if "entities" in fields:
+            fields.fail("entities", "needs a 'relation' beside it")
+        return [r.limited(limit) for r in pack.relations]
+    name = fields.text("relation")
+    known = {relation_key(r.name): r for r in pack.relations}
+    if relation_key(name) not in known:
+        names = [r.name for r in pack.relations]
+        message = f"relation: pack {other!r} has no relation {name!r}"
+        unknown(message, name, names, path=fields.path, line=fields.line("relation"), field="relation")
+    relation = known[relation_key(name)]
+    if "entities" in fields:
+        own = _with_rows(replace(relation, references={}, texts={}), _entities(fields))
+        kept = relation.over(own.entities)
+        relation = replace(
+            own, references={**kept.references, **own.references}, texts={**kept.texts, **own.texts}
+        )
+    return [relation.limited(limit)]
+
+
+def _defined(fields: _Fields, top: _Fields) -> Relation:
+    name = fields.text("relation")
+    _check_name(name, fields, "relation")
+    answer = fields.text("answer", "name")
+    if answer not in ANSWER_FORMS:
+        fields.fail("answer", f"{answer!r} is no answer form ({', '.join(ANSWER_FORMS)})")
+    relation = Relation(
+        name=name,
+        description=fields.text("description"),
+        family=fields.text("family", top.text("pack")),
+        templates=_templates(fields),
+        examples=_examples(fields),
+        many=fields.flag("many"),
+        answer=answer,
+        subjects=fields.text("subjects", "thing"),
+        general=fields.flag("general"),
+        source=fields.text("source", top.text("source", "")),
+        licence=fields.text("licence", top.text("licence", "")),
+    )
+    return _with_rows(relation, _entities(fields)).limited(fields.count("limit"))
+
+
+def _with_rows(relation: Relation, rows: list[Row]) -> Relation:
+    sources = dict.fromkeys(row.source for row in rows if row.source)
+    return replace(
+        relation,
+        entities=tuple(row.subject for row in rows),
+        references={row.subject: row.objects for row in rows if row.objects},
+        texts={row.subject: row.text for row in rows if row.text != row.subject},
+        source="; ".join(sources) or relation.source,
+    )
+
+
+def _templates(fields: _Fields) -> tuple[str, ...]:
+    templates: list[str] = []
+    for node in fields.items("templates"):
+        template = fields.scalar("templates", node)
+        problem = template_problem(template) or ("the same template twice" if template in templates else None)
+        if problem:
+            fields.fail("templates", problem, node.line)
+        templates.append(template)
+    return tuple(templates)
+
+
+def template_problem(template: str) -> str | None:
+    """What is wrong with a template, None when it may be used."""
+    shown = repr(template if len(template) <= 60 else template[:57] + "...")
+    if template.count(SLOT) != 1:
+        return f"{shown} has {template.count(SLOT)} slots; a template has exactly one {{}}"
+    if template != template.strip():
+        # A trailing blank makes the model continue a token that no text has there.
+        return f"{shown} begins or ends with white space"
+    if template == SLOT:
+        return f"{shown} asks nothing; write words around the slot"
+    if len(template) > MAX_TEMPLATE:
+        return f"{shown} has {len(template)} characters; a template may have {MAX_TEMPLATE}"
+    return None
+
+
+def _examples(fields: _Fields) -> tuple[tuple[str, str], ...]:
+    pairs: list[tuple[str, str]] = []
+    if "examples" not in fields:
+        return ()
+    for node in fields.items("examples"):
+        if not isinstance(node.value, list) or len(node.value) != 2:
+            fields.fail("examples", "each example is a pair [subject, answer]", node.line)
+        subject, answer = (fields.scalar("examples", part) for part in node.value)
+        if any(subject == other for other, _ in pairs):
+            fields.fail("examples", f"{subject!r} is given twice", node.line)
+        pairs.append((subject, answer))
+    return tuple(pairs)
+
+
+def _entities(fields: _Fields) -> list[Row]:
+    node = fields.node("entities")
+    if isinstance(node.value, str) and not node.is_null:
+        return read_rows(beside(node.value, fields.path, node.line, "entities"))
+    rows: dict[str, Row] = {}
+    for item in fields.items("entities"):
+        row = _entity(item, fields)
+        if row.subject in rows:
+            fields.fail("entities", f"{row.subject!r} is given twice", item.line)
+        rows[row.subject] = row
+    return list(rows.values())
+
+
+def _entity(item: Node, owner: _Fields) -> Row:
+    if not isinstance(item.value, dict):
+        subject = owner.scalar("entities", item)
+        return Row(item.line, subject, subject, (), "")
+    fields = _Fields(item, owner.path, _ENTITY_KEYS, "an entity")
+    subject = fields.text("subject")
+    objects: tuple[str, ...] = ()
+    if "object" in fields:
+        node = fields.node("object")
+        parts = node.value if isinstance(node.value, list) else [node]
+        objects = tuple(fields.scalar("object", part) for part in parts)
+        if not objects or len(set(objects)) < len(objects):
+            fields.fail("object", "must be one answer or a list of different answers")
+    return Row(item.line, subject, fields.text("text", subject), objects, "")
+
+
+def _check_name(name: str, fields: _Fields, key: str) -> None:
+    if len(name) > MAX_NAME or not name.isprintable() or not relation_key(name):
+        fields.fail(key, f"a name has at most {MAX_NAME} printable characters")
+
+
+class _Fields:
+    """A mapping of the file whose keys are checked; every getter fails with file, line and field."""
+
+    def __init__(self, node: Node, path: Path, allowed: tuple[str, ...], what: str) -> None:
+        self.path = path
+        self._node = node
+        self._what = what
+        if not isinstance(node.value, dict):
+            raise PackError(f"{what} must be a mapping, found {node.kind}", file=path, line=node.line)
+        self._values = node.value
+        for key, line in node.key_lines.items():
+            if key not in allowed:
+                unknown(f"{what} has no key {key!r}", key, allowed, path=path, line=line, field=key)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
+    def fail(self, key: str, message: str, line: int | None = None) -> NoReturn:
+        line = self.line(key) if line is None else line
+        raise PackError(f"{key}: {message}", file=self.path, line=line, field=key)
+
+    def line(self, key: str) -> int:
+        return self._node.key_lines.get(key, self._node.line)
+
+    def node(self, key: str) -> Node:
+        if key not in self._values:
+            self.fail(key, f"missing; {self._what} needs it")
+        return self._values[key]
+
+    def text(self, key: str, default: str | None = None) -> str:
+        if default is not None and key not in self._values:
+            return default
+        return self.scalar(key, self.node(key))
+
+    def scalar(self, key: str, node: Node) -> str:
+        if not isinstance(node.value, str) or node.is_null or not node.value.strip():
+            found = "an empty text" if isinstance(node.value, str) and not node.is_null else node.kind
+            self.fail(key, f"expected a text, found {found}", node.line)
+        return node.value
+
+    def items(self, key: str) -> list[Node]:
+        node = self.node(key)
+        if not isinstance(node.value, list):
+            self.fail(key, f"expected a list, found {node.kind}", node.line)
+        if not node.value:
+            self.fail(key, "the list is empty", node.line)
+        return node.value
+
+    def flag(self, key: str) -> bool:
+        if key not in self._values:
+            return False
+        node = self.node(key)
+        if node.value not in ("true", "false") or not node.plain:
+            self.fail(key, "expected true or false", node.line)
+        return node.value == "true"
+
+    def count(self, key: str) -> int | None:
+        if key not in self._values:
+            return None
+        value = self.node(key).value
+        if not isinstance(value, str) or not re.fullmatch(r"[1-9][0-9]{0,8}", value):
+            self.fail(key, "expected a whole number from 1")
+        return int(value)

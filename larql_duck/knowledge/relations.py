@@ -1,0 +1,143 @@
+"""Relations and packs as values: what to ask, about which subjects, and which answers are right."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NoReturn
+
+from larql_duck.errors import PackError
+
+ANSWER_FORMS = ("name", "word", "phrase", "number", "symbol")
+SLOT = "{}"
+_ARTICLES = ("the ", "a ", "an ")
+
+
+@dataclass(frozen=True)
+class Relation:
+    """A relation to ask about.
+
+    `templates` are prompts with one {} each, the bare one first. `entities` are the subjects, best known first;
+    `texts` gives the surface form of those that read differently in a sentence ('Netherlands' -> 'the
+    Netherlands'); `references` the accepted answers of a subject, the preferred one first. `many` says that
+    several answers are right at once. `answer` is one of ANSWER_FORMS, `subjects` the kind of thing that the
+    subjects are ('country'), `family` the group that is calibrated together. `general` relations may be asked
+    about any name.
+    """
+
+    name: str
+    description: str
+    family: str
+    templates: tuple[str, ...]
+    examples: tuple[tuple[str, str], ...] = ()
+    many: bool = False
+    answer: str = "name"
+    subjects: str = "thing"
+    general: bool = False
+    entities: tuple[str, ...] = ()
+    references: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
+    source: str = ""
+    licence: str = ""
+
+    def text(self, subject: str) -> str:
+        """The subject as it stands in a sentence."""
+        return self.texts.get(subject, subject)
+
+    def prompt(self, subject: str, template: str | None = None, *, shots: int = 0) -> str:
+        """The prompt for a subject: the template (the bare one by default) with the surface form in its slot.
+
+        An article that comes to stand first is capitalised ('the Netherlands' -> 'The Netherlands'). With
+        `shots`, that many of the examples stand before it, one a line, never the subject's own.
+        """
+        template = self.templates[0] if template is None else template
+        shown = [(other, answer) for other, answer in self.examples if other != subject][:shots]
+        lines = [f"{self._fill(template, other)} {answer}" for other, answer in shown]
+        return "\n".join([*lines, self._fill(template, subject)])
+
+    def limited(self, limit: int | None) -> Relation:
+        """The relation with its first `limit` subjects only (None = all)."""
+        return self if limit is None else self.over(self.entities[:limit])
+
+    def over(self, entities: Iterable[str]) -> Relation:
+        """The relation over other subjects; references and surface forms stay for those that it knows."""
+        names = tuple(dict.fromkeys(entities))
+        return replace(
+            self,
+            entities=names,
+            references={e: self.references[e] for e in names if e in self.references},
+            texts={e: self.texts[e] for e in names if e in self.texts},
+        )
+
+    def _fill(self, template: str, subject: str) -> str:
+        before, _, after = template.partition(SLOT)
+        text = self.text(subject)
+        if not before and text.startswith(_ARTICLES):
+            text = text[0].upper() + text[1:]
+        return f"{before}{text}{after}"
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Relations that are asked together; `path` is the YAML file, None for a pack made in Python."""
+
+    name: str
+    relations: tuple[Relation, ...]
+    path: Path | None = None
+    description: str = ""
+
+    @property
+    def n_entries(self) -> int:
+        """Subjects, counted once per relation."""
+        return sum(len(r.entities) for r in self.relations)
+
+    @property
+    def n_references(self) -> int:
+        """Subjects with at least one reference answer, counted once per relation."""
+        return sum(len(r.references) for r in self.relations)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything that decides what is asked (sha256, hex): names, templates, examples, subjects."""
+        content = [
+            [r.name, r.templates, r.examples, r.many, r.answer, [[e, r.text(e)] for e in r.entities]]
+            for r in self.relations
+        ]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def relation(self, name: str) -> Relation:
+        """The relation of that name; case, blanks, - and _ do not matter. PackError names the nearest ones."""
+        wanted = relation_key(name)
+        for relation in self.relations:
+            if relation_key(relation.name) == wanted:
+                return relation
+        known = [r.name for r in self.relations]
+        unknown(f"pack {self.name!r} has no relation {name!r}", name, known, path=self.path, field="relation")
+
+    def select(self, relations: Iterable[str] | None = None, limit: int | None = None) -> Pack:
+        """The pack with these relations only, in the order asked (None = all), `limit` subjects each."""
+        if relations is None:
+            chosen = list(self.relations)
+        else:
+            names = [relations] if isinstance(relations, str) else relations
+            chosen = list({r.name: r for r in map(self.relation, names)}.values())
+        return replace(self, relations=tuple(r.limited(limit) for r in chosen))
+
+
+def relation_key(name: str) -> str:
+    """The name as it is compared: lower case, with -, _ and runs of blanks as one blank."""
+    return " ".join(name.replace("-", " ").replace("_", " ").casefold().split())
+
+
+def unknown(
+    message: str, name: str, known: Sequence[str], *, path: Path | None, line: int | None = None, field: str
+) -> NoReturn:
+    """Raises PackError: the message, then the nearest known names, or all of them when none is near."""
+    near = difflib.get_close_matches(relation_key(name), [relation_key(k) for k in known], n=3)
+    names = [k for k in known if relation_key(k) in near]
+    hint = f"did you mean {' or '.join(map(repr, names))}?" if names else f"it has: {', '.join(known)}"
+    raise PackError(f"{message}; {hint}", file=path, line=line, field=field)

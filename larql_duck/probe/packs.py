@@ -1,0 +1,102 @@
+"""Relation packs: the shipped ones by name, the user's own from a file or from tables.
+
+A pack says what to ask a model. The file format is described in `larql_duck/knowledge/README.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from larql_duck.errors import PackError
+from larql_duck.knowledge.frames import entities_of, pack_of, read_entities
+from larql_duck.knowledge.packfile import read_pack
+from larql_duck.knowledge.relations import ANSWER_FORMS, Pack, Relation, unknown
+
+__all__ = [
+    "ANSWER_FORMS",
+    "Pack",
+    "PackInfo",
+    "Relation",
+    "known_relations",
+    "list_packs",
+    "load_pack",
+    "pack_from_frames",
+    "read_entities",
+]
+
+_DIRECTORY = Path(__file__).resolve().parent.parent / "knowledge"
+_FIRST = ("core", "world")
+
+
+@dataclass(frozen=True)
+class PackInfo:
+    """A shipped pack in numbers: entries and references count every subject once per relation."""
+
+    name: str
+    description: str
+    n_relations: int
+    n_entries: int
+    n_references: int
+    path: Path
+
+
+def load_pack(name_or_path: str | Path, relations: Iterable[str] | None = None) -> Pack:
+    """The pack of that name (`core`, `world`, a theme) or in that YAML file, whole or with some relations only.
+
+    Relations come in the order asked; case, blanks, - and _ in their names do not matter. Raises PackError with
+    file, line (1-based) and field for whatever is wrong in the pack's files.
+    """
+    name = str(name_or_path)
+    if not isinstance(name_or_path, Path) and name in _files():
+        pack = _shipped(name)
+    else:
+        path = Path(name_or_path).expanduser()
+        if not path.suffix and not path.exists():
+            unknown(f"there is no pack {name!r}", name, list(_files()), path=None, field="pack")
+        if path.suffix.lower() not in {".yaml", ".yml"}:
+            message = "a pack is a .yaml file; entities in CSV or Parquet go in as --entities or entities="
+            raise PackError(message, file=path)
+        pack = read_pack(path, _files().get)
+    return pack if relations is None else pack.select(relations)
+
+
+def list_packs() -> list[PackInfo]:
+    """The shipped packs with their sizes: `core`, `world`, then the themes by name."""
+    return [
+        PackInfo(name, pack.description, len(pack.relations), pack.n_entries, pack.n_references, path)
+        for name, path in _files().items()
+        for pack in [_shipped(name)]
+    ]
+
+
+def known_relations() -> dict[str, Relation]:
+    """Every shipped relation by name, with its whole entity list."""
+    return {relation.name: relation for relation in _shipped("world").relations}
+
+
+def pack_from_frames(entities: object = None, relations: object = None, *, name: str = "custom") -> Pack:
+    """A pack of the user's own entities and relations.
+
+    `entities`: a list of names, or a table (pyarrow, pandas, polars, a DuckDB relation) whose column subject,
+    entity or name (or only column) holds them; columns text and object, where there are any, give the surface
+    form and the accepted answers. Empty and repeated names are dropped. None = the relations' own subjects.
+
+    `relations`: names of shipped relations, {name: template or [templates]}, Relation objects, or a list of
+    these. None = each entity is asked the shipped relations that know it, and those that suit any name when
+    none does. Raises PackError naming the entity column, relation or template that cannot be used.
+    """
+    return pack_of(name, entities_of(entities), relations, _shipped("world"))
+
+
+@cache
+def _files() -> dict[str, Path]:
+    paths = {path.stem: path for path in sorted(_DIRECTORY.glob("*.yaml"))}
+    return {name: paths[name] for name in (*_FIRST, *paths) if name in paths}
+
+
+@cache
+def _shipped(name: str) -> Pack:
+    return read_pack(_files()[name], _files().get)
