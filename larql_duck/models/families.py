@@ -1,274 +1,15 @@
-"""The model families as a table: one row of tensor names and traits each, and what follows from a row and a config."""
+"""The model families as a table, one row each, and how a config finds its row."""
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
 
 from larql_duck.errors import ModelError
+from larql_duck.models.family import Config, Family, ModelSizes, bias_of
 
-Config = Mapping[str, Any]
-
-# Sizes above these are a damaged or lying config; the bounds keep loops and allocations finite.
-_MAX_LAYERS = 10_000
-_MAX_DIM = 1 << 28
-
-_ACTIVATIONS = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu": "gelu",
-    "gelu_new": "gelu_new",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_python_tanh": "gelu_tanh",
-    "gelu_tanh": "gelu_tanh",
-    "relu": "relu",
-}
-
-
-@dataclass(frozen=True)
-class ModelSizes:
-    """The sizes of a model: layer count, hidden, features per layer, vocabulary, heads, kv heads, head size."""
-
-    n_layers: int
-    hidden: int
-    intermediate: list[int]
-    vocab: int
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-
-
-@dataclass(frozen=True)
-class Family:
-    """One row of the family table. Names are Hugging Face state-dict names; per-layer ones are relative to `layer`."""
-
-    name: str
-    embed: str = "model.embed_tokens.weight"
-    head: str = "lm_head.weight"
-    final_norm: str = "model.norm.weight"
-    final_norm_bias: str = ""
-    positions: str = ""
-    layer: str = "model.layers.{i}."
-    gate: str = "mlp.gate_proj.weight"
-    up: str = "mlp.up_proj.weight"
-    down: str = "mlp.down_proj.weight"
-    attn_norm: str = "input_layernorm.weight"
-    ffn_norm: str = "post_attention_layernorm.weight"
-    post_attn_norm: str = ""
-    post_ffn_norm: str = ""
-    q: str = "self_attn.q_proj.weight"
-    k: str = "self_attn.k_proj.weight"
-    v: str = "self_attn.v_proj.weight"
-    qkv: str = ""
-    o: str = "self_attn.o_proj.weight"
-    q_norm: str = ""
-    k_norm: str = ""
-    norm: Literal["rms", "layer"] = "rms"
-    norm_offset: float = 0.0
-    norm_biases: bool = False
-    transposed: bool = False
-    attn_bias: Literal["never", "config", "qkv", "always"] = "never"
-    ffn_bias: Literal["never", "config", "always"] = "never"
-    scaled_embedding: bool = False
-    act_key: str = "hidden_act"
-    eps_key: str = "rms_norm_eps"
-    keys: Mapping[str, str] = field(default_factory=dict)
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    # Historical and base-model prefixes -> the prefix of the causal model's state dict, tried in this order.
-    prefixes: tuple[tuple[str, str], ...] = (
-        ("layers.", "model.layers."),
-        ("embed_tokens.", "model.embed_tokens."),
-        ("norm.", "model.norm."),
-    )
-    ignored: str = r".*\.rotary_emb\.inv_freq"
-    gguf_arch: str = ""
-    gguf_permuted: bool = False
-    listed: bool = True
-
-    # -- names -------------------------------------------------------------------------------------------
-
-    def layer_prefix(self, i: int) -> str:
-        """The prefix of layer i's tensors (0-based), e.g. 'model.layers.0.'."""
-        return self.layer.format(i=i)
-
-    def gate_name(self, i: int) -> str:
-        """The name of layer i's gate matrix (the input matrix where the FFN is plain)."""
-        return self.layer_prefix(i) + self.gate
-
-    def up_name(self, i: int) -> str | None:
-        """The name of layer i's up matrix, None where the FFN is plain."""
-        return self.layer_prefix(i) + self.up if self.up else None
-
-    def down_name(self, i: int) -> str:
-        """The name of layer i's down matrix."""
-        return self.layer_prefix(i) + self.down
-
-    def ffn_norm_name(self, i: int) -> str:
-        """The name of the norm right before layer i's FFN."""
-        return self.layer_prefix(i) + self.ffn_norm
-
-    def matrices(self) -> tuple[str, ...]:
-        """Relative names of a layer's matrices: attention in the order q, k, v (or fused), o, then gate, up, down."""
-        names = (self.qkv,) if self.qkv else (self.q, self.k, self.v)
-        return tuple(n for n in (*names, self.o, self.gate, self.up, self.down) if n)
-
-    def norms(self) -> tuple[str, ...]:
-        """Relative names of a layer's norm weights, in the order in which a forward pass meets them."""
-        names = (
-            self.attn_norm,
-            self.q_norm,
-            self.k_norm,
-            self.post_attn_norm,
-            self.ffn_norm,
-            self.post_ffn_norm,
-        )
-        return tuple(n for n in names if n)
-
-    def canonical(self, name: str) -> str | None:
-        """The state-dict name for a checkpoint's tensor name, None for buffers and parts of other modalities."""
-        for old, new in self.prefixes:
-            if name.startswith(old):
-                name = new + name.removeprefix(old)
-                break
-        return None if re.fullmatch(self.ignored, name) else name
-
-    # -- what a config says ------------------------------------------------------------------------------
-
-    def get(self, config: Config, key: str) -> Any:
-        """The config's value under the common key (the family's own spelling first), else the family's default."""
-        own = self.keys.get(key, key)
-        for k in (own, key):
-            if config.get(k) is not None:
-                return config[k]
-        return self.defaults.get(key)
-
-    def sizes(self, config: Config) -> ModelSizes:
-        """The model's sizes as the config states them; ModelError when a value is missing or impossible."""
-        hidden = self._int(config, "hidden_size")
-        n_layers = self._int(config, "num_hidden_layers", _MAX_LAYERS)
-        n_heads = self._int(config, "num_attention_heads")
-        n_kv = self._int(config, "num_key_value_heads", default=n_heads)
-        if n_heads % n_kv:
-            raise ModelError(
-                f"config.json: num_attention_heads {n_heads} is no multiple of num_key_value_heads {n_kv}"
-            )
-        if self.get(config, "head_dim") is None and hidden % n_heads:
-            raise ModelError(
-                f"config.json: hidden size {hidden} is no multiple of the {n_heads} attention heads"
-            )
-        head_dim = self._int(config, "head_dim", default=hidden // n_heads)
-        value = self.get(config, "intermediate_size")
-        if isinstance(value, list):
-            if len(value) != n_layers or not all(_is_size(v) for v in value):
-                raise ModelError(f"config.json: intermediate_size must be {n_layers} positive numbers")
-            intermediate = list(value)
-        else:
-            default = 4 * hidden if not self.up else None
-            intermediate = [self._int(config, "intermediate_size", default=default)] * n_layers
-        return ModelSizes(
-            n_layers, hidden, intermediate, self._int(config, "vocab_size"), n_heads, n_kv, head_dim
-        )
-
-    def _int(self, config: Config, key: str, limit: int = _MAX_DIM, default: int | None = None) -> int:
-        value = self.get(config, key)
-        value = default if value is None else value
-        own = self.keys.get(key, key)
-        if value is None:
-            raise ModelError(f"config.json: {own} is missing (model_type {self.name})", expected=own)
-        if not _is_size(value) or value > limit:
-            raise ModelError(
-                f"config.json: {own} must be a number from 1 to {limit}, found {value!r}",
-                expected=own,
-                found=value,
-            )
-        return int(value)
-
-    def embed_scale(self, config: Config) -> float:
-        """The factor between the stored embedding and the residual stream: sqrt(hidden) for Gemma, else 1."""
-        return math.sqrt(self.sizes(config).hidden) if self.scaled_embedding else 1.0
-
-    def norm_eps(self, config: Config) -> float:
-        """The epsilon of the norms."""
-        value = self.get(config, self.eps_key)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1:
-            raise ModelError(f"config.json: {self.eps_key} must be a small number, found {value!r}")
-        return float(value)
-
-    def activation(self, config: Config) -> str:
-        """The FFN's activation: 'silu', 'gelu', 'gelu_tanh', 'gelu_new' or 'relu'; ModelError for another one."""
-        value = self.get(config, self.act_key)
-        if not isinstance(value, str) or value not in _ACTIVATIONS:
-            own = self.keys.get(self.act_key, self.act_key)
-            raise ModelError(
-                f"config.json: {own} {value!r} is not known; known: {', '.join(sorted(_ACTIVATIONS))}",
-                found=value,
-            )
-        return _ACTIVATIONS[value]
-
-    def tied(self, config: Config, names: Collection[str]) -> bool:
-        """True when the output head is the embedding: no head is stored. (A stored head counts, whatever the config says.)"""
-        return self.head not in names
-
-    def ties(self, config: Config) -> bool | None:
-        """What the config says about tied embeddings; None when it says nothing and the family has no default."""
-        value = self.get(config, "tie_word_embeddings")
-        return None if value is None else bool(value)
-
-    # -- the tensors a config calls for ------------------------------------------------------------------
-
-    def expected(self, config: Config) -> dict[str, tuple[int, ...]]:
-        """Name -> shape (Hugging Face layout) of every tensor that this config calls for; the head is left out."""
-        size = self.sizes(config)
-        out: dict[str, tuple[int, ...]] = {self.embed: (size.vocab, size.hidden)}
-        if self.positions:
-            out[self.positions] = (self._int(config, "max_position_embeddings"), size.hidden)
-        for i in range(size.n_layers):
-            prefix = self.layer_prefix(i)
-            out.update((prefix + n, shape) for n, shape in self._layer(config, size, i))
-        out[self.final_norm] = (size.hidden,)
-        if self.final_norm_bias:
-            out[self.final_norm_bias] = (size.hidden,)
-        return out
-
-    def _layer(self, config: Config, size: ModelSizes, i: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-        q, kv = size.n_heads * size.head_dim, size.n_kv_heads * size.head_dim
-        features, hidden = size.intermediate[i], size.hidden
-        shapes = {self.o: (hidden, q), self.gate: (features, hidden), self.down: (hidden, features)}
-        if self.qkv:
-            shapes[self.qkv] = (q + 2 * kv, hidden)
-        else:
-            shapes |= {self.q: (q, hidden), self.k: (kv, hidden), self.v: (kv, hidden)}
-        if self.up:
-            shapes[self.up] = (features, hidden)
-        attention = {self.o, self.qkv, self.q, self.k, self.v}
-        for name in self.matrices():
-            rows, columns = shapes[name]
-            yield name, (columns, rows) if self.transposed else (rows, columns)
-            if self._has_bias(config, name, name in attention):
-                yield bias_of(name), (rows,)
-        for name in self.norms():
-            yield name, (size.head_dim,) if name in (self.q_norm, self.k_norm) else (hidden,)
-            if self.norm_biases:
-                yield bias_of(name), (hidden,)
-
-    def _has_bias(self, config: Config, name: str, attention: bool) -> bool:
-        rule = self.attn_bias if attention else self.ffn_bias
-        if rule == "config":
-            return bool(config.get("attention_bias" if attention else "mlp_bias", False))
-        return rule == "always" or (rule == "qkv" and name != self.o)
-
-
-def bias_of(weight: str) -> str:
-    """The bias's name beside a weight's name."""
-    return weight.removesuffix("weight") + "bias"
-
-
-def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
+__all__ = ["FAMILIES", "Family", "ModelSizes", "bias_of", "complete", "family_for", "text_config"]
 
 _LLAMA = Family(
     name="llama",
@@ -293,6 +34,7 @@ _GEMMA = replace(
     norm_offset=1.0,
     ffn_bias="never",
     scaled_embedding=True,
+    act_aliases={"gelu": "gelu_pytorch_tanh"},
     defaults={
         "vocab_size": 256000,
         "hidden_size": 3072,
@@ -313,6 +55,7 @@ _GEMMA2 = replace(
     _GEMMA,
     name="gemma2",
     act_key="hidden_activation",
+    act_aliases={},
     post_attn_norm="post_attention_layernorm.weight",
     ffn_norm="pre_feedforward_layernorm.weight",
     post_ffn_norm="post_feedforward_layernorm.weight",
@@ -442,7 +185,7 @@ def family_for(config: Config, names: Collection[str] | None = None) -> tuple[Fa
         raise ModelError(f"config.json: model_type is missing; known: {known}", expected="model_type")
     if model_type in FAMILIES:
         return FAMILIES[model_type], []
-    family = replace(_LLAMA, name=model_type, gguf_arch="", gguf_permuted=False, listed=False)
+    family = replace(_LLAMA, name=model_type, gguf_arch="", gguf_permuted=False, defaults={}, listed=False)
     if names is not None:
         have = {family.canonical(n) for n in names}
         needed = [

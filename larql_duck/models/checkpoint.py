@@ -1,0 +1,178 @@
+"""A model on disk as a weight source: what the safetensors and the GGUF reader share, and the check before use."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from larql_duck.errors import ModelError
+from larql_duck.models.families import Family, ModelSizes
+
+if TYPE_CHECKING:
+    import torch
+
+_NAMED = 3  # how many problems an error spells out
+
+
+class ModelSource:
+    """A model's tensors, config and tokenizer files, read lazily. Implements `models.source.WeightSource`.
+
+    `name` is for display; `dtype` is the source's own ('f32', 'f16' or 'bf16'; 'f16' for quantised files);
+    `origin` has huggingface_repo and revision where they are known; `notices` are lines for the user.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        name: str,
+        config: dict[str, Any],
+        family: Family,
+        shapes: Mapping[str, tuple[int, ...]],
+        dtype: str,
+        origin: dict[str, str | None] | None = None,
+        notices: Iterable[str] = (),
+    ) -> None:
+        self.path = path
+        self.name = name
+        self.config = config
+        self.family = family
+        self.dtype = dtype
+        self.origin: dict[str, str | None] = {"huggingface_repo": None, "revision": None, **(origin or {})}
+        self.notices = list(notices)
+        self._shapes = dict(shapes)
+        self._checked: set[str] = set()
+
+    # -- what readers implement --------------------------------------------------------------------------
+
+    def _read(self, name: str) -> torch.Tensor:
+        raise NotImplementedError
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """File name -> content of tokenizer.json and its companions, where the model has them."""
+        raise NotImplementedError
+
+    def release(self) -> None:
+        """None; lets go of the file pages that reading has made resident (they come back when read again)."""
+
+    # -- the weight source -------------------------------------------------------------------------------
+
+    def names(self) -> list[str]:
+        """Hugging Face state-dict names of the stored tensors; a tied head is absent."""
+        return list(self._shapes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape in Hugging Face layout, from the headers alone."""
+        if name not in self._shapes:
+            raise ModelError(f"{self.path}: there is no tensor {name}", path=self.path, tensor=name)
+        return self._shapes[name]
+
+    def tensor(self, name: str, check: bool = True) -> torch.Tensor:
+        """A tensor in its stored dtype and Hugging Face layout, a mapped view where the file allows one.
+
+        Quantised tensors come dequantised as f32. With `check`, NaN and infinity raise ModelError: one pass, once
+        per tensor.
+        """
+        self.shape(name)
+        out = self._read(name)
+        if check and name not in self._checked:
+            _check_finite(out, self.path, name)
+            self._checked.add(name)
+        return out
+
+    def sizes(self) -> ModelSizes:
+        """The model's sizes as its config states them."""
+        return self.family.sizes(self.config)
+
+    # -- the check before anything is read ---------------------------------------------------------------
+
+    def validate(self) -> None:
+        """None when config, headers and tokenizer fit together; else ModelError naming the first few problems.
+
+        Checks every tensor that the config calls for (presence, shape), tensors of layers that it does not call for,
+        the activation, the norm epsilon and the tokenizer. Values are checked when they are read.
+        """
+        family, config = self.family, self.config
+        if config.get("quantization_config"):
+            method = config["quantization_config"]
+            method = method.get("quant_method", "unknown") if isinstance(method, dict) else method
+            raise ModelError(
+                f"{self.path}: quantised checkpoints ({method}) are not read; save it dequantised, or use its GGUF",
+                path=self.path,
+            )
+        try:
+            size = family.sizes(config)
+            family.activation(config)
+            family.norm_eps(config)
+            expected = family.expected(config)
+        except ModelError as error:
+            raise ModelError(f"{self.path}: {error}", path=self.path, expected=error.expected) from None
+        if family.head in self._shapes or family.ties(config) is False:
+            expected[family.head] = (size.vocab, size.hidden)
+        missing = [n for n in expected if n not in self._shapes]
+        wrong = [n for n, shape in expected.items() if n in self._shapes and self._shapes[n] != shape]
+        extra = [n for n in self._shapes if n not in expected] if family.listed else []
+        problems = [f"{n} is missing (shape {list(expected[n])})" for n in missing]
+        problems += [
+            f"{n} has shape {list(self._shapes[n])}, the config calls for {list(expected[n])}" for n in wrong
+        ]
+        problems += [f"{n} is not called for by the config" for n in extra]
+        if problems:
+            first = (missing + wrong + extra)[0]
+            more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
+            raise ModelError(
+                f"{self.path}: config and tensors do not fit: {'; '.join(problems[:_NAMED])}{more}; "
+                "get a complete copy of the model",
+                path=self.path,
+                tensor=first,
+                expected=expected.get(first),
+                found=self._shapes.get(first),
+            )
+        self._check_tokenizer(size.vocab)
+
+    def _check_tokenizer(self, vocab: int) -> None:
+        from larql_duck.models.tokenizer import load_tokenizer
+
+        try:
+            highest = load_tokenizer(self.tokenizer_files()).highest_id
+        except ModelError as error:
+            message = str(error)
+            prefix = "" if message.startswith(str(self.path)) else f"{self.path}: "
+            raise ModelError(f"{prefix}{message}", path=self.path) from None
+        if highest >= vocab:
+            raise ModelError(
+                f"{self.path}: tokenizer.json has the token id {highest}, the embedding only {vocab} rows; "
+                "the tokenizer belongs to another model",
+                path=self.path,
+                expected=vocab,
+                found=highest,
+            )
+
+
+def main_dtype(sizes: Iterable[tuple[str, int]]) -> str:
+    """The dtype that most of the bytes have: pairs of ('f32', 'f16' or 'bf16', byte count) -> one of them."""
+    total: Counter[str] = Counter()
+    for dtype, n_bytes in sizes:
+        total[dtype] += n_bytes
+    return max(("f32", "bf16", "f16"), key=lambda d: total[d]) if total else "f32"
+
+
+def _check_finite(tensor: torch.Tensor, path: Path, name: str) -> None:
+    import torch
+
+    if tensor.numel() == 0:
+        return
+    # The extremes carry NaN and infinity along, in one pass without a temporary.
+    low, high = torch.aminmax(tensor if tensor.is_contiguous() else tensor.t())
+    if torch.isfinite(low) and torch.isfinite(high):
+        return
+    count = int((~torch.isfinite(tensor)).sum())
+    raise ModelError(
+        f"{path}: tensor {name} has {count} values that are NaN or infinite; get an undamaged copy of the model",
+        path=path,
+        tensor=name,
+        expected="finite values",
+        found=count,
+    )

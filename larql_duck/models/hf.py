@@ -1,0 +1,260 @@
+"""The Hugging Face directory: config.json, safetensors files (one or shards with an index) and tokenizer files."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from larql_duck.errors import ModelError
+from larql_duck.models.checkpoint import ModelSource, main_dtype
+from larql_duck.models.families import complete, family_for, text_config
+from larql_duck.models.family import Family
+from larql_duck.models.safetensors_file import SafetensorsFile, main_floats
+
+if TYPE_CHECKING:
+    import torch
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+_INDEX = "model.safetensors.index.json"
+# Files of other layouts that may lie beside the model's own: adapters, and Mistral's original.
+_OTHERS = re.compile(r"(adapter|consolidated).*\.safetensors")
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
+_CACHED = re.compile(r"models--(.+?)--(.+)")
+
+
+class HfSource(ModelSource):
+    """A Hugging Face directory as a weight source."""
+
+    def __init__(
+        self, directory: Path, *, name: str | None = None, origin: dict[str, str | None] | None = None
+    ):
+        whole = read_json(directory / "config.json")
+        files = [SafetensorsFile(directory / f) for f in _weight_files(directory)]
+        config = text_config(whole)
+        stored: dict[str, SafetensorsFile] = {}
+        for file in files:
+            for key in file.entries:
+                if key in stored:
+                    raise ModelError(
+                        f"{file.path}: tensor {key} is in {stored[key].path.name} as well; keep one of the files",
+                        path=file.path,
+                        tensor=key,
+                    )
+                stored[key] = file
+        try:
+            family, notices = family_for(config, stored)
+        except ModelError as error:
+            raise ModelError(f"{directory}: {error}", path=directory, tensor=error.tensor) from None
+        self._places = _canonical_names(directory, family, stored)
+        shapes = {new: file.entries[old].shape for new, (file, old) in self._places.items()}
+        super().__init__(
+            directory,
+            name=name or directory.resolve().name,
+            config=complete(config, family),
+            family=family,
+            shapes=shapes,
+            dtype=main_dtype(main_floats(files)),
+            origin=origin or _cache_origin(directory),
+            notices=notices,
+        )
+        self._files = files
+        self._settle_head(config)
+
+    def _read(self, name: str) -> torch.Tensor:
+        file, stored = self._places[name]
+        return file.tensor(stored)
+
+    def release(self) -> None:
+        """None; drops the pages that reading has made resident."""
+        for file in self._files:
+            file.release()
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """File name -> content of tokenizer.json and its companions, where the directory has them."""
+        out = {}
+        for name in TOKENIZER_FILES:
+            path = self.path / name
+            if path.is_file():
+                try:
+                    out[name] = path.read_bytes()
+                except OSError as error:
+                    raise ModelError(f"{path}: cannot be read: {error}", path=path) from None
+        return out
+
+    def _settle_head(self, config: Mapping[str, Any]) -> None:
+        """Makes config and names agree on tying: a stored head that repeats the embedding is dropped, one that
+        differs means untied whatever the config says, and a silent config without a head means tied."""
+        family = self.family
+        has_head = family.head in self._shapes
+        if not has_head:
+            if "tie_word_embeddings" not in config and family.ties(config) is None:
+                self.config["tie_word_embeddings"] = True
+            return
+        tied = family.ties(config) is not False and self._same_as_embedding()
+        if tied:
+            del self._shapes[family.head]
+        self.config["tie_word_embeddings"] = tied
+
+    def _same_as_embedding(self) -> bool:
+        import torch
+
+        head, embed = self._places[self.family.head], self._places.get(self.family.embed)
+        if embed is None or self._shapes[self.family.head] != self._shapes[self.family.embed]:
+            return False
+        a, b = head[0].tensor(head[1]), embed[0].tensor(embed[1])
+        # Rows first: heads that differ mostly do so at once, and pieces keep the comparison's memory small.
+        return a.dtype == b.dtype and all(
+            torch.equal(x, y) for x, y in zip(a.split(4096), b.split(4096), strict=True)
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; ModelError when it is missing or anything else."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ModelError(
+            f"{path.parent}: there is no {path.name}; a model is a Hugging Face directory (config.json, tokenizer.json, "
+            "*.safetensors), a .gguf file or hf://org/name",
+            path=path,
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: not a JSON file: {str(error)[:100]}", path=path) from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: must be a JSON object", path=path)
+    return value
+
+
+def _canonical_names(
+    directory: Path, family: Family, stored: Mapping[str, SafetensorsFile]
+) -> dict[str, tuple[SafetensorsFile, str]]:
+    """State-dict name -> (file, name in the file), in the family's order where the config's layers are known."""
+    out: dict[str, tuple[SafetensorsFile, str]] = {}
+    for key in sorted(stored, key=_natural):
+        name = family.canonical(key)
+        if name is None:
+            continue
+        if name in out:
+            raise ModelError(
+                f"{directory}: {out[name][1]} and {key} are the same tensor {name}",
+                path=directory,
+                tensor=name,
+            )
+        out[name] = (stored[key], key)
+    return out
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A sort key that puts layer 2 before layer 10."""
+    return [(int(p), "") if p.isdecimal() else (-1, p) for p in re.split(r"(\d+)", name[:512])]
+
+
+# -- which files ---------------------------------------------------------------------------------------------
+
+
+def _weight_files(directory: Path) -> list[str]:
+    """Names of the safetensors files that make up the model; ModelError naming what is missing."""
+    if (directory / _INDEX).is_file():
+        return _indexed(directory)
+    found = sorted(p.name for p in directory.glob("*.safetensors") if not _OTHERS.fullmatch(p.name))
+    if "model.safetensors" in found:
+        return ["model.safetensors"]
+    if not found:
+        raise _no_weights(directory)
+    for name in found:
+        shard = _SHARD.fullmatch(name)
+        if shard:
+            wanted = [f"{shard[1]}-{i:05d}-of-{shard[3]}.safetensors" for i in range(1, int(shard[3]) + 1)]
+            _require(directory, wanted)
+            return wanted
+    if len(found) > 1:
+        raise ModelError(
+            f"{directory}: several safetensors files ({', '.join(found[:3])}) and no {_INDEX} that says which belong "
+            "to the model; keep one, or add the index",
+            path=directory,
+        )
+    return found
+
+
+def _indexed(directory: Path) -> list[str]:
+    path = directory / _INDEX
+    weight_map = read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{path}: weight_map is missing; get a complete copy of the model", path=path)
+    for tensor, file in weight_map.items():
+        if (
+            not isinstance(file, str)
+            or not re.fullmatch(r"[^/\\\0]+\.safetensors", file)
+            or file.startswith("..")
+        ):
+            raise ModelError(
+                f"{path}: tensor {tensor} is said to be in {file!r}; only names of files in this directory are read",
+                path=path,
+                tensor=tensor,
+                found=file,
+            )
+    files = sorted(set(weight_map.values()))
+    _require(directory, files)
+    headers = {f: SafetensorsFile(directory / f).entries for f in files}
+    for tensor, file in weight_map.items():
+        if tensor not in headers[file]:
+            raise ModelError(
+                f"{directory / file}: tensor {tensor} is missing, though {_INDEX} says it is here; "
+                "get a complete copy of the model",
+                path=directory / file,
+                tensor=tensor,
+            )
+    return files
+
+
+def _require(directory: Path, files: list[str]) -> None:
+    missing = [f for f in files if not (directory / f).is_file()]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ModelError(
+            f"{directory / missing[0]}: this shard{more} of {len(files)} is missing; download it",
+            path=directory / missing[0],
+            expected=files,
+            found=missing,
+        )
+
+
+def _no_weights(directory: Path) -> ModelError:
+    if any(directory.glob("pytorch_model*.bin")):
+        load = f"from transformers import AutoModelForCausalLM as M; M.from_pretrained({str(directory)!r})"
+        return ModelError(
+            f"{directory}: only pytorch_model.bin here: convert to safetensors with "
+            f'python -c "{load}.save_pretrained({str(directory)!r})"',
+            path=directory,
+        )
+    if any(directory.glob("adapter*")):
+        return ModelError(
+            f"{directory}: this is an adapter: merge it into its base model first", path=directory
+        )
+    ggufs = sorted(directory.glob("*.gguf"))
+    if ggufs:
+        return ModelError(
+            f"{directory}: no safetensors here; pass the GGUF file itself: {ggufs[0]}", path=directory
+        )
+    return ModelError(
+        f"{directory}: there is no *.safetensors file; download the model's weights", path=directory
+    )
+
+
+def _cache_origin(directory: Path) -> dict[str, str | None]:
+    """Repository and revision of a snapshot directory inside the Hub's local cache, else an empty dict."""
+    resolved = directory.absolute()
+    match = _CACHED.fullmatch(resolved.parent.parent.name)
+    if resolved.parent.name == "snapshots" and match:
+        return {"huggingface_repo": f"{match[1]}/{match[2]}", "revision": resolved.name}
+    return {}

@@ -1,0 +1,50 @@
+"""A file mapped into memory, handed out as torch tensors without copying."""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from larql_duck.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+
+class MappedFile:
+    """The bytes of a file, mapped copy-on-write: views are writable for torch's sake, the file never changes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with path.open("rb") as handle:
+                self.size = handle.seek(0, 2)
+                if self.size == 0:
+                    raise ModelError(
+                        f"{path}: the file is empty; get a complete copy of the model", path=path
+                    )
+                self.map = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
+        except FileNotFoundError:
+            raise ModelError(f"{path}: there is no such file", path=path) from None
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{path}: cannot be read: {error}", path=path) from None
+
+    def tensor(self, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+        """A view of the bytes from the offset on; a copy where the offset is not aligned to the dtype."""
+        import math
+
+        import torch
+
+        count = math.prod(shape)
+        if count == 0:
+            return torch.empty(shape, dtype=dtype)
+        if offset % dtype.itemsize:
+            data = bytearray(self.map[offset : offset + count * dtype.itemsize])
+            return torch.frombuffer(data, dtype=dtype, count=count).reshape(shape)
+        return torch.frombuffer(self.map, dtype=dtype, count=count, offset=offset).reshape(shape)
+
+    def release(self) -> None:
+        """None; drops the pages that reading has made resident."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self.map.madvise(mmap.MADV_DONTNEED)

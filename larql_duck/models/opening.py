@@ -1,0 +1,52 @@
+"""From what a user names to a model source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from larql_duck.errors import ModelError
+from larql_duck.models.checkpoint import ModelSource
+from larql_duck.models.hub import download, parse_spec
+
+
+def open_model(spec: str | Path) -> ModelSource:
+    """The model that the spec names: a Hugging Face directory, a .gguf file, hf://org/name[@revision] or org/name.
+
+    Headers are read and checked, values are not. org/name is looked up on the Hub when no such path exists.
+    ModelError names what is missing; `ModelSource.validate` then checks config and tensors against each other.
+    """
+    from larql_duck.models.hf import HfSource
+
+    text = str(spec)
+    if not text.strip() or "\0" in text:
+        raise ModelError("no model is named; pass a directory, a .gguf file or hf://org/name")
+    path = Path(text).expanduser()
+    if not text.startswith("hf://"):
+        try:
+            if path.is_dir():
+                return HfSource(path)
+            if path.is_file():
+                return _open_file(path)
+        except OSError as error:  # a name too long for the file system, for instance
+            raise ModelError(f"{text[:200]}: cannot be opened: {error.strerror}", path=path) from None
+    found = None if isinstance(spec, Path) else parse_spec(text)
+    if found is None:
+        raise ModelError(
+            f"{text[:200]}: there is no such file or directory; pass a Hugging Face directory, a .gguf file "
+            "or hf://org/name",
+            path=path,
+        )
+    directory, origin = download(*found)
+    return HfSource(directory, name=found[0], origin=origin)
+
+
+def _open_file(path: Path) -> ModelSource:
+    from larql_duck.models.gguf import GgufSource
+
+    with path.open("rb") as handle:
+        magic = handle.read(4)
+    if magic == b"GGUF" or path.suffix.lower() == ".gguf":
+        return GgufSource(path)
+    if path.suffix.lower() in {".safetensors", ".json"}:
+        raise ModelError(f"{path}: pass the directory that it lies in: {path.absolute().parent}", path=path)
+    raise ModelError(f"{path}: neither a GGUF file nor a Hugging Face directory", path=path)

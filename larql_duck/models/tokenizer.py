@@ -1,0 +1,227 @@
+"""The tokenizer: text to token ids and back, and what each entry of the vocabulary is."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from larql_duck.errors import ModelError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+    from larql_duck.models.source import WeightSource
+
+_BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_LONE = "�"  # what an incomplete UTF-8 sequence decodes to
+# A plain letter decoded in front of a piece keeps decoders from stripping the piece's own leading space.
+_ANCHOR = "a"
+
+
+class Tokenizer:
+    """A model's tokenizer. Made by `load_tokenizer`; token ids are 0-based."""
+
+    def __init__(
+        self, backend: tokenizers.Tokenizer, settings: Mapping[str, Any], vocab: int | None = None
+    ) -> None:
+        self._backend = backend
+        self.settings = dict(settings)
+        self._pieces: dict[int, str] = {i: t for t, i in backend.get_vocab(with_added_tokens=True).items()}
+        self._added = {i: t.content for i, t in backend.get_added_tokens_decoder().items()}
+        self._special = {i for i, t in backend.get_added_tokens_decoder().items() if t.special}
+        self.highest_id = max(self._pieces, default=-1)
+        self.vocab_size = self.highest_id + 1 if vocab is None else vocab
+        self._marks_start: bool | None = None
+
+    # -- text <-> ids ------------------------------------------------------------------------------------
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Token ids of the text; with `special`, BOS (and EOS) where the tokenizer's own settings add them."""
+        return list(self._backend.encode(text, add_special_tokens=special).ids)
+
+    def encode_batch(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
+        """Token ids of every text, as `encode` gives them."""
+        return [list(e.ids) for e in self._backend.encode_batch(list(texts), add_special_tokens=special)]
+
+    def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
+        """The text of the ids; special tokens appear as their content unless skipped."""
+        return str(self._backend.decode(list(ids), skip_special_tokens=skip_special))
+
+    def entity_ids(self, text: str) -> list[int]:
+        """Token ids of a name as it stands in running text: with a leading space where the tokenizer marks one."""
+        if self._marks_start is None:
+            first = self.encode("a", special=False)
+            self._marks_start = bool(first) and self.token(first[0]).startswith(" ")
+        text = text.strip()
+        return self.encode(text if self._marks_start else f" {text}", special=False)
+
+    # -- entries of the vocabulary -----------------------------------------------------------------------
+
+    def piece(self, token_id: int) -> str:
+        """The entry as the tokenizer writes it ('Ġthe', '▁the', '<0x0A>'); '' for an id without an entry."""
+        return self._pieces.get(token_id, "")
+
+    def token(self, token_id: int) -> str:
+        """The entry decoded alone, its leading space kept.
+
+        Special and added tokens come as their content, byte entries ('<0x0A>') as they are, incomplete UTF-8 as
+        U+FFFD, ids without an entry as ''.
+        """
+        if token_id in self._added:
+            return self._added[token_id]
+        piece = self._pieces.get(token_id)
+        if piece is None:
+            return ""
+        if _BYTE_PIECE.fullmatch(piece) or self._backend.decoder is None:
+            return piece
+        return str(self._backend.decoder.decode([_ANCHOR, piece])).removeprefix(_ANCHOR)
+
+    def is_special(self, token_id: int) -> bool:
+        """True for control tokens such as BOS."""
+        return token_id in self._special
+
+    def is_word(self, token_id: int) -> bool:
+        """True for an entry with at least one letter or digit of any script; never for special or byte entries."""
+        return self._is_word(token_id, self.token(token_id))
+
+    def _is_word(self, token_id: int, token: str) -> bool:
+        if token_id in self._special or not token or _LONE in token:
+            return False
+        if not any(unicodedata.category(c)[0] in "LN" for c in token):
+            return False
+        return _BYTE_PIECE.fullmatch(self._pieces.get(token_id, "")) is None
+
+    def vocabulary(self) -> list[tuple[int, str, str, bool]]:
+        """(token_id, token, text, is_word) for every id from 0 to vocab_size - 1; text is the token trimmed."""
+        out = []
+        for i in range(self.vocab_size):
+            token = self.token(i)
+            out.append((i, token, token.strip(), self._is_word(i, token)))
+        return out
+
+    # -- special tokens ----------------------------------------------------------------------------------
+
+    @property
+    def bos_id(self) -> int | None:
+        """The id of the BOS token, None where there is none (whether it is added is a matter of `encode`)."""
+        return self._named("bos_token")
+
+    @property
+    def eos_id(self) -> int | None:
+        """The id of the EOS token, None where there is none."""
+        return self._named("eos_token")
+
+    def _named(self, key: str) -> int | None:
+        content = _content(self.settings.get(key))
+        return None if content is None else self._backend.token_to_id(content)
+
+
+def load_tokenizer(files: Mapping[str, bytes] | WeightSource, vocab: int | None = None) -> Tokenizer:
+    """The tokenizer of tokenizer.json, with tokenizer_config.json's settings applied as transformers applies them.
+
+    `vocab` is the number of rows of the embedding (a weight source knows it); without it, the tokenizer's own size.
+    ModelError when tokenizer.json is missing or not usable.
+    """
+    if not isinstance(files, Mapping):
+        vocab = files.family.sizes(files.config).vocab if vocab is None else vocab
+        files = files.tokenizer_files()
+    if "tokenizer.json" not in files:
+        raise ModelError(
+            "tokenizer.json is missing; write one with transformers: "
+            "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
+            expected="tokenizer.json",
+            found=sorted(files),
+        )
+    settings = _settings(files)
+    backend = _backend(files["tokenizer.json"])
+    backend.no_truncation()
+    backend.no_padding()
+    _add_special_tokens(backend, settings)
+    if "add_bos_token" in settings or "add_eos_token" in settings:
+        backend.post_processor = _template(backend, settings)
+    return Tokenizer(backend, settings, vocab)
+
+
+def _backend(data: bytes) -> tokenizers.Tokenizer:
+    import tokenizers
+
+    try:
+        return tokenizers.Tokenizer.from_str(data.decode())
+    except BaseException as error:
+        # The library panics on some damaged files; a panic is no Exception.
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise ModelError(
+                f"tokenizer.json is damaged: {str(error)[:150]}; get a complete copy of the model"
+            ) from None
+        raise
+
+
+def _settings(files: Mapping[str, bytes]) -> dict[str, Any]:
+    """tokenizer_config.json, completed by special_tokens_map.json."""
+    out: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if name not in files:
+            continue
+        try:
+            value = json.loads(files[name])
+        except (ValueError, RecursionError) as error:
+            raise ModelError(
+                f"{name} is not JSON: {str(error)[:100]}; get a complete copy of the model"
+            ) from None
+        if not isinstance(value, dict):
+            raise ModelError(f"{name} must be a JSON object; get a complete copy of the model")
+        out |= {k: v for k, v in value.items() if v is not None or k not in out}
+    return out
+
+
+def _content(value: Any) -> str | None:
+    """The text of a special token, which configs write as a string or as an object with `content`."""
+    value = value.get("content") if isinstance(value, Mapping) else value
+    return value if isinstance(value, str) and value else None
+
+
+_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+def _add_special_tokens(backend: tokenizers.Tokenizer, settings: Mapping[str, Any]) -> None:
+    """Marks the tokens that the settings name as special, adding those that tokenizer.json lacks."""
+    import tokenizers
+
+    decoder = settings.get("added_tokens_decoder")
+    known = {t.content for t in backend.get_added_tokens_decoder().values()}
+    for _, entry in sorted((decoder if isinstance(decoder, Mapping) else {}).items(), key=_by_number):
+        content = _content(entry)
+        if content and content not in known and isinstance(entry, Mapping):
+            flags = {
+                k: bool(entry.get(k, False))
+                for k in ("single_word", "lstrip", "rstrip", "normalized", "special")
+            }
+            backend.add_tokens([tokenizers.AddedToken(content, **flags)])
+    extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
+    values = extra.values() if isinstance(extra, Mapping) else extra if isinstance(extra, list) else []
+    names = [_content(settings.get(k)) for k in _NAMED] + [_content(v) for v in values]
+    special = {t.content for t in backend.get_added_tokens_decoder().values() if t.special}
+    new = [n for n in dict.fromkeys(names) if n and n not in special]
+    if new:
+        backend.add_special_tokens([tokenizers.AddedToken(n, special=True, normalized=False) for n in new])
+
+
+def _by_number(item: tuple[Any, Any]) -> tuple[int, str]:
+    key = str(item[0])
+    return (int(key) if key.isdecimal() else 1 << 62, key)
+
+
+def _template(backend: tokenizers.Tokenizer, settings: Mapping[str, Any]) -> Any:
+    """The post-processor that an explicit add_bos_token / add_eos_token asks for, in place of tokenizer.json's."""
+    from tokenizers import processors
+
+    bos = _content(settings.get("bos_token")) if settings.get("add_bos_token") else None
+    eos = _content(settings.get("eos_token")) if settings.get("add_eos_token") else None
+    before, after = [f"{t}:0" for t in (bos,) if t], [f"{t}:0" for t in (eos,) if t]
+    named = [(t, backend.token_to_id(t)) for t in dict.fromkeys((bos, eos)) if t]
+    single = [*before, "$A:0", *after]
+    pair = [*single, *(f"{t}:1" for t in (bos,) if t), "$B:1", *(f"{t}:1" for t in (eos,) if t)]
+    return processors.TemplateProcessing(single=single, pair=pair, special_tokens=named)
