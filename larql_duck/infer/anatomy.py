@@ -1,0 +1,153 @@
+"""Where a model's parts are: the modules of every layer that capture, attribution and interventions hook."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from larql_duck.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from larql_duck.models.families import Family
+
+# A norm applied to a large constant vector returns its weight: the epsilon no longer counts.
+_PROBE = 1e4
+
+
+@dataclass(frozen=True)
+class LayerParts:
+    """One transformer layer's modules. `attn_post` and `ffn_post` are norms on a branch's output, where there are."""
+
+    block: nn.Module
+    attn: nn.Module
+    attn_out: nn.Module
+    attn_post: nn.Module | None
+    ffn_norm: nn.Module
+    ffn: nn.Module
+    ffn_post: nn.Module | None
+    gate: nn.Module
+    down: nn.Module
+    transposed: bool
+
+    def down_rows(self) -> torch.Tensor:
+        """The down matrix as [features, hidden], a view: row f is what feature f writes."""
+        weight = self.down.weight
+        assert isinstance(weight, torch.Tensor)
+        return weight if self.transposed else weight.t()
+
+    def down_bias(self) -> torch.Tensor | None:
+        """The down projection's bias [hidden], None where it has none."""
+        bias = getattr(self.down, "bias", None)
+        return bias if isinstance(bias, torch.Tensor) else None
+
+    def out_rows(self) -> torch.Tensor:
+        """The attention output matrix as [heads * head_dim, hidden], a view."""
+        weight = self.attn_out.weight
+        assert isinstance(weight, torch.Tensor)
+        return weight if self.transposed else weight.t()
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A model's layers, final norm and head, with the multipliers that its config puts between them.
+
+    `residual_scale` multiplies what a branch adds to the residual; `logit_scale` multiplies head products before any
+    soft-cap. Both are 1 for every listed family.
+    """
+
+    layers: tuple[LayerParts, ...]
+    final_norm: nn.Module
+    head: nn.Module
+    residual_scale: float
+    logit_scale: float
+    n_heads: int
+
+
+def find_parts(model: PreTrainedModel, family: Family) -> Anatomy:
+    """The anatomy of `model`, found by the family's tensor names; ModelError where a module is absent."""
+
+    def module(weight: str) -> nn.Module:
+        path = weight.removesuffix(".weight")
+        try:
+            return model.get_submodule(path)
+        except AttributeError:
+            raise ModelError(f"model_type {family.name!r}: no module {path}", tensor=weight) from None
+
+    config = model.config
+    layers = []
+    for i in range(config.num_hidden_layers):
+        prefix = family.layer_prefix(i)
+        layers.append(
+            LayerParts(
+                block=module(prefix.rstrip(".")),
+                attn=module(prefix + family.o.split(".")[0]),
+                attn_out=module(prefix + family.o),
+                attn_post=module(prefix + family.post_attn_norm) if family.post_attn_norm else None,
+                ffn_norm=module(prefix + family.ffn_norm),
+                ffn=module(prefix + family.down.split(".")[0]),
+                ffn_post=module(prefix + family.post_ffn_norm) if family.post_ffn_norm else None,
+                gate=module(prefix + family.gate),
+                down=module(prefix + family.down),
+                transposed=family.transposed,
+            )
+        )
+    head = model.get_output_embeddings()
+    if head is None:
+        raise ModelError(f"model_type {family.name!r} has no output head")
+    logit_scale = float(getattr(config, "logit_scale", None) or 1.0)
+    logit_scale /= float(getattr(config, "logits_scaling", None) or 1.0)
+    return Anatomy(
+        layers=tuple(layers),
+        final_norm=module(family.final_norm),
+        head=head,
+        residual_scale=float(getattr(config, "residual_multiplier", None) or 1.0),
+        logit_scale=logit_scale,
+        n_heads=config.num_attention_heads,
+    )
+
+
+@dataclass(frozen=True)
+class LinearNorm:
+    """What a norm did to given inputs, as a linear map: output = scale * weight * (x - centred mean of x) + bias.
+
+    scale [n] is the actual factor per row, weight [hidden] the effective weight (offsets included).
+    """
+
+    scale: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    centred: bool
+
+    def pull(self, direction: torch.Tensor) -> torch.Tensor:
+        """The direction [n, hidden] before the norm that reads the same as `direction` after it, without the bias."""
+        pulled = direction * self.weight * self.scale[:, None]
+        return pulled - pulled.mean(-1, keepdim=True) if self.centred else pulled
+
+    def constant(self, direction: torch.Tensor) -> torch.Tensor:
+        """What the norm's bias adds along `direction`, [n]."""
+        if self.bias is None:
+            return torch.zeros(direction.shape[0], device=direction.device)
+        return direction @ self.bias
+
+
+def linear_norm(norm: nn.Module, x: torch.Tensor) -> LinearNorm:
+    """The linear map that `norm` applied to each row of x [n, hidden], in f32.
+
+    The effective weight is read off the module itself, so a family's "weight + 1" needs no special case.
+    """
+    x = x.float()
+    with torch.no_grad():
+        if isinstance(norm, nn.LayerNorm):
+            x = x - x.mean(-1, keepdim=True)
+            scale = torch.rsqrt(x.pow(2).mean(-1) + norm.eps)
+            weight = torch.ones_like(x[0]) if norm.weight is None else norm.weight.float()
+            return LinearNorm(scale, weight, None if norm.bias is None else norm.bias.float(), True)
+        dtype = next(norm.parameters()).dtype
+        weight = norm(torch.full((1, x.shape[-1]), _PROBE, device=x.device, dtype=dtype))[0].float()
+        eps = float(getattr(norm, "variance_epsilon", getattr(norm, "eps", 0.0)) or 0.0)
+        return LinearNorm(torch.rsqrt(x.pow(2).mean(-1) + eps), weight, None, False)

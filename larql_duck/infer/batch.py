@@ -1,0 +1,102 @@
+"""Prompts as model input: token ids, left-padded, with mask and explicit position ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from larql_duck.errors import LarqlError
+
+if TYPE_CHECKING:
+    from larql_duck.models.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Batch:
+    """n prompts padded on the left to t tokens.
+
+    ids and positions are int64 [n, t]; mask is bool [n, t], true on real tokens; positions count from 0 at each
+    prompt's first real token. lengths are the prompts' own token counts.
+    """
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    positions: torch.Tensor
+    lengths: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+    @property
+    def padded(self) -> bool:
+        """Whether any prompt is shorter than the longest one."""
+        return min(self.lengths) != max(self.lengths)
+
+    def row(self, i: int) -> list[int]:
+        """Prompt i's own token ids."""
+        ids: list[int] = self.ids[i, self.ids.shape[1] - self.lengths[i] :].tolist()
+        return ids
+
+    def select(self, rows: Sequence[int]) -> Batch:
+        """A batch of the given prompts, padded no more than they need."""
+        return pad([self.row(i) for i in rows], device=self.ids.device)
+
+    def common_prefix(self) -> int:
+        """How many leading tokens all prompts share, their last tokens left out."""
+        limit = min(self.lengths) - 1
+        rows = [self.row(i)[:limit] for i in range(len(self))]
+        shared = 0
+        for column in zip(*rows, strict=True):
+            if any(token != column[0] for token in column):
+                break
+            shared += 1
+        return shared
+
+
+def pad(rows: Sequence[Sequence[int]], *, device: torch.device | str = "cpu") -> Batch:
+    """The rows of token ids as one Batch. Padding takes id 0, which the mask hides."""
+    lengths = tuple(len(r) for r in rows)
+    t = max(lengths)
+    ids = torch.zeros(len(rows), t, dtype=torch.int64)
+    for i, row in enumerate(rows):
+        ids[i, t - len(row) :] = torch.tensor(row, dtype=torch.int64)
+    starts = torch.tensor([t - n for n in lengths])[:, None]
+    steps = torch.arange(t)[None, :] - starts
+    return Batch(ids.to(device), (steps >= 0).to(device), steps.clamp(min=0).to(device), lengths)
+
+
+def encode(
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    *,
+    context: int | None = None,
+    vocab: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Batch:
+    """The prompts as a Batch: raw completion text, special tokens as the tokenizer's own settings say.
+
+    LarqlError for no prompt at all, an empty prompt, one longer than `context` tokens, or a tokenizer whose ids
+    the model lacks.
+    """
+    if not prompts:
+        raise LarqlError("no prompt was given; give at least one")
+    rows = []
+    for prompt in prompts:
+        ids = tokenizer.encode(prompt) if prompt else []
+        if not ids:
+            raise LarqlError("the prompt is empty; give it at least one token of text")
+        if context is not None and len(ids) > context:
+            raise LarqlError(
+                f"the prompt has {len(ids)} tokens and the model's context holds {context}; shorten it: "
+                f"{prompt[:40]!r}..."
+            )
+        if vocab is not None and max(ids) >= vocab:
+            raise LarqlError(
+                f"the tokenizer gives id {max(ids)}, the model has {vocab} embeddings; "
+                "tokenizer.json does not belong to this model"
+            )
+        rows.append(ids)
+    return pad(rows, device=device)

@@ -1,0 +1,218 @@
+"""A transformers model whose parameters are the tensors of a weight source: no download, no second copy."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from larql_duck.errors import LarqlError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from larql_duck.models.source import WeightSource
+
+DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+
+# Keys of a stored config that say how somebody ran the model, not what it computes.
+_RUNTIME_KEYS = (
+    "auto_map",
+    "quantization_config",
+    "attn_implementation",
+    "_attn_implementation",
+    "_attn_implementation_internal",
+    "torch_dtype",
+    "dtype",
+    "_name_or_path",
+    "output_attentions",
+    "output_hidden_states",
+    "use_cache",
+)
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The torch dtype named 'f32', 'f16' or 'bf16'; LarqlError for another name."""
+    try:
+        return DTYPES[name]
+    except KeyError:
+        raise LarqlError(f"compute dtype {name!r} is not known; use one of {', '.join(DTYPES)}") from None
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """A context in which transformers prints neither warnings nor progress bars; its settings come back after."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def build_model(
+    source: WeightSource, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> PreTrainedModel:
+    """A causal language model in eval mode whose parameters come from `source`, in `dtype` on `device`.
+
+    A tensor that is stored in `dtype` is used as it is (a mapped view stays mapped); others are converted one by
+    one, so that memory holds the weights once. Attention is torch's fused kernel where the architecture allows it.
+    Raises ModelError for an architecture that transformers lacks, a missing tensor or a wrong shape.
+    """
+    model = skeleton(source, dtype=dtype, device=device)
+    load_parameters(model, source, None, dtype=dtype, device=device)
+    return model
+
+
+def skeleton(
+    source: WeightSource, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> PreTrainedModel:
+    """The model of `source` in eval mode with real buffers and without parameters (they are on the meta device)."""
+    config = _config(source)
+    config.tie_word_embeddings = source.family.tied(source.config, set(source.names()))
+    from transformers import AutoModelForCausalLM
+
+    with quiet():
+        try:
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        except Exception as error:
+            raise ModelError(
+                f"{source.path}: transformers cannot build model_type {source.family.name!r} from this config: "
+                f"{_first_line(error)}",
+                path=source.path,
+            ) from error
+        # Buffers first: the initialisers that write them also write parameters, which must not be the source's yet.
+        _restore_buffers(model, torch.device(device), source)
+    return model.eval()
+
+
+def unload_parameters(model: nn.Module, names: Iterable[str]) -> None:
+    """Give the memory of the named parameters back; they are on the meta device again."""
+    wanted = set(names)
+    for name, parameter in list(model.named_parameters()):
+        if name in wanted:
+            _replace(model, parameter, nn.Parameter(parameter.to("meta"), requires_grad=False))
+
+
+def fingerprint(source: WeightSource) -> str:
+    """A short hexadecimal digest of the config and of samples of every 2-d tensor's first row: names the model."""
+    digest = hashlib.sha256(json.dumps(source.config, sort_keys=True, default=str).encode())
+    family = source.family
+    for name in (family.embed, family.gate_name(0), family.down_name(0), family.final_norm):
+        sample = source.tensor(name).reshape(-1)[:4096].contiguous()
+        digest.update(name.encode())
+        digest.update(sample.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _config(source: WeightSource) -> Any:
+    from transformers import CONFIG_MAPPING
+
+    model_type = source.config.get("model_type", source.family.name)
+    if model_type not in CONFIG_MAPPING:
+        raise ModelError(
+            f"{source.path}: transformers has no architecture {model_type!r}, so it cannot run; "
+            "extract it with --no-probe, or install a transformers version that knows it",
+            path=source.path,
+            found=model_type,
+        )
+    values = {k: v for k, v in source.config.items() if k not in _RUNTIME_KEYS}
+    with quiet():
+        try:
+            return CONFIG_MAPPING[model_type].from_dict(values)
+        except Exception as error:
+            raise ModelError(
+                f"{source.path}: config.json is not a usable {model_type} config: {_first_line(error)}",
+                path=source.path,
+            ) from error
+
+
+def load_parameters(
+    model: nn.Module,
+    source: WeightSource,
+    names: Iterable[str] | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+) -> None:
+    """Give the named parameters of `model` (None: all) the source's tensors, in `dtype` on `device`.
+
+    Raises ModelError for a tensor that the source lacks or whose shape is another.
+    """
+    wanted = None if names is None else set(names)
+    stored = set(source.names())
+    for name, parameter in list(model.named_parameters()):
+        if wanted is not None and name not in wanted:
+            continue
+        if name not in stored:
+            raise ModelError(
+                f"{source.path}: tensor {name} is missing, so no forward pass is possible; "
+                "extract the model again from its complete files",
+                path=source.path,
+                tensor=name,
+                expected=tuple(parameter.shape),
+            )
+        tensor = source.tensor(name)
+        if tensor.shape != parameter.shape:
+            raise ModelError(
+                f"{source.path}: tensor {name} has shape {list(tensor.shape)}, the config calls for "
+                f"{list(parameter.shape)}",
+                path=source.path,
+                tensor=name,
+                expected=tuple(parameter.shape),
+                found=tuple(tensor.shape),
+            )
+        _replace(model, parameter, nn.Parameter(tensor.to(device=device, dtype=dtype), requires_grad=False))
+
+
+def _replace(model: nn.Module, old: nn.Parameter, new: nn.Parameter) -> None:
+    # named_parameters lists a tied parameter once, under its first name, as the source does; assigning by name
+    # would break the tie, so every module that holds the old object gets the new one.
+    for module in model.modules():
+        for key, parameter in module._parameters.items():
+            if parameter is old:
+                module._parameters[key] = new
+
+
+def _restore_buffers(model: Any, device: torch.device, source: WeightSource) -> None:
+    """Give every buffer that was made on the meta device (rotary frequencies, embedding scale) its real values.
+
+    transformers' own initialiser of the owning module writes them, as from_pretrained has it do.
+    """
+    for name, module in model.named_modules():
+        own = {k: b for k, b in module._buffers.items() if b is not None and b.is_meta}
+        if not own:
+            continue
+        for key, buffer in own.items():
+            module._buffers[key] = torch.full_like(buffer, _unset(buffer.dtype), device=device)
+        with torch.no_grad():
+            model._init_weights(module)
+        for key in own:
+            restored = module._buffers[key]
+            if restored is None or bool((restored == _unset(restored.dtype)).any()):
+                raise ModelError(
+                    f"{source.path}: buffer {name}.{key} of model_type {source.family.name!r} cannot be "
+                    "initialised by this transformers version; install another one",
+                    path=source.path,
+                    tensor=f"{name}.{key}",
+                )
+
+
+def _unset(dtype: torch.dtype) -> float:
+    # A value that no frequency, scale or mask takes; it must survive f16.
+    return -31337.0 if dtype.is_floating_point else 0
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
