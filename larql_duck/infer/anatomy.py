@@ -31,6 +31,7 @@ class LayerParts:
     ffn: nn.Module
     ffn_post: nn.Module | None
     gate: nn.Module
+    up: nn.Module | None
     down: nn.Module
     transposed: bool
 
@@ -92,6 +93,7 @@ def find_parts(model: PreTrainedModel, family: Family) -> Anatomy:
                 ffn=module(prefix + family.down.split(".")[0]),
                 ffn_post=module(prefix + family.post_ffn_norm) if family.post_ffn_norm else None,
                 gate=module(prefix + family.gate),
+                up=module(prefix + family.up) if family.up else None,
                 down=module(prefix + family.down),
                 transposed=family.transposed,
             )

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
     from larql_duck.infer.anatomy import Anatomy
 
-PARTS = frozenset(
-    {"residual", "ffn_input", "gate", "activation", "deltas", "branches", "heads", "attention"}
-)
+PARTS = frozenset({"residual", "ffn_input", "gate", "activation", "deltas", "branches", "heads", "attention"})
 # What direct attribution reads.
 FOR_ATTRIBUTION = frozenset({"residual", "activation", "deltas", "branches"})
 
@@ -98,7 +96,9 @@ def recording(
     """
     wanted = set(parts)
     if unknown := wanted - PARTS:
-        raise LarqlError(f"nothing called {sorted(unknown)[0]!r} to capture; known: {', '.join(sorted(PARTS))}")
+        raise LarqlError(
+            f"nothing called {sorted(unknown)[0]!r} to capture; known: {', '.join(sorted(PARTS))}"
+        )
     recorder = _Recorder(positions == "last", len(anatomy.layers))
     handles = _install(anatomy, recorder, wanted)
     capture = Capture(positions=positions)

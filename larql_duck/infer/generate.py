@@ -39,7 +39,11 @@ def stream(
     generator = torch.Generator(device="cpu").manual_seed(seed)
     prefix = engine.prefix([prompt])
     rows = torch.zeros(1, dtype=torch.int64, device=engine.device)
-    room = max_tokens if engine.context is None else min(max_tokens, engine.context - int(prefix.positions[0, 0]))
+    room = (
+        max_tokens
+        if engine.context is None
+        else min(max_tokens, engine.context - int(prefix.positions[0, 0]))
+    )
     ids: list[int] = []
     text = ""
     for _ in range(room):
@@ -70,9 +74,7 @@ class Continuation:
 
 
 @torch.inference_mode()
-def greedy(
-    prefix: Prefix, *, max_tokens: int, stop: Callable[[int, list[int]], bool]
-) -> list[Continuation]:
+def greedy(prefix: Prefix, *, max_tokens: int, stop: Callable[[int, list[int]], bool]) -> list[Continuation]:
     """For each row of `prefix`, what follows its waiting token: at most max_tokens greedy tokens, within the context.
 
     stop(i, ids) is asked after each token with row i's continuation so far (the newest token included) and ends the

@@ -184,9 +184,7 @@ def _hook_residual(anatomy: Anatomy, edit: ResidualEdit, starts: Starts) -> Remo
     def change(hidden: torch.Tensor) -> torch.Tensor:
         n, t = hidden.shape[:2]
         columns = _columns(edit.position, n, t, starts, hidden.device)
-        rows = (
-            torch.arange(n, device=hidden.device) if edit.rows is None else edit.rows.to(hidden.device)
-        )
+        rows = torch.arange(n, device=hidden.device) if edit.rows is None else edit.rows.to(hidden.device)
         vector = edit.vector.to(hidden).expand(len(rows), -1)
         out = hidden.clone()
         if columns is None:
