@@ -36,7 +36,12 @@ def open_model(spec: str | Path) -> ModelSource:
             "or hf://org/name",
             path=path,
         )
-    directory, origin = download(*found)
+    try:
+        directory, origin = download(*found)
+    except ModelError as error:
+        if text.startswith("hf://"):
+            raise
+        raise ModelError(f"{text}: there is no such directory here, and {error}", path=path) from None
     return HfSource(directory, name=found[0], origin=origin)
 
 
