@@ -38,8 +38,8 @@ def torch_dtype(dtype: str) -> torch.dtype:
 class ArrayWriter:
     """Writes tensors one after another into one file, rounded to nearest, hashing as it goes.
 
-    Use as a context manager; after it `written` holds size and checksum and the bytes are on the disk. A value that
-    the dtype cannot hold raises ModelError: an infinity would pass every later check as a legal number.
+    Use as a context manager; after it `written` holds size and checksum and the bytes are on the disk. NaN, and a
+    value that the dtype cannot hold, raise ModelError: they would pass every later check as legal numbers.
     """
 
     def __init__(self, path: Path, dtype: str) -> None:
@@ -67,19 +67,23 @@ class ArrayWriter:
         start = self.offset
         for part in tensor.reshape(-1).split(_CHUNK):
             converted = part.to(target)
-            if part.dtype != target and not bool(torch.isfinite(converted).all()):
-                largest = float(part.abs().max())
-                raise ModelError(
-                    f"{source or self.path}: tensor {name} holds {largest:g}, more than {self.dtype} can store; "
-                    "extract with --dtype f32",
-                    path=source,
-                    tensor=name,
-                )
+            if not bool(torch.isfinite(converted).all()):
+                raise _not_finite(part, name, self.dtype, source or self.path)
             data = converted.contiguous().view(torch.uint8).numpy().data
             self._file.write(data)
             self._hash.update(data)
             self.offset += data.nbytes
         return start, self.offset - start
+
+
+def _not_finite(part: torch.Tensor, name: str, dtype: str, path: Path) -> ModelError:
+    import torch
+
+    if bool(torch.isfinite(part).all()):
+        what = f"holds {float(part.abs().max()):g}, more than {dtype} can store; extract with --dtype f32"
+    else:
+        what = "holds NaN or infinite values; the model is damaged, get it again"
+    return ModelError(f"{path}: tensor {name} {what}", path=path, tensor=name)
 
 
 def map_tensor(path: Path, dtype: str, shape: tuple[int, ...], offset: int = 0) -> torch.Tensor:

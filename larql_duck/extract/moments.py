@@ -1,0 +1,62 @@
+"""Mean and covariance of vectors: the mean and standard deviation of any dot product with them, without the products."""
+
+from __future__ import annotations
+
+import torch
+
+from larql_duck.extract.topk import row_blocks
+
+
+class Moments:
+    """First and second moments of vectors [hidden], gathered block by block; population statistics (divisor n).
+
+    Block products run in f32 about a pilot mean and are summed in f64: shifting first keeps the large common part
+    of residual-stream vectors from swallowing the small differences.
+    """
+
+    def __init__(self, hidden: int) -> None:
+        self.n = 0
+        self._pilot: torch.Tensor | None = None
+        self._sum = torch.zeros(hidden, dtype=torch.float64)
+        self._products = torch.zeros(hidden, hidden, dtype=torch.float64)
+
+    @classmethod
+    def of_rows(cls, rows: torch.Tensor) -> Moments:
+        """The moments of the rows of a matrix [n, hidden]."""
+        moments = cls(rows.shape[1])
+        for start, stop in row_blocks(len(rows), 4096):
+            moments.add(rows[start:stop])
+        return moments
+
+    def add(self, rows: torch.Tensor) -> None:
+        """Take in rows [n, hidden], f32."""
+        if not len(rows):
+            return
+        if self._pilot is None:
+            self._pilot = rows.mean(0)
+        shifted = rows - self._pilot
+        self.n += len(rows)
+        self._sum += shifted.sum(0, dtype=torch.float64)
+        self._products += shifted.t() @ shifted
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """The mean vector, f64 [hidden]; zeros before anything was added."""
+        pilot = torch.zeros_like(self._sum) if self._pilot is None else self._pilot.double()
+        return pilot + self._sum / max(self.n, 1)
+
+    @property
+    def covariance(self) -> torch.Tensor:
+        """The covariance, f64 [hidden, hidden]."""
+        offset = self._sum / max(self.n, 1)
+        return self._products / max(self.n, 1) - torch.outer(offset, offset)
+
+    def project(self, directions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of the vectors' dot products with each of `directions` [m, hidden]; f32 [m]."""
+        covariance, mean = self.covariance, self.mean
+        means, stds = torch.empty(len(directions)), torch.empty(len(directions))
+        for start, stop in row_blocks(len(directions), 4096):
+            rows = directions[start:stop].double()
+            means[start:stop] = (rows @ mean).float()
+            stds[start:stop] = ((rows @ covariance) * rows).sum(1).clamp_min(0).sqrt().float()
+        return means, stds

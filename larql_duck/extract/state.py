@@ -1,0 +1,118 @@
+"""Work in progress: the hidden sibling directory that an extraction fills, and what of it is finished."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from larql_duck.errors import VindexError
+from larql_duck.vindex.arrays import write_file
+from larql_duck.vindex.publish import locked, staging_of
+
+_STATE = "state.json"
+WORK = ".work"
+_LOCK = ".lock"
+
+
+class Staging:
+    """The directory in which `out` is being built. Steps that are recorded as done survive a crash.
+
+    `directory` becomes the vindex; `work` holds checkpoints and is deleted before publishing.
+    """
+
+    def __init__(self, out: Path, key: str) -> None:
+        self.out = out
+        self.directory = staging_of(out)
+        self.work = self.directory / WORK
+        self.key = key
+        self._done: dict[str, Any] = {}
+
+    def begin(self, resume: bool) -> bool:
+        """True when finished steps of an interrupted run were found and `resume` asks for them.
+
+        Without `resume` the directory is emptied. A run with other options or another model is a VindexError.
+        """
+        self.work.mkdir(parents=True, exist_ok=True)
+        state = self._read()
+        if resume and state:
+            if state.get("key") != self.key:
+                raise VindexError(
+                    f"{self.out}: the interrupted extraction was started with another model or other options; "
+                    "repeat it with the same ones, or start afresh without --resume",
+                    path=self.out,
+                )
+            self._done = state["done"]
+            return True
+        for entry in self.directory.iterdir():
+            if entry.name == _LOCK:
+                continue
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        self.work.mkdir()
+        self._done = {}
+        return False
+
+    def done(self, step: str) -> Any:
+        """What was recorded for `step`, None while it is not finished."""
+        return self._done.get(step)
+
+    def record(self, step: str, value: Any = True) -> None:
+        """Note on the disk that `step` is finished, with a JSON value to read back."""
+        self._done[step] = value
+        temporary = self.work / (_STATE + ".tmp")
+        write_file(temporary, json.dumps({"key": self.key, "done": self._done}).encode())
+        os.replace(temporary, self.work / _STATE)
+
+    def save(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep named arrays as the checkpoint `name`, replacing an older one at once or not at all."""
+        from safetensors.numpy import save_file
+
+        temporary = self.work / f"{name}.tmp"
+        save_file({key: np.ascontiguousarray(value) for key, value in arrays.items()}, temporary)
+        os.replace(temporary, self.work / f"{name}.safetensors")
+
+    def load(self, name: str) -> dict[str, np.ndarray] | None:
+        """The arrays of checkpoint `name`; None where there is none."""
+        from safetensors.numpy import load_file
+
+        path = self.work / f"{name}.safetensors"
+        return load_file(path) if path.is_file() else None
+
+    def remove(self) -> None:
+        """Delete everything: after a failure nothing stays behind."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            state = json.loads((self.work / _STATE).read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return state if isinstance(state, dict) and isinstance(state.get("done"), dict) else {}
+
+
+@contextmanager
+def open_staging(out: Path, key: Mapping[str, Any]) -> Iterator[Staging]:
+    """A Staging for `out` under an exclusive lock; VindexError where another extraction to `out` is running.
+
+    `key` identifies model and options: only a run with the same key may be resumed.
+    """
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
+    staging = Staging(out, digest)
+    try:
+        staging.directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VindexError(
+            f"{out}: cannot write there ({error.strerror}); choose another -o", path=out
+        ) from None
+    with locked(
+        staging.directory / _LOCK,
+        f"{out}: another extraction to this path is running; wait for it or choose another -o",
+    ):
+        yield staging

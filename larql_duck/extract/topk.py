@@ -1,0 +1,91 @@
+"""Streaming top-k: the largest values of rows that arrive block by block, ties to the lower column."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+
+class TopK:
+    """The k largest values of each of `rows` rows, with the column of each and any number of companions.
+
+    `offer` takes blocks whose columns ascend from call to call, so among equal values the lowest columns stay.
+    Read `values` (f32, -inf where a row has fewer than k), `columns` (int32, -1 there) and `companions` after `settle`.
+    Candidates gather until they are as many as what is kept; only then are they merged and the thresholds raised.
+    """
+
+    def __init__(self, rows: int, k: int, companions: int = 0) -> None:
+        self.k = k
+        self.values = np.full((rows, k), -np.inf, np.float32)
+        self.columns = np.full((rows, k), -1, np.int32)
+        self.companions = [np.zeros((rows, k), np.float32) for _ in range(companions)]
+        self._pending: list[tuple[np.ndarray, ...]] = []
+        self._count = 0
+        self._limit = max(rows * k, 1 << 14)
+
+    def threshold(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """The smallest value kept in rows start..stop, f32 [rows]: only larger ones can enter."""
+        return torch.from_numpy(self.values[start:stop, -1].copy())
+
+    def candidates(self, block: torch.Tensor, row_axis: int, start: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Row and column (int64, within the block) of those values of `block` [2-d, contiguous] that may enter.
+
+        `row_axis` says which axis holds this object's rows, the first of them being row `start`.
+        """
+        n = block.shape[row_axis]
+        columns = 1 - row_axis
+        threshold = self.threshold(start, start + n)
+        if bool(torch.isneginf(threshold).all()):
+            # Nothing is kept yet: the block's own k-th value bounds what can enter, ties with it included.
+            k = min(self.k, block.shape[columns])
+            threshold = block.topk(k, dim=columns).values.select(columns, k - 1)
+            hits = block >= threshold.unsqueeze(columns)
+        else:
+            hits = block > threshold.unsqueeze(columns)
+        # numpy's search for the few hits is several times faster than torch.nonzero.
+        first, second = np.divmod(np.flatnonzero(hits.numpy()), block.shape[1])
+        return (first, second) if row_axis == 0 else (second, first)
+
+    def offer(
+        self, rows: np.ndarray, columns: np.ndarray, values: np.ndarray, *companions: np.ndarray
+    ) -> None:
+        """Take in candidates: rows and columns as this object counts them, one value and its companions each."""
+        if len(rows):
+            self._pending.append((rows, columns, values, *companions))
+            self._count += len(rows)
+            if self._count >= self._limit or np.isneginf(self.values[rows[0], -1]):
+                self.settle()
+
+    def settle(self) -> None:
+        """Merge what was offered; after it the thresholds are as high as they can be."""
+        if not self._pending:
+            return
+        rows, columns, values, *companions = (
+            np.concatenate(part) for part in zip(*self._pending, strict=True)
+        )
+        self._pending, self._count = [], 0
+        touched = np.unique(rows)
+        kept = np.repeat(touched, self.k)
+        rows = np.concatenate([kept, rows])
+        columns = np.concatenate([self.columns[touched].ravel(), columns])
+        values = np.concatenate([self.values[touched].ravel(), values])
+        order = np.lexsort((columns, -values, rows))
+        # Every touched row starts with its k kept entries, so its first k in order are its new ones.
+        counts = np.diff(np.append(np.searchsorted(rows[order], touched), len(rows)))
+        starts = np.cumsum(counts) - counts
+        chosen = order[(starts[:, None] + np.arange(self.k)).ravel()]
+        shape = (len(touched), self.k)
+        self.values[touched] = values[chosen].reshape(shape)
+        self.columns[touched] = columns[chosen].reshape(shape)
+        for own, new in zip(self.companions, companions, strict=True):
+            own[touched] = np.concatenate([own[touched].ravel(), new])[chosen].reshape(shape)
+
+
+def row_blocks(n: int, size: int) -> list[tuple[int, int]]:
+    """Start and stop of consecutive blocks of at most `size` of n rows."""
+    return [(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def block_rows(columns: int, budget: int = 1 << 22) -> int:
+    """How many rows of `columns` f32 values keep a block near `budget` values, between 64 and 4,096."""
+    return max(64, min(4096, budget // max(columns, 1)))
