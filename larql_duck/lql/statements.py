@@ -108,7 +108,7 @@ class Sql:
     query: bool = field(compare=False, repr=False, default=True)  # False: a condition or a value
 
     @property
-    def tree(self) -> exp.Expression:
+    def tree(self) -> exp.Expr:
         """The sqlglot expression of text, parsed anew at each access: the caller may change it.
 
         LqlSyntaxError where sqlglot does not know a form that DuckDB accepts.

@@ -1,0 +1,209 @@
+"""Values that hold SQL, and the body of INSERT: what needs to know the clauses of the statement around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from larql_duck.lql.cursor import Cursor
+from larql_duck.lql.grammar import Fields, Part, Syntax
+from larql_duck.lql.sql import read_condition, read_query, read_value
+from larql_duck.lql.statements import Assignment, Insert, Probe, Sql, Statement, Triple, Update
+from larql_duck.lql.tokens import Kind
+from larql_duck.lql.values import Text, Texts, Value, quote
+
+COLUMNS = {
+    "ENTITY": "entity",
+    "RELATION": "relation",
+    "TARGET": "target",
+    "SUBJECT": "entity",
+    "RELATIONSHIP": "relation",
+    "OBJECT": "target",
+}
+"""INSERT's columns: LQL's names, and those of the tables."""
+
+
+def stops(c: Cursor, form: Syntax, *, strict: bool) -> Callable[[int], bool]:
+    """Whether a clause of the form begins at an index; strict: only where its value follows, too."""
+
+    def stop(i: int) -> bool:
+        if c.kinds[i] is not Kind.WORD:
+            return False
+        candidates = form.by_word.get(c.values[i], ())
+        return any(clause.starts(c, i, strict=strict) for clause in candidates)
+
+    return stop
+
+
+@dataclass(frozen=True)
+class Condition(Value):
+    """The condition of WHERE. The form is that of the statement being read (see Cursor.form)."""
+
+    syntax: str = "condition"
+    equals: ClassVar[bool] = False
+
+    def read(self, c: Cursor) -> Sql:
+        return read_condition(c, stops(c, c.form, strict=False))
+
+    def starts(self, c: Cursor, at: int) -> bool:
+        return c.kinds[at] is not Kind.END
+
+
+@dataclass(frozen=True)
+class SelectBody(Part):
+    """The whole of SELECT: the verb is part of the query."""
+
+    def read(self, c: Cursor, into: Fields, form: Syntax) -> None:
+        c.at -= 1
+        into["query"] = read_query(c, lambda i: False)
+
+    def show(self, statement: Statement) -> str:
+        # The verb has been printed.
+        return str(statement.query).split(" ", 1)[1]  # type: ignore[attr-defined]
+
+    @property
+    def syntax(self) -> str:
+        return '... FROM source [NEAREST TO "entity" AT LAYER n [BASIS EMBEDDING | CONTEXT]] ...'
+
+
+@dataclass(frozen=True)
+class ExportBody(Part):
+    """[select | CURRENT]."""
+
+    def read(self, c: Cursor, into: Fields, form: Syntax) -> None:
+        if c.word in ("SELECT", "WITH"):
+            first = c.at
+            into["query"] = read_query(c, stops(c, form, strict=True))
+            c.places["query"] = c.tokens.position(first, c.at - 1)
+        else:
+            c.take_words(("CURRENT",))
+
+    def show(self, statement: Statement) -> str:
+        query = statement.query  # type: ignore[attr-defined]
+        return "CURRENT" if query is None else str(query)
+
+    @property
+    def syntax(self) -> str:
+        return "[select | CURRENT]"
+
+
+@dataclass(frozen=True)
+class Assignments(Part):
+    """column = value, ..."""
+
+    def read(self, c: Cursor, into: Fields, form: Syntax) -> None:
+        stop = stops(c, form, strict=False)
+        found = [self._one(c, stop)]
+        while c.take(","):
+            found.append(self._one(c, stop))
+        into["assignments"] = tuple(found)
+
+    def _one(self, c: Cursor, stop: Callable[[int], bool]) -> Assignment:
+        first = c.at
+        if c.kinds[first] not in (Kind.WORD, Kind.NAME):
+            raise c.unexpected("a column")
+        column = c.tokens.raw(first) if c.kinds[first] is Kind.WORD else c.values[first]
+        c.places[f"assignments.{column}"] = c.tokens.position(first)
+        c.at += 1
+        c.expect("=")
+        return Assignment(column, read_value(c, stop))
+
+    def show(self, statement: Statement) -> str:
+        assert isinstance(statement, Update)
+        return ", ".join(f"{column_name(a.column)} = {a.value}" for a in statement.assignments)
+
+    @property
+    def syntax(self) -> str:
+        return "column = value, ..."
+
+
+def column_name(name: str) -> str:
+    """A column as LQL: in backticks unless it is a plain word."""
+    return name if name.isidentifier() and name.isascii() else "`" + name.replace("`", "``") + "`"
+
+
+@dataclass(frozen=True)
+class InsertBody(Part):
+    """(columns) VALUES (...), ... or (columns) select."""
+
+    def read(self, c: Cursor, into: Fields, form: Syntax) -> None:
+        columns = self._columns(c)
+        if c.take_words(("VALUES",)):
+            rows = [self._row(c, columns)]
+            while c.take(","):
+                rows.append(self._row(c, columns))
+            into["rows"] = tuple(rows)
+        elif c.word in ("SELECT", "WITH"):
+            into["columns"] = columns
+            into["query"] = read_query(c, stops(c, form, strict=True))
+        elif c.has("("):
+            c.at += 1
+            into["columns"] = columns
+            into["query"] = read_query(c, lambda i: False, inside=True)
+            c.expect(")")
+        else:
+            raise c.unexpected("VALUES", "SELECT", "WITH")
+
+    def _columns(self, c: Cursor) -> tuple[str, ...]:
+        c.expect("(")
+        found: list[str] = []
+        while True:
+            left = [word for word in ("ENTITY", "RELATION", "TARGET") if COLUMNS[word] not in found]
+            column = COLUMNS.get(c.values[c.at]) if c.kinds[c.at] in (Kind.WORD, Kind.NAME) else None
+            if column is None or column in found:
+                raise c.unexpected(*(left or [")"]))
+            found.append(column)
+            c.at += 1
+            if len(found) == 3:
+                c.expect(")")
+                return tuple(found)
+            c.expect(",")
+
+    def _row(self, c: Cursor, columns: tuple[str, ...]) -> Triple:
+        at = c.at
+        c.expect("(")
+        row: Fields = {}
+        for i, column in enumerate(columns):
+            if i:
+                c.expect(",")
+            row[column] = c.string(f"a string for {column}")
+        c.expect(")")
+        c.places.setdefault("rows", c.tokens.position(at, c.at - 1))
+        return Triple(**row)
+
+    def show(self, statement: Statement) -> str:
+        assert isinstance(statement, Insert)
+        columns = ", ".join(statement.columns)
+        if statement.query is not None:
+            return f"({columns}) {statement.query}"
+        rows = ", ".join(f"({quote(r.entity)}, {quote(r.relation)}, {quote(r.target)})" for r in statement.rows)
+        return f"({columns}) VALUES {rows}"
+
+    @property
+    def syntax(self) -> str:
+        return '(entity, relation, target) (VALUES ("entity", "relation", "target"), ... | select)'
+
+
+@dataclass(frozen=True)
+class Names(Value):
+    """PROBE's ENTITIES: strings, or a query in brackets; the planner sees two fields, entities and query."""
+
+    syntax: str = '"entity", ... | (select)'
+
+    def read(self, c: Cursor) -> tuple[str, ...] | Sql:
+        if not c.take("("):
+            if not Text().starts(c, c.at):
+                raise c.unexpected("a string", "(", hint=c.quote_hint())
+            return Texts().read(c)
+        query = read_query(c, lambda i: False, inside=True)
+        c.expect(")")
+        return query
+
+    def show(self, value: tuple[str, ...] | Sql) -> str:
+        return f"({value})" if isinstance(value, Sql) else Texts().show(value)
+
+
+def names_of(statement: Probe) -> tuple[str, ...] | Sql:
+    """What ENTITIES held."""
+    return statement.entities if statement.query is None else statement.query

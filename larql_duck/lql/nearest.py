@@ -1,0 +1,102 @@
+"""`source [AS alias] NEAREST TO "entity" AT LAYER n [BASIS b]` inside a query."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from larql_duck.lql.cursor import Cursor
+from larql_duck.lql.tokens import Kind
+from larql_duck.lql.values import quote
+
+_BEFORE_SOURCE = ("FROM", "JOIN")
+_PLAIN = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+_BASES = ("EMBEDDING", "CONTEXT")
+
+
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """One such source: end is the index of the token behind it, lql its canonical text."""
+
+    source: str
+    alias: str | None
+    entity: str
+    layer: int
+    basis: str | None
+    end: int
+    lql: str
+
+
+def find_nearest(c: Cursor) -> dict[int, Nearest]:
+    """All such sources from the cursor to the end of the statement, by the index of their first token.
+
+    The cursor stays. LqlSyntaxError where NEAREST TO stands behind something that is no table.
+    """
+    found: dict[int, Nearest] = {}
+    kinds, values, start = c.kinds, c.values, c.at
+    i = start
+    while kinds[i] is not Kind.END and not c.tokens.is_operator(i, ";", "|>"):
+        if values[i] == "NEAREST" and kinds[i] is Kind.WORD and i > start:
+            if c.has_words(("TO",), i + 1):
+                first, nearest = _read(c, i, start)
+                found[first] = nearest
+                i = nearest.end
+                continue
+            if kinds[i + 1] is Kind.STRING:
+                c.at = i + 1
+                raise c.unexpected("TO")
+        i += 1
+    c.at = start
+    return found
+
+
+def _read(c: Cursor, at: int, start: int) -> tuple[int, Nearest]:
+    first, last, alias_at = _source(c, at, start)
+    c.at = at + 2
+    entity = c.string("the entity as a string")
+    c.expect_words(("AT", "LAYER"))
+    c.take("=")
+    layer = c.integer("a layer")
+    basis = None
+    if c.take_words(("BASIS",)):
+        c.take("=")
+        if c.word == "INDEX":
+            raise c.fail("NEAREST compares vectors, and BASIS INDEX has none: write EMBEDDING or CONTEXT")
+        basis = c.choice(_BASES).lower()
+    source = [_name(c, i) for i in range(first, last + 1, 2)]
+    alias = None if alias_at is None else _name(c, alias_at)
+    written = ".".join(map(_written, source)) + ("" if alias is None else f" AS {_written(alias)}")
+    written += f" NEAREST TO {quote(entity)} AT LAYER {layer}" + (f" BASIS {basis.upper()}" if basis else "")
+    return first, Nearest(".".join(source), alias, entity, layer, basis, c.at, written)
+
+
+def _source(c: Cursor, at: int, start: int) -> tuple[int, int, int | None]:
+    """First and last token of the source's name, and the alias's token if it has one, going back from NEAREST."""
+    alias: int | None = None
+    i = at - 1
+    if i - 1 > start and c.has_words(("AS",), i - 1):
+        alias, i = i, i - 2
+    elif i - 1 > start and _is_name(c, i) and _is_name(c, i - 1) and not c.tokens.is_word(i - 1, *_BEFORE_SOURCE):
+        alias, i = i, i - 1
+    last = i
+    while i - 2 > start and _is_name(c, i) and c.tokens.is_operator(i - 1, ".") and _is_name(c, i - 2):
+        i -= 2
+    listed = c.tokens.is_word(i - 1, *_BEFORE_SOURCE) or c.tokens.is_operator(i - 1, ",")
+    if not (_is_name(c, i) and listed):
+        raise c.fail("NEAREST TO stands behind the name of a table, as in FROM EDGES NEAREST TO", at=at)
+    return i, last, alias
+
+
+def _name(c: Cursor, i: int) -> str:
+    """The name that a token stands for."""
+    return c.tokens.raw(i) if c.kinds[i] is Kind.WORD else c.values[i]
+
+
+def _written(name: str) -> str:
+    """A name as canonical LQL."""
+    return name if _PLAIN.fullmatch(name) else "`" + name.replace("`", "``") + "`"
+
+
+def _is_name(c: Cursor, i: int) -> bool:
+    kind = c.kinds[i]
+    return kind is Kind.NAME or kind is Kind.WORD or (kind is Kind.STRING and c.tokens.raw(i)[0] == '"')

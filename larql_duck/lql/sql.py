@@ -1,0 +1,360 @@
+"""The parts of LQL that are SQL: a slice of tokens -> DuckDB text, checked by DuckDB's own parser.
+
+Tokens are copied one by one, so the query that runs is the one that was typed: only quotes are changed (A string in
+double quotes becomes one in single quotes, a name in backticks one in double quotes), comments go, and NEAREST TO
+becomes a table function. Queries of the reference's small grammar are accepted first, by `small.py`; anything else is
+what DuckDB's parser accepts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from larql_duck.errors import LqlSyntaxError
+from larql_duck.lql.cursor import Cursor
+from larql_duck.lql.judge import duckdb_syntax_error
+from larql_duck.lql.literals import literal_texts, name_texts, string_texts
+from larql_duck.lql.nearest import Nearest, find_nearest
+from larql_duck.lql.small import Rewrites, small_condition, small_query, small_value
+from larql_duck.lql.statements import NEAREST_FUNCTION, Sql
+from larql_duck.lql.tokens import Kind, Tokens
+
+if TYPE_CHECKING:
+    from sqlglot import exp
+
+MAX_NESTING = 100
+"""How deep brackets may nest in a query or condition."""
+
+Stops = Callable[[int], bool]
+"""Whether a clause of the statement around begins at the token with this index."""
+
+_OPEN, _CLOSE = {"(": ")", "[": "]", "{": "}"}, {")": "(", "]": "[", "}": "{"}
+# Behind these words a value is expected, so what follows is a column even if it looks like a clause.
+_EXPECT_VALUE = frozenset(
+    [
+        "SELECT",
+        "DISTINCT",
+        "ALL",
+        "WHERE",
+        "HAVING",
+        "QUALIFY",
+        "AND",
+        "OR",
+        "NOT",
+        "IN",
+        "LIKE",
+        "ILIKE",
+        "GLOB",
+        "BETWEEN",
+        "IS",
+        "CASE",
+        "WHEN",
+        "THEN",
+        "ELSE",
+        "FROM",
+        "JOIN",
+        "ON",
+        "USING",
+        "ESCAPE",
+        "SET",
+        "AS",
+        "UNION",
+        "EXCEPT",
+        "INTERSECT",
+        "VALUES",
+        "RETURNING",
+        "FILTER",
+    ]
+)
+_NO_SPACE_BEFORE, _NO_SPACE_AFTER = (
+    frozenset({",", ")", "]", ".", "::", ";"}),
+    frozenset({"(", "[", ".", "::"}),
+)
+_SPACED = frozenset({"=", "==", "<", ">", "<=", ">=", "<>", "!=", "+", "/", "||", "%", ":=", "->"})
+_KEYWORDS_BEFORE_BRACKET = _EXPECT_VALUE | frozenset(
+    [
+        "OVER",
+        "BY",
+        "AS",
+        "LATERAL",
+        "EXISTS",
+        "ANY",
+        "SOME",
+        "WITHIN",
+        "GROUP",
+        "MATERIALIZED",
+        "RECURSIVE",
+        "WITH",
+        "BY",
+        "LIMIT",
+        "OFFSET",
+        "END",
+        "TO",
+    ]
+)
+
+
+def read_query(c: Cursor, stops: Stops, *, inside: bool = False) -> Sql:
+    """The query at the cursor, up to a clause of the statement around, `;`, `|>`, the end, or (inside) a `)`."""
+    first = c.at
+    if c.word not in ("SELECT", "WITH"):
+        raise c.unexpected("SELECT", "WITH")
+    nearest = find_nearest(c)
+    end = _find_end(c, first, stops, nearest, inside=inside)
+    rewrites = small_query(c, first, end, nearest) if c.word == "SELECT" else None
+    part = _Writer(c.tokens, first, end, rewrites or {}, nearest).write()
+    if rewrites is None:
+        part.check("", "")
+    c.at = end
+    return part.sql(query=True)
+
+
+def read_condition(c: Cursor, stops: Stops) -> Sql:
+    """The condition at the cursor, up to a clause of the statement around, `;`, `|>` or the end."""
+    return _read_expression(c, stops, small_condition, "a condition")
+
+
+def read_value(c: Cursor, stops: Stops) -> Sql:
+    """The value at the cursor, up to a comma, a clause of the statement around, `;`, `|>` or the end."""
+    return _read_expression(
+        c, lambda i: stops(i) or c.tokens.is_operator(i, ","), small_value, "a value"
+    )
+
+
+def _read_expression(c: Cursor, stops: Stops, small: Callable[..., Rewrites | None], what: str) -> Sql:
+    first = c.at
+    nearest = find_nearest(c)
+    end = _find_end(c, first, stops, nearest, inside=False)
+    if end == first:
+        raise c.unexpected(what)
+    rewrites = None if nearest else small(c, first, end)
+    part = _Writer(c.tokens, first, end, rewrites or {}, nearest).write()
+    if rewrites is None:
+        # CAST( ... AS ) takes exactly one expression: no lists, no clauses, no bare subqueries.
+        part.check("SELECT CAST(", " AS BOOLEAN)")
+    c.at = end
+    return part.sql(query=False)
+
+
+def parse_tree(part: Sql) -> exp.Expr:
+    """The sqlglot tree of a part's text; LqlSyntaxError where sqlglot cannot read what DuckDB can."""
+    import sqlglot
+    from sqlglot.errors import SqlglotError
+
+    try:
+        if part.query:
+            return sqlglot.parse_one(part.text, dialect="duckdb")
+        tree = sqlglot.parse_one(f"SELECT 1 WHERE {part.text}", dialect="duckdb")
+        return tree.args["where"].this.pop()
+    except SqlglotError as error:
+        reason = " ".join(str(error).split("\n", 1)[0].split())
+    except RecursionError:
+        reason = "it nests too deeply"
+    shown = part.lql if len(part.lql) <= 200 else part.lql[:199] + "…"
+    raise LqlSyntaxError(
+        f"DuckDB accepts this query, but it cannot be taken apart: {reason}", line=1, column=1, text=shown
+    )
+
+
+# ---- where the SQL ends
+
+
+def _find_end(c: Cursor, first: int, stops: Stops, nearest: Mapping[int, Nearest], *, inside: bool) -> int:
+    kinds, values = c.kinds, c.values
+    open_brackets: list[int] = []
+    i = first
+    while True:
+        kind, value = kinds[i], values[i]
+        if kind is Kind.END:
+            break
+        if kind is Kind.OPERATOR:
+            if value in _OPEN:
+                open_brackets.append(i)
+                if len(open_brackets) > MAX_NESTING:
+                    raise c.fail(f"brackets nest deeper than {MAX_NESTING} levels", at=i)
+            elif value in _CLOSE:
+                if not open_brackets:
+                    if inside and value == ")":
+                        return i
+                    raise c.fail(f"{value} closes nothing", at=i)
+                opening = values[open_brackets.pop()]
+                if _OPEN[opening] != value:
+                    raise c.fail(f"expected {_OPEN[opening]}, found {value}", at=i)
+            elif value == ";" or (value == "|>" and not open_brackets):
+                break
+        if i in nearest:
+            i = nearest[i].end
+            continue
+        if not open_brackets and i > first and _value_complete(c, i - 1) and stops(i):
+            return i
+        i += 1
+    if open_brackets:
+        at = open_brackets[-1]
+        raise c.fail(f"this {values[at]} is never closed", at=at)
+    if inside:
+        c.at = i
+        raise c.unexpected(")")
+    return i
+
+
+def _value_complete(c: Cursor, i: int) -> bool:
+    """Whether a value (or a whole clause) ends with the token, so that a clause may begin behind it."""
+    kind, value = c.kinds[i], c.values[i]
+    if kind is Kind.OPERATOR:
+        return value in (")", "]", "}", "*")
+    return kind is not Kind.WORD or (value not in _EXPECT_VALUE and not value.endswith(" BY"))
+
+
+# ---- writing
+
+
+@dataclass(slots=True)
+class _Part:
+    """What the writer made: texts, and for each piece of text where it starts and which token it came from."""
+
+    tokens: Tokens
+    lql: str
+    text: str
+    starts: list[int]
+    origins: list[int]
+
+    def sql(self, *, query: bool) -> Sql:
+        return Sql(self.lql, self.text, query)
+
+    def check(self, before: str, behind: str) -> None:
+        """Raise what DuckDB's parser has against the text."""
+        found = duckdb_syntax_error(before + self.text + behind)
+        if found is None:
+            return
+        message, offset = found
+        offset -= len(before)
+        index = self.origins[-1]
+        at = self.tokens.ends[index]
+        for start, origin in zip(self.starts, self.origins, strict=True):
+            if start > offset:
+                break
+            index, at = origin, self.tokens.starts[origin]
+        if offset >= len(self.text):
+            at = self.tokens.ends[self.origins[-1]]
+        raise self.tokens.error(message, at)
+
+
+class _Writer:
+    """Copies the tokens [first, end) into canonical LQL and into DuckDB's SQL."""
+
+    def __init__(
+        self, tokens: Tokens, first: int, end: int, rewrites: Rewrites, nearest: Mapping[int, Nearest]
+    ) -> None:
+        self.tokens, self.first, self.end = tokens, first, end
+        self.rewrites, self.nearest = rewrites, nearest
+        self.lql: list[str] = []
+        self.text: list[str] = []
+        self.starts: list[int] = []
+        self.origins: list[int] = []
+        self.size = 0
+        # One entry a bracket: whether a SELECT was read in it, so that a FROM in it begins a list of tables.
+        self.selects: list[bool] = [False]
+
+    def write(self) -> _Part:
+        i = self.first
+        while i < self.end:
+            found = self.nearest.get(i)
+            if found is None:
+                self._token(i)
+                i += 1
+            else:
+                self._nearest(i, found)
+                i = found.end
+        return _Part(self.tokens, "".join(self.lql), "".join(self.text), self.starts, self.origins)
+
+    def _emit(self, lql: str, text: str, origin: int, *, space: bool) -> None:
+        gap = " " if space and self.text else ""
+        self.lql.append(gap + lql)
+        self.starts.append(self.size + len(gap))
+        self.origins.append(origin)
+        self.text.append(gap + text)
+        self.size += len(gap) + len(text)
+
+    def _token(self, i: int) -> None:
+        kind, value = self.tokens.kinds[i], self.tokens.values[i]
+        space = i > self.first and self._space(i)
+        if i in self.tokens.bound:
+            lql, text = literal_texts(self.tokens.bound[i])
+        elif i in self.rewrites:
+            lql, text = self.rewrites[i]
+        elif kind is Kind.STRING:
+            lql, text = self._string(i)
+        elif kind is Kind.NAME:
+            lql, text = name_texts(value)
+        elif kind is Kind.WORD:
+            lql = text = " ".join(self.tokens.raw(i).split())
+            if text.lower() == NEAREST_FUNCTION:
+                raise self.tokens.error(f"{text} is reserved: write NEAREST TO", self.tokens.starts[i])
+            if value == "SELECT":
+                self.selects[-1] = True
+        else:
+            lql = text = self.tokens.raw(i)
+            if value == "(":
+                self.selects.append(False)
+            elif value == ")" and len(self.selects) > 1:
+                self.selects.pop()
+        self._emit(lql, text, i, space=space)
+
+    def _string(self, i: int) -> tuple[str, str]:
+        literal = self.tokens.raw(i)
+        if literal[0] == '"' and self._is_name(i):
+            name = self.tokens.values[i]
+            if not name or "\0" in name:
+                raise self.tokens.error("no name", self.tokens.starts[i])
+            return name_texts(name)
+        return string_texts(decode_string(literal, keep_unknown=True))
+
+    def _is_name(self, i: int) -> bool:
+        """Whether "x" is an identifier here: after FROM, JOIN, AS or a dot, and as the name of a CTE."""
+        tokens = self.tokens
+        if tokens.is_word(i + 1, "AS"):
+            behind = i + 2
+            return tokens.is_operator(behind, "(") or tokens.is_word(behind, "MATERIALIZED", "NOT")
+        if i == self.first:
+            return False
+        if tokens.is_word(i - 1, "FROM"):
+            # Not IS DISTINCT FROM "x", and not EXTRACT(year FROM "x"). A bracket may start with FROM.
+            opens = i - 2 < self.first or tokens.is_operator(i - 2, "(")
+            return opens or (self.selects[-1] and not tokens.is_word(i - 2, "DISTINCT"))
+        return tokens.is_operator(i - 1, ".") or tokens.is_word(i - 1, "JOIN", "AS")
+
+    def _space(self, i: int) -> bool:
+        """Whether canonical text has a space before the token; never changes where tokens begin."""
+        tokens = self.tokens
+        kind, value = tokens.kinds[i], tokens.values[i]
+        before_kind, before = tokens.kinds[i - 1], tokens.values[i - 1]
+        is_operator, was_operator = kind is Kind.OPERATOR, before_kind is Kind.OPERATOR
+        if (is_operator and value == "." and before_kind is Kind.NUMBER) or (
+            was_operator and before == "." and kind is Kind.NUMBER
+        ):
+            return not tokens.touches(i)
+        if is_operator and value in _NO_SPACE_BEFORE:
+            return False
+        if was_operator and before in _NO_SPACE_AFTER:
+            return False
+        if is_operator and value == "(":
+            return not (before_kind is Kind.WORD and before not in _KEYWORDS_BEFORE_BRACKET)
+        if was_operator and before == ",":
+            return True
+        if is_operator and was_operator:
+            # DuckDB reads neighbours as one operator.
+            return not tokens.touches(i)
+        if (is_operator and value in _SPACED) or (was_operator and before in _SPACED):
+            return True
+        return not tokens.touches(i)
+
+    def _nearest(self, i: int, found: Nearest) -> None:
+        """The source, the clause and the alias in between as they were typed; in DuckDB's text, a function call."""
+        space = i > self.first and self._space(i)
+        entity = string_texts(found.entity)[1]
+        basis = "NULL" if found.basis is None else f"'{found.basis}'"
+        call = f"{NEAREST_FUNCTION}({string_texts(found.source)[1]}, {entity}, {found.layer}, {basis})"
+        alias = "" if found.alias is None else f" AS {name_texts(found.alias)[1]}"
+        self._emit(found.lql, call + alias, i, space=space)
