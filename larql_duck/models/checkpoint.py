@@ -136,7 +136,7 @@ class ModelSource:
         from larql_duck.models.tokenizer import load_tokenizer
 
         try:
-            highest = load_tokenizer(self.tokenizer_files()).highest_id
+            highest = load_tokenizer(self.tokenizer_files()).highest_learned_id
         except ModelError as error:
             message = str(error)
             prefix = "" if message.startswith(str(self.path)) else f"{self.path}: "

@@ -60,7 +60,7 @@ _GEMMA2 = replace(
     ffn_norm="pre_feedforward_layernorm.weight",
     post_ffn_norm="post_feedforward_layernorm.weight",
     defaults={
-        **_GEMMA.defaults,
+        **{k: v for k, v in _GEMMA.defaults.items() if k != "hidden_act"},
         "hidden_size": 2304,
         "intermediate_size": 9216,
         "num_hidden_layers": 26,

@@ -32,8 +32,7 @@ class Tokenizer:
         self._pieces: dict[int, str] = {i: t for t, i in backend.get_vocab(with_added_tokens=True).items()}
         self._added = {i: t.content for i, t in backend.get_added_tokens_decoder().items()}
         self._special = {i for i, t in backend.get_added_tokens_decoder().items() if t.special}
-        self.highest_id = max(self._pieces, default=-1)
-        self.vocab_size = self.highest_id + 1 if vocab is None else vocab
+        self.vocab_size = max(self._pieces, default=-1) + 1 if vocab is None else vocab
         self._marks_start: bool | None = None
 
     # -- text <-> ids ------------------------------------------------------------------------------------
@@ -101,6 +100,14 @@ class Tokenizer:
             token = self.token(i)
             out.append((i, token, token.strip(), self._is_word(i, token)))
         return out
+
+    @property
+    def highest_learned_id(self) -> int:
+        """The highest id of an entry that is no added token: the embedding must have a row for it, -1 if none.
+
+        Added tokens may lie beyond the embedding: Gemma 3's text models carry the image token of their larger kin.
+        """
+        return max((i for i in self._pieces if i not in self._added), default=-1)
 
     # -- special tokens ----------------------------------------------------------------------------------
 
