@@ -59,12 +59,31 @@ class SelectBody(Part):
         into["query"] = read_query(c, lambda i: False)
 
     def show(self, statement: Statement) -> str:
-        # The verb has been printed.
-        return str(statement.query).split(" ", 1)[1]  # type: ignore[attr-defined]
+        return str(statement.query)  # type: ignore[attr-defined]
 
     @property
     def syntax(self) -> str:
         return '... FROM source [NEAREST TO "entity" AT LAYER n [BASIS EMBEDDING | CONTEXT]] ...'
+
+
+@dataclass(frozen=True)
+class ExplainedBody(Part):
+    """The statement that EXPLAIN SQL is about, with everything that is piped behind it."""
+
+    def read(self, c: Cursor, into: Fields, form: Syntax) -> None:
+        from larql_duck.lql.parser import read_pipe
+
+        if c.has_words(("EXPLAIN", "SQL")):
+            raise c.fail("EXPLAIN SQL explains another statement, not itself")
+        into["statement"] = read_pipe(c)
+        c.form, c.places = form, {}
+
+    def show(self, statement: Statement) -> str:
+        return str(statement.statement)  # type: ignore[attr-defined]
+
+    @property
+    def syntax(self) -> str:
+        return "statement"
 
 
 @dataclass(frozen=True)
@@ -150,7 +169,7 @@ class InsertBody(Part):
         found: list[str] = []
         while True:
             left = [word for word in ("ENTITY", "RELATION", "TARGET") if COLUMNS[word] not in found]
-            column = COLUMNS.get(c.values[c.at]) if c.kinds[c.at] in (Kind.WORD, Kind.NAME) else None
+            column = COLUMNS.get(c.values[c.at].upper()) if c.kinds[c.at] in (Kind.WORD, Kind.NAME) else None
             if column is None or column in found:
                 raise c.unexpected(*(left or [")"]))
             found.append(column)
@@ -177,7 +196,9 @@ class InsertBody(Part):
         columns = ", ".join(statement.columns)
         if statement.query is not None:
             return f"({columns}) {statement.query}"
-        rows = ", ".join(f"({quote(r.entity)}, {quote(r.relation)}, {quote(r.target)})" for r in statement.rows)
+        rows = ", ".join(
+            f"({quote(r.entity)}, {quote(r.relation)}, {quote(r.target)})" for r in statement.rows
+        )
         return f"({columns}) VALUES {rows}"
 
     @property
@@ -204,6 +225,7 @@ class Names(Value):
         return f"({value})" if isinstance(value, Sql) else Texts().show(value)
 
 
-def names_of(statement: Probe) -> tuple[str, ...] | Sql:
-    """What ENTITIES held."""
+def names_of(statement: Statement) -> tuple[str, ...] | Sql:
+    """What ENTITIES of a Probe held."""
+    assert isinstance(statement, Probe)
     return statement.entities if statement.query is None else statement.query

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from larql_duck.errors import LqlSyntaxError
 from larql_duck.lql.statements import Position
 from larql_duck.lql.suggest import closest
 from larql_duck.lql.tokens import Kind, Tokens
 
+if TYPE_CHECKING:
+    from larql_duck.lql.grammar import Syntax
+
 _SHOWN = 40
-_LISTED = 16
 
 
 class Cursor:
     """Reads tokens from left to right; `at` is the index of the next one. Reading past END is not possible."""
 
-    __slots__ = ("at", "kinds", "places", "tokens", "values")
+    __slots__ = ("at", "form", "kinds", "places", "tokens", "values")
 
     def __init__(self, tokens: Tokens) -> None:
         self.tokens = tokens
@@ -26,6 +29,8 @@ class Cursor:
         self.at = 0
         self.places: dict[str, Position] = {}
         """Positions of the fields of the statement that is being read."""
+        self.form: Syntax
+        """The row of the statement table that is being read by."""
 
     # ---- words and punctuation
 
@@ -85,7 +90,7 @@ class Cursor:
         """The next token as a string."""
         i = self.at
         if self.kinds[i] is not Kind.STRING and i not in self.tokens.bound:
-            raise self.unexpected(what, hint=self._quote_hint())
+            raise self.unexpected(what, hint=self.quote_hint())
         self.at += 1
         return self.values[i]
 
@@ -162,7 +167,7 @@ class Cursor:
     def unexpected(self, *expected: str, hint: str = "") -> LqlSyntaxError:
         """The error that the next token is none of these (to be raised by the caller)."""
         expected = tuple(dict.fromkeys(expected))
-        shown = expected if len(expected) <= _LISTED else (*expected[:_LISTED], "...")
+        shown = [e if e[0].isalnum() else f"'{e}'" for e in expected]
         wanted = shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} or {shown[-1]}"
         suggestion = self.suggestion(expected)
         if suggestion and not hint:
@@ -173,7 +178,7 @@ class Cursor:
 
     def suggestion(self, expected: Iterable[str]) -> str | None:
         """The expected word that the next token is a misspelling of."""
-        if not self.word:
+        if len(self.word) < 3:
             return None
         keywords = [e for e in expected if e.isupper()]
         found = closest(self.word, [w for e in keywords for w in e.split()])
@@ -191,9 +196,9 @@ class Cursor:
         index = self.at if at is None else at
         return self.tokens.error(message, self.tokens.starts[index], expected=expected, suggestion=suggestion)
 
-    def _quote_hint(self) -> str:
+    def quote_hint(self) -> str:
         """For a name that should have been quoted: how to write it."""
-        if self.kinds[self.at] not in (Kind.WORD, Kind.NAME):
+        if self.kinds[self.at] not in (Kind.WORD, Kind.NAME) or self.word in self.form.by_word:
             return ""
         typed = self.tokens.raw(self.at).strip("`")[:_SHOWN]
         return f' (write "{typed}")'

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 from larql_duck.lql.cursor import Cursor
@@ -87,7 +88,8 @@ class Clause:
     """Words and a value that may stand anywhere behind the head.
 
     Repeated, the last one wins; not where `once` (an error) or `add` (tuples that grow). `needs_equals` is for the
-    one clause of the reference whose `=` is mandatory. `about` says what the clause does, in a phrase.
+    one clause of the reference whose `=` is mandatory. `about` says what the clause does, in a phrase. `shown` gets the
+    value to print from the statement (default: the field called `name`).
     """
 
     words: tuple[str, ...]
@@ -98,6 +100,7 @@ class Clause:
     add: bool = False
     required: bool = False
     needs_equals: bool = False
+    shown: Callable[[Any], Any] | None = None
 
     def read(self, c: Cursor, into: Fields) -> None:
         """Read the value; the words have been stepped over."""
@@ -153,7 +156,7 @@ class Syntax:
     """One row of the statement table.
 
     preset: field values that the verb itself says. check: runs when the whole statement has been read.
-    hints: for words that users try here, the sentence that helps.
+    hints: for words that users try here, what to write instead. whole: the head prints the verb, too.
     """
 
     verb: tuple[str, ...]
@@ -165,7 +168,7 @@ class Syntax:
     preset: Mapping[str, Any] = field(default_factory=dict)
     check: Check | None = None
     hints: Mapping[str, str] = field(default_factory=dict)
-    group: str = ""
+    whole: bool = False
 
     @property
     def name(self) -> str:
@@ -176,7 +179,10 @@ class Syntax:
     def syntax(self) -> str:
         """The whole statement on one line, optional clauses in brackets."""
         parts = [self.name, *(p.syntax for p in self.head)]
-        parts += [c.syntax if c.required else f"[{c.syntax}]" for c in self.clauses]
+        for _, group in groupby(self.clauses, key=lambda c: (c.name, isinstance(c.value, Constant))):
+            some = list(group)
+            written = " | ".join(c.syntax for c in some)
+            parts.append(written if some[0].required else f"[{written}]")
         return " ".join(filter(None, parts))
 
     @cached_property
@@ -200,7 +206,7 @@ class Syntax:
 
     def read(self, c: Cursor, verb_at: int) -> Statement:
         """The statement whose verb (at index verb_at) the cursor has just passed."""
-        outer, c.places = c.places, {}
+        c.places, c.form = {}, self
         values: Fields = dict(self.preset)
         for part in self.head:
             part.read(c, values, self)
@@ -210,8 +216,7 @@ class Syntax:
                 raise c.unexpected(*self._open(values))
         if self.check is not None:
             self.check(c, values)
-        at, places, c.places = c.tokens.position(verb_at, c.at - 1), c.places, outer
-        return self.statement(**values, at=at, places=places)
+        return self.statement(**values, at=c.tokens.position(verb_at, c.at - 1), places=c.places)
 
     def read_clauses(self, c: Cursor, into: Fields) -> None:
         while candidates := self.by_word.get(c.word):
@@ -236,14 +241,19 @@ class Syntax:
 
     def show(self, statement: Statement) -> str:
         """The statement as canonical LQL."""
-        parts = [self.name, *(p.show(statement) for p in self.head)]
+        parts = ["" if self.whole else self.name, *(p.show(statement) for p in self.head)]
+        # A field may have several spellings (RELATION and RELATIONS, a bare layer and AT LAYER): the first is printed.
+        printed = {p.name for p in self.head if isinstance(p, Field)}
         for clause in self.clauses:
-            value = getattr(statement, clause.name)
-            if value == self.defaults.get(clause.name, MISSING):
+            value = clause.shown(statement) if clause.shown else getattr(statement, clause.name)
+            if clause.name in printed or value == self.defaults.get(clause.name, MISSING):
                 continue
+            if isinstance(clause.value, Constant) and clause.value.value != value:
+                continue
+            printed.add(clause.name)
             if clause.add and not _one_clause(clause.value):
                 parts.extend(clause.show(item) for item in value)
-            elif not isinstance(clause.value, Constant) or clause.value.value == value:
+            else:
                 parts.append(clause.show(value))
         return " ".join(filter(None, parts))
 
@@ -262,7 +272,7 @@ def flag(text: str, name: str, about: str, *, once: bool = False, value: Any = T
     return Clause(words(text), name, Constant(value), about, once=once)
 
 
-def clause(text: str, name: str, value: Value, about: str, **how: bool) -> Clause:
+def clause(text: str, name: str, value: Value, about: str, **how: Any) -> Clause:
     """A clause with a value."""
     return Clause(words(text), name, value, about, **how)
 

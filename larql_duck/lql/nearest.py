@@ -76,7 +76,12 @@ def _source(c: Cursor, at: int, start: int) -> tuple[int, int, int | None]:
     i = at - 1
     if i - 1 > start and c.has_words(("AS",), i - 1):
         alias, i = i, i - 2
-    elif i - 1 > start and _is_name(c, i) and _is_name(c, i - 1) and not c.tokens.is_word(i - 1, *_BEFORE_SOURCE):
+    elif (
+        i - 1 > start
+        and _is_name(c, i)
+        and _is_name(c, i - 1)
+        and not c.tokens.is_word(i - 1, *_BEFORE_SOURCE)
+    ):
         alias, i = i, i - 1
     last = i
     while i - 2 > start and _is_name(c, i) and c.tokens.is_operator(i - 1, ".") and _is_name(c, i - 2):

@@ -19,7 +19,7 @@ from larql_duck.lql.literals import literal_texts, name_texts, string_texts
 from larql_duck.lql.nearest import Nearest, find_nearest
 from larql_duck.lql.small import Rewrites, small_condition, small_query, small_value
 from larql_duck.lql.statements import NEAREST_FUNCTION, Sql
-from larql_duck.lql.tokens import Kind, Tokens
+from larql_duck.lql.tokens import Kind, Tokens, decode_string
 
 if TYPE_CHECKING:
     from sqlglot import exp
@@ -32,68 +32,20 @@ Stops = Callable[[int], bool]
 
 _OPEN, _CLOSE = {"(": ")", "[": "]", "{": "}"}, {")": "(", "]": "[", "}": "{"}
 # Behind these words a value is expected, so what follows is a column even if it looks like a clause.
-_EXPECT_VALUE = frozenset(
-    [
-        "SELECT",
-        "DISTINCT",
-        "ALL",
-        "WHERE",
-        "HAVING",
-        "QUALIFY",
-        "AND",
-        "OR",
-        "NOT",
-        "IN",
-        "LIKE",
-        "ILIKE",
-        "GLOB",
-        "BETWEEN",
-        "IS",
-        "CASE",
-        "WHEN",
-        "THEN",
-        "ELSE",
-        "FROM",
-        "JOIN",
-        "ON",
-        "USING",
-        "ESCAPE",
-        "SET",
-        "AS",
-        "UNION",
-        "EXCEPT",
-        "INTERSECT",
-        "VALUES",
-        "RETURNING",
-        "FILTER",
-    ]
-)
+_EXPECT_VALUE_TEXT = """
+    SELECT DISTINCT ALL WHERE HAVING QUALIFY AND OR NOT IN LIKE ILIKE GLOB BETWEEN IS CASE WHEN THEN
+    ELSE FROM JOIN ON USING ESCAPE SET AS UNION EXCEPT INTERSECT VALUES RETURNING FILTER
+"""
+_EXPECT_VALUE = frozenset(_EXPECT_VALUE_TEXT.split())
 _NO_SPACE_BEFORE, _NO_SPACE_AFTER = (
     frozenset({",", ")", "]", ".", "::", ";"}),
     frozenset({"(", "[", ".", "::"}),
 )
 _SPACED = frozenset({"=", "==", "<", ">", "<=", ">=", "<>", "!=", "+", "/", "||", "%", ":=", "->"})
-_KEYWORDS_BEFORE_BRACKET = _EXPECT_VALUE | frozenset(
-    [
-        "OVER",
-        "BY",
-        "AS",
-        "LATERAL",
-        "EXISTS",
-        "ANY",
-        "SOME",
-        "WITHIN",
-        "GROUP",
-        "MATERIALIZED",
-        "RECURSIVE",
-        "WITH",
-        "BY",
-        "LIMIT",
-        "OFFSET",
-        "END",
-        "TO",
-    ]
-)
+_KEYWORDS_BEFORE_BRACKET_TEXT = """
+    OVER BY AS LATERAL EXISTS ANY SOME WITHIN GROUP MATERIALIZED RECURSIVE WITH BY LIMIT OFFSET END TO
+"""
+_KEYWORDS_BEFORE_BRACKET = _EXPECT_VALUE | frozenset(_KEYWORDS_BEFORE_BRACKET_TEXT.split())
 
 
 def read_query(c: Cursor, stops: Stops, *, inside: bool = False) -> Sql:
@@ -118,9 +70,7 @@ def read_condition(c: Cursor, stops: Stops) -> Sql:
 
 def read_value(c: Cursor, stops: Stops) -> Sql:
     """The value at the cursor, up to a comma, a clause of the statement around, `;`, `|>` or the end."""
-    return _read_expression(
-        c, lambda i: stops(i) or c.tokens.is_operator(i, ","), small_value, "a value"
-    )
+    return _read_expression(c, lambda i: stops(i) or c.tokens.is_operator(i, ","), small_value, "a value")
 
 
 def _read_expression(c: Cursor, stops: Stops, small: Callable[..., Rewrites | None], what: str) -> Sql:

@@ -177,6 +177,35 @@ def choice(*words: str) -> Choice:
 
 
 @dataclass(frozen=True)
+class OptionalChoice(Choice):
+    """One word of several, or none: then the value is None."""
+
+    @property
+    def syntax(self) -> str:  # type: ignore[override]
+        return f"[{super().syntax}]"
+
+    def read(self, c: Cursor) -> Any:
+        return self.words[c.choice(self.words)] if c.word in self.words else None
+
+
+@dataclass(frozen=True)
+class Components(Value):
+    """The reference's list of components."""
+
+    syntax: str = "FFN_GATE, ..."
+    words: ClassVar[tuple[str, ...]] = ("FFN_GATE", "FFN_DOWN", "FFN_UP", "EMBEDDINGS", "ATTN_OV", "ATTN_QK")
+
+    def read(self, c: Cursor) -> tuple[str, ...]:
+        found = [c.choice(self.words).lower()]
+        while c.take(","):
+            found.append(c.choice(self.words).lower())
+        return tuple(found)
+
+    def show(self, value: tuple[str, ...]) -> str:
+        return ", ".join(value).upper()
+
+
+@dataclass(frozen=True)
 class Side(Value):
     """CURRENT (None) or a path."""
 

@@ -1,0 +1,44 @@
+"""Clauses that do not go together: what the grammar alone would let through.
+
+Each check runs when its statement has been read, and raises LqlSyntaxError where the clause stands.
+"""
+
+from __future__ import annotations
+
+from larql_duck.errors import LqlSyntaxError
+from larql_duck.lql.cursor import Cursor
+from larql_duck.lql.grammar import Fields
+from larql_duck.lql.statements import Sql
+
+
+def check_compile(c: Cursor, values: Fields) -> None:
+    if values["target"] == "model" and values.get("conflict"):
+        raise _clash(c, "conflict", "ON CONFLICT belongs to COMPILE ... INTO VINDEX")
+    if values["target"] == "vindex" and values.get("slots"):
+        raise _clash(c, "slots", "INTO SLOTS belongs to COMPILE ... INTO MODEL")
+    if values.get("gguf_type") and (values.get("format") != "gguf" or values["target"] == "vindex"):
+        raise _clash(c, "gguf_type", "a number type belongs to COMPILE ... INTO MODEL ... FORMAT GGUF")
+
+
+def check_infer(c: Cursor, values: Fields) -> None:
+    if values.get("ablate_by") and not values.get("ablate"):
+        raise _clash(c, "ablate_by", "BY belongs to ABLATE: write ABLATE (layer, feature) BY MEAN")
+
+
+def check_explain(c: Cursor, values: Fields) -> None:
+    if values.get("basis") and values["what"] == "infer":
+        raise _clash(c, "basis", "BASIS belongs to EXPLAIN WALK")
+
+
+def check_probe(c: Cursor, values: Fields) -> None:
+    names = values.get("entities", ())
+    if isinstance(names, Sql):
+        values["query"] = names
+        values["entities"] = ()
+        c.places["query"] = c.places.pop("entities")
+    if values.get("templates") and len(values.get("relations", ())) != 1:
+        raise _clash(c, "templates", 'TEMPLATE needs exactly one relation: write RELATIONS "name"')
+
+
+def _clash(c: Cursor, name: str, message: str) -> LqlSyntaxError:
+    return c.tokens.error(message, c.places[name].start)
