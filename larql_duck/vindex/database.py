@@ -109,6 +109,7 @@ def _build(tables_dir: Path, path: Path, manifest_hash: str) -> None:
         con.execute("INSERT INTO lq.build_info VALUES ($1)", [manifest_hash])
         for name, text in sql_text(15, 59):
             run_sql(con, name, text)
+        _copy_comments(con)
         con.execute("COMMIT")
         con.execute("USE memory")
         con.execute("DETACH built")
@@ -128,6 +129,17 @@ def _load(con: duckdb.DuckDBPyConnection, table: str, file: Path) -> None:
         f"{f' ORDER BY {order}' if order else ''}",
         [glob.escape(str(file))],
     )
+
+
+def _copy_comments(con: duckdb.DuckDBPyConnection) -> None:
+    # A view over a view has no column comments of its own; the CLI user meets the ones in main first.
+    rows = con.execute(
+        "SELECT m.table_name, m.column_name, l.comment FROM duckdb_columns() AS m JOIN duckdb_columns() AS l"
+        " ON l.schema_name = 'lq' AND l.table_name = m.table_name AND l.column_name = m.column_name"
+        " AND l.database_name = m.database_name"
+        " WHERE m.database_name = 'built' AND m.schema_name = 'main' AND l.comment IS NOT NULL"
+    ).fetchall()
+    con.execute("".join(f"COMMENT ON COLUMN main.{t}.{c} IS {quoted(text)};" for t, c, text in rows))
 
 
 def _first_line(error: Exception) -> str:

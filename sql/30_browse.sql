@@ -1,0 +1,221 @@
+-- Questions about entities, tokens, features and relations, as table macros over the tables: the DuckDB CLI and a
+-- Python session answer them alike. Text is looked up case-insensitively; where the exact spelling exists, only that
+-- counts. Parameters start with p_, because one that is named like a column would silently compare it with itself.
+
+CREATE MACRO lq.entity_named(p_entity) AS TABLE
+SELECT entity, entity_id, layers
+FROM lq.entity_names
+WHERE key = lower(trim(p_entity))
+QUALIFY entity = trim(p_entity) OR NOT bool_or(entity = trim(p_entity)) OVER ();
+COMMENT ON MACRO TABLE lq.entity_named IS 'The spellings of a name that the graph has: the exact one, else all that differ in case only.';
+
+-- A weight triple counts as labelled where its feature's label was probed, patched in, or comes from a cluster that
+-- is more likely right than wrong.
+CREATE MACRO lq.describe_entity(p_entity, p_band := NULL, p_layer := NULL, p_rows := 10, p_relations_only := false) AS TABLE
+WITH named AS MATERIALIZED (
+    SELECT entity FROM lq.entity_named(p_entity)
+),
+parts AS MATERIALIZED (
+    SELECT
+        e.subject, e.relation, e.object,
+        count(*)::INTEGER AS n_features,
+        CASE WHEN bool_and(e.source = 'weights') THEN max(e.score) ELSE sum(e.score) END AS score,
+        first(
+            {'layer': e.layer, 'feature': e.feature}
+            ORDER BY e.effect DESC NULLS LAST, abs(e.score) DESC, e.layer, e.feature
+        ) AS best
+    FROM lq.edges AS e
+    WHERE e.subject IN (SELECT entity FROM named)
+    GROUP BY e.subject, e.relation, e.object
+),
+-- The features are fetched by an inner join of their own: it prunes the scan to the slots asked for, a left join would not.
+slots AS MATERIALIZED (
+    SELECT x.layer, x.feature, x.down_tokens, x.relation_source, c.confidence AS label_confidence
+    FROM (SELECT DISTINCT best.layer AS layer, best.feature AS feature FROM parts) AS s
+    JOIN lq.features AS x ON x.layer = s.layer AND x.feature = s.feature
+    LEFT JOIN lq.clusters AS c ON c.cluster_id = x.cluster_id
+),
+answers AS MATERIALIZED (
+    SELECT f.subject, f.relation, list(f.object ORDER BY f.rank, f.object) AS objects
+    FROM lq.facts AS f
+    WHERE f.subject IN (SELECT entity FROM named)
+    GROUP BY f.subject, f.relation
+),
+found AS (
+    SELECT
+        t.relation, t.object AS target, t.confidence, t.p, parts.score, parts.best.layer AS layer, t.layers,
+        coalesce(parts.n_features, 0) AS n_features, t.source, t.source = 'weights' AS weak,
+        CASE
+            WHEN t.source = 'weights'
+            THEN list_filter(x.down_tokens, lambda token: lower(token) <> lower(t.object))
+            ELSE list_filter(a.objects, lambda other: other <> t.object)
+        END AS also,
+        CASE WHEN t.source = 'weights' THEN coalesce(l.band, 'knowledge') ELSE 'knowledge' END AS band,
+        l.band AS layer_band,
+        t.source <> 'weights'
+            OR (t.relation <> 'associated with'
+                AND (x.relation_source IN ('probe', 'patch') OR x.label_confidence >= 0.5)) AS labelled
+    FROM lq.triples AS t
+    LEFT JOIN parts ON parts.subject = t.subject AND parts.relation = t.relation AND parts.object = t.object
+    LEFT JOIN answers AS a ON a.subject = t.subject AND a.relation = t.relation
+    LEFT JOIN lq.layers AS l ON l.layer = parts.best.layer
+    LEFT JOIN slots AS x ON x.layer = parts.best.layer AND x.feature = parts.best.feature
+    WHERE t.subject IN (SELECT entity FROM named)
+)
+SELECT band, relation, target, confidence, p, score, layer, layers, n_features, also, source
+FROM found
+WHERE (p_layer IS NULL OR layer = p_layer)
+    AND (labelled OR NOT p_relations_only)
+    AND (p_layer IS NOT NULL OR p_band = 'all' OR (p_band IS NULL AND NOT weak) OR layer_band IS NULL
+        OR layer_band = coalesce(p_band, 'knowledge'))
+QUALIFY row_number() OVER (
+    PARTITION BY band
+    ORDER BY weak, confidence DESC NULLS LAST, p DESC NULLS LAST, score DESC NULLS LAST, layer, relation, target
+) <= p_rows
+ORDER BY
+    weak, CASE band WHEN 'syntax' THEN 0 WHEN 'knowledge' THEN 1 ELSE 2 END * weak::INTEGER,
+    confidence DESC NULLS LAST, p DESC NULLS LAST, score DESC NULLS LAST, layer, relation, target;
+COMMENT ON MACRO TABLE lq.describe_entity IS 'What the model knows about an entity: facts by confidence, then weight triples of a band (all, syntax, knowledge, output; knowledge if not given) or layer, at most p_rows a band.';
+
+CREATE MACRO lq.relation_facts(p_relation) AS TABLE
+WITH answers AS (
+    SELECT subject, relation, object, rank, confidence, p, n_templates, effect, specific, n_features, source
+    FROM lq.facts
+    WHERE lower(relation) = lower(trim(p_relation))
+),
+-- Of the other ranks those count that the graph took over (relations with many right answers).
+chosen AS (
+    FROM answers WHERE rank = 1
+    UNION ALL
+    SELECT a.*
+    FROM answers AS a
+    JOIN lq.triples AS t
+        ON t.subject = a.subject AND t.relation = a.relation AND t.object = a.object AND t.source <> 'weights'
+    WHERE a.rank > 1
+)
+SELECT subject, object, rank, confidence, p, n_templates, effect, specific, n_features, source
+FROM chosen
+ORDER BY confidence DESC NULLS LAST, p DESC NULLS LAST, subject, rank, object;
+COMMENT ON MACRO TABLE lq.relation_facts IS 'The facts of a relation, most confident first.';
+
+CREATE MACRO lq.who(p_relation, p_object) AS TABLE
+SELECT s.entity AS subject, k.relation, o.entity AS object, k.confidence, k.p, k.source
+FROM lq.entity_named(p_object) AS o
+JOIN lq.links AS k ON k.entity_id = o.entity_id AND NOT k.outgoing
+JOIN lq.entity_names AS s ON s.entity_id = k.other_id
+WHERE p_relation IS NULL OR lower(k.relation) = lower(trim(p_relation))
+ORDER BY k.source = 'weights', k.confidence DESC NULLS LAST, k.p DESC NULLS LAST, k.relation, s.entity, o.entity;
+COMMENT ON MACRO TABLE lq.who IS 'The reverse question: subjects that stand in a relation (NULL: any) to an object.';
+
+CREATE MACRO lq.explain_fact(p_subject, p_relation) AS TABLE
+SELECT
+    e.subject, e.relation, e.object, e.layer, e.feature, l.band, e.score, e.effect, e.specific, x.top_token, x.down_tokens, e.source
+FROM lq.edges AS e
+LEFT JOIN lq.layers AS l ON l.layer = e.layer
+LEFT JOIN lq.features AS x ON x.layer = e.layer AND x.feature = e.feature
+WHERE e.subject IN (SELECT entity FROM lq.entity_named(p_subject))
+    AND (p_relation IS NULL OR lower(e.relation) = lower(trim(p_relation)))
+ORDER BY
+    e.source = 'weights', e.subject, e.relation, e.object, e.effect DESC NULLS LAST, e.score DESC, e.layer, e.feature;
+COMMENT ON MACRO TABLE lq.explain_fact IS 'The features behind a subject''s facts of a relation (NULL: any), with what each one writes and what zeroing it costs.';
+
+CREATE MACRO lq.entities_like(p_pattern) AS TABLE
+SELECT e.entity, e.n_facts, e.as_subject, e.as_object, e.relations
+FROM lq.entities AS e
+WHERE e.entity IN (SELECT n.entity FROM lq.entity_names AS n WHERE n.key LIKE lower(p_pattern))
+ORDER BY e.n_facts DESC, e.as_subject DESC, e.entity;
+COMMENT ON MACRO TABLE lq.entities_like IS 'Names that match a LIKE pattern in any case, those with most facts first.';
+
+CREATE MACRO lq.tokens_of(p_layer, p_feature, p_side := NULL) AS TABLE
+SELECT side, rank, token_id, token, score, z, activation, basis
+FROM lq.feature_tokens
+WHERE layer = p_layer AND feature = p_feature AND (p_side IS NULL OR side = p_side)
+ORDER BY side, rank;
+COMMENT ON MACRO TABLE lq.tokens_of IS 'The tokens that a feature answers to (in), writes (out) and suppresses (out_neg).';
+
+CREATE MACRO lq.feature(p_layer, p_feature) AS TABLE
+WITH sides AS MATERIALIZED (
+    SELECT
+        list(trim(token) ORDER BY rank) FILTER (side = 'in') AS in_tokens,
+        list(trim(token) ORDER BY rank) FILTER (side = 'out') AS out_tokens,
+        list(trim(token) ORDER BY rank) FILTER (side = 'out_neg') AS out_neg_tokens
+    FROM lq.feature_tokens
+    WHERE layer = p_layer AND feature = p_feature
+),
+parts AS MATERIALIZED (
+    SELECT list(relation ORDER BY specificity DESC, support DESC, relation) AS relations
+    FROM lq.feature_relations
+    WHERE layer = p_layer AND feature = p_feature
+)
+SELECT
+    x.layer, x.feature, l.band, x.relation, x.relation_source, s.in_tokens, s.out_tokens, s.out_neg_tokens,
+    x.c_score, x.gate_norm, x.up_norm, x.down_norm, x.gate_mean, x.gate_std, x.basis, x.cluster_id, r.relations
+FROM lq.features AS x
+CROSS JOIN sides AS s
+CROSS JOIN parts AS r
+LEFT JOIN lq.layers AS l ON l.layer = x.layer
+WHERE x.layer = p_layer AND x.feature = p_feature;
+COMMENT ON MACRO TABLE lq.feature IS 'One feature: its tokens on each side, its label, its relations and its norms.';
+
+-- The token is meant as it stands in running text, so ' France' comes before 'France' where both exist; a token
+-- without rows in token_features gives way to the next spelling.
+CREATE MACRO lq.token_hits(p_token, p_layers := NULL) AS TABLE
+WITH spellings AS MATERIALIZED (
+    SELECT
+        token_id,
+        row_number() OVER (
+            ORDER BY
+                starts_with(p_token, ' ') AND token = p_token DESC, token = ' ' || trim(p_token) DESC,
+                token = trim(p_token) DESC, starts_with(token, ' ') DESC, token_id
+        ) AS preference
+    FROM lq.token_names
+    WHERE key = lower(trim(p_token))
+),
+hits AS (
+    SELECT h.*, s.preference
+    FROM lq.token_features AS h
+    JOIN spellings AS s ON s.token_id = h.token_id
+)
+SELECT token_id, token, layer, feature, rank, gate, activation, z, basis
+FROM hits
+WHERE preference = (SELECT min(preference) FROM hits)
+    AND (p_layers IS NULL OR list_contains(p_layers, layer));
+
+CREATE MACRO lq.walk(
+    p_token, p_top := 10, p_layers := NULL, p_mode := NULL, p_band := NULL, p_relations_only := false,
+    p_compare := false, p_explain := false, p_tokens := 3
+) AS TABLE
+WITH ranked AS (
+    SELECT
+        h.token, h.layer, h.feature, h.gate, h.activation, h.z, x.relation, x.top_token, x.down_tokens, l.band, m.mode,
+        row_number() OVER (
+            PARTITION BY m.mode
+            ORDER BY
+                CASE m.mode
+                    WHEN 'hybrid' THEN abs(h.gate) WHEN 'pure' THEN h.gate WHEN 'dense' THEN abs(h.activation) ELSE -h.rank
+                END DESC NULLS LAST,
+                h.layer, h.feature
+        ) AS place
+    FROM lq.token_hits(p_token, p_layers := p_layers) AS h
+    CROSS JOIN (SELECT unnest(CASE WHEN p_compare THEN [coalesce(nullif(p_mode, 'dense'), 'hybrid'), 'dense'] ELSE [coalesce(p_mode, 'z')] END) AS mode) AS m
+    LEFT JOIN lq.features AS x ON x.layer = h.layer AND x.feature = h.feature
+    LEFT JOIN lq.layers AS l ON l.layer = h.layer
+    LEFT JOIN lq.clusters AS c ON c.cluster_id = x.cluster_id
+    WHERE (p_band IS NULL OR p_band = 'all' OR l.band IS NULL OR l.band = p_band)
+        AND (NOT p_relations_only OR x.relation_source IN ('probe', 'patch') OR c.confidence >= 0.5)
+)
+SELECT
+    r.layer, r.feature, r.gate, r.activation, r.z, r.relation, r.top_token,
+    CASE
+        WHEN p_tokens > 3
+        THEN coalesce((SELECT list(trim(o.token) ORDER BY o.rank) FROM lq.feature_tokens AS o WHERE o.layer = r.layer AND o.feature = r.feature AND o.side = 'out' AND o.rank <= p_tokens), r.down_tokens)
+        ELSE r.down_tokens
+    END AS down_tokens,
+    'index' AS basis,
+    CASE WHEN p_compare THEN r.mode END AS mode,
+    CASE WHEN p_explain THEN r.token END AS token,
+    CASE WHEN p_explain THEN coalesce(r.band, 'knowledge') END AS band
+FROM ranked AS r
+WHERE r.place <= p_top
+ORDER BY r.mode = 'dense', r.place;
+COMMENT ON MACRO TABLE lq.walk IS 'The features that answer to a token, most specific first (p_mode hybrid, pure or dense: by |gate|, gate or |activation|).';

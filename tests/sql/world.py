@@ -1,0 +1,230 @@
+"""A small hand-made vindex: 10 layers of 40 features, a few facts, random gates. Depends on no model code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from larql_duck.vindex.database import build_database
+from larql_duck.vindex.schemas import SCHEMAS
+
+LAYERS, FEATURES, HIDDEN = 10, 40, 16
+BANDS = {"syntax": (0, 3), "knowledge": (4, 7), "output": (8, 9)}
+NASTY = [
+    "O'Brien",
+    'say "hi"',
+    "x'; DROP TABLE lq.triples; --",
+    "back\\slash",
+    "🦆🇫🇷",
+    "новый год",
+    "a;b",
+    "{}",
+    "%",
+    "long " * 2000 + "name",
+    "tab\tnew\nline",
+]
+# (subject, relation, object, rank, p)
+FACTS = [
+    ("France", "capital", "Paris", 1, 0.77),
+    ("France", "capital", "Lyon", 2, 0.02),
+    ("France", "language", "French", 1, 0.66),
+    ("France", "continent", "Europe", 1, 0.90),
+    ("Germany", "capital", "Berlin", 1, 0.80),
+    ("Germany", "language", "German", 1, 0.70),
+    ("Germany", "continent", "Europe", 1, 0.88),
+    ("Japan", "capital", "Tokyo", 1, 0.70),
+    ("Japan", "continent", "Asia", 1, 0.91),
+    ("Eiffel Tower", "city", "Paris", 1, 0.71),
+    ("Turkey", "capital", "Ankara", 1, 0.55),
+    *[(name, "capital", f"<{name}>", 1, 0.30) for name in NASTY],
+]
+# (subject, object, layer, feature, score, relation)
+WEIGHTS = [
+    ("France", "French", 2, 7, 4.5, "associated with"),
+    ("France", "Paris", 5, 9, 6.5, "associated with"),
+    ("France", "Macron", 6, 3, 7.5, "associated with"),
+    ("France", "wine", 9, 11, 3.5, "associated with"),
+    ("turkey", "bird", 5, 1, 5.0, "associated with"),
+    ("German", "Germany", 4, 2, 5.5, "language"),
+    *[("Paris", f"word{i:02}", 5, i, 3.0 + i / 10, "associated with") for i in range(20)],
+]
+WORDS = [
+    "the",
+    "France",
+    "Germany",
+    "Japan",
+    "Paris",
+    "Berlin",
+    "Tokyo",
+    "turkey",
+    "capital",
+    "of",
+    "is",
+    "🦆",
+    "O'Brien",
+]
+
+
+def tokens() -> list[tuple[int, str, str, bool]]:
+    """(token_id, token, text, is_word): a special token, every word with and without leading space."""
+    rows: list[tuple[int, str, str, bool]] = [(0, "<s>", "<s>", False)]
+    for word in WORDS:
+        rows.append((len(rows), word, word, True))
+        rows.append((len(rows), f" {word}", word, True))
+    rows.append((len(rows), " ", "", False))
+    return rows
+
+
+def band(layer: int) -> str:
+    return next(name for name, (low, high) in BANDS.items() if low <= layer <= high)
+
+
+def _table(name: str, rows: Iterable[tuple[Any, ...]]) -> pa.Table:
+    schema = SCHEMAS[name]
+    columns = list(zip(*rows, strict=True)) or [()] * len(schema)
+    arrays = [pa.array(list(c), f.type) for c, f in zip(columns, schema, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def tables(seed: int = 0) -> dict[str, pa.Table]:
+    """Every table of the schema, filled; the same for the same seed."""
+    rng = np.random.default_rng(seed)
+    vocabulary = tokens()
+    slots = [(layer, feature) for layer in range(LAYERS) for feature in range(FEATURES)]
+    word_ids = [t[0] for t in vocabulary if t[3]]
+    out: dict[str, pa.Table] = {}
+    out["layers"] = _table(
+        "layers",
+        [(i, FEATURES, band(i), i * FEATURES * HIDDEN * 4, FEATURES * HIDDEN * 4) for i in range(LAYERS)],
+    )
+    out["tokens"] = _table("tokens", [(*t, 1.0 + t[0] / 10) for t in vocabulary])
+    feature_tokens, feature_rows = [], []
+    for layer, feature in slots:
+        chosen = {side: rng.permutation(word_ids)[:10] for side in ("in", "out", "out_neg")}
+        for side, ids in chosen.items():
+            for rank, token_id in enumerate(ids, 1):
+                feature_tokens.append(
+                    (
+                        layer,
+                        feature,
+                        side,
+                        rank,
+                        int(token_id),
+                        vocabulary[token_id][1],
+                        1.0 / rank,
+                        8.0 / rank,
+                        (-1) ** rank * 0.5 / rank if side == "in" else None,
+                        "context" if side == "in" else "output",
+                    )
+                )
+        down = [vocabulary[t][2] for t in chosen["out"][:3]]
+        label = ("capital", "probe") if (layer, feature) == (5, 9) else (None, None)
+        if (layer, feature) in ((4, 2), (6, 3)):
+            label = ("language", "cluster")
+        feature_rows.append(
+            (
+                layer, feature, None, 1.0, 1.5, 2.0, 0.1, 0.9, "context", down[0], int(chosen["out"][0]), down,
+                3.0 + feature / 100, *label, {(4, 2): 0, (6, 3): 1}.get((layer, feature)),
+            )
+        )  # fmt: skip
+    out["features"] = _table("features", feature_rows)
+    out["feature_tokens"] = _table("feature_tokens", feature_tokens)
+    token_features = []
+    for token_id in word_ids:
+        picks = rng.choice(len(slots), 32, replace=False)
+        for rank, slot in enumerate(picks, 1):
+            gate = float(rng.normal())
+            token_features.append(
+                (
+                    token_id,
+                    vocabulary[token_id][1],
+                    *slots[slot],
+                    rank,
+                    gate,
+                    gate * 0.5,
+                    9.0 - rank / 8,
+                    "context",
+                )
+            )
+    out["token_features"] = _table("token_features", token_features)
+    relations = sorted({f[1] for f in FACTS})
+    out["relations"] = _table(
+        "relations",
+        [
+            (
+                r, "probe", f"the {r} of", [f"The {r} of {{}} is"], sum(f[1] == r and f[3] == 1 for f in FACTS), 2,
+                [5, 8], [f"{f[0]} -> {f[2]}" for f in FACTS if f[1] == r][:3],
+            )
+            for r in relations
+        ],
+    )  # fmt: skip
+    out["facts"] = _table(
+        "facts",
+        [
+            (
+                s, r, o, rank, p, p * 0.9, p, False, 0.05, 2, 1.5 if rank == 1 else None, None, 2 if rank == 1 else 0,
+                0.4, f"The {r} of {s} is", "probe",
+            )
+            for s, r, o, rank, p in FACTS
+        ],
+    )  # fmt: skip
+    first = [f for f in FACTS if f[3] == 1]
+    edges = []
+    for s, r, o, _, p in first:
+        edges.append((s, r, o, 8, len(s) % FEATURES, 5.0 * p, 0.5 * p, None, "probe"))
+        edges.append((s, r, o, 5, 9, 3.0 * p, 0.9 * p, None, "probe"))
+    edges += [(s, r, o, layer, f, score, None, None, "weights") for s, o, layer, f, score, r in WEIGHTS]
+    edges.sort(key=lambda e: e[0])
+    out["edges"] = _table("edges", edges)
+    triples = [(s, r, o, p, p, "probe", [5, 8], 2) for s, r, o, _, p in first]
+    triples += [(s, r, o, None, None, "weights", [layer], 1) for s, o, layer, _, _, r in WEIGHTS]
+    triples.sort(key=lambda t: (t[0], t[5] == "weights", -(t[3] or 0), t[1], t[2]))
+    out["triples"] = _table("triples", triples)
+    out["feature_relations"] = _table(
+        "feature_relations", [(5, 9, "capital", 0.9, 0.8, 2.5), (5, 9, "city", 0.2, 0.3, 0.4)]
+    )
+    names = sorted({t[0] for t in triples} | {t[2] for t in triples})
+    out["entities"] = _table(
+        "entities",
+        [
+            (
+                n,
+                sum(n in (t[0], t[2]) and t[5] != "weights" for t in triples),
+                sum(t[0] == n for t in triples),
+                sum(t[2] == n for t in triples),
+                sorted({t[1] for t in triples if n in (t[0], t[2])}),
+            )
+            for n in names
+        ],
+    )
+    out["clusters"] = _table(
+        "clusters", [(0, "language", "pattern", 0.8, 1, ["French"]), (1, None, "tokens", 0.2, 1, ["x"])]
+    )
+    out["feature_clusters"] = _table("feature_clusters", [(4, 2, 0), (6, 3, 1)])
+    out["probes"] = _table(
+        "probes",
+        [(f"The {r} of {s} is", s, r, f"The {r} of {{}} is", f" {o}", p, 1.2) for s, r, o, _, p in first],
+    )
+    out["meta"] = _table("meta", [("model", "synthetic"), ("family", "llama"), ("level", "browse")])
+    return out
+
+
+def write_tables(directory: Path, seed: int = 0) -> Path:
+    """`directory`/tables with every table as Parquet."""
+    target = directory / "tables"
+    target.mkdir(parents=True, exist_ok=True)
+    for name, table in tables(seed).items():
+        pq.write_table(table, target / f"{name}.parquet", compression="zstd")
+    return target
+
+
+def write_database(directory: Path, seed: int = 0) -> Path:
+    """`directory`/model.duckdb of the synthetic tables."""
+    out = directory / "model.duckdb"
+    build_database(write_tables(directory, seed), out, "synthetic")
+    return out
