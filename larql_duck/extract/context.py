@@ -76,6 +76,7 @@ class LayerAnswers:
         # A feature that never varies is specific to no token: its z is -inf for everything.
         self._scale = torch.where(std > 0, 1 / std, 0.0)
         self._shift = torch.where(std > 0, -mean / std, -torch.inf)
+        self._z = torch.empty(0)
 
     def add(self, start: int, gate: torch.Tensor, activation: torch.Tensor | None) -> None:
         """Take in the answers of tokens start.. : gate and activation [tokens, features], f32."""
@@ -84,7 +85,10 @@ class LayerAnswers:
         features, rows = self.top.candidates(gate, row_axis=1)
         values = gates[rows, features]
         self.top.offer(features, rows + start, values, _at(acts, rows, features, values))
-        z = torch.addcmul(self._shift, gate, self._scale)
+        if self._z.numel() < gate.numel():
+            self._z = torch.empty(gate.numel())
+        z = self._z[: gate.numel()].view(gate.shape)
+        torch.addcmul(self._shift, gate, self._scale, out=z)
         rows, features = self.tokens.top.candidates(z, row_axis=0, start=start)
         values = gates[rows, features]
         self.tokens.top.offer(
@@ -119,7 +123,7 @@ def run_layer(
     """Advance the stream through `layer`; its in side, or None when `collect` is False."""
     with stream.layer(layer) as part, torch.no_grad():
         n_features = part.down_rows().shape[0]
-        blocks = row_blocks(len(stream.residual), block_rows(n_features, 1 << 22))
+        blocks = row_blocks(len(stream.residual), block_rows(n_features))
         answers = None
         if collect:
             mean, std = _gate_statistics(stream, part, blocks)

@@ -47,8 +47,12 @@ class EmbeddingInputs:
         up = ffn_matrix(self.source, layer, "up")
         mean, std = self.moments.project(gates)
         answers = LayerAnswers(layer, len(gates), k, tokens, mean, std)
-        for start, stop in row_blocks(len(self.rows), block_rows(len(gates))):
-            answers.add(start, self.rows[start:stop] @ gates.t(), None)
+        size = block_rows(len(gates))
+        buffer = torch.empty(min(size, len(self.rows)), len(gates))
+        for start, stop in row_blocks(len(self.rows), size):
+            block = buffer[: stop - start]
+            torch.mm(self.rows[start:stop], gates.t(), out=block)
+            answers.add(start, block, None)
         found = answers.finish(self.ids)
         fill_activations(self.rows, answers.top.columns, found, up, self.act)
         return found

@@ -73,13 +73,15 @@ class OutputHead:
         half = None if self._half is None else directions.to(torch.bfloat16)
         # |a.b - a'.b'| <= |a - a'| |b| + |a'| |b - b'|, all lengths being 1 but for rounding.
         slack = 0.0 if half is None else self._half_error + _rounding_error(directions, half) * 1.01
-        for start, stop in row_blocks(len(self.unit), block_rows(len(directions))):
-            if half is None or start == 0:
-                block = self.unit[start:stop] @ directions.t()
+        size = block_rows(len(directions))
+        buffer = torch.empty(min(size, len(self.unit)), len(directions))
+        for start, stop in row_blocks(len(self.unit), size):
+            if half is None or self._half is None or start == 0:
+                block = buffer[: stop - start]
+                torch.mm(self.unit[start:stop], directions.t(), out=block)
                 _offer(best, block, start)
                 _offer(worst, block.neg_(), start)
             else:
-                assert self._half is not None
                 block = self._half[start:stop] @ half.t()
                 self._offer_half(best, block, directions, slack, start, 1.0)
                 self._offer_half(worst, block.neg_(), directions, slack, start, -1.0)
