@@ -1,0 +1,135 @@
+"""Checking a vindex to the last bit: checksums of every file, and that tables, arrays and model.duckdb agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import duckdb
+import pyarrow.parquet as pq
+
+from larql_duck.errors import LarqlError
+from larql_duck.vindex import layout
+from larql_duck.vindex.arrays import hash_file, read_down_meta
+from larql_duck.vindex.manifest import manifest_hash
+from larql_duck.vindex.schemas import SCHEMAS
+from larql_duck.vindex.store import Vindex
+
+if TYPE_CHECKING:
+    import torch
+
+Progress = Callable[[str, float, float], None]
+
+# Norms in the tables come from the model itself, arrays may have been rounded to 16 bits since.
+_NORM_TOLERANCE = 4e-3
+
+
+def verify(path: str | Path, progress: Progress | None = None) -> list[str]:
+    """One line per thing that is wrong with the vindex at `path`; an empty list when everything holds.
+
+    Every file's sha256 is compared with the manifest, tables with arrays, and every row of model.duckdb with the
+    Parquet files. `progress(file, done, total)` counts bytes. A directory that cannot be opened gives its one line.
+    """
+    say = progress or (lambda *_: None)
+    try:
+        vindex = Vindex.open(path)
+    except LarqlError as error:
+        return [str(error)]
+    problems = list(_checksums(vindex, say))
+    if problems or not vindex.ours:
+        return problems
+    return [*_layers(vindex), *_features(vindex), *_tokens(vindex), *_down_meta(vindex), *_database(vindex)]
+
+
+def _checksums(vindex: Vindex, say: Progress) -> Iterator[str]:
+    names = [n for n in vindex.manifest.checksums if (vindex.path / n).is_file()]
+    sizes = {name: (vindex.path / name).stat().st_size for name in names}
+    total, done = sum(sizes.values()), 0
+    for name in names:
+        if hash_file(vindex.path / name).sha256 != vindex.manifest.checksums[name]:
+            yield (
+                f"{vindex.path / name}: its sha256 differs from the manifest's, so its bytes changed; "
+                "restore it from a copy or extract the model again"
+            )
+        done += sizes[name]
+        say(name, done, total)
+
+
+def _layers(vindex: Vindex) -> Iterator[str]:
+    rows = vindex.table("layers").to_pylist()
+    found = [(row["layer"], row["n_features"], row["gate_offset"], row["gate_bytes"]) for row in rows]
+    entries = [(e.layer, e.num_features, e.offset, e.length) for e in vindex.manifest.layers]
+    if found != entries:
+        yield f"{vindex.path}: table layers and the manifest list different layers; extract the model again"
+
+
+def _features(vindex: Vindex) -> Iterator[str]:
+    import torch
+
+    table = vindex.table("features")
+    layers = torch.from_numpy(table["layer"].to_numpy().copy())
+    norms = torch.from_numpy(table["gate_norm"].to_numpy().copy())
+    for layer, expected in enumerate(vindex.n_features):
+        chosen = norms[layers == layer]
+        if not len(chosen):
+            continue  # extracted with --layers: this layer is stored but not described
+        if len(chosen) != expected:
+            yield f"{vindex.path}: table features has {len(chosen)} rows for layer {layer}, not {expected}"
+        elif not _close(vindex.gate(layer).float().norm(dim=1), chosen):
+            yield f"{vindex.path}: gate_norm in table features disagrees with {layout.GATE} in layer {layer}"
+
+
+def _tokens(vindex: Vindex) -> Iterator[str]:
+    import torch
+
+    table = vindex.table("tokens")
+    if table.num_rows != vindex.vocab:
+        yield f"{vindex.path}: table tokens has {table.num_rows} rows, the vocabulary {vindex.vocab}"
+        return
+    norms = torch.from_numpy(table["norm"].to_numpy().copy())
+    embeddings = vindex.embeddings()
+    for start in range(0, vindex.vocab, 8192):
+        if not _close(embeddings[start : start + 8192].float().norm(dim=1), norms[start : start + 8192]):
+            yield f"{vindex.path}: norm in table tokens disagrees with {layout.EMBED} near token {start}"
+            return
+
+
+def _close(found: torch.Tensor, stated: torch.Tensor) -> bool:
+    return bool(((found - stated).abs() <= _NORM_TOLERANCE * stated.abs() + 1e-6).all())
+
+
+def _down_meta(vindex: Vindex) -> Iterator[str]:
+    layers = read_down_meta(vindex.path / layout.DOWN_META)
+    table = vindex.table("features").select(["layer", "feature", "top_token_id"])
+    for layer, feature, token_id in zip(*(column.to_pylist() for column in table.columns), strict=True):
+        if layer >= len(layers) or layers[layer]["id"][feature] != token_id:
+            yield f"{vindex.path}: {layout.DOWN_META} and table features name different top tokens (L{layer} F{feature})"
+            return
+
+
+def _database(vindex: Vindex) -> Iterator[str]:
+    """Rows of model.duckdb that are not those of the Parquet files, and the manifest that it was built for."""
+    from larql_duck.vindex.database import database_hash, quoted
+
+    again = f"delete it, then open the vindex once: larql-duck lql --vindex {vindex.path} STATS"
+    if not vindex.database.is_file():
+        yield f"{vindex.database}: missing; {again}"
+        return
+    if database_hash(vindex.database) != manifest_hash(vindex.path):
+        yield f"{vindex.database}: was built for another index.json; {again}"
+        return
+    with duckdb.connect() as con:
+        con.execute(f"ATTACH {quoted(str(vindex.database))} AS built (READ_ONLY)")
+        for name in SCHEMAS:
+            columns = ", ".join(SCHEMAS[name].names)
+            con.register("stated", pq.read_table(vindex.path / vindex.manifest.tables[name]["file"]))
+            digest = f"SELECT count(*), bit_xor(hash({columns})), sum(hash({columns})) FROM"
+            try:
+                built = con.execute(f"{digest} built.lq.{name}").fetchall()
+            except duckdb.Error as error:
+                yield f"{vindex.database}: table {name} cannot be read ({str(error).splitlines()[0]}); {again}"
+                return
+            if built != con.execute(f"{digest} stated").fetchall():
+                yield f"{vindex.database}: table {name} differs from tables/{name}.parquet; {again}"
+            con.unregister("stated")
