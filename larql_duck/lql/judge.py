@@ -6,6 +6,15 @@ import json
 import threading
 from typing import Any
 
+from larql_duck.lql.suggest import closest
+from larql_duck.lql.tokens import Kind, Tokens
+
+_KEYWORDS_TEXT = """
+    SELECT DISTINCT FROM WHERE GROUP HAVING ORDER LIMIT OFFSET JOIN INNER LEFT RIGHT FULL OUTER CROSS USING UNION
+    EXCEPT INTERSECT QUALIFY WINDOW BETWEEN LIKE ILIKE AND NOT NULL CASE WHEN THEN ELSE END NEAREST VALUES RECURSIVE
+"""
+_KEYWORDS = tuple(_KEYWORDS_TEXT.split())
+
 _local = threading.local()
 
 
@@ -20,12 +29,39 @@ def duckdb_syntax_error(text: str) -> tuple[str, int] | None:
         statements = connection.extract_statements(text)
     except duckdb.Error as error:
         return _objection(connection, text, str(error))
-    if len(statements) == 1 and statements[0].type in (
-        duckdb.StatementType.SELECT,
-        duckdb.StatementType.MULTI,
-    ):
-        return None
+    if len(statements) == 1:
+        kind = statements[0].type
+        # A pivot whose columns come from the data is two statements to DuckDB; it might end in an INSERT as well.
+        if kind == duckdb.StatementType.SELECT or (kind == duckdb.StatementType.MULTI and _is_query(text)):
+            return None
     return "only SELECT may stand here", 0
+
+
+def _is_query(text: str) -> bool:
+    """Whether sqlglot reads the text as a query."""
+    import sqlglot
+    from sqlglot import exp
+    from sqlglot.errors import SqlglotError
+
+    try:
+        return isinstance(sqlglot.parse_one(text, dialect="duckdb"), exp.Query)
+    except (SqlglotError, RecursionError):
+        return False
+
+
+def hint(tokens: Tokens, first: int, index: int) -> tuple[str, str | None]:
+    """What to add to DuckDB's message at token index, and the keyword that a word near it was meant to be."""
+    if tokens.kinds[index] is Kind.STRING and tokens.raw(index).startswith('"'):
+        name = tokens.values[index]
+        return f' (in LQL "{name}" is a string: write `{name}` or AS "{name}" for a name)', None
+    for i in (index, index - 1, index - 2):
+        if i <= first or tokens.kinds[i] is not Kind.WORD or len(tokens.values[i]) < 3:
+            continue
+        word = tokens.values[i]
+        meant = closest(word, _KEYWORDS)
+        if meant and meant != word and word not in _KEYWORDS:
+            return f"; did you mean {meant} instead of {tokens.raw(i)}?", meant
+    return "", None
 
 
 def _objection(connection: Any, text: str, fallback: str) -> tuple[str, int]:

@@ -95,7 +95,7 @@ def _half_verb(c: Cursor, rows: tuple[Syntax, ...]) -> LqlSyntaxError:
     """The first word of a verb is there and the second is not."""
     hint = next((row.hints[c.word] for row in rows if c.word in row.hints), "")
     nexts: list[str] = []
-    for row in rows:
+    for row in sorted(rows, key=STATEMENTS.index):
         known = 1
         # SHOW COMPACT without STATUS: the cursor moves on to where the verb breaks off.
         while known < len(row.verb) and c.has_words(row.verb[1 : known + 1]):
@@ -105,8 +105,7 @@ def _half_verb(c: Cursor, rows: tuple[Syntax, ...]) -> LqlSyntaxError:
             return c.unexpected(row.verb[known])
         if len(row.verb) > 1:
             nexts.append(row.verb[1])
-    in_table_order = sorted(nexts, key=[word for row in STATEMENTS for word in row.verb].index)
-    return c.unexpected(*in_table_order, hint=f"; {hint}" if hint else "")
+    return c.unexpected(*nexts, hint=f"; {hint}" if hint else "")
 
 
 def _stray(c: Cursor) -> LqlSyntaxError:

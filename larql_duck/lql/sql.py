@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from larql_duck.errors import LqlSyntaxError
 from larql_duck.lql.cursor import Cursor
-from larql_duck.lql.judge import duckdb_syntax_error
+from larql_duck.lql.judge import duckdb_syntax_error, hint
 from larql_duck.lql.literals import literal_texts, name_texts, string_texts
 from larql_duck.lql.nearest import Nearest, find_nearest
 from larql_duck.lql.small import Rewrites, small_condition, small_query, small_value
@@ -188,7 +188,8 @@ class _Part:
             index, at = origin, self.tokens.starts[origin]
         if offset >= len(self.text):
             at = self.tokens.ends[self.origins[-1]]
-        raise self.tokens.error(message, at)
+        more, meant = hint(self.tokens, self.origins[0], index)
+        raise self.tokens.error(message + more, at, suggestion=meant)
 
 
 class _Writer:

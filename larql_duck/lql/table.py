@@ -581,6 +581,23 @@ def find(name: str) -> list[Syntax]:
     return [row for row in STATEMENTS if list(row.verb[: len(wanted)]) == wanted] if wanted else []
 
 
+_not_run: dict[str, str] = {}
+
+
+def declare_not_run(reasons: Mapping[str, str]) -> None:
+    """Say which statements this version parses and does not run: verb (as in Syntax.name) -> one line for the user."""
+    unknown = set(reasons) - {row.name for row in STATEMENTS}
+    if unknown:
+        raise ValueError(f"no such statements: {', '.join(sorted(unknown))}")
+    _not_run.clear()
+    _not_run.update(reasons)
+
+
+def not_run(row: Syntax) -> str | None:
+    """Why this version does not run the row's statement, or None if it does."""
+    return _not_run.get(row.name)
+
+
 @cache
 def keywords() -> frozenset[str]:
     """Every word of the language outside SQL, in upper case."""
