@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -293,8 +294,13 @@ def permute(weight: Any, heads: int) -> Any:
     )
 
 
-def write_gguf(directory: Path, path: Path, quant: str = "F32") -> Path:
-    """The path of a GGUF file with the directory's weights in llama.cpp's layout, matrices quantised as named."""
+def write_gguf(
+    directory: Path, path: Path, quant: str = "F32", edit: Callable[[Any], None] | None = None
+) -> Path:
+    """The path of a GGUF file with the directory's weights in llama.cpp's layout, matrices quantised as named.
+
+    `edit` gets the gguf.GGUFWriter before anything is written, to add or overwrite fields and tensors.
+    """
     import gguf
     import numpy as np
     from safetensors.torch import load_file
@@ -320,6 +326,8 @@ def write_gguf(directory: Path, path: Path, quant: str = "F32") -> Path:
         own = kind if array.ndim > 1 and "wpe" not in name else gguf.GGMLQuantizationType.F32
         array = np.ascontiguousarray(array, dtype=np.float32)
         writer.add_tensor(gguf_name(name, family), gguf.quants.quantize(array, own), raw_dtype=own)
+    if edit is not None:
+        edit(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -254,5 +254,6 @@ def shortest(value: float) -> float:
     """The shortest decimal that is the same number in f32: 9.999999747378752e-06 gives 1e-05."""
     import numpy as np
 
-    single = np.float32(value)
-    return float(np.format_float_positional(single, unique=True) if np.isfinite(single) else value)
+    if abs(value) > np.finfo(np.float32).max:
+        return value
+    return float(np.format_float_positional(np.float32(value), unique=True))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _MAX_AXES = 4
+_MAX_NAME = 256
 _ROWS = 8192
 _MAX_ALIGNMENT = 1 << 20
 
@@ -238,10 +239,12 @@ class _Walk:
 
     def table_entry(self, i: int) -> tuple[str, tuple[int, ...], int, int]:
         name = self.text(f"the name of tensor {i}")
-        what = f"the table entry of tensor {name[:80]}"
+        if not name.isprintable() or not 0 < len(name) <= _MAX_NAME:
+            raise self.error(f"tensor {i} has the impossible name {name[:40]!r}", name)
+        what = f"the table entry of tensor {name}"
         n_axes = self.number("I", what)
         if not 0 < n_axes <= _MAX_AXES:
-            raise self.error(f"tensor {name[:80]} claims {n_axes} axes", name)
+            raise self.error(f"tensor {name} claims {n_axes} axes", name)
         dims = tuple(self.number("Q", what) for _ in range(n_axes))
         return name, dims, self.number("I", what), self.number("Q", what)
 

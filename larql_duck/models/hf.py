@@ -198,7 +198,7 @@ def _indexed(directory: Path) -> list[str]:
             or file.startswith("..")
         ):
             raise ModelError(
-                f"{path}: tensor {tensor} is said to be in {file!r}; only names of files in this directory are read",
+                f"{path}: tensor {tensor!r:.80} is said to be in {file!r:.80}; only names of files in this directory are read",
                 path=path,
                 tensor=tensor,
                 found=file,
@@ -209,7 +209,7 @@ def _indexed(directory: Path) -> list[str]:
     for tensor, file in weight_map.items():
         if tensor not in headers[file]:
             raise ModelError(
-                f"{directory / file}: tensor {tensor} is missing, though {_INDEX} says it is here; "
+                f"{directory / file}: tensor {tensor!r:.80} is missing, though {_INDEX} says it is here; "
                 "get a complete copy of the model",
                 path=directory / file,
                 tensor=tensor,

@@ -23,6 +23,7 @@ _ITEM_BITS = {
 FLOATS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 _MAX_HEADER = 100_000_000
 _MAX_AXES = 8
+_MAX_NAME = 1024
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,8 @@ def _parse(mapped: MappedFile) -> tuple[int, dict[str, Entry]]:
 
 
 def _entry(path: Path, name: str, value: Any, data: int) -> Entry:
+    if not name.isprintable() or len(name) > _MAX_NAME:
+        raise _damaged(path, f"a tensor has the impossible name {name[:40]!r}", name)
     if not isinstance(value, dict):
         raise _damaged(path, f"tensor {name} is not described by an object", name)
     dtype, shape, offsets = value.get("dtype"), value.get("shape"), value.get("data_offsets")

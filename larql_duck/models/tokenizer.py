@@ -38,7 +38,7 @@ class Tokenizer:
     # -- text <-> ids ------------------------------------------------------------------------------------
 
     def encode(self, text: str, special: bool = True) -> list[int]:
-        """Token ids of the text; with `special`, BOS (and EOS) where the tokenizer's own settings add them."""
+        """Token ids of the text; with `special`, BOS (and EOS) where the tokenizer's own post-processor adds them."""
         return list(self._backend.encode(text, add_special_tokens=special).ids)
 
     def encode_batch(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
@@ -127,8 +127,10 @@ class Tokenizer:
 
 
 def load_tokenizer(files: Mapping[str, bytes] | WeightSource, vocab: int | None = None) -> Tokenizer:
-    """The tokenizer of tokenizer.json, with tokenizer_config.json's settings applied as transformers applies them.
+    """The tokenizer of tokenizer.json, with the special tokens that tokenizer_config.json names.
 
+    As in transformers 5, the post-processor of tokenizer.json alone decides about BOS and EOS: add_bos_token and
+    add_eos_token only count where there is no tokenizer.json.
     `vocab` is the number of rows of the embedding (a weight source knows it); without it, the tokenizer's own size.
     ModelError when tokenizer.json is missing or not usable.
     """
@@ -147,8 +149,6 @@ def load_tokenizer(files: Mapping[str, bytes] | WeightSource, vocab: int | None 
     backend.no_truncation()
     backend.no_padding()
     _add_special_tokens(backend, settings)
-    if "add_bos_token" in settings or "add_eos_token" in settings:
-        backend.post_processor = _template(backend, settings)
     return Tokenizer(backend, settings, vocab)
 
 
@@ -219,16 +219,3 @@ def _add_special_tokens(backend: tokenizers.Tokenizer, settings: Mapping[str, An
 def _by_number(item: tuple[Any, Any]) -> tuple[int, str]:
     key = str(item[0])
     return (int(key) if key.isdecimal() else 1 << 62, key)
-
-
-def _template(backend: tokenizers.Tokenizer, settings: Mapping[str, Any]) -> Any:
-    """The post-processor that an explicit add_bos_token / add_eos_token asks for, in place of tokenizer.json's."""
-    from tokenizers import processors
-
-    bos = _content(settings.get("bos_token")) if settings.get("add_bos_token") else None
-    eos = _content(settings.get("eos_token")) if settings.get("add_eos_token") else None
-    before, after = [f"{t}:0" for t in (bos,) if t], [f"{t}:0" for t in (eos,) if t]
-    named = [(t, backend.token_to_id(t)) for t in dict.fromkeys((bos, eos)) if t]
-    single = [*before, "$A:0", *after]
-    pair = [*single, *(f"{t}:1" for t in (bos,) if t), "$B:1", *(f"{t}:1" for t in (eos,) if t)]
-    return processors.TemplateProcessing(single=single, pair=pair, special_tokens=named)

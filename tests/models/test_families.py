@@ -63,7 +63,9 @@ def test_ffn_matrices_reproduce_the_ffn_of_transformers(family: str, tiny: Make)
     model = AutoModelForCausalLM.from_pretrained(tiny(family))
     size = source.sizes()
     x = torch.randn(5, size.hidden, generator=torch.Generator().manual_seed(1))
-    activation = ACT2FN[{"gelu_tanh": "gelu_pytorch_tanh"}.get(a := source.family.activation(source.config), a)]
+    activation = ACT2FN[
+        {"gelu_tanh": "gelu_pytorch_tanh"}.get(a := source.family.activation(source.config), a)
+    ]
     for layer in range(size.n_layers):
         gate, up, down = (ffn_matrix(source, layer, w) for w in ("gate", "up", "down"))
         assert gate.shape == (size.intermediate[layer], size.hidden)
@@ -102,7 +104,11 @@ def test_head_norm_and_embedding_scale(family: str, tiny: Make) -> None:
 
 def test_gemma3_config_is_unwrapped() -> None:
     config = text_config(
-        {"model_type": "gemma3", "eos_token_id": [1, 106], "text_config": {"hidden_size": 2560, "num_hidden_layers": 34}}
+        {
+            "model_type": "gemma3",
+            "eos_token_id": [1, 106],
+            "text_config": {"hidden_size": 2560, "num_hidden_layers": 34},
+        }
     )
     family, notices = family_for(config)
     size = family.sizes(config)
@@ -124,7 +130,9 @@ def test_llama_like_models_are_taken_with_a_notice(copied: Make) -> None:
 def test_unknown_models_are_refused_by_what_they_lack(copied: Make) -> None:
     directory = copied("gpt2")
     _edit(directory, model_type="mamba")
-    with pytest.raises(ModelError, match=r"mamba.*model\.embed_tokens\.weight.*known: llama, mistral") as caught:
+    with pytest.raises(
+        ModelError, match=r"mamba.*model\.embed_tokens\.weight.*known: llama, mistral"
+    ) as caught:
         open_model(directory)
     assert caught.value.tensor == "model.embed_tokens.weight"
 

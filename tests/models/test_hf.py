@@ -88,7 +88,9 @@ def test_a_missing_shard_is_named(copied: Make) -> None:
         open_model(directory)
 
 
-@pytest.mark.parametrize("file", ["../model.safetensors", "/etc/passwd", "a/b.safetensors", "..safetensors", 7, "x.bin"])
+@pytest.mark.parametrize(
+    "file", ["../model.safetensors", "/etc/passwd", "a/b.safetensors", "..safetensors", 7, "x.bin"]
+)
 def test_an_index_cannot_point_outside(file: object, copied: Make) -> None:
     directory = copied("llama")
     _shard(directory)
@@ -202,7 +204,11 @@ def test_an_untied_model_without_a_head_is_refused_and_a_silent_config_means_tie
     [
         ("llama", {"num_hidden_layers": 4}, r"model\.layers\.3\.self_attn\.q_proj\.weight is missing"),
         ("llama", {"num_hidden_layers": 2}, r"model\.layers\.2\.\S+ is not called for"),
-        ("llama", {"intermediate_size": 65}, r"mlp\.gate_proj\.weight has shape \[64, 32\].*calls for \[65, 32\]"),
+        (
+            "llama",
+            {"intermediate_size": 65},
+            r"mlp\.gate_proj\.weight has shape \[64, 32\].*calls for \[65, 32\]",
+        ),
         ("llama", {"num_attention_heads": 8}, r"q_proj\.weight has shape \[32, 32\].*calls for \[64, 32\]"),
         ("llama", {"num_key_value_heads": 4}, r"k_proj\.weight has shape \[16, 32\].*calls for \[32, 32\]"),
         ("llama", {"head_dim": 16}, r"q_proj\.weight has shape"),
@@ -213,7 +219,9 @@ def test_an_untied_model_without_a_head_is_refused_and_a_silent_config_means_tie
         ("qwen3", {"head_dim": None, "hidden_size": 64}, r"has shape"),
     ],
 )
-def test_configs_that_do_not_fit_the_tensors(family: str, change: dict[str, object], message: str, copied: Make) -> None:
+def test_configs_that_do_not_fit_the_tensors(
+    family: str, change: dict[str, object], message: str, copied: Make
+) -> None:
     directory = copied(family)
     path = directory / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -242,7 +250,9 @@ def test_all_problems_are_counted_and_the_first_three_named(copied: Make) -> Non
     directory = copied("llama")
     weights = {n: t for n, t in _weights(directory).items() if "mlp" not in n}
     save_file(weights, directory / "model.safetensors")
-    with pytest.raises(ModelError, match=r"layers\.0\.mlp\.gate.*layers\.0\.mlp\.up.*layers\.0\.mlp\.down.*and 6 more"):
+    with pytest.raises(
+        ModelError, match=r"layers\.0\.mlp\.gate.*layers\.0\.mlp\.up.*layers\.0\.mlp\.down.*and 6 more"
+    ):
         open_model(directory).validate()
 
 
@@ -257,7 +267,9 @@ def test_nan_and_infinity_are_refused_when_read(bad: float, dtype: torch.dtype, 
     source = open_model(directory)
     source.validate()
     assert source.tensor("model.norm.weight").shape == (32,)
-    with pytest.raises(ModelError, match=r"down_proj\.weight has 1 values that are NaN or infinite") as caught:
+    with pytest.raises(
+        ModelError, match=r"down_proj\.weight has 1 values that are NaN or infinite"
+    ) as caught:
         source.tensor(name)
     assert (caught.value.tensor, caught.value.path) == (name, directory)
     assert source.tensor(name, check=False).shape == (32, 64)
@@ -283,7 +295,9 @@ def test_other_dtypes_are_refused_by_name(copied: Make) -> None:
 def test_pytorch_checkpoints_get_the_command(copied: Make) -> None:
     directory = copied("llama")
     (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
-    with pytest.raises(ModelError, match=r"only pytorch_model\.bin here: convert to safetensors with python -c") as caught:
+    with pytest.raises(
+        ModelError, match=r"only pytorch_model\.bin here: convert to safetensors with python -c"
+    ) as caught:
         open_model(directory)
     assert "\n" not in str(caught.value)
 
@@ -308,7 +322,7 @@ def test_missing_files_are_named(remove: list[str], message: str, copied: Make) 
 def test_things_that_are_no_model(tmp_path: Path, copied: Make) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(ModelError, match="there is no config.json"):
+    with pytest.raises(ModelError, match=r"there is no config\.json"):
         open_model(empty)
     with pytest.raises(ModelError, match="no such file or directory"):
         open_model(tmp_path / "nowhere")
