@@ -50,6 +50,9 @@ class ModelSource:
     def _read(self, name: str) -> torch.Tensor:
         raise NotImplementedError
 
+    def _file_of(self, name: str) -> Path:
+        return self.path
+
     def tokenizer_files(self) -> dict[str, bytes]:
         """File name -> content of tokenizer.json and its companions, where the model has them."""
         raise NotImplementedError
@@ -78,7 +81,7 @@ class ModelSource:
         self.shape(name)
         out = self._read(name)
         if check and name not in self._checked:
-            _check_finite(out, self.path, name)
+            _check_finite(out, self._file_of(name), name)
             self._checked.add(name)
         return out
 

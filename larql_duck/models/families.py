@@ -233,6 +233,6 @@ def complete(config: Config, family: Family) -> dict[str, Any]:
     out = dict(config)
     for key, value in family.defaults.items():
         own = family.keys.get(key, key)
-        if out.get(own) is None and out.get(key) is None:
+        if own not in out and key not in out:
             out[own] = value
     return out

@@ -140,10 +140,12 @@ class Family:
     # -- what a config says ------------------------------------------------------------------------------
 
     def get(self, config: Config, key: str) -> Any:
-        """The config's value under the common key (the family's own spelling first), else the family's default."""
-        own = self.keys.get(key, key)
-        for k in (own, key):
-            if config.get(k) is not None:
+        """The config's value under the common key (the family's own spelling first), else the family's default.
+
+        An explicit null is None, not the default: transformers then derives the value (kv heads, head size).
+        """
+        for k in (self.keys.get(key, key), key):
+            if k in config:
                 return config[k]
         return self.defaults.get(key)
 

@@ -51,6 +51,7 @@ class GgufSource(ModelSource):
             shapes={n: _hf_shape(t, n, family) for n, t in self._places.items()},
             dtype=_dtype(file),
             origin=_origin(file),
+            notices=_notices(file),
         )
 
     def tokenizer_files(self) -> dict[str, bytes]:
@@ -179,6 +180,12 @@ def _rope_factors(file: GgufFile) -> list[float] | None:
             tensor=entry.name,
         )
     return [float(v) for v in file.tensor(entry.name).float()]
+
+
+def _notices(file: GgufFile) -> list[str]:
+    if file.metadata.get("tokenizer.ggml.model") == "gpt2" and not file.metadata.get("tokenizer.ggml.pre"):
+        return [f"{file.path}: the file does not say how text is cut before merging; GPT-2's rule is used"]
+    return []
 
 
 def _origin(file: GgufFile) -> dict[str, str | None]:

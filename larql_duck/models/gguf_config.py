@@ -104,9 +104,10 @@ class GgufConfig:
         for key, own in _SIZES.items():
             if family.norm == "layer" and key == "num_key_value_heads":
                 continue
-            value = self.number(own) if key == "num_key_value_heads" else self.required(own)
-            if value is not None:
-                out[family.keys.get(key, key)] = value
+            if key == "num_key_value_heads":
+                out[key] = self.number(own) or out["num_attention_heads"]
+            else:
+                out[family.keys.get(key, key)] = self.required(own)
         out[family.eps_key] = self.required(_EPS[family.norm])
         out[family.act_key] = family.defaults[family.act_key]
         out["tie_word_embeddings"] = "output.weight" not in tensors
@@ -254,6 +255,6 @@ def shortest(value: float) -> float:
     """The shortest decimal that is the same number in f32: 9.999999747378752e-06 gives 1e-05."""
     import numpy as np
 
-    if abs(value) > np.finfo(np.float32).max:
+    if abs(value) > float(np.finfo(np.float32).max):
         return value
     return float(np.format_float_positional(np.float32(value), unique=True))

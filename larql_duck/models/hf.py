@@ -41,6 +41,7 @@ class HfSource(ModelSource):
         whole = read_json(directory / "config.json")
         files = [SafetensorsFile(directory / f) for f in _weight_files(directory)]
         config = text_config(whole)
+        origin = origin or _cache_origin(directory)
         stored: dict[str, SafetensorsFile] = {}
         for file in files:
             for key in file.entries:
@@ -59,12 +60,12 @@ class HfSource(ModelSource):
         shapes = {new: file.entries[old].shape for new, (file, old) in self._places.items()}
         super().__init__(
             directory,
-            name=name or directory.resolve().name,
+            name=name or origin.get("huggingface_repo") or directory.resolve().name,
             config=complete(config, family),
             family=family,
             shapes=shapes,
             dtype=main_dtype(main_floats(files)),
-            origin=origin or _cache_origin(directory),
+            origin=origin,
             notices=notices,
         )
         self._files = files
@@ -73,6 +74,9 @@ class HfSource(ModelSource):
     def _read(self, name: str) -> torch.Tensor:
         file, stored = self._places[name]
         return file.tensor(stored)
+
+    def _file_of(self, name: str) -> Path:
+        return self._places[name][0].path
 
     def release(self) -> None:
         """None; drops the pages that reading has made resident."""

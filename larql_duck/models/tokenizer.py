@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 _BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _LONE = "�"  # what an incomplete UTF-8 sequence decodes to
+# Entries that no text is meant to contain, though tokenizers do not call them special: placeholders, and markers
+# such as <table> or [INST] among the added tokens.
+_RESERVED = re.compile(r"[<\[]\|?(unused|reserved)[\w-]*\|?[>\]]")
+_MARKER = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
 # A plain letter decoded in front of a piece keeps decoders from stripping the piece's own leading space.
 _ANCHOR = "a"
 
@@ -88,6 +92,8 @@ class Tokenizer:
 
     def _is_word(self, token_id: int, token: str) -> bool:
         if token_id in self._special or not token or _LONE in token:
+            return False
+        if _RESERVED.fullmatch(token) or (token_id in self._added and _MARKER.fullmatch(token)):
             return False
         if not any(unicodedata.category(c)[0] in "LN" for c in token):
             return False

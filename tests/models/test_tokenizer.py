@@ -127,6 +127,17 @@ def test_what_is_no_word(family: str, tiny: Make) -> None:
     assert tokenizer.token(beyond) == "" and not tokenizer.is_word(beyond)
 
 
+def test_placeholders_and_markers_are_no_words(tiny: Make) -> None:
+    files = open_model(tiny("llama")).tokenizer_files()
+    data = json.loads(files["tokenizer.json"])
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    added = ["<table>", "[INST]", "<|reserved_9|>", "larql", "a<b"]
+    data["added_tokens"] += [{"id": 402 + i, "content": c, **flags} for i, c in enumerate(added)]
+    tokenizer = load_tokenizer(files | {"tokenizer.json": json.dumps(data).encode()})
+    assert [tokenizer.token(402 + i) for i in range(5)] == added
+    assert [tokenizer.is_word(402 + i) for i in range(5)] == [False, False, False, True, True]
+
+
 def test_a_quarter_of_a_million_entries_take_seconds() -> None:
     pieces = [f"▁{a}{b}{c}{d}" for a in "abcdefgh" for b in range(32) for c in range(32) for d in range(32)]
     tokens = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{i:02X}>" for i in range(256)), *pieces]
