@@ -8,22 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import make_tiny, write_gguf
+from tests.tiny import write_gguf
 
 Make = Callable[[str], Path]
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Make:
+def tiny(tiny_model: Make) -> Make:
     """family -> its directory (do not change it)."""
-    made: dict[str, Path] = {}
-
-    def make(family: str) -> Path:
-        if family not in made:
-            made[family] = make_tiny(family, tmp_path_factory.mktemp("tiny") / family)
-        return made[family]
-
-    return make
+    return tiny_model
 
 
 @pytest.fixture(scope="session")
