@@ -1,3 +1,81 @@
-"""larql-duck: a transformer as a database that you query with SQL."""
+"""larql-duck: a transformer as a database that you query with SQL.
+
+`extract` makes a vindex from a model, `connect` opens one, `transpile` shows the SQL of an LQL statement, `attach`
+puts a vindex into a DuckDB connection of yours. Importing this package loads neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from larql_duck.errors import (
+    LarqlError,
+    LevelError,
+    LqlSyntaxError,
+    ModelError,
+    NotSupportedError,
+    PackError,
+    PatchError,
+    QueryError,
+    SemanticError,
+    VindexError,
+)
+
+if TYPE_CHECKING:
+    from larql_duck.extract import estimate, extract
+    from larql_duck.lql import parse
+    from larql_duck.result import Result
+    from larql_duck.session import Session, attach, connect, transpile
+    from larql_duck.vindex.verify import verify
 
 __version__ = "0.1.0"
+
+# Public name -> the module that defines it, loaded when the name is first used.
+_HOMES = {
+    "Result": "larql_duck.result",
+    "Session": "larql_duck.session",
+    "attach": "larql_duck.session",
+    "connect": "larql_duck.session",
+    "estimate": "larql_duck.extract",
+    "extract": "larql_duck.extract",
+    "parse": "larql_duck.lql",
+    "transpile": "larql_duck.session",
+    "verify": "larql_duck.vindex.verify",
+}
+
+__all__ = [
+    "LarqlError",
+    "LevelError",
+    "LqlSyntaxError",
+    "ModelError",
+    "NotSupportedError",
+    "PackError",
+    "PatchError",
+    "QueryError",
+    "Result",
+    "SemanticError",
+    "Session",
+    "VindexError",
+    "attach",
+    "connect",
+    "estimate",
+    "extract",
+    "parse",
+    "transpile",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'larql_duck' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_HOMES[name]), name)
+    # `larql_duck.extract` is a module too: importing it put the module here, and the function must win.
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])
