@@ -2,9 +2,6 @@
 -- that schema, a Python session puts views with these names over an attached model.duckdb (and whatever was added
 -- since), so that all files after this one read the same names in both places.
 
-CREATE SCHEMA IF NOT EXISTS lq;
-
-
 CREATE TABLE lq.layers (
     layer       INTEGER,
     n_features  INTEGER,

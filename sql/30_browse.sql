@@ -181,6 +181,8 @@ FROM hits
 WHERE preference = (SELECT min(preference) FROM hits)
     AND (p_layers IS NULL OR list_contains(p_layers, layer));
 
+COMMENT ON MACRO TABLE lq.token_hits IS 'The rows of token_features for a token, in the spelling that has some.';
+
 CREATE MACRO lq.walk(
     p_token, p_top := 10, p_layers := NULL, p_mode := NULL, p_band := NULL, p_relations_only := false,
     p_compare := false, p_explain := false, p_tokens := 3

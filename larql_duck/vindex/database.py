@@ -102,7 +102,7 @@ def _build(tables_dir: Path, path: Path, manifest_hash: str) -> None:
         )
         con.execute("USE built")
         con.execute("BEGIN")
-        for name, text in sql_text(10, 14):
+        for name, text in sql_text(5, 14):
             run_sql(con, name, text)
         for table in SCHEMAS:
             _load(con, table, tables_dir / f"{table}.parquet")

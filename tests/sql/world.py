@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from larql_duck.vindex.arrays import write_file
 from larql_duck.vindex.database import build_database
+from larql_duck.vindex.manifest import manifest_hash
+from larql_duck.vindex.publish import replace_manifest, write_table
 from larql_duck.vindex.schemas import SCHEMAS
 
 LAYERS, FEATURES, HIDDEN = 10, 40, 16
@@ -228,3 +232,96 @@ def write_database(directory: Path, seed: int = 0) -> Path:
     out = directory / "model.duckdb"
     build_database(write_tables(directory, seed), out, "synthetic")
     return out
+
+
+# -- a whole vindex ------------------------------------------------------------------------------------------------
+
+_TOKENIZER: dict[str, Any] = {
+    "version": "1.0",
+    "truncation": None,
+    "padding": None,
+    "added_tokens": [
+        {"id": 0, "content": "<s>", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
+         "special": True}
+    ],
+    "normalizer": None,
+    "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "never", "split": True},
+    "post_processor": None,
+    "decoder": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "never", "split": True},
+}  # fmt: skip
+
+
+def gates(dtype: str = "f32", seed: int = 0) -> np.ndarray:
+    """Gate rows [layers, features, hidden], float32 values that dtype can hold."""
+    rows = np.random.default_rng(seed + 1).normal(size=(LAYERS, FEATURES, HIDDEN)).astype(np.float32)
+    return _rounded(rows, dtype)
+
+
+def embeddings(dtype: str = "f32", seed: int = 0) -> np.ndarray:
+    """Embedding rows [tokens, hidden], float32 values that dtype can hold."""
+    rows = np.random.default_rng(seed + 2).normal(size=(len(tokens()), HIDDEN)).astype(np.float32)
+    return _rounded(rows, dtype)
+
+
+def _rounded(rows: np.ndarray, dtype: str) -> np.ndarray:
+    if dtype == "f16":
+        return rows.astype(np.float16).astype(np.float32)
+    if dtype == "bf16":
+        return (rows.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+    return rows
+
+
+def _bytes(rows: np.ndarray, dtype: str) -> bytes:
+    if dtype == "f16":
+        return rows.astype(np.float16).tobytes()
+    if dtype == "bf16":
+        return (rows.view(np.uint32) >> 16).astype(np.uint16).tobytes()
+    return rows.tobytes()
+
+
+def write_vindex(directory: Path, *, dtype: str = "f32", seed: int = 0) -> Path:
+    """`directory` as a vindex of level browse: arrays, tokenizer, tables, model.duckdb."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "tables").mkdir(exist_ok=True)
+    entries = {
+        name: write_table(directory / "tables" / f"{name}.parquet", name, t)
+        for name, t in tables(seed).items()
+    }
+    size = {"f32": 4, "f16": 2, "bf16": 2}[dtype]
+    config = {
+        "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": FEATURES, "num_hidden_layers": LAYERS,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": len(tokens()), "hidden_act": "silu",
+        "rms_norm_eps": 1e-5, "tie_word_embeddings": True,
+    }  # fmt: skip
+    # A space of its own is the marker alone, and unknown text falls to it.
+    pieces = {t[1].replace(" ", "▁"): t[0] for t in tokens()}
+    model = {
+        "type": "BPE", "dropout": None, "unk_token": "▁", "continuing_subword_prefix": None, "end_of_word_suffix": None,
+        "fuse_unk": True, "byte_fallback": False, "ignore_merges": True, "vocab": pieces, "merges": [],
+    }  # fmt: skip
+    files = {
+        "gate_vectors.bin": _bytes(gates(dtype, seed), dtype),
+        "embeddings.bin": _bytes(embeddings(dtype, seed), dtype),
+        "config.json": json.dumps(config).encode(),
+        "tokenizer.json": json.dumps(_TOKENIZER | {"model": model}).encode(),
+        "tokenizer_config.json": b"{}",
+    }
+    listed = {}
+    for name, data in files.items():
+        written = write_file(directory / name, data)
+        listed[name] = {"bytes": written.bytes, "sha256": written.sha256}
+    row = FEATURES * HIDDEN * size
+    raw = {
+        "version": 2, "model": "synthetic", "family": "llama", "num_layers": LAYERS, "hidden_size": HIDDEN,
+        "intermediate_size": FEATURES, "vocab_size": len(tokens()), "embed_scale": 1.0, "extract_level": "browse",
+        "dtype": dtype, "quant": "none", "layer_bands": {k: list(v) for k, v in BANDS.items()},
+        "layers": [{"layer": i, "num_features": FEATURES, "offset": i * row, "length": row} for i in range(LAYERS)],
+        "down_top_k": 10, "has_model_weights": False, "model_config": {"model_type": "llama"},
+        "larql_duck": {
+            "schema_version": "1.0", "version": "0", "seal": "", "options": {}, "packs": [], "statistics": {},
+            "files": listed, "tables": entries,
+        },
+    }  # fmt: skip
+    replace_manifest(directory, raw)
+    build_database(directory / "tables", directory / "model.duckdb", manifest_hash(directory))
+    return directory

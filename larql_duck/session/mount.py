@@ -1,0 +1,266 @@
+"""Mount: a vindex inside a DuckDB connection, as one schema of views, macros and functions.
+
+The tables of model.duckdb are attached read-only; each is reached through a view of the same name in the schema (a
+seam), so that rows added later (probed, patched) can stand in front of the stored ones without a macro noticing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+
+from larql_duck.errors import LarqlError, QueryError, VindexError
+from larql_duck.session.rename import renamed
+from larql_duck.vindex.database import build_database, quoted, run_sql, sql_text
+from larql_duck.vindex.manifest import manifest_hash
+from larql_duck.vindex.schemas import SCHEMAS
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from larql_duck.vindex.store import Vindex
+
+LOOKUPS = ("entity_names", "links", "token_names")
+SEAMS = (*SCHEMAS, *LOOKUPS)
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_numbers = itertools.count(1)
+
+
+class Mount:
+    """One schema of one connection that shows one vindex at a time."""
+
+    def __init__(self, con: duckdb.DuckDBPyConnection, schema: str = "lq") -> None:
+        """Makes the schema; QueryError where the name is taken by something else or no plain identifier."""
+        if not _NAME.fullmatch(schema) or schema.lower() in ("main", "temp", "system", "information_schema"):
+            raise LarqlError(f"schema {schema!r} cannot be used; give a plain name such as 'lq'")
+        self.con = con
+        self.schema = schema
+        self.vindex: Vindex | None = None
+        self._alias: str | None = None
+        self._attached = False
+        self._directory: str | None = None
+        self._functions: list[str] = []
+        self._shadows: dict[str, str] = {}
+        self._lock = threading.RLock()
+        self._catalog = self._make_schema()
+
+    # -- life ---------------------------------------------------------------------------------------------
+
+    def _make_schema(self) -> bool:
+        """Whether the schema is a catalog of its own: a database file must not keep views of a vindex that moves on."""
+        taken = f"schema {self.schema} exists already in this connection; give another: attach(con, path, schema='lq2')"
+        row = self.con.execute(
+            "SELECT path IS NOT NULL FROM duckdb_databases() WHERE database_name = current_database()"
+        ).fetchone()
+        in_file = bool(row and row[0])
+        known = self.con.execute(
+            "SELECT 1 FROM duckdb_databases() WHERE lower(database_name) = lower($1)"
+            " UNION ALL SELECT 1 FROM duckdb_schemas()"
+            " WHERE lower(schema_name) = lower($1) AND database_name = current_database()",
+            [self.schema],
+        ).fetchone()
+        if known:
+            raise LarqlError(taken)
+        statement = f"ATTACH ':memory:' AS {self.schema}" if in_file else f"CREATE SCHEMA {self.schema}"
+        self._run(statement)
+        return in_file
+
+    def show(self, vindex: Vindex) -> None:
+        """Replaces what the schema shows by `vindex`; on failure the schema shows nothing."""
+        with self._lock:
+            self.clear()
+            try:
+                if vindex.ours:
+                    self._attach(vindex)
+                    self._run("".join(self._seam(name) for name in SEAMS))
+                else:
+                    self._fill_foreign(vindex)
+                self._load(20, 54)
+            except BaseException:
+                self.clear()
+                raise
+            self.vindex = vindex
+
+    def clear(self) -> None:
+        """Empties the schema; the connection's other objects stay as they are."""
+        with self._lock:
+            self.vindex = None
+            if self._catalog:
+                self._run(f"DETACH {self.schema}; ATTACH ':memory:' AS {self.schema}")
+            else:
+                self._run(f"DROP SCHEMA IF EXISTS {self.schema} CASCADE; CREATE SCHEMA {self.schema}")
+            self._shadows.clear()
+            if self._attached:
+                self._run(f"DETACH {self._alias}")
+            self._alias, self._attached = None, False
+            if self._directory is not None:
+                shutil.rmtree(self._directory, ignore_errors=True)
+                self._directory = None
+
+    def close(self) -> None:
+        """Removes schema, functions and the attached database from the connection, which stays open."""
+        with self._lock:
+            try:
+                self.clear()
+                self._run(f"DETACH {self.schema}" if self._catalog else f"DROP SCHEMA {self.schema} CASCADE")
+                for name in self._functions:
+                    self.con.remove_function(name)
+            except (duckdb.Error, QueryError):
+                # The connection was closed before the session: nothing is left to remove.
+                pass
+            self._functions.clear()
+
+    # -- what the schema shows ----------------------------------------------------------------------------
+
+    def shadow(self, table: str, rows: pa.Table, *, replace: bool = False) -> None:
+        """Adds `rows` behind those of a table, or (replace) puts them in its place, for every macro and view.
+
+        table is a name of SEAMS; rows have its columns. Calling it again replaces the rows of the call before.
+        """
+        if table not in SEAMS:
+            raise KeyError(table)
+        with self._lock:
+            store = f"{self.schema}.added_{table}"
+            self.con.register("larql_added_rows", rows)
+            try:
+                self._run(f"CREATE OR REPLACE TABLE {store} AS FROM larql_added_rows")
+            finally:
+                self.con.unregister("larql_added_rows")
+            self._shadows[table] = "replace" if replace else "add"
+            self._run(self._seam(table))
+
+    def unshadow(self, table: str) -> None:
+        """Shows a table's stored rows alone again."""
+        with self._lock:
+            if self._shadows.pop(table, None) is not None:
+                self._run(self._seam(table))
+                self._run(f"DROP TABLE {self.schema}.added_{table}")
+
+    def refresh_lookups(self) -> None:
+        """Computes the lookups (names, links) anew from the tables as they are shown now."""
+        with self._lock:
+            for name in LOOKUPS:
+                self._run(
+                    f"CREATE OR REPLACE TABLE {self.schema}.added_{name} AS FROM {self.schema}.{name} LIMIT 0"
+                )
+                self._shadows[name] = "replace"
+            texts = [
+                re.sub(r"INSERT INTO lq\.(\w+)", r"INSERT INTO lq.added_\1", text)
+                for _, text in sql_text(15, 15)
+            ]
+            # The second insert reads the first one's rows: entity_names must show them before links is filled.
+            for text in texts:
+                for statement in text.split(";\n"):
+                    if statement.strip():
+                        self._run(renamed(statement, self.schema))
+                        for name in LOOKUPS:
+                            self._run(self._seam(name))
+
+    def add_function(
+        self, name: str, function: Callable[..., Any], parameters: list[str], returns: str
+    ) -> None:
+        """Registers a Python function over Arrow arrays as `<schema>_udf_<name>`."""
+        full = f"{self.schema}_udf_{name}"
+        self.con.create_function(
+            full,
+            function,
+            parameters,
+            returns,
+            type="arrow",
+            null_handling="special",
+            # Without it DuckDB calls the function while planning, and EXPLAIN would run a search.
+            side_effects=True,
+        )
+        self._functions.append(full)
+
+    def load_python_macros(self) -> None:
+        """Loads the macros that call Python functions; those must have been added before."""
+        self._load(60, 99)
+
+    # -- inside -------------------------------------------------------------------------------------------
+
+    def _seam(self, table: str) -> str:
+        stored = f"FROM {self._alias}.lq.{table}"
+        if self._alias is None:
+            stored = f"FROM {self.schema}.stored_{table}"
+        added = f"FROM {self.schema}.added_{table}"
+        body = {"add": f"{stored} UNION ALL {added}", "replace": added}.get(
+            self._shadows.get(table, ""), stored
+        )
+        return f"CREATE OR REPLACE VIEW {self.schema}.{table} AS {body};\n"
+
+    def _attach(self, vindex: Vindex) -> None:
+        stored = vindex.database.resolve()
+        wanted = manifest_hash(vindex.path)
+        if self._attach_file(stored, wanted):
+            return
+        try:
+            build_database(vindex.tables_dir, stored, wanted)
+        except (OSError, VindexError):
+            # A vindex on a read-only medium: the database is built where it can be.
+            self._directory = tempfile.mkdtemp(prefix="larql-duck-")
+            stored = Path(self._directory) / "model.duckdb"
+            build_database(vindex.tables_dir, stored, wanted)
+        if not self._attach_file(stored, wanted):
+            raise VindexError(
+                f"{stored}: changed while it was opened; open the vindex again", path=vindex.path
+            )
+
+    def _attach_file(self, path: Path, wanted: str) -> bool:
+        """Whether the database at `path` is attached now: it is there, readable, and of the manifest `wanted`."""
+        if not path.is_file():
+            return False
+        row = self.con.execute(
+            "SELECT database_name FROM duckdb_databases() WHERE path = $1", [str(path)]
+        ).fetchone()
+        # DuckDB attaches a file once per instance: another mount's (or the user's) attachment is used as it is.
+        alias = f"larql_{self.schema}_{next(_numbers)}" if row is None else _identifier(str(row[0]))
+        try:
+            if row is None:
+                self.con.execute(f"ATTACH {quoted(str(path))} AS {alias} (READ_ONLY)")
+            found = self.con.execute(f"SELECT manifest_hash FROM {alias}.lq.build_info").fetchone()
+        except duckdb.Error:
+            found = None
+        if found is not None and found[0] == wanted:
+            self._alias, self._attached = alias, row is None
+            return True
+        if row is None:
+            self.con.execute(f"DETACH DATABASE IF EXISTS {alias}")
+        return False
+
+    def _fill_foreign(self, vindex: Vindex) -> None:
+        from larql_duck.session.foreign import foreign_tables
+
+        for name, text in sql_text(10, 14):
+            stored = re.sub(r"\blq\.(\w+)", r"lq.stored_\1", text)
+            run_sql(self.con, name, renamed(stored, self.schema))
+        for table, rows in foreign_tables(vindex).items():
+            self.con.register("larql_foreign_rows", rows)
+            try:
+                self._run(f"INSERT INTO {self.schema}.stored_{table} FROM larql_foreign_rows")
+            finally:
+                self.con.unregister("larql_foreign_rows")
+        self._run("".join(self._seam(name) for name in SEAMS))
+        self.refresh_lookups()
+
+    def _load(self, low: int, high: int) -> None:
+        for name, text in sql_text(low, high):
+            run_sql(self.con, name, renamed(text, self.schema))
+
+    def _run(self, sql: str) -> None:
+        try:
+            self.con.execute(sql)
+        except duckdb.Error as error:
+            raise QueryError(str(error).split("\n", 1)[0], sql=sql) from error
+
+
+def _identifier(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'

@@ -1,0 +1,302 @@
+"""Session: one DuckDB connection, one vindex, LQL and SQL."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import pyarrow as pa
+
+from larql_duck.errors import SemanticError
+from larql_duck.plan import Operation, Query, joined, pipe_sql, plan
+from larql_duck.plan.types import Facts
+from larql_duck.result import Result
+from larql_duck.session import scope
+from larql_duck.session.errors import query_error, statement_error
+from larql_duck.session.facts import NoVindex, VindexFacts
+from larql_duck.session.functions import Failures, register
+from larql_duck.session.mount import Mount
+
+if TYPE_CHECKING:
+    from larql_duck.infer.engine import Engine
+    from larql_duck.lql.statements import Statement
+    from larql_duck.session.query_vectors import QueryVectors
+    from larql_duck.vectors import GateSearch
+    from larql_duck.vindex.store import Vindex
+
+Parameters = Mapping[str, Any]
+Progress = Callable[[str, float, float], None]
+
+
+class Session:
+    """A vindex in a DuckDB connection, asked in LQL (`lql`, `script`) or SQL (`sql`, or `con` directly).
+
+    con is the DuckDB connection: query it, join with it, create tables in it. Views and macros are in the schema
+    `schema`. vindex is what USE opened last, None before. Safe to use from several threads: each gets its own cursor
+    of the connection. Made by `connect` and `attach`; a context manager that closes itself.
+    """
+
+    def __init__(
+        self,
+        con: duckdb.DuckDBPyConnection,
+        *,
+        schema: str = "lq",
+        own: bool = False,
+        tracer: Callable[[str], None] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """own: the connection is closed with the session. tracer is called with every SQL before it runs; progress
+        with (stage, done, total) of long statements."""
+        self.con = con
+        self.schema = schema
+        self.tracer = tracer
+        self.progress = progress
+        self._own = own
+        self._thread = threading.get_ident()
+        self._local = threading.local()
+        self._lock = threading.RLock()
+        self._failures = Failures()
+        self._facts: Facts = NoVindex(schema)
+        self._engine: Engine | None = None
+        self._search: GateSearch | None = None
+        self._vectors: QueryVectors | None = None
+        self.mount = Mount(con, schema)
+        self._registered = False
+        if own:
+            self._prepare(con)
+
+    # -- asking -------------------------------------------------------------------------------------------
+
+    def lql(self, text: str, parameters: Parameters | None = None) -> Result:
+        """The result of the last statement of an LQL text; all of them run, in order.
+
+        `$name` in the text stands for parameters['name'], always as a value. Tables that neither the vindex nor the
+        connection has are looked up among the caller's DataFrames.
+        """
+        return self.script(text, parameters)[-1]
+
+    def script(self, text: str, parameters: Parameters | None = None) -> list[Result]:
+        """The results of all statements of an LQL text, in order. The first that fails raises; the ones before ran."""
+        return list(self.stream(text, parameters))
+
+    def stream(self, text: str, parameters: Parameters | None = None) -> Iterator[Result]:
+        """The results of an LQL text one by one, each as soon as its statement has run."""
+        from larql_duck.lql import parse
+
+        for statement in parse(text, parameters):
+            yield from self.run(statement, text)
+
+    def run(self, statement: Statement, text: str = "") -> list[Result]:
+        """The results of one parsed statement: one, or several for a pipe whose stages do not use each other."""
+        text = text or str(statement)
+        if statement.kind == "Pipe":
+            return self._pipe(statement, text)
+        if statement.kind == "ExplainSql":
+            return [self._explain_sql(statement)]
+        found = plan(statement, self._facts)
+        return [self._carry_out(found, statement, text, None)]
+
+    def sql(self, query: str, parameters: Parameters | list[Any] | None = None) -> Result:
+        """The result of plain DuckDB SQL. In it `"x"` is a column's name, as everywhere in DuckDB; text takes `'x'`.
+
+        Tables that neither the connection nor the vindex has are looked up among the caller's DataFrames.
+        QueryError with DuckDB's message; several statements give the last one's result.
+        """
+        try:
+            return Result(self._fetch(query, parameters, None), con=self.con, sql=query)
+        except duckdb.Error as error:
+            raise query_error(error, query, self._failures) from error
+
+    # -- the vindex ---------------------------------------------------------------------------------------
+
+    @property
+    def vindex(self) -> Vindex | None:
+        """The vindex that is open, None where there is none."""
+        return self.mount.vindex
+
+    @property
+    def facts(self) -> Facts:
+        """What the planner may ask about the vindex that is open."""
+        return self._facts
+
+    def use(self, path: str | Path) -> Vindex:
+        """The vindex at `path`, which the session speaks of from now on. Nothing of an earlier one is kept."""
+        from larql_duck.vindex.store import Vindex
+
+        vindex = Vindex.open(path)
+        self.show(vindex)
+        return vindex
+
+    def show(self, vindex: Vindex) -> None:
+        """Like `use`, for a vindex that is open already."""
+        with self._lock:
+            self._forget()
+            self.mount.show(vindex)
+            if not self._registered:
+                register(self.mount, self.search, self.vectors, self._failures)
+                self._registered = True
+            self.mount.load_python_macros()
+            self._facts = VindexFacts(vindex, self.schema, self._ask)
+
+    def engine(self) -> Engine:
+        """The model for forward passes, loaded when first asked for. LevelError where no weights are stored."""
+        with self._lock:
+            if self._engine is None:
+                from larql_duck.infer.engine import Engine
+
+                vindex = self._need()
+                vindex.require("inference", "a forward pass")
+                self._engine = Engine.load(vindex)
+            return self._engine
+
+    def search(self) -> GateSearch:
+        """The gate search over the vindex's mapped rows."""
+        with self._lock:
+            if self._search is None:
+                from larql_duck.vectors import GateSearch
+
+                self._search = GateSearch(self._need(), self._norms)
+            return self._search
+
+    def vectors(self) -> QueryVectors:
+        """The vectors of prompts and entities."""
+        with self._lock:
+            if self._vectors is None:
+                from larql_duck.session.query_vectors import QueryVectors
+
+                self._vectors = QueryVectors(self._need(), self.engine)
+            return self._vectors
+
+    # -- life ---------------------------------------------------------------------------------------------
+
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        """A connection of its own to the same database, for another thread."""
+        cursor = self.con.cursor()
+        self._prepare(cursor)
+        return cursor
+
+    def close(self) -> None:
+        """Closes the session: its own connection, or, in one of the user's, what it had put there."""
+        with self._lock:
+            self._forget()
+            if self._own:
+                self.con.close()
+            else:
+                self.mount.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Session: {'no vindex' if self.vindex is None else self.vindex.path}, schema {self.schema}>"
+
+    def _repr_html_(self) -> str:
+        import html
+
+        return f"<code>{html.escape(repr(self))}</code>"
+
+    # -- plans --------------------------------------------------------------------------------------------
+
+    def _carry_out(
+        self, found: Query | Operation, statement: Statement, text: str, piped: pa.Table | None
+    ) -> Result:
+        if isinstance(found, Operation):
+            result = found.run(self)
+            result.statement = str(statement)
+            return result
+        try:
+            table = self._fetch(found.sql, None, None if piped is None else {"_": piped})
+        except duckdb.Error as error:
+            raise statement_error(error, found.sql, statement, text, self._failures) from error
+        notices = list(found.notices)
+        if table.num_rows == 0 and found.when_empty is not None:
+            known = self._ask(found.when_empty.probe, [])[0][0]
+            notices.append(found.when_empty.known if known else found.when_empty.unknown)
+        return Result(
+            table, con=self.con, sql=found.printed, notices=tuple(notices), statement=str(statement)
+        )
+
+    def _pipe(self, statement: Any, text: str) -> list[Result]:
+        results: list[Result] = []
+        before: Query | None = None
+        for stage in statement.stages:
+            step = plan(stage, self._facts)
+            if isinstance(step, Query) and step.uses_pipe and results:
+                # What `_` stands for was a query: both are one. Else its rows are handed on as they are.
+                piped = None if before is not None else results[-1].arrow()
+                step = step if before is None else joined(before, step)
+                results[-1] = self._carry_out(step, stage, text, piped)
+            else:
+                results.append(self._carry_out(step, stage, text, None))
+            before = step if isinstance(step, Query) and not (step.uses_pipe and before is None) else None
+        return results
+
+    def _explain_sql(self, statement: Any) -> Result:
+        inner = statement.statement
+        found = pipe_sql(inner, self._facts) if inner.kind == "Pipe" else plan(inner, self._facts)
+        if isinstance(found, Operation):
+            raise SemanticError(f"{inner.kind} is carried out by Python and has no SQL; run it instead")
+        table = pa.table({"sql": pa.array([found.printed], pa.string())})
+        return Result(table, con=self.con, notices=found.notices, statement=str(statement))
+
+    # -- running ------------------------------------------------------------------------------------------
+
+    def run_sql(self, sql: str, parameters: list[Any] | None = None) -> Result:
+        """The result of SQL of our own; for the package's other modules."""
+        try:
+            return Result(self._fetch(sql, parameters, None), con=self.con, sql=sql)
+        except duckdb.Error as error:
+            raise query_error(error, sql, self._failures) from error
+
+    def _fetch(self, sql: str, parameters: Any, extra: Mapping[str, Any] | None) -> pa.Table:
+        if self.tracer is not None:
+            self.tracer(sql)
+        return scope.fetch(self._connection(), sql, parameters, extra)
+
+    def _ask(self, sql: str, parameters: list[Any]) -> list[tuple[Any, ...]]:
+        if self.tracer is not None:
+            self.tracer(sql)
+        rows: list[tuple[Any, ...]] = self._connection().execute(sql, parameters).fetchall()
+        return rows
+
+    def _connection(self) -> duckdb.DuckDBPyConnection:
+        """The connection of this thread: DuckDB's are not to be shared."""
+        if threading.get_ident() == self._thread:
+            return self.con
+        cursor: duckdb.DuckDBPyConnection | None = getattr(self._local, "cursor", None)
+        if cursor is None:
+            with self._lock:
+                cursor = self.cursor()
+            self._local.cursor = cursor
+        return cursor
+
+    def _prepare(self, con: duckdb.DuckDBPyConnection) -> None:
+        if self._own:
+            con.execute(f"SET search_path = 'main,{self.schema}'")
+
+    def _forget(self) -> None:
+        self._engine = self._search = self._vectors = None
+        self._facts = NoVindex(self.schema)
+
+    def _need(self) -> Vindex:
+        from larql_duck.plan.operations import need_vindex
+
+        need_vindex(self._facts)
+        vindex = self.mount.vindex
+        assert vindex is not None
+        return vindex
+
+    def _norms(self) -> dict[str, Any]:
+        con = self.con.cursor()
+        try:
+            return con.execute(
+                f"SELECT layer, gate_norm, up_norm FROM {self.schema}.features ORDER BY layer, feature"
+            ).fetchnumpy()
+        finally:
+            con.close()

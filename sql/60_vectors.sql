@@ -1,0 +1,101 @@
+-- Search by vector over the mapped gate rows. Needs the Python functions lq_udf_*, so these macros exist in Python
+-- sessions only. All layers are answered by one call.
+
+CREATE MACRO lq.gate_search(p_layers, p_query, p_top := 10, p_order := 'absolute') AS TABLE
+SELECT unnest(lq_udf_topk(p_layers::INTEGER[], p_query::FLOAT[], p_top::INTEGER, p_order), recursive := true);
+COMMENT ON MACRO TABLE lq.gate_search IS 'The p_top features of each layer for a vector (FLOAT[hidden], or one after another per layer), ordered by absolute, signed or activation value.';
+
+CREATE MACRO lq.walk_vectors(
+    p_prompt, p_basis := 'embedding', p_top := 10, p_layers := NULL, p_mode := NULL, p_band := NULL,
+    p_relations_only := false, p_compare := false, p_explain := false, p_tokens := 3
+) AS TABLE
+WITH asked AS MATERIALIZED (
+    SELECT list(layer ORDER BY layer)::INTEGER[] AS layers
+    FROM lq.layers
+    WHERE (p_layers IS NULL OR list_contains(p_layers, layer))
+        AND (p_band IS NULL OR p_band = 'all' OR band IS NULL OR band = p_band)
+),
+vectors AS MATERIALIZED (
+    SELECT layers, lq_udf_prompt_vectors(p_prompt, p_basis, layers) AS query FROM asked
+),
+modes AS (
+    SELECT
+        unnest(
+            CASE
+                WHEN p_compare THEN [coalesce(nullif(p_mode, 'dense'), 'hybrid'), 'dense']
+                ELSE [coalesce(p_mode, 'hybrid')]
+            END
+        ) AS mode
+),
+-- Labels are known after the search only, so a search for labelled features goes through all of them.
+searched AS (
+    SELECT
+        m.mode,
+        unnest(
+            lq_udf_topk(
+                v.layers, v.query, CASE WHEN p_relations_only THEN 1000000000 ELSE p_top END::INTEGER,
+                CASE m.mode WHEN 'pure' THEN 'signed' WHEN 'dense' THEN 'activation' ELSE 'absolute' END
+            )
+        ) AS hit
+    FROM vectors AS v
+    CROSS JOIN modes AS m
+),
+hits AS MATERIALIZED (
+    SELECT mode, hit.layer AS layer, hit.feature AS feature, hit.gate AS gate, hit.activation AS activation
+    FROM searched
+),
+ranked AS (
+    SELECT
+        h.*, x.relation, x.top_token, x.down_tokens, l.band,
+        CASE WHEN x.basis = p_basis AND x.gate_std > 0 THEN (h.gate - x.gate_mean) / x.gate_std END AS z,
+        row_number() OVER (
+            PARTITION BY h.mode, h.layer
+            ORDER BY
+                CASE h.mode WHEN 'pure' THEN h.gate WHEN 'dense' THEN abs(h.activation) ELSE abs(h.gate) END DESC,
+                h.feature
+        ) AS place
+    FROM hits AS h
+    LEFT JOIN lq.features AS x ON x.layer = h.layer AND x.feature = h.feature
+    LEFT JOIN lq.layers AS l ON l.layer = h.layer
+    LEFT JOIN lq.clusters AS c ON c.cluster_id = x.cluster_id
+    WHERE NOT p_relations_only OR x.relation_source IN ('probe', 'patch') OR c.confidence >= 0.5
+)
+SELECT
+    r.layer, r.feature, r.gate, r.activation, r.z, r.relation, r.top_token,
+    CASE
+        WHEN p_tokens > 3
+        THEN coalesce(
+            (SELECT list(trim(o.token) ORDER BY o.rank) FROM lq.feature_tokens AS o WHERE o.layer = r.layer AND o.feature = r.feature AND o.side = 'out' AND o.rank <= p_tokens),
+            r.down_tokens
+        )
+        ELSE r.down_tokens
+    END AS down_tokens,
+    p_basis AS basis,
+    CASE WHEN p_compare THEN r.mode END AS mode,
+    CASE WHEN p_explain THEN lq_udf_last_token(p_prompt) END AS token,
+    CASE WHEN p_explain THEN coalesce(r.band, 'knowledge') END AS band
+FROM ranked AS r
+WHERE r.place <= p_top
+ORDER BY r.mode = 'dense', r.layer, r.place;
+COMMENT ON MACRO TABLE lq.walk_vectors IS 'The features that answer to a prompt, p_top a layer: by its last token''s embedding (p_basis embedding) or by what each FFN receives at its last position (context).';
+
+CREATE MACRO lq.distances(p_entity, p_layer, p_basis := 'embedding') AS TABLE
+SELECT p_layer::INTEGER AS layer, hit.feature AS feature, hit.distance AS distance, p_basis AS basis
+FROM (
+    SELECT unnest(lq_udf_distances(p_layer::INTEGER, lq_udf_entity_vectors(p_entity, p_basis, [p_layer::INTEGER]))) AS hit
+);
+COMMENT ON MACRO TABLE lq.distances IS 'The cosine distance of every gate row of a layer to an entity''s vector.';
+
+CREATE MACRO lq.nearest_features(p_entity, p_layer, p_basis := 'embedding') AS TABLE
+SELECT x.* EXCLUDE (basis), d.distance, d.basis
+FROM lq.distances(p_entity, p_layer, p_basis := p_basis) AS d
+JOIN lq.lql_features AS x ON x.layer = d.layer AND x.feature = d.feature
+ORDER BY d.distance, x.layer, x.feature;
+COMMENT ON MACRO TABLE lq.nearest_features IS 'LQL''s FEATURES NEAREST TO: the features of a layer by the distance of their gate rows to an entity''s vector.';
+
+CREATE MACRO lq.nearest_edges(p_entity, p_layer, p_basis := 'embedding') AS TABLE
+SELECT e.*, d.distance, d.basis
+FROM lq.distances(p_entity, p_layer, p_basis := p_basis) AS d
+JOIN lq.lql_edges AS e ON e.layer = d.layer AND e.feature = d.feature
+ORDER BY d.distance, e.layer, e.feature, e.entity, e.relation, e.target;
+COMMENT ON MACRO TABLE lq.nearest_edges IS 'LQL''s EDGES NEAREST TO: the edges of a layer by the distance of their features'' gate rows to an entity''s vector.';
