@@ -267,3 +267,14 @@ def as_table(name: str, columns: dict[str, object]) -> pa.Table:
         pa.array(columns[f.name], type=f.type) if f.name in columns else pa.nulls(n, f.type) for f in schema
     ]
     return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def schema_markdown() -> str:
+    """The public schema as Markdown, one table of columns per table: the README's section, generated."""
+    names = {_I32: "INTEGER", _I64: "BIGINT", _F32: "FLOAT", _F64: "DOUBLE", _S: "VARCHAR", _B: "BOOLEAN"}
+    names |= {_LS: "VARCHAR[]", _LI: "INTEGER[]"}
+    parts = []
+    for table, (comment, columns) in _TABLES.items():
+        rows = "\n".join(f"| `{column}` | {names[kind]} | {text} |" for column, kind, text in columns)
+        parts.append(f"#### `{table}`\n\n{comment}\n\n| column | type | meaning |\n|---|---|---|\n{rows}\n")
+    return "\n".join(parts)

@@ -101,7 +101,9 @@ def test_in_side_and_token_features_equal_transformers(family: str, tiny_model, 
     scores = np.take_along_axis(gate_values, order, 2)
     np.testing.assert_allclose(found["score"], scores, atol=2e-4)
     np.testing.assert_allclose(found["z"], (scores - mean) / std, rtol=2e-3, atol=2e-3)
-    np.testing.assert_allclose(found["activation"], np.take_along_axis(act_values, order, 2), atol=2e-3, rtol=1e-3)
+    np.testing.assert_allclose(
+        found["activation"], np.take_along_axis(act_values, order, 2), atol=2e-3, rtol=1e-3
+    )
     features = vindex.table("features").to_pandas()
     np.testing.assert_allclose(features.gate_mean.to_numpy(), mean.ravel(), atol=1e-4)
     np.testing.assert_allclose(features.gate_std.to_numpy(), std.ravel(), rtol=1e-3)
@@ -118,7 +120,9 @@ def test_in_side_and_token_features_equal_transformers(family: str, tiny_model, 
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
-def test_embedding_basis_is_the_scaled_embedding_against_every_gate_row(family: str, tiny_model, tmp_path: Path) -> None:
+def test_embedding_basis_is_the_scaled_embedding_against_every_gate_row(
+    family: str, tiny_model, tmp_path: Path
+) -> None:
     out = extract(tiny_model(family), tmp_path / "x.vindex", in_basis="embedding", probe=False)
     source, vindex = open_model(tiny_model(family)), Vindex.open(out)
     _, words = candidates_and_words(source)
@@ -143,7 +147,13 @@ def test_gguf_and_safetensors_of_the_same_weights_give_the_same_tables(family: s
         Vindex.open(extract(model, tmp_path / name, probe=False, in_basis="context"))
         for model, name in ((directory, "a.vindex"), (gguf, "b.vindex"))
     )
-    for name in ("gate_vectors.bin", "embeddings.bin", "up_weights.bin", "down_weights.bin", "attn_weights.bin"):
+    for name in (
+        "gate_vectors.bin",
+        "embeddings.bin",
+        "up_weights.bin",
+        "down_weights.bin",
+        "attn_weights.bin",
+    ):
         assert (a.path / name).read_bytes() == (b.path / name).read_bytes(), name
     for name in ("features", "token_features"):
         left, right = a.table(name).to_pandas(), b.table(name).to_pandas()
@@ -171,7 +181,9 @@ def test_layers_limits_what_is_described_and_not_what_is_stored(tiny_model, tmp_
 
 
 def test_context_tokens_takes_the_lowest_word_ids(tiny_model, tmp_path: Path) -> None:
-    out = extract(tiny_model("llama"), tmp_path / "x.vindex", context_tokens=20, in_basis="context", probe=False)
+    out = extract(
+        tiny_model("llama"), tmp_path / "x.vindex", context_tokens=20, in_basis="context", probe=False
+    )
     _, words = candidates_and_words(open_model(tiny_model("llama")))
     ids = Vindex.open(out).table("token_features")["token_id"].to_pylist()
     assert sorted(set(ids)) == list(words[:20])

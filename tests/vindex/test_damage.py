@@ -88,7 +88,10 @@ def test_verify_compares_every_row_of_model_duckdb(copy: Path) -> None:
     ("change", "word"),
     [
         (lambda r: r["larql_duck"]["tables"]["facts"].update(file="../facts.parquet"), "../facts"),
-        (lambda r: r["larql_duck"]["files"].update({"/etc/passwd": {"bytes": 1, "sha256": ""}}), "/etc/passwd"),
+        (
+            lambda r: r["larql_duck"]["files"].update({"/etc/passwd": {"bytes": 1, "sha256": ""}}),
+            "/etc/passwd",
+        ),
         (lambda r: r["larql_duck"].update(schema_version="2.0"), "schema version 2.0"),
         (lambda r: r.update(version=3), "version"),
         (lambda r: r.update(num_layers=4), "layers"),
@@ -143,7 +146,9 @@ def test_a_larql_directory_damaged_anywhere_is_refused_or_opens_whole(data, tmp_
     level = data.draw(st.sampled_from(["all-f32", "inference-f16", "browse-f16"]))
     directory = tmp_path_factory.mktemp("larql") / "x.vindex"
     shutil.copytree(UPSTREAM / f"{level}.vindex", directory)
-    needed = [p for p in sorted(directory.iterdir()) if p.name not in ("tokenizer_config.json", "down_meta.bin")]
+    needed = [
+        p for p in sorted(directory.iterdir()) if p.name not in ("tokenizer_config.json", "down_meta.bin")
+    ]
     path = data.draw(st.sampled_from(needed))
     content = path.read_bytes()
     cut = data.draw(st.integers(0, len(content) - 1))

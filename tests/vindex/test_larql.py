@@ -88,7 +88,9 @@ def test_extract_from_a_larql_directory_builds_our_tables(tmp_path: Path) -> Non
     out = extract(UPSTREAM / "all-f32.vindex", tmp_path / "y.vindex", probe=False, in_basis="context")
     vindex = Vindex.open(out)
     assert vindex.ours and vindex.table("features").num_rows == 4 * 64
-    assert (out / "gate_vectors.bin").read_bytes() == (UPSTREAM / "all-f32.vindex/gate_vectors.bin").read_bytes()
+    assert (out / "gate_vectors.bin").read_bytes() == (
+        UPSTREAM / "all-f32.vindex/gate_vectors.bin"
+    ).read_bytes()
     planted = json.loads((UPSTREAM / "tiny-llama/planted.json").read_text())
     features = vindex.table("features").to_pandas().set_index(["layer", "feature"])
     for fact in planted:
