@@ -5,71 +5,95 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from larql_duck.errors import SemanticError
+from larql_duck.errors import NotSupportedError, SemanticError
+from larql_duck.lql.statements import Explain, Stats, Use
+from larql_duck.lql.table import STATEMENTS, declare_not_run
 from larql_duck.plan import browse, operations
 from larql_duck.plan.select import select
 from larql_duck.plan.types import Emptiness, Facts, Operation, Plan, Query
 
 if TYPE_CHECKING:
-    from larql_duck.lql.statements import Explain, Pipe, Statement, Stats
+    from larql_duck.lql.statements import Pipe, Statement
 
-__all__ = ["PLANNERS", "Emptiness", "Facts", "Operation", "Plan", "Query", "pipe_sql", "plan"]
+__all__ = [
+    "NOT_RUN",
+    "PLANNERS",
+    "Emptiness",
+    "Facts",
+    "Operation",
+    "Plan",
+    "Query",
+    "joined",
+    "pipe_sql",
+    "plan",
+    "verb_of",
+]
 
 Planner = Callable[[Any, Facts], Plan]
-_later = operations.not_run
-
-
-def _explain(s: Explain, facts: Facts) -> Plan:
-    return PLANNERS["Explain WALK" if s.what == "walk" else "Explain INFER"](s, facts)
-
-
-def _stats(s: Stats, facts: Facts) -> Plan:
-    return browse.stats(s, facts) if s.path is None else operations.stats_of(s, facts)
-
 
 PLANNERS: dict[str, Planner] = {
-    "Use": operations.use,
-    "Extract": operations.extract,
-    "Stats": _stats,
-    "Select": select,
-    "Describe": browse.describe,
-    "Walk": browse.walk,
-    "Explain": _explain,
-    "Explain WALK": browse.explain_walk,
-    "Explain INFER": _later("EXPLAIN INFER"),
-    "ShowLayers": browse.show_layers,
-    "ShowRelations": browse.show_relations,
-    "ShowFeatures": browse.show_features,
-    "ShowEntities": browse.show_entities,
-    "ShowModels": operations.show_models,
-    "Neighbors": browse.neighbors,
-    "Paths": browse.paths,
-    "Infer": _later("INFER"),
-    "Trace": _later("TRACE"),
-    "Probe": _later("PROBE"),
-    "SimilarFeatures": _later("SIMILAR FEATURES"),
-    "Insert": _later("INSERT"),
-    "Delete": _later("DELETE"),
-    "Update": _later("UPDATE"),
-    "Merge": _later("MERGE"),
-    "Rebalance": _later("REBALANCE"),
-    "BeginPatch": _later("BEGIN PATCH"),
-    "SavePatch": _later("SAVE PATCH"),
-    "RollbackPatch": _later("ROLLBACK PATCH"),
-    "ApplyPatch": _later("APPLY PATCH"),
-    "RemovePatch": _later("REMOVE PATCH"),
-    "ShowPatches": _later("SHOW PATCHES"),
-    "ShowCompactStatus": _later("SHOW COMPACT STATUS"),
-    "CompactMinor": _later("COMPACT MINOR"),
-    "CompactMajor": _later("COMPACT MAJOR"),
-    "Diff": _later("DIFF", "compare two model.duckdb files with ATTACH and a FULL JOIN of their triples"),
-    "Compile": _later("COMPILE"),
-    "Export": _later("EXPORT", "write a table with COPY ... TO in plain SQL"),
+    "USE": operations.use,
+    "EXTRACT": operations.extract,
+    "STATS": lambda s, facts: (browse.stats if s.path is None else operations.stats_of)(s, facts),
+    "SELECT": select,
+    "DESCRIBE": browse.describe,
+    "WALK": browse.walk,
+    "EXPLAIN WALK": browse.explain_walk,
+    "SHOW LAYERS": browse.show_layers,
+    "SHOW RELATIONS": browse.show_relations,
+    "SHOW FEATURES": browse.show_features,
+    "SHOW ENTITIES": browse.show_entities,
+    "SHOW MODELS": operations.show_models,
+    "NEIGHBORS": browse.neighbors,
+    "PATHS": browse.paths,
 }
-"""Kind of statement -> its planner. A later part of the package brings a statement to life by its row here."""
+"""Verb -> the planner of its statements. A later part of the package brings a verb to life by a row here."""
 
-# Statements that make sense before a vindex is open.
-_WITHOUT_VINDEX = frozenset({"Use", "Extract", "ShowModels"})
+NOT_RUN: dict[str, str] = {
+    "USE MODEL": "make a vindex with EXTRACT MODEL ... INTO ...",
+    "USE REMOTE": "open a copy of the vindex with USE",
+    "INFER": "",
+    "EXPLAIN INFER": "",
+    "TRACE": "",
+    "PROBE": "extraction probes the relation pack; larql-duck extract --relation R limits it",
+    "SIMILAR FEATURES": "compare features with SELECT ... FROM FEATURES NEAREST TO",
+    "INSERT": "",
+    "DELETE": "",
+    "UPDATE": "",
+    "MERGE": "",
+    "REBALANCE": "",
+    "BEGIN PATCH": "",
+    "SAVE PATCH": "",
+    "ROLLBACK PATCH": "",
+    "APPLY PATCH": "",
+    "REMOVE PATCH": "",
+    "SHOW PATCHES": "",
+    "SHOW COMPACT STATUS": "",
+    "COMPACT MINOR": "",
+    "COMPACT MAJOR": "",
+    "DIFF": "join two model.duckdb files: ATTACH both and FULL JOIN their triples",
+    "COMPILE": "",
+    "EXPORT": "write a table with COPY ... TO in plain SQL",
+}
+"""Verb -> what to do instead, for statements that parse and that this version does not run."""
+
+_REASONS = {
+    verb: f"{verb} is not run by this version of larql-duck{f': {instead}' if instead else ''}"
+    for verb, instead in NOT_RUN.items()
+}
+declare_not_run(_REASONS)
+
+# Verbs that make sense before a vindex is open.
+_WITHOUT_VINDEX = frozenset({"USE", "EXTRACT", "SHOW MODELS", "SELECT"})
+
+
+def verb_of(statement: Statement) -> str:
+    """The statement's verb as the statement table names it, such as 'EXPLAIN WALK'."""
+    if isinstance(statement, Explain):
+        return f"EXPLAIN {statement.what.upper()}"
+    if isinstance(statement, Use):
+        return "USE" if statement.what == "vindex" else f"USE {statement.what.upper()}"
+    return next(row.name for row in STATEMENTS if row.statement is type(statement))
 
 
 def plan(statement: Statement, facts: Facts, *, running: bool = True) -> Plan:
@@ -78,11 +102,12 @@ def plan(statement: Statement, facts: Facts, *, running: bool = True) -> Plan:
     Raises SemanticError for what the vindex does not have, LevelError for what it does not store, VindexError where
     none is open and the statement is to run, NotSupportedError for what this version does not run.
     """
-    planner = PLANNERS[statement.kind]
-    alone = statement.kind in _WITHOUT_VINDEX or (
-        statement.kind == "Stats" and getattr(statement, "path", None)
-    )
-    if running and not alone and not (statement.kind == "Select" and not facts.opened):
+    verb = verb_of(statement)
+    planner = PLANNERS.get(verb)
+    if planner is None:
+        raise NotSupportedError(_REASONS[verb])
+    alone = verb in _WITHOUT_VINDEX or (isinstance(statement, Stats) and statement.path is not None)
+    if running and not alone:
         operations.need_vindex(facts)
     return planner(statement, facts)
 
@@ -93,7 +118,7 @@ def pipe_sql(pipe: Pipe, facts: Facts) -> Query:
     for stage in pipe.stages:
         step = plan(stage, facts, running=False)
         if isinstance(step, Operation):
-            raise SemanticError(f"{stage.kind} is carried out by Python and has no SQL")
+            raise SemanticError(f"{verb_of(stage)} is carried out by Python and has no SQL")
         whole = step if whole is None or not step.uses_pipe else joined(whole, step)
     assert whole is not None
     return whole
@@ -106,4 +131,11 @@ def joined(before: Query, after: Query) -> Query:
     if after.sql.lstrip().upper().startswith("WITH"):
         sql = f"WITH _ AS ({before.sql}) FROM ({after.sql})"
     functions = tuple(dict.fromkeys((*before.functions, *after.functions)))
-    return Query(sql, (*before.notices, *after.notices), functions, after.when_empty, before.uses_pipe)
+    return Query(
+        sql,
+        (*before.notices, *after.notices),
+        functions,
+        after.when_empty,
+        before.uses_pipe,
+        before.uses_vindex or after.uses_vindex,
+    )

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from larql_duck.errors import LarqlError, NotSupportedError, VindexError
+from larql_duck.errors import LarqlError, VindexError
 from larql_duck.plan.checks import fail
 from larql_duck.plan.types import Operation
 
@@ -31,12 +30,6 @@ def _result(columns: dict[str, tuple[str, list[Any]]], notices: tuple[str, ...] 
 
 def use(s: st.Use, facts: Facts) -> Operation:
     """USE "path": opens a vindex, the session's statements then speak of it."""
-    if s.what == "remote":
-        raise NotSupportedError("USE REMOTE is not run by this version of larql-duck: open a copy with USE")
-    if s.what == "model":
-        raise NotSupportedError(
-            "USE MODEL is not run by this version of larql-duck: make a vindex with EXTRACT MODEL ... INTO ..."
-        )
     return Operation(lambda session: _use(session, s.target), s)
 
 
@@ -147,16 +140,6 @@ def _model_row(path: Path) -> tuple[Any, ...]:
         return (name, str(path), size, None, None, None, None, str(error))
     status = "ready" if v.ours else "written by LARQL: no facts"
     return (name, str(path), size, v.n_layers, sum(v.n_features), v.level, v.dtype, status)
-
-
-def not_run(words: str, instead: str = "") -> Callable[[Any, Facts], Operation]:
-    """A planner for a statement that parses and that this version does not run."""
-    hint = f": {instead}" if instead else ""
-
-    def plan(s: Any, facts: Facts) -> Operation:
-        raise NotSupportedError(f"{words} is not run by this version of larql-duck{hint}")
-
-    return plan
 
 
 def need_vindex(facts: Facts) -> None:

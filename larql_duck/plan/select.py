@@ -40,7 +40,11 @@ def lower(s: Statement, part: Sql, facts: Facts) -> Query:
     work = _Lowering(s, part, facts)
     work.run()
     return Query(
-        work.text(), tuple(work.notices), _NEAREST_FUNCTIONS if work.nearest else (), uses_pipe=work.uses_pipe
+        work.text(),
+        tuple(work.notices),
+        _NEAREST_FUNCTIONS if work.nearest else (),
+        uses_pipe=work.uses_pipe,
+        uses_vindex=bool(work.edits),
     )
 
 

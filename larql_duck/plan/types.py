@@ -24,13 +24,18 @@ class Emptiness:
 
 @dataclass(frozen=True)
 class Query:
-    """A statement as one DuckDB query. functions names the Python functions it calls (none: any DuckDB runs it)."""
+    """A statement as one DuckDB query.
+
+    functions names the Python functions it calls (none: any DuckDB runs it). uses_pipe: it reads the result piped in
+    as `_`. uses_vindex: it reads a table of the vindex.
+    """
 
     sql: str
     notices: tuple[str, ...] = ()
     functions: tuple[str, ...] = ()
     when_empty: Emptiness | None = None
     uses_pipe: bool = False
+    uses_vindex: bool = True
 
     @property
     def printed(self) -> str:

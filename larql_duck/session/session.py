@@ -11,7 +11,7 @@ import duckdb
 import pyarrow as pa
 
 from larql_duck.errors import SemanticError
-from larql_duck.plan import Operation, Query, joined, pipe_sql, plan
+from larql_duck.plan import Operation, Query, joined, pipe_sql, plan, verb_of
 from larql_duck.plan.types import Facts
 from larql_duck.result import Result
 from larql_duck.session import scope
@@ -210,6 +210,8 @@ class Session:
             result = found.run(self)
             result.statement = str(statement)
             return result
+        if found.uses_vindex:
+            self._need()
         try:
             table = self._fetch(found.sql, None, None if piped is None else {"_": piped})
         except duckdb.Error as error:
@@ -241,7 +243,7 @@ class Session:
         inner = statement.statement
         found = pipe_sql(inner, self._facts) if inner.kind == "Pipe" else plan(inner, self._facts)
         if isinstance(found, Operation):
-            raise SemanticError(f"{inner.kind} is carried out by Python and has no SQL; run it instead")
+            raise SemanticError(f"{verb_of(inner)} is carried out by Python and has no SQL; run it instead")
         table = pa.table({"sql": pa.array([found.printed], pa.string())})
         return Result(table, con=self.con, notices=found.notices, statement=str(statement))
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from larql_duck.errors import SemanticError
 from larql_duck.lql import parse_one
-from larql_duck.plan import Operation, Query, pipe_sql, plan
+from larql_duck.plan import Operation, Query, pipe_sql, plan, verb_of
 from larql_duck.session.facts import NoVindex
 
 if TYPE_CHECKING:
@@ -40,5 +40,5 @@ def _sql(text: str, facts: Facts) -> str:
     found: Query | Operation
     found = pipe_sql(statement, facts) if statement.kind == "Pipe" else plan(statement, facts, running=False)  # type: ignore[arg-type]
     if isinstance(found, Operation):
-        raise SemanticError(f"{statement.kind} is carried out by Python and has no SQL")
+        raise SemanticError(f"{verb_of(statement)} is carried out by Python and has no SQL")
     return found.printed
