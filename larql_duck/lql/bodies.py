@@ -123,7 +123,10 @@ class Assignments(Part):
         if c.kinds[first] not in (Kind.WORD, Kind.NAME):
             raise c.unexpected("a column")
         column = c.tokens.raw(first) if c.kinds[first] is Kind.WORD else c.values[first]
-        c.places[f"assignments.{column}"] = c.tokens.position(first)
+        place = f"assignments.{column.lower()}"
+        if place in c.places:
+            raise c.fail(f"{column} is set twice")
+        c.places[place] = c.tokens.position(first)
         c.at += 1
         c.expect("=")
         return Assignment(column, read_value(c, stop))

@@ -89,7 +89,10 @@ class Cursor:
     def string(self, what: str = "a string") -> str:
         """The next token as a string."""
         i = self.at
-        if self.kinds[i] is not Kind.STRING and i not in self.tokens.bound:
+        bound = self.tokens.bound.get(i)
+        # A number that was bound where a string belongs is its digits: 1984 may be a title.
+        number = isinstance(bound, int | float) and not isinstance(bound, bool)
+        if self.kinds[i] is not Kind.STRING and not number:
             raise self.unexpected(what, hint=self.quote_hint())
         self.at += 1
         return self.values[i]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
 
-from larql_duck.lql.tokens import Kind, Tokens, decode_string
+from larql_duck.lql.tokens import Kind, Parameter, Tokens, decode_string
 
 
 def string_texts(text: str) -> tuple[str, str]:
@@ -23,13 +23,20 @@ def name_texts(name: str) -> tuple[str, str]:
     return "`" + name.replace("`", "``") + "`", '"' + name.replace('"', '""') + '"'
 
 
-def literal_texts(value: Any) -> tuple[str, str]:
+def literal_texts(value: Parameter) -> tuple[str, str]:
     """A bound value as a literal."""
     if isinstance(value, str):
         return string_texts(value)
-    written = "NULL" if value is None else str(value).upper() if isinstance(value, bool) else repr(value)
-    if written in ("inf", "-inf", "nan"):
-        written = f"CAST('{written}' AS DOUBLE)"
+    if value is None or isinstance(value, bool):
+        written = "NULL" if value is None else str(value).upper()
+    elif isinstance(value, int):
+        written = str(value)
+    elif math.isfinite(value):
+        # An exponent makes it a DOUBLE; without one DuckDB reads a DECIMAL.
+        written = repr(float(value))
+        written = written if "e" in written else written + "e0"
+    else:
+        written = f"CAST('{float(value)}' AS DOUBLE)"
     return written, written
 
 

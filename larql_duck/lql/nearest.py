@@ -27,30 +27,21 @@ class Nearest:
     lql: str
 
 
-def find_nearest(c: Cursor) -> dict[int, Nearest]:
-    """All such sources from the cursor to the end of the statement, by the index of their first token.
+def is_nearest(c: Cursor, at: int, start: int) -> bool:
+    """Whether the word NEAREST at the index begins the clause, in a query that starts at start."""
+    if at == start or c.kinds[at] is not Kind.WORD:
+        return False
+    if c.kinds[at + 1] is Kind.STRING:
+        c.at = at + 1
+        raise c.unexpected("TO")
+    return c.has_words(("TO",), at + 1)
 
-    The cursor stays. LqlSyntaxError where NEAREST TO stands behind something that is no table.
+
+def read_nearest(c: Cursor, at: int, start: int) -> tuple[int, Nearest]:
+    """The source whose NEAREST stands at the index, and the index where the source's name begins.
+
+    LqlSyntaxError where no table stands before it, or not an entity and a layer behind it.
     """
-    found: dict[int, Nearest] = {}
-    kinds, values, start = c.kinds, c.values, c.at
-    i = start
-    while kinds[i] is not Kind.END and not c.tokens.is_operator(i, ";", "|>"):
-        if values[i] == "NEAREST" and kinds[i] is Kind.WORD and i > start:
-            if c.has_words(("TO",), i + 1):
-                first, nearest = _read(c, i, start)
-                found[first] = nearest
-                i = nearest.end
-                continue
-            if kinds[i + 1] is Kind.STRING:
-                c.at = i + 1
-                raise c.unexpected("TO")
-        i += 1
-    c.at = start
-    return found
-
-
-def _read(c: Cursor, at: int, start: int) -> tuple[int, Nearest]:
     first, last, alias_at = _source(c, at, start)
     c.at = at + 2
     entity = c.string("the entity as a string")

@@ -16,7 +16,7 @@ from larql_duck.errors import LqlSyntaxError
 from larql_duck.lql.cursor import Cursor
 from larql_duck.lql.judge import duckdb_syntax_error, hint
 from larql_duck.lql.literals import literal_texts, name_texts, string_texts
-from larql_duck.lql.nearest import Nearest, find_nearest
+from larql_duck.lql.nearest import Nearest, is_nearest, read_nearest
 from larql_duck.lql.small import Rewrites, small_condition, small_query, small_value
 from larql_duck.lql.statements import NEAREST_FUNCTION, Sql
 from larql_duck.lql.tokens import Kind, Tokens, decode_string
@@ -33,7 +33,7 @@ Stops = Callable[[int], bool]
 _OPEN, _CLOSE = {"(": ")", "[": "]", "{": "}"}, {")": "(", "]": "[", "}": "{"}
 # Behind these words a value is expected, so what follows is a column even if it looks like a clause.
 _EXPECT_VALUE_TEXT = """
-    SELECT DISTINCT ALL WHERE HAVING QUALIFY AND OR NOT IN LIKE ILIKE GLOB BETWEEN IS CASE WHEN THEN
+    SELECT DISTINCT WHERE HAVING QUALIFY AND OR NOT IN LIKE ILIKE GLOB BETWEEN IS CASE WHEN THEN
     ELSE FROM JOIN ON USING ESCAPE SET AS UNION EXCEPT INTERSECT VALUES RETURNING FILTER
 """
 _EXPECT_VALUE = frozenset(_EXPECT_VALUE_TEXT.split())
@@ -53,9 +53,8 @@ def read_query(c: Cursor, stops: Stops, *, inside: bool = False) -> Sql:
     first = c.at
     if c.word not in ("SELECT", "WITH"):
         raise c.unexpected("SELECT", "WITH")
-    nearest = find_nearest(c)
-    end = _find_end(c, first, stops, nearest, inside=inside)
-    rewrites = small_query(c, first, end, nearest) if c.word == "SELECT" else None
+    end, nearest = _find_end(c, first, stops, inside=inside)
+    rewrites = small_query(c, first, end, nearest) if c.tokens.is_word(first, "SELECT") else None
     part = _Writer(c.tokens, first, end, rewrites or {}, nearest).write()
     if rewrites is None:
         part.check("", "")
@@ -75,8 +74,7 @@ def read_value(c: Cursor, stops: Stops) -> Sql:
 
 def _read_expression(c: Cursor, stops: Stops, small: Callable[..., Rewrites | None], what: str) -> Sql:
     first = c.at
-    nearest = find_nearest(c)
-    end = _find_end(c, first, stops, nearest, inside=False)
+    end, nearest = _find_end(c, first, stops, inside=False)
     if end == first:
         raise c.unexpected(what)
     rewrites = None if nearest else small(c, first, end)
@@ -111,9 +109,11 @@ def parse_tree(part: Sql) -> exp.Expr:
 # ---- where the SQL ends
 
 
-def _find_end(c: Cursor, first: int, stops: Stops, nearest: Mapping[int, Nearest], *, inside: bool) -> int:
+def _find_end(c: Cursor, first: int, stops: Stops, *, inside: bool) -> tuple[int, dict[int, Nearest]]:
+    """Index of the token behind the SQL that starts at first, and the NEAREST TO in it."""
     kinds, values = c.kinds, c.values
     open_brackets: list[int] = []
+    nearest: dict[int, Nearest] = {}
     i = first
     while True:
         kind, value = kinds[i], values[i]
@@ -127,18 +127,20 @@ def _find_end(c: Cursor, first: int, stops: Stops, nearest: Mapping[int, Nearest
             elif value in _CLOSE:
                 if not open_brackets:
                     if inside and value == ")":
-                        return i
+                        return i, nearest
                     raise c.fail(f"{value} closes nothing", at=i)
                 opening = values[open_brackets.pop()]
                 if _OPEN[opening] != value:
                     raise c.fail(f"expected {_OPEN[opening]}, found {value}", at=i)
             elif value == ";" or (value == "|>" and not open_brackets):
                 break
-        if i in nearest:
-            i = nearest[i].end
+        elif value == "NEAREST" and is_nearest(c, i, first):
+            source, found = read_nearest(c, i, first)
+            nearest[source] = found
+            i = found.end
             continue
         if not open_brackets and i > first and _value_complete(c, i - 1) and stops(i):
-            return i
+            return i, nearest
         i += 1
     if open_brackets:
         at = open_brackets[-1]
@@ -146,7 +148,7 @@ def _find_end(c: Cursor, first: int, stops: Stops, nearest: Mapping[int, Nearest
     if inside:
         c.at = i
         raise c.unexpected(")")
-    return i
+    return i, nearest
 
 
 def _value_complete(c: Cursor, i: int) -> bool:
@@ -154,7 +156,12 @@ def _value_complete(c: Cursor, i: int) -> bool:
     kind, value = c.kinds[i], c.values[i]
     if kind is Kind.OPERATOR:
         return value in (")", "]", "}", "*")
-    return kind is not Kind.WORD or (value not in _EXPECT_VALUE and not value.endswith(" BY"))
+    if kind is not Kind.WORD:
+        return True
+    if value == "ALL":
+        # GROUP BY ALL ends there; SELECT ALL and UNION ALL go on.
+        return not c.tokens.is_word(i - 1, "SELECT", "UNION", "EXCEPT", "INTERSECT")
+    return value not in _EXPECT_VALUE and not value.endswith(" BY")
 
 
 # ---- writing

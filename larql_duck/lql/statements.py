@@ -524,7 +524,10 @@ class Delete(Statement):
 
 @dataclass(frozen=True, slots=True)
 class Update(Statement):
-    """UPDATE EDGES SET column = value, ... WHERE condition [LIMIT n] [DRY RUN]."""
+    """UPDATE EDGES SET column = value, ... WHERE condition [LIMIT n] [DRY RUN].
+
+    No column is set twice, whatever the case of its letters; its place is `places["assignments.column"]`, lower case.
+    """
 
     kind: ClassVar[str] = "Update"
     assignments: tuple[Assignment, ...]

@@ -1,0 +1,307 @@
+"""Hypothesis strategies: statements (as dataclasses), and the many ways to write one down."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import strategies as st
+
+from larql_duck.lql import parse_one
+from larql_duck.lql import statements as s
+from larql_duck.lql.values import quote
+
+texts = st.one_of(
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=12),
+    st.sampled_from(
+        [
+            "France",
+            "it's",
+            'say "hi"',
+            "a\\",
+            "\\n",
+            "''",
+            '""',
+            "x; y",
+            "-- no",
+            "/* no",
+            "a\0b",
+            "Köln",
+            "🇫🇷",
+            "|>",
+            "$x",
+            "{}",
+        ]
+    ),
+)
+integers = st.integers(-(2**63), 2**63 - 1)
+floats = st.floats(allow_nan=False, allow_infinity=False)
+slots = st.builds(s.Slot, integers, integers)
+layers = st.lists(st.tuples(integers, integers).map(lambda p: (min(p), max(p))), min_size=1, max_size=3).map(
+    tuple
+)
+BANDS = (None, "all", "syntax", "knowledge", "output")
+MODES = (None, "verbose", "brief", "raw")
+
+
+def some(strategy: st.SearchStrategy[Any], smallest: int = 0, largest: int = 3) -> st.SearchStrategy[Any]:
+    """A tuple of values."""
+    return st.lists(strategy, min_size=smallest, max_size=largest).map(tuple)
+
+
+def maybe(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.none() | strategy
+
+
+# ---- SQL parts
+
+names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=8)
+columns = st.sampled_from(
+    ["entity", "relation", "target", "layer", "confidence", "limit", "order", "status"]
+) | names.map(lambda n: "`" + n.replace("`", "``") + "`")
+literals = st.one_of(
+    texts.map(quote),
+    texts.map(lambda t: "'" + t.replace("\\", "\\\\").replace("'", "''") + "'"),
+    integers.map(str),
+    floats.map(lambda f: format(f, ".3f")),
+)
+values = st.recursive(
+    literals, lambda v: st.lists(v, max_size=3).map(lambda i: f"({', '.join(i)})"), max_leaves=4
+)
+comparisons = st.builds(
+    "{} {} {}".format, columns, st.sampled_from(["=", "!=", "<", ">", "<=", ">=", "LIKE", "IN"]), values
+)
+small_conditions = st.lists(comparisons, min_size=1, max_size=3).map(" AND ".join)
+quoted = columns.filter(lambda c: c not in ("limit", "order"))
+sql_conditions = st.recursive(
+    st.one_of(
+        st.builds("{} = {}".format, quoted, literals),
+        st.builds("{} BETWEEN {} AND {}".format, quoted, literals, literals),
+        st.builds("{} IS NOT NULL".format, quoted),
+        st.builds("lower({}) NOT ILIKE {}".format, quoted, literals),
+        st.builds("{} IN ({}, {})".format, quoted, literals, literals),
+        st.builds('{} IN (SELECT "x".{} FROM "x")'.format, quoted, quoted),
+    ),
+    lambda c: st.one_of(
+        st.builds("({} OR {})".format, c, c),
+        st.builds("NOT ({})".format, c),
+        st.builds("{} AND {}".format, c, c),
+    ),
+    max_leaves=4,
+)
+conditions = small_conditions | sql_conditions
+nearest = st.builds(
+    " NEAREST TO {} AT LAYER {}{}".format,
+    texts.map(quote),
+    integers,
+    st.sampled_from(["", " BASIS CONTEXT", " BASIS EMBEDDING"]),
+)
+small_queries = st.builds(
+    "SELECT {} FROM {}{}{}{}{}".format,
+    st.just("*") | st.lists(columns, min_size=1, max_size=3).map(", ".join),
+    st.sampled_from(["EDGES", "features", "Entities"]),
+    st.just("") | nearest,
+    st.just("") | small_conditions.map(" WHERE {}".format),
+    st.just("") | st.builds(" ORDER BY {}{}".format, columns, st.sampled_from(["", " ASC", " DESC"])),
+    st.just("") | st.integers(0, 2**31).map(" LIMIT {}".format),
+)
+sql_queries = st.builds(
+    '{}SELECT {}, count(*) AS "n" FROM model_graph AS g JOIN "t"{} ON g.subject = t."a" WHERE {} GROUP BY ALL'.format,
+    st.sampled_from(["", 'WITH a AS (SELECT 1), "b" AS (SELECT 2) ']),
+    quoted,
+    st.just("") | nearest,
+    sql_conditions,
+)
+queries = small_queries | sql_queries
+
+
+def _query(text: str) -> s.Sql:
+    statement = parse_one(text)
+    assert isinstance(statement, s.Select)
+    return statement.query
+
+
+def _where(text: str) -> s.Sql:
+    statement = parse_one(f"DELETE FROM EDGES WHERE {text}")
+    assert isinstance(statement, s.Delete)
+    return statement.where
+
+
+def _assigned(text: str) -> s.Sql:
+    statement = parse_one(f"UPDATE EDGES SET a = {text} WHERE b = 1")
+    assert isinstance(statement, s.Update)
+    return statement.assignments[0].value
+
+
+query_parts = queries.map(_query)
+where_parts = conditions.map(_where)
+assignments = st.builds(
+    s.Assignment, st.sampled_from(["target", "confidence", "layer", "where"]) | names, values.map(_assigned)
+)
+
+# ---- statements
+
+STATEMENTS: dict[type[s.Statement], st.SearchStrategy[s.Statement]] = {
+    s.Extract: st.builds(
+        s.Extract,
+        texts,
+        texts,
+        st.sampled_from(["browse", "inference", "all"]),
+        maybe(layers),
+        some(st.sampled_from(["ffn_gate", "attn_qk", "embeddings"])),
+    ),
+    s.Use: st.builds(s.Use, texts, st.sampled_from(["vindex", "remote"]))
+    | st.builds(s.Use, texts, st.just("model"), st.booleans()),
+    s.Compile: st.builds(
+        s.Compile,
+        maybe(texts),
+        st.just("vindex"),
+        texts,
+        st.sampled_from([None, "safetensors", "gguf"]),
+        conflict=st.sampled_from([None, "last_wins", "highest_confidence", "fail"]),
+    )
+    | st.builds(
+        s.Compile,
+        maybe(texts),
+        st.just("model"),
+        texts,
+        st.just("gguf"),
+        st.sampled_from([None, "F32", "F16", "BF16", "Q8_0"]),
+        slots=st.booleans(),
+    ),
+    s.Diff: st.builds(
+        s.Diff,
+        maybe(texts),
+        maybe(texts),
+        maybe(integers),
+        maybe(texts),
+        maybe(texts),
+        maybe(integers),
+        maybe(texts),
+        maybe(texts),
+    ),
+    s.Export: st.builds(
+        s.Export,
+        texts,
+        st.sampled_from(["turtle", "jsonld", "graphml", "neo4j", "parquet", "csv"]),
+        maybe(query_parts),
+    ),
+    s.Walk: st.builds(
+        s.Walk,
+        texts,
+        maybe(integers),
+        maybe(layers),
+        st.sampled_from([None, "hybrid", "pure", "dense"]),
+        st.booleans(),
+        st.sampled_from([None, "index", "embedding", "context"]),
+    ),
+    s.Infer: st.builds(
+        s.Infer,
+        texts,
+        maybe(integers),
+        st.booleans(),
+        maybe(integers),
+        some(slots, 1),
+        st.sampled_from([None, "zero", "mean"]),
+        some(st.builds(s.Steer, texts, floats, integers)),
+        some(st.builds(s.PatchFrom, texts, integers, maybe(integers))),
+    ),
+    s.Select: st.builds(s.Select, query_parts),
+    s.Describe: st.builds(
+        s.Describe, texts, maybe(integers), st.sampled_from(BANDS), st.booleans(), st.sampled_from(MODES)
+    ),
+    s.Explain: st.builds(
+        s.Explain,
+        st.just("walk"),
+        texts,
+        maybe(integers),
+        maybe(layers),
+        st.sampled_from(BANDS),
+        maybe(texts),
+        st.sampled_from([None, "index", "embedding", "context"]),
+        st.booleans(),
+        st.booleans(),
+        st.booleans(),
+    )
+    | st.builds(s.Explain, st.just("infer"), texts, attention=st.booleans(), target=maybe(texts)),
+    s.Trace: st.builds(
+        s.Trace,
+        texts,
+        maybe(texts),
+        st.booleans(),
+        maybe(layers),
+        st.sampled_from([None, "last", "all"]),
+        maybe(texts),
+    ),
+    s.Probe: st.builds(
+        s.Probe,
+        some(texts),
+        st.none(),
+        some(texts),
+        st.just(()),
+        maybe(texts),
+        maybe(integers),
+        st.booleans(),
+    )
+    | st.builds(s.Probe, st.just(()), query_parts, some(texts, 1, 1), some(texts), maybe(texts)),
+    s.Neighbors: st.builds(s.Neighbors, texts, maybe(integers), some(texts), maybe(integers)),
+    s.Paths: st.builds(s.Paths, texts, texts, maybe(integers), some(texts), maybe(integers)),
+    s.SimilarFeatures: st.builds(
+        s.SimilarFeatures,
+        slots,
+        st.sampled_from([None, "gate", "up", "down", "all"]),
+        maybe(layers),
+        maybe(integers),
+    ),
+    s.ShowRelations: st.builds(s.ShowRelations, maybe(integers), st.booleans(), st.sampled_from(MODES)),
+    s.ShowLayers: st.builds(s.ShowLayers, maybe(layers)),
+    s.ShowFeatures: st.builds(s.ShowFeatures, integers, maybe(where_parts), maybe(integers)),
+    s.ShowEntities: st.builds(s.ShowEntities, maybe(integers), maybe(integers)),
+    s.ShowModels: st.builds(s.ShowModels),
+    s.ShowPatches: st.builds(s.ShowPatches),
+    s.ShowCompactStatus: st.builds(s.ShowCompactStatus),
+    s.Stats: st.builds(s.Stats, maybe(texts)),
+    s.Insert: st.builds(
+        s.Insert,
+        some(st.builds(s.Triple, texts, texts, texts), 1),
+        layer=maybe(integers),
+        confidence=maybe(floats),
+        alpha=maybe(floats),
+        mode=st.sampled_from([None, "knn", "compose"]),
+        template=maybe(texts),
+    )
+    | st.builds(
+        s.Insert,
+        query=query_parts,
+        columns=st.permutations(["entity", "relation", "target"]).map(tuple),
+        layer=maybe(integers),
+        confidence=maybe(floats),
+        mode=st.sampled_from([None, "knn", "compose"]),
+    ),
+    s.Delete: st.builds(s.Delete, where_parts, maybe(integers), st.booleans()),
+    s.Update: st.builds(
+        s.Update,
+        st.lists(assignments, min_size=1, max_size=3, unique_by=lambda a: a.column.lower()).map(tuple),
+        where_parts,
+        maybe(integers),
+        st.booleans(),
+    ),
+    s.Merge: st.builds(
+        s.Merge,
+        texts,
+        maybe(texts),
+        st.sampled_from([None, "keep_source", "keep_target", "highest_confidence"]),
+        st.booleans(),
+    ),
+    s.Rebalance: st.builds(s.Rebalance, st.booleans(), maybe(integers), maybe(floats), maybe(floats)),
+    s.CompactMinor: st.builds(s.CompactMinor),
+    s.CompactMajor: st.builds(s.CompactMajor, st.booleans(), maybe(floats)),
+    s.BeginPatch: st.builds(s.BeginPatch, texts),
+    s.SavePatch: st.builds(s.SavePatch, maybe(texts)),
+    s.RollbackPatch: st.builds(s.RollbackPatch),
+    s.ApplyPatch: st.builds(s.ApplyPatch, texts, st.booleans()),
+    s.RemovePatch: st.builds(s.RemovePatch, texts),
+}
+single = st.one_of(*STATEMENTS.values())
+pipes = st.lists(single, min_size=2, max_size=4).map(lambda stages: s.Pipe(tuple(stages)))
+explained = (single | pipes).map(s.ExplainSql)
+statements = st.one_of(single, single, pipes, explained)
