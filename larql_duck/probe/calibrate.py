@@ -1,4 +1,4 @@
-"""Confidence: which templates to trust, and how often an answer of probability p is right, learnt from references."""
+"""Confidence: which templates to trust, and how often an answer is right, learnt from references."""
 
 from __future__ import annotations
 
@@ -31,17 +31,18 @@ def third(subject: str) -> int:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Per relation family a monotone map from p to the probability of being right, as points to interpolate between.
+    """Per relation family a rising map from an answer's score to its chance of being right, as points to interpolate.
 
-    Family '' is the pooled map, for families with references of their own but too few.
+    The score is the mean probability over all templates (Fact.score): unlike p it falls where templates disagree.
+    Family '' is the map of all families together.
     """
 
     maps: Mapping[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
 
-    def confidence(self, family: str, p: float) -> float | None:
-        """The confidence of an answer with probability p; None where the family has no map."""
+    def confidence(self, family: str, score: float) -> float | None:
+        """The confidence of an answer with that score; None where the family has no map."""
         points = self.maps.get(family)
-        return None if points is None else _interpolate(points, p)
+        return None if points is None else _interpolate(points, score)
 
     def as_json(self) -> dict[str, list[list[float]]]:
         """The maps as JSON values, to be stored beside the facts."""
@@ -90,7 +91,7 @@ def calibrate(judged: Sequence[Judged], *, top_n: int = 3, known: Calibration | 
     calibration = _fit([j.relation.family for j in judged], graded, known)
     confidence = []
     for j, own in zip(judged, facts, strict=True):
-        values = [calibration.confidence(j.relation.family, f.p) for f in own]
+        values = [calibration.confidence(j.relation.family, f.score) for f in own]
         confidence.append(
             [(f.p, False) if v is None else (v, True) for f, v in zip(own, values, strict=True)]
         )
@@ -102,24 +103,22 @@ def calibrate(judged: Sequence[Judged], *, top_n: int = 3, known: Calibration | 
 def chosen_variants(relation: Relation, replies: Sequence[Reply]) -> tuple[int, ...]:
     """The variants to combine: the set that answers the second third's references best; all without references.
 
-    Compared are all variants, every single one, and all but one; a smaller set has to be better, not equal.
+    Compared are all variants, all but one, and every single one: by right best answers, then by how sure those are.
     """
     every = sorted({r.variant for r in replies})
     own = [r for r in replies if third(r.subject) == CHOOSE and r.subject in relation.references]
     if len(every) < 2 or len({r.subject for r in own}) < ENOUGH_TO_CHOOSE:
         return tuple(every)
-    options = [
-        tuple(every),
-        *((tuple(v for v in every if v != out)) for out in every),
-        *((v,) for v in every),
-    ]
+    but_one = [tuple(v for v in every if v != left_out) for left_out in every]
+    options = list(dict.fromkeys([tuple(every), *but_one, *((v,) for v in every)]))
     scores = [_score(relation, [r for r in own if r.variant in kept]) for kept in options]
     return options[max(range(len(options)), key=lambda i: (scores[i], -i))]
 
 
-def _score(relation: Relation, replies: Sequence[Reply]) -> int:
-    """Right best answers."""
-    return sum(matches(fact.object, relation.references[fact.subject]) for fact in combine(replies, top_n=1))
+def _score(relation: Relation, replies: Sequence[Reply]) -> tuple[int, float]:
+    """Right best answers, then the summed score of those: of equally right sets the surer one is better."""
+    right = [f.score for f in combine(replies, top_n=1) if matches(f.object, relation.references[f.subject])]
+    return len(right), round(sum(right), 6)
 
 
 def _graded(relation: Relation, facts: Sequence[Fact]) -> list[tuple[Fact, bool]]:
@@ -153,8 +152,8 @@ Points = tuple[tuple[float, float], ...]
 
 def _best_map(graded: Sequence[tuple[Fact, bool]], pooled: Points | None) -> Points:
     """The map with the lowest Brier score on the second third: isotonic, logistic, or the pooled one."""
-    fit = [(f.p, right) for f, right in graded if third(f.subject) == FIT]
-    judge = [(f.p, right) for f, right in graded if third(f.subject) == CHOOSE]
+    fit = [(f.score, right) for f, right in graded if third(f.subject) == FIT]
+    judge = [(f.score, right) for f, right in graded if third(f.subject) == CHOOSE]
     options: list[Points] = [] if pooled is None else [pooled]
     if len(fit) >= ENOUGH or pooled is None:
         options += [logistic(fit), isotonic(fit)]

@@ -11,7 +11,7 @@ import torch
 
 from larql_duck.infer.engine import Engine
 from tests.infer.support import PROMPTS, StateSource
-from tests.tiny import TINY_FAMILIES, make_tiny
+from tests.tiny import TINY_FAMILIES
 
 
 @dataclass
@@ -41,12 +41,12 @@ class Tiny:
 
 
 @pytest.fixture(scope="session")
-def tiny_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tiny]:
+def tiny_of(tiny_model: Callable[[str], Path]) -> Callable[[str], Tiny]:
     made: dict[str, Tiny] = {}
 
     def get(family: str) -> Tiny:
         if family not in made:
-            made[family] = Tiny(make_tiny(family, tmp_path_factory.mktemp(family)))
+            made[family] = Tiny(tiny_model(family))
         return made[family]
 
     return get
