@@ -6,7 +6,6 @@ real sentences, this predicts when a feature fires far better than the token's e
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,8 @@ import numpy as np
 import torch
 
 from larql_duck.extract.moments import Moments
-from larql_duck.extract.topk import TopK, block_rows, row_blocks
+from larql_duck.extract.parallel import Workers, workers
+from larql_duck.extract.topk import TopK, block_rows, row_blocks, scratch
 
 if TYPE_CHECKING:
     from larql_duck.extract.stream import TokenStream
@@ -76,7 +76,6 @@ class LayerAnswers:
         # A feature that never varies is specific to no token: its z is -inf for everything.
         self._scale = torch.where(std > 0, 1 / std, 0.0)
         self._shift = torch.where(std > 0, -mean / std, -torch.inf)
-        self._z = torch.empty(0)
 
     def add(self, start: int, gate: torch.Tensor, activation: torch.Tensor | None) -> None:
         """Take in the answers of tokens start.. : gate and activation [tokens, features], f32."""
@@ -85,9 +84,7 @@ class LayerAnswers:
         features, rows = self.top.candidates(gate, row_axis=1)
         values = gates[rows, features]
         self.top.offer(features, rows + start, values, _at(acts, rows, features, values))
-        if self._z.numel() < gate.numel():
-            self._z = torch.empty(gate.numel())
-        z = self._z[: gate.numel()].view(gate.shape)
+        z = scratch("z", gate.shape)
         torch.addcmul(self._shift, gate, self._scale, out=z)
         rows, features = self.tokens.top.candidates(z, row_axis=0, start=start)
         values = gates[rows, features]
@@ -121,46 +118,42 @@ def run_layer(
     stream: TokenStream, layer: int, ids: np.ndarray, k: int, tokens: TokenFeatures, collect: bool
 ) -> InSide | None:
     """Advance the stream through `layer`; its in side, or None when `collect` is False."""
-    with stream.layer(layer) as part, torch.no_grad():
+    with torch.no_grad(), workers() as pool, stream.layer(layer, pool) as part:
         n_features = part.down_rows().shape[0]
         blocks = row_blocks(len(stream.residual), block_rows(n_features))
         answers = None
         if collect:
-            mean, std = _gate_statistics(stream, part, blocks)
+            mean, std = _gate_statistics(stream, part, blocks, pool)
             answers = LayerAnswers(layer, n_features, k, tokens, mean, std)
-        for start, stop, gate, act in _ffn_blocks(stream, part, blocks):
+        act_fn: Any = getattr(part.ffn, "act_fn", None) or part.ffn.act
+
+        def ffn(block: tuple[int, int]) -> None:
+            x = part.ffn_norm(stream.residual[slice(*block)])
+            gate = part.gate(x)
+            act = act_fn(gate)
+            if part.up is not None:
+                act = act * part.up(x) if act is gate else act.mul_(part.up(x))
             if answers is not None:
-                answers.add(start, gate, act)
-            stream.add_ffn(part, start, stop, part.down(act))
+                answers.add(block[0], gate, act)
+            stream.add_ffn(part, *block, part.down(act))
+
+        pool.each(ffn, blocks)
     return None if answers is None else answers.finish(ids)
 
 
 def _gate_statistics(
-    stream: TokenStream, part: LayerParts, blocks: list[tuple[int, int]]
+    stream: TokenStream, part: LayerParts, blocks: list[tuple[int, int]], pool: Workers
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of each feature's gate value over all tokens, before any gate is computed.
 
     They follow from the moments of the FFN's input, so that z is exact in the one pass over the gates.
     """
-    moments = Moments(stream.residual.shape[1])
-    for start, stop in blocks:
-        moments.add(part.ffn_norm(stream.residual[start:stop]))
-    weight = part.gate.weight
-    assert isinstance(weight, torch.Tensor)
+    start, stop = blocks[0]
+    moments = Moments(part.ffn_norm(stream.residual[start:stop]).mean(0))
+    sums = pool.map(lambda block: moments.sums(part.ffn_norm(stream.residual[slice(*block)])), blocks)
+    for found in sums:
+        moments.add(found)
+    weight: Any = part.gate.weight
     mean, std = moments.project(weight.t() if part.transposed else weight)
-    bias = getattr(part.gate, "bias", None)
+    bias: Any = getattr(part.gate, "bias", None)
     return (mean if bias is None else mean + bias), std
-
-
-def _ffn_blocks(
-    stream: TokenStream, part: LayerParts, blocks: list[tuple[int, int]]
-) -> Iterator[tuple[int, int, torch.Tensor, torch.Tensor]]:
-    """Start, stop, gate values and activations of each block; the activation is what the down projection gets."""
-    act_fn: Any = getattr(part.ffn, "act_fn", None) or part.ffn.act
-    for start, stop in blocks:
-        x = part.ffn_norm(stream.residual[start:stop])
-        gate = part.gate(x)
-        act = act_fn(gate)
-        if part.up is not None:
-            act = act.mul_(part.up(x)) if act is not gate else act * part.up(x)
-        yield start, stop, gate, act

@@ -15,7 +15,8 @@ import torch
 
 from larql_duck.extract.context import InSide, LayerAnswers, TokenFeatures
 from larql_duck.extract.moments import Moments
-from larql_duck.extract.topk import block_rows, row_blocks
+from larql_duck.extract.parallel import workers
+from larql_duck.extract.topk import block_rows, row_blocks, scratch
 from larql_duck.models.source import ffn_matrix
 
 if TYPE_CHECKING:
@@ -47,12 +48,16 @@ class EmbeddingInputs:
         up = ffn_matrix(self.source, layer, "up")
         mean, std = self.moments.project(gates)
         answers = LayerAnswers(layer, len(gates), k, tokens, mean, std)
-        size = block_rows(len(gates))
-        buffer = torch.empty(min(size, len(self.rows)), len(gates))
-        for start, stop in row_blocks(len(self.rows), size):
-            block = buffer[: stop - start]
-            torch.mm(self.rows[start:stop], gates.t(), out=block)
-            answers.add(start, block, None)
+        blocks = row_blocks(len(self.rows), block_rows(len(gates)))
+
+        def search(block: tuple[int, int]) -> None:
+            start, stop = block
+            values = scratch("product", (stop - start, len(gates)))
+            torch.mm(self.rows[start:stop], gates.t(), out=values)
+            answers.add(start, values, None)
+
+        with workers() as pool:
+            pool.each(search, blocks)
         found = answers.finish(self.ids)
         fill_activations(self.rows, answers.top.columns, found, up, self.act)
         return found

@@ -6,44 +6,48 @@ import torch
 
 from larql_duck.extract.topk import row_blocks
 
+Sums = tuple[int, torch.Tensor, torch.Tensor]
+"""Of some rows about the pilot: their number, their sum and the sum of their outer products."""
+
 
 class Moments:
     """First and second moments of vectors [hidden], gathered block by block; population statistics (divisor n).
 
-    Block products run in f32 about a pilot mean and are summed in f64: shifting first keeps the large common part
-    of residual-stream vectors from swallowing the small differences.
+    Block products run in f32 about a `pilot` close to the mean and are summed in f64: shifting first keeps the large
+    common part of residual-stream vectors from swallowing the small differences.
     """
 
-    def __init__(self, hidden: int) -> None:
+    def __init__(self, pilot: torch.Tensor) -> None:
+        hidden = len(pilot)
         self.n = 0
-        self._pilot: torch.Tensor | None = None
+        self._pilot = pilot
         self._sum = torch.zeros(hidden, dtype=torch.float64)
         self._products = torch.zeros(hidden, hidden, dtype=torch.float64)
 
     @classmethod
     def of_rows(cls, rows: torch.Tensor) -> Moments:
         """The moments of the rows of a matrix [n, hidden]."""
-        moments = cls(rows.shape[1])
+        moments = cls(rows[:4096].mean(0) if len(rows) else torch.zeros(rows.shape[1]))
         for start, stop in row_blocks(len(rows), 4096):
-            moments.add(rows[start:stop])
+            moments.add(moments.sums(rows[start:stop]))
         return moments
 
-    def add(self, rows: torch.Tensor) -> None:
-        """Take in rows [n, hidden], f32."""
-        if not len(rows):
-            return
-        if self._pilot is None:
-            self._pilot = rows.mean(0)
+    def sums(self, rows: torch.Tensor) -> Sums:
+        """What `add` takes, of rows [n, hidden], f32; safe to call from several threads."""
         shifted = rows - self._pilot
-        self.n += len(rows)
-        self._sum += shifted.sum(0, dtype=torch.float64)
-        self._products += shifted.t() @ shifted
+        return len(rows), shifted.sum(0, dtype=torch.float64), shifted.t() @ shifted
+
+    def add(self, sums: Sums) -> None:
+        """Take in the sums of some rows; the order of the calls decides the last bits of the results."""
+        n, total, products = sums
+        self.n += n
+        self._sum += total
+        self._products += products
 
     @property
     def mean(self) -> torch.Tensor:
-        """The mean vector, f64 [hidden]; zeros before anything was added."""
-        pilot = torch.zeros_like(self._sum) if self._pilot is None else self._pilot.double()
-        return pilot + self._sum / max(self.n, 1)
+        """The mean vector, f64 [hidden]."""
+        return self._pilot.double() + self._sum / max(self.n, 1)
 
     @property
     def covariance(self) -> torch.Tensor:

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from larql_duck.extract.moments import Moments
-from larql_duck.extract.topk import TopK, block_rows, row_blocks
+from larql_duck.extract.parallel import workers
+from larql_duck.extract.topk import TopK, block_rows, row_blocks, scratch
 
 # Kept beyond k while candidates are found, so that rounding at the border cannot cost a true member.
 _SPARE = 6
@@ -73,11 +74,12 @@ class OutputHead:
         half = None if self._half is None else directions.to(torch.bfloat16)
         # |a.b - a'.b'| <= |a - a'| |b| + |a'| |b - b'|, all lengths being 1 but for rounding.
         slack = 0.0 if half is None else self._half_error + _rounding_error(directions, half) * 1.01
-        size = block_rows(len(directions))
-        buffer = torch.empty(min(size, len(self.unit)), len(directions))
-        for start, stop in row_blocks(len(self.unit), size):
+        blocks = row_blocks(len(self.unit), block_rows(len(directions)))
+
+        def offer(span: tuple[int, int]) -> None:
+            start, stop = span
             if half is None or self._half is None or start == 0:
-                block = buffer[: stop - start]
+                block = scratch("product", (stop - start, len(directions)))
                 torch.mm(self.unit[start:stop], directions.t(), out=block)
                 _offer(best, block, start)
                 _offer(worst, block.neg_(), start)
@@ -85,6 +87,11 @@ class OutputHead:
                 block = self._half[start:stop] @ half.t()
                 self._offer_half(best, block, directions, slack, start, 1.0)
                 self._offer_half(worst, block.neg_(), directions, slack, start, -1.0)
+
+        # The first block alone: it sets the thresholds that keep the others' candidates few.
+        offer(blocks[0])
+        with workers() as pool:
+            pool.each(offer, blocks[1:])
         sides = [self._exact(directions, found, sign, k) for found, sign in ((best, 1.0), (worst, -1.0))]
         mean, std = self.moments.project(directions)
         ids, scores = (torch.stack(part, 1) for part in zip(*sides, strict=True))
@@ -111,7 +118,7 @@ class OutputHead:
                 self.unit, torch.from_numpy(tokens + start), directions, torch.from_numpy(features)
             ).numpy()
         )
-        enters = values > found.values[features, -1]
+        enters = values >= found.values[features, -1]
         found.offer(features[enters], tokens[enters] + start, values[enters])
 
     def _exact(

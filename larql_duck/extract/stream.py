@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from larql_duck.extract.parallel import Workers
 from larql_duck.extract.topk import row_blocks
 from larql_duck.infer.anatomy import LayerParts, find_parts
 from larql_duck.infer.loading import load_parameters, skeleton, unload_parameters
@@ -52,7 +53,7 @@ class TokenStream:
     """
 
     def __init__(
-        self, source: WeightSource, prefix: Sequence[int], tokens: torch.Tensor, block: int = 2048
+        self, source: WeightSource, prefix: Sequence[int], tokens: torch.Tensor, block: int = 1024
     ) -> None:
         self.source = source
         self.block = block
@@ -111,11 +112,11 @@ class TokenStream:
         unload_parameters(self.model, names)
 
     @contextmanager
-    def layer(self, i: int) -> Iterator[LayerParts]:
+    def layer(self, i: int, pool: Workers) -> Iterator[LayerParts]:
         """Layer i's modules with their weights, after attention has been added to `residual`; the FFN is the caller's.
 
         Inside the block `residual` is the stream between attention and FFN. Whoever runs the FFN adds its result
-        with `add_ffn`. The constant positions go through the whole layer here.
+        with `add_ffn`. The constant positions go through the whole layer here. `pool` runs the blocks of tokens.
         """
         part = self.parts.layers[i]
         prefix = self.source.family.layer_prefix(i)
@@ -130,10 +131,13 @@ class TokenStream:
             last = _cut(self._arguments[i], slice(n, n + 1), n + 1, cache if n else None)
             ffn = part.ffn.forward
             part.ffn.forward = lambda x, *_, **__: torch.zeros_like(x)
+
+            def attend(span: tuple[int, int]) -> None:
+                start, stop = span
+                self.residual[start:stop] = _tensor(part.block(self.residual[start:stop, None], **last))[:, 0]
+
             try:
-                for start, stop in row_blocks(len(self.residual), self.block):
-                    out = part.block(self.residual[start:stop, None], **last)
-                    self.residual[start:stop] = _tensor(out)[:, 0]
+                pool.each(attend, row_blocks(len(self.residual), self.block))
             finally:
                 part.ffn.forward = ffn
             yield part

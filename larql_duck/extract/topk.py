@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import threading
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -9,7 +13,7 @@ import torch
 class TopK:
     """The k largest values of each of `rows` rows, with the column of each and any number of companions.
 
-    `offer` takes blocks whose columns ascend from call to call, so among equal values the lowest columns stay.
+    Blocks may come in any order and from several threads: among equal values the lowest columns stay.
     Read `values` (f32, -inf where a row has fewer than k), `columns` (int32, -1 there) and `companions` after `settle`.
     Candidates gather until they are as many as what is kept; only then are they merged and the thresholds raised.
     """
@@ -21,11 +25,11 @@ class TopK:
         self.companions = [np.zeros((rows, k), np.float32) for _ in range(companions)]
         self._pending: list[tuple[np.ndarray, ...]] = []
         self._count = 0
-        self._mask: torch.Tensor | None = None
         self._limit = max(rows * k, 1 << 14)
+        self._lock = threading.RLock()
 
     def threshold(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """The smallest value kept in rows start..stop, f32 [rows]: only larger ones can enter."""
+        """The smallest value kept in rows start..stop, f32 [rows]: no smaller one can enter."""
         return torch.from_numpy(self.values[start:stop, -1].copy())
 
     def candidates(self, block: torch.Tensor, row_axis: int, start: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -36,17 +40,12 @@ class TopK:
         n = block.shape[row_axis]
         axis = 1 - row_axis
         threshold = self.threshold(start, start + n)
-        # A mask of its own for every block would cost more in page faults than the comparison itself.
-        if self._mask is None or self._mask.numel() < block.numel():
-            self._mask = torch.empty(block.numel(), dtype=torch.bool)
-        hits = self._mask[: block.numel()].view(block.shape)
+        hits = scratch("hits", block.shape, torch.bool)
         if bool(torch.isneginf(threshold).all()):
             # Nothing is kept yet: the block's own k-th value bounds what can enter, ties with it included.
             k = min(self.k, block.shape[axis])
             threshold = block.topk(k, dim=axis).values.select(axis, k - 1)
-            torch.ge(block, threshold.unsqueeze(axis), out=hits)
-        else:
-            torch.gt(block, threshold.unsqueeze(axis), out=hits)
+        torch.ge(block, threshold.unsqueeze(axis), out=hits)
         # numpy's search for the few hits is several times faster than torch.nonzero.
         first, second = np.divmod(np.flatnonzero(hits.numpy()), block.shape[1])
         return (first, second) if row_axis == 0 else (second, first)
@@ -55,7 +54,9 @@ class TopK:
         self, rows: np.ndarray, columns: np.ndarray, values: np.ndarray, *companions: np.ndarray
     ) -> None:
         """Take in candidates: rows and columns as this object counts them, one value and its companions each."""
-        if len(rows):
+        if not len(rows):
+            return
+        with self._lock:
             self._pending.append((rows, columns, values, *companions))
             self._count += len(rows)
             if self._count >= self._limit or np.isneginf(self.values[rows[0], -1]):
@@ -63,9 +64,14 @@ class TopK:
 
     def settle(self) -> None:
         """Merge what was offered; after it the thresholds are as high as they can be."""
-        if not self._pending:
-            return
-        rows, columns, values, *companions = (np.concatenate(part) for part in zip(*self._pending, strict=True))
+        with self._lock:
+            if self._pending:
+                self._merge()
+
+    def _merge(self) -> None:
+        rows, columns, values, *companions = (
+            np.concatenate(part) for part in zip(*self._pending, strict=True)
+        )
         self._pending, self._count = [], 0
         touched = np.unique(rows)
         rows = np.concatenate([np.repeat(touched, self.k), rows])
@@ -99,6 +105,21 @@ def _by_row_and_value(rows: np.ndarray, values: np.ndarray, columns: np.ndarray)
         part = order[tied]
         order[tied] = part[np.lexsort((columns[part], key[part]))]
     return order
+
+
+_local = threading.local()
+
+
+def scratch(name: str, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """An uninitialised tensor of `shape` in memory that this thread keeps under `name` and uses again.
+
+    A fresh buffer for every block would cost more in page faults than what is done with it.
+    """
+    kept: dict[str, torch.Tensor] = _local.__dict__.setdefault("buffers", {})
+    size = math.prod(shape)
+    if name not in kept or kept[name].numel() < size or kept[name].dtype != dtype:
+        kept[name] = torch.empty(size, dtype=dtype)
+    return kept[name][:size].view(*shape)
 
 
 def row_blocks(n: int, size: int) -> list[tuple[int, int]]:
