@@ -190,15 +190,11 @@ def test_specific_is_the_effect_beyond_that_on_other_facts(engine: Engine) -> No
     drops = []
     for other in facts[1:]:
         ids = engine.encode(other["prompt"])
-        first = None
         capture = engine.capture(ids)
         top = rows(found["edges"], subject=other["subject"])[0]
-        for token in range(engine.vocab):
-            if engine.attribute(capture, [token]).features[0, top["layer"], top["feature"]] == pytest.approx(
-                top["score"], rel=1e-5
-            ):
-                first = token
-                break
+        every = engine.attribute(capture, range(engine.vocab), rows=[0] * engine.vocab)
+        scores = every.features[:, top["layer"], top["feature"]].tolist()
+        first = next((t for t, s in enumerate(scores) if s == pytest.approx(top["score"], rel=1e-5)), None)
         assert first is not None
         before = engine.logits(ids)[0].log_softmax(-1)[first]
         with engine.intervene(*feature_edits(by_fact[fact["subject"]], position=-1)):
