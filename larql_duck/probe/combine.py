@@ -15,15 +15,17 @@ from larql_duck.probe.words import normal
 class Fact:
     """One answer about a subject, ranked (from 1) among the subject's answers.
 
-    p is the mean probability over the variants whose best answer this is; for an answer that is nobody's best, over
-    all variants (0 where it does not occur). p_string is the same for the whole answer. prior is the answer's mean
-    p over the relation's other subjects (NULL without any). prompt, first and article say where its features are
-    read: the agreeing prompt with the highest p, up to the answer's first token.
+    score is its mean probability over all variants, 0 where it does not occur: answers are ranked by it. p is, for
+    the best answer, the mean over those variants only whose own best answer it is (n_templates of them), and score
+    for the others; p_string is the same for the whole answer. prior is the answer's mean p over the relation's other
+    subjects (None without any). prompt, first and article say where its features are read: the agreeing prompt with
+    the highest p, up to the answer's first token.
     """
 
     subject: str
     object: str
     rank: int
+    score: float
     p: float
     p_string: float
     prior: float | None
@@ -102,6 +104,7 @@ def _facts(
                 subject=subject,
                 object=written,
                 rank=rank,
+                score=scores[key],
                 p=p,
                 p_string=p * whole,
                 prior=_prior(answer.firsts, replies, sums, counts),

@@ -15,8 +15,8 @@ from larql_duck.probe.prompts import Question, Variant
 if TYPE_CHECKING:
     from larql_duck.infer.engine import Engine
 
-# Prompts of one batch, and tokens (padding included).
-BATCH_PROMPTS, BATCH_TOKENS = 64, 4096
+# Prompts of one batch, its tokens (padding included), and the numbers in its logits.
+BATCH_PROMPTS, BATCH_TOKENS, BATCH_LOGITS = 128, 4096, 1 << 23
 
 _CANDIDATE = pa.struct(
     [
@@ -69,7 +69,8 @@ def replies(
     room = None if engine.context is None else engine.context - MAX_TOKENS - 2
     fits = [i for i, row in enumerate(ids) if row and (room is None or len(row) <= room)]
     found: dict[int, Asked] = {}
-    for chunk in chunks(fits, [len(row) for row in ids], BATCH_PROMPTS, BATCH_TOKENS):
+    most = max(8, min(BATCH_PROMPTS, BATCH_LOGITS // engine.vocab))
+    for chunk in chunks(fits, [len(row) for row in ids], most, BATCH_TOKENS):
         key = checkpoint.key("answers", relation.answer, [prompts[i] for i in chunk])
         table = checkpoint.load(key, _SCHEMA)
         if table is None or table.num_rows != len(chunk):
