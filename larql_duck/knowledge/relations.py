@@ -15,6 +15,8 @@ from larql_duck.errors import PackError
 ANSWER_FORMS = ("name", "word", "phrase", "number", "symbol")
 SLOT = "{}"
 _ARTICLES = ("the ", "a ", "an ")
+# Marks after which an answer follows without a blank, and what closes it.
+_OPENERS = {'"': '"', "`": "`", "<": ">", "(": ")", "[": "]", "“": "”", "«": "»", ".": "", "+": "", "#": "", "$": ""}
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,16 @@ class Relation:
         """The prompt for a subject: the template (the bare one by default) with the surface form in its slot.
 
         An article that comes to stand first is capitalised ('the Netherlands' -> 'The Netherlands'). With
-        `shots`, that many of the examples stand before it, one a line, never the subject's own.
+        `shots`, that many of the examples stand before it, one a line, never the subject's own; an answer follows
+        an opening mark ('is "', 'is .') without a blank and gets its closing mark.
         """
         template = self.templates[0] if template is None else template
+        close = _OPENERS.get(template[-1:])
         shown = [(other, answer) for other, answer in self.examples if other != subject][:shots]
-        lines = [f"{self._fill(template, other)} {answer}" for other, answer in shown]
+        lines = [
+            self._fill(template, other) + (f" {answer}" if close is None else f"{answer}{close}")
+            for other, answer in shown
+        ]
         return "\n".join([*lines, self._fill(template, subject)])
 
     def limited(self, limit: int | None) -> Relation:
