@@ -130,8 +130,8 @@ class GateSearch:
         edits = None if self.overlay is None else self.overlay.edits(layer)
         gate = self._vindex.gate(layer)
         up = self._vindex.up(layer) if self.has_activation else None
-        scale = float(np.linalg.norm(query))
-        unit = torch.from_numpy(query / scale if scale > 0 else query)
+        scale = float(np.linalg.norm(query.astype(np.float64)))
+        unit = torch.from_numpy((query / scale).astype(np.float32) if scale > 0 else query.copy())
         rows = self._candidates(layer, gate, up, unit, scale, k, order, edits)
         exact = torch.from_numpy(query.astype(np.float64))
         gates = gate[rows].double() @ exact
@@ -197,15 +197,14 @@ class GateSearch:
         """(activations, how far they may be off) from gate values that may be off by `slack`."""
         import torch
 
-        everything = torch.arange(len(gates))
         if up is None:
-            value = self._activation(layer, everything, gates, None)
+            value = self._activation(layer, torch.arange(len(gates)), gates, None)
             assert value is not None
             return value, slack * _SLOPE
         ups = torch.mv(up, unit.to(up.dtype)).float() * scale
         up_slack = self._row_norms(layer, "up_norm", up) * (_SCAN_ERROR[self._vindex.dtype] * scale)
-        opened = self._act(gates + self._bias(layer, "gate")[everything])
-        raised = ups + self._bias(layer, "up")[everything]
+        opened = self._act(gates + self._bias(layer, "gate"))
+        raised = ups + self._bias(layer, "up")
         off = _SLOPE * slack * (raised.abs() + up_slack) + opened.abs() * up_slack
         return opened * raised, off * 1.01
 
@@ -214,12 +213,12 @@ class GateSearch:
     ) -> torch.Tensor | None:
         if not self.has_activation:
             return None
-        opened = self._act(gates + self._bias(layer, "gate")[features].to(gates.dtype))
+        opened = self._act(gates + self._bias_at(layer, "gate", features).to(gates.dtype))
         if self._vindex.family.up == "":
             return opened
         if ups is None or len(ups) != len(gates):
             return None
-        return opened * (ups + self._bias(layer, "up")[features].to(gates.dtype))
+        return opened * (ups + self._bias_at(layer, "up", features).to(gates.dtype))
 
     # -- what a layer needs -------------------------------------------------------------------------------
 
@@ -248,6 +247,12 @@ class GateSearch:
                 count = self._vindex.n_features[layer]
                 self._norms[key] = self._vindex.tensor(name).float() if stored else torch.zeros(count)
             return self._norms[key]
+
+    def _bias_at(self, layer: int, which: str, features: torch.Tensor) -> torch.Tensor:
+        bias = self._bias(layer, which)
+        # Rows that an edit appended behind the model's own have no bias.
+        inside = features < len(bias)
+        return bias[features.clamp(max=len(bias) - 1)] * inside
 
     def _names(self) -> frozenset[str]:
         if not hasattr(self, "_known_names"):
@@ -290,6 +295,8 @@ class GateSearch:
         if order == "activation" and not self.has_activation:
             vindex.require("inference", "ranking by activation")
         queries = np.ascontiguousarray(query, np.float32)
+        if not np.isfinite(queries).all():
+            raise SemanticError("a query must be finite numbers")
         if queries.ndim == 1 and len(queries) == vindex.hidden:
             return np.broadcast_to(queries, (len(layers), vindex.hidden))
         if queries.size != len(layers) * vindex.hidden:
@@ -297,6 +304,4 @@ class GateSearch:
                 f"a query has {vindex.hidden} numbers, or {len(layers)} x {vindex.hidden} (one row a layer); "
                 f"found {'x'.join(map(str, query.shape))}"
             )
-        if not np.isfinite(queries).all():
-            raise SemanticError("a query must be finite numbers")
         return queries.reshape(len(layers), vindex.hidden)

@@ -109,7 +109,7 @@ def show_layers(s: st.ShowLayers, facts: Facts) -> Query:
     query = exp.select("*").from_(view(facts.schema, "show_layers"))
     if s.layers is not None:
         query = query.where(in_ranges("layer", s.layers))
-    return Query(text_of(query.order_by("layer")))
+    return Query(text_of(query.order_by("layer", dialect="duckdb")))
 
 
 def show_relations(s: st.ShowRelations, facts: Facts) -> Query:

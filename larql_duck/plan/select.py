@@ -79,6 +79,7 @@ class _Lowering:
             self._tables_by_token()
         else:
             self._tables(tree)
+        self._order_by_all()
         calls = self._nearest_calls(tree)
         if tree is not None:
             self._columns(tree)
@@ -124,6 +125,14 @@ class _Lowering:
         # `EDGES.entity` must go on meaning the same table.
         alias = "" if aliased else f" AS {name}"
         self.edits.append((start, end, new + alias))
+
+    def _order_by_all(self) -> None:
+        # The reference's grammar takes any word as a column's name, so ORDER BY ALL arrives as ORDER BY "all"; no
+        # table of ours has such a column.
+        for before, token, _ in _triples(self.tokens):
+            quoted = self.part.text[token.start : token.end + 1] == '"all"'
+            if quoted and before is not None and before.text.upper() in ("ORDER BY", "BY"):
+                self.edits.append((token.start, token.end + 1, "ALL"))
 
     # -- NEAREST TO ---------------------------------------------------------------------------------------
 

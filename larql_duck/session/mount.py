@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 LOOKUPS = ("entity_names", "links", "token_names")
 SEAMS = (*SCHEMAS, *LOOKUPS)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# Databases that mounts attached themselves.
+_PREFIX = "larql_model_"
 _numbers = itertools.count(1)
 
 
@@ -45,7 +47,6 @@ class Mount:
         self.schema = schema
         self.vindex: Vindex | None = None
         self._alias: str | None = None
-        self._attached = False
         self._directory: str | None = None
         self._functions: list[str] = []
         self._shadows: dict[str, str] = {}
@@ -98,9 +99,7 @@ class Mount:
             else:
                 self._run(f"DROP SCHEMA IF EXISTS {self.schema} CASCADE; CREATE SCHEMA {self.schema}")
             self._shadows.clear()
-            if self._attached:
-                self._run(f"DETACH {self._alias}")
-            self._alias, self._attached = None, False
+            self._detach()
             if self._directory is not None:
                 shutil.rmtree(self._directory, ignore_errors=True)
                 self._directory = None
@@ -222,7 +221,7 @@ class Mount:
             "SELECT database_name FROM duckdb_databases() WHERE path = $1", [str(path)]
         ).fetchone()
         # DuckDB attaches a file once per instance: another mount's (or the user's) attachment is used as it is.
-        alias = f"larql_{self.schema}_{next(_numbers)}" if row is None else _identifier(str(row[0]))
+        alias = f"{_PREFIX}{next(_numbers)}" if row is None else _identifier(str(row[0]))
         try:
             if row is None:
                 self.con.execute(f"ATTACH {quoted(str(path))} AS {alias} (READ_ONLY)")
@@ -230,11 +229,20 @@ class Mount:
         except duckdb.Error:
             found = None
         if found is not None and found[0] == wanted:
-            self._alias, self._attached = alias, row is None
+            self._alias = alias
             return True
         if row is None:
             self.con.execute(f"DETACH DATABASE IF EXISTS {alias}")
         return False
+
+    def _detach(self) -> None:
+        """Detaches the database, unless it is the user's own attachment or another mount's views still read it."""
+        alias, self._alias = self._alias, None
+        if alias is None or not alias.startswith(_PREFIX):
+            return
+        used = self.con.execute("SELECT 1 FROM duckdb_views() WHERE contains(sql, $1) LIMIT 1", [f"{alias}."])
+        if used.fetchone() is None:
+            self._run(f"DETACH {alias}")
 
     def _fill_foreign(self, vindex: Vindex) -> None:
         from larql_duck.session.foreign import foreign_tables
@@ -263,4 +271,6 @@ class Mount:
 
 
 def _identifier(name: str) -> str:
+    if _NAME.fullmatch(name):
+        return name
     return '"' + name.replace('"', '""') + '"'

@@ -280,7 +280,8 @@ class Session:
 
     def _prepare(self, con: duckdb.DuckDBPyConnection) -> None:
         if self._own:
-            con.execute(f"SET search_path = 'main,{self.schema}'")
+            # DuckDB's progress bar goes to stdout, in between the results.
+            con.execute(f"SET search_path = 'main,{self.schema}'; SET enable_progress_bar = false")
 
     def _forget(self) -> None:
         self._engine = self._search = self._vectors = None
