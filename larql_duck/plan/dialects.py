@@ -129,7 +129,7 @@ def _is_all(node: exp.Group | exp.Order) -> bool:
     if node.args.get("all") is not None:
         return True
     names = [e.this if isinstance(e, exp.Ordered) else e for e in node.expressions]
-    return any(isinstance(n, exp.Column) and n.name.upper() == "ALL" and not n.this.quoted for n in names)
+    return any(isinstance(n, exp.Var) and n.name.upper() == "ALL" for n in names)
 
 
 def _name_of(node: exp.Expr) -> str:

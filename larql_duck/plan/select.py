@@ -89,7 +89,7 @@ class _Lowering:
     def text(self) -> str:
         """The query's text after all edits."""
         pieces, end = [], 0
-        for start, stop, new in sorted(self.edits):
+        for start, stop, new in sorted(self.edits, key=lambda edit: edit[:2]):
             pieces += [self.part.text[end:start], new]
             end = stop
         return "".join([*pieces, self.part.text[end:]])
@@ -206,10 +206,29 @@ class _Lowering:
         direct = source is not None and isinstance(source.this, exp.Table)
         grouped = any(tree.args.get(key) for key in ("group", "distinct", "having", "qualify"))
         aggregated = any(tree.find_all(exp.AggFunc, exp.Window))
-        if not direct or grouped or aggregated or tree.args.get("limit"):
+        if not direct or grouped or aggregated:
             return
-        order = "" if tree.args.get("order") else " ORDER BY distance"
-        self.edits.append((len(self.part.text), len(self.part.text), f"{order} LIMIT {_NEAREST_ROWS}"))
+        behind = end = len(self.part.text)
+        for token in self._outer_tokens():
+            if token.text.upper() in ("LIMIT", "OFFSET"):
+                behind = token.start
+                break
+        if not tree.args.get("order"):
+            self.edits.append(
+                (behind, behind, " ORDER BY distance" if behind == end else "ORDER BY distance ")
+            )
+        if not tree.args.get("limit"):
+            self.edits.append(
+                (behind, behind, f" LIMIT {_NEAREST_ROWS}" if behind == end else f"LIMIT {_NEAREST_ROWS} ")
+            )
+
+    def _outer_tokens(self) -> Iterator[Token]:
+        """The tokens that stand in no bracket."""
+        depth = 0
+        for token in self.tokens:
+            depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(token.text, 0)
+            if depth == 0:
+                yield token
 
     # -- columns ------------------------------------------------------------------------------------------
 

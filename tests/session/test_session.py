@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -47,7 +46,7 @@ def test_double_quotes_get_a_hint(s: Session) -> None:
         s.sql("SELECT * FROM nope")
 
 
-def test_moved_and_copied(tmp_path: Path) -> None:
+def test_moved_and_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = write_vindex(tmp_path / "a.vindex")
     with connect(first) as session:
         before = session.lql('DESCRIBE "France"').rows()
@@ -56,7 +55,7 @@ def test_moved_and_copied(tmp_path: Path) -> None:
     for name in ("b.vindex", "copy's [1].vindex"):
         with connect(tmp_path / name) as session:
             assert session.lql('DESCRIBE "France"').rows() == before
-    os.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)
     with connect("b.vindex") as session:
         assert session.lql('DESCRIBE "France"').rows() == before
 
