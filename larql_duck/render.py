@@ -1,0 +1,209 @@
+"""Results as text: tables for people, and the formats that other programs read."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from larql_duck.result import Result
+
+__all__ = ["MODES", "cell", "fitting", "printable", "render", "table"]
+
+HEADER, LEAST, GAP = 12, 4, 3
+"""Characters that a heading gets at least (if it is that long), that any column gets, and between two columns."""
+
+_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\0": "\\0"}
+
+
+def cell(value: Any) -> str:
+    """A value as one line of text: floats with four digits, lists between commas, control characters escaped."""
+    if value is None:
+        return "NULL"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:.1f}".removesuffix(".0") if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(cell, value))
+    if isinstance(value, dict):
+        return printable(json.dumps(value, ensure_ascii=False, default=str))
+    return printable(str(value))
+
+
+def printable(text: str) -> str:
+    """The text with everything that would move the cursor or change the terminal written as an escape."""
+    if text.isprintable():
+        return text
+    return "".join(_ESCAPES.get(c, c if c.isprintable() else _code(c)) for c in text)
+
+
+def _code(character: str) -> str:
+    number = ord(character)
+    # Joiners hold emoji together, variation selectors choose their colour; no terminal moves for them.
+    if number in (0x200C, 0x200D) or 0xFE00 <= number <= 0xFE0F or 0xE0020 <= number <= 0xE007F:
+        return character
+    return (
+        f"\\x{number:02x}"
+        if number < 0x100
+        else f"\\u{number:04x}"
+        if number < 0x10000
+        else f"\\U{number:08x}"
+    )
+
+
+def table(result: Result, *, most: int | None = None, columns: int | None = None) -> Table:
+    """The first rows and columns as a rich table; numbers on the right, NULL dim. No value is read as markup."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, show_edge=False)
+    shown = result.arrow() if most is None else result.arrow().slice(0, most)
+    for name, kind in list(zip(result.columns, result.types, strict=True))[:columns]:
+        right = _is_number(kind)
+        least = min(len(name), HEADER)
+        made.add_column(
+            Text(printable(name)),
+            justify="right" if right else "left",
+            overflow="fold",
+            no_wrap=right,
+            min_width=least,
+        )
+    for row in zip(*(column.to_pylist() for column in shown.columns[:columns]), strict=True):
+        made.add_row(*(Text("NULL", style="dim") if v is None else Text(cell(v)) for v in row))
+    return made
+
+
+def fitting(names: list[str], width: int) -> int:
+    """How many of the columns, from the left, have room for their headings in so many characters; at least one."""
+    used = 0
+    for count, name in enumerate(names):
+        used += max(min(len(name), HEADER), LEAST) + GAP
+        if used - GAP > width and count:
+            return count
+    return len(names)
+
+
+def render(result: Result, mode: str) -> Iterator[str]:
+    """The result in pieces of text, complete and with full precision. ValueError for a mode that MODES lacks."""
+    if mode not in MODES:
+        raise ValueError(f"no mode {mode}: {', '.join(MODES)}")
+    return MODES[mode](result)
+
+
+def _is_number(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
+
+
+def _table(result: Result) -> Iterator[str]:
+    from rich.console import Console
+
+    out = io.StringIO()
+    # Wide enough for every cell: a file has no right margin.
+    Console(file=out, width=100_000, color_system=None).print(table(result))
+    for line in out.getvalue().splitlines():
+        yield line.rstrip() + "\n"
+
+
+def _csv(result: Result, delimiter: str = ",") -> Iterator[str]:
+    out = io.StringIO()
+    writer = csv.writer(out, delimiter=delimiter, lineterminator="\n")
+    for row in (result.columns, *result.rows()):
+        writer.writerow(["" if v is None else _flat(v) for v in row])
+        yield out.getvalue()
+        out.seek(0)
+        out.truncate()
+
+
+def _flat(value: Any) -> Any:
+    """A value for CSV: lists and structs as JSON."""
+    if isinstance(value, list | dict | tuple):
+        return json.dumps(_plain(value), ensure_ascii=False)
+    return ("true" if value else "false") if isinstance(value, bool) else value
+
+
+def _json(result: Result) -> Iterator[str]:
+    before = "[\n"
+    for line in _lines(result):
+        yield f"{before}  {line}"
+        before = ",\n"
+    yield "[]\n" if before == "[\n" else "\n]\n"
+
+
+def _jsonl(result: Result) -> Iterator[str]:
+    for line in _lines(result):
+        yield line + "\n"
+
+
+def _lines(result: Result) -> Iterator[str]:
+    names = _unique(result.columns)
+    for row in result.rows():
+        yield json.dumps(dict(zip(names, map(_plain, row), strict=True)), ensure_ascii=False)
+
+
+def _unique(names: list[str]) -> list[str]:
+    """Names with a number behind those that occurred before: an object has each key once."""
+    seen: set[str] = set()
+    found: list[str] = []
+    for name in names:
+        candidate, number = name, 1
+        while candidate in seen:
+            candidate, number = f"{name}_{number}", number + 1
+        seen.add(candidate)
+        found.append(candidate)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON knows: NaN and infinities are null, whatever else is unknown is text."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    return value if value is None or isinstance(value, str | int | bool) else str(value)
+
+
+def _markdown(result: Result) -> Iterator[str]:
+    yield _markdown_row(result.columns)
+    yield _markdown_row(["---:" if _is_number(t) else "---" for t in result.types])
+    for row in result.rows():
+        yield _markdown_row(["" if v is None else cell(v) for v in row])
+
+
+def _markdown_row(cells: list[str]) -> str:
+    escaped = (printable(c).replace("\\", "\\\\").replace("|", "\\|") for c in cells)
+    return "| " + " | ".join(escaped) + " |\n"
+
+
+def _line(result: Result) -> Iterator[str]:
+    width = max(map(len, result.columns), default=0)
+    for number, row in enumerate(result.rows()):
+        yield "\n" if number else ""
+        for name, value in zip(result.columns, row, strict=True):
+            yield f"{name:>{width}} = {cell(value)}\n"
+
+
+MODES: dict[str, Callable[[Result], Iterator[str]]] = {
+    "table": _table,
+    "csv": _csv,
+    "tsv": lambda result: _csv(result, "\t"),
+    "json": _json,
+    "jsonl": _jsonl,
+    "markdown": _markdown,
+    "line": _line,
+}
+"""Name -> function of the formats; 'table' rounds, the others but 'line' and 'markdown' do not."""

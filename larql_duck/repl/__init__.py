@@ -1,0 +1,60 @@
+"""The interactive prompt: `larql-duck repl [VINDEX]`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from larql_duck.repl.commands import Leave
+from larql_duck.repl.loop import Repl
+
+if TYPE_CHECKING:
+    from prompt_toolkit.history import History
+    from prompt_toolkit.input import Input
+    from prompt_toolkit.output import Output
+
+    from larql_duck.session import Session
+
+__all__ = ["Repl", "interact", "run"]
+
+
+def run(vindex: str | Path | None = None) -> int:
+    """Opens the vindex, if one is given, and talks to the user until they leave; the exit status.
+
+    Where standard input is no terminal, its text is run like a file: the first error ends it with its exit status.
+    Raises VindexError for a path that is no usable vindex.
+    """
+    from larql_duck.session import connect
+
+    with connect(vindex) as session:
+        if not sys.stdin.isatty():
+            return Repl(session).run_file(sys.stdin.read())
+        return interact(session)
+
+
+def interact(
+    session: Session,
+    *,
+    repl: Repl | None = None,
+    history: History | None = None,
+    input: Input | None = None,
+    output: Output | None = None,
+) -> int:
+    """Reads and runs texts until the user leaves; always 0. repl, history, input and output are for tests."""
+    from larql_duck.repl.prompt import make_prompt, open_history
+
+    repl = repl or Repl(session)
+    prompt = make_prompt(repl.names, history or open_history(), input=input, output=output)
+    repl.greet()
+    try:
+        while True:
+            try:
+                repl.run(prompt.prompt())
+            except KeyboardInterrupt:
+                # Ctrl-C while typing drops the text.
+                continue
+            except (EOFError, Leave):
+                return 0
+    finally:
+        repl.close()

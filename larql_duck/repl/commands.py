@@ -1,0 +1,187 @@
+"""The commands that begin with a dot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from larql_duck.errors import LarqlError
+from larql_duck.lql.page import help_text, overview
+from larql_duck.lql.suggest import closest
+from larql_duck.render import MODES
+
+if TYPE_CHECKING:
+    from larql_duck.repl.loop import Repl
+
+READ_DEPTH = 20
+
+
+class Leave(Exception):
+    """The user wants to go."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: usage as the help writes it, what it does, and the function, which gets the rest of the line."""
+
+    usage: str
+    about: str
+    run: Callable[[Repl, str], None]
+
+    @property
+    def name(self) -> str:
+        return self.usage.split()[0]
+
+
+def run_command(repl: Repl, line: str) -> None:
+    """Carry out one line; LarqlError for an unknown command or argument."""
+    word, _, rest = line.strip().rstrip(";").strip().partition(" ")
+    name = _ALIASES.get(word.lower(), word.lower())
+    command = COMMANDS.get(name)
+    if command is None:
+        near = closest(name, COMMANDS)
+        raise LarqlError(f"no command {word}: " + (f"did you mean {near}?" if near else ".help lists them"))
+    command.run(repl, rest.strip())
+
+
+# ---- one function each
+
+
+def _help(repl: Repl, rest: str) -> None:
+    if not rest:
+        width = max(len(c.usage) for c in COMMANDS.values())
+        lines = [f"  {c.usage:<{width}}  {c.about}" for c in COMMANDS.values()]
+        repl.write("\n".join([overview(), "", "Commands", *lines, "", _HINT]))
+        return
+    name = rest.rstrip(";").strip()
+    command = COMMANDS.get(name if name.startswith(".") else f".{name.lower()}")
+    text = help_text(name)
+    if text is None and command is not None:
+        text = f"{command.usage}\n  {command.about}"
+    if text is None:
+        from larql_duck.lql.table import STATEMENTS
+
+        near = closest(name, [row.name for row in STATEMENTS])
+        raise LarqlError(
+            f"no help on {name}: " + (f"did you mean {near}?" if near else ".help lists everything")
+        )
+    repl.write(text)
+
+
+def _mode(repl: Repl, rest: str) -> None:
+    if not rest:
+        repl.write(f"mode {repl.mode}; there are {', '.join(MODES)}")
+    elif rest in MODES:
+        repl.mode = rest
+    else:
+        near = closest(rest, MODES)
+        raise LarqlError(
+            f"no mode {rest}: " + (f"did you mean {near}?" if near else f"there are {', '.join(MODES)}")
+        )
+
+
+def _output(repl: Repl, rest: str) -> None:
+    repl.send_to(Path(_unquoted(rest)).expanduser() if rest else None)
+
+
+def _sql(repl: Repl, rest: str) -> None:
+    if rest in ("on", "off"):
+        repl.show_sql = rest == "on"
+    elif rest:
+        repl.write("\n\n".join(repl.translated(rest)))
+    elif repl.last is None:
+        raise LarqlError("no statement has run yet: .sql STATEMENT shows the SQL of one")
+    else:
+        repl.write(repl.last.sql or "-- carried out by Python")
+
+
+def _read(repl: Repl, rest: str) -> None:
+    if not rest:
+        raise LarqlError("which file? .read FILE")
+    path = Path(_unquoted(rest)).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LarqlError(
+            f"{path}: {getattr(error, 'strerror', None) or 'not a text file in UTF-8'}"
+        ) from error
+    if len(repl.reading) >= READ_DEPTH:
+        raise LarqlError(f"{path}: files read each other more than {READ_DEPTH} deep")
+    repl.reading.append(path)
+    try:
+        repl.run_script(text)
+    except LarqlError as error:
+        # The innermost file is where the error is.
+        error.add_note(str(path))
+        raise
+    finally:
+        repl.reading.pop()
+
+
+def _timing(repl: Repl, rest: str) -> None:
+    repl.timing = _switch(rest, repl.timing)
+
+
+def _rows(repl: Repl, rest: str) -> None:
+    if not rest:
+        repl.write(f"at most {repl.most} rows of a table are shown")
+    elif rest.isascii() and rest.isdigit() and int(rest[:9]) > 0:
+        repl.most = int(rest[:9])
+    else:
+        raise LarqlError(f"{rest} is no number of rows: .rows 100")
+
+
+def _tables(repl: Repl, rest: str) -> None:
+    repl.write("\n".join(sorted(set(repl.names.tables()), key=str.casefold)))
+
+
+def _clear(repl: Repl, rest: str) -> None:
+    repl.clear()
+
+
+def _exit(repl: Repl, rest: str) -> None:
+    raise Leave
+
+
+def _switch(rest: str, now: bool) -> bool:
+    if rest not in ("on", "off", ""):
+        raise LarqlError(f"on or off, not {rest}")
+    return not now if not rest else rest == "on"
+
+
+def _unquoted(text: str) -> str:
+    """A path, whether in quotes or not."""
+    text = text.strip()
+    return text[1:-1] if len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'" else text
+
+
+COMMANDS: dict[str, Command] = {
+    c.name: c
+    for c in (
+        Command(".help [STATEMENT]", "this list, or a statement's syntax, clauses and an example", _help),
+        Command(".mode [MODE]", f"how results are written: {', '.join(MODES)}", _mode),
+        Command(".output [FILE]", "results go to the file, or (without one) back to the screen", _output),
+        Command(
+            ".sql [STATEMENT | on | off]",
+            "the SQL of the last statement, of this one, or of each before it runs",
+            _sql,
+        ),
+        Command(".read FILE", "runs the statements of a file; the first that fails ends it", _read),
+        Command(".tables", "the tables that can stand after FROM", _tables),
+        Command(".rows [N]", "at most so many rows of a table are shown", _rows),
+        Command(".timing [on | off]", "whether the time is shown", _timing),
+        Command(".clear", "clears the screen", _clear),
+        Command(".exit", "leaves; so does Ctrl-D", _exit),
+    )
+}
+_ALIASES = {
+    "exit": ".exit", "quit": ".exit", ".quit": ".exit", ".q": ".exit", "\\q": ".exit",
+    "help": ".help", ".h": ".help", ".?": ".help", "\\h": ".help", "\\?": ".help", "?": ".help",
+    "clear": ".clear", "\\d": ".tables", "\\dt": ".tables", "\\i": ".read", "\\o": ".output", "\\timing": ".timing",
+}  # fmt: skip
+_HINT = """\
+A statement may take several lines and ends with `;`. Alt-Enter starts a new line in any case, Tab completes, Ctrl-C
+drops what is typed or stops what is running. A text that does not begin with a statement above is plain DuckDB SQL, and
+so is anything behind `!`."""
