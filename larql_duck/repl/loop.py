@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from rich.text import Text
 from larql_duck.errors import LarqlError, LqlSyntaxError, QueryError
 from larql_duck.render import fitting, printable, render, table
 from larql_duck.repl.commands import Leave, run_command
+from larql_duck.repl.interrupt import interruptible
 from larql_duck.repl.route import Piece, is_duckdb, is_finished, language, pieces
 from larql_duck.repl.words import Names
 
@@ -89,11 +90,12 @@ class Repl:
             run_command(self, text)
         elif kind != "blank":
             for piece in pieces(text, each=each):
-                for result, seconds in self._results(piece):
-                    self.show(result, seconds)
+                with closing(self._results(piece)) as results:
+                    for result, seconds in results:
+                        self.show(result, seconds)
 
-    def _results(self, piece: Piece) -> Iterator[tuple[Result, float]]:
-        with self._tracing():
+    def _results(self, piece: Piece) -> Generator[tuple[Result, float], None, None]:
+        with self._tracing(), interruptible(self.session.con.interrupt):
             if piece.language == "sql":
                 start = time.perf_counter()
                 result = self.session.sql(piece.text)

@@ -1,0 +1,249 @@
+"""Typing at the prompt, and what comes back."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from prompt_toolkit.history import InMemoryHistory
+
+from larql_duck import connect
+from larql_duck.repl.prompt import history_path, open_history
+from tests.repl.conftest import Screen
+
+Typed = Callable[..., Screen]
+
+
+def test_statements_and_results(typed: Typed) -> None:
+    screen = typed("SHOW LAYERS;\rSELECT 1 + 1 AS two;\r")
+    assert "n_features" in screen.out and "two" in screen.out
+    assert "3 layers" in screen.err and ".help" in screen.err
+
+
+def test_a_statement_over_several_lines(typed: Typed) -> None:
+    screen = typed("SELECT 40\r+ 2 AS answer\r;\r")
+    assert "answer" in screen.out and "42" in screen.out
+
+
+def test_an_open_string_is_not_run(typed: Typed) -> None:
+    screen = typed("SELECT ';\r' AS a, 7 AS seven;\r")
+    assert "seven" in screen.out and ";\\n" in screen.out
+
+
+def test_control_c_drops_what_is_typed_and_keeps_the_session(typed: Typed) -> None:
+    screen = typed("SELECT nonsense\x03SELECT 8 AS eight;\r")
+    assert "eight" in screen.out and "nonsense" not in screen.out + screen.err
+
+
+def test_errors_keep_the_session(typed: Typed) -> None:
+    screen = typed('WALK "x" TPO;\rSELECT nope FROM layers;\rDESCRIBE;\rSELECT 9 AS nine;\r')
+    assert "did you mean TOP?" in screen.err and "^" in screen.err
+    assert "nope" in screen.err
+    assert "nine" in screen.out
+    assert "Traceback" not in screen.err
+
+
+@pytest.mark.parametrize("word", [".exit", "exit", "quit;", "\\q", ".quit"])
+def test_leaving(typed: Typed, word: str) -> None:
+    screen = typed(f"{word}\rSELECT 10 AS never;\r")
+    assert "never" not in screen.out
+
+
+def test_plain_sql_and_the_other_way_round(screen: Screen) -> None:
+    assert screen.run("CREATE TABLE t AS SELECT 1 AS \"a b\", 'x\\' AS c;")
+    assert screen.run("FROM t;")
+    assert screen.run("! SELECT \"a b\" FROM t WHERE c = 'x\\';")
+    assert screen.run('SELECT `a b` AS second FROM t WHERE c = "x\\\\";')
+    assert screen.out.count("a b") == 2 and "second" in screen.out
+    assert not screen.run("INSERT INTO t VALUES (2, 'y');")
+    assert "write ! before it" in screen.err
+    assert screen.run("!INSERT INTO t VALUES (2, 'y');")
+
+
+def test_several_languages_in_one_text(screen: Screen) -> None:
+    assert screen.run("SHOW LAYERS; CREATE TABLE u AS SELECT 'a\\' AS x; SELECT x AS last FROM u;")
+    assert "last" in screen.out
+    assert not screen.run("SHOW LAYERS;\nCREATE TABLE v AS SELECT 1;\n  STATS STATS;")
+    assert "line 3, column 9" in screen.err
+
+
+def test_notices_and_times_go_to_standard_error(screen: Screen) -> None:
+    screen.repl.timing = True
+    assert screen.run('DESCRIBE "Nobody Knows";')
+    assert "note:" in screen.err and "note:" not in screen.out
+    assert "0 rows in" in screen.err
+
+
+def test_an_internal_error_is_one_line(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(text: str) -> object:
+        raise ZeroDivisionError("by nought")
+
+    monkeypatch.setattr(screen.repl.session, "stream", broken)
+    assert not screen.run("STATS;")
+    assert screen.err == "unexpected ZeroDivisionError: by nought\n"
+
+
+def test_columns_that_do_not_fit_are_named(session: object, tiny: Path) -> None:
+    with connect(tiny) as opened:
+        screen = Screen(opened, terminal=True, width=60)
+        assert screen.run(
+            "SELECT 1 AS first_column, 2 AS second_column, 3 AS third_column, 4 AS fourth_column, 5 AS fifth_column;"
+        )
+        assert "first_column" in screen.out and "fifth_column" not in screen.out
+        assert "fifth_column" in screen.err
+        assert max(map(len, screen.out.splitlines())) <= 60
+
+
+def test_long_results_are_cut_on_the_screen_and_not_in_a_file(
+    session: object, tiny: Path, tmp_path: Path
+) -> None:
+    with connect(tiny) as opened:
+        screen = Screen(opened, terminal=True)
+        screen.run("SELECT range AS n FROM range(250);")
+        assert "150 more rows" in screen.err and len(screen.out.splitlines()) == 102
+        screen.run(f".output {tmp_path / 'out.txt'}\n")
+        screen.run("SELECT range AS n FROM range(250);")
+        assert len((tmp_path / "out.txt").read_text().splitlines()) == 252
+
+
+def test_wide_characters_keep_the_columns_straight(session: object, tiny: Path) -> None:
+    with connect(tiny) as opened:
+        screen = Screen(opened, terminal=True)
+        screen.run(
+            "SELECT * FROM (VALUES ('日本', 1), ('🇫🇷', 2), ('é', 3), ('e\u0301', 4), ('👩‍👩‍👧', 5), ('a\tb\nc\x1b[31m', 6)) AS v(name, n);"
+        )
+        from rich.cells import cell_len
+
+        lines = screen.out.splitlines()
+        assert "a\\tb\\nc\\x1b[31m" in screen.out and "\x1b[31m" not in screen.out
+        assert len({cell_len(line.rstrip()) for line in lines[2:]}) == 1
+
+
+# ---- commands
+
+
+def test_help(screen: Screen) -> None:
+    assert screen.run(".help")
+    assert "DESCRIBE" in screen.out and ".output" in screen.out
+    assert screen.run(".help walk") and screen.run("help") and screen.run(".help .mode")
+    assert "TOP n" in screen.out and "how results are written" in screen.out
+    assert not screen.run(".help describ")
+    assert "did you mean DESCRIBE?" in screen.err
+
+
+def test_modes(screen: Screen) -> None:
+    assert screen.run(".mode json") and screen.run("SELECT 1 AS a, NULL AS b, [1.5] AS c;")
+    assert json.loads(screen.out) == [{"a": 1, "b": None, "c": [1.5]}]
+    assert not screen.run(".mode jsn")
+    assert "did you mean json?" in screen.err
+
+
+def test_output(screen: Screen, tmp_path: Path) -> None:
+    path = tmp_path / "a b.csv"
+    assert screen.run(f'.output "{path}"') and screen.run(".mode csv") and screen.run("SELECT 'x,y' AS a;")
+    assert path.read_text() == 'a\n"x,y"\n' and screen.out == ""
+    assert screen.run(".output") and screen.run("SELECT 2 AS b;")
+    assert screen.out == "b\n2\n"
+    assert not screen.run(f".output {tmp_path / 'no' / 'such'}")
+    assert "No such file" in screen.err
+
+
+def test_sql(screen: Screen) -> None:
+    assert not screen.run(".sql")
+    assert screen.run('DESCRIBE "France";') and screen.run(".sql")
+    assert "describe" in screen.out.splitlines()[-1].lower()
+    assert screen.run('.sql WALK "x" TOP 3')
+    assert screen.run(".sql on") and screen.run("SELECT 5 AS five;")
+    assert "SELECT 5 AS five" in screen.err
+    assert screen.run(".sql off")
+
+
+def test_read(screen: Screen, tmp_path: Path) -> None:
+    inner, outer = tmp_path / "inner.lql", tmp_path / "outer.lql"
+    inner.write_text(
+        "\ufeff.mode csv\nCREATE TABLE r AS SELECT 'it''s' AS x;\nSELECT * FROM r;\n", encoding="utf-8"
+    )
+    outer.write_text(
+        f".read {inner}\n-- a comment; with a semicolon\nSELECT 1\n  AS one;\n\nSTATS 5;\nSELECT 6;"
+    )
+    assert not screen.run(f".read {outer}")
+    assert screen.out == "Count\n1\nx\nit's\n", (
+        "statements are read as far as the next command before any runs"
+    )
+    assert f"{outer}: line 6, column 7" in screen.err
+    assert (
+        not screen.run(".read")
+        and not screen.run(f".read {tmp_path}")
+        and not screen.run(".read nowhere.lql")
+    )
+    inner.write_text(f".read {inner}")
+    assert not screen.run(f".read {inner}")
+    assert "deep" in screen.err
+
+
+def test_unknown_commands(screen: Screen) -> None:
+    assert not screen.run(".moed")
+    assert "did you mean .mode?" in screen.err
+    assert not screen.run(".rows many")
+    assert screen.run(".rows 5") and screen.run(".rows") and "5 rows" in screen.out
+    assert screen.run(".tables") and "EDGES" in screen.out and "model_graph" in screen.out
+
+
+# ---- history, pipes, signals
+
+
+def test_history(typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "deep" / "history"
+    monkeypatch.setenv("LARQL_DUCK_HISTORY", str(path))
+    assert history_path() == path
+    history = open_history()
+    history.append_string("SELECT 11 AS eleven;")
+    assert path.stat().st_mode & 0o077 == 0 and "eleven" in path.read_text()
+    remembered = InMemoryHistory(["SELECT 12 AS twelve;"])
+    assert "twelve" in typed("\x1b[A\r", history=remembered).out
+    monkeypatch.setenv("LARQL_DUCK_HISTORY", "/proc/no/such/place")
+    assert isinstance(open_history(), InMemoryHistory)
+
+
+PROGRAM = "import sys; from larql_duck.repl import run; sys.exit(run(sys.argv[1] if sys.argv[1:] else None))"
+
+
+def test_standard_input_that_is_no_terminal(tiny: Path) -> None:
+    def run(text: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", PROGRAM, str(tiny)], input=text, capture_output=True, text=True
+        )
+
+    good = run(".timing off\n.mode csv\nSELECT 1 AS a;\n")
+    assert (good.returncode, good.stdout, good.stderr) == (0, "a\n1\n", "")
+    bad = run("SELECT 1 AS a;\nSTATS STATS;\nSELECT 2 AS b;\n")
+    assert bad.returncode == 2 and bad.stdout == "" and "line 2, column 7" in bad.stderr
+    assert run(".exit\nNONSENSE;").returncode == 0
+
+
+def test_control_c_stops_a_query_and_keeps_the_session(tiny: Path) -> None:
+    program = (
+        "import sys, io; from rich.console import Console; from larql_duck import connect; from larql_duck.repl import Repl\n"
+        "with connect(sys.argv[1]) as s:\n"
+        "    r = Repl(s); print('ready', flush=True)\n"
+        "    r.run('SELECT count(*) FROM range(10000000000) AS a(x), range(100000) AS b(y) WHERE x * y % 7 = 3;')\n"
+        "    r.run('SELECT 13 AS thirteen;')\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(tiny)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    time.sleep(1.5)
+    os.kill(process.pid, signal.SIGINT)
+    try:
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert "thirteen" in out and "stopped" in err and "Traceback" not in err
