@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from larql_duck.errors import PackError
-from larql_duck.knowledge.marked import Row
+from larql_duck.knowledge.marked import Row, split_answers
 from larql_duck.knowledge.packfile import template_problem
 from larql_duck.knowledge.relations import Pack, Relation, relation_key
 
@@ -44,7 +45,7 @@ def read_entities(path: str | Path) -> pa.Table:
     import pyarrow.csv
     import pyarrow.parquet
 
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     try:
         if path.suffix.lower() == ".parquet":
             return pyarrow.parquet.read_table(path)
@@ -66,7 +67,7 @@ def pack_of(name: str, rows: list[Row] | None, relations: object, known: Pack) -
             raise PackError("neither entities nor relations; give at least one of them", field="relations")
         chosen = _suitable(rows, known)
     else:
-        chosen = [_over(relation, rows) for relation in _relations(relations, known, rows is not None)]
+        chosen = [_over(relation, rows) for relation in _relations(relations, known)]
         twice = [r.name for i, r in enumerate(chosen) if r.name in {o.name for o in chosen[:i]}]
         if twice:
             raise PackError(f"relation {twice[0]!r} is given twice", field="relations")
@@ -79,16 +80,19 @@ def _row(number: int, value: object, text: object = None, objects: object = None
             f"entity {number} is a {type(value).__name__}; an entity is a text", field="entities", line=number
         )
     subject = "" if value is None or value != value else str(value).strip()
-    answers = objects if isinstance(objects, (list, tuple)) else [objects]
-    kept = dict.fromkeys(str(a).strip() for a in answers if a is not None and str(a).strip())
+    answers = split_answers(objects) if isinstance(objects, str) else objects
+    listed = answers if isinstance(answers, (list, tuple)) else [answers]
+    kept = dict.fromkeys(str(a).strip() for a in listed if a is not None and str(a).strip())
     return Row(number, subject, str(text or subject).strip(), tuple(kept), "")
 
 
 def _as_table(entities: Any) -> pa.Table:
     import pyarrow as pa
 
-    if isinstance(entities, (pa.Table, pa.RecordBatch)):
-        return pa.table(entities) if isinstance(entities, pa.RecordBatch) else entities
+    if isinstance(entities, pa.Table):
+        return entities
+    if isinstance(entities, pa.RecordBatch):
+        return pa.Table.from_batches([entities])
     if isinstance(entities, (pa.Array, pa.ChunkedArray)):
         return pa.table({"subject": entities})
     for convert in (pa.table, lambda e: e.arrow(), lambda e: pa.table({"subject": list(e)})):
@@ -122,12 +126,12 @@ def _table_rows(table: pa.Table) -> list[Row]:
     return [_row(number, *cells) for number, cells in enumerate(zip(*columns, strict=True), 1)]
 
 
-def _relations(relations: object, known: Pack, own_entities: bool) -> Iterable[Relation]:
+def _relations(relations: object, known: Pack) -> Iterable[Relation]:
     if isinstance(relations, (str, Relation)):
         relations = [relations]
     if isinstance(relations, Mapping):
         for name, templates in relations.items():
-            yield _custom(name, templates)
+            yield _custom(name, templates, known)
         return
     if not isinstance(relations, Iterable):
         raise PackError("relations are names, or {name: [templates]}", field="relations")
@@ -137,13 +141,14 @@ def _relations(relations: object, known: Pack, own_entities: bool) -> Iterable[R
         elif isinstance(item, str):
             yield known.relation(item)
         elif isinstance(item, Mapping):
-            yield from _relations(item, known, own_entities)
+            yield from _relations(item, known)
         else:
             message = f"a relation is a name or {{name: [templates]}}, not a {type(item).__name__}"
             raise PackError(message, field="relations")
 
 
-def _custom(name: object, templates: object) -> Relation:
+def _custom(name: object, templates: object, known: Pack) -> Relation:
+    """The relation of that name with the user's templates; a known name keeps its answers and their form."""
     if not isinstance(name, str) or not relation_key(name):
         raise PackError(f"relation {name!r}: a name is a text", field="relations")
     given = [templates] if isinstance(templates, str) else templates
@@ -153,7 +158,11 @@ def _custom(name: object, templates: object) -> Relation:
         problem = template_problem(template)
         if problem:
             raise PackError(f"relation {name!r}: {problem}", field="templates")
-    return Relation(name, name, "custom", tuple(dict.fromkeys(given)), answer="phrase")
+    own = tuple(dict.fromkeys(given))
+    for relation in known.relations:
+        if relation_key(relation.name) == relation_key(name):
+            return replace(relation, templates=own, examples=())
+    return Relation(name, name, "custom", own, answer="phrase")
 
 
 def _over(relation: Relation, rows: list[Row] | None) -> Relation:
@@ -162,12 +171,7 @@ def _over(relation: Relation, rows: list[Row] | None) -> Relation:
             message = f"relation {relation.name!r} has no entities of its own; give entities"
             raise PackError(message, field="entities")
         return relation
-    base = relation.over(row.subject for row in rows)
-    return replace(
-        base,
-        references={**base.references, **{r.subject: r.objects for r in rows if r.objects}},
-        texts={**base.texts, **{r.subject: r.text for r in rows if r.text != r.subject}},
-    )
+    return relation.over_rows(rows)
 
 
 def _suitable(rows: list[Row], known: Pack) -> list[Relation]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
 import stat
 from collections.abc import Iterator
@@ -114,6 +115,11 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
+def split_answers(cell: str) -> tuple[str, ...]:
+    """The answers in a cell, trimmed: separated by semicolons, `\\;` being a semicolon."""
+    return tuple(part.strip().replace("\\;", ";") for part in re.split(r"(?<!\\);", cell))
+
+
 def beside(name: str, owner: Path, line: int | None, field: str) -> Path:
     """The path of a file that a pack names, which lies in the pack's directory or below it.
 
@@ -124,11 +130,12 @@ def beside(name: str, owner: Path, line: int | None, field: str) -> Path:
     outside = relative.is_absolute() or PureWindowsPath(name).drive or "\\" in name or "\0" in name
     if outside or ".." in relative.parts:
         _fail(f"{field}: {name!r} must be a plain path below the pack's own directory", owner, line, field)
-    root = owner.resolve().parent
+    # os.path: pathlib raises for link loops and overlong names.
+    root = Path(os.path.realpath(owner)).parent
     path = root / relative
-    if not path.resolve().is_relative_to(root):
+    if not Path(os.path.realpath(path)).is_relative_to(root):
         _fail(f"{field}: {name!r} leads outside the pack's own directory", owner, line, field)
-    if not path.is_file():
+    if not os.path.isfile(path):
         _fail(f"{field}: there is no file {name!r} beside the pack", owner, line, field)
     return path
 
@@ -145,8 +152,8 @@ def _read_text(path: Path, limit: int) -> str:
         if status.st_size > limit:
             _fail(f"{status.st_size:,} bytes; a file of this kind may have at most {limit:,}, split it", path)
         data = path.read_bytes()
-    except OSError as error:
-        _fail(f"cannot be read: {error.strerror or error}", path)
+    except (OSError, ValueError) as error:
+        _fail(f"cannot be read: {getattr(error, 'strerror', None) or error}", path)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -230,8 +237,7 @@ def _row(header: list[str], cells: list[str], path: Path, line: int) -> Row:
         _fail("subject: empty", path, line, "subject")
     objects: tuple[str, ...] = ()
     if values.get("object"):
-        parts = re.split(r"(?<!\\);", values["object"])
-        objects = tuple(part.strip().replace("\\;", ";") for part in parts)
+        objects = split_answers(values["object"])
         if "" in objects:
             _fail("object: an empty answer between semicolons", path, line, "object")
         if len(set(objects)) < len(objects):

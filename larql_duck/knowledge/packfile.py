@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,23 +24,34 @@ _RELATION_KEYS = (
 _USE_KEYS = ("from", "relation", "entities", "limit")
 _ENTITY_KEYS = ("subject", "text", "object")
 
-Shipped = Callable[[str], Path | None]
+Shipped = Callable[[str], Pack | None]
 
 
-def read_pack(path: Path, shipped: Shipped, trail: tuple[Path, ...] = ()) -> Pack:
-    """The pack in a YAML file, with the packs that it takes relations from.
+@dataclass(frozen=True)
+class _Sources:
+    """Where `from` looks: shipped packs, and files, read once each; `trail` are the files that led here."""
 
-    `shipped` gives the file of a shipped pack's name, None for other names; `trail` are the files that led
-    here. Raises PackError (file, line, field).
+    shipped: Shipped
+    trail: tuple[Path, ...] = ()
+    done: dict[Path, Pack] = field(default_factory=dict)
+
+
+def read_pack(path: Path, shipped: Shipped) -> Pack:
+    """The pack in a YAML file, with the relations that it takes from other packs.
+
+    `shipped` gives a shipped pack by name, None for other names. Raises PackError (file, line, field).
     """
-    trail = (*trail, path.resolve())
+    return _read(path, _Sources(shipped))
+
+
+def _read(path: Path, sources: _Sources) -> Pack:
     top = _Fields(read_yaml(path), path, _PACK_KEYS, "a pack")
+    sources = replace(sources, trail=(*sources.trail, _real(path)))
     name = top.text("pack")
     _check_name(name, top, "pack")
-    items = top.items("relations")
     relations: dict[str, Relation] = {}
-    for item in items:
-        for relation in _relations(item, top, shipped, trail):
+    for item in top.items("relations"):
+        for relation in _relations(item, top, sources):
             key = relation_key(relation.name)
             if key in relations:
                 top.fail("relation", f"{relation.name!r} is defined twice in this pack", item.line)
@@ -47,21 +59,15 @@ def read_pack(path: Path, shipped: Shipped, trail: tuple[Path, ...] = ()) -> Pac
     return Pack(name, tuple(relations.values()), path, top.text("description", ""))
 
 
-def _relations(item: Node, top: _Fields, shipped: Shipped, trail: tuple[Path, ...]) -> list[Relation]:
+def _relations(item: Node, top: _Fields, sources: _Sources) -> list[Relation]:
     if isinstance(item.value, dict) and "from" in item.value:
-        return _used(_Fields(item, top.path, _USE_KEYS, "a relation taken from another pack"), shipped, trail)
+        return _used(_Fields(item, top.path, _USE_KEYS, "a relation taken from another pack"), sources)
     return [_defined(_Fields(item, top.path, _RELATION_KEYS, "a relation"), top)]
 
 
-def _used(fields: _Fields, shipped: Shipped, trail: tuple[Path, ...]) -> list[Relation]:
+def _used(fields: _Fields, sources: _Sources) -> list[Relation]:
     other = fields.text("from")
-    line = fields.line("from")
-    path = shipped(other) or beside(other, fields.path, line, "from")
-    if path.resolve() in trail:
-        fields.fail("from", f"{other!r} leads back to this pack")
-    if len(trail) >= _MAX_INCLUDES:
-        fields.fail("from", f"more than {_MAX_INCLUDES} packs take from each other")
-    pack = read_pack(path, shipped, trail)
+    pack = sources.shipped(other) or _beside(other, fields, sources)
     limit = fields.count("limit")
     if "relation" not in fields:
         if "entities" in fields:
@@ -75,12 +81,23 @@ def _used(fields: _Fields, shipped: Shipped, trail: tuple[Path, ...]) -> list[Re
         unknown(message, name, names, path=fields.path, line=fields.line("relation"), field="relation")
     relation = known[relation_key(name)]
     if "entities" in fields:
-        own = _with_rows(replace(relation, references={}, texts={}), _entities(fields))
-        kept = relation.over(own.entities)
-        relation = replace(
-            own, references={**kept.references, **own.references}, texts={**kept.texts, **own.texts}
-        )
+        relation = relation.over_rows(_entities(fields))
     return [relation.limited(limit)]
+
+
+def _beside(other: str, fields: _Fields, sources: _Sources) -> Pack:
+    path = beside(other, fields.path, fields.line("from"), "from")
+    if _real(path) in sources.trail:
+        fields.fail("from", f"{other!r} leads back to this pack")
+    if len(sources.trail) >= _MAX_INCLUDES:
+        fields.fail("from", f"more than {_MAX_INCLUDES} packs take from each other")
+    if path not in sources.done:
+        sources.done[path] = _read(path, sources)
+    return sources.done[path]
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))
 
 
 def _defined(fields: _Fields, top: _Fields) -> Relation:
@@ -102,18 +119,7 @@ def _defined(fields: _Fields, top: _Fields) -> Relation:
         source=fields.text("source", top.text("source", "")),
         licence=fields.text("licence", top.text("licence", "")),
     )
-    return _with_rows(relation, _entities(fields)).limited(fields.count("limit"))
-
-
-def _with_rows(relation: Relation, rows: list[Row]) -> Relation:
-    sources = dict.fromkeys(row.source for row in rows if row.source)
-    return replace(
-        relation,
-        entities=tuple(row.subject for row in rows),
-        references={row.subject: row.objects for row in rows if row.objects},
-        texts={row.subject: row.text for row in rows if row.text != row.subject},
-        source="; ".join(sources) or relation.source,
-    )
+    return relation.over_rows(_entities(fields)).limited(fields.count("limit"))
 
 
 def _templates(fields: _Fields) -> tuple[str, ...]:

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from larql_duck.errors import PackError
+from larql_duck.knowledge.marked import Row
 
 ANSWER_FORMS = ("name", "word", "phrase", "number", "symbol")
 SLOT = "{}"
+_SHOWN = 12
 _ARTICLES = ("the ", "a ", "an ")
 # Marks after which an answer follows without a blank, and what closes it.
-_OPENERS = {'"': '"', "`": "`", "<": ">", "(": ")", "[": "]", "“": "”", "«": "»", ".": "", "+": "", "#": "", "$": ""}
+_OPENERS = {**dict(zip('"`<([“«', '"`>)]”»', strict=True)), **dict.fromkeys(".+#$", "")}
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,18 @@ class Relation:
             entities=names,
             references={e: self.references[e] for e in names if e in self.references},
             texts={e: self.texts[e] for e in names if e in self.texts},
+        )
+
+    def over_rows(self, rows: Iterable[Row]) -> Relation:
+        """The relation over the subjects of these rows; what a row says goes before what the relation knows."""
+        rows = list(rows)
+        base = self.over(row.subject for row in rows)
+        sources = dict.fromkeys(row.source for row in rows if row.source)
+        return replace(
+            base,
+            references={**base.references, **{row.subject: row.objects for row in rows if row.objects}},
+            texts={**base.texts, **{row.subject: row.text for row in rows if row.text != row.subject}},
+            source="; ".join(sources) or self.source,
         )
 
     def _fill(self, template: str, subject: str) -> str:
@@ -143,8 +157,12 @@ def relation_key(name: str) -> str:
 def unknown(
     message: str, name: str, known: Sequence[str], *, path: Path | None, line: int | None = None, field: str
 ) -> NoReturn:
-    """Raises PackError: the message, then the nearest known names, or all of them when none is near."""
+    """Raises PackError: the message, then the nearest known names, or the first dozen when none is near."""
     near = difflib.get_close_matches(relation_key(name), [relation_key(k) for k in known], n=3)
     names = [k for k in known if relation_key(k) in near]
-    hint = f"did you mean {' or '.join(map(repr, names))}?" if names else f"it has: {', '.join(known)}"
+    if names:
+        hint = f"did you mean {' or '.join(map(repr, names))}?"
+    else:
+        rest = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
+        hint = f"known: {', '.join(known[:_SHOWN])}{rest}"
     raise PackError(f"{message}; {hint}", file=path, line=line, field=field)

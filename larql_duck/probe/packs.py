@@ -5,6 +5,7 @@ A pack says what to ask a model. The file format is described in `larql_duck/kno
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -50,31 +51,30 @@ def load_pack(name_or_path: str | Path, relations: Iterable[str] | None = None) 
     file, line (1-based) and field for whatever is wrong in the pack's files.
     """
     name = str(name_or_path)
-    if not isinstance(name_or_path, Path) and name in _files():
-        pack = _shipped(name)
-    else:
-        path = Path(name_or_path).expanduser()
-        if not path.suffix and not path.exists():
+    pack = None if isinstance(name_or_path, Path) else _shipped(name)
+    if pack is None:
+        path = Path(os.path.expanduser(name_or_path))
+        if not path.suffix and not os.path.exists(path):
             unknown(f"there is no pack {name!r}", name, list(_files()), path=None, field="pack")
         if path.suffix.lower() not in {".yaml", ".yml"}:
             message = "a pack is a .yaml file; entities in CSV or Parquet go in as --entities or entities="
             raise PackError(message, file=path)
-        pack = read_pack(path, _files().get)
+        pack = read_pack(path, _shipped)
     return pack if relations is None else pack.select(relations)
 
 
 def list_packs() -> list[PackInfo]:
     """The shipped packs with their sizes: `core`, `world`, then the themes by name."""
+    found = [(load_pack(name), path) for name, path in _files().items()]
     return [
-        PackInfo(name, pack.description, len(pack.relations), pack.n_entries, pack.n_references, path)
-        for name, path in _files().items()
-        for pack in [_shipped(name)]
+        PackInfo(pack.name, pack.description, len(pack.relations), pack.n_entries, pack.n_references, path)
+        for pack, path in found
     ]
 
 
 def known_relations() -> dict[str, Relation]:
     """Every shipped relation by name, with its whole entity list."""
-    return {relation.name: relation for relation in _shipped("world").relations}
+    return {relation.name: relation for relation in load_pack("world").relations}
 
 
 def pack_from_frames(entities: object = None, relations: object = None, *, name: str = "custom") -> Pack:
@@ -88,7 +88,7 @@ def pack_from_frames(entities: object = None, relations: object = None, *, name:
     these. None = each entity is asked the shipped relations that know it, and those that suit any name when
     none does. Raises PackError naming the entity column, relation or template that cannot be used.
     """
-    return pack_of(name, entities_of(entities), relations, _shipped("world"))
+    return pack_of(name, entities_of(entities), relations, load_pack("world"))
 
 
 @cache
@@ -98,5 +98,6 @@ def _files() -> dict[str, Path]:
 
 
 @cache
-def _shipped(name: str) -> Pack:
-    return read_pack(_files()[name], _files().get)
+def _shipped(name: str) -> Pack | None:
+    path = _files().get(name)
+    return None if path is None else read_pack(path, _shipped)
