@@ -82,14 +82,20 @@ def table(result: Result, *, most: int | None = None, columns: int | None = None
     return made
 
 
-def fitting(names: list[str], width: int) -> int:
-    """How many of the columns, from the left, have room for their headings in so many characters; at least one."""
+def fitting(result: Result, width: int, most: int | None = None) -> int:
+    """How many columns, from the left, fit into so many characters; at least one.
+
+    Headings may be cut to HEADER characters and text may be folded; numbers (of the first `most` rows) may not.
+    """
     used = 0
-    for count, name in enumerate(names):
-        used += max(min(len(name), HEADER), LEAST) + GAP
+    for count, (column, name) in enumerate(zip(result.arrow().columns, result.columns, strict=True)):
+        room = max(min(len(name), HEADER), LEAST)
+        if _is_number(column.type):
+            room = max([room, *(len(cell(v)) for v in column.slice(0, most).to_pylist())])
+        used += room + GAP
         if used - GAP > width and count:
             return count
-    return len(names)
+    return len(result.columns)
 
 
 def render(result: Result, mode: str) -> Iterator[str]:

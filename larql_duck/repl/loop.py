@@ -154,7 +154,7 @@ class Repl:
             # A file or a pipe has no right margin and wants every row.
             self._write_plain(render(result, "table"))
             return
-        shown = fitting(result.columns, self.console.width)
+        shown = fitting(result, self.console.width, self.most)
         self.console.print(table(result, most=self.most, columns=shown))
         if shown < len(result.columns):
             rest = ", ".join(printable(name) for name in result.columns[shown:])
@@ -208,8 +208,10 @@ class Repl:
         """Closes the file that results go to."""
         self.send_to(None)
 
-    def _say(self, text: str, style: str) -> None:
-        self.notes.print(Text(text, style=style), soft_wrap=True)
+    def _say(self, text: str, style: str, *, as_it_is: bool = False) -> None:
+        # A terminal folds between words; a file has no right margin.
+        whole = as_it_is or not self.notes.is_terminal
+        self.notes.print(Text(text, style=style), soft_wrap=whole)
 
     def _show_error(self, error: Exception) -> None:
         where = "".join(f"{file}: " for file in getattr(error, "__notes__", [])[:1])
@@ -219,7 +221,7 @@ class Repl:
                 context = []
             self._say(f"{where}{message}", "red")
             for line in context:
-                self._say(_visible(line), "")
+                self._say(_visible(line), "", as_it_is=True)
             if is_duckdb(error.text):
                 self._say("DuckDB would take it: write ! before it for plain SQL", "dim")
         elif isinstance(error, LarqlError):

@@ -98,6 +98,10 @@ def test_printable_keeps_what_is_printable() -> None:
 
 
 def test_fitting() -> None:
-    assert fitting(["a" * 12] * 10, 80) == 5
-    assert fitting(["a"] * 10, 80) == 10
-    assert fitting(["a" * 50], 10) == 1
+    def wide(names: list[str], value: object = "x") -> Result:
+        return Result(pa.Table.from_arrays([pa.array([value])] * len(names), names=names))
+
+    assert fitting(wide(["a" * 12] * 10), 80) == 5
+    assert fitting(wide(["a"] * 10), 80) == 10 and fitting(wide(["a"] * 10, 10**9), 80) == 6
+    assert fitting(wide(["a" * 50]), 10) == 1
+    assert fitting(wide([]), 10) == 0
