@@ -54,7 +54,7 @@ def questions(
     max_prompts: int | None = None,
     few_shot: bool = True,
 ) -> list[Question]:
-    """The questions to run: each relation's bare template first, its other templates, then one with examples.
+    """The questions to run: each relation's bare template, the same after examples, then its other templates.
 
     relations picks some by name, limit keeps each relation's first subjects. max_prompts drops further templates
     (every relation's n-th before anybody's n+1-th), and subjects only when the bare templates alone exceed it.
@@ -92,10 +92,11 @@ def _relations(
 
 
 def _variants(relation: Relation, few_shot: bool) -> tuple[Variant, ...]:
-    out = [Variant(i, template) for i, template in enumerate(relation.templates)]
+    """The bare template, then the one with examples, then the other templates: most worth asking first."""
+    ways = [(template, 0) for template in relation.templates]
     if few_shot and relation.examples:
-        out.append(Variant(len(out), relation.templates[0], min(SHOTS, len(relation.examples))))
-    return tuple(out)
+        ways.insert(1, (relation.templates[0], min(SHOTS, len(relation.examples))))
+    return tuple(Variant(i, template, shots) for i, (template, shots) in enumerate(ways))
 
 
 def _fitting(chosen: Sequence[Relation], max_prompts: int) -> list[Relation]:

@@ -57,7 +57,7 @@ def test_every_prompt_that_was_run_is_a_probe(tables: dict[str, pa.Table], engin
     assert len(probes) == 3 * len(COUNTRIES) + 4
     shot = "The capital of Spain is Madrid\nThe capital of Italy is Rome\nThe capital of {} is"
     assert [t["templates"] for t in tables["relations"].to_pylist()] == [
-        ["The capital of {} is", "{}'s capital is", shot],
+        ["The capital of {} is", shot, "{}'s capital is"],
         ["The language of {} is"],
     ]
     # An article that comes to stand first is capitalised; a subject is no example to itself.
