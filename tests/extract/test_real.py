@@ -1,0 +1,57 @@
+"""The real SmolLM2: what the README promises of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from larql_duck.vindex.store import Vindex
+
+pytestmark = pytest.mark.real
+
+
+def cli(database: Path, query: str, cwd: Path) -> list[dict]:
+    """Rows that the DuckDB command line prints for a query."""
+    duckdb = Path(sys.executable).with_name("duckdb")
+    done = subprocess.run(
+        [str(duckdb), "-readonly", "-json", str(database), "-c", query],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout or "[]")
+
+
+def test_the_sentence_everything_serves(smollm2_vindex: Path, tmp_path: Path) -> None:
+    database = smollm2_vindex / "model.duckdb"
+    rows = cli(database, "SELECT relationship, object FROM model_graph WHERE subject = 'France';", tmp_path)
+    assert rows[0] == {"relationship": "capital", "object": "Paris"}
+    query = (
+        "SELECT relationship, object FROM model_graph WHERE subject = 'France' AND relationship = 'capital'"
+    )
+    assert cli(database, query, tmp_path)[0]["object"] == "Paris"
+
+
+def test_probabilities_are_the_models_own(smollm2_vindex: Path, tmp_path: Path) -> None:
+    query = "SELECT p FROM probes WHERE prompt = 'The capital of France is'"
+    rows = cli(smollm2_vindex / "model.duckdb", query, tmp_path)
+    assert rows and abs(rows[0]["p"] - 0.773) < 0.01
+
+
+def test_zeroing_a_facts_features_lowers_it(smollm2_vindex: Path) -> None:
+    facts = Vindex.open(smollm2_vindex).table("facts").to_pandas()
+    sure = facts[(facts["rank"] == 1) & (facts.relation == "capital") & (facts.p >= 0.3)]
+    assert len(sure) >= 20
+    halved = (sure.effect >= 0.693).mean()
+    assert halved >= 0.8, f"zeroing the listed features halves p for {halved:.0%} of the facts"
+
+
+def test_memory_of_the_arrays_is_not_in_the_tables(smollm2_vindex: Path) -> None:
+    arrays = sum(p.stat().st_size for p in smollm2_vindex.glob("*.bin"))
+    tables = [*(smollm2_vindex / "tables").iterdir(), smollm2_vindex / "model.duckdb"]
+    assert sum(p.stat().st_size for p in tables) <= 0.45 * arrays
