@@ -8,8 +8,9 @@ are neither lost nor swapped by the scan's rounding, and equal values are ordere
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -71,7 +72,8 @@ class GateSearch:
         """norms gives 'layer', 'gate_norm' and 'up_norm' arrays in (layer, feature) order; None: computed here."""
         self._vindex = vindex
         self._norms_of = norms
-        self._norms: dict[tuple[int, str], torch.Tensor] = {}
+        self._tensors: dict[tuple[int, str], torch.Tensor] = {}
+        self._stacked: dict[tuple[object, ...], torch.Tensor] = {}
         self._lock = threading.Lock()
         self.overlay: Overlay | None = None
 
@@ -88,14 +90,21 @@ class GateSearch:
         width; LevelError for order 'activation' where no up rows are stored.
         """
         queries = self._checked(layers, query, k, order)
-        parts = [self._layer(layer, q, k, order) for layer, q in zip(layers, queries, strict=True)]
-        features = [p[0] for p in parts]
-        with_activation = bool(parts) and all(p[2] is not None for p in parts)
+        rows = list(self._scans(layers, queries, k, order))
+        owner, feature, gate, activation = self._exact(layers, rows, queries)
+        ranked = {"signed": gate, "absolute": np.abs(gate)}.get(order)
+        if ranked is None:
+            assert activation is not None
+            ranked = np.abs(activation)
+        best = np.lexsort((feature, -ranked, owner))
+        counts = np.bincount(owner, minlength=len(layers))
+        places = np.arange(len(best)) - np.repeat(np.cumsum(counts) - counts, counts)
+        best = best[places < k]
         return Hits(
-            layer=np.repeat(np.asarray(layers, np.int32), [len(f) for f in features]),
-            feature=np.concatenate([np.zeros(0, np.int32), *features]),
-            gate=np.concatenate([np.zeros(0, np.float32), *(p[1] for p in parts)]),
-            activation=np.concatenate([p[2] for p in parts]) if with_activation else None,
+            layer=np.asarray(layers, np.int32)[owner[best]],
+            feature=feature[best].astype(np.int32),
+            gate=gate[best],
+            activation=None if activation is None else activation[best],
         )
 
     def distances(self, layer: int, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -107,7 +116,7 @@ class GateSearch:
         hits = self.search([layer], query, max(self._vindex.n_features) + 1_000_000, "signed")
         import torch
 
-        gate = self._vindex.gate(layer)
+        gate = self._gate(layer)
         blocks = [gate[i : i + 512].float().norm(dim=1) for i in range(0, len(gate), 512)]
         norms = torch.cat(blocks).numpy()
         edits = None if self.overlay is None else self.overlay.edits(layer)
@@ -121,106 +130,172 @@ class GateSearch:
         cosine = np.divide(gates, lengths, out=np.zeros_like(gates), where=lengths > 0)
         return features, (1 - cosine).astype(np.float32)
 
-    # -- one layer ----------------------------------------------------------------------------------------
+    # -- the scan ------------------------------------------------------------------------------------------
 
-    def _layer(self, layer: int, query: np.ndarray, k: int, order: str) -> tuple[np.ndarray, np.ndarray, Any]:
-        """(features, gates, activations or None) of one layer, best first."""
+    def _scans(
+        self, layers: Sequence[int], queries: np.ndarray, k: int, order: str
+    ) -> Iterator[torch.Tensor]:
+        """Per layer, in order: ascending numbers of the stored rows that may be among the k best."""
         import torch
 
-        edits = None if self.overlay is None else self.overlay.edits(layer)
-        gate = self._vindex.gate(layer)
-        up = self._vindex.up(layer) if self.has_activation else None
-        scale = float(np.linalg.norm(query.astype(np.float64)))
-        unit = torch.from_numpy((query / scale).astype(np.float32) if scale > 0 else query.copy())
-        rows = self._candidates(layer, gate, up, unit, scale, k, order, edits)
-        exact = torch.from_numpy(query.astype(np.float64))
-        gates = gate[rows].double() @ exact
-        ups = None if up is None else up[rows].double() @ exact
-        features = rows
-        if edits is not None and len(edits.features):
-            features = torch.cat([rows, torch.from_numpy(edits.features.astype(np.int64))])
-            gates = torch.cat([gates, torch.from_numpy(edits.gate.astype(np.float64)) @ exact])
-            if ups is not None and edits.up is not None:
-                ups = torch.cat([ups, torch.from_numpy(edits.up.astype(np.float64)) @ exact])
-        activation = self._activation(layer, features, gates, ups)
-        value = {"signed": gates, "absolute": gates.abs()}.get(order)
-        if value is None:
-            assert activation is not None
-            value = activation.abs()
-        # float32 before the sort: rows that are equal must tie, whichever way their float64 sums were added up.
-        best = np.lexsort((features.numpy(), -value.float().numpy()))[:k]
-        picked = None if activation is None else activation.float().numpy()[best]
-        return features.numpy().astype(np.int32)[best], gates.float().numpy()[best], picked
+        lengths = np.linalg.norm(queries.astype(np.float64), axis=1)
+        units = torch.from_numpy((queries / np.where(lengths > 0, lengths, 1)[:, None]).astype(np.float32))
+        counts = [self._vindex.n_features[layer] for layer in layers]
+        start = 0
+        # Layers of the same size are cut off together: the many small steps after the scan would cost as much as it.
+        for count, group in groupby(counts):
+            end = start + len(list(group))
+            yield from self._candidates(
+                layers[start:end], units[start:end], lengths[start:end], count, k, order
+            )
+            start = end
 
     def _candidates(
         self,
-        layer: int,
-        gate: torch.Tensor,
-        up: torch.Tensor | None,
-        unit: torch.Tensor,
-        scale: float,
+        layers: Sequence[int],
+        units: torch.Tensor,
+        lengths: np.ndarray,
+        count: int,
         k: int,
         order: str,
-        edits: LayerEdits | None,
-    ) -> torch.Tensor:
-        """Ascending numbers of the stored rows that may be among the k best."""
+    ) -> list[torch.Tensor]:
+        """For layers of `count` rows each: the rows that may be among the k best, per layer."""
         import torch
 
-        count = gate.shape[0]
-        if k >= count:
-            value = slack = torch.zeros(count)
-        else:
-            value = torch.mv(gate, unit.to(gate.dtype)).float() * scale
-            slack = self._row_norms(layer, "gate_norm", gate) * (_SCAN_ERROR[self._vindex.dtype] * scale)
-            if order == "activation":
-                value, slack = self._activation_bounds(layer, value, slack, up, unit, scale)
-            if order != "signed":
-                value = value.abs()
-        if edits is not None and len(edits.hidden):
-            value[torch.from_numpy(edits.hidden.astype(np.int64))] = -torch.inf
-        if k >= count:
-            return torch.nonzero(value > -torch.inf).flatten()
+        everything = k >= count
+        value = slack = torch.zeros(len(layers), count)
+        if not everything:
+            value, slack = self._values(layers, units, lengths, count, order)
+        for i, layer in enumerate(layers):
+            edits = None if self.overlay is None else self.overlay.edits(layer)
+            if edits is not None and len(edits.hidden):
+                value[i, torch.from_numpy(edits.hidden.astype(np.int64))] = -torch.inf
         if k == 0:
-            return torch.zeros(0, dtype=torch.int64)
-        threshold = torch.topk(value - slack, k).values[-1]
-        return torch.nonzero((value + slack >= threshold) & (value > -torch.inf)).flatten()
+            return [torch.zeros(0, dtype=torch.int64)] * len(layers)
+        kept = value > -torch.inf
+        if not everything:
+            threshold = torch.topk(value - slack, k, dim=1).values[:, -1:]
+            kept &= value + slack >= threshold
+        owners, numbers = torch.nonzero(kept, as_tuple=True)
+        return list(torch.split(numbers, torch.bincount(owners, minlength=len(layers)).tolist()))
+
+    def _values(
+        self, layers: Sequence[int], units: torch.Tensor, lengths: np.ndarray, count: int, order: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(values to rank by, how far each may be off), float32 [layers, count], from a scan in the stored dtype."""
+        import torch
+
+        scale = torch.from_numpy(lengths.astype(np.float32))[:, None]
+        error = _SCAN_ERROR[self._vindex.dtype]
+
+        def scan(matrices: list[torch.Tensor]) -> torch.Tensor:
+            queries = units.to(matrices[0].dtype)
+            raw = torch.empty(len(matrices), count, dtype=matrices[0].dtype)
+            for i, matrix in enumerate(matrices):
+                torch.mv(matrix, queries[i], out=raw[i])
+            return raw.float() * scale
+
+        gates = [self._gate(layer) for layer in layers]
+        value = scan(gates)
+        slack = self._norms(layers, "gate_norm", gates) * (scale * error)
+        if order == "activation":
+            ups = [u for u in (self._up(layer) for layer in layers) if u is not None]
+            raised = scan(ups) if ups else None
+            up_slack = self._norms(layers, "up_norm", ups) * (scale * error) if ups else None
+            value, slack = self._activation_bounds(layers, value, slack, raised, up_slack)
+        return (value if order == "signed" else value.abs()), slack
 
     def _activation_bounds(
         self,
-        layer: int,
+        layers: Sequence[int],
         gates: torch.Tensor,
         slack: torch.Tensor,
-        up: torch.Tensor | None,
-        unit: torch.Tensor,
-        scale: float,
+        ups: torch.Tensor | None,
+        up_slack: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(activations, how far they may be off) from gate values that may be off by `slack`."""
+        """(activations, how far they may be off) from gate and up values that may be off by their slack."""
         import torch
 
-        if up is None:
-            value = self._activation(layer, torch.arange(len(gates)), gates, None)
-            assert value is not None
-            return value, slack * _SLOPE
-        ups = torch.mv(up, unit.to(up.dtype)).float() * scale
-        up_slack = self._row_norms(layer, "up_norm", up) * (_SCAN_ERROR[self._vindex.dtype] * scale)
-        opened = self._act(gates + self._bias(layer, "gate"))
-        raised = ups + self._bias(layer, "up")
+        opened = self._act(gates + torch.stack([self._bias(layer, "gate") for layer in layers]))
+        if ups is None or up_slack is None:
+            return opened, slack * _SLOPE
+        raised = ups + torch.stack([self._bias(layer, "up") for layer in layers])
         off = _SLOPE * slack * (raised.abs() + up_slack) + opened.abs() * up_slack
         return opened * raised, off * 1.01
 
+    # -- exact values of few rows --------------------------------------------------------------------------
+
+    def _exact(
+        self, layers: Sequence[int], rows: list[torch.Tensor], queries: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+        """(owner, feature, gate, activation or None) of the stored `rows` of each layer and of its new rows.
+
+        owner counts the layers as asked. Sums are taken in float64 and rounded once: rows that are equal tie.
+        """
+        import torch
+
+        owners, features = [], []
+        gates: list[torch.Tensor] = []
+        ups: list[torch.Tensor] = []
+        for i, (layer, numbers) in enumerate(zip(layers, rows, strict=True)):
+            query = torch.from_numpy(queries[i].astype(np.float64))
+            # By way of float32: torch converts 16 bits to 64 one number at a time.
+            owners.append(torch.full((len(numbers),), i))
+            features.append(numbers)
+            gates.append(self._gate(layer)[numbers].float().double() @ query)
+            up = self._up(layer)
+            if up is not None:
+                ups.append(up[numbers].float().double() @ query)
+            edits = None if self.overlay is None else self.overlay.edits(layer)
+            if edits is not None and len(edits.features):
+                owners.append(torch.full((len(edits.features),), i))
+                features.append(torch.from_numpy(edits.features.astype(np.int64)))
+                gates.append(torch.from_numpy(edits.gate.astype(np.float64)) @ query)
+                if up is not None and edits.up is not None:
+                    ups.append(torch.from_numpy(edits.up.astype(np.float64)) @ query)
+        if not owners:
+            nothing = np.zeros(0, np.int64)
+            return nothing, nothing, np.zeros(0, np.float32), None
+        owner, feature, gate = torch.cat(owners), torch.cat(features), torch.cat(gates)
+        raised = torch.cat(ups) if ups else None
+        activation = self._activation(layers, owner, feature, gate, raised)
+        return (
+            owner.numpy(),
+            feature.numpy(),
+            gate.float().numpy(),
+            None if activation is None else activation.float().numpy(),
+        )
+
     def _activation(
-        self, layer: int, features: torch.Tensor, gates: torch.Tensor, ups: torch.Tensor | None
+        self,
+        layers: Sequence[int],
+        owner: torch.Tensor,
+        feature: torch.Tensor,
+        gate: torch.Tensor,
+        up: torch.Tensor | None,
     ) -> torch.Tensor | None:
-        if not self.has_activation:
+        """Activations from exact gate and up values; None where they cannot be computed."""
+        if not self.has_activation or (self._vindex.family.up != "" and (up is None or len(up) != len(gate))):
             return None
-        opened = self._act(gates + self._bias_at(layer, "gate", features).to(gates.dtype))
-        if self._vindex.family.up == "":
-            return opened
-        if ups is None or len(ups) != len(gates):
-            return None
-        return opened * (ups + self._bias_at(layer, "up", features).to(gates.dtype))
+        opened = self._act(gate + self._biases(layers, "gate", owner, feature))
+        return opened if up is None else opened * (up + self._biases(layers, "up", owner, feature))
 
     # -- what a layer needs -------------------------------------------------------------------------------
+
+    def _gate(self, layer: int) -> torch.Tensor:
+        return self._mapped(layer, "gate", self._vindex.gate)
+
+    def _up(self, layer: int) -> torch.Tensor | None:
+        """The layer's up rows; None where the model has none or they are not stored."""
+        if not self.has_activation or self._vindex.family.up == "":
+            return None
+        return self._mapped(layer, "up", self._vindex.up)
+
+    def _mapped(self, layer: int, which: str, read: Callable[[int], Any]) -> torch.Tensor:
+        with self._lock:
+            if (layer, which) not in self._tensors:
+                self._tensors[layer, which] = read(layer)
+            return self._tensors[layer, which]
 
     def _act(self, x: torch.Tensor) -> torch.Tensor:
         from torch.nn import functional as F
@@ -242,34 +317,48 @@ class GateSearch:
         name = bias_of(family.layer_prefix(layer) + (family.gate if which == "gate" else family.up))
         key = (layer, f"{which}_bias")
         with self._lock:
-            if key not in self._norms:
+            if key not in self._tensors:
                 stored = name in self._names()
                 count = self._vindex.n_features[layer]
-                self._norms[key] = self._vindex.tensor(name).float() if stored else torch.zeros(count)
-            return self._norms[key]
+                self._tensors[key] = self._vindex.tensor(name).float() if stored else torch.zeros(count)
+            return self._tensors[key]
 
-    def _bias_at(self, layer: int, which: str, features: torch.Tensor) -> torch.Tensor:
-        bias = self._bias(layer, which)
-        # Rows that an edit appended behind the model's own have no bias.
-        inside = features < len(bias)
-        return bias[features.clamp(max=len(bias) - 1)] * inside
+    def _biases(
+        self, layers: Sequence[int], which: str, owner: torch.Tensor, feature: torch.Tensor
+    ) -> torch.Tensor:
+        """The bias of each row, float64; rows that an edit appended behind the model's own have none."""
+        import torch
+
+        found = torch.zeros(len(feature), dtype=torch.float64)
+        for i in owner.unique().tolist():
+            bias = self._bias(layers[i], which)
+            mine = (owner == i) & (feature < len(bias))
+            found[mine] = bias[feature[mine]].double()
+        return found
 
     def _names(self) -> frozenset[str]:
         if not hasattr(self, "_known_names"):
             self._known_names = frozenset(self._vindex.names())
         return self._known_names
 
-    def _row_norms(self, layer: int, which: str, matrix: torch.Tensor) -> torch.Tensor:
-        """Upper bounds of the rows' L2 norms, float32 [features]."""
+    def _norms(self, layers: Sequence[int], which: str, matrices: list[torch.Tensor]) -> torch.Tensor:
+        """Upper bounds of the rows' L2 norms, float32 [layers, features]."""
         import torch
 
+        key = (which, *layers)
         with self._lock:
-            if (layer, which) not in self._norms and self._norms_of is not None:
+            if key in self._stacked:
+                return self._stacked[key]
+            if self._norms_of is not None:
                 self._take_norms(self._norms_of())
-            if (layer, which) not in self._norms:
-                blocks = [matrix[i : i + 512].float().norm(dim=1) for i in range(0, len(matrix), 512)]
-                self._norms[layer, which] = torch.cat(blocks) * 1.001
-            return self._norms[layer, which]
+            for layer, matrix in zip(layers, matrices, strict=True):
+                if (layer, which) not in self._tensors:
+                    blocks = [matrix[i : i + 512].float().norm(dim=1) for i in range(0, len(matrix), 512)]
+                    self._tensors[layer, which] = torch.cat(blocks) * 1.001
+            stacked = torch.stack([self._tensors[layer, which] for layer in layers])
+            if len(self._stacked) < 8:
+                self._stacked[key] = stacked
+            return stacked
 
     def _take_norms(self, table: dict[str, np.ndarray]) -> None:
         """Keeps the norms of every layer whose table rows are complete; the others are computed when needed."""
@@ -280,7 +369,7 @@ class GateSearch:
             for layer, count in enumerate(self._vindex.n_features):
                 rows = table[which][table["layer"] == layer]
                 if len(rows) == count and np.isfinite(rows).all():
-                    self._norms[layer, which] = torch.from_numpy(rows.astype(np.float32)) * 1.001
+                    self._tensors[layer, which] = torch.from_numpy(rows.astype(np.float32)) * 1.001
 
     def _checked(self, layers: Sequence[int], query: np.ndarray, k: int, order: str) -> np.ndarray:
         """The queries, float32 [layers, hidden]."""

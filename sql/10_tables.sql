@@ -327,17 +327,21 @@ COMMENT ON COLUMN lq.links.p IS 'The model''s own probability; NULL where nobody
 COMMENT ON COLUMN lq.links.source IS 'probe, patch or weights.';
 
 CREATE TABLE lq.token_names (
-    key      VARCHAR,
-    token_id INTEGER,
-    token    VARCHAR
+    key          VARCHAR,
+    token_id     INTEGER,
+    token        VARCHAR,
+    has_features BOOLEAN
 );
 COMMENT ON TABLE lq.token_names IS 'Every token with a visible text under its lower-case key.';
 COMMENT ON COLUMN lq.token_names.key IS 'The token in lower case, without surrounding white space.';
 COMMENT ON COLUMN lq.token_names.token_id IS 'Token id.';
 COMMENT ON COLUMN lq.token_names.token IS 'The decoded token, leading space kept.';
+COMMENT ON COLUMN lq.token_names.has_features IS 'Whether token_features has rows for it.';
 
 CREATE TABLE lq.build_info (
-    manifest_hash VARCHAR
+    manifest_hash VARCHAR,
+    sql_hash      VARCHAR
 );
 COMMENT ON TABLE lq.build_info IS 'Which tables this file was built from.';
 COMMENT ON COLUMN lq.build_info.manifest_hash IS 'sha256 of the index.json beside this file when it was built.';
+COMMENT ON COLUMN lq.build_info.sql_hash IS 'sha256 of the SQL that made tables, views and macros.';

@@ -32,7 +32,9 @@ FROM numbered
 ORDER BY entity_id, source = 'weights', confidence DESC NULLS LAST, p DESC NULLS LAST, relation, other_id, outgoing;
 
 INSERT INTO lq.token_names
-SELECT lower(text) AS key, token_id, token
+SELECT
+    lower(text) AS key, token_id, token,
+    token_id IN (SELECT DISTINCT f.token_id FROM lq.token_features AS f WHERE f.rank = 1) AS has_features
 FROM lq.tokens
 WHERE text <> ''
 ORDER BY key, token_id;

@@ -157,67 +157,92 @@ LEFT JOIN lq.layers AS l ON l.layer = x.layer
 WHERE x.layer = p_layer AND x.feature = p_feature;
 COMMENT ON MACRO TABLE lq.feature IS 'One feature: its tokens on each side, its label, its relations and its norms.';
 
--- The token is meant as it stands in running text, so ' France' comes before 'France' where both exist; a token
--- without rows in token_features gives way to the next spelling.
+-- The token is meant as it stands in running text, so ' France' comes before 'France' where both exist.
 CREATE MACRO lq.token_hits(p_token, p_layers := NULL) AS TABLE
-WITH spellings AS MATERIALIZED (
-    SELECT
-        token_id,
-        row_number() OVER (
-            ORDER BY
-                starts_with(p_token, ' ') AND token = p_token DESC, token = ' ' || trim(p_token) DESC,
-                token = trim(p_token) DESC, starts_with(token, ' ') DESC, token_id
-        ) AS preference
+WITH spelling AS MATERIALIZED (
+    SELECT token_id
     FROM lq.token_names
-    WHERE key = lower(trim(p_token))
-),
-hits AS (
-    SELECT h.*, s.preference
-    FROM lq.token_features AS h
-    JOIN spellings AS s ON s.token_id = h.token_id
+    WHERE key = lower(trim(p_token)) AND has_features
+    ORDER BY
+        (starts_with(p_token, ' ') AND token = p_token) DESC, token = ' ' || trim(p_token) DESC,
+        token = trim(p_token) DESC, starts_with(token, ' ') DESC, token_id
+    LIMIT 1
 )
-SELECT token_id, token, layer, feature, rank, gate, activation, z, basis
-FROM hits
-WHERE preference = (SELECT min(preference) FROM hits)
-    AND (p_layers IS NULL OR list_contains(p_layers, layer));
-
+SELECT h.token_id, h.token, h.layer, h.feature, h.rank, h.gate, h.activation, h.z, h.basis
+FROM spelling AS s
+JOIN lq.token_features AS h ON h.token_id = s.token_id
+WHERE p_layers IS NULL OR list_contains(p_layers, h.layer);
 COMMENT ON MACRO TABLE lq.token_hits IS 'The rows of token_features for a token, in the spelling that has some.';
 
+-- Features are fetched for the rows that are left after the cut: their lists of tokens are what costs time here. What
+-- constant arguments rule out (labels, more tokens) DuckDB takes out of the plan.
 CREATE MACRO lq.walk(
     p_token, p_top := 10, p_layers := NULL, p_mode := NULL, p_band := NULL, p_relations_only := false,
     p_compare := false, p_explain := false, p_tokens := 3
 ) AS TABLE
-WITH ranked AS (
+WITH found AS (
+    SELECT h.*, l.band
+    FROM lq.token_hits(p_token, p_layers := p_layers) AS h
+    LEFT JOIN lq.layers AS l ON l.layer = h.layer
+    WHERE p_band IS NULL OR p_band = 'all' OR l.band IS NULL OR l.band = p_band
+),
+hits AS (
+    FROM found WHERE NOT p_relations_only
+    UNION ALL
+    SELECT f.*
+    FROM found AS f
+    JOIN lq.features AS x ON x.layer = f.layer AND x.feature = f.feature
+    LEFT JOIN lq.clusters AS c ON c.cluster_id = x.cluster_id
+    WHERE p_relations_only AND (x.relation_source IN ('probe', 'patch') OR c.confidence >= 0.5)
+),
+modes AS (
     SELECT
-        h.token, h.layer, h.feature, h.gate, h.activation, h.z, x.relation, x.top_token, x.down_tokens, l.band, m.mode,
+        unnest(
+            CASE
+                WHEN p_compare THEN [coalesce(nullif(p_mode, 'dense'), 'hybrid'), 'dense']
+                ELSE [coalesce(p_mode, 'z')]
+            END
+        ) AS mode
+),
+chosen AS MATERIALIZED (
+    SELECT
+        h.token, h.layer, h.feature, h.gate, h.activation, h.z, h.band, m.mode,
         row_number() OVER (
             PARTITION BY m.mode
             ORDER BY
                 CASE m.mode
-                    WHEN 'hybrid' THEN abs(h.gate) WHEN 'pure' THEN h.gate WHEN 'dense' THEN abs(h.activation) ELSE -h.rank
+                    WHEN 'hybrid' THEN abs(h.gate)
+                    WHEN 'pure' THEN h.gate
+                    WHEN 'dense' THEN abs(h.activation)
+                    ELSE -h.rank
                 END DESC NULLS LAST,
                 h.layer, h.feature
         ) AS place
-    FROM lq.token_hits(p_token, p_layers := p_layers) AS h
-    CROSS JOIN (SELECT unnest(CASE WHEN p_compare THEN [coalesce(nullif(p_mode, 'dense'), 'hybrid'), 'dense'] ELSE [coalesce(p_mode, 'z')] END) AS mode) AS m
-    LEFT JOIN lq.features AS x ON x.layer = h.layer AND x.feature = h.feature
-    LEFT JOIN lq.layers AS l ON l.layer = h.layer
-    LEFT JOIN lq.clusters AS c ON c.cluster_id = x.cluster_id
-    WHERE (p_band IS NULL OR p_band = 'all' OR l.band IS NULL OR l.band = p_band)
-        AND (NOT p_relations_only OR x.relation_source IN ('probe', 'patch') OR c.confidence >= 0.5)
+    FROM hits AS h
+    CROSS JOIN modes AS m
+    QUALIFY place <= p_top
+),
+slots AS (
+    SELECT x.layer, x.feature, x.relation, x.top_token, x.down_tokens
+    FROM (SELECT DISTINCT layer, feature FROM chosen) AS s
+    JOIN lq.features AS x ON x.layer = s.layer AND x.feature = s.feature
+),
+written AS (
+    SELECT o.layer, o.feature, list(trim(o.token) ORDER BY o.rank) AS tokens
+    FROM (SELECT DISTINCT layer, feature FROM chosen) AS s
+    JOIN lq.feature_tokens AS o ON o.layer = s.layer AND o.feature = s.feature
+    WHERE p_tokens > 3 AND o.side = 'out' AND o.rank <= p_tokens
+    GROUP BY o.layer, o.feature
 )
 SELECT
-    r.layer, r.feature, r.gate, r.activation, r.z, r.relation, r.top_token,
-    CASE
-        WHEN p_tokens > 3
-        THEN coalesce((SELECT list(trim(o.token) ORDER BY o.rank) FROM lq.feature_tokens AS o WHERE o.layer = r.layer AND o.feature = r.feature AND o.side = 'out' AND o.rank <= p_tokens), r.down_tokens)
-        ELSE r.down_tokens
-    END AS down_tokens,
+    r.layer, r.feature, r.gate, r.activation, r.z, x.relation, x.top_token,
+    coalesce(w.tokens, x.down_tokens) AS down_tokens,
     'index' AS basis,
     CASE WHEN p_compare THEN r.mode END AS mode,
     CASE WHEN p_explain THEN r.token END AS token,
     CASE WHEN p_explain THEN coalesce(r.band, 'knowledge') END AS band
-FROM ranked AS r
-WHERE r.place <= p_top
+FROM chosen AS r
+LEFT JOIN slots AS x ON x.layer = r.layer AND x.feature = r.feature
+LEFT JOIN written AS w ON w.layer = r.layer AND w.feature = r.feature
 ORDER BY r.mode = 'dense', r.place;
 COMMENT ON MACRO TABLE lq.walk IS 'The features that answer to a token, most specific first (p_mode hybrid, pure or dense: by |gate|, gate or |activation|).';

@@ -44,10 +44,19 @@ hits AS MATERIALIZED (
     SELECT mode, hit.layer AS layer, hit.feature AS feature, hit.gate AS gate, hit.activation AS activation
     FROM searched
 ),
-ranked AS (
+-- Not materialized, so that what no later step reads is not read here either.
+slots AS (
     SELECT
-        h.*, x.relation, x.top_token, x.down_tokens, l.band,
-        CASE WHEN x.basis = p_basis AND x.gate_std > 0 THEN (h.gate - x.gate_mean) / x.gate_std END AS z,
+        x.layer, x.feature, x.relation, x.top_token, x.down_tokens,
+        CASE WHEN x.basis = p_basis AND x.gate_std > 0 THEN x.gate_mean END AS mean, x.gate_std AS deviation,
+        x.relation_source IN ('probe', 'patch') OR c.confidence >= 0.5 AS labelled
+    FROM (SELECT DISTINCT layer, feature FROM hits) AS s
+    JOIN lq.features AS x ON x.layer = s.layer AND x.feature = s.feature
+    LEFT JOIN lq.clusters AS c ON c.cluster_id = x.cluster_id
+),
+chosen AS MATERIALIZED (
+    SELECT
+        h.*, x.relation, x.top_token, x.down_tokens, (h.gate - x.mean) / x.deviation AS z,
         row_number() OVER (
             PARTITION BY h.mode, h.layer
             ORDER BY
@@ -55,27 +64,28 @@ ranked AS (
                 h.feature
         ) AS place
     FROM hits AS h
-    LEFT JOIN lq.features AS x ON x.layer = h.layer AND x.feature = h.feature
-    LEFT JOIN lq.layers AS l ON l.layer = h.layer
-    LEFT JOIN lq.clusters AS c ON c.cluster_id = x.cluster_id
-    WHERE NOT p_relations_only OR x.relation_source IN ('probe', 'patch') OR c.confidence >= 0.5
+    LEFT JOIN slots AS x ON x.layer = h.layer AND x.feature = h.feature
+    WHERE NOT p_relations_only OR x.labelled
+    QUALIFY place <= p_top
+),
+written AS (
+    SELECT o.layer, o.feature, list(trim(o.token) ORDER BY o.rank) AS tokens
+    FROM (SELECT DISTINCT layer, feature FROM chosen) AS s
+    JOIN lq.feature_tokens AS o ON o.layer = s.layer AND o.feature = s.feature
+    WHERE p_tokens > 3 AND o.side = 'out' AND o.rank <= p_tokens
+    GROUP BY o.layer, o.feature
 )
 SELECT
     r.layer, r.feature, r.gate, r.activation, r.z, r.relation, r.top_token,
-    CASE
-        WHEN p_tokens > 3
-        THEN coalesce(
-            (SELECT list(trim(o.token) ORDER BY o.rank) FROM lq.feature_tokens AS o WHERE o.layer = r.layer AND o.feature = r.feature AND o.side = 'out' AND o.rank <= p_tokens),
-            r.down_tokens
-        )
-        ELSE r.down_tokens
-    END AS down_tokens,
+    coalesce(w.tokens, r.down_tokens) AS down_tokens,
     p_basis AS basis,
     CASE WHEN p_compare THEN r.mode END AS mode,
-    CASE WHEN p_explain THEN lq_udf_last_token(p_prompt) END AS token,
-    CASE WHEN p_explain THEN coalesce(r.band, 'knowledge') END AS band
-FROM ranked AS r
-WHERE r.place <= p_top
+    CASE WHEN p_explain THEN t.token END AS token,
+    CASE WHEN p_explain THEN coalesce(l.band, 'knowledge') END AS band
+FROM chosen AS r
+LEFT JOIN lq.layers AS l ON l.layer = r.layer
+LEFT JOIN written AS w ON w.layer = r.layer AND w.feature = r.feature
+CROSS JOIN (SELECT CASE WHEN p_explain THEN lq_udf_last_token(p_prompt) END AS token) AS t
 ORDER BY r.mode = 'dense', r.layer, r.place;
 COMMENT ON MACRO TABLE lq.walk_vectors IS 'The features that answer to a prompt, p_top a layer: by its last token''s embedding (p_basis embedding) or by what each FFN receives at its last position (context).';
 

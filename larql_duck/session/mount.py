@@ -19,7 +19,7 @@ import duckdb
 
 from larql_duck.errors import LarqlError, QueryError, VindexError
 from larql_duck.session.rename import renamed
-from larql_duck.vindex.database import build_database, quoted, run_sql, sql_text
+from larql_duck.vindex.database import build_database, quoted, run_sql, sql_hash, sql_text
 from larql_duck.vindex.manifest import manifest_hash
 from larql_duck.vindex.schemas import SCHEMAS
 
@@ -100,9 +100,13 @@ class Mount:
                 self._run(f"DROP SCHEMA IF EXISTS {self.schema} CASCADE; CREATE SCHEMA {self.schema}")
             self._shadows.clear()
             self._detach()
-            if self._directory is not None:
-                shutil.rmtree(self._directory, ignore_errors=True)
-                self._directory = None
+            self.remove_files()
+
+    def remove_files(self) -> None:
+        """Deletes the database that was built aside, if any; the connection must not need it any more."""
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            self._directory = None
 
     def close(self) -> None:
         """Removes schema, functions and the attached database from the connection, which stays open."""
@@ -214,7 +218,7 @@ class Mount:
             )
 
     def _attach_file(self, path: Path, wanted: str) -> bool:
-        """Whether the database at `path` is attached now: it is there, readable, and of the manifest `wanted`."""
+        """Whether the database at `path` is attached now: it is there, readable, of the manifest `wanted` and of our SQL."""
         if not path.is_file():
             return False
         row = self.con.execute(
@@ -225,10 +229,10 @@ class Mount:
         try:
             if row is None:
                 self.con.execute(f"ATTACH {quoted(str(path))} AS {alias} (READ_ONLY)")
-            found = self.con.execute(f"SELECT manifest_hash FROM {alias}.lq.build_info").fetchone()
+            found = self.con.execute(f"SELECT manifest_hash, sql_hash FROM {alias}.lq.build_info").fetchone()
         except duckdb.Error:
             found = None
-        if found is not None and found[0] == wanted:
+        if found == (wanted, sql_hash()):
             self._alias = alias
             return True
         if row is None:

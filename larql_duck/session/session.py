@@ -184,6 +184,7 @@ class Session:
             self._forget()
             if self._own:
                 self.con.close()
+                self.mount.remove_files()
             else:
                 self.mount.close()
 

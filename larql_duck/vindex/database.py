@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import glob
+import hashlib
 import os
 import secrets
 from pathlib import Path
@@ -42,6 +44,12 @@ def sql_text(low: int, high: int) -> list[tuple[str, str]]:
     """(file name, text) of the sql files whose number lies in [low, high], in load order."""
     files = sorted(path for path in sql_dir().glob("[0-9][0-9]_*.sql") if low <= int(path.name[:2]) <= high)
     return [(path.name, path.read_text(encoding="utf-8")) for path in files]
+
+
+@functools.cache
+def sql_hash() -> str:
+    """Hexadecimal sha256 of the sql files that a database is made with: another version's file is built anew."""
+    return hashlib.sha256("".join(text for _, text in sql_text(0, 59)).encode()).hexdigest()
 
 
 def quoted(text: str) -> str:
@@ -106,7 +114,7 @@ def _build(tables_dir: Path, path: Path, manifest_hash: str) -> None:
             run_sql(con, name, text)
         for table in SCHEMAS:
             _load(con, table, tables_dir / f"{table}.parquet")
-        con.execute("INSERT INTO lq.build_info VALUES ($1)", [manifest_hash])
+        con.execute("INSERT INTO lq.build_info VALUES ($1, $2)", [manifest_hash, sql_hash()])
         for name, text in sql_text(15, 59):
             run_sql(con, name, text)
         _copy_comments(con)

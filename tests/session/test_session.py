@@ -60,7 +60,7 @@ def test_moved_and_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert session.lql('DESCRIBE "France"').rows() == before
 
 
-@pytest.mark.parametrize("damage", ["missing", "junk", "of other tables"])
+@pytest.mark.parametrize("damage", ["missing", "junk", "of other tables", "of another version"])
 def test_a_database_that_does_not_fit_is_built_anew(tmp_path: Path, damage: str) -> None:
     path = write_vindex(tmp_path / "a.vindex")
     database, wanted = path / "model.duckdb", database_hash(path / "model.duckdb")
@@ -68,15 +68,27 @@ def test_a_database_that_does_not_fit_is_built_anew(tmp_path: Path, damage: str)
         database.unlink()
     elif damage == "junk":
         database.write_bytes(b"junk" * 1000)
+    elif damage == "of another version":
+        con = duckdb.connect(str(database))
+        con.execute("UPDATE lq.build_info SET sql_hash = 'old'; DROP MACRO TABLE lq.walk")
+        con.close()
     else:
         shutil.copy(write_vindex(tmp_path / "b.vindex", seed=1) / "model.duckdb", database)
         assert database_hash(database) != wanted
     with connect(path) as session:
         assert session.lql('DESCRIBE "Japan"').rows()
     assert database_hash(database) == wanted
+    con = duckdb.connect(str(database), read_only=True)
+    assert con.execute("SELECT count(*) FROM lq.walk('France')").fetchall() == [(10,)]
+    con.close()
 
 
-def test_a_directory_that_cannot_be_written_is_read_all_the_same(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_written_is_read_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aside = tmp_path / "aside"
+    aside.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(aside))
     path = write_vindex(tmp_path / "a.vindex")
     # A directory in the database's place: nothing can be renamed over it, whoever runs the tests.
     (path / "model.duckdb").unlink()
@@ -84,7 +96,8 @@ def test_a_directory_that_cannot_be_written_is_read_all_the_same(tmp_path: Path)
     (path / "model.duckdb" / "x").touch()
     with connect(path) as session:
         assert session.lql('DESCRIBE "Japan"').rows()
-    assert (path / "model.duckdb").is_dir()
+        assert len(list(aside.iterdir())) == 1
+    assert (path / "model.duckdb").is_dir() and list(aside.iterdir()) == []
 
 
 def test_use_switches_and_leaks_nothing(world: Path, tmp_path: Path) -> None:
