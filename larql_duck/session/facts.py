@@ -58,40 +58,6 @@ class VindexFacts:
     def has_token(self, text: str) -> bool:
         """Whether the text is one token with rows in token_features."""
         sql = f"SELECT 1 FROM {self.schema}.token_names WHERE key = lower(trim($1)) AND has_features LIMIT 1"
-        return bool(text.strip()) and not any(c.isspace() for c in text.strip())
-
-    def relations(self) -> Sequence[str]:
-        """None are known."""
-        return ()
-
-
-class VindexFacts:
-    """Answers from an open vindex; `ask` runs a query with parameters and gives its rows."""
-
-    opened = True
-
-    def __init__(
-        self, vindex: Vindex, schema: str, ask: Callable[[str, list[Any]], list[tuple[Any, ...]]]
-    ) -> None:
-        self.vindex = vindex
-        self.schema = schema
-        self._ask = ask
-        self.foreign = not vindex.ours
-        self.path = str(vindex.path)
-        self.n_layers = vindex.n_layers
-        self.n_features = vindex.n_features
-        self.has_weights = vindex.has_weights
-
-    def require(self, level: str, why: str) -> None:
-        """LevelError where the vindex stores less than `level`."""
-        self.vindex.require(level, why)
-
-    def has_token(self, text: str) -> bool:
-        """Whether the text is one token with rows in token_features."""
-        sql = (
-            f"SELECT 1 FROM {self.schema}.token_names AS n JOIN {self.schema}.token_features AS f"
-            " ON f.token_id = n.token_id WHERE n.key = lower(trim($1)) LIMIT 1"
-        )
         return bool(text.strip()) and bool(self._ask(sql, [text]))
 
     def relations(self) -> Sequence[str]:
