@@ -124,7 +124,7 @@ class Clause:
         if not c.has_words(self.words, at):
             return False
         behind = at + len(self.words)
-        if self.value.equals and c.values[behind] == "=":
+        if self.value.equals and c.tokens.is_operator(behind, "="):
             behind += 1
         return not strict or self.value.starts(c, behind)
 

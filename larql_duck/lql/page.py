@@ -73,7 +73,7 @@ def _help(row: Syntax) -> str:
     lines += [f"  {syntax:<32}  {about}" for syntax, about in clause_lines(row)]
     reason = not_run(row)
     if reason:
-        lines.append(f"  Not in this version: {reason}")
+        lines.append(f"  {reason}")
     lines.append(f"  Example: {row.example}")
     return "\n".join(lines)
 
@@ -104,7 +104,7 @@ def _section(row: Syntax) -> str:
     lines = [f"### {row.name}", "", row.about]
     reason = not_run(row)
     if reason:
-        lines += ["", f"This version does not run it: {reason}"]
+        lines += ["", f"{reason}."]
     lines += ["", "```", row.syntax, "```", ""]
     if row.clauses:
         lines += ["| clause | |", "|---|---|"]

@@ -189,24 +189,25 @@ def tokenize(text: str, parameters: Mapping[str, Parameter] | None = None) -> To
     return result
 
 
-def split(text: str) -> Iterator[tuple[int, int]]:
+def split(text: str, start: int = 0) -> Iterator[tuple[int, int]]:
     """Offsets [start, end) of the pieces between semicolons outside literals and comments; end at the semicolon.
+
+    It begins at start, which must be outside literals and comments.
 
     Pure text work at regular-expression speed, for texts of any size. The last piece has end = len(text), even if
     it is blank. LqlSyntaxError for an unfinished literal or comment.
     """
     tokens = Tokens(text)
-    start = 0
-    for kind, where, _ in _hiding(tokens):
+    for kind, where, _ in _hiding(tokens, start):
         if kind == "semicolon":
             yield start, where
             start = where + 1
     yield start, len(text)
 
 
-def _hiding(tokens: Tokens) -> Iterator[tuple[str, int, int]]:
+def _hiding(tokens: Tokens, offset: int = 0) -> Iterator[tuple[str, int, int]]:
     """Kind, start and end of everything that may hide a semicolon, and of the semicolons that nothing hides."""
-    text, offset = tokens.text, 0
+    text = tokens.text
     while match := _HIDING.search(text, offset):
         kind, offset = match.lastgroup or "", match.end()
         kind = "dollar" if kind == "tag" else kind
