@@ -20,8 +20,12 @@ from larql_duck.probe.words import matches
 FIT, CHOOSE, REPORT = 0, 1, 2
 # A family is calibrated on its own from so many fitted facts on; smaller ones share one map.
 ENOUGH = 30
-# Templates are only set aside when so many subjects of the second third have references.
+# Brier scores that differ by less are the same: small thirds would pick a map by chance.
+CLEARLY = 0.005
+# Templates are only told apart when so many subjects of the second third have references.
 ENOUGH_TO_CHOOSE = 8
+# Templates whose weight is below this share of the best one's do not count at all.
+DROPPED = 0.05
 
 
 def third(subject: str) -> int:
@@ -66,12 +70,12 @@ class Judged:
 class Confident:
     """Per relation, in the given order: the combined facts, each one's confidence and whether it is calibrated.
 
-    variants are the indices of the templates that were combined.
+    weights maps the templates that were combined (their variants' indices) to how much each counts.
     """
 
     facts: list[list[Fact]]
     confidence: list[list[tuple[float, bool]]]
-    variants: list[tuple[int, ...]]
+    weights: list[dict[int, float]]
     calibration: Calibration
     report: dict[str, Any]
 
@@ -82,11 +86,8 @@ def calibrate(judged: Sequence[Judged], *, top_n: int = 3, known: Calibration | 
     report: counts, accuracy, expected calibration error, Brier score and AUROC on the third third, pooled and by
     relation, for confidence and for raw p.
     """
-    variants = [chosen_variants(j.relation, j.replies) for j in judged]
-    facts = [
-        combine([r for r in j.replies if r.variant in kept], top_n=top_n)
-        for j, kept in zip(judged, variants, strict=True)
-    ]
+    weights = [template_weights(j.relation, j.replies) for j in judged]
+    facts = [combine(j.replies, top_n=top_n, weights=own) for j, own in zip(judged, weights, strict=True)]
     graded = [_graded(j.relation, own) for j, own in zip(judged, facts, strict=True)]
     calibration = _fit([j.relation.family for j in judged], graded, known)
     confidence = []
@@ -97,28 +98,29 @@ def calibrate(judged: Sequence[Judged], *, top_n: int = 3, known: Calibration | 
         )
     from larql_duck.probe.report import report
 
-    return Confident(facts, confidence, variants, calibration, report(judged, variants, facts, confidence))
+    return Confident(facts, confidence, weights, calibration, report(judged, weights, facts, confidence))
 
 
-def chosen_variants(relation: Relation, replies: Sequence[Reply]) -> tuple[int, ...]:
-    """The variants to combine: the set that answers the second third's references best; all without references.
+def template_weights(relation: Relation, replies: Sequence[Reply]) -> dict[int, float]:
+    """How much each variant counts: its accuracy on the second third to the fourth power, the best one's being 1.
 
-    Compared are all variants, all but one, and every single one: by right best answers, then by how sure those are.
+    Variants below DROPPED are left out of the result; without enough references all count the same.
     """
     every = sorted({r.variant for r in replies})
     own = [r for r in replies if third(r.subject) == CHOOSE and r.subject in relation.references]
-    if len(every) < 2 or len({r.subject for r in own}) < ENOUGH_TO_CHOOSE:
-        return tuple(every)
-    but_one = [tuple(v for v in every if v != left_out) for left_out in every]
-    options = list(dict.fromkeys([tuple(every), *but_one, *((v,) for v in every)]))
-    scores = [_score(relation, [r for r in own if r.variant in kept]) for kept in options]
-    return options[max(range(len(options)), key=lambda i: (scores[i], -i))]
+    n = len({r.subject for r in own})
+    if len(every) < 2 or n < ENOUGH_TO_CHOOSE:
+        return dict.fromkeys(every, 1.0)
+    # As if one more subject had been answered half right, so that no variant is ruled out by a few subjects.
+    rates = {v: (_right(relation, [r for r in own if r.variant == v]) + 0.5) / (n + 1) for v in every}
+    best = max(rates.values())
+    weights = {v: (rate / best) ** 4 for v, rate in rates.items()}
+    return {v: w for v, w in weights.items() if w >= DROPPED}
 
 
-def _score(relation: Relation, replies: Sequence[Reply]) -> tuple[int, float]:
-    """Right best answers, then the summed score of those: of equally right sets the surer one is better."""
-    right = [f.score for f in combine(replies, top_n=1) if matches(f.object, relation.references[f.subject])]
-    return len(right), round(sum(right), 6)
+def _right(relation: Relation, replies: Sequence[Reply]) -> int:
+    """Right best answers."""
+    return sum(matches(f.object, relation.references[f.subject]) for f in combine(replies, top_n=1))
 
 
 def _graded(relation: Relation, facts: Sequence[Fact]) -> list[tuple[Fact, bool]]:
@@ -151,18 +153,23 @@ Points = tuple[tuple[float, float], ...]
 
 
 def _best_map(graded: Sequence[tuple[Fact, bool]], pooled: Points | None) -> Points:
-    """The map with the lowest Brier score on the second third: isotonic, logistic, or the pooled one."""
+    """The family's own logistic map, unless another has a clearly lower Brier score on the second third.
+
+    The others are the map of all families and the isotonic one. A family with few fitted facts takes the pooled map.
+    """
     fit = [(f.score, right) for f, right in graded if third(f.subject) == FIT]
     judge = [(f.score, right) for f, right in graded if third(f.subject) == CHOOSE]
-    options: list[Points] = [] if pooled is None else [pooled]
-    if len(fit) >= ENOUGH or pooled is None:
-        options += [logistic(fit), isotonic(fit)]
+    if pooled is not None and len(fit) < ENOUGH:
+        return pooled
+    options = [logistic(fit), *([] if pooled is None else [pooled]), isotonic(fit)]
     if not judge:
         return options[0]
     scores = [
-        sum((_interpolate(points, p) - right) ** 2 for p, right in judge) / len(judge) for points in options
+        sum((_interpolate(points, score) - right) ** 2 for score, right in judge) / len(judge)
+        for points in options
     ]
-    return options[min(range(len(options)), key=lambda i: (scores[i], i))]
+    best = min(range(len(options)), key=lambda i: (scores[i], i))
+    return options[best] if scores[best] < scores[0] - CLEARLY else options[0]
 
 
 # Where a fitted curve is sampled: denser at both ends, where a logistic map bends.

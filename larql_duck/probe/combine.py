@@ -15,9 +15,10 @@ from larql_duck.probe.words import normal
 class Fact:
     """One answer about a subject, ranked (from 1) among the subject's answers.
 
-    score is its mean probability over all variants, 0 where it does not occur: answers are ranked by it. p is, for
-    the best answer, the mean over those variants only whose own best answer it is (n_templates of them), and score
-    for the others; p_string is the same for the whole answer. prior is the answer's mean p over the relation's other
+    score is its mean probability over all variants, by their weights, 0 where it does not occur: answers are ranked
+    by it. p is, for the best answer, the plain mean over those variants only whose own best answer it is
+    (n_templates of them), and for the others score, but never more than the p of the rank above; p_string is the
+    same for the whole answer. prior is the answer's mean p over the relation's other
     subjects (None without any). prompt, first and article say where its features are read: the agreeing prompt with
     the highest p, up to the answer's first token.
     """
@@ -51,18 +52,23 @@ class _Answer:
     firsts: set[int]
 
 
-def combine(replies: Sequence[Reply], *, top_n: int = 3) -> list[Fact]:
+def combine(
+    replies: Sequence[Reply], *, top_n: int = 3, weights: Mapping[int, float] | None = None
+) -> list[Fact]:
     """The facts of one relation from all of its replies: at most top_n a subject, subjects in order of appearance.
 
-    Ranked by the mean probability over the subject's variants; ties go to the answer that came first.
+    Ranked by the mean probability over the subject's variants; ties go to the answer that came first. weights says
+    how much each variant counts (default: all the same); replies of variants without a weight are left out.
     """
+    if weights is not None:
+        replies = [r for r in replies if weights.get(r.variant)]
     by_subject: dict[str, list[Reply]] = defaultdict(list)
     for reply in replies:
         by_subject[reply.subject].append(reply)
     sums, counts = _token_sums(replies)
     out: list[Fact] = []
     for subject, own in by_subject.items():
-        out += _facts(subject, own, sums, counts, top_n)
+        out += _facts(subject, own, weights, sums, counts, top_n)
     return out
 
 
@@ -82,19 +88,25 @@ def _token_sums(
 def _facts(
     subject: str,
     replies: Sequence[Reply],
+    weights: Mapping[int, float] | None,
     sums: Mapping[int, Mapping[int, float]],
     counts: Mapping[int, int],
     top_n: int,
 ) -> list[Fact]:
     answers, leaders = _answers(replies)
-    scores = {key: sum(a.p.values()) / len(replies) for key, a in answers.items()}
+    weight = {r.variant: 1.0 if weights is None else weights[r.variant] for r in replies}
+    total = sum(weight.values())
+    scores = {key: sum(weight[v] * p for v, p in a.p.items()) / total for key, a in answers.items()}
     order = sorted(answers, key=lambda key: -scores[key])  # stable: first seen first
     prompts = {reply.variant: reply.prompt for reply in replies}
-    out = []
+    out: list[Fact] = []
     for rank, key in enumerate(order[:top_n], start=1):
         answer = answers[key]
         agree = [v for v, leader in leaders.items() if leader == key]
-        p = scores[key] if rank > 1 or not agree else sum(answer.p[v] for v in agree) / len(agree)
+        if out:
+            p = min(scores[key], out[-1].p)
+        else:
+            p = sum(answer.p[v] for v in agree) / len(agree) if agree else scores[key]
         ways = agree or list(answer.best)
         whole = sum(answer.p_string.get(v, 0.0) / answer.p[v] for v in ways if answer.p[v]) / len(ways)
         variant = max((v for v in ways if v in answer.best), key=lambda v: (answer.best[v][0], -v))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from larql_duck.probe.combine import Fact, combine
@@ -17,19 +17,20 @@ _Row = tuple[float, float, bool]
 
 def report(
     judged: Sequence[Judged],
-    variants: Sequence[tuple[int, ...]],
+    weights: Sequence[Mapping[int, float]],
     facts: Sequence[Sequence[Fact]],
     confidence: Sequence[Sequence[tuple[float, bool]]],
 ) -> dict[str, Any]:
     """Figures on the report third, as JSON values: 'pooled' (None without references) and 'relations' by name.
 
-    accuracy counts subjects whose combined best answer is right among those with references; best_template is the
-    accuracy of the best single template. The others judge best answers alone: see `figures`.
+    accuracy counts subjects whose combined best answer is right among those with references. best_template is the
+    accuracy of the template that was best on the second third, hindsight that of the one that is best here. The
+    others judge best answers alone: see `figures`.
     """
     by_relation: dict[str, Any] = {}
     pooled: list[_Row] = []
-    n_asked, n_right, n_single = 0, 0, 0
-    for j, kept, own, values in zip(judged, variants, facts, confidence, strict=True):
+    counts = [0, 0, 0, 0]
+    for j, kept, own, values in zip(judged, weights, facts, confidence, strict=True):
         rows = _rows(j, own, values)
         asked = _subjects(j)
         if not asked:
@@ -38,27 +39,25 @@ def report(
             v: _right(j, [r.variant == v for r in j.replies]) for v in sorted({r.variant for r in j.replies})
         }
         right = sum(r for _, _, r in rows)
-        best = max(singles.values(), default=0)
+        single = singles[max(kept, key=lambda v: (kept[v], -v))]
+        hindsight = max(singles.values())
         by_relation[j.relation.name] = {
             "family": j.relation.family,
             "n": len(asked),
             "accuracy": right / len(asked),
-            "best_template": best / len(asked),
+            "best_template": single / len(asked),
+            "hindsight": hindsight / len(asked),
             "templates": {str(v): n / len(asked) for v, n in singles.items()},
-            "combined": list(kept),
+            "weights": {str(v): w for v, w in kept.items()},
             **figures(rows),
         }
         pooled += rows
-        n_asked, n_right, n_single = n_asked + len(asked), n_right + right, n_single + best
-    if not n_asked:
+        counts = [a + b for a, b in zip(counts, (len(asked), right, single, hindsight), strict=True)]
+    n = counts[0]
+    if not n:
         return {"pooled": None, "relations": by_relation}
-    total = {
-        "n": n_asked,
-        "accuracy": n_right / n_asked,
-        "best_template": n_single / n_asked,
-        **figures(pooled),
-    }
-    return {"pooled": total, "relations": by_relation}
+    shares = dict(zip(("accuracy", "best_template", "hindsight"), (c / n for c in counts[1:]), strict=True))
+    return {"pooled": {"n": n, **shares, **figures(pooled)}, "relations": by_relation}
 
 
 def figures(rows: Sequence[_Row]) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from larql_duck.probe.calibrate import (
     Calibration,
     Judged,
     calibrate,
-    chosen_variants,
     isotonic,
     logistic,
+    template_weights,
     third,
 )
 from larql_duck.probe.replies import Reply
@@ -96,14 +96,15 @@ def test_templates_that_mislead_are_left_out() -> None:
         replies.append(reply(subject, 0, right=0.5))
         replies.append(reply(subject, 1, wrong=0.9))  # sure, and always wrong
         replies.append(reply(subject, 2, **{"right" if i % 2 else "wrong": 0.4}))
-    kept = chosen_variants(relation, replies)
-    assert 0 in kept and 1 not in kept
+    weights = template_weights(relation, replies)
+    assert set(weights) == {0, 2} and weights[0] == 1.0 > weights[2]
     judged = calibrate([Judged(relation, tuple(replies))])
     assert judged.report["pooled"]["accuracy"] == 1.0
-    assert judged.report["relations"]["r"]["combined"] == list(kept)
+    assert judged.weights == [weights]
+    assert {f.object for f in judged.facts[0] if f.rank == 1} == {"right"}
 
 
-def test_templates_are_chosen_on_the_second_third_alone() -> None:
+def test_templates_are_weighed_on_the_second_third_alone() -> None:
     references = {f"s{i}": ("right",) for i in range(90)}
     relation = Relation("r", "", "f", ("a {}", "b {}"), entities=tuple(references), references=references)
     replies = []
@@ -111,7 +112,7 @@ def test_templates_are_chosen_on_the_second_third_alone() -> None:
         good = third(subject) == CHOOSE
         replies.append(reply(subject, 0, **{"right" if good else "wrong": 0.5}))
         replies.append(reply(subject, 1, **{"wrong" if good else "right": 0.5}))
-    assert chosen_variants(relation, replies) == (0,)
+    assert set(template_weights(relation, replies)) == {0}
 
 
 @pytest.mark.parametrize("fit", [logistic, isotonic])

@@ -82,3 +82,13 @@ def test_the_whole_answer_is_never_more_probable_than_its_beginning() -> None:
 def test_a_template_in_which_the_answer_was_not_decoded_counts_its_first_token() -> None:
     facts = combine([reply("X", 0, a=0.5), reply("X", 1, b=0.5, a=0.05)])
     assert facts[0].score == pytest.approx((0.5 + 0.05) / 2)
+
+
+def test_weights_say_how_much_a_template_counts() -> None:
+    replies = [reply("X", 0, a=0.6), reply("X", 1, b=0.8), reply("X", 2, c=0.99)]
+    facts = combine(replies, weights={0: 1.0, 1: 0.5})
+    assert [(f.object, f.score) for f in facts] == [
+        ("a", pytest.approx(0.6 / 1.5)),
+        ("b", pytest.approx(0.4 / 1.5)),
+    ]
+    assert facts[0].p == pytest.approx(0.6)
