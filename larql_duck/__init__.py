@@ -38,8 +38,10 @@ _HOMES = {
     "connect": "larql_duck.session",
     "estimate": "larql_duck.extract",
     "extract": "larql_duck.extract",
+    "load_ipython_extension": "larql_duck.notebook",
     "parse": "larql_duck.lql",
     "transpile": "larql_duck.session",
+    "unload_ipython_extension": "larql_duck.notebook",
     "verify": "larql_duck.vindex.verify",
 }
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 
+# How much of a long source line an error shows on either side of its place.
+_BEFORE, _BEHIND = 80, 60
+
+
 class LarqlError(Exception):
     """Base of every error that larql_duck raises on purpose; its text is one line that names the next step."""
 
@@ -38,9 +42,12 @@ class LqlSyntaxError(LarqlError):
         """The message, the source line and a caret below the column, on three lines."""
         lines = self.text.replace("\r\n", "\n").split("\n")
         source = lines[self.line - 1] if self.line <= len(lines) else ""
+        start = max(0, self.column - 1 - _BEFORE)
+        shown = ("..." if start else "") + source[start : start + _BEFORE + _BEHIND]
         # A tab keeps its width below itself, so that the caret stands under the right character.
-        pad = "".join("\t" if c == "\t" else " " for c in source[: self.column - 1])
-        return f"{self}\n  {source}\n  {pad}^"
+        before = source[start : self.column - 1]
+        pad = ("   " if start else "") + "".join("\t" if c == "\t" else " " for c in before)
+        return f"{self}\n  {shown}\n  {pad}^"
 
 
 class SemanticError(LarqlError):

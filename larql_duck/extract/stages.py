@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 # A checkpoint may cost this share of the time since the last one.
 _CHECKPOINT_SHARE = 0.04
+# Extraction asks no more than this; PROBE asks the rest.
+MAX_PROMPTS = 2000
 
 
 class Extraction:
@@ -240,6 +242,7 @@ class Extraction:
                 probe_facts(
                     engine,
                     pack,
+                    max_prompts=MAX_PROMPTS,
                     progress=lambda done, total: self.progress("facts", done, total),
                     checkpoint=self.staging.work / "facts",
                 )
