@@ -130,6 +130,11 @@ class LinearNorm:
         pulled = direction * self.weight * self.scale[:, None]
         return pulled - pulled.mean(-1, keepdim=True) if self.centred else pulled
 
+    def push(self, part: torch.Tensor) -> torch.Tensor:
+        """What becomes of a part [n, ..., hidden] of the norm's input, without the bias."""
+        part = part - part.mean(-1, keepdim=True) if self.centred else part
+        return part * self.weight * self.scale.view(-1, *(1 for _ in part.shape[1:]))
+
     def constant(self, direction: torch.Tensor) -> torch.Tensor:
         """What the norm's bias adds along `direction`, [n]."""
         if self.bias is None:

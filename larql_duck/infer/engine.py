@@ -80,6 +80,12 @@ class Engine:
         model = loading.build_model(source, dtype=loading.torch_dtype(compute_dtype), device=device)
         return cls(model, load_tokenizer(source), source, fingerprint=loading.fingerprint(source))
 
+    def __del__(self) -> None:
+        # The weights go first, then what they leave behind is handed back. At the interpreter's end, both may fail.
+        with contextlib.suppress(Exception):
+            self.__dict__.clear()
+            loading.return_memory()
+
     # -- passes ------------------------------------------------------------------------------------------
 
     def encode(self, prompts: str | Sequence[str]) -> Batch:

@@ -118,13 +118,10 @@ def fork(cache: DynamicCache, rows: torch.Tensor | None = None, first_layer: int
 
 @contextlib.contextmanager
 def starting_at(anatomy: Anatomy, layer: int, hidden: torch.Tensor) -> Iterator[None]:
-    """A context in which a forward pass skips the layers below `layer` and enters it with `hidden` [n, 1, hidden].
+    """A context in which a forward pass skips the layers below `layer` and enters it with `hidden` [n, t, hidden].
 
     Everything else of the pass (masks, positions, later layers, norm, head) is the model's own.
     """
-    if layer <= 0:
-        yield
-        return
     skipped = [parts.block for parts in anatomy.layers[:layer]]
     handle = anatomy.layers[layer].block.register_forward_pre_hook(
         lambda module, args, kwargs: replace_input(lambda _: hidden, args, kwargs), with_kwargs=True
