@@ -47,7 +47,7 @@ class Result:
 
     def df(self) -> pandas.DataFrame:
         """The rows as a pandas DataFrame."""
-        return self.rel.df()
+        return self._table.to_pandas()
 
     def pl(self) -> polars.DataFrame:
         """The rows as a polars DataFrame."""

@@ -16,7 +16,7 @@ from sqlglot import exp
 from larql_duck.errors import LqlSyntaxError
 from larql_duck.lql.statements import NEAREST_FUNCTION, Select, Sql, Statement
 from larql_duck.plan.build import call, text_of
-from larql_duck.plan.checks import check_layer, did_you_mean, fail
+from larql_duck.plan.checks import check_layer, fail
 from larql_duck.plan.names import NEAREST, TABLES, Table
 from larql_duck.plan.types import Query
 
@@ -45,6 +45,7 @@ def lower(s: Statement, part: Sql, facts: Facts) -> Query:
         _NEAREST_FUNCTIONS if work.nearest else (),
         uses_pipe=work.uses_pipe,
         uses_vindex=bool(work.edits),
+        relations=tuple(work.relations),
     )
 
 
@@ -67,6 +68,7 @@ class _Lowering:
     uses_pipe: bool = False
     edits: list[tuple[int, int, str]] = field(default_factory=list)
     sources: list[_Source] = field(default_factory=list)
+    relations: list[str] = field(default_factory=list)
 
     def run(self) -> None:
         try:
@@ -83,6 +85,7 @@ class _Lowering:
         calls = self._nearest_calls(tree)
         if tree is not None:
             self._columns(tree)
+            self._mentioned_relations(tree)
             if calls:
                 self._nearest_defaults(tree)
 
@@ -246,6 +249,13 @@ class _Lowering:
             elif lowered in source.table.aliases:
                 self._rename(column, name, source.table.aliases[lowered])
 
+    def _mentioned_relations(self, tree: exp.Expr) -> None:
+        for equality in tree.find_all(exp.EQ):
+            column, value = equality.this, equality.expression
+            named = isinstance(column, exp.Column) and column.name.lower() in ("relation", "relationship")
+            if named and self.sources and isinstance(value, exp.Literal) and value.is_string:
+                self.relations.append(value.name)
+
     def _source_of(self, column: exp.Column) -> _Source | None:
         """Our table that a column belongs to by its qualifier, or because it is the query's only source."""
         scope = column.find_ancestor(exp.Select)
@@ -285,17 +295,6 @@ class _Lowering:
         found = f"len(list_filter({qualifier}layers, lambda one_layer: one_layer {comparison}))"
         new = f"({found} {'=' if negated else '>'} 0)"
         self.edits.append((self.tokens[first].start, self.tokens[last].end + 1, new))
-
-
-def unknown_column(name: str, text: str) -> str:
-    """The hint for a column that no table of a query has, from the LQL tables that the query names."""
-    used = [
-        t
-        for key, t in TABLES.items()
-        if any(w.text.lower() == key for w in sqlglot.tokenize(text, read="duckdb"))
-    ]
-    known = {c for t in used for c in (*t.columns, *t.aliases)}
-    return did_you_mean(name, known)
 
 
 def _visible_ctes(node: exp.Expr) -> set[str]:

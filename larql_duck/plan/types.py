@@ -27,7 +27,7 @@ class Query:
     """A statement as one DuckDB query.
 
     functions names the Python functions it calls (none: any DuckDB runs it). uses_pipe: it reads the result piped in
-    as `_`. uses_vindex: it reads a table of the vindex.
+    as `_`. uses_vindex: it reads a table of the vindex. relations: names that it compares a relation with.
     """
 
     sql: str
@@ -36,6 +36,7 @@ class Query:
     when_empty: Emptiness | None = None
     uses_pipe: bool = False
     uses_vindex: bool = True
+    relations: tuple[str, ...] = ()
 
     @property
     def printed(self) -> str:

@@ -19,6 +19,7 @@ _COLUMN = re.compile(
     r'Referenced column "((?:[^"]|"")*)" not found|does not have a column named "((?:[^"]|"")*)"'
 )
 _TABLE = re.compile(r"Table with name (\S+) does not exist")
+_VALUE = re.compile(r"Could not convert string '(.*?)' to ")
 _QUALIFIER = re.compile(r'Referenced table "((?:[^"]|"")*)" not found')
 
 
@@ -48,7 +49,8 @@ def statement_error(
         name = _name(pattern.search(message))
         if name is not None:
             return _unknown(what, name, statement, text)
-    if isinstance(error, duckdb.BinderException | duckdb.CatalogException):
+    wrong_type = isinstance(error, duckdb.ConversionException) and _is_typed(error, statement, text)
+    if wrong_type or isinstance(error, duckdb.BinderException | duckdb.CatalogException):
         place = statement.at
         return SemanticError(
             f"line {place.line}, column {place.column}: {_one_line(message)}",
@@ -56,6 +58,13 @@ def statement_error(
             column=place.column,
         )
     return QueryError(_one_line(message), sql=sql)
+
+
+def _is_typed(error: duckdb.Error, statement: Statement, text: str) -> bool:
+    """Whether the value that does not convert stands in the statement: then it was found before anything ran."""
+    value = _VALUE.search(str(error))
+    typed = text[statement.at.start : statement.at.end]
+    return value is not None and any(f"{q}{value[1]}{q}" in typed for q in "'\"")
 
 
 def _unknown(what: str, name: str, statement: Statement, text: str) -> SemanticError:

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from larql_duck.errors import SemanticError
 from larql_duck.plan import Operation, Query, joined, pipe_sql, plan, verb_of
+from larql_duck.plan.checks import did_you_mean
 from larql_duck.plan.types import Facts
 from larql_duck.result import Result
 from larql_duck.session import scope
@@ -106,7 +107,7 @@ class Session:
         QueryError with DuckDB's message; several statements give the last one's result.
         """
         try:
-            return Result(self._fetch(query, parameters, None), con=self.con, sql=query)
+            return Result(self._fetch(query, parameters, None), con=self._connection(), sql=query)
         except duckdb.Error as error:
             raise query_error(error, query, self._failures) from error
 
@@ -219,10 +220,15 @@ class Session:
             raise statement_error(error, found.sql, statement, text, self._failures) from error
         notices = list(found.notices)
         if table.num_rows == 0 and found.when_empty is not None:
-            known = self._ask(found.when_empty.probe, [])[0][0]
-            notices.append(found.when_empty.known if known else found.when_empty.unknown)
+            there = self._ask(found.when_empty.probe, [])[0][0]
+            notices.append(found.when_empty.known if there else found.when_empty.unknown)
+        if table.num_rows == 0 and found.relations and self._facts.opened:
+            known = self._facts.relations()
+            notices += [
+                f'no relation "{r}"{did_you_mean(r, known)}' for r in found.relations if r not in known
+            ]
         return Result(
-            table, con=self.con, sql=found.printed, notices=tuple(notices), statement=str(statement)
+            table, con=self._connection(), sql=found.printed, notices=tuple(notices), statement=str(statement)
         )
 
     def _pipe(self, statement: Any, text: str) -> list[Result]:
@@ -246,14 +252,14 @@ class Session:
         if isinstance(found, Operation):
             raise SemanticError(f"{verb_of(inner)} is carried out by Python and has no SQL; run it instead")
         table = pa.table({"sql": pa.array([found.printed], pa.string())})
-        return Result(table, con=self.con, notices=found.notices, statement=str(statement))
+        return Result(table, con=self._connection(), notices=found.notices, statement=str(statement))
 
     # -- running ------------------------------------------------------------------------------------------
 
     def run_sql(self, sql: str, parameters: list[Any] | None = None) -> Result:
         """The result of SQL of our own; for the package's other modules."""
         try:
-            return Result(self._fetch(sql, parameters, None), con=self.con, sql=sql)
+            return Result(self._fetch(sql, parameters, None), con=self._connection(), sql=sql)
         except duckdb.Error as error:
             raise query_error(error, sql, self._failures) from error
 

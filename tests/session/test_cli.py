@@ -93,7 +93,7 @@ def test_text_comes_from_argument_file_or_stdin(call, world: Path, tmp_path: Pat
             "error: line 1, column 23: layer 99 is out of range",
         ),
         (["lql", "SELECT nope FROM EDGES", "--vindex", "W"], 2, "unknown column nope"),
-        (["lql", "SELECT 'a'::INT", "--vindex", "W"], 1, "Could not convert"),
+        (["lql", "SELECT 'a'::INT", "--vindex", "W"], 2, "Could not convert"),
         (["lql", 'INFER "x"', "--vindex", "W"], 1, "error: "),
         (["lql", 'DESCRIBE "x"'], 1, "no vindex is open"),
         (["lql", 'DESCRIBE "x"', "--vindex", "/no/such"], 1, "/no/such: no such vindex"),

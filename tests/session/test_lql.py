@@ -197,6 +197,30 @@ def test_layers_of_entities_are_membership(s: Session) -> None:
     }
 
 
+def test_no_rows_for_a_misspelt_relation_is_remarked(s: Session) -> None:
+    assert s.lql('SELECT * FROM EDGES WHERE relation = "capitol"').notices == [
+        'no relation "capitol"; did you mean capital?'
+    ]
+    assert s.lql('SELECT * FROM EDGES WHERE relation = "capital" AND entity = "nobody"').notices == []
+
+
+def test_queries_that_sqlglot_cannot_take_apart_find_their_tables(
+    s: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from larql_duck.lql.statements import Sql
+
+    def unreadable(part: Sql) -> object:
+        raise LqlSyntaxError("no", line=1, column=1, text=part.lql)
+
+    monkeypatch.setattr(Sql, "tree", property(unreadable))
+    assert rows(
+        s,
+        'SELECT e.target FROM EDGES AS e JOIN model_graph ON subject = e.entity WHERE e.entity = "Japan" LIMIT 1',
+    )
+    assert rows(s, "SELECT count(*) FROM FEATURES") == [(400,)]
+    assert rows(s, 'DESCRIBE "Japan" |> SELECT count(*) FROM _') == [(2,)]
+
+
 def test_joins_windows_ctes_and_user_tables(s: Session) -> None:
     s.con.execute("CREATE TABLE mine AS SELECT 'Japan' AS name, 1 AS n")
     query = (
@@ -372,7 +396,12 @@ def test_neighbors_and_paths(s: Session) -> None:
         ('WALK "the x" MODE DENSE', LevelError, "MODE DENSE needs a vindex of level inference"),
         ('SELECT * FROM FEATURES NEAREST TO "x" AT LAYER 1 BASIS CONTEXT', LevelError, "BASIS CONTEXT"),
         ('USE "/no/such.vindex"', VindexError, "no such vindex"),
-        ("SELECT 'a'::INTEGER FROM EDGES", QueryError, "Could not convert"),
+        (
+            'SELECT * FROM EDGES WHERE layer = "five"',
+            SemanticError,
+            "Could not convert string 'five' to INT32",
+        ),
+        ("SELECT entity::INTEGER FROM EDGES", QueryError, "Could not convert"),
         ("DESCRIB x", LqlSyntaxError, "did you mean DESCRIBE?"),
     ],
 )

@@ -1,0 +1,95 @@
+"""EXTRACT from LQL and from the command line, on a tiny model."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from larql_duck.cli import run
+from larql_duck.errors import LarqlError, SemanticError
+from larql_duck.session import connect
+
+
+def test_extract_from_lql_opens_what_it_made(
+    tiny_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Probing a random model takes its time and finds nothing.
+    package = importlib.import_module("larql_duck.extract")
+    monkeypatch.setattr(package, "extract", functools.partial(package.extract, probe=False))
+    out = tmp_path / "tiny.vindex"
+    seen: list[str] = []
+    with connect() as session:
+        session.progress = lambda stage, done, total: seen.append(stage)
+        result = session.lql(f'EXTRACT MODEL "{tiny_model("llama")}" INTO "{out}" WITH BROWSE')
+        (row,) = result.dicts()
+        assert row["path"] == str(out) and row["level"] == "browse" and row["bytes"] > 10_000
+        assert session.vindex is not None and session.vindex.path == out
+        assert session.lql("SHOW LAYERS").dicts()[0]["n_features"] == 64
+        assert session.lql('WALK "the capital" TOP 1').dicts()[0]["basis"] == "embedding"
+        with pytest.raises(LarqlError, match="exists already"):
+            session.lql(f'EXTRACT MODEL "{tiny_model("llama")}" INTO "{out}"')
+        with pytest.raises(SemanticError, match="one range of layers"):
+            session.lql('EXTRACT MODEL "x" INTO "y" LAYERS 1, 3')
+    assert seen
+
+
+def test_extract_verify_and_ask_on_the_command_line(
+    tiny_model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = str(tiny_model("gpt2")), str(tmp_path / "tiny.vindex")
+    assert run(["extract", model, "--estimate"]) == 0
+    estimate = capsys.readouterr()
+    assert all(word in estimate.out for word in ("time", "disk", "memory")) and estimate.err == ""
+    assert (
+        run(
+            [
+                "extract",
+                model,
+                "-o",
+                out,
+                "--no-probe",
+                "--in-basis",
+                "embedding",
+                "--top-k",
+                "4",
+                "--layers",
+                "0-1",
+            ]
+        )
+        == 0
+    )
+    assert f"made {out}" in capsys.readouterr().err
+    assert run(["verify", out]) == 0
+    assert "everything holds" in capsys.readouterr().out
+    assert (
+        run(
+            [
+                "lql",
+                "SELECT max(rank) AS k, max(layer) AS layer FROM feature_tokens",
+                "--vindex",
+                out,
+                "--json",
+            ]
+        )
+        == 0
+    )
+    assert json.loads(capsys.readouterr().out) == {"k": 4, "layer": 1}
+    assert run(["extract", model, "-o", out]) == 1
+    captured = capsys.readouterr()
+    assert "exists already" in captured.err and captured.err.count("\n") == 1
+    # A plain FFN has activations without an up matrix.
+    assert run(["lql", 'WALK "the capital of" MODE DENSE TOP 1', "--vindex", out, "--json"]) == 0
+    assert all(json.loads(line)["activation"] is not None for line in capsys.readouterr().out.splitlines())
+
+
+def test_plain_ffn_activations_equal_the_models(tiny_model, tiny_vindex) -> None:
+    with connect(tiny_vindex("gpt2")) as session:
+        captured = session.engine().capture("the capital of", ["activation"]).need("activation")
+        for row in session.lql('WALK "the capital of" MODE DENSE TOP 2').dicts():
+            assert row["activation"] == pytest.approx(
+                float(captured[row["layer"]][0, row["feature"]]), rel=1e-3, abs=1e-6
+            )
