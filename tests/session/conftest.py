@@ -16,9 +16,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_vindex(tmp_path_factory.mktemp("session") / "world.vindex")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def s(world: Path):
-    """A session over it."""
+    """A session over it that many tests share: they only ask."""
+    with connect(world) as session:
+        yield session
+
+
+@pytest.fixture
+def fresh(world: Path):
+    """A session over it for one test, which may change it."""
     with connect(world) as session:
         yield session
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from larql_duck.session import Session, transpile
+from larql_duck.session import Session, connect, transpile
 from tests.sql.conftest import run_cli
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -29,6 +29,14 @@ CASES = list(
 )
 
 
+@pytest.fixture(scope="module")
+def tables(world: Path):
+    """A session with tables of the user's own."""
+    with connect(world) as session:
+        session.con.execute("CREATE TABLE my_table AS SELECT 1 AS a; CREATE TABLE edges AS SELECT 1 AS b")
+        yield session
+
+
 def test_every_statement_has_its_sql() -> None:
     assert len(_cases("queries.lql")) == len(_cases("queries.sql")) == len(CASES)
 
@@ -39,16 +47,13 @@ def test_sql(text: str, sql: str) -> None:
 
 
 @pytest.mark.parametrize(("text", "sql"), CASES, ids=[c[0][:50] for c in CASES])
-def test_the_sql_is_valid(s: Session, text: str, sql: str) -> None:
-    s.con.execute(
-        "CREATE TABLE IF NOT EXISTS my_table AS SELECT 1 AS a; CREATE TABLE IF NOT EXISTS edges AS SELECT 1 AS b"
-    )
+def test_the_sql_is_valid(tables: Session, text: str, sql: str) -> None:
     known_missing = text.startswith("SELECT from FROM")
     if known_missing:
         with pytest.raises(Exception, match='"from"'):
-            s.con.execute(f"EXPLAIN {sql}")
+            tables.con.execute(f"EXPLAIN {sql}")
     else:
-        s.con.execute(f"EXPLAIN {sql.split(chr(10), 1)[1] if sql.startswith('--') else sql}")
+        tables.con.execute(f"EXPLAIN {sql.split(chr(10), 1)[1] if sql.startswith('--') else sql}")
 
 
 def test_the_cli_gives_the_same_rows(s: Session, world: Path) -> None:

@@ -221,15 +221,17 @@ def test_queries_that_sqlglot_cannot_take_apart_find_their_tables(
     assert rows(s, 'DESCRIBE "Japan" |> SELECT count(*) FROM _') == [(2,)]
 
 
-def test_joins_windows_ctes_and_user_tables(s: Session) -> None:
-    s.con.execute("CREATE TABLE mine AS SELECT 'Japan' AS name, 1 AS n")
+def test_joins_windows_ctes_and_user_tables(fresh: Session) -> None:
+    fresh.con.execute("CREATE TABLE mine AS SELECT 'Japan' AS name, 1 AS n")
     query = (
         "WITH best AS (SELECT *, row_number() OVER (PARTITION BY entity ORDER BY score DESC) AS place FROM EDGES) "
         "SELECT m.n, b.target FROM mine AS m JOIN best AS b ON b.entity = m.name WHERE place = 1"
     )
-    assert rows(s, query) == [(1, "Asia")]
+    assert rows(fresh, query) == [(1, "Asia")]
     # A CTE may be named like a table, and reads the table inside itself.
-    assert rows(s, "WITH edges AS (SELECT count(*) AS n FROM EDGES) SELECT n > 60 FROM edges") == [(True,)]
+    assert rows(fresh, "WITH edges AS (SELECT count(*) AS n FROM EDGES) SELECT n > 60 FROM edges") == [
+        (True,)
+    ]
 
 
 def test_dataframes_in_scope(s: Session) -> None:
@@ -432,10 +434,10 @@ def test_without_a_vindex(world: Path) -> None:
         assert session.lql('DESCRIBE "France"').rows()
 
 
-def test_nothing_runs_when_the_text_is_not_understood(s: Session) -> None:
-    s.con.execute("CREATE TABLE t AS SELECT 1 AS a")
+def test_nothing_runs_when_the_text_is_not_understood(fresh: Session) -> None:
+    fresh.con.execute("CREATE TABLE t AS SELECT 1 AS a")
     with pytest.raises(LqlSyntaxError):
-        s.script("SELECT * FROM t; DESCRIBE; SELECT 2")
+        fresh.script("SELECT * FROM t; DESCRIBE; SELECT 2")
 
 
 # -- hostile text ---------------------------------------------------------------------------------------------

@@ -27,15 +27,18 @@ CAPITAL = "SELECT target FROM lq.describe_entity('Japan') WHERE relation = 'capi
 # -- opening --------------------------------------------------------------------------------------------------
 
 
-def test_plain_sql_finds_views_and_macros(s: Session) -> None:
-    assert s.sql("SELECT object FROM model_graph WHERE subject = 'Japan'").rows() == [("Asia",), ("Tokyo",)]
-    assert len(s.sql("FROM describe_entity('France')")) == 5
-    assert s.sql("SELECT target FROM describe_entity($e) LIMIT 1", {"e": "Japan"}).one() == "Asia"
-    assert s.con.execute("SELECT count(*) FROM describe_entity('France')").fetchall() == [(5,)]
-    s.sql("CREATE TABLE mine AS SELECT 1 AS a")
-    assert s.con.execute("SELECT schema_name FROM duckdb_tables() WHERE table_name = 'mine'").fetchall() == [
-        ("main",)
+def test_plain_sql_finds_views_and_macros(fresh: Session) -> None:
+    assert fresh.sql("SELECT object FROM model_graph WHERE subject = 'Japan'").rows() == [
+        ("Asia",),
+        ("Tokyo",),
     ]
+    assert len(fresh.sql("FROM describe_entity('France')")) == 5
+    assert fresh.sql("SELECT target FROM describe_entity($e) LIMIT 1", {"e": "Japan"}).one() == "Asia"
+    assert fresh.con.execute("SELECT count(*) FROM describe_entity('France')").fetchall() == [(5,)]
+    fresh.sql("CREATE TABLE mine AS SELECT 1 AS a")
+    assert fresh.con.execute(
+        "SELECT schema_name FROM duckdb_tables() WHERE table_name = 'mine'"
+    ).fetchall() == [("main",)]
 
 
 def test_double_quotes_get_a_hint(s: Session) -> None:
@@ -116,10 +119,10 @@ def test_use_switches_and_leaks_nothing(world: Path, tmp_path: Path) -> None:
         assert session.sql("SELECT a FROM mine").rows() == [(1,)]
 
 
-def test_a_failed_use_leaves_a_session_without_vindex_or_as_it_was(s: Session, tmp_path: Path) -> None:
+def test_a_failed_use_leaves_a_session_without_vindex_or_as_it_was(fresh: Session, tmp_path: Path) -> None:
     with pytest.raises(VindexError):
-        s.use(tmp_path / "nothing")
-    assert s.lql('DESCRIBE "Japan"').rows()
+        fresh.use(tmp_path / "nothing")
+    assert fresh.lql('DESCRIBE "Japan"').rows()
 
 
 def test_connect_refuses_what_is_no_vindex(tmp_path: Path) -> None:
@@ -282,24 +285,24 @@ def _triple(subject: str, relation: str, target: str, p: float) -> pa.Table:
     )  # fmt: skip
 
 
-def test_added_rows_are_seen_by_every_macro(s: Session) -> None:
-    s.mount.shadow("triples", _triple("Atlantis", "capital", "Poseidon", 0.9))
-    assert s.sql("SELECT object FROM model_graph WHERE subject = 'Atlantis'").rows() == [("Poseidon",)]
-    s.mount.refresh_lookups()
-    assert [r["target"] for r in s.lql('DESCRIBE "atlantis"').dicts()] == ["Poseidon"]
-    assert [r["target"] for r in s.lql('DESCRIBE "France"').dicts()][:2] == ["Europe", "Paris"]
-    assert s.lql('NEIGHBORS OF "Poseidon"').rows() == [(1, "Atlantis", "capital", "Poseidon", 0.9)]
-    s.mount.shadow("triples", _triple("Atlantis", "capital", "Cleito", 0.9))
-    s.mount.refresh_lookups()
-    assert [r["target"] for r in s.lql('DESCRIBE "atlantis"').dicts()] == ["Cleito"]
-    s.mount.shadow("facts", SCHEMAS["facts"].empty_table(), replace=True)
-    assert s.lql("SELECT count(*) FROM FACTS").one() == 0
+def test_added_rows_are_seen_by_every_macro(fresh: Session) -> None:
+    fresh.mount.shadow("triples", _triple("Atlantis", "capital", "Poseidon", 0.9))
+    assert fresh.sql("SELECT object FROM model_graph WHERE subject = 'Atlantis'").rows() == [("Poseidon",)]
+    fresh.mount.refresh_lookups()
+    assert [r["target"] for r in fresh.lql('DESCRIBE "atlantis"').dicts()] == ["Poseidon"]
+    assert [r["target"] for r in fresh.lql('DESCRIBE "France"').dicts()][:2] == ["Europe", "Paris"]
+    assert fresh.lql('NEIGHBORS OF "Poseidon"').rows() == [(1, "Atlantis", "capital", "Poseidon", 0.9)]
+    fresh.mount.shadow("triples", _triple("Atlantis", "capital", "Cleito", 0.9))
+    fresh.mount.refresh_lookups()
+    assert [r["target"] for r in fresh.lql('DESCRIBE "atlantis"').dicts()] == ["Cleito"]
+    fresh.mount.shadow("facts", SCHEMAS["facts"].empty_table(), replace=True)
+    assert fresh.lql("SELECT count(*) FROM FACTS").one() == 0
     for table in ("triples", "facts", "entity_names", "links", "token_names"):
-        s.mount.unshadow(table)
-    assert s.lql('DESCRIBE "atlantis"').rows() == []
-    assert s.lql("SELECT count(*) FROM FACTS").one() == 22
+        fresh.mount.unshadow(table)
+    assert fresh.lql('DESCRIBE "atlantis"').rows() == []
+    assert fresh.lql("SELECT count(*) FROM FACTS").one() == 22
     with pytest.raises(KeyError):
-        s.mount.shadow("nope", SCHEMAS["facts"].empty_table())
+        fresh.mount.shadow("nope", SCHEMAS["facts"].empty_table())
 
 
 # -- LARQL's own directories ----------------------------------------------------------------------------------
@@ -336,8 +339,8 @@ def test_the_reference_systems_directories_open() -> None:
 # -- results --------------------------------------------------------------------------------------------------
 
 
-def test_result_forms(s: Session) -> None:
-    result = s.lql('DESCRIBE "Japan"')
+def test_result_forms(fresh: Session) -> None:
+    result = fresh.lql('DESCRIBE "Japan"')
     assert result.df()["target"].tolist() == result.pl()["target"].to_list() == ["Asia", "Tokyo"]
     assert result.arrow().column("target").to_pylist() == ["Asia", "Tokyo"]
     assert result.rel.filter("target = 'Tokyo'").fetchall()[0][2] == "Tokyo"
@@ -348,7 +351,7 @@ def test_result_forms(s: Session) -> None:
         "l:", str(result.types[7])[5:].split(":")[0] + ":"
     )
     assert "2 rows" in repr(result)
-    assert s.sql("CREATE TABLE t AS SELECT 1").columns in ([], ["Count"])
+    assert fresh.sql("CREATE TABLE t AS SELECT 1").columns in ([], ["Count"])
 
 
 def test_html_is_escaped(s: Session) -> None:
