@@ -108,7 +108,8 @@ def _build(tables_dir: Path, path: Path, manifest_hash: str) -> None:
         con.execute(
             f"ATTACH {quoted(str(path))} AS built (STORAGE_VERSION {quoted(_STORAGE)}, ROW_GROUP_SIZE {_ROW_GROUP})"
         )
-        con.execute("USE built")
+        # The bar would go to stdout, in between what a program prints.
+        con.execute("USE built; SET enable_progress_bar = false")
         con.execute("BEGIN")
         for name, text in sql_text(5, 14):
             run_sql(con, name, text)
