@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from larql_duck.infer.batch import Batch
     from larql_duck.infer.engine import Engine
 
-# Logits of one pass stay below this many numbers.
-_LOGITS = 1 << 25
+# Logits of one pass stay below this many numbers, its copies of keys and values below this many bytes.
+_LOGITS, _CACHE = 1 << 25, 1 << 26
 
 
 @dataclass(frozen=True)
@@ -112,10 +112,16 @@ def removed(
     first = [min((layer for layer, _ in r.slots), default=engine.n_layers - 1) for r in removals]
     order = sorted(range(len(removals)), key=lambda i: (first[i], i))
     out = torch.empty(len(removals), device=residual.device)
-    size = max(8, min(256, _LOGITS // engine.vocab))
-    for start in range(0, len(order), size):
+    most = max(8, min(256, _LOGITS // engine.vocab))
+    row_bytes = engine.cache_bytes * (int(prefix.positions.max()) + 1)
+    start = 0
+    while start < len(order):
+        layer = first[order[start]]
+        # Only the layers from the first one on are copied for every row.
+        share = (engine.n_layers - layer) / engine.n_layers
+        size = max(8, min(most, int(_CACHE / (row_bytes * share))))
         chunk = order[start : start + size]
-        layer = first[chunk[0]]
+        start += size
         picked = [removals[i] for i in chunk]
         rows = torch.tensor([r.row for r in picked], device=residual.device)
         edits = _edits(picked, replacement)

@@ -12,7 +12,7 @@ import torch
 from larql_duck.errors import LarqlError
 from larql_duck.infer import attribution, effects, generate, interventions, loading, prefix
 from larql_duck.infer.anatomy import find_parts
-from larql_duck.infer.batch import Batch, encode
+from larql_duck.infer.batch import Batch, checked, encode, pad
 from larql_duck.infer.capture import FOR_ATTRIBUTION, Capture, recording
 
 if TYPE_CHECKING:
@@ -93,6 +93,11 @@ class Engine:
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         return encode(self.tokenizer, texts, context=self.context, vocab=self.vocab, device=self.device)
 
+    def pad(self, ids: Sequence[int]) -> Batch:
+        """The token ids of one prompt as a Batch; LarqlError for none, or for more than the context holds."""
+        checked([list(ids)], context=self.context, vocab=self.vocab)
+        return pad([ids], device=self.device)
+
     def batch(self, prompts: Prompts) -> Batch:
         """`prompts` itself when it is a Batch, else the encoded prompts."""
         return prompts if isinstance(prompts, Batch) else self.encode(prompts)
@@ -153,6 +158,16 @@ class Engine:
                 yield
         finally:
             self._starts = outer
+
+    @functools.cached_property
+    def cache_bytes(self) -> int:
+        """Bytes of keys and values that a cache holds for one position of one prompt."""
+        cache = self.new_cache()
+        one = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
+        self.run_body(one, None, one, cache)
+        return sum(
+            t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values)
+        )
 
     def new_cache(self) -> DynamicCache:
         """An empty cache. It keeps every position, so that the mask alone decides what a sliding window hides."""
@@ -266,6 +281,6 @@ class Engine:
         """
         return effects.effects(self, prompts, token_ids, features, single=single, replacement=replacement)
 
-    def generate(self, prompt: str, **options: Any) -> Iterator[generate.Piece]:
+    def generate(self, prompt: str | Sequence[int], **options: Any) -> Iterator[generate.Piece]:
         """The continuation of a prompt, token by token; options as in generate.stream."""
         return generate.stream(self, prompt, **options)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from larql_duck.infer.batch import Batch
+from larql_duck.infer.batch import Batch, pad
 from larql_duck.infer.interventions import replace_input
 
 if TYPE_CHECKING:
@@ -67,39 +67,96 @@ class Prefix:
         return Prefix(self.engine, cache, mask, tokens[:, None], self.positions[rows] + 1)
 
 
+# What starting one more pass costs, in tokens of a running one (measured on CPUs; it only decides how to group).
+_PASS = 24
+
+
 def prefill(engine: Engine, batch: Batch) -> Prefix:
-    """The batch's Prefix: tokens that all prompts share at their start run once, for the whole batch.
-
-    Sharing puts padding between the shared tokens and the rest, so it is left out where a padded batch outgrows a
-    sliding window (the window counts columns).
+    """The batch's Prefix. Tokens that all prompts share at their start run once; then prompts of similar length run
+    together, so that little is computed for padding. The caches are joined, padded on the left.
     """
-    n, t = batch.ids.shape
-    shared = batch.common_prefix() if n > 1 else 0
-    window = engine.window
-    if batch.padded and window is not None and t > window:
-        shared = 0
-    cache = engine.new_cache()
+    n = len(batch)
+    rows = [batch.row(i) for i in range(n)]
     device = batch.ids.device
+    shared = batch.common_prefix() if n > 1 else 0
+    start = engine.new_cache()
     if shared:
-        row = batch.ids[:1, t - batch.lengths[0] :][:, :shared]
-        engine.run_body(row, None, torch.arange(shared, device=device)[None, :], cache)
-        cache = fork(cache, torch.zeros(n, dtype=torch.int64, device=device))
-        rest = [batch.row(i)[shared:] for i in range(n)]
-        batch = _rest(rest, shared, device)
-    middle, last = batch.ids[:, :-1], batch.ids[:, -1:]
-    mask = batch.mask[:, :-1] if batch.padded else None
-    if mask is not None and shared:
-        mask = torch.cat([mask.new_ones(n, shared), mask], dim=1)
-    if middle.shape[1]:
-        engine.run_body(middle, mask, batch.positions[:, :-1], cache)
-    return Prefix(engine, cache, mask, last, batch.positions[:, -1:])
+        ids = torch.tensor([rows[0][:shared]], device=device)
+        engine.run_body(ids, None, torch.arange(shared, device=device)[None, :], start)
+    middles = [row[shared:-1] for row in rows]
+    longest = max(len(m) for m in middles)
+    # Padding inside a group stands between the shared tokens and the rest: a sliding window, which counts columns,
+    # must not reach across it.
+    exact = engine.window is not None and shared + longest > engine.window
+    mask = torch.zeros(n, shared + longest, dtype=torch.bool, device=device)
+    parts: list[tuple[list[int], DynamicCache]] = []
+    for group in _groups([len(m) for m in middles], exact):
+        width = max(len(middles[i]) for i in group)
+        index = torch.tensor(group, device=device)
+        cache = fork(start, torch.zeros(len(group), dtype=torch.int64, device=device)) if shared else start
+        own = torch.ones(len(group), shared + width, dtype=torch.bool, device=device)
+        if width:
+            padded = pad([middles[i] for i in group], device=device)
+            own[:, shared:] = padded.mask
+            cache = cache if shared else engine.new_cache()
+            engine.run_body(padded.ids, own if padded.padded else None, padded.positions + shared, cache)
+        mask[index, longest - width :] = own
+        parts.append((group, cache))
+    if len(parts) > 1:
+        cache = _joined(engine, parts, n, shared + longest)
+    else:
+        group, cache = parts[0]
+        if group != list(range(n)):  # back from the order of lengths
+            cache = fork(cache, torch.tensor(group, device=device).argsort())
+    last = torch.tensor([[row[-1]] for row in rows], device=device)
+    positions = torch.tensor([[len(row) - 1] for row in rows], device=device)
+    return Prefix(engine, cache, None if bool(mask.all()) else mask, last, positions)
 
 
-def _rest(rows: Sequence[Sequence[int]], shared: int, device: torch.device) -> Batch:
-    from larql_duck.infer.batch import pad
+def _groups(lengths: Sequence[int], exact: bool) -> list[list[int]]:
+    """Row numbers in groups that run together: of one length each when `exact`, else the cheapest partition by length."""
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    by_length: dict[int, list[int]] = {}
+    for i in order:
+        by_length.setdefault(lengths[i], []).append(i)
+    steps = list(by_length.items())
+    if exact:
+        return [rows for _, rows in steps]
+    # best[k]: cost of the first k lengths, and where their last group starts.
+    best: list[tuple[float, int]] = [(0.0, 0)]
+    for end in range(1, len(steps) + 1):
+        width, count, options = steps[end - 1][0], 0, []
+        for begin in range(end - 1, -1, -1):
+            count += len(steps[begin][1])
+            options.append((best[begin][0] + count * width + _PASS, begin))
+        best.append(min(options))
+    out: list[list[int]] = []
+    end = len(steps)
+    while end:
+        begin = best[end][1]
+        out.append([i for _, rows in steps[begin:end] for i in rows])
+        end = begin
+    return out[::-1]
 
-    batch = pad(rows, device=device)
-    return Batch(batch.ids, batch.mask, batch.positions + shared, batch.lengths)
+
+def _joined(
+    engine: Engine, parts: Sequence[tuple[Sequence[int], DynamicCache]], n: int, length: int
+) -> DynamicCache:
+    """One cache of n rows and `length` positions from those of the groups, each put at the right."""
+    out = engine.new_cache()
+    filled = [(torch.tensor(group), cache) for group, cache in parts if len(cache.layers)]
+    for layer in range(engine.n_layers):
+        sample = filled[0][1].layers[layer].keys
+        shape = (n, sample.shape[1], length)
+        keys = sample.new_zeros(*shape, sample.shape[3])
+        values = sample.new_zeros(*shape, filled[0][1].layers[layer].values.shape[3])
+        for group, cache in filled:
+            own = cache.layers[layer]
+            index = group.to(sample.device)
+            keys[index, :, length - own.keys.shape[2] :] = own.keys
+            values[index, :, length - own.values.shape[2] :] = own.values
+        out.update(keys, values, layer)
+    return out
 
 
 def fork(cache: DynamicCache, rows: torch.Tensor | None = None, first_layer: int = 0) -> DynamicCache:

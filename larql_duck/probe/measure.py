@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from larql_duck.probe.checkpoint import Checkpoint
 from larql_duck.probe.combine import Fact, prompt_ids
-from larql_duck.probe.replies import chunks
+from larql_duck.probe.replies import BATCH_CACHE, chunks
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +22,7 @@ SHARE = 0.5
 MOST_FEATURES = 32
 # Features whose effect is measured alone.
 SINGLE = 8
-BATCH_FACTS, BATCH_TOKENS = 32, 2048
+BATCH_FACTS = 32
 
 _EDGE = pa.struct(
     [("layer", pa.int32()), ("feature", pa.int32()), ("score", pa.float64()), ("effect", pa.float64())]
@@ -71,7 +71,7 @@ def measure(
     # Facts of one variant share their prompts' beginning.
     for variant in sorted({f.variant for f in facts}):
         own = [i for i, f in enumerate(facts) if f.variant == variant]
-        for chunk in chunks(own, [len(row) for row in ids], BATCH_FACTS, BATCH_TOKENS):
+        for chunk in chunks(own, [len(row) for row in ids], BATCH_FACTS, BATCH_CACHE // engine.cache_bytes):
             tokens = [facts[i].first for i in chunk]
             key = checkpoint.key("edges", [ids[i] for i in chunk], tokens)
             table = checkpoint.load(key, _SCHEMA)

@@ -15,8 +15,9 @@ from larql_duck.probe.prompts import Question, Variant
 if TYPE_CHECKING:
     from larql_duck.infer.engine import Engine
 
-# Prompts of one batch, its tokens (padding included), and the numbers in its logits.
-BATCH_PROMPTS, BATCH_TOKENS, BATCH_LOGITS = 128, 4096, 1 << 23
+# Prompts of one batch, the numbers in its logits, and the bytes of its keys and values (several such caches live at
+# a time: the prefix, the step after it, the answers being decoded).
+BATCH_PROMPTS, BATCH_LOGITS, BATCH_CACHE = 128, 1 << 23, 1 << 26
 
 _CANDIDATE = pa.struct(
     [
@@ -70,7 +71,7 @@ def replies(
     fits = [i for i, row in enumerate(ids) if row and (room is None or len(row) <= room)]
     found: dict[int, Asked] = {}
     most = max(8, min(BATCH_PROMPTS, BATCH_LOGITS // engine.vocab))
-    for chunk in chunks(fits, [len(row) for row in ids], most, BATCH_TOKENS):
+    for chunk in chunks(fits, [len(row) for row in ids], most, BATCH_CACHE // engine.cache_bytes):
         key = checkpoint.key("answers", relation.answer, [prompts[i] for i in chunk])
         table = checkpoint.load(key, _SCHEMA)
         if table is None or table.num_rows != len(chunk):

@@ -58,6 +58,14 @@ def test_eager_attention_gives_weights_and_the_same_logits(tiny: Tiny) -> None:
 
 
 PREFIXED = {
+    # Enough of each length that lengths run apart and their caches are joined, in an order that is not by length.
+    "many lengths": [
+        "The capital of France is",
+        *["The capital of the city of Tokyo is"] * 9,
+        *["The capital of a"] * 3,
+        *["The capital of the language of the city of Tokyo and Paris is"] * 6,
+        "The capital of Japan is",
+    ],
     # Same length, shared start, longer than the tiny sliding window of 4.
     "shared": ["The capital of France is", "The capital of Spain is", "The capital of Japan is"],
     "padded": ["The capital of France is", "The capital of the city of Tokyo is", "The capital of a"],
@@ -88,6 +96,20 @@ def test_shared_tokens_run_once_for_the_whole_batch(llama: Tiny) -> None:
     finally:
         handle.remove()
     assert calls == [(1, 3), (3, 1), (3, 1)]  # "The capital of" once, the countries, then " is"
+
+
+def test_prompts_of_different_length_are_computed_with_little_padding(llama: Tiny) -> None:
+    calls: list[tuple[int, ...]] = []
+    handle = llama.engine.anatomy.layers[0].block.register_forward_hook(
+        lambda module, args, output: calls.append(tuple(args[0].shape[:2]))
+    )
+    try:
+        llama.engine.prefix([" of" * 2] * 40 + [" of" * 9] * 10 + [" of" * 10])
+    finally:
+        handle.remove()
+    # All share one token; a length of 10 alone is not worth a pass of its own.
+    assert calls == [(1, 1), (11, 8)]
+    calls.clear()
 
 
 def test_greedy_generation_equals_transformers(tiny: Tiny) -> None:
