@@ -13,7 +13,7 @@ from larql_duck.errors import LarqlError
 from larql_duck.knowledge.relations import Pack, Relation
 from larql_duck.probe.calibrate import Calibration, Judged, calibrate
 from larql_duck.probe.checkpoint import Checkpoint
-from larql_duck.probe.combine import Fact
+from larql_duck.probe.combine import Fact, combine
 from larql_duck.probe.measure import measure
 from larql_duck.probe.prompts import Question, questions
 from larql_duck.probe.replies import Reply, replies
@@ -118,6 +118,26 @@ def probe(
         found.append(_carry(engine, question, facts, confidence, ablation, specific, checkpoint, tick))
     tables = tables_of(engine.tokenizer, asked_questions, said, found)
     return Probed(tables, judged.calibration, judged.report, notices)
+
+
+def stated(
+    engine: Engine,
+    relation: Relation,
+    subjects: Iterable[str] | None = None,
+    *,
+    top_n: int = 1,
+    few_shot: bool = True,
+) -> list[Fact]:
+    """What the model answers about the subjects (default: the relation's own), ranked: no features, no confidence.
+
+    Subjects without an answer are missing. One batched pass per template; for the questions of a query.
+    """
+    own = relation if subjects is None else relation.over(subjects)
+    said: list[Reply] = []
+    for question in questions([own], few_shot=few_shot):
+        for variant in question.variants:
+            said += replies(engine, question, variant, checkpoint=Checkpoint(None))[0]
+    return combine(said, top_n=top_n)
 
 
 class _Ticker:

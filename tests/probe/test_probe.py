@@ -14,7 +14,7 @@ from larql_duck.infer.interventions import feature_edits
 from larql_duck.knowledge.relations import Pack, Relation
 from larql_duck.models.opening import open_model
 from larql_duck.probe import facts as facts_module
-from larql_duck.probe.facts import probe, probe_facts
+from larql_duck.probe.facts import probe, probe_facts, stated
 from larql_duck.probe.measure import MOST_FEATURES, SHARE, SINGLE, strongest
 from larql_duck.probe.prompts import questions
 from larql_duck.vindex.schemas import SCHEMAS
@@ -211,6 +211,16 @@ def test_mean_ablation_is_another_measurement(engine: Engine) -> None:
     mean = probe_facts(engine, [LANGUAGE], ablation="mean")
     assert zero["facts"].column("p").equals(mean["facts"].column("p"))
     assert not zero["facts"].column("effect").equals(mean["facts"].column("effect"))
+
+
+def test_answers_alone_are_those_of_a_probing_run(tables: dict[str, pa.Table], engine: Engine) -> None:
+    asked = stated(engine, CAPITAL, ["Japan", "France"], top_n=2)
+    for subject in ("Japan", "France"):
+        expected = [f for f in rows(tables["facts"], relation="capital", subject=subject) if f["rank"] <= 2]
+        own = [f for f in asked if f.subject == subject]
+        assert [(f.object, f.rank) for f in own] == [(f["object"], f["rank"]) for f in expected]
+        assert [f.p for f in own] == pytest.approx([f["p"] for f in expected], abs=1e-4)
+    assert [f.subject for f in asked if f.rank == 1] == ["Japan", "France"]
 
 
 # -- resuming, progress, bounds ------------------------------------------------------------------------------
