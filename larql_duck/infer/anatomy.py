@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import threading
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -58,7 +60,8 @@ class Anatomy:
     """A model's layers, final norm and head, with the multipliers that its config puts between them.
 
     `residual_scale` multiplies what a branch adds to the residual; `logit_scale` multiplies head products before any
-    soft-cap. Both are 1 for every listed family.
+    soft-cap. Both are 1 for every listed family. `passing` is held by whoever runs a pass or hooks into one: hooks
+    belong to the model, so another thread's pass would carry them too.
     """
 
     layers: tuple[LayerParts, ...]
@@ -67,6 +70,7 @@ class Anatomy:
     residual_scale: float
     logit_scale: float
     n_heads: int
+    passing: AbstractContextManager[Any] = field(default_factory=threading.RLock, repr=False, compare=False)
 
 
 def find_parts(model: PreTrainedModel, family: Family) -> Anatomy:

@@ -83,20 +83,39 @@ def encode(
     """
     if not prompts:
         raise LarqlError("no prompt was given; give at least one")
-    rows = []
-    for prompt in prompts:
-        ids = tokenizer.encode(prompt) if prompt else []
+    rows = [_ids(tokenizer, prompt) if prompt else [] for prompt in prompts]
+    checked(rows, context=context, vocab=vocab, texts=prompts)
+    return pad(rows, device=device)
+
+
+def checked(
+    rows: Sequence[Sequence[int]],
+    *,
+    context: int | None = None,
+    vocab: int | None = None,
+    texts: Sequence[str] | None = None,
+) -> None:
+    """None; LarqlError for a row of token ids that is empty, too long for the context or beyond the vocabulary."""
+    for i, ids in enumerate(rows):
+        shown = "" if texts is None else f": {texts[i][:40]!r}..."
         if not ids:
             raise LarqlError("the prompt is empty; give it at least one token of text")
         if context is not None and len(ids) > context:
             raise LarqlError(
-                f"the prompt has {len(ids)} tokens and the model's context holds {context}; shorten it: "
-                f"{prompt[:40]!r}..."
+                f"the prompt has {len(ids)} tokens and the model's context holds {context}; shorten it{shown}"
             )
         if vocab is not None and max(ids) >= vocab:
             raise LarqlError(
                 f"the tokenizer gives id {max(ids)}, the model has {vocab} embeddings; "
                 "tokenizer.json does not belong to this model"
             )
-        rows.append(ids)
-    return pad(rows, device=device)
+
+
+def _ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    try:
+        return tokenizer.encode(prompt)
+    except (UnicodeEncodeError, TypeError):
+        # Half of a surrogate pair is a Python string, but no text.
+        raise LarqlError(
+            "the prompt holds a lone surrogate and is no valid text; write it as UTF-8"
+        ) from None

@@ -29,7 +29,7 @@ class Engine:
 
     Public attributes: model, tokenizer, config (the source's, a dict), family, n_layers, n_features (one a layer),
     hidden, vocab, context (longest prompt in tokens, None where the config sets none), window (sliding window or
-    None), device, fingerprint (names the weights). Not safe for concurrent passes: hooks belong to the model.
+    None), device, fingerprint (names the weights). Safe to use from several threads: passes wait for each other.
     """
 
     def __init__(
@@ -150,14 +150,14 @@ class Engine:
     @contextlib.contextmanager
     def _frame(self, ids: torch.Tensor, mask: torch.Tensor | None) -> Iterator[None]:
         # Where each row's own tokens start in this pass, for edits that name a position.
-        outer = self._starts
         own = None if mask is None else mask[:, -ids.shape[1] :]
-        self._starts = None if own is None else own.long().argmax(dim=1)
-        try:
-            with loading.quiet():
+        with self.anatomy.passing, loading.quiet():
+            outer = self._starts
+            self._starts = None if own is None else own.long().argmax(dim=1)
+            try:
                 yield
-        finally:
-            self._starts = outer
+            finally:
+                self._starts = outer
 
     @functools.cached_property
     def cache_bytes(self) -> int:
@@ -196,7 +196,7 @@ class Engine:
     ) -> Iterator[Capture]:
         """A context whose Capture holds the last forward pass run inside, once it has ended."""
         wanted = set(parts)
-        with contextlib.ExitStack() as stack:
+        with self.anatomy.passing, contextlib.ExitStack() as stack:
             if "attention" in wanted:
                 stack.enter_context(self._eager())
             yield stack.enter_context(recording(self.anatomy, wanted, positions=positions))
@@ -258,7 +258,7 @@ class Engine:
     def intervene(self, *edits: interventions.Edit) -> Iterator[None]:
         """A context in which every forward pass carries the edits; LarqlError for a layer or feature out of range."""
         interventions.check(edits, self.n_features)
-        with interventions.applied(self.anatomy, edits, lambda: self._starts):
+        with self.anatomy.passing, interventions.applied(self.anatomy, edits, lambda: self._starts):
             yield
 
     def zeroed(self, features: Iterable[interventions.Slot]) -> contextlib.AbstractContextManager[None]:

@@ -25,7 +25,7 @@ class Piece:
 
 def stream(
     engine: Engine,
-    prompt: str,
+    prompt: str | Sequence[int],
     *,
     max_tokens: int = 64,
     temperature: float = 0.0,
@@ -34,10 +34,12 @@ def stream(
 ) -> Iterator[Piece]:
     """Pieces of the continuation until a special token, a stop id, the context's end or max_tokens.
 
+    prompt is text, or token ids that hold their special tokens already.
     temperature 0 takes the most probable token each time; above 0 it samples, reproducibly by seed.
     """
     generator = torch.Generator(device="cpu").manual_seed(seed)
-    prefix = engine.prefix([prompt])
+    batch = engine.encode(prompt) if isinstance(prompt, str) else engine.pad(prompt)
+    prefix = engine.prefix(batch)
     rows = torch.zeros(1, dtype=torch.int64, device=engine.device)
     room = (
         max_tokens

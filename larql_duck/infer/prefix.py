@@ -180,17 +180,18 @@ def starting_at(anatomy: Anatomy, layer: int, hidden: torch.Tensor) -> Iterator[
     Everything else of the pass (masks, positions, later layers, norm, head) is the model's own.
     """
     skipped = [parts.block for parts in anatomy.layers[:layer]]
-    handle = anatomy.layers[layer].block.register_forward_pre_hook(
-        lambda module, args, kwargs: replace_input(lambda _: hidden, args, kwargs), with_kwargs=True
-    )
-    for block in skipped:
-        block.forward = _pass_through
-    try:
-        yield
-    finally:
-        handle.remove()
+    with anatomy.passing:
+        handle = anatomy.layers[layer].block.register_forward_pre_hook(
+            lambda module, args, kwargs: replace_input(lambda _: hidden, args, kwargs), with_kwargs=True
+        )
         for block in skipped:
-            del block.forward
+            block.forward = _pass_through
+        try:
+            yield
+        finally:
+            handle.remove()
+            for block in skipped:
+                del block.forward
 
 
 def _pass_through(*args: Any, **kwargs: Any) -> Any:

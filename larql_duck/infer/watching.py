@@ -22,9 +22,10 @@ def watching(anatomy: Anatomy, seen: Callable[[int, torch.Tensor], None]) -> Ite
 
         return hook
 
-    handles = [p.down.register_forward_pre_hook(hook_of(i)) for i, p in enumerate(anatomy.layers)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    with anatomy.passing:
+        handles = [p.down.register_forward_pre_hook(hook_of(i)) for i, p in enumerate(anatomy.layers)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
