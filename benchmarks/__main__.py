@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -16,6 +17,9 @@ from rich.table import Table
 
 import benchmarks
 from benchmarks.cases import Case, Row, machine
+
+# For ours and for the peers alike, as the command line does it; before torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def all_cases() -> dict[str, Case]:

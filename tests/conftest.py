@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import make_tiny
-
 # No test may wait for a network that is not there.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# As the command line does: spinning threads are ruinous where cores are shared. Before torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 DATA = Path(__file__).parent / "data"
 UPSTREAM = DATA / "upstream"
@@ -25,6 +25,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory):
 
     def get(family: str) -> Path:
         if family not in made:
+            from tests.tiny import make_tiny
+
             made[family] = make_tiny(family, tmp_path_factory.mktemp("tiny") / family)
         return made[family]
 
