@@ -22,7 +22,7 @@ from larql_duck.errors import (
 )
 
 if TYPE_CHECKING:
-    from larql_duck.extract import estimate, extract
+    from larql_duck.extract.pipeline import estimate, extract
     from larql_duck.lql import parse
     from larql_duck.result import Result
     from larql_duck.session import Session, attach, connect, transpile

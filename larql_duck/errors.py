@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-
 # How much of a long source line an error shows on either side of its place.
 _BEFORE, _BEHIND = 80, 60
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 import duckdb
 import pyarrow as pa
@@ -19,7 +20,7 @@ _TOP = 3
 _QUANTILE = 0.9
 _MANY_P = 0.1
 
-Source = pa.Table | Path
+Source: TypeAlias = pa.Table | Path
 
 # A token that a feature answers to, and a token that it then writes (or, firing negatively, un-suppresses).
 _WEIGHT_EDGES = f"""
