@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 
 from larql_duck.errors import LarqlError
 from larql_duck.infer.interventions import Edit
 from larql_duck.infer.predict import groups
+from larql_duck.infer.readout import States
 from larql_duck.infer.schemas import SCHEMAS, as_table, vectors
 from larql_duck.infer.targets import top_tokens
 
@@ -45,7 +45,7 @@ def residual_table(
         batch = engine.encode(text)
         with engine.intervene(*edits):
             capture = engine.capture(batch, STATE_PARTS, positions=positions)
-        states = states_of(capture)
+        states = states_of(capture).arrays()
         at = range(batch.lengths[0] - len(states), batch.lengths[0])
         tokens = [engine.tokenizer.token(batch.row(0)[i]) for i in at]
         table = residual_rows(text, at, tokens, states)
@@ -53,23 +53,16 @@ def residual_table(
     return pa.concat_tables(parts) if parts else SCHEMAS["residuals"].empty_table()
 
 
-def states_of(capture: Capture) -> np.ndarray:
-    """Residual, attention delta and FFN delta of the first prompt, f32 [positions, layers + 1, 3, hidden].
-
-    Row 0 of the second axis is the embedding, with deltas of zero.
-    """
-    residual, attn, ffn = (capture.need(name)[:, 0].float() for name in STATES)
-    if capture.positions == "last":
-        residual, attn, ffn = residual[:, None], attn[:, None], ffn[:, None]
-    zero = torch.zeros_like(residual[:1])
-    stacked = torch.stack([residual, torch.cat([zero, attn]), torch.cat([zero, ffn])], dim=2)
-    return np.ascontiguousarray(stacked.transpose(0, 1).cpu().numpy())
+def states_of(capture: Capture) -> States:
+    """The first prompt's captured positions as States."""
+    parts = [capture.need(name)[:, :1] for name in STATES]
+    return States(*(part if capture.positions == "last" else part[:, 0] for part in parts))
 
 
 def residual_rows(
     prompt: str, positions: Sequence[int], tokens: Sequence[str], states: np.ndarray
 ) -> pa.Table:
-    """States, as `states_of` gives them, with the columns of SCHEMAS['residuals'], by position and layer."""
+    """States as arrays [positions, layers + 1, 3, hidden], with the columns of SCHEMAS['residuals'], by position and layer."""
     n, depth, _, hidden = states.shape
     rows = states.reshape(n * depth, 3, hidden)
     return as_table(

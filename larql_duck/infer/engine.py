@@ -165,9 +165,7 @@ class Engine:
         cache = self.new_cache()
         one = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
         self.run_body(one, None, one, cache)
-        return sum(
-            t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values)
-        )
+        return sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
 
     def new_cache(self) -> DynamicCache:
         """An empty cache. It keeps every position, so that the mask alone decides what a sliding window hides."""

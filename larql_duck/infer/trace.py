@@ -8,19 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from larql_duck.errors import LarqlError
-from larql_duck.infer.anatomy import LinearNorm, linear_norm
+from larql_duck.infer.anatomy import linear_norm
 from larql_duck.infer.captured import STATE_PARTS, residual_rows, states_of
 from larql_duck.infer.interventions import Edit
-from larql_duck.infer.lens import readings
-from larql_duck.infer.schemas import as_table
+from larql_duck.infer.readout import Aim, read_out
+from larql_duck.infer.schemas import SCHEMAS, as_table
 from larql_duck.infer.targets import Target, find_target
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from larql_duck.infer.capture import Capture
     from larql_duck.infer.engine import Engine
     from larql_duck.infer.trace_plot import Chart
@@ -45,6 +44,7 @@ class TraceResult:
 
     @property
     def n_layers(self) -> int:
+        """How many layers the model has."""
         return self.states.shape[1] - 1
 
     @property
@@ -99,24 +99,20 @@ def trace(
     parts = STATE_PARTS | ({"heads", "branches"} if decompose else set())
     with engine.intervene(*edits):
         capture = engine.capture(batch, parts, positions=positions)
-    tracer = _Tracer(engine, capture, wanted)
+    states = states_of(capture)
+    n = states.residual.shape[1]
+    aim = None
+    if wanted is not None:
+        aim = Aim(engine, states, torch.full((n,), wanted.token_id, dtype=torch.int64))
     ids = batch.row(0)
-    first = len(ids) - tracer.residual.shape[1]
-    rows = tracer.layer_rows(shown, first)
+    at = tuple(range(len(ids) - n, len(ids)))
+    columns = read_out(engine, states, shown, aim)
+    table = _layer_table(engine, columns, at, shown)
     if decompose:
-        rows += tracer.head_rows(shown, first)
-        rows.sort(key=lambda r: (r["position"], r["layer"], -1 if r["head"] is None else r["head"]))
-    names = [
-        "position", "layer", "top_token", "probability", "attn_norm", "ffn_norm", "residual_norm", "token_rank",
-        "token_probability", "attn_logit", "ffn_logit", "attn_share", "head",
-    ]  # fmt: skip
-    if decompose:
-        _fill_shares(rows)
-    table = as_table("trace", {name: [row.get(name) for row in rows] for name in names})
-    at = tuple(range(first, len(ids)))
+        table = _with_heads(engine, table, capture, aim, at, shown)
     tokens = tuple(engine.tokenizer.token(ids[i]) for i in at)
     notices = () if wanted is None else wanted.notices
-    return TraceResult(table, states_of(capture), at, tokens, prompt, wanted, notices)
+    return TraceResult(table, states.arrays(), at, tokens, prompt, wanted, notices)
 
 
 def _shown(engine: Engine, layers: Iterable[int] | None) -> list[int]:
@@ -130,146 +126,65 @@ def _shown(engine: Engine, layers: Iterable[int] | None) -> list[int]:
     return shown
 
 
-class _Tracer:
-    """Rows of a trace from one capture. Tensors are [layers, positions, hidden], f32."""
-
-    def __init__(self, engine: Engine, capture: Capture, target: Target | None) -> None:
-        self.engine = engine
-        self.capture = capture
-        self.target = target
-        self.residual = self._of("residual")
-        zero = torch.zeros_like(self.residual[:1])
-        # A row of zeros for the embedding, so that index layer + 1 serves all three.
-        self.attn = torch.cat([zero, self._of("attn_delta")])
-        self.ffn = torch.cat([zero, self._of("ffn_delta")])
-        self.before: torch.Tensor | None = None
-        if target is not None:
-            self._aim(target.token_id)
-
-    def _of(self, name: str) -> torch.Tensor:
-        value = self.capture.need(name)[:, 0].float()
-        return value[:, None] if self.capture.positions == "last" else value
-
-    @torch.inference_mode()
-    def _aim(self, token: int) -> None:
-        """before [positions, hidden]: what a unit of residual adds to the token's centred logit; constant: biases."""
-        engine = self.engine
-        anatomy = engine.anatomy
-        final = linear_norm(anatomy.final_norm, self.residual[-1])
-        direction = (engine.head_weight[token].float() - engine.head_mean) * anatomy.logit_scale
-        rows = direction.expand(self.residual.shape[1], -1)
-        self.before = final.pull(rows)
-        self.constant = final.constant(rows)
-        bias = getattr(anatomy.head, "bias", None)
-        if isinstance(bias, torch.Tensor):
-            self.constant = self.constant + (bias[token] - bias.mean()).float() * anatomy.logit_scale
-
-    # -- rows ---------------------------------------------------------------------------------------------
-
-    @torch.inference_mode()
-    def layer_rows(self, shown: Sequence[int], first: int) -> list[dict[str, Any]]:
-        index = torch.tensor([layer + 1 for layer in shown], dtype=torch.int64, device=self.residual.device)
-        picked = self.residual[index].transpose(0, 1)
-        n_positions = picked.shape[0]
-        norms = {
-            name: value[index].norm(dim=-1).transpose(0, 1).tolist()
-            for name, value in (("attn", self.attn), ("ffn", self.ffn), ("residual", self.residual))
-        }
-        logits: dict[str, list[list[float]]] = {}
-        if self.before is not None:
-            ffn = torch.einsum("lph,ph->pl", self.ffn[index], self.before)
-            if shown and shown[0] == -1:
-                ffn[:, 0] = (self.residual[0] * self.before).sum(-1) + self.constant
-            attn = torch.einsum("lph,ph->pl", self.attn[index], self.before)
-            logits = {"attn": attn.tolist(), "ffn": ffn.tolist()}
-        rows: list[dict[str, Any]] = []
-        lens = self._lens(picked.reshape(-1, picked.shape[-1]))
-        for position in range(n_positions):
-            for column, layer in enumerate(shown):
-                at = position * len(shown) + column
-                row = {
-                    "position": first + position,
-                    "layer": layer,
-                    "attn_norm": norms["attn"][position][column],
-                    "ffn_norm": norms["ffn"][position][column],
-                    "residual_norm": norms["residual"][position][column],
-                    "head": None,
-                } | {name: values[at] for name, values in lens.items()}
-                if logits:
-                    row["attn_logit"] = logits["attn"][position][column]
-                    row["ffn_logit"] = logits["ffn"][position][column]
-                rows.append(row)
-        return rows
-
-    def _lens(self, residual: torch.Tensor) -> dict[str, list[Any]]:
-        """What each residual [rows, hidden] would predict if it were the last one: columns of the trace."""
-        found: dict[str, list[Any]] = {"top_token": [], "probability": []}
-        if self.target is not None:
-            found |= {"token_rank": [], "token_probability": []}
-        for logits in readings(self.engine, residual):
-            whole = torch.logsumexp(logits, dim=-1)
-            highest = logits.max(dim=-1).values
-            found["top_token"] += [self.engine.tokenizer.token(i) for i in best(logits, highest)]
-            found["probability"] += (highest - whole).double().exp().tolist()
-            if self.target is not None:
-                own = logits[:, self.target.token_id]
-                found["token_rank"] += (1 + (logits > own[:, None]).sum(-1)).tolist()
-                found["token_probability"] += (own - whole).double().exp().tolist()
-        return found
-
-    @torch.inference_mode()
-    def head_rows(self, shown: Sequence[int], first: int) -> list[dict[str, Any]]:
-        rows = []
-        for layer in (layer for layer in shown if layer >= 0):
-            written = self._heads(layer)
-            norms = written.norm(dim=-1)
-            logits = None if self.before is None else torch.einsum("pnh,ph->pn", written, self.before)
-            for position in range(written.shape[0]):
-                for head in range(written.shape[1]):
-                    row: dict[str, Any] = {
-                        "position": first + position,
-                        "layer": layer,
-                        "head": head,
-                        "attn_norm": float(norms[position, head]),
-                    }
-                    if logits is not None:
-                        row["attn_logit"] = float(logits[position, head])
-                    rows.append(row)
-        return rows
-
-    def _heads(self, layer: int) -> torch.Tensor:
-        """What each head adds to the residual, f32 [positions, heads, hidden], without the output bias."""
-        anatomy = self.engine.anatomy
-        parts = anatomy.layers[layer]
-        inputs = self._of("heads")[layer].unflatten(-1, (anatomy.n_heads, -1))
-        weights = parts.out_rows().float().unflatten(0, (anatomy.n_heads, -1))
-        written = torch.einsum("pnd,ndh->pnh", inputs, weights)
-        if parts.attn_post is not None:
-            post: LinearNorm = linear_norm(parts.attn_post, self._of("attn_branch")[layer])
-            written = post.push(written)
-        return written * anatomy.residual_scale
+def _layer_table(
+    engine: Engine, columns: dict[str, np.ndarray], at: Sequence[int], shown: Sequence[int]
+) -> pa.Table:
+    """The rows of layers, by position and layer."""
+    found: dict[str, Any] = {
+        "position": np.repeat(np.asarray(at, np.int32), len(shown)),
+        "layer": np.tile(np.asarray(shown, np.int32), len(at)),
+        "top_token": [engine.tokenizer.token(int(i)) for i in columns["top_id"].reshape(-1)],
+    }
+    found |= {name: column.reshape(-1) for name, column in columns.items() if name != "top_id"}
+    return as_table("trace", found)
 
 
-def best(logits: torch.Tensor, highest: torch.Tensor) -> list[int]:
-    """The id of each row's largest logit, `highest` [n] of logits [n, vocab]; the lowest id among equals."""
-    ids: list[int] = logits.argmax(dim=-1).tolist()
-    # argmax leaves open which of several equal values it names.
-    for row in ((logits == highest[:, None]).sum(-1) > 1).nonzero().flatten().tolist():
-        ids[row] = int((logits[row] == highest[row]).nonzero()[0])
-    return ids
-
-
-def _fill_shares(rows: Sequence[dict[str, Any]]) -> None:
-    """attn_share of every row, in place."""
-    heads: dict[tuple[int, int], float] = {}
+def _with_heads(
+    engine: Engine,
+    table: pa.Table,
+    capture: Capture,
+    aim: Aim | None,
+    at: Sequence[int],
+    shown: Sequence[int],
+) -> pa.Table:
+    """The table with attn_share and a row per head behind each layer's own."""
+    rows: list[dict[str, Any]] = table.to_pylist()
     for row in rows:
-        if row["head"] is not None:
-            key = (row["position"], row["layer"])
-            heads[key] = heads.get(key, 0.0) + row["attn_norm"]
-    for row in rows:
-        whole = (
-            row["attn_norm"] + row["ffn_norm"]
-            if row["head"] is None
-            else heads[row["position"], row["layer"]]
-        )
+        whole = row["attn_norm"] + row["ffn_norm"]
         row["attn_share"] = row["attn_norm"] / whole if whole > 0 else None
+    for layer in (layer for layer in shown if layer >= 0):
+        written = _heads(engine, capture, layer)
+        norms = written.norm(dim=-1)
+        shares = norms / norms.sum(-1, keepdim=True)
+        logits = None if aim is None else torch.einsum("rnh,rh->rn", written, aim.direction).tolist()
+        lists = zip(at, norms.tolist(), shares.tolist(), strict=True)
+        for i, (position, own_norms, own_shares) in enumerate(lists):
+            for head, (norm, share) in enumerate(zip(own_norms, own_shares, strict=True)):
+                row = {
+                    "position": position,
+                    "layer": layer,
+                    "head": head,
+                    "attn_norm": norm,
+                    "attn_share": share,
+                }
+                rows.append(row if logits is None else row | {"attn_logit": logits[i][head]})
+    rows.sort(key=lambda r: (r["position"], r["layer"], -1 if r.get("head") is None else r["head"]))
+    return as_table("trace", {name: [row.get(name) for row in rows] for name in SCHEMAS["trace"].names})
+
+
+@torch.inference_mode()
+def _heads(engine: Engine, capture: Capture, layer: int) -> torch.Tensor:
+    """What each head adds to the first prompt's residual, f32 [positions, heads, hidden], without the output bias."""
+
+    def of(name: str) -> torch.Tensor:
+        value = capture.need(name)[layer, :1].float()
+        return value if capture.positions == "last" else value[0]
+
+    anatomy = engine.anatomy
+    parts = anatomy.layers[layer]
+    inputs = of("heads").unflatten(-1, (anatomy.n_heads, -1))
+    weights = parts.out_rows().float().unflatten(0, (anatomy.n_heads, -1))
+    written = torch.einsum("pnd,ndh->pnh", inputs, weights)
+    if parts.attn_post is not None:
+        written = linear_norm(parts.attn_post, of("attn_branch")).push(written)
+    return written * anatomy.residual_scale
