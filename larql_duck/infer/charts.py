@@ -78,9 +78,7 @@ class Chart:
 
         LarqlError for another suffix, a missing matplotlib or a file that cannot be written.
         """
-        suffix = Path(path).suffix.lower()
-        if suffix not in FORMATS:
-            raise LarqlError(f"{path}: a chart can be saved as {', '.join(FORMATS)}")
+        suffix = check_format(path)
         if suffix == ".png":
             from larql_duck.infer.png import draw_png
 
@@ -90,6 +88,14 @@ class Chart:
 
     def _repr_html_(self) -> str:
         return self.svg()
+
+
+def check_format(path: str | Path) -> str:
+    """The suffix of `path`, lower case; LarqlError for one that no chart is saved as."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in FORMATS:
+        raise LarqlError(f"{path}: a chart can be saved as {', '.join(FORMATS)}")
+    return suffix
 
 
 def _write(path: Path, text: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,26 +32,31 @@ class Reference:
     def __init__(self, engine: Engine, prompts: Callable[[], Mapping[str, Sequence[str]]] = dict) -> None:
         self._engine = engine
         self._prompts = prompts
-        self._directions: dict[str, torch.Tensor] = {}
+        # By the texts they were measured on: probing adds prompts.
+        self._means: dict[tuple[str, ...], torch.Tensor] = {}
+        self._residuals: dict[tuple[str, ...], torch.Tensor] = {}
 
-    @cached_property
+    @property
     def prompts(self) -> dict[str, list[str]]:
         """Relation -> its distinct prompts, sorted."""
         return {name: sorted(set(texts)) for name, texts in sorted(self._prompts().items()) if texts}
 
-    @cached_property
+    @property
     def means(self) -> torch.Tensor:
         """Mean activations, f32 [layers, features]: over every position but the first of the general prompts.
 
         The first position is left out because models park attention there, with activations unlike any other's.
         """
+        known = [text for texts in self.prompts.values() for text in texts]
+        texts = tuple(spread(known, GENERAL) if known else _words(self._engine))
+        if texts not in self._means:
+            self._means[texts] = self._mean_activation(texts)
+        return self._means[texts]
+
+    def _mean_activation(self, texts: Sequence[str]) -> torch.Tensor:
         engine = self._engine
-        texts = spread([text for texts in self.prompts.values() for text in texts], GENERAL)
-        if not texts:
-            texts = _words(engine)
-        total = torch.zeros(
-            engine.n_layers, max(engine.n_features), dtype=torch.float64, device=engine.device
-        )
+        shape = (engine.n_layers, max(engine.n_features))
+        total = torch.zeros(shape, dtype=torch.float64, device=engine.device)
         count = 0
         for rows in groups(engine, texts):
             batch = engine.encode([texts[i] for i in rows])
@@ -68,38 +73,38 @@ class Reference:
         and OTHERS prompts, evenly spread over the sorted ones. LarqlError for a relation without prompts, or where no
         other relation has any.
         """
-        name = self._named(relation)
-        if name not in self._directions:
-            others = [text for other, texts in self.prompts.items() if other != name for text in texts]
-            if not others:
-                raise LarqlError(
-                    f"STEER compares {name!r} with other relations, and no other one was probed; "
-                    "probe one more: PROBE RELATIONS ..."
-                )
-            own = self._mean_residual(spread(self.prompts[name], PER_RELATION))
-            self._directions[name] = own - self._mean_residual(spread(others, OTHERS))
-        return self._directions[name]
-
-    def _named(self, relation: str) -> str:
-        known = {name.lower(): name for name in self.prompts}
-        found = known.get(relation.strip().lower())
-        if found is not None:
-            return found
-        if not known:
+        prompts = self.prompts
+        name = _named(relation, prompts)
+        others = [text for other, texts in prompts.items() if other != name for text in texts]
+        if not others:
             raise LarqlError(
-                "STEER needs probe prompts and there are none; run PROBE, or extract with probing"
+                f"STEER compares {name!r} with other relations, and no other one was probed; "
+                "probe one more: PROBE RELATIONS ..."
             )
-        close = get_close_matches(relation.strip().lower(), known, n=1, cutoff=0.6)
-        hint = f"did you mean {known[close[0]]}?" if close else "there are " + ", ".join(known.values())
-        raise LarqlError(f"no probe prompts for relation {relation!r}; {hint}")
+        own = self._mean_residual(tuple(spread(prompts[name], PER_RELATION)))
+        return own - self._mean_residual(tuple(spread(others, OTHERS)))
 
-    def _mean_residual(self, texts: Sequence[str]) -> torch.Tensor:
-        engine = self._engine
-        total = torch.zeros(engine.n_layers, engine.hidden, dtype=torch.float64, device=engine.device)
-        for rows in groups(engine, texts):
-            residual = engine.capture([texts[i] for i in rows], ["residual"]).need("residual")
-            total += residual[1:].sum(1, dtype=torch.float64)
-        return (total / len(texts)).float()
+    def _mean_residual(self, texts: tuple[str, ...]) -> torch.Tensor:
+        if texts not in self._residuals:
+            engine = self._engine
+            total = torch.zeros(engine.n_layers, engine.hidden, dtype=torch.float64, device=engine.device)
+            for rows in groups(engine, texts):
+                residual = engine.capture([texts[i] for i in rows], ["residual"]).need("residual")
+                total += residual[1:].sum(1, dtype=torch.float64)
+            self._residuals[texts] = (total / len(texts)).float()
+        return self._residuals[texts]
+
+
+def _named(relation: str, prompts: Mapping[str, Sequence[str]]) -> str:
+    known = {name.lower(): name for name in prompts}
+    found = known.get(relation.strip().lower())
+    if found is not None:
+        return found
+    if not known:
+        raise LarqlError("STEER needs probe prompts and there are none; run PROBE, or extract with probing")
+    close = get_close_matches(relation.strip().lower(), known, n=1, cutoff=0.6)
+    hint = f"did you mean {known[close[0]]}?" if close else "there are " + ", ".join(known.values())
+    raise LarqlError(f"no probe prompts for relation {relation!r}; {hint}")
 
 
 def _add(total: torch.Tensor, own: torch.Tensor, layer: int, activation: torch.Tensor) -> None:
