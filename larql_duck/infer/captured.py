@@ -14,7 +14,7 @@ from larql_duck.infer.interventions import Edit
 from larql_duck.infer.predict import groups
 from larql_duck.infer.readout import States
 from larql_duck.infer.schemas import SCHEMAS, as_table, vectors
-from larql_duck.infer.targets import top_tokens
+from larql_duck.infer.targets import token_text, top_tokens
 
 if TYPE_CHECKING:
     from larql_duck.infer.batch import Batch
@@ -47,7 +47,7 @@ def residual_table(
             capture = engine.capture(batch, STATE_PARTS, positions=positions)
         states = states_of(capture).arrays()
         at = range(batch.lengths[0] - len(states), batch.lengths[0])
-        tokens = [engine.tokenizer.token(batch.row(0)[i]) for i in at]
+        tokens = [token_text(engine.tokenizer, batch.row(0)[i]) for i in at]
         table = residual_rows(text, at, tokens, states)
         parts.append(table if wanted is None else table.filter(pc.is_in(table["layer"], value_set=wanted)))
     return pa.concat_tables(parts) if parts else SCHEMAS["residuals"].empty_table()
@@ -136,7 +136,7 @@ def _of_prompt(
     counts = [len(part) for part in features]
     at = np.repeat(np.asarray([position for position, _ in slots], np.int32), counts)
     ranks = [np.arange(1, n + 1, dtype=np.int32) for n in counts]
-    tokens = pa.array([engine.tokenizer.token(i) for i in ids], pa.string())
+    tokens = pa.array([token_text(engine.tokenizer, i) for i in ids], pa.string())
     return as_table(
         "activations",
         {

@@ -11,7 +11,7 @@ import torch
 from larql_duck.infer.effects import log_probability
 from larql_duck.infer.prefix import starting_at
 from larql_duck.infer.schemas import as_table
-from larql_duck.infer.targets import Target, find_target, known_target, top_tokens
+from larql_duck.infer.targets import Target, find_target, known_target, token_text, top_tokens
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -84,8 +84,8 @@ def causal_trace(engine: Engine, clean: str, corrupted: str, *, target: str | No
             probability += log_probability(logits, tokens).double().exp().tolist()
             logit += logits[:, wanted.token_id].tolist()
     depth = engine.n_layers + 1
-    names = [engine.tokenizer.token(i) for i in bad.row(0)[-shared:]]
-    clean_names = [engine.tokenizer.token(i) for i in good.row(0)[-shared:]]
+    names = [token_text(engine.tokenizer, i) for i in bad.row(0)[-shared:]]
+    clean_names = [token_text(engine.tokenizer, i) for i in good.row(0)[-shared:]]
     gap = high - low
     table = as_table(
         "causal",

@@ -14,6 +14,7 @@ from larql_duck.infer.corpus import Corpus
 from larql_duck.infer.files import write_whole
 from larql_duck.infer.firing import Firing
 from larql_duck.infer.schemas import SCHEMAS
+from larql_duck.infer.targets import token_text
 from larql_duck.vindex.database import quoted
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def around(tokenizer: Tokenizer, ids: Sequence[int], position: int) -> tuple[str
         tokenizer.decode(ids[start:stop], skip_special=True)
         for stop in (position, position + 1, position + 1 + AFTER)
     )
-    return tokenizer.token(ids[position]), before, whole[len(upto) :]
+    return token_text(tokenizer, ids[position]), before, whole[len(upto) :]
 
 
 def _features(layers: Sequence[Firing], tokens: int) -> pa.Table:

@@ -13,7 +13,7 @@ from larql_duck.infer.capture import FOR_ATTRIBUTION
 from larql_duck.infer.interventions import Edit, Slot
 from larql_duck.infer.labels import Labels, no_labels
 from larql_duck.infer.schemas import SCHEMAS, as_table
-from larql_duck.infer.targets import Target, find_target, known_target, top_tokens
+from larql_duck.infer.targets import Target, find_target, known_target, token_text, top_tokens
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -166,7 +166,7 @@ def _attention_rows(
                     "kind": "attention",
                     "layer": layer,
                     "head": head,
-                    "token": engine.tokenizer.token(ids[position]),
+                    "token": token_text(engine.tokenizer, ids[position]),
                     "position": position,
                     "weight": float(weights[head, position]),
                 }

@@ -11,6 +11,7 @@ from larql_duck.errors import LarqlError
 from larql_duck.infer.interventions import Edit
 from larql_duck.infer.predict import prediction
 from larql_duck.infer.schemas import as_table
+from larql_duck.infer.targets import token_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -60,7 +61,7 @@ def logit_lens(
             columns["layer"] += [layer] * len(ids)
             columns["rank"] += range(1, len(ids) + 1)
             values["token_id"] += ids
-            values["token"] += [engine.tokenizer.token(i) for i in ids]
+            values["token"] += [token_text(engine.tokenizer, i) for i in ids]
             values["probability"] += found.probability.tolist()
             values["logit"] += found.logit.tolist()
     return as_table("lens", columns | values)

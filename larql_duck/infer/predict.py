@@ -11,7 +11,7 @@ import torch
 from larql_duck.errors import LarqlError
 from larql_duck.infer.interventions import Edit, Sparse
 from larql_duck.infer.schemas import as_table
-from larql_duck.infer.targets import top_tokens
+from larql_duck.infer.targets import token_text, top_tokens
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -65,7 +65,7 @@ def _rows(engine: Engine, source: str, found: Prediction) -> dict[str, list[obje
     ids = found.ids.tolist()
     return {
         "rank": list(range(1, len(ids) + 1)),
-        "token": [engine.tokenizer.token(i) for i in ids],
+        "token": [token_text(engine.tokenizer, i) for i in ids],
         "token_id": ids,
         "probability": found.probability.tolist(),
         "logit": found.logit.tolist(),

@@ -13,6 +13,7 @@ import torch
 from larql_duck.infer.files import write_whole
 from larql_duck.infer.firing import stack, top_features
 from larql_duck.infer.schemas import SCHEMAS, as_table
+from larql_duck.infer.targets import token_text
 
 if TYPE_CHECKING:
     from larql_duck.models.tokenizer import Tokenizer
@@ -63,7 +64,7 @@ class RawParts:
         at = by_number[np.searchsorted(places["number"][by_number], rows["number"])]
         order = np.lexsort((rows["rank"], rows["layer"], rows["number"]))
         ids, which = np.unique(places["id"], return_inverse=True)
-        texts = pa.array([self._tokenizer.token(int(i)) for i in ids], pa.string())
+        texts = pa.array([token_text(self._tokenizer, int(i)) for i in ids], pa.string())
         table = as_table(
             "raw",
             {

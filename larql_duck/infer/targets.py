@@ -32,17 +32,23 @@ def find_target(tokenizer: Tokenizer, text: str) -> Target:
     typed = tokenizer.encode(text, special=False) if text else []
     for ids in (spoken, typed):
         if len(ids) == 1:
-            return Target(ids[0], tokenizer.token(ids[0]))
+            return known_target(tokenizer, ids[0])
     ids = spoken or typed
     if not ids:
         raise LarqlError("an empty text names no token; write the token after FOR")
-    token = tokenizer.token(ids[0])
+    token = token_text(tokenizer, ids[0])
     return Target(ids[0], token, (f"{text!r} has {len(ids)} tokens; the first one, {token!r}, is looked at",))
 
 
 def known_target(tokenizer: Tokenizer, token_id: int) -> Target:
     """The Target of a token id."""
-    return Target(token_id, tokenizer.token(token_id))
+    return Target(token_id, token_text(tokenizer, token_id))
+
+
+def token_text(tokenizer: Tokenizer, token_id: int) -> str:
+    """A token decoded, its leading space kept; one that is no text by itself (part of a character) as its piece."""
+    token = tokenizer.token(token_id)
+    return tokenizer.piece(token_id) if "\ufffd" in token else token
 
 
 def top_tokens(logits: torch.Tensor, k: int) -> torch.Tensor:

@@ -17,7 +17,7 @@ from larql_duck.infer.captured import STATE_PARTS, residual_rows, states_of
 from larql_duck.infer.interventions import Edit
 from larql_duck.infer.readout import Aim, read_out
 from larql_duck.infer.schemas import SCHEMAS, as_table
-from larql_duck.infer.targets import Target, find_target
+from larql_duck.infer.targets import Target, find_target, token_text
 
 if TYPE_CHECKING:
     from larql_duck.infer.capture import Capture
@@ -110,7 +110,7 @@ def trace(
     table = _layer_table(engine, columns, at, shown)
     if decompose:
         table = _with_heads(engine, table, capture, aim, at, shown)
-    tokens = tuple(engine.tokenizer.token(ids[i]) for i in at)
+    tokens = tuple(token_text(engine.tokenizer, ids[i]) for i in at)
     notices = () if wanted is None else wanted.notices
     return TraceResult(table, states.arrays(), at, tokens, prompt, wanted, notices)
 
@@ -133,7 +133,7 @@ def _layer_table(
     found: dict[str, Any] = {
         "position": np.repeat(np.asarray(at, np.int32), len(shown)),
         "layer": np.tile(np.asarray(shown, np.int32), len(at)),
-        "top_token": [engine.tokenizer.token(int(i)) for i in columns["top_id"].reshape(-1)],
+        "top_token": [token_text(engine.tokenizer, int(i)) for i in columns["top_id"].reshape(-1)],
     }
     found |= {name: column.reshape(-1) for name, column in columns.items() if name != "top_id"}
     return as_table("trace", found)
