@@ -354,3 +354,8 @@ def _report(error: LarqlError) -> None:
 def _say(line: str, *, lines: bool = False) -> None:
     with suppress(BrokenPipeError):
         print(line if lines else " ".join(line.split()), file=sys.stderr)
+
+
+from larql_duck import cli_knowledge  # noqa: E402  (its commands use what stands above)
+
+app.add_typer(cli_knowledge.app)

@@ -103,6 +103,13 @@ CREATE MACRO main.paths(p_from, p_to, p_max := 3, p_relations := NULL, p_limit :
 FROM lq.paths(p_from, p_to, p_max := p_max, p_relations := p_relations, p_limit := p_limit);
 COMMENT ON MACRO TABLE main.paths IS 'Ways from one entity to another, shortest first, then by confidence (the product over the path; NULL with a weight triple in it); p_max is at most 6.';
 
+CREATE VIEW main.shared_features AS FROM lq.shared_features;
+COMMENT ON VIEW main.shared_features IS 'Pairs of relations whose facts are carried by the same features, each pair in both directions.';
+
+CREATE MACRO main.facts_of_feature(p_layer, p_feature) AS TABLE
+FROM lq.facts_of_feature(p_layer, p_feature);
+COMMENT ON MACRO TABLE main.facts_of_feature IS 'The triples that a feature has a part in, those of facts first by its contribution.';
+
 CREATE VIEW main.show_layers AS FROM lq.show_layers;
 COMMENT ON VIEW main.show_layers IS 'Each layer: band, features, how many have tokens and a label, and the token that most of them write.';
 

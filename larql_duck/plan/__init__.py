@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from larql_duck.errors import NotSupportedError, SemanticError
 from larql_duck.lql.statements import Explain, Stats, Use
 from larql_duck.lql.table import STATEMENTS, declare_not_run
-from larql_duck.plan import browse, operations
+from larql_duck.plan import browse, operations, probing
 from larql_duck.plan.select import select
 from larql_duck.plan.types import Emptiness, Facts, Operation, Plan, Query
 
@@ -44,6 +44,7 @@ PLANNERS: dict[str, Planner] = {
     "SHOW FEATURES": browse.show_features,
     "SHOW ENTITIES": browse.show_entities,
     "SHOW MODELS": operations.show_models,
+    "PROBE": probing.probe,
     "NEIGHBORS": browse.neighbors,
     "PATHS": browse.paths,
 }
@@ -55,7 +56,6 @@ NOT_RUN: dict[str, str] = {
     "INFER": "",
     "EXPLAIN INFER": "",
     "TRACE": "",
-    "PROBE": "extraction probes the relation pack; larql-duck extract --relation R limits it",
     "SIMILAR FEATURES": "compare features with SELECT ... FROM FEATURES NEAREST TO",
     "INSERT": "",
     "DELETE": "",

@@ -98,10 +98,12 @@ def register(
         ("last_token", last_token, ["VARCHAR"], "VARCHAR"),
     ]
     for name, function, parameters, returns in table:
-        mount.add_function(name, _watched(function, failures), parameters, returns)
+        mount.add_function(name, watched(function, failures), parameters, returns)
 
 
-def _watched(function: Callable[..., pa.Array], failures: Failures) -> Callable[..., pa.Array]:
+def watched(function: Callable[..., pa.Array], failures: Failures) -> Callable[..., pa.Array]:
+    """`function`, whose errors `failures` keeps: DuckDB passes on their text only."""
+
     def call(*columns: Any) -> pa.Array:
         try:
             return function(*columns)

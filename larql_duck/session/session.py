@@ -16,13 +16,16 @@ from larql_duck.plan.checks import did_you_mean
 from larql_duck.plan.types import Facts
 from larql_duck.result import Result
 from larql_duck.session import scope
+from larql_duck.session.asking import register_asking
 from larql_duck.session.errors import query_error, statement_error
 from larql_duck.session.facts import NoVindex, VindexFacts
 from larql_duck.session.functions import Failures, register
 from larql_duck.session.mount import Mount
+from larql_duck.session.probing import Unsaved
 
 if TYPE_CHECKING:
     from larql_duck.infer.engine import Engine
+    from larql_duck.knowledge.relations import Pack
     from larql_duck.lql.statements import Statement
     from larql_duck.session.query_vectors import QueryVectors
     from larql_duck.vectors import GateSearch
@@ -65,6 +68,7 @@ class Session:
         self._search: GateSearch | None = None
         self._vectors: QueryVectors | None = None
         self.mount = Mount(con, schema)
+        self.unsaved = Unsaved(self)
         self._registered = False
         if own:
             self._prepare(con)
@@ -138,9 +142,35 @@ class Session:
             self.mount.show(vindex)
             if not self._registered:
                 register(self.mount, self.search, self.vectors, self._failures)
+                register_asking(self, self._failures)
                 self._registered = True
             self.mount.load_python_macros()
             self._facts = VindexFacts(vindex, self.schema, self._ask)
+
+    def probe(
+        self,
+        entities: object = None,
+        relations: object = None,
+        *,
+        pack: str | Path | Pack | None = None,
+        limit: int | None = None,
+        save: bool = True,
+        **options: Any,
+    ) -> Result:
+        """Asks the model about entities; one row per fact found: subject, relation, object, p, confidence, n_features, effect.
+
+        entities: a list of names, a DataFrame, Arrow table or DuckDB relation with a column subject, entity or name,
+        or SQL text that gives one; None = the relations' own. relations: names of shipped relations, or
+        {name: [templates]} with {} for the subject; None = those that know the entities. pack: a pack's name or YAML
+        file instead; with nothing given, the pack core. limit: each relation's first subjects only.
+        The facts are shown at once; with save they are published in the vindex, where they replace earlier rows of
+        the same subject and relation. options: specific=True compares effects with other facts of the relation,
+        ablation='mean', top_n, and checkpoint, a directory in which a run that is killed leaves finished batches.
+        LevelError where the vindex has no weights, PackError for what cannot be asked.
+        """
+        from larql_duck.session.probing import probe
+
+        return probe(self, entities, relations, pack=pack, limit=limit, save=save, **options)
 
     def engine(self) -> Engine:
         """The model for forward passes, loaded when first asked for. LevelError where no weights are stored."""
@@ -292,6 +322,7 @@ class Session:
 
     def _forget(self) -> None:
         self._engine = self._search = self._vectors = None
+        self.unsaved.clear()
         self._facts = NoVindex(self.schema)
 
     def _need(self) -> Vindex:
@@ -301,6 +332,10 @@ class Session:
         vindex = self.mount.vindex
         assert vindex is not None
         return vindex
+
+    def need(self) -> Vindex:
+        """The vindex that is open; VindexError where there is none."""
+        return self._need()
 
     def _norms(self) -> dict[str, Any]:
         con = self.con.cursor()
