@@ -44,7 +44,7 @@ def labels_of(vindex: Vindex) -> Labels:
         with duckdb.connect() as con:
             con.register("features", kept[0])
             con.register("clusters", kept[1])
-            return ask(lambda sql, values: con.execute(sql, values).to_arrow_table(), slots)
+            return ask(lambda sql, values: con.sql(sql, params=values).to_arrow_table(), slots)
 
     return labels
 

@@ -65,6 +65,8 @@ def _bars(figure: Any, axes: Any, panel: Bars) -> None:
 
 
 def _heat(figure: Any, axes: Any, panel: Heat) -> None:
+    if not panel.rows or not panel.column_names:
+        return
     rows = [[math.nan if v is None else v for v in line] for line in panel.rows]
     highest = max((abs(v) for line in rows for v in line if math.isfinite(v)), default=1.0) or 1.0
     image = axes.imshow(rows, aspect="auto", cmap="RdBu_r", vmin=-highest, vmax=highest)

@@ -26,7 +26,11 @@ PROBES = {
 @contextlib.contextmanager
 def hooked(tiny: Tiny, layer: int, change: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
     """transformers' own model with a layer's output changed."""
-    blocks = tiny.reference.transformer.h if hasattr(tiny.reference, "transformer") else tiny.reference.model.layers
+    blocks = (
+        tiny.reference.transformer.h
+        if hasattr(tiny.reference, "transformer")
+        else tiny.reference.model.layers
+    )
 
     def hook(module: Any, args: Any, output: Any) -> Any:
         return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
@@ -41,7 +45,11 @@ def hooked(tiny: Tiny, layer: int, change: Callable[[torch.Tensor], torch.Tensor
 def plain(tiny: Tiny, prompt: str, hidden: bool = False) -> torch.Tensor:
     """Last-position logits, or (hidden) every layer's output at the last position, of transformers' own model."""
     ids = torch.tensor([tiny.engine.tokenizer.encode(prompt)])
-    blocks = tiny.reference.transformer.h if hasattr(tiny.reference, "transformer") else tiny.reference.model.layers
+    blocks = (
+        tiny.reference.transformer.h
+        if hasattr(tiny.reference, "transformer")
+        else tiny.reference.model.layers
+    )
     kept: list[torch.Tensor] = []
 
     def keep(module: Any, args: Any, output: Any) -> None:

@@ -35,7 +35,9 @@ def test_the_table_is_what_transformers_predicts(tiny: Tiny) -> None:
     best = logits.topk(7)
     assert table["token_id"].to_pylist() == best.indices.tolist()
     assert table["logit"].to_numpy() == pytest.approx(best.values.numpy(), abs=1e-4)
-    assert table["probability"].to_numpy() == pytest.approx(logits.softmax(-1)[best.indices].numpy(), abs=1e-5)
+    assert table["probability"].to_numpy() == pytest.approx(
+        logits.softmax(-1)[best.indices].numpy(), abs=1e-5
+    )
     assert table["rank"].to_pylist() == list(range(1, 8))
     assert table["token"].to_pylist() == [token_text(tiny.engine.tokenizer, i) for i in best.indices.tolist()]
     assert set(table["source"].to_pylist()) == {"dense"}
@@ -137,7 +139,8 @@ def test_a_target_is_the_token_as_running_text_has_it(upstream: Engine) -> None:
 
 
 @pytest.mark.parametrize(
-    "prompt", ["\U0001f600" * 9, "\x00\x07\x1b[31m", "\u202eabc\u200d\ufeff", "\n\n\t ", "日本 Москва", "a" * 300]
+    "prompt",
+    ["\U0001f600" * 9, "\x00\x07\x1b[31m", "\u202eabc\u200d\ufeff", "\n\n\t ", "日本 Москва", "a" * 300],
 )
 def test_odd_prompts_give_a_result(tiny_of, prompt: str) -> None:
     for family in ("llama", "gemma3_text", "mistral"):
@@ -158,5 +161,5 @@ def test_prompts_without_a_result_give_one_clear_line(tiny: Tiny) -> None:
 
 
 def test_a_browse_vindex_names_the_command(tmp_path: Path) -> None:
-    with pytest.raises(LarqlError, match="larql-duck extract .* --level inference"):
+    with pytest.raises(LarqlError, match=r"larql-duck extract .* --level inference"):
         Engine.load(Vindex.open(UPSTREAM / "browse-f16.vindex"))
