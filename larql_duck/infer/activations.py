@@ -225,6 +225,8 @@ def _run(engine: Engine, rows: list[Window], numbers: list[int], state: _State) 
     columns = torch.from_numpy(order)
     mask = own.to(engine.device)
 
+    # Outside inference mode: buffers that are made here are also used where there is none.
+    @torch.inference_mode(False)
     def seen(layer: int, activation: torch.Tensor) -> None:
         values = activation[mask].float().cpu()[columns][:, : engine.n_features[layer]].contiguous()
         if state.raw is not None:
