@@ -122,3 +122,46 @@ def _checkpoint(vindex: Path, resume: bool) -> Iterator[Path | None]:
                 file.unlink()
         yield directory
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@app.command()
+def report(
+    vindex: VindexArgument,
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="A directory, or the .html file (the JSON lies beside it).")
+    ] = Path("report"),
+    measure: Annotated[
+        int, typer.Option(min=0, help="Also measure random features on this many facts (needs the weights).")
+    ] = 0,
+) -> int:
+    """Write how good the facts are: report.json and one self-contained HTML page."""
+    import json as json_module
+
+    from larql_duck.probe.page import page
+    from larql_duck.probe.quality import quality
+    from larql_duck.vindex.store import Vindex
+
+    opened = Vindex.open(vindex)
+    measured = []
+    if measure:
+        opened.require("inference", "measuring effects")
+        from larql_duck.infer.engine import Engine
+        from larql_duck.probe.control import controls
+
+        with cli._progress() as progress:
+            measured = controls(
+                Engine.load(opened),
+                opened.table("facts"),
+                opened.table("edges"),
+                sample=measure,
+                done=lambda done, total: progress("effects", done, total),
+            )
+    found = quality(opened, measured)
+    target = out if out.suffix.lower() in (".html", ".htm") else out / "report.html"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.with_suffix(".json").write_text(
+        json_module.dumps(found, indent=1, ensure_ascii=False), encoding="utf-8"
+    )
+    target.write_text(page(found), encoding="utf-8")
+    print(target)
+    return 0
