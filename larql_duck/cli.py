@@ -356,6 +356,7 @@ def _say(line: str, *, lines: bool = False) -> None:
         print(line if lines else " ".join(line.split()), file=sys.stderr)
 
 
-from larql_duck import cli_knowledge  # noqa: E402  (its commands use what stands above)
+from larql_duck import cli_infer, cli_knowledge  # noqa: E402  (their commands use what stands above)
 
 app.add_typer(cli_knowledge.app)
+app.add_typer(cli_infer.app)

@@ -70,7 +70,7 @@ class Engine:
         """
         require = getattr(source, "require", None)
         if callable(require):
-            require("inference", "a forward pass needs the model's weights")
+            require("inference", "a forward pass")
         if device != "cpu" and device.startswith("cuda") and not torch.cuda.is_available():
             raise LarqlError(f"device {device!r} is not available here; use device 'cpu'")
         if threads is not None:

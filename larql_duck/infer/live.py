@@ -73,6 +73,12 @@ class LiveModel:
                 self._reference = Reference(self.engine, self._probes)
             return self._reference
 
+    def reload(self, settings: Settings) -> None:
+        """None; the next pass loads the weights anew, as `settings` say."""
+        with self._lock:
+            self.settings = settings
+            self._engine = self._reference = None
+
     # -- what to ask --------------------------------------------------------------------------------------
 
     def infer(

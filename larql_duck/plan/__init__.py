@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from larql_duck.errors import NotSupportedError, SemanticError
 from larql_duck.lql.statements import Explain, Stats, Use
 from larql_duck.lql.table import STATEMENTS, declare_not_run
-from larql_duck.plan import browse, operations, probing
+from larql_duck.plan import browse, forward, operations, probing
 from larql_duck.plan.select import select
 from larql_duck.plan.types import Emptiness, Facts, Operation, Plan, Query
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = [
     "NOT_RUN",
     "PLANNERS",
+    "WITHOUT_VINDEX",
+    "WITH_MODEL",
     "Emptiness",
     "Facts",
     "Operation",
@@ -33,8 +35,9 @@ Planner = Callable[[Any, Facts], Plan]
 
 PLANNERS: dict[str, Planner] = {
     "USE": operations.use,
+    "USE MODEL": forward.use_model,
     "EXTRACT": operations.extract,
-    "STATS": lambda s, facts: (browse.stats if s.path is None else operations.stats_of)(s, facts),
+    "STATS": lambda s, facts: _stats(s, facts)(s, facts),
     "SELECT": select,
     "DESCRIBE": browse.describe,
     "WALK": browse.walk,
@@ -44,6 +47,9 @@ PLANNERS: dict[str, Planner] = {
     "SHOW FEATURES": browse.show_features,
     "SHOW ENTITIES": browse.show_entities,
     "SHOW MODELS": operations.show_models,
+    "INFER": forward.infer,
+    "EXPLAIN INFER": forward.explain,
+    "TRACE": forward.trace,
     "PROBE": probing.probe,
     "NEIGHBORS": browse.neighbors,
     "PATHS": browse.paths,
@@ -51,11 +57,7 @@ PLANNERS: dict[str, Planner] = {
 """Verb -> the planner of its statements. A later part of the package brings a verb to life by a row here."""
 
 NOT_RUN: dict[str, str] = {
-    "USE MODEL": "make a vindex with EXTRACT MODEL ... INTO ...",
     "USE REMOTE": "open a copy of the vindex with USE",
-    "INFER": "",
-    "EXPLAIN INFER": "",
-    "TRACE": "",
     "SIMILAR FEATURES": "compare features with SELECT ... FROM FEATURES NEAREST TO",
     "INSERT": "",
     "DELETE": "",
@@ -83,8 +85,17 @@ _REASONS = {
 }
 declare_not_run(_REASONS)
 
-# Verbs that make sense before a vindex is open.
-_WITHOUT_VINDEX = frozenset({"USE", "EXTRACT", "SHOW MODELS", "SELECT"})
+WITHOUT_VINDEX = frozenset({"USE", "USE MODEL", "EXTRACT", "SHOW MODELS", "SELECT"})
+"""Verbs that make sense before a vindex is open."""
+
+WITH_MODEL = frozenset({"INFER", "EXPLAIN INFER", "TRACE", "STATS"})
+"""Verbs that a model without a vindex can carry out."""
+
+
+def _stats(s: Stats, facts: Facts) -> Planner:
+    if s.path is not None:
+        return operations.stats_of
+    return forward.stats if facts.has_model and not facts.opened else browse.stats
 
 
 def verb_of(statement: Statement) -> str:
@@ -106,8 +117,8 @@ def plan(statement: Statement, facts: Facts, *, running: bool = True) -> Plan:
     planner = PLANNERS.get(verb)
     if planner is None:
         raise NotSupportedError(_REASONS[verb])
-    alone = verb in _WITHOUT_VINDEX or (isinstance(statement, Stats) and statement.path is not None)
-    if running and not alone:
+    alone = verb in WITHOUT_VINDEX or (isinstance(statement, Stats) and statement.path is not None)
+    if running and not alone and not (facts.has_model and verb in WITH_MODEL):
         operations.need_vindex(facts)
     return planner(statement, facts)
 

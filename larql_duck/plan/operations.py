@@ -144,5 +144,10 @@ def _model_row(path: Path) -> tuple[Any, ...]:
 
 def need_vindex(facts: Facts) -> None:
     """Nothing; VindexError where no vindex is open."""
+    if facts.has_model and not facts.opened:
+        raise VindexError(
+            "this needs a vindex and a model alone is open: make one with EXTRACT MODEL ... INTO ..., "
+            "or open the model with USE MODEL ... AUTO_EXTRACT"
+        )
     if not facts.opened:
         raise VindexError('no vindex is open: begin with USE "x.vindex", or give its path to connect()')

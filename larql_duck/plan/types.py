@@ -81,6 +81,10 @@ class Facts(Protocol):
         """How many features each layer has."""
 
     @property
+    def has_model(self) -> bool:
+        """Whether something is open that INFER, EXPLAIN INFER and TRACE can run on."""
+
+    @property
     def has_weights(self) -> bool:
         """Whether a forward pass is possible."""
 

@@ -13,6 +13,7 @@ class NoVindex:
     """Answers for translating without a vindex: nothing is out of range, a single word is a token."""
 
     opened = False
+    has_model = False
     foreign = False
     path = ""
     n_layers = 0
@@ -38,6 +39,7 @@ class VindexFacts:
     """Answers from an open vindex; `ask` runs a query with parameters and gives its rows."""
 
     opened = True
+    has_model = True
 
     def __init__(
         self, vindex: Vindex, schema: str, ask: Callable[[str, list[Any]], list[tuple[Any, ...]]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import duckdb
 import pyarrow as pa
 
 from larql_duck.errors import SemanticError
+from larql_duck.infer.settings import Settings
 from larql_duck.plan import Operation, Query, joined, pipe_sql, plan, verb_of
 from larql_duck.plan.checks import did_you_mean
 from larql_duck.plan.types import Facts
@@ -19,14 +21,24 @@ from larql_duck.session import scope
 from larql_duck.session.asking import register_asking
 from larql_duck.session.errors import query_error, statement_error
 from larql_duck.session.facts import NoVindex, VindexFacts
+from larql_duck.session.forward import (
+    ModelFacts,
+    extract_if_needed,
+    model_of_vindex,
+    open_for_passes,
+    register_forward,
+)
 from larql_duck.session.functions import Failures, register
 from larql_duck.session.mount import Mount
 from larql_duck.session.probing import Unsaved
 
 if TYPE_CHECKING:
     from larql_duck.infer.engine import Engine
+    from larql_duck.infer.live import LiveModel
+    from larql_duck.infer.trace import TraceResult
     from larql_duck.knowledge.relations import Pack
     from larql_duck.lql.statements import Statement
+    from larql_duck.models.checkpoint import ModelSource
     from larql_duck.session.query_vectors import QueryVectors
     from larql_duck.vectors import GateSearch
     from larql_duck.vindex.store import Vindex
@@ -64,7 +76,8 @@ class Session:
         self._lock = threading.RLock()
         self._failures = Failures()
         self._facts: Facts = NoVindex(schema)
-        self._engine: Engine | None = None
+        self.settings = Settings.from_environment()
+        self._model: LiveModel | None = None
         self._search: GateSearch | None = None
         self._vectors: QueryVectors | None = None
         self.mount = Mount(con, schema)
@@ -97,6 +110,10 @@ class Session:
     def run(self, statement: Statement, text: str = "") -> list[Result]:
         """The results of one parsed statement: one, or several for a pipe whose stages do not use each other."""
         text = text or str(statement)
+        if remarks := extract_if_needed(self, statement):
+            results = self.run(statement, text)
+            results[0].notices[:0] = remarks
+            return results
         if statement.kind == "Pipe":
             return self._pipe(statement, text)
         if statement.kind == "ExplainSql":
@@ -143,6 +160,7 @@ class Session:
             if not self._registered:
                 register(self.mount, self.search, self.vectors, self._failures)
                 register_asking(self, self._failures)
+                register_forward(self, self._failures)
                 self._registered = True
             self.mount.load_python_macros()
             self._facts = VindexFacts(vindex, self.schema, self._ask)
@@ -172,16 +190,42 @@ class Session:
 
         return probe(self, entities, relations, pack=pack, limit=limit, save=save, **options)
 
-    def engine(self) -> Engine:
-        """The model for forward passes, loaded when first asked for. LevelError where no weights are stored."""
-        with self._lock:
-            if self._engine is None:
-                from larql_duck.infer.engine import Engine
+    def use_model(self, target: str | Path, *, auto_extract: bool = False) -> ModelSource:
+        """The model (directory, .gguf, hf://) that INFER, EXPLAIN INFER, TRACE and STATS run on from now on.
 
-                vindex = self._need()
-                vindex.require("inference", "a forward pass")
-                self._engine = Engine.load(vindex)
-            return self._engine
+        Nothing of an earlier vindex is kept. auto_extract: the first statement that needs a vindex makes one.
+        """
+        source, live = open_for_passes(target)
+        live.settings = self.settings
+        with self._lock:
+            self._forget()
+            self.mount.clear()
+            self._model = live
+            self._facts = ModelFacts(source, self.schema, auto_extract)
+        return source
+
+    @property
+    def model(self) -> LiveModel:
+        """The model behind the vindex: forward passes, interventions, captures. Loaded when a pass first needs it."""
+        with self._lock:
+            if self._model is None:
+                self._model = model_of_vindex(self, self._need(), self.settings)
+            return self._model
+
+    def engine(self) -> Engine:
+        """The engine of `model`, loaded when first asked for. LevelError where no weights are stored."""
+        return self.model.engine
+
+    def configure(self, **settings: Any) -> None:
+        """None; passes compute as compute_dtype, device and threads say (see infer.settings.Settings)."""
+        with self._lock:
+            self.settings = replace(self.settings, **settings)
+            if self._model is not None:
+                self._model.reload(self.settings)
+
+    def trace(self, prompt: str, **options: Any) -> TraceResult:
+        """How a prompt becomes a prediction, layer by layer, to plot and to save; options as in LiveModel.trace."""
+        return self.model.trace(prompt, **options)
 
     def search(self) -> GateSearch:
         """The gate search over the vindex's mapped rows."""
@@ -321,7 +365,7 @@ class Session:
             con.execute(f"SET search_path = 'main,{self.schema}'; SET enable_progress_bar = false")
 
     def _forget(self) -> None:
-        self._engine = self._search = self._vectors = None
+        self._model = self._search = self._vectors = None
         self.unsaved.clear()
         self._facts = NoVindex(self.schema)
 
