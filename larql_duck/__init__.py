@@ -40,6 +40,7 @@ _HOMES = {
     "extract": "larql_duck.extract",
     "load_ipython_extension": "larql_duck.notebook",
     "parse": "larql_duck.lql",
+    "read_trace": "larql_duck.infer.trace_file",
     "transpile": "larql_duck.session",
     "unload_ipython_extension": "larql_duck.notebook",
     "verify": "larql_duck.vindex.verify",
@@ -63,6 +64,7 @@ __all__ = [
     "estimate",
     "extract",
     "parse",
+    "read_trace",
     "transpile",
     "verify",
 ]
