@@ -125,6 +125,35 @@ def _checkpoint(vindex: Path, resume: bool) -> Iterator[Path | None]:
 
 
 @app.command()
+def cluster(
+    vindex: VindexArgument,
+    clusters: Annotated[int, typer.Option("-k", "--clusters", min=1, help="At most this many.")] = 512,
+    seed: Annotated[int, typer.Option(help="Another seed, other clusters.")] = 0,
+    form: cli.FormatOption = "table",
+    json: cli.JsonOption = False,
+    csv: cli.CsvOption = False,
+) -> int:
+    """Find relations without asking the model: cluster features by what they turn into what."""
+    from larql_duck import output
+    from larql_duck.relations import discover, publish_clusters
+    from larql_duck.result import Result
+    from larql_duck.vindex.store import Vindex
+
+    chosen = cli._format(form, json=json, csv=csv)
+    opened = Vindex.open(vindex)
+    with cli._progress() as progress:
+        steps = ("directions", "clusters", "labels")
+        found = discover(
+            opened, k=clusters, seed=seed, progress=lambda s: progress(s, steps.index(s), len(steps))
+        )
+    table = publish_clusters(opened, found)["clusters"]
+    named = table.num_rows - table.column("label").null_count
+    cli._note(f"{named} of {table.num_rows} clusters have a label that is better than chance")
+    output.write([Result(table)], chosen)
+    return 0
+
+
+@app.command()
 def report(
     vindex: VindexArgument,
     out: Annotated[

@@ -39,12 +39,23 @@ def grown(
     the relations whose further answers are triples too.
     """
     out = merge(known, found)
+    rows = out["relations"].to_pylist()
+    asked = {r["relation"] for r in rows if r["source"] == "probe"}
+    # A relation that was asked about no longer needs the row that clustering gave it.
+    kept = [r["source"] != "cluster" or r["relation"] not in asked for r in rows]
+    out["relations"] = out["relations"].filter(pa.array(kept, pa.bool_()))
     return out | derived(vindex, out, many)
 
 
-def derived(vindex: Vindex, probed: Mapping[str, pa.Table], many: Collection[str]) -> dict[str, pa.Table]:
-    """features, edges, triples and entities that follow from facts, edges and feature_relations."""
-    features = label_features(_file(vindex, "features"), probed["feature_relations"])
+def derived(
+    vindex: Vindex, probed: Mapping[str, pa.Table], many: Collection[str], features: pa.Table | None = None
+) -> dict[str, pa.Table]:
+    """features, edges, triples and entities that follow from facts, edges and feature_relations.
+
+    features: the table to label, by default the stored one.
+    """
+    base = _file(vindex, "features") if features is None else features
+    features = label_features(base, probed["feature_relations"])
     edges = pa.concat_tables(
         [without(probed["edges"], "weights"), weight_edges(_file(vindex, "feature_tokens"), features)]
     ).cast(SCHEMAS["edges"])
