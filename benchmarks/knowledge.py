@@ -94,6 +94,7 @@ def _specific(engine: Any) -> Iterator[Row]:
 def labels(work: Path) -> Iterator[Row]:
     """Relation features on facts that took no part in labelling: own relation beside the others'."""
     from larql_duck.probe.labels import feature_relations
+    from larql_duck.vindex.derive import label_features
 
     opened, _ = _opened(work)
     facts, edges = opened.table("facts"), opened.table("edges")
@@ -106,13 +107,13 @@ def labels(work: Path) -> Iterator[Row]:
         mask = [(third(s) == REPORT) == held_out for s in table.column("subject").to_pylist()]
         return table.filter(pa.array(mask, pa.bool_()))
 
-    best: dict[tuple[int, int], dict[str, Any]] = {}
-    for row in feature_relations(half(facts, False), half(edges, False)).to_pylist():
-        slot = (row["layer"], row["feature"])
-        weight = row["support"] * row["specificity"]
-        if slot not in best or weight > best[slot]["support"] * best[slot]["specificity"]:
-            best[slot] = row
-    wanted = {slot: row["relation"] for slot, row in best.items() if row["support"] >= 0.3}
+    fitted = feature_relations(half(facts, False), half(edges, False))
+    support = {(r["layer"], r["feature"], r["relation"]): r["support"] for r in fitted.to_pylist()}
+    wanted = {
+        (r["layer"], r["feature"]): r["relation"]
+        for r in label_features(opened.table("features"), fitted).to_pylist()
+        if r["relation_source"] == "probe" and support[r["layer"], r["feature"], r["relation"]] >= 0.3
+    }
     counts: dict[str, int] = {}
     for row in half(facts, True).to_pylist():
         if row["n_features"]:

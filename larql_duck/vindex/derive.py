@@ -78,14 +78,18 @@ SELECT entity, count(*) FILTER (source != 'weights')::INTEGER AS n_facts, sum(s)
 FROM mentions GROUP BY entity ORDER BY entity
 """
 
+# A label must be listed at least three times as often for its own relation's facts as for others: features that write
+# any kind of answer are no relation's.
+_SPECIFIC = 0.75
+
 # The best label of a feature: the relation whose facts list it most often, weighed by how much its own it is.
-_LABELS = """
+_LABELS = f"""
 SELECT f.* REPLACE (
     CASE WHEN f.relation_source = 'probe' OR f.relation IS NULL THEN l.relation ELSE f.relation END AS relation,
     CASE WHEN l.relation IS NOT NULL THEN 'probe' WHEN f.relation_source = 'probe' THEN NULL
          ELSE f.relation_source END AS relation_source)
 FROM features f LEFT JOIN (
-    SELECT layer, feature, relation FROM feature_relations
+    SELECT layer, feature, relation FROM feature_relations WHERE specificity >= {_SPECIFIC}
     QUALIFY row_number() OVER (
         PARTITION BY layer, feature ORDER BY support * specificity DESC, mean_contribution DESC, relation) = 1
 ) l USING (layer, feature)
@@ -94,7 +98,10 @@ ORDER BY layer, feature
 
 
 def label_features(features: Source, feature_relations: Source) -> pa.Table:
-    """The table `features` with each feature's best probed relation as its label (relation_source 'probe')."""
+    """The table `features` with each feature's best probed relation as its label (relation_source 'probe').
+
+    Only relations in which the feature is listed at least three times as often as in the others (specificity 0.75).
+    """
     return _run(_LABELS, "features", features=features, feature_relations=feature_relations)
 
 

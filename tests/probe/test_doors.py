@@ -15,6 +15,7 @@ from larql_duck import cli
 from larql_duck.errors import LarqlError, LevelError, PackError, SemanticError
 from larql_duck.probe import publish as publish_module
 from larql_duck.session import Session, attach, connect
+from larql_duck.vindex.derive import label_features
 from larql_duck.vindex.manifest import OURS, load_manifest
 from larql_duck.vindex.schemas import as_table, empty_table
 from larql_duck.vindex.store import Vindex
@@ -102,6 +103,13 @@ def test_weight_edges_carry_the_new_labels(base: Path) -> None:
     assert tables["edges"].num_rows
     assert set(tables["edges"].column("relation").to_pylist()) == {"r"}
     assert set(tables["triples"].column("relation").to_pylist()) == {"r"}
+
+
+def test_a_feature_of_every_relation_is_labelled_by_none(base: Path) -> None:
+    labels = as_table("feature_relations", {"layer": [0, 0], "feature": [0, 1], "relation": ["r", "r"], "support": [1.0, 0.5],
+                                            "specificity": [0.5, 0.8], "mean_contribution": [1.0, 1.0]})  # fmt: skip
+    rows = label_features(Vindex.open(base).table("features"), labels).to_pylist()
+    assert [r["relation"] for r in rows[:2]] == [None, "r"]
 
 
 def test_probing_again_replaces_rows_and_keeps_others(copy: Path) -> None:
