@@ -50,7 +50,7 @@ ORDER BY subject, score DESC, relation, object, layer, feature
 
 _TRIPLES = """
 WITH stated AS (
-    SELECT subject, relation, object, confidence, p, source FROM facts
+    SELECT subject, relation, object, confidence, p, source, rank FROM facts
     WHERE rank = 1 OR (p >= $many_p AND relation IN (SELECT unnest($many)))
 ), parts AS (
     SELECT subject, relation, object, source, list_sort(list(DISTINCT layer)) AS layers,
@@ -58,14 +58,14 @@ WITH stated AS (
     FROM edges GROUP BY ALL
 ), rows_ AS (
     SELECT s.subject, s.relation, s.object, s.confidence, s.p, s.source,
-        coalesce(e.layers, []) AS layers, coalesce(e.n_edges, 0)::INTEGER AS n_edges, NULL AS score
+        coalesce(e.layers, []) AS layers, coalesce(e.n_edges, 0)::INTEGER AS n_edges, NULL AS score, s.rank
     FROM stated s LEFT JOIN parts e USING (subject, relation, object, source)
     UNION ALL BY NAME
-    SELECT subject, relation, object, NULL AS confidence, NULL AS p, source, layers, n_edges, score
+    SELECT subject, relation, object, NULL AS confidence, NULL AS p, source, layers, n_edges, score, NULL AS rank
     FROM parts WHERE source = 'weights'
 )
 SELECT subject, relation, object, confidence, p, source, layers, n_edges FROM rows_
-ORDER BY subject, source = 'weights', confidence DESC NULLS LAST, score DESC NULLS LAST, relation, object
+ORDER BY subject, source = 'weights', confidence DESC NULLS LAST, score DESC NULLS LAST, relation, rank, object
 """
 
 _ENTITIES = """

@@ -15,9 +15,9 @@ from larql_duck import cli
 from larql_duck.errors import LarqlError, LevelError, PackError, SemanticError
 from larql_duck.probe import publish as publish_module
 from larql_duck.session import Session, attach, connect
-from larql_duck.vindex.derive import label_features
+from larql_duck.vindex.derive import derive_triples, label_features
 from larql_duck.vindex.manifest import OURS, load_manifest
-from larql_duck.vindex.schemas import as_table, empty_table
+from larql_duck.vindex.schemas import SCHEMAS, as_table, empty_table
 from larql_duck.vindex.store import Vindex
 from larql_duck.vindex.verify import verify
 from tests.sql.world import write_vindex
@@ -110,6 +110,24 @@ def test_a_feature_of_every_relation_is_labelled_by_none(base: Path) -> None:
                                             "specificity": [0.5, 0.8], "mean_contribution": [1.0, 1.0]})  # fmt: skip
     rows = label_features(Vindex.open(base).table("features"), labels).to_pylist()
     assert [r["relation"] for r in rows[:2]] == [None, "r"]
+
+
+def test_the_best_answer_comes_first_among_equally_confident_ones() -> None:
+    facts = [
+        {
+            "subject": "x",
+            "relation": "r",
+            "object": name,
+            "rank": rank,
+            "p": 0.2,
+            "confidence": 0.4,
+            "source": "probe",
+        }
+        for rank, name in enumerate(("b", "a", "c"), 1)
+    ]
+    table = pa.Table.from_pylist(facts, schema=SCHEMAS["facts"])
+    triples = derive_triples(table, empty_table("edges"), {"r"})
+    assert triples.column("object").to_pylist() == ["b", "a", "c"]
 
 
 def test_probing_again_replaces_rows_and_keeps_others(copy: Path) -> None:
