@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from larql_duck.extract import arrays, tables
@@ -20,11 +21,12 @@ from larql_duck.extract.embedding import EmbeddingInputs
 from larql_duck.extract.outputs import OutputHead
 from larql_duck.extract.topk import row_blocks
 from larql_duck.models.source import ffn_matrix, final_norm_multiplier, head_matrix
+from larql_duck.probe.publish import LABELS, feature_labels
 from larql_duck.vindex import layout
 from larql_duck.vindex.arrays import hash_file, write_file
 from larql_duck.vindex.bands import band_of, layer_bands
 from larql_duck.vindex.derive import derive_entities, derive_triples, label_features, weight_edges
-from larql_duck.vindex.manifest import INDEX
+from larql_duck.vindex.manifest import INDEX, OURS
 from larql_duck.vindex.publish import TABLES, publish_directory, rebuild_database, seal_manifest, write_table
 from larql_duck.vindex.schemas import SCHEMAS, empty_table
 
@@ -232,21 +234,22 @@ class Extraction:
         if not self.options.probe:
             return {"many": []}
         from larql_duck.infer.engine import Engine
-        from larql_duck.probe.facts import probe_facts
+        from larql_duck.probe.facts import probe
         from larql_duck.probe.packs import load_pack
 
         pack = load_pack(self.options.pack, self.options.relations)
         with self._stage("facts"):
             engine = Engine.load(self.source)
-            found: dict[str, Any] = dict(
-                probe_facts(
-                    engine,
-                    pack,
-                    max_prompts=MAX_PROMPTS,
-                    progress=lambda done, total: self.progress("facts", done, total),
-                    checkpoint=self.staging.work / "facts",
-                )
+            run = probe(
+                engine,
+                pack,
+                max_prompts=MAX_PROMPTS,
+                progress=lambda done, total: self.progress("facts", done, total),
+                checkpoint=self.staging.work / "facts",
             )
+            # Kept for later runs, whose relations may have no reference answers of their own.
+            kept = {"calibration": run.calibration.as_json(), "relations": run.report["relations"]}
+            found: dict[str, Any] = {**run.tables, "probe": kept}
             del engine
         return found | {"many": [r.name for r in pack.relations if r.many], "pack": pack.name}
 
@@ -357,6 +360,10 @@ class Extraction:
         del measured
         written = hash_file(directory / layout.DOWN_META)
         files[layout.DOWN_META] = {"bytes": written.bytes, "sha256": written.sha256}
+        if "probe" in facts:
+            features = pq.read_table(directory / TABLES / "features.parquet")
+            written = write_file(directory / LABELS, feature_labels(features))
+            files[LABELS] = {"bytes": written.bytes, "sha256": written.sha256}
         raw = index_json(
             self.job,
             family=self._family_name,
@@ -369,6 +376,8 @@ class Extraction:
             seconds=self.seconds,
             extracted_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
+        if "probe" in facts:
+            raw[OURS]["probe"] = facts["probe"]
         write_file(directory / INDEX, seal_manifest(raw))
         rebuild_database(directory)
         shutil.rmtree(self.staging.work)

@@ -17,6 +17,7 @@ from larql_duck.probe import publish as publish_module
 from larql_duck.session import Session, attach, connect
 from larql_duck.vindex.derive import derive_triples, label_features
 from larql_duck.vindex.manifest import OURS, load_manifest
+from larql_duck.vindex.publish import commit_tables
 from larql_duck.vindex.schemas import SCHEMAS, as_table, empty_table
 from larql_duck.vindex.store import Vindex
 from larql_duck.vindex.verify import verify
@@ -128,6 +129,34 @@ def test_the_best_answer_comes_first_among_equally_confident_ones() -> None:
     table = pa.Table.from_pylist(facts, schema=SCHEMAS["facts"])
     triples = derive_triples(table, empty_table("edges"), {"r"})
     assert triples.column("object").to_pylist() == ["b", "a", "c"]
+
+
+def test_extraction_keeps_labels_and_what_was_judged(tiny_model, tmp_path: Path) -> None:
+    from larql_duck.extract import extract
+
+    pack = tmp_path / "small.yaml"
+    pack.write_text(
+        "pack: small\nrelations:\n  - relation: capital of\n    description: d\n    answer: name\n"
+        "    templates: ['The capital of {} is', \"{}'s capital is\"]\n"
+        "    entities: [{subject: France, object: Paris}, {subject: Japan, object: Tokyo}, Germany]\n"
+    )
+    path = extract(tiny_model("gpt2"), tmp_path / "x.vindex", in_basis="embedding", pack=str(pack))
+    vindex = Vindex.open(path)
+    labelled = [r for r in vindex.table("features").to_pylist() if r["relation_source"] == "probe"]
+    labels = json.loads((path / "feature_labels.json").read_text())
+    assert labels == {f"L{r['layer']}_F{r['feature']}": r["relation"] for r in labelled} != {}
+    assert set(vindex.manifest.raw[OURS]["probe"]) == {"calibration", "relations"}
+    assert verify(path) == []
+
+
+def test_earlier_calibration_serves_relations_without_references(copy: Path) -> None:
+    def learnt(section: dict[str, object]) -> None:
+        publish_module.probe_section(section, {"calibration": {"custom": [[0.0, 0.25], [1.0, 0.25]]}})
+
+    commit_tables(copy, {}, learnt)
+    with connect(copy) as s:
+        assert {r["confidence"] for r in s.probe(NAMES, WHERE).dicts()} == {0.25}
+        assert s.sql("SELECT DISTINCT calibrated FROM facts").rows() == [(True,)]
 
 
 def test_probing_again_replaces_rows_and_keeps_others(copy: Path) -> None:
