@@ -6,6 +6,7 @@ import functools
 import gc
 import itertools
 import json
+import re
 import threading
 import weakref
 from pathlib import Path
@@ -353,6 +354,16 @@ def test_auto_extract_makes_the_vindex_that_a_statement_needs(
         session.lql(f'USE MODEL "{tiny_model("llama")}" AUTO_EXTRACT')
         with pytest.raises(VindexError, match="of another model"):
             session.lql("SHOW LAYERS")
+
+
+def test_the_pages_examples_are_statements() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "inference.md").read_text()
+    blocks = re.findall(r"```sql\n(.*?)```", page, re.S)
+    assert len(blocks) >= 6
+    statements = [s for block in blocks if "lq_" not in block for s in lq.parse(block)]
+    assert {s.kind for s in statements} == {"Infer", "Explain", "Trace", "Use"}
+    for name in re.findall(r"^\| `(lq_\w+)\(", page, re.M):
+        assert f"lq.{name}(" in (Path(__file__).parents[2] / "sql" / "72_forward.sql").read_text()
 
 
 # -- commands ------------------------------------------------------------------------------------------------
