@@ -32,7 +32,8 @@ _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 _KNOWN_ESCAPE = re.compile(r"\\([\\'\"ntr0])")
 # Everything that may hide a semicolon. Possessive quantifiers: an unfinished literal fails in linear time.
 _HIDING = re.compile(
-    r"""(?P<line>--[^\r\n]*+)
+    r"""(?P<division>//)  # one operator: its second slash begins no comment
+      | (?P<line>--[^\r\n]*+)
       | (?P<block>/\*)
       | (?P<string>'(?:[^'\\]++|\\.|'')*+'|"(?:[^"\\]++|\\.|"")*+")
       | (?P<name>`(?:[^`]++|``)*+`)

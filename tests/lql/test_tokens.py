@@ -106,6 +106,7 @@ def test_quoted_texts_come_back(texts: list[str]) -> None:
         ("';' \";\" `;` -- ;\n/* ; /* ; */ ; */ $$;$$ $t$;$t$;b", None),
         (r"'\';' ; b", [r"'\';' ", " b"]),
         ("a -- ;", ["a -- ;"]),
+        ("a //* 2; b", ["a //* 2", " b"]),
     ],
 )
 def test_split(text: str, pieces: list[str] | None) -> None:
