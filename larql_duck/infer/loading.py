@@ -110,10 +110,10 @@ def return_memory() -> None:
 
 def unload_parameters(model: nn.Module, names: Iterable[str]) -> None:
     """Give the memory of the named parameters back; they are on the meta device again."""
-    wanted = set(names)
+    wanted, holders = set(names), _holders(model)
     for name, parameter in list(model.named_parameters()):
         if name in wanted:
-            _replace(model, parameter, nn.Parameter(parameter.to("meta"), requires_grad=False))
+            _replace(holders, parameter, nn.Parameter(parameter.to("meta"), requires_grad=False))
 
 
 def fingerprint(source: WeightSource) -> str:
@@ -162,7 +162,7 @@ def load_parameters(
     Raises ModelError for a tensor that the source lacks or whose shape is another.
     """
     wanted = None if names is None else set(names)
-    stored = set(source.names())
+    stored, holders = set(source.names()), _holders(model)
     for name, parameter in list(model.named_parameters()):
         if wanted is not None and name not in wanted:
             continue
@@ -184,16 +184,29 @@ def load_parameters(
                 expected=tuple(parameter.shape),
                 found=tuple(tensor.shape),
             )
-        _replace(model, parameter, nn.Parameter(tensor.to(device=device, dtype=dtype), requires_grad=False))
+        _replace(holders, parameter, nn.Parameter(tensor.to(device=device, dtype=dtype), requires_grad=False))
 
 
-def _replace(model: nn.Module, old: nn.Parameter, new: nn.Parameter) -> None:
-    # named_parameters lists a tied parameter once, under its first name, as the source does; assigning by name
-    # would break the tie, so every module that holds the old object gets the new one.
+Holders = dict[int, list[tuple[nn.Module, str]]]
+
+
+def _holders(model: nn.Module) -> Holders:
+    """By a parameter's id, the modules that hold it, with the name it has there.
+
+    named_parameters lists a tied parameter once, under its first name, as the source does; assigning by that name
+    would break the tie, so every module that holds the old object gets the new one.
+    """
+    found: Holders = {}
     for module in model.modules():
         for key, parameter in module._parameters.items():
-            if parameter is old:
-                module._parameters[key] = new
+            if parameter is not None:
+                found.setdefault(id(parameter), []).append((module, key))
+    return found
+
+
+def _replace(holders: Holders, old: nn.Parameter, new: nn.Parameter) -> None:
+    for module, key in holders[id(old)]:
+        module._parameters[key] = new
 
 
 def _restore_buffers(model: Any, device: torch.device, source: WeightSource) -> None:
