@@ -21,7 +21,7 @@ FIT, CHOOSE, REPORT = 0, 1, 2
 # A family is calibrated on its own from so many fitted facts on; smaller ones share one map.
 ENOUGH = 30
 # Brier scores that differ by less are the same: small thirds would pick a map by chance.
-CLEARLY = 0.005
+CLEARLY = 0.01
 # Templates are only told apart when so many subjects of the second third have references.
 ENOUGH_TO_CHOOSE = 8
 # Templates whose weight is below this share of the best one's do not count at all.
