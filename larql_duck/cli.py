@@ -70,6 +70,12 @@ def run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         _say("interrupted")
         return 130
+    except RuntimeError as error:
+        # What DuckDB makes of Ctrl-C when it notices the signal itself.
+        if type(error) is not RuntimeError or "interrupted" not in str(error):
+            raise
+        _say("interrupted")
+        return 130
     except BrokenPipeError:
         # The reader has seen enough; the interpreter must not complain when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

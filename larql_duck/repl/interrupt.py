@@ -26,6 +26,11 @@ def interruptible(stop: Callable[[], None]) -> Iterator[None]:
     thread.start()
     try:
         yield
+    except RuntimeError as error:
+        # DuckDB may notice the signal before our thread does; it then swallows KeyboardInterrupt and raises this.
+        if type(error) is RuntimeError and "interrupted" in str(error):
+            raise KeyboardInterrupt from error
+        raise
     finally:
         signal.set_wakeup_fd(before)
         # The end of the pipe ends the thread.
