@@ -247,3 +247,12 @@ def test_control_c_stops_a_query_and_keeps_the_session(tiny: Path) -> None:
     finally:
         process.kill()
     assert "thirteen" in out and "stopped" in err and "Traceback" not in err
+
+
+def test_an_interrupt_that_duckdb_notices_first_is_ctrl_c() -> None:
+    from larql_duck.repl.interrupt import interruptible
+
+    with pytest.raises(KeyboardInterrupt), interruptible(lambda: None):
+        raise RuntimeError("Query interrupted")
+    with pytest.raises(RuntimeError, match="else"), interruptible(lambda: None):
+        raise RuntimeError("something else")
