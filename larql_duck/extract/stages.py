@@ -175,9 +175,7 @@ class Extraction:
                     self._save_in(layer, inputs.layer(layer, k, features))
                     self._layer_progress("in side", layer)
                     self.job.release()
-            top = features.top
             self.staging.save("token-features", _top_arrays(features) | {"ids": ids})
-            del top
             self.staging.record("in")
 
     def _context_pass(self, ids: np.ndarray, features: TokenFeatures) -> None:
