@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # Logits of one pass stay below this many numbers, its copies of keys and values below this many bytes.
 _LOGITS, _CACHE = 1 << 25, 1 << 26
+# Rows from which on a pass is worth its start.
+_WORTH = 24
 
 
 @dataclass(frozen=True)
@@ -112,16 +114,9 @@ def removed(
     first = [min((layer for layer, _ in r.slots), default=engine.n_layers - 1) for r in removals]
     order = sorted(range(len(removals)), key=lambda i: (first[i], i))
     out = torch.empty(len(removals), device=residual.device)
-    most = max(8, min(256, _LOGITS // engine.vocab))
     row_bytes = engine.cache_bytes * (int(prefix.positions.max()) + 1)
-    start = 0
-    while start < len(order):
-        layer = first[order[start]]
-        # Only the layers from the first one on are copied for every row.
-        share = (engine.n_layers - layer) / engine.n_layers
-        size = max(8, min(most, int(_CACHE / (row_bytes * share))))
-        chunk = order[start : start + size]
-        start += size
+    for chunk in _chunks(order, first, engine.n_layers, engine.vocab, row_bytes):
+        layer = first[chunk[0]]
         picked = [removals[i] for i in chunk]
         rows = torch.tensor([r.row for r in picked], device=residual.device)
         edits = _edits(picked, replacement)
@@ -133,6 +128,32 @@ def removed(
         tokens = torch.tensor([r.token for r in picked], device=residual.device)
         out[torch.tensor(chunk, device=residual.device)] = log_probability(logits, tokens)
     return out
+
+
+def _chunks(
+    order: Sequence[int], first: Sequence[int], n_layers: int, vocab: int, row_bytes: int
+) -> Iterator[list[int]]:
+    """Removals, given by ascending first layer, in the chunks that run together, within the memory bounds.
+
+    A chunk of some size ends where the next removal could skip many more layers than its first one.
+    """
+    most = max(8, min(256, _LOGITS // vocab))
+    chunk: list[int] = []
+    size = most
+    for i in order:
+        if chunk and (
+            len(chunk) >= size
+            or (len(chunk) >= _WORTH and first[i] - first[chunk[0]] >= max(1, n_layers // 10))
+        ):
+            yield chunk
+            chunk = []
+        if not chunk:
+            # Only the layers from the first one on are copied for every row.
+            share = (n_layers - first[i]) / n_layers
+            size = max(8, min(most, int(_CACHE / (row_bytes * share))))
+        chunk.append(i)
+    if chunk:
+        yield chunk
 
 
 def log_probability(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

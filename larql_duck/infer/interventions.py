@@ -53,7 +53,10 @@ class ResidualEdit:
 
 @dataclass(frozen=True)
 class Sparse:
-    """Only the k features with the largest absolute gate value stay, per position, in `layers` (None: in all)."""
+    """Only the k features with the largest absolute gate value stay, per position, in `layers` (None: in all).
+
+    The gate value is the product of gate row and input, without a bias: the order in which gate search finds them.
+    """
 
     k: int
     layers: tuple[int, ...] | None = None
@@ -220,8 +223,11 @@ def replace_input(
 def _hook_sparse(anatomy: Anatomy, layer: int, k: int) -> list[RemovableHandle]:
     parts = anatomy.layers[layer]
     kept: list[torch.Tensor] = []
+    bias = getattr(parts.gate, "bias", None)
 
     def remember(module: torch.nn.Module, args: Any, output: torch.Tensor) -> None:
+        if isinstance(bias, torch.Tensor):
+            output = output - bias
         # Stable order, so that ties go to the lower feature as in gate search.
         order = output.abs().sort(dim=-1, descending=True, stable=True).indices
         kept.append(order[..., : min(k, output.shape[-1])])

@@ -22,7 +22,8 @@ SHARE = 0.5
 MOST_FEATURES = 32
 # Features whose effect is measured alone.
 SINGLE = 8
-BATCH_FACTS = 32
+# Facts of one batch, and the contributions computed for them.
+BATCH_FACTS, BATCH_CONTRIBUTIONS = 128, 1 << 23
 
 _EDGE = pa.struct(
     [("layer", pa.int32()), ("feature", pa.int32()), ("score", pa.float64()), ("effect", pa.float64())]
@@ -68,10 +69,11 @@ def measure(
     encoded = engine.tokenizer.encode_batch([f.prompt for f in facts])
     ids = [prompt_ids(row, fact) for row, fact in zip(encoded, facts, strict=True)]
     found: dict[int, Measured] = {}
+    most = max(8, min(BATCH_FACTS, BATCH_CONTRIBUTIONS // sum(engine.n_features)))
     # Facts of one variant share their prompts' beginning.
     for variant in sorted({f.variant for f in facts}):
         own = [i for i, f in enumerate(facts) if f.variant == variant]
-        for chunk in chunks(own, [len(row) for row in ids], BATCH_FACTS, BATCH_CACHE // engine.cache_bytes):
+        for chunk in chunks(own, [len(row) for row in ids], most, BATCH_CACHE // engine.cache_bytes):
             tokens = [facts[i].first for i in chunk]
             key = checkpoint.key("edges", [ids[i] for i in chunk], tokens)
             table = checkpoint.load(key, _SCHEMA)

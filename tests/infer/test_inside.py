@@ -281,7 +281,8 @@ def test_a_sparse_pass_keeps_the_strongest_gates(tiny: Tiny) -> None:
         capture = engine.capture(PROMPTS, ["gate", "activation"])
     for layer in range(engine.n_layers):
         gate, activation = capture.need("gate")[layer], capture.need("activation")[layer]
-        strongest = gate.abs().topk(5).indices
+        bias = getattr(engine.anatomy.layers[layer].gate, "bias", None)
+        strongest = (gate if bias is None else gate - bias).abs().topk(5).indices
         kept = torch.zeros_like(gate, dtype=torch.bool).scatter(1, strongest, True)
         assert not activation[~kept].any()
         assert activation[kept].any()

@@ -75,7 +75,7 @@ def test_a_walk_over_all_features_is_dense(tiny: Tiny) -> None:
         assert a["logit"] == pytest.approx(b["logit"], abs=1e-4)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
 def test_a_walk_keeps_the_features_that_gate_search_returns(family: str, tiny_vindex, tiny_of) -> None:
     tiny, search = tiny_of(family), GateSearch(Vindex.open(tiny_vindex(family)))
     engine = tiny.engine
@@ -85,10 +85,11 @@ def test_a_walk_keeps_the_features_that_gate_search_returns(family: str, tiny_vi
         for row in range(len(PROMPTS)):
             vector = capture.need("ffn_input")[layer, row].numpy()
             hits = search.search([layer], vector, 6, "absolute")
-            kept = capture.need("activation")[layer, row].nonzero().flatten().tolist()
-            assert set(kept) == set(hits.feature.tolist())
-            values = capture.need("activation")[layer, row].numpy()[hits.feature]
-            assert values == pytest.approx(hits.activation, abs=1e-4)
+            activation = capture.need("activation")[layer, row].numpy()
+            # gelu makes some of them zero, so what counts is that nothing else is left.
+            assert not np.delete(activation, hits.feature).any()
+            assert activation[hits.feature] == pytest.approx(hits.activation, abs=1e-4)
+            assert activation.any()
 
 
 def test_a_walk_alone_names_its_source(llama: Tiny) -> None:

@@ -285,9 +285,12 @@ def test_batches_do_not_change_answers(
 ) -> None:
     from larql_duck.probe import measure, replies
 
-    monkeypatch.setattr(replies, "BATCH_PROMPTS", 1)
-    monkeypatch.setattr(measure, "BATCH_FACTS", 1)
+    # No room for two prompts' keys and values.
+    monkeypatch.setattr(replies, "BATCH_CACHE", 1)
+    monkeypatch.setattr(measure, "BATCH_CACHE", 1)
+    calls = counting(engine, monkeypatch)
     single = probe_facts(engine, PACK, top_n=4)
+    assert set(calls) == {1}
     for name, columns in (("probes", ("p", "entropy")), ("facts", ("p", "p_string", "effect"))):
         for column in columns:
             got, expected = (t[name].column(column).to_pylist() for t in (single, tables))
