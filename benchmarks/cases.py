@@ -45,28 +45,34 @@ def median_time(action: Callable[[], object], repeat: int = 7, warmup: int = 1) 
     return statistics.median(times)
 
 
-def run(command: Sequence[str | Path], **environment: str) -> tuple[float, int]:
-    """Wall seconds and peak resident bytes of a command; RuntimeError with its errors when it fails."""
+def run(command: Sequence[str | Path], **environment: str) -> tuple[float, str]:
+    """Wall seconds and output of a command; RuntimeError with its errors when it fails."""
     began = time.perf_counter()
-    process = subprocess.Popen(
+    process = subprocess.run(
         [str(part) for part in command],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env=os.environ | environment,
+        text=True,
+        errors="replace",
     )
-    assert process.stdout is not None
-    output = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - began
-    process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise RuntimeError(f"{' '.join(map(str, command))}: {output.decode(errors='replace')[-2000:]}")
-    return seconds, usage.ru_maxrss * 1024
+        raise RuntimeError(f"{' '.join(map(str, command))}: {process.stdout[-2000:]}")
+    return seconds, process.stdout
 
 
-def python(code: str, *arguments: str | Path) -> tuple[float, int]:
-    """Like `run`, for Python code with arguments."""
-    return run([sys.executable, "-c", code, *arguments])
+# The peak that wait4 gives for a child begins with what its parent held: the child has to say its own.
+_PEAK = """
+import re
+print("\\n", re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+"""
+
+
+def peak_memory(code: str, *arguments: str | Path) -> int:
+    """Peak resident bytes of a fresh process that runs Python code with arguments (Linux)."""
+    _, output = run([sys.executable, "-c", code + _PEAK, *arguments])
+    return int(output.split()[-1]) * 1024
 
 
 def tool(name: str) -> str:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.cases import Case, Row, python, run, smollm2, tool
+from benchmarks.cases import Case, Row, peak_memory, run, smollm2, tool
 
 # Peak memory of an extraction without probing, in its own process.
 _EXTRACT = """
@@ -104,13 +104,13 @@ def memory(work: Path) -> Iterator[Row]:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from tests.tiny import make_tiny
 
-    _, imports = python(_IMPORTS)
+    imports = peak_memory(_IMPORTS)
     peaks = {}
     for layers in (12, 24):
         model = make_tiny(
             "llama", work / f"deep{layers}", layers=layers, hidden=512, intermediate=2048, vocab=40_000
         )
-        _, peak = python(_EXTRACT, model, work / f"deep{layers}.vindex", "context")
+        peak = peak_memory(_EXTRACT, model, work / f"deep{layers}.vindex", "context")
         peaks[layers] = peak
     array = 40_000 * 512 * 4
     layer = 4 * (4 * 512 * 512 + 3 * 512 * 2048)
@@ -123,7 +123,7 @@ def memory(work: Path) -> Iterator[Row]:
         f"imports alone {imports / 1e6:.0f} MB",
     )
     yield Row("twice the depth", peaks[24] / 1e6, peaks[12] / 1e6, "MB", "1.05")
-    _, peak = python(_EXTRACT, smollm2(), work / "memory.vindex", "embedding")
+    peak = peak_memory(_EXTRACT, smollm2(), work / "memory.vindex", "embedding")
     array = 49_152 * 576 * 4
     layer = 4 * (2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536)
     yield Row("peak memory, SmolLM2", peak / 1e6, (3 * array + layer + 2**30) / 1e6, "MB", "1.00")

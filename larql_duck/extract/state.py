@@ -72,18 +72,19 @@ class Staging:
 
     def save(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Keep named arrays as the checkpoint `name`, replacing an older one at once or not at all."""
-        from safetensors.numpy import save_file
-
         temporary = self.work / f"{name}.tmp"
-        save_file({key: np.ascontiguousarray(value) for key, value in arrays.items()}, temporary)
-        os.replace(temporary, self.work / f"{name}.safetensors")
+        # Written piece by piece: a copy of the whole residual in memory would be the peak of the extraction.
+        with temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        os.replace(temporary, self.work / f"{name}.npz")
 
     def load(self, name: str) -> dict[str, np.ndarray] | None:
         """The arrays of checkpoint `name`; None where there is none."""
-        from safetensors.numpy import load_file
-
-        path = self.work / f"{name}.safetensors"
-        return load_file(path) if path.is_file() else None
+        path = self.work / f"{name}.npz"
+        if not path.is_file():
+            return None
+        with np.load(path, allow_pickle=False) as kept:
+            return dict(kept.items())
 
     def remove(self) -> None:
         """Delete everything: after a failure nothing stays behind."""

@@ -7,6 +7,7 @@ import glob
 import hashlib
 import os
 import secrets
+import shutil
 from pathlib import Path
 
 import duckdb
@@ -16,6 +17,9 @@ from larql_duck.vindex.schemas import SCHEMAS
 
 # The oldest format that has all we use: the DuckDB CLI 1.5 and later read it.
 _STORAGE = "v1.5.0"
+# Memory of the build: a model's depth must not show in the peak. Joins over millions of triples need more, and are
+# tried again with the next limit; None is DuckDB's own, four fifths of the machine.
+_MEMORY = ("100MB", "400MB", None)
 # Rows that share one zone of minima and maxima. Smaller than DuckDB's 122,880, because the lookups here read one
 # zone each: half the time for one subject of 5 million triples, at the same file size (still smaller zones grow it).
 _ROW_GROUP = 30_720
@@ -65,8 +69,16 @@ def build_database(tables_dir: Path, out: Path, manifest_hash: str) -> None:
     table's file is missing or unreadable.
     """
     temporary = out.with_name(f".{out.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    spill = temporary.with_name(temporary.name + ".spill")
     try:
-        _build(tables_dir, temporary, manifest_hash)
+        for limit in _MEMORY:
+            try:
+                _build(tables_dir, temporary, manifest_hash, limit, spill)
+                break
+            except (duckdb.Error, QueryError) as error:
+                if limit is None or not _out_of_memory(error):
+                    raise
+                temporary.unlink(missing_ok=True)
         os.replace(temporary, out)
     except duckdb.Error as error:
         raise VindexError(
@@ -77,6 +89,7 @@ def build_database(tables_dir: Path, out: Path, manifest_hash: str) -> None:
     finally:
         for leftover in (temporary, temporary.with_name(temporary.name + ".wal")):
             leftover.unlink(missing_ok=True)
+        shutil.rmtree(spill, ignore_errors=True)
 
 
 def database_hash(path: Path) -> str | None:
@@ -102,7 +115,7 @@ def run_sql(con: duckdb.DuckDBPyConnection, name: str, text: str) -> None:
         raise QueryError(f"{name}: {_first_line(error)}", sql=text) from error
 
 
-def _build(tables_dir: Path, path: Path, manifest_hash: str) -> None:
+def _build(tables_dir: Path, path: Path, manifest_hash: str, limit: str | None, spill: Path) -> None:
     con = duckdb.connect()
     try:
         con.execute(
@@ -110,6 +123,8 @@ def _build(tables_dir: Path, path: Path, manifest_hash: str) -> None:
         )
         # The bar would go to stdout, in between what a program prints.
         con.execute("USE built; SET enable_progress_bar = false")
+        if limit is not None:
+            con.execute(f"SET memory_limit = {quoted(limit)}; SET temp_directory = {quoted(str(spill))}")
         con.execute("BEGIN")
         for name, text in sql_text(5, 14):
             run_sql(con, name, text)
@@ -124,6 +139,10 @@ def _build(tables_dir: Path, path: Path, manifest_hash: str) -> None:
         con.execute("DETACH built")
     finally:
         con.close()
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error.__cause__ or error, duckdb.OutOfMemoryException)
 
 
 def _load(con: duckdb.DuckDBPyConnection, table: str, file: Path) -> None:
