@@ -92,9 +92,33 @@ def skeleton(
                 f"{_first_line(error)}",
                 path=source.path,
             ) from error
+        _size_features(model, source)
         # Buffers first: the initialisers that write them also write parameters, which must not be the source's yet.
         _restore_buffers(model, torch.device(device), source)
     return model.eval()
+
+
+def _size_features(model: nn.Module, source: WeightSource) -> None:
+    """Give every layer's FFN as many features as the config says, where it says one number a layer."""
+    family, sizes = source.family, source.family.sizes(source.config).intermediate
+    if len(set(sizes)) == 1:
+        return
+    for i, features in enumerate(sizes):
+        for name in (family.gate_name(i), family.up_name(i), family.down_name(i)):
+            if name is None:
+                continue
+            module: Any = model.get_submodule(name.removesuffix(".weight"))
+            writes = name == family.down_name(i)
+            axis = int(writes) if not family.transposed else 1 - int(writes)
+            shape = list(module.weight.shape)
+            shape[axis] = features
+            module.weight = nn.Parameter(module.weight.new_empty(shape), requires_grad=False)
+            if not writes and module.bias is not None:
+                module.bias = nn.Parameter(module.bias.new_empty(features), requires_grad=False)
+            if hasattr(module, "nf"):
+                module.nx, module.nf = shape
+            else:
+                module.out_features, module.in_features = shape
 
 
 def return_memory() -> None:
@@ -139,6 +163,10 @@ def _config(source: WeightSource) -> Any:
             found=model_type,
         )
     values = {k: v for k, v in source.config.items() if k not in _RUNTIME_KEYS}
+    key = source.family.keys.get("intermediate_size", "intermediate_size")
+    if isinstance(values.get(key), list):
+        # transformers builds layers of one size; `skeleton` gives each its own.
+        values[key] = max(source.family.sizes(source.config).intermediate)
     with quiet():
         try:
             return CONFIG_MAPPING[model_type].from_dict(values)

@@ -99,7 +99,7 @@ def _relative(name: str) -> str:
     return parts[-1]
 
 
-def _stems(family: Family) -> dict[str, str]:
+def stems_of(family: Family) -> dict[str, str]:
     """llama.cpp's stem within a block -> the family's relative weight name."""
     table = {
         "attn_norm": family.attn_norm,
@@ -122,7 +122,7 @@ def _stems(family: Family) -> dict[str, str]:
 
 def _hf_names(path: Path, family: Family, file: GgufFile) -> dict[str, GgufTensor]:
     """State-dict name -> the file's tensor; ModelError for a tensor that the family has no place for."""
-    stems = _stems(family)
+    stems = stems_of(family)
     top = {
         "token_embd.weight": family.embed,
         "output.weight": family.head,

@@ -34,10 +34,11 @@ def config_of_larql(manifest: Manifest, has_head: bool) -> dict[str, Any]:
     model_type = str(stated.get("model_type") or manifest.family)
     if model_type == "gemma3":
         model_type = "gemma3_text"
+    features = [entry.num_features for entry in manifest.layers]
     config: dict[str, Any] = {
         "model_type": model_type,
         "hidden_size": manifest.hidden_size,
-        "intermediate_size": max(entry.num_features for entry in manifest.layers),
+        "intermediate_size": features[0] if len(set(features)) == 1 else features,
         "num_hidden_layers": manifest.num_layers,
         "vocab_size": manifest.vocab_size,
         "max_position_embeddings": 131_072,

@@ -1,0 +1,199 @@
+"""A model's config as GGUF metadata, checked by reading it back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from larql_duck.errors import ModelError
+from larql_duck.models.family import Config, Family
+from larql_duck.models.gguf_config import GgufConfig, llama3_factors
+
+ELSE = "write it with FORMAT SAFETENSORS instead"
+# The config's keys that decide what a model computes, as far as GGUF has a place for them.
+_COMPARED = (
+    "sliding_window",
+    "query_pre_attn_scalar",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "rope_local_base_freq",
+)
+
+
+class Expressed:
+    """metadata: key -> value; rope_factors: the tensor rope_freqs.weight, None where the file needs none."""
+
+    def __init__(self, metadata: dict[str, Any], rope_factors: list[float] | None) -> None:
+        self.metadata = metadata
+        self.rope_factors = rope_factors
+
+
+def express(config: Config, family: Family, tensors: Mapping[str, Sequence[int]], path: object) -> Expressed:
+    """The metadata that say what the config says; `tensors` are the file's names and shapes.
+
+    Integers are u32 and floats f32 when written. ModelError that names SAFETENSORS where GGUF cannot say it.
+    """
+    arch = family.gguf_arch
+    if not arch:
+        raise ModelError(
+            f"{path}: model_type {family.name!r} has no place in GGUF as far as is known here; {ELSE}",
+            path=str(path),
+        )
+    own, rope_factors = _fields(config, family, path)
+    metadata = {"general.architecture": arch} | {f"{arch}.{k}": v for k, v in own.items() if v is not None}
+    for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
+        value = config.get(f"{name}_token_id")
+        value = value[0] if isinstance(value, list) and value else value
+        if isinstance(value, int):
+            metadata[f"tokenizer.ggml.{key}_token_id"] = value
+    _check(config, family, metadata, tensors, rope_factors, path)
+    return Expressed(metadata, rope_factors)
+
+
+def _fields(config: Config, family: Family, path: object) -> tuple[dict[str, Any], list[float] | None]:
+    sizes = family.sizes(config)
+    context = family.get(config, "max_position_embeddings")
+    fields: dict[str, Any] = {
+        "context_length": int(context) if context else 2048,
+        "embedding_length": sizes.hidden,
+        "block_count": sizes.n_layers,
+        "feed_forward_length": sizes.intermediate[0],
+        "attention.head_count": sizes.n_heads,
+        "vocab_size": sizes.vocab,
+    }
+    if family.norm == "layer":
+        return fields | {"attention.layer_norm_epsilon": family.norm_eps(config)}, None
+    theta = family.rope_theta(config)
+    fields |= {
+        "attention.head_count_kv": sizes.n_kv_heads,
+        "attention.key_length": sizes.head_dim,
+        "attention.value_length": sizes.head_dim,
+        "attention.layer_norm_rms_epsilon": family.norm_eps(config),
+        "rope.dimension_count": sizes.head_dim,
+        "rope.freq_base": 1e6 if theta is None and family.name == "gemma3_text" else float(theta or 1e4),
+        "attn_logit_softcapping": family.get(config, "attn_logit_softcapping"),
+        "final_logit_softcapping": family.get(config, "final_logit_softcapping"),
+    }
+    window = family.get(config, "sliding_window")
+    if config.get("use_sliding_window") is False:
+        window = None
+    fields["attention.sliding_window"] = window
+    if family.name == "gemma3_text":
+        fields["rope.freq_base_swa"] = local_base(config)
+        layer_types = config.get("layer_types")
+        if isinstance(layer_types, list):
+            fields["attention.sliding_window_pattern"] = [t == "sliding_attention" for t in layer_types]
+    scaling, factors = _scaling(config, sizes.head_dim, fields["rope.freq_base"], path)
+    return fields | scaling, factors
+
+
+def local_base(config: Config) -> float:
+    """Gemma 3's rotary base of the layers with a window."""
+    parameters = config.get("rope_parameters")
+    inner = parameters.get("sliding_attention") if isinstance(parameters, Mapping) else None
+    value = config.get(
+        "rope_local_base_freq", inner.get("rope_theta") if isinstance(inner, Mapping) else None
+    )
+    return float(value or 1e4)
+
+
+def rope_scaling(config: Config) -> dict[str, Any]:
+    """The rotary scaling of full attention without its base, under the names of newer configs; {} for none."""
+    found = config.get("rope_scaling")
+    if not isinstance(found, Mapping) or not found:
+        found = config.get("rope_parameters")
+        found = found if isinstance(found, Mapping) else {}
+        found = found.get("full_attention", found)
+        found = found if isinstance(found, Mapping) else {}
+    out = {k: v for k, v in found.items() if k not in ("rope_theta", "type", "partial_rotary_factor")}
+    kind = found.get("rope_type", found.get("type", "default"))
+    return {} if kind in ("default", None) else {**out, "rope_type": kind}
+
+
+def _scaling(
+    config: Config, head_dim: int, theta: float, path: object
+) -> tuple[dict[str, Any], list[float] | None]:
+    scaling = rope_scaling(config)
+    kind = scaling.get("rope_type")
+    if kind is None:
+        return {}, None
+    if kind == "linear":
+        return {"rope.scaling.type": "linear", "rope.scaling.factor": float(scaling["factor"])}, None
+    if kind == "llama3":
+        factor, low, high = (float(scaling[k]) for k in ("factor", "low_freq_factor", "high_freq_factor"))
+        original = int(scaling["original_max_position_embeddings"])
+        return {}, llama3_factors(theta, head_dim, factor, low, high, original)
+    if kind == "yarn":
+        return {
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": float(scaling["factor"]),
+            "rope.scaling.original_context_length": scaling.get("original_max_position_embeddings"),
+            "rope.scaling.attn_factor": scaling.get("attention_factor"),
+            "rope.scaling.yarn_beta_fast": scaling.get("beta_fast"),
+            "rope.scaling.yarn_beta_slow": scaling.get("beta_slow"),
+        }, None
+    raise ModelError(
+        f"{path}: rope scaling {str(kind)[:40]!r} cannot be said in GGUF; {ELSE}", path=str(path)
+    )
+
+
+def _check(
+    config: Config,
+    family: Family,
+    metadata: Mapping[str, Any],
+    tensors: Mapping[str, Sequence[int]],
+    factors: list[float] | None,
+    path: object,
+) -> None:
+    """Nothing; ModelError where a reader of the metadata would build another model."""
+    try:
+        found = GgufConfig(metadata, path).build(tensors, factors)
+    except ModelError as error:
+        raise ModelError(f"{error}; {ELSE}", path=str(path)) from None
+    differences = []
+    read = GgufConfig(metadata, path).family
+    if (read.activation(found), read.norm_eps(found)) != (family.activation(config), family.norm_eps(config)):
+        differences.append(family.act_key)
+    for name in ("mlp_bias", "attention_bias"):
+        if bool(found.get(name)) != bool(config.get(name)):
+            differences.append(name)
+    if family.norm == "rms":
+        differences += _differences(config, found, family)
+    if differences:
+        raise ModelError(
+            f"{path}: GGUF has no way to say {', '.join(differences)} as this model has it; {ELSE}",
+            path=str(path),
+        )
+
+
+def _differences(config: Config, found: Config, family: Family) -> list[str]:
+    out = []
+    if family.rope_theta(found) != family.rope_theta(config) and family.rope_theta(config) is not None:
+        out.append("rope_theta")
+    if rope_scaling(found) != rope_scaling(config) and not _same_scaling(found, config):
+        out.append("rope_scaling")
+    windowed = family.name in ("mistral", "gemma2", "gemma3_text")
+    if not windowed and config.get("use_sliding_window", True) and config.get("sliding_window"):
+        out.append("sliding_window")
+    if not windowed or family.name == "mistral":
+        return out + (["sliding_window"] if windowed and _other(found, config, "sliding_window") else [])
+    out += [key for key in _COMPARED if key != "rope_local_base_freq" and _other(found, config, key)]
+    if family.name == "gemma3_text" and local_base(found) != local_base(config):
+        out.append("rope_local_base_freq")
+    types = config.get("layer_types")
+    if isinstance(types, list) and found.get("layer_types") != types:
+        out.append("layer_types")
+    return out
+
+
+def _same_scaling(found: Config, config: Config) -> bool:
+    """Whether two scalings agree in every number that both state, the rest being defaults."""
+    a, b = rope_scaling(found), rope_scaling(config)
+    return a.get("rope_type") == b.get("rope_type") and all(a[k] == b[k] for k in a.keys() & b.keys())
+
+
+def _other(found: Config, config: Config, key: str) -> bool:
+    a, b = found.get(key), config.get(key)
+    return (a or None) != (b or None) and not (
+        isinstance(a, int | float) and isinstance(b, int | float) and a == b
+    )

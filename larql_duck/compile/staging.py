@@ -1,0 +1,80 @@
+"""Where compiled output is made: beside its place, put there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from larql_duck.errors import LarqlError, VindexError
+from larql_duck.vindex.publish import locked, publish_directory, sync_directory
+
+
+def check_output(out: Path, source: Path) -> None:
+    """Nothing; VindexError where `out` is the source, lies in it, or holds something already."""
+    place = out.resolve()
+    if source.resolve() in (place, *place.parents):
+        raise VindexError(
+            f"{out}: is the vindex that is compiled, or lies inside it; name another place", path=out
+        )
+    if out.is_dir():
+        if any(out.iterdir()):
+            raise VindexError(
+                f"{out}: exists already and is not empty; delete it, or name another place", path=out
+            )
+    elif out.exists() or out.is_symlink():
+        raise VindexError(f"{out}: exists already; delete it, or name another place", path=out)
+
+
+@contextmanager
+def staged(out: Path, source: Path, file: str | None = None) -> Iterator[Path]:
+    """A directory to fill, which becomes `out` when the block ends; with `file`, its file of that name does.
+
+    After an error nothing of it is left.
+
+    VindexError where `out` cannot be written, is not free (see `check_output`), or is being written by another process.
+    """
+    check_output(out, source)
+    staging = out.parent / f".{out.name}.compiling"
+    lock = out.parent / f".{out.name}.compiling.lock"
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with locked(lock, f"{out}: another process is compiling to this path; wait, or name another place"):
+            try:
+                shutil.rmtree(staging, ignore_errors=True)
+                staging.mkdir()
+                yield staging
+                for made in staging.rglob("*"):
+                    if made.is_file():
+                        _sync(made)
+                if file is None:
+                    publish_directory(staging, out)
+                else:
+                    os.replace(staging / file, out)
+                    sync_directory(out.parent)
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
+                lock.unlink(missing_ok=True)
+    except LarqlError:
+        raise
+    except (OSError, MemoryError) as error:
+        raise VindexError(
+            f"{out}: {getattr(error, 'strerror', None) or error or 'out of memory'} while writing; "
+            "free some space or name another place, then compile again",
+            path=out,
+        ) from None
+
+
+def link(source: Path, target: Path) -> None:
+    """Nothing; `target` has the bytes of `source`: a hard link where the file system has them, else a copy."""
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
