@@ -20,7 +20,7 @@ from larql_duck.vindex.store import Vindex
 from larql_duck.vindex.verify import verify
 from tests.tiny import make_tiny
 
-KILLS = 5
+KILLS = int(os.environ.get("LARQL_DUCK_KILLS", "5"))
 # The process prints each stage and layer as it reaches it, so that a test can kill it there.
 SCRIPT = """
 import sys
