@@ -64,7 +64,7 @@ def prepare(model: str | Path, options: Options) -> Job:
     sizes = source.family.sizes(source.config)
     dtype = own_dtype if options.dtype == "source" else options.dtype
     options.layer_range(sizes.n_layers)
-    vocabulary = _vocabulary(load_tokenizer(source), sizes.vocab)
+    vocabulary = vocabulary_of(load_tokenizer(source), sizes.vocab)
     if not vocabulary.is_word.any():
         raise ModelError(
             f"{source.path}: its tokenizer has no word-like token; is tokenizer.json the model's own?"
@@ -92,7 +92,8 @@ def _from_vindex(path: Path) -> tuple[WeightSource, str, str, dict[str, Any]]:
     return vindex, vindex.manifest.model, vindex.dtype, origin
 
 
-def _vocabulary(tokenizer: Any, size: int) -> Vocabulary:
+def vocabulary_of(tokenizer: Any, size: int) -> Vocabulary:
+    """The Vocabulary of a tokenizer for an embedding of `size` rows."""
     import pyarrow as pa
 
     from larql_duck.extract.tables import Vocabulary

@@ -50,6 +50,7 @@ class Mount:
         self._directory: str | None = None
         self._functions: list[str] = []
         self._shadows: dict[str, str] = {}
+        self._hidden: dict[str, list[str] | None] = {}
         self._lock = threading.RLock()
         self._catalog = self._make_schema()
 
@@ -99,6 +100,7 @@ class Mount:
             else:
                 self._run(f"DROP SCHEMA IF EXISTS {self.schema} CASCADE; CREATE SCHEMA {self.schema}")
             self._shadows.clear()
+            self._hidden.clear()
             self._detach()
             self.remove_files()
 
@@ -123,29 +125,53 @@ class Mount:
 
     # -- what the schema shows ----------------------------------------------------------------------------
 
-    def shadow(self, table: str, rows: pa.Table, *, replace: bool = False) -> None:
+    def shadow(
+        self, table: str, rows: pa.Table, *, replace: bool = False, hidden: pa.Table | None = None
+    ) -> None:
         """Adds `rows` behind those of a table, or (replace) puts them in its place, for every macro and view.
 
-        table is a name of SEAMS; rows have its columns. Calling it again replaces the rows of the call before.
+        table is a name of SEAMS; rows have its columns. hidden has some of its columns: stored rows with the same
+        values there are not shown. Calling it again replaces the rows of the call before.
         """
         if table not in SEAMS:
             raise KeyError(table)
         with self._lock:
-            store = f"{self.schema}.added_{table}"
-            self.con.register("larql_added_rows", rows)
-            try:
-                self._run(f"CREATE OR REPLACE TABLE {store} AS FROM larql_added_rows")
-            finally:
-                self.con.unregister("larql_added_rows")
+            self._keep(f"added_{table}", rows)
+            if hidden is not None:
+                self._keep(f"hidden_{table}", hidden)
+            before = self._shadows.get(table)
             self._shadows[table] = "replace" if replace else "add"
+            self._hidden[table] = None if hidden is None else hidden.column_names
             self._run(self._seam(table))
+            if before is not None and hidden is None:
+                self._run(f"DROP TABLE IF EXISTS {self.schema}.hidden_{table}")
 
     def unshadow(self, table: str) -> None:
         """Shows a table's stored rows alone again."""
         with self._lock:
             if self._shadows.pop(table, None) is not None:
+                self._hidden.pop(table, None)
                 self._run(self._seam(table))
-                self._run(f"DROP TABLE {self.schema}.added_{table}")
+                for kind in ("added", "hidden"):
+                    self._run(f"DROP TABLE IF EXISTS {self.schema}.{kind}_{table}")
+
+    @property
+    def shadowed(self) -> list[str]:
+        """Names of the tables (and lookups) that do not show their stored rows alone."""
+        return list(self._shadows)
+
+    def stored(self, table: str) -> str:
+        """The stored table's qualified name, whatever is shown in its place."""
+        if self._alias is None:
+            return f"{self.schema}.stored_{table}"
+        return f"{self._alias}.lq.{table}"
+
+    def _keep(self, name: str, rows: pa.Table) -> None:
+        self.con.register("larql_added_rows", rows)
+        try:
+            self._run(f"CREATE OR REPLACE TABLE {self.schema}.{name} AS FROM larql_added_rows")
+        finally:
+            self.con.unregister("larql_added_rows")
 
     def refresh_lookups(self) -> None:
         """Computes the lookups (names, links) anew from the tables as they are shown now."""
@@ -191,9 +217,9 @@ class Mount:
     # -- inside -------------------------------------------------------------------------------------------
 
     def _seam(self, table: str) -> str:
-        stored = f"FROM {self._alias}.lq.{table}"
-        if self._alias is None:
-            stored = f"FROM {self.schema}.stored_{table}"
+        stored = f"FROM {self.stored(table)}"
+        if columns := self._hidden.get(table):
+            stored += f" ANTI JOIN {self.schema}.hidden_{table} USING ({', '.join(columns)})"
         added = f"FROM {self.schema}.added_{table}"
         body = {"add": f"{stored} UNION ALL {added}", "replace": added}.get(
             self._shadows.get(table, ""), stored

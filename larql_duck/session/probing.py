@@ -37,7 +37,8 @@ def probe(
     See `Session.probe`. The new rows are shown by the session at once; with save they are published first.
     """
     from larql_duck.probe.facts import probe as run
-    from larql_duck.probe.publish import many_of, need_ours, publish
+    from larql_duck.probe.publish import need_ours, publish
+    from larql_duck.session.edited import show_tables
 
     vindex = session.need()
     need_ours(vindex)
@@ -64,12 +65,12 @@ def probe(
     if save:
         published = publish(vindex, found.tables, name=asked.name, many=many, statistics=_statistics(found))
         session.unsaved.saved(found.tables)
+        session.unsaved.published(published)
         notices.append(f"saved in {vindex.path}")
     else:
-        published = None
         session.unsaved.add(found.tables, many)
         notices.append("not saved: this session alone shows these facts")
-    session.unsaved.show(published, many_of(vindex))
+    notices += show_tables(session)
     return Result(_rows(found.tables["facts"], many), notices=notices)
 
 
@@ -105,6 +106,7 @@ class Unsaved:
     def clear(self) -> None:
         """Forgets everything; the tables shown stay as they are."""
         self._found: list[Mapping[str, pa.Table]] = []
+        self._published: dict[str, pa.Table] = {}
         self._many: set[str] = set()
 
     def add(self, found: Mapping[str, pa.Table], many: set[str]) -> None:
@@ -117,22 +119,28 @@ class Unsaved:
         if self._found:
             self._found.append(found)
 
-    def show(self, published: Mapping[str, pa.Table] | None, many: set[str]) -> None:
-        """Shows the stored tables (or those just published) with every unsaved run merged in."""
-        from larql_duck.probe.merge import PROBED
-        from larql_duck.probe.publish import grown
+    def published(self, tables: Mapping[str, pa.Table]) -> None:
+        """Keeps what was just published: the database that is attached is older."""
+        self._published = dict(tables)
 
-        vindex = self._session.need()
-        tables = dict(published or {})
+    def tables(self) -> dict[str, pa.Table]:
+        """The tables that differ from those of the attached database, every unsaved run merged in; no edits."""
+        from larql_duck.probe.merge import PROBED
+        from larql_duck.probe.publish import grown, many_of
+
+        tables = dict(self._published)
         if self._found:
+            vindex = self._session.need()
             known = {name: tables.get(name, vindex.table(name)) for name in PROBED}
             for found in self._found:
-                tables = grown(vindex, known, found, many | self._many)
+                tables = grown(vindex, known, found, many_of(vindex) | self._many)
                 known = {name: tables[name] for name in PROBED}
-        mount = self._session.mount
-        for name, table in tables.items():
-            mount.shadow(name, table, replace=True)
-        mount.refresh_lookups()
+        return tables
+
+    @property
+    def many(self) -> set[str]:
+        """Relations with many answers among the unsaved runs."""
+        return set(self._many)
 
 
 def _rows(facts: pa.Table, many: set[str]) -> pa.Table:

@@ -19,6 +19,7 @@ from larql_duck.plan.types import Facts
 from larql_duck.result import Result
 from larql_duck.session import scope
 from larql_duck.session.asking import register_asking
+from larql_duck.session.edited import Edited
 from larql_duck.session.errors import query_error, statement_error
 from larql_duck.session.facts import NoVindex, VindexFacts
 from larql_duck.session.forward import (
@@ -82,6 +83,7 @@ class Session:
         self._vectors: QueryVectors | None = None
         self.mount = Mount(con, schema)
         self.unsaved = Unsaved(self)
+        self.edited = Edited(self)
         self._registered = False
         if own:
             self._prepare(con)
@@ -367,6 +369,7 @@ class Session:
     def _forget(self) -> None:
         self._model = self._search = self._vectors = None
         self.unsaved.clear()
+        self.edited.clear()
         self._facts = NoVindex(self.schema)
 
     def _need(self) -> Vindex:

@@ -6,6 +6,7 @@ Pure functions of tables, run in DuckDB, so that extraction, probing and editing
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -20,7 +21,17 @@ _TOP = 3
 _QUANTILE = 0.9
 _MANY_P = 0.1
 
-Source: TypeAlias = pa.Table | Path
+
+@dataclass(frozen=True)
+class Changed:
+    """A table in a Parquet file without the rows whose values are in `hidden` (some of its columns), and with others."""
+
+    path: Path
+    hidden: pa.Table
+    added: pa.Table
+
+
+Source: TypeAlias = pa.Table | Path | Changed
 
 # A token that a feature answers to, and a token that it then writes (or, firing negatively, un-suppresses).
 _WEIGHT_EDGES = f"""
@@ -86,7 +97,7 @@ _SPECIFIC = 0.75
 _LABELS = f"""
 SELECT f.* REPLACE (
     CASE WHEN f.relation_source = 'probe' OR f.relation IS NULL THEN l.relation ELSE f.relation END AS relation,
-    CASE WHEN l.relation IS NOT NULL THEN 'probe' WHEN f.relation_source = 'probe' THEN NULL
+    CASE WHEN f.relation_source = 'patch' THEN 'patch' WHEN l.relation IS NOT NULL THEN 'probe' WHEN f.relation_source = 'probe' THEN NULL
          ELSE f.relation_source END AS relation_source)
 FROM features f LEFT JOIN (
     SELECT layer, feature, relation FROM feature_relations WHERE specificity >= {_SPECIFIC}
@@ -133,6 +144,15 @@ def _run(
         for name, source in sources.items():
             if isinstance(source, Path):
                 con.from_parquet(str(source)).create_view(name)
+            elif isinstance(source, Changed):
+                con.from_parquet(str(source.path)).create_view(f"stored_{name}")
+                con.register(f"hidden_{name}", source.hidden)
+                con.register(f"added_{name}", source.added)
+                con.execute(
+                    f"CREATE VIEW {name} AS FROM stored_{name}"
+                    f" ANTI JOIN hidden_{name} USING ({', '.join(source.hidden.column_names)})"
+                    f" UNION ALL BY NAME FROM added_{name}"
+                )
             else:
                 con.register(name, source)
         found = con.sql(sql, params=parameters or None)

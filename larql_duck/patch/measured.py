@@ -1,0 +1,388 @@
+"""The graph under an overlay: edited facts, and facts whose features were touched, as the edited model states them.
+
+Facts that no edit concerns keep what the base says. What was measured is kept as long as nothing that decides it
+changes: the fact itself, the edited slots of the base, and the features that carry facts about the same subject.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from larql_duck.patch.again import Held, Wanted, ask_again, hold, prompts_of
+from larql_duck.patch.operations import fact_key
+from larql_duck.patch.overlay import Fact, Overlay
+from larql_duck.patch.shown import Slot, Stored, slot_keys
+from larql_duck.probe.labels import feature_relations, relations_table
+from larql_duck.probe.words import normal
+from larql_duck.vindex.derive import UNLABELLED
+from larql_duck.vindex.schemas import SCHEMAS
+
+if TYPE_CHECKING:
+    from larql_duck.infer.engine import Engine
+
+# Facts that one change may ask again; beyond, their figures are unknown.
+MOST_FACTS = 500
+Pair = tuple[str, str]
+Rows = dict[str, list[dict[str, Any]]]
+_CHANGED = ("facts", "edges", "probes")
+
+
+@dataclass
+class _Known:
+    """What was measured, by what decides it. None: not measured, because there was too much at once."""
+
+    facts: dict[bytes, Rows | None] = field(default_factory=dict)
+    held: dict[bytes, Held | None] = field(default_factory=dict)
+
+
+class FactShower:
+    """The tables facts, edges, probes, relations and feature_relations under overlays, over one vindex.
+
+    engine gives the engine under the overlay that is shown; None where nothing can be measured.
+    """
+
+    def __init__(self, stored: Stored, engine: Callable[[], Engine] | None) -> None:
+        self.stored = stored
+        self.engine = engine
+        self._known = _Known()
+
+    def tables(self, overlay: Overlay, many: Collection[str]) -> tuple[dict[str, pa.Table], list[str]]:
+        """The tables that differ from the stored ones (none where no fact is concerned), and notices.
+
+        edges are those of facts: weight edges are derived from the slots' tokens.
+        """
+        work = _Work(self, overlay, set(many))
+        if not work.pairs and not work.wanted:
+            return {}, []
+        return work.run()
+
+
+class _Work:
+    """One overlay's facts, worked out."""
+
+    def __init__(self, shower: FactShower, overlay: Overlay, many: set[str]) -> None:
+        self.stored, self.engine, self.known = shower.stored, shower.engine, shower._known
+        self.overlay, self.many = overlay, many
+        self.notices: list[str] = []
+        self.wanted = [f for f in overlay.facts if f.entity.strip() and f.kind != "delete" and f.target]
+        changed = [
+            (layer, feature)
+            for layer, feature in overlay.slots()
+            if feature < overlay.n_base[layer] and overlay.rows[layer][feature].vectors
+        ]
+        self.zeroed = [slot for slot in changed if overlay.rows[slot[0]][slot[1]].deleted]
+        self.pairs = self._pairs(changed)
+        self._slots = self._digest(changed)
+
+    # -- which facts --------------------------------------------------------------------------------------
+
+    def _pairs(self, changed: Sequence[Slot]) -> list[Pair]:
+        """(subject, relation) of the base's facts that are edited (not only in the database) or list a changed slot."""
+        edited = {fact_key(f.entity, f.relation) for f in self.overlay.facts if f.mode != "knn"}
+        found = self.stored.query(
+            "SELECT DISTINCT subject, relation FROM stored.edges SEMI JOIN slots USING (layer, feature)"
+            " WHERE source = 'probe'",
+            slots=slot_keys(changed),
+        )
+        touched = set(zip(*found.to_pydict().values(), strict=True))
+        if edited:
+            asked = self.stored.query(
+                "SELECT DISTINCT subject, relation FROM stored.facts WHERE source = 'probe'"
+                " UNION SELECT DISTINCT subject, relation FROM stored.probes"
+            )
+            touched |= {
+                (s, r) for s, r in zip(*asked.to_pydict().values(), strict=True) if fact_key(s, r) in edited
+            }
+        return sorted(touched)
+
+    def _digest(self, slots: Iterable[Slot]) -> bytes:
+        digest = hashlib.sha256()
+        for layer, feature in slots:
+            row = self.overlay.rows[layer][feature]
+            digest.update(repr((layer, feature)).encode())
+            for vector in (row.gate, row.up, row.down):
+                digest.update(b"-" if vector is None else b"+" + vector.tobytes())
+        return digest.digest()
+
+    def _about(self, subject: str) -> bytes:
+        """A digest of everything edited that a fact about this subject depends on."""
+        name = fact_key(subject, None)[0]
+        if not hasattr(self, "_by_subject"):
+            self._by_subject: dict[str, list[Slot]] = defaultdict(list)
+            for layer, feature in self.overlay.slots():
+                row = self.overlay.rows[layer][feature]
+                if feature >= self.overlay.n_base[layer] and row.entity is not None:
+                    self._by_subject[fact_key(row.entity, None)[0]].append((layer, feature))
+        return self._slots + self._digest(self._by_subject.get(name, ()))
+
+    # -- measuring ----------------------------------------------------------------------------------------
+
+    def run(self) -> tuple[dict[str, pa.Table], list[str]]:
+        again, held = self._measured()
+        dropped = {pair for pair in self.pairs if pair in again}
+        tables: dict[str, pa.Table] = {}
+        for name in _CHANGED:
+            rows = [row for pair in dropped for row in (again[pair] or {}).get(name, ())]
+            gone = {pair for pair in dropped if again[pair] is not None}
+            tables[name] = self._without(name, gone, rows)
+        unmeasured = {pair for pair in dropped if again[pair] is None}
+        if unmeasured:
+            tables["facts"], tables["edges"] = self._unknown(tables["facts"], tables["edges"], unmeasured)
+        tables["facts"], tables["edges"] = self._insert(tables["facts"], tables["edges"], held)
+        tables["feature_relations"] = feature_relations(tables["facts"], tables["edges"])
+        tables["relations"] = self._relations(tables["facts"], tables["edges"])
+        return tables, self.notices
+
+    def _measured(self) -> tuple[dict[Pair, Rows | None], dict[int, Held | None]]:
+        keys = {pair: _key(pair, self._about(pair[0])) for pair in self.pairs}
+        templates = self._templates()
+        wants: dict[int, Wanted] = {}
+        for i, fact in enumerate(self.wanted):
+            prompts = prompts_of(fact.entity, fact.relation, fact.templates, templates.get(_name(fact), ()))
+            if fact.mode != "knn" and prompts:
+                slot = None if fact.feature is None else (fact.layer, fact.feature)
+                wants[i] = Wanted(fact.entity, _name(fact), fact.target, prompts, slot)
+        held_keys = {i: _key(wanted, self._about(wanted.subject)) for i, wanted in wants.items()}
+        if self.engine is None:
+            return {}, {}
+        pairs = [pair for pair in self.pairs if keys[pair] not in self.known.facts]
+        facts = [i for i in wants if held_keys[i] not in self.known.held]
+        if len({*pairs, *(fact_key(wants[i].subject, wants[i].relation) for i in facts)}) > MOST_FACTS:
+            self.notices.append(
+                f"{len(pairs) + len(facts)} facts are concerned, more than {MOST_FACTS}: their p, confidence and effect "
+                "are not measured and are NULL; PROBE asks again"
+            )
+            self.known.facts.update((keys[pair], None) for pair in pairs)
+            self.known.held.update((held_keys[i], None) for i in facts)
+        elif pairs or facts:
+            engine = self.engine()
+            self.known.facts.update((keys[pair], rows) for pair, rows in self._again(engine, pairs).items())
+            self.known.held.update(
+                zip((held_keys[i] for i in facts), hold(engine, [wants[i] for i in facts]), strict=True)
+            )
+        return (
+            {pair: self.known.facts[keys[pair]] for pair in self.pairs},
+            {i: self.known.held[held_keys[i]] for i in wants},
+        )
+
+    def _again(self, engine: Engine, pairs: Sequence[Pair]) -> dict[Pair, Rows]:
+        if not pairs:
+            return {}
+        asked = _pairs_table(pairs)
+        probes = self.stored.query(
+            "SELECT p.* FROM stored.probes AS p SEMI JOIN asked USING (subject, relation)", asked=asked
+        )
+        facts = self.stored.query(
+            "SELECT subject, relation, object, prior FROM stored.facts SEMI JOIN asked USING (subject, relation)"
+            " WHERE source = 'probe'",
+            asked=asked,
+        )
+        before: dict[Pair, dict[str, float | None]] = defaultdict(dict)
+        for row in facts.to_pylist():
+            before[row["subject"], row["relation"]][normal(row["object"])] = row["prior"]
+        found = ask_again(engine, probes, before, self.stored.vindex.manifest.raw, self.many)
+        out: dict[Pair, Rows] = {pair: {name: [] for name in _CHANGED} for pair in pairs}
+        for name, table in found.items():
+            for row in table.to_pylist():
+                out[row["subject"], row["relation"]][name].append(row)
+        return out
+
+    def _templates(self) -> dict[str, list[str]]:
+        """The templates of the stored relations, by the relation's key."""
+        rows = self.stored.query("SELECT relation, templates FROM stored.relations").to_pylist()
+        return {fact_key("", r["relation"])[1]: r["templates"] or [] for r in rows}
+
+    # -- rows ---------------------------------------------------------------------------------------------
+
+    def _without(self, name: str, gone: Collection[Pair], rows: list[dict[str, Any]]) -> pa.Table:
+        """The stored rows less those of the pairs, and the new ones behind them; edges less those of weights."""
+        conditions = ["NOT source = 'weights'"] if name == "edges" else []
+        columns = ", ".join(SCHEMAS[name].names)
+        where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+        before = self.stored.query(
+            f"SELECT {columns} FROM stored.{name} ANTI JOIN gone USING (subject, relation){where}",
+            gone=_pairs_table(sorted(gone)),
+        )
+        return pa.concat_tables(
+            [before.cast(SCHEMAS[name]), pa.Table.from_pylist(rows, schema=SCHEMAS[name])]
+        )
+
+    def _unknown(
+        self, facts: pa.Table, edges: pa.Table, pairs: Collection[Pair]
+    ) -> tuple[pa.Table, pa.Table]:
+        """Both tables with what the edits may have changed about the pairs set to NULL, zeroed features left out."""
+        zeroed = set(self.zeroed)
+        counts: dict[tuple[str, str, str], int] = defaultdict(int)
+        edge_rows = []
+        for row in edges.to_pylist():
+            if (row["subject"], row["relation"]) in pairs:
+                if (row["layer"], row["feature"]) in zeroed:
+                    continue
+                row |= {"effect": None, "specific": None}
+                counts[row["subject"], row["relation"], row["object"]] += 1
+            edge_rows.append(row)
+        fact_rows = facts.to_pylist()
+        names = ("p", "p_string", "confidence", "effect", "specific", "attention_share")
+        for row in fact_rows:
+            if (row["subject"], row["relation"]) in pairs:
+                row |= dict.fromkeys(names)
+                row["n_features"] = counts[row["subject"], row["relation"], row["object"]]
+        return (
+            pa.Table.from_pylist(fact_rows, schema=SCHEMAS["facts"]),
+            pa.Table.from_pylist(edge_rows, schema=SCHEMAS["edges"]),
+        )
+
+    def _insert(
+        self, facts: pa.Table, edges: pa.Table, held: Mapping[int, Held | None]
+    ) -> tuple[pa.Table, pa.Table]:
+        """Both tables with the wanted facts: each goes before what the model says of its subject and relation.
+
+        A database fact changes nothing that the model says: only a row of the same triple gives way to it.
+        """
+        if not self.wanted:
+            return facts, edges
+        by_key = {fact_key(f.entity, _name(f)): i for i, f in enumerate(self.wanted)}
+        new_facts: list[dict[str, Any]] = []
+        new_edges: list[dict[str, Any]] = []
+        own: dict[int, dict[str, Any]] = {}
+        placed: set[int] = set()
+        for row in facts.to_pylist():
+            i = by_key.get(fact_key(row["subject"], row["relation"]))
+            if i is not None:
+                if normal(row["object"]) == normal(self.wanted[i].target):
+                    own.setdefault(i, row)
+                    continue
+                if self.wanted[i].mode != "knn":
+                    row["rank"] += 1
+            new_facts.append(row)
+        for row in edges.to_pylist():
+            i = by_key.get(fact_key(row["subject"], row["relation"]))
+            if i is not None and normal(row["object"]) == normal(self.wanted[i].target):
+                if self.wanted[i].mode != "knn":
+                    continue
+                # The model says it too: its features are the fact's.
+                row |= {"subject": self.wanted[i].entity.strip(), "relation": _name(self.wanted[i])}
+                row |= {"object": self.wanted[i].target.strip(), "source": "patch"}
+                placed.add(i)
+            new_edges.append(row)
+        for i, fact in enumerate(self.wanted):
+            new_facts.append(_fact_row(fact, held.get(i), own.get(i)))
+            if i not in placed:
+                new_edges.append(_edge_row(fact, held.get(i)))
+        _renumber(new_facts, {fact_key(f.entity, _name(f)) for f in self.wanted if f.mode != "knn"})
+        return (
+            pa.Table.from_pylist(new_facts, schema=SCHEMAS["facts"]),
+            pa.Table.from_pylist(new_edges, schema=SCHEMAS["edges"]),
+        )
+
+    def _relations(self, facts: pa.Table, edges: pa.Table) -> pa.Table:
+        """relations, with inserted facts counted; a relation that has none but those has source 'patch'."""
+        before = self.stored.table("relations").to_pylist()
+        known = {fact_key("", r["relation"])[1] for r in before if r["source"] == "probe"}
+        described = {r["relation"]: r["description"] or "" for r in before if r["source"] == "probe"}
+        templates = {r["relation"]: list(r["templates"] or ()) for r in before if r["source"] == "probe"}
+        new: dict[str, list[str]] = {}
+        for fact in self.wanted:
+            if fact_key("", _name(fact))[1] not in known:
+                own = new.setdefault(_name(fact), [])
+                own += [t for t in fact.templates if t not in own]
+        counted = facts.set_column(
+            facts.schema.get_field_index("source"), "source", pa.array(["probe"] * facts.num_rows)
+        )
+        confidence = pa.array([c or 0.0 for c in facts.column("confidence").to_pylist()], pa.float64())
+        counted = counted.set_column(counted.schema.get_field_index("confidence"), "confidence", confidence)
+        placed = [row for row in edges.to_pylist() if row["feature"] is not None]
+        for row in placed:
+            row["source"] = "probe"
+        table = relations_table(
+            counted,
+            pa.Table.from_pylist(placed, schema=SCHEMAS["edges"]),
+            [*described, *new],
+            described,
+            templates | new,
+        )
+        rows = table.to_pylist()
+        for row in rows:
+            if row["relation"] in new:
+                row["source"] = "patch"
+        # A relation that clustering named no longer needs that row once it is inserted.
+        others = [r for r in before if r["source"] != "probe" and r["relation"] not in new]
+        return pa.Table.from_pylist([*rows, *others], schema=SCHEMAS["relations"])
+
+
+def _name(fact: Fact) -> str:
+    return fact.relation or UNLABELLED
+
+
+def _fact_row(fact: Fact, held: Held | None, before: Mapping[str, Any] | None) -> dict[str, Any]:
+    row: dict[str, Any] = dict.fromkeys(SCHEMAS["facts"].names)
+    knn = fact.mode == "knn"
+    row["n_features"] = int(fact.feature is not None)
+    if knn and before is not None:
+        row |= before
+    if held is not None:
+        row |= {
+            "p": held.p,
+            "p_string": held.p_string,
+            "n_templates": held.n_templates,
+            "effect": held.effect,
+            "prompt": held.prompt,
+        }
+    confidence = fact.confidence
+    if confidence is None:
+        confidence = 1.0 if knn else row["p"]
+    return row | {
+        "subject": fact.entity.strip(),
+        "relation": _name(fact),
+        "object": fact.target.strip(),
+        "rank": 1,
+        "confidence": confidence,
+        "calibrated": False,
+        "source": "patch",
+    }
+
+
+def _edge_row(fact: Fact, held: Held | None) -> dict[str, Any]:
+    return {
+        "subject": fact.entity.strip(),
+        "relation": _name(fact),
+        "object": fact.target.strip(),
+        "layer": fact.layer,
+        "feature": fact.feature,
+        "score": None if held is None else held.score,
+        "effect": None if held is None else held.effect,
+        "specific": None,
+        "source": "patch",
+    }
+
+
+def _renumber(rows: list[dict[str, Any]], keys: Collection[Pair]) -> None:
+    """Ranks of these subjects and relations counted from 1 again: the patch's row, then the others as they stood."""
+    groups: dict[Pair, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        key = fact_key(row["subject"], row["relation"])
+        if key in keys:
+            groups[key].append(row)
+    for own in groups.values():
+        own.sort(key=lambda r: (r["source"] != "patch", r["rank"]))
+        for rank, row in enumerate(own, start=1):
+            row["rank"] = rank
+
+
+def _key(*parts: object) -> bytes:
+    return hashlib.sha256(repr(parts).encode()).digest()
+
+
+def _pairs_table(pairs: Sequence[Pair]) -> pa.Table:
+    return pa.table(
+        {
+            "subject": pa.array([s for s, _ in pairs], pa.string()),
+            "relation": pa.array([r for _, r in pairs], pa.string()),
+        }
+    )
