@@ -25,7 +25,7 @@ from larql_duck.vindex.publish import TABLES, rebuild_database, seal_manifest, w
 from larql_duck.vindex.schemas import SCHEMAS
 
 if TYPE_CHECKING:
-    from larql_duck.patch.overlay import Overlay
+    from larql_duck.patch.overlay import Fact, Overlay
     from larql_duck.session import Session
 
 # How the rows of a table follow each other in its file. The others keep the order in which the session shows them.
@@ -193,7 +193,7 @@ class _Compilation:
         section["compiled"] = {
             "at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "slots": len(self.overlay.slots()),
-            "facts": len(self.overlay.facts),
+            "facts": [_told(fact) for fact in self.overlay.facts],
         }
         (staging / TABLES).mkdir()
         tables: dict[str, Mapping[str, Any]] = {}
@@ -203,6 +203,12 @@ class _Compilation:
         section["tables"] = tables
         write_file(staging / INDEX, seal_manifest(raw))
         rebuild_database(staging)
+
+
+def _told(fact: Fact) -> dict[str, Any]:
+    """An edited fact for index.json: tables say what holds, this which feature carries it and why."""
+    names = ("entity", "relation", "target", "kind", "mode", "layer", "feature", "confidence")
+    return {name: getattr(fact, name) for name in names} | {"templates": list(fact.templates)}
 
 
 def _json(value: Any) -> bytes:

@@ -1,0 +1,83 @@
+"""The two sides of a comparison: a directory, or what a session makes of the vindex that it has open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from larql_duck.compile.source import Edited
+from larql_duck.patch.knn_store import STORE, read_knn_store
+from larql_duck.patch.operations import InsertKnn, Operation
+from larql_duck.patch.overlay import Overlay
+from larql_duck.vindex.schemas import SCHEMAS, empty_table
+from larql_duck.vindex.store import Vindex
+
+if TYPE_CHECKING:
+    from larql_duck.session import Session
+
+
+@dataclass(frozen=True)
+class Side:
+    """name for people; the vindex, the overlay over it with the lists of operations that make it, and the tables.
+
+    table(name) gives a table of the schema as this side shows it.
+    """
+
+    name: str
+    vindex: Vindex
+    overlay: Overlay
+    table: Callable[[str], pa.Table] = field(repr=False)
+    lists: Sequence[Sequence[Operation]] = ()
+
+    @cached_property
+    def weights(self) -> Edited:
+        """The weights under the overlay."""
+        return Edited(self.vindex, self.overlay)
+
+    @cached_property
+    def knn(self) -> list[InsertKnn]:
+        """The database facts, with their keys."""
+        if self.overlay.facts or self.lists:
+            return [
+                InsertKnn(
+                    f.layer, f.entity, f.relation or "", f.target, f.target_id or 0, f.key,
+                    1.0 if f.confidence is None else f.confidence, f.templates,
+                )
+                for f in self.overlay.knn
+                if f.key is not None
+            ]  # fmt: skip
+        path = self.vindex.path / STORE
+        if not path.is_file():
+            return []
+        return read_knn_store(path, self.vindex.hidden, self.vindex.n_layers, self.vindex.vocab)
+
+
+def directory(path: str | Path) -> Side:
+    """The side that a vindex directory is, without any overlay."""
+    vindex = Vindex.open(path)
+    tables: dict[str, pa.Table] = {}
+    if not vindex.ours:
+        from larql_duck.session.foreign import foreign_tables
+
+        tables = foreign_tables(vindex)
+
+    def table(name: str) -> pa.Table:
+        return vindex.table(name) if vindex.ours else tables.get(name, empty_table(name))
+
+    return Side(str(path), vindex, Overlay.empty(vindex.n_features, vindex.hidden), table)
+
+
+def current(session: Session, overlay: Overlay, lists: Sequence[Sequence[Operation]] = ()) -> Side:
+    """The side that a session is: its vindex under its overlay, its tables as it shows them."""
+    vindex = session.need()
+
+    def table(name: str) -> pa.Table:
+        columns = ", ".join(SCHEMAS[name].names)
+        return session.run_sql(f"SELECT {columns} FROM {session.schema}.{name}").arrow().cast(SCHEMAS[name])
+
+    return Side("CURRENT", vindex, overlay, table, lists)
