@@ -223,7 +223,7 @@ class SlotShower:
         unknown: bool,
     ) -> dict[str, Any]:
         """The slot's row of `features`; what no edit touches is as before."""
-        new: dict[str, Any] = {name: None for name in SCHEMAS["features"].names} | (before or {})
+        new: dict[str, Any] = dict.fromkeys(SCHEMAS["features"].names) | (before or {})
         new |= {"layer": slot[0], "feature": slot[1]}
         if row.gate is not None:
             new["gate_norm"] = float(np.linalg.norm(row.gate))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from larql_duck.errors import NotSupportedError, SemanticError
 from larql_duck.lql.statements import Explain, Stats, Use
 from larql_duck.lql.table import STATEMENTS, declare_not_run
-from larql_duck.plan import browse, forward, operations, probing
+from larql_duck.plan import browse, editing, forward, operations, probing
 from larql_duck.plan.select import select
 from larql_duck.plan.types import Emptiness, Facts, Operation, Plan, Query
 
@@ -51,6 +51,8 @@ PLANNERS: dict[str, Planner] = {
     "EXPLAIN INFER": forward.explain,
     "TRACE": forward.trace,
     "PROBE": probing.probe,
+    "DELETE": editing.delete,
+    "UPDATE": editing.update,
     "NEIGHBORS": browse.neighbors,
     "PATHS": browse.paths,
 }
@@ -60,8 +62,6 @@ NOT_RUN: dict[str, str] = {
     "USE REMOTE": "open a copy of the vindex with USE",
     "SIMILAR FEATURES": "compare features with SELECT ... FROM FEATURES NEAREST TO",
     "INSERT": "",
-    "DELETE": "",
-    "UPDATE": "",
     "MERGE": "",
     "REBALANCE": "",
     "BEGIN PATCH": "",
