@@ -1,0 +1,82 @@
+"""Detectors: the rows of a gate and an up matrix that answer at one subject and at nothing else, in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+# The gate's value at a key; silu and gelu are close to the identity there. up's is 1.
+GATE = 6.0
+# How far keys may miss their value, as a share of what meeting it exactly would cost.
+_RIDGE = 0.02
+# A share of its own mean added to the diagonal of a second moment.
+_SHRINK = 0.01
+
+
+@dataclass(frozen=True)
+class Detectors:
+    """w [facts, hidden], f64: w . x is near 1 at a fact's own keys and near 0 elsewhere.
+
+    seen [facts] is the mean of w . x over a fact's own keys, unseen the same for keys left out of the fit (computed,
+    not fitted again).
+    """
+
+    w: torch.Tensor
+    seen: torch.Tensor
+    unseen: torch.Tensor
+
+
+def detectors(
+    keys: Sequence[torch.Tensor],
+    same: Sequence[Sequence[int]],
+    zeros: torch.Tensor,
+    second: torch.Tensor,
+    *,
+    within: float = 0.0,
+    ridge: float = _RIDGE,
+) -> Detectors:
+    """Detectors of all facts at once: least squares under the metric of `second`.
+
+    keys[f] [k, hidden] are fact f's own. same[f] lists the facts (f itself included) whose keys f answers to as well:
+    those about the same subject. zeros [m, hidden] are keys at which nothing fires. second f64 [hidden, hidden] is
+    the second moment of the layer's FFN input. within weighs how keys of one subject differ between contexts.
+    """
+    second = shrunk(second)
+    x = torch.cat([k.double() for k in keys])
+    fact = torch.cat([torch.full((len(k),), f) for f, k in enumerate(keys)])
+    if within:
+        spread = torch.cat([k.double() - k.double().mean(0) for k in keys])
+        scatter = spread.t() @ spread / max(len(spread), 1)
+        second = second + within * scatter
+    # ridge: what keeping every key exactly would cost, on average.
+    factor = torch.linalg.cholesky(second)
+    cost = torch.linalg.solve_triangular(factor, x.t(), upper=False).pow(2).sum(0)
+    slack = ridge * cost.mean()
+    rows = torch.cat([x, zeros.double()])
+    a = second + rows.t() @ rows / slack
+    targets = torch.zeros(len(rows), len(keys), dtype=torch.float64)
+    for f, own in enumerate(same):
+        targets[: len(x), f] = torch.isin(fact, torch.tensor(list(own))).double()
+    factor = torch.linalg.cholesky(a)
+    w = torch.cholesky_solve(rows.t() @ targets / slack, factor)
+    answers = x @ w
+    leverage = (x * torch.cholesky_solve(x.t(), factor).t()).sum(1) / slack
+    own_answers = answers[torch.arange(len(x)), fact]
+    left_out = 1 - (1 - own_answers) / (1 - leverage).clamp(min=1e-3)
+    n = torch.bincount(fact, minlength=len(keys)).clamp(min=1)
+    seen = torch.zeros(len(keys), dtype=torch.float64).index_add_(0, fact, own_answers) / n
+    unseen = torch.zeros(len(keys), dtype=torch.float64).index_add_(0, fact, left_out) / n
+    return Detectors(w.t().contiguous(), seen, unseen)
+
+
+def shrunk(second: torch.Tensor) -> torch.Tensor:
+    """A second moment with a share of its mean diagonal added, so that it can be inverted."""
+    return second + _SHRINK * second.diagonal().mean() * torch.eye(len(second), dtype=second.dtype)
+
+
+def fired(gate: torch.Tensor, up: torch.Tensor, keys: torch.Tensor, act: torch.nn.Module) -> torch.Tensor:
+    """The activations [n, facts] of features with rows gate and up [facts, hidden] at keys [n, hidden]."""
+    out: torch.Tensor = act(keys @ gate.t()) * (keys @ up.t())
+    return out
