@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from larql_duck.compile.staging import link
 from larql_duck.errors import VindexError
 from larql_duck.vindex import layout
 from larql_duck.vindex.arrays import ArrayWriter, hash_file, write_file
+from larql_duck.vindex.manifest import load_manifest
 
 if TYPE_CHECKING:
     from larql_duck.compile.source import Edited
@@ -22,12 +23,21 @@ Progress = Callable[[str, float, float], None]
 _LINKED = 1 << 20
 
 
-def check_source(source: Edited, progress: Progress | None = None) -> None:
-    """Nothing; VindexError where a file's checksum is not the one that the vindex lists: damage must not spread."""
+def check_source(source: Edited, unread: Collection[str] = (), progress: Progress | None = None) -> None:
+    """Nothing; VindexError where a file's checksum is not the one that the vindex lists: damage must not spread.
+
+    unread: tables whose files are not taken over.
+    """
     manifest = source.vindex.manifest
+    skipped = {manifest.tables[name]["file"] for name in unread if name in manifest.tables}
     for i, (name, stated) in enumerate(manifest.checksums.items(), 1):
         path = source.path / name
-        if path.is_file() and hash_file(path).sha256 != stated:
+        if name not in skipped and path.is_file() and hash_file(path).sha256 != stated:
+            if load_manifest(source.path).checksums.get(name) != stated:
+                raise VindexError(
+                    f'{source.path}: changed since it was opened; open it again with USE "{source.path}", then compile',
+                    path=source.path,
+                )
             raise VindexError(
                 f"{path}: its sha256 differs from the manifest's, so its bytes changed; "
                 "restore it from a copy or extract the model again, then compile",

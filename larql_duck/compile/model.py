@@ -64,7 +64,7 @@ def compile_model(
     kind = format if format == "safetensors" else gguf_type or OF_DTYPE[vindex.dtype]
     single = format == "gguf" and out.suffix == ".gguf"
     with staged(out, vindex.path, "model.gguf" if single else None) as staging:
-        check_source(source, progress)
+        check_source(source, vindex.manifest.tables, progress)
         if format == "safetensors":
             write_directory(source, staging, limit)
             open_model(staging).validate()

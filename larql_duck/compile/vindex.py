@@ -82,7 +82,7 @@ class _Compilation:
         if any(row.down is not None or row.up is not None for row in rows):
             self.vindex.require("inference", "compiling edits of up and down vectors")
         with staged(out, self.vindex.path) as staging:
-            check_source(self.source, self.say)
+            check_source(self.source, self.session.mount.shadowed, self.say)
             self.arrays(staging)
             self.small_files(staging)
             raw = self.manifest()
@@ -162,6 +162,11 @@ class _Compilation:
         )
         return self.session.run_sql(sql).arrow()
 
+    def replaced(self, table: str) -> bool:
+        """Whether the session shows something else than the source's file of a table."""
+        sizes = bool(self.overlay.rows) and table in ("layers", "meta")
+        return sizes or table in self.session.mount.shadowed
+
     def table(self, name: str) -> pa.Table:
         """The table that is published: as shown, with sizes and places of the arrays that were written."""
         rows = self.rows(name)
@@ -198,7 +203,12 @@ class _Compilation:
         (staging / TABLES).mkdir()
         tables: dict[str, Mapping[str, Any]] = {}
         for name in SCHEMAS:
-            tables[name] = write_table(staging / TABLES / f"{name}.parquet", name, self.table(name))
+            if self.replaced(name):
+                tables[name] = write_table(staging / TABLES / f"{name}.parquet", name, self.table(name))
+            else:
+                entry = dict(self.vindex.manifest.raw[OURS]["tables"][name])
+                carry(self.source, entry["file"], staging)
+                tables[name] = entry
             self.say("tables", len(tables), len(SCHEMAS))
         section["tables"] = tables
         write_file(staging / INDEX, seal_manifest(raw))

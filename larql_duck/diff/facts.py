@@ -26,10 +26,12 @@ def compiled_facts(vindex: Vindex) -> list[Fact]:
 def _fact(entry: Any, vindex: Vindex) -> Fact | None:
     if not isinstance(entry, dict):
         return None
-    entity, relation, target = (entry.get(k) for k in ("entity", "relation", "target"))
-    layer, feature, confidence = (entry.get(k) for k in ("layer", "feature", "confidence"))
-    templates = entry.get("templates")
-    kind, mode = entry.get("kind"), entry.get("mode")
+    entity: Any = entry.get("entity")
+    relation, target, kind, mode = (entry.get(k) for k in ("relation", "target", "kind", "mode"))
+    layer: Any = entry.get("layer")
+    feature, confidence = entry.get("feature"), entry.get("confidence")
+    templates: Any = entry.get("templates")
+    fact: dict[str, Any] = {"kind": kind, "mode": mode}
     sound = (
         isinstance(entity, str)
         and isinstance(target, str)
@@ -46,5 +48,6 @@ def _fact(entry: Any, vindex: Vindex) -> Fact | None:
     if not sound:
         return None
     return Fact(
-        str(entity), relation, str(target), kind, mode, int(layer), feature, confidence, tuple(templates)
-    )
+        entity, relation, str(target), layer=layer, feature=feature, confidence=confidence,
+        templates=tuple(templates), **fact,
+    )  # fmt: skip

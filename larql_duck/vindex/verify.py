@@ -103,7 +103,8 @@ def _down_meta(vindex: Vindex) -> Iterator[str]:
     layers = read_down_meta(vindex.path / layout.DOWN_META)
     table = vindex.table("features").select(["layer", "feature", "top_token_id"])
     for layer, feature, token_id in zip(*(column.to_pylist() for column in table.columns), strict=True):
-        if layer >= len(layers) or layers[layer]["id"][feature] != token_id:
+        # A slot that writes nothing has no token, and a record of zeros.
+        if layer >= len(layers) or layers[layer]["id"][feature] != (token_id or 0):
             yield f"{vindex.path}: {layout.DOWN_META} and table features name different top tokens (L{layer} F{feature})"
             return
 
