@@ -48,14 +48,14 @@ class Asker:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._lock = threading.RLock()
-        self._vindex: Vindex | None = None
+        self._shown: tuple[Vindex | None, str | None] = (None, None)
         self._answers: dict[tuple[str, str], _Answer] = {}
         self._texts: dict[tuple[str, int], str | None] = {}
 
     def ask(self, subjects: Sequence[str | None], relations: Sequence[str | None]) -> list[_Answer]:
         """Per row the best answer and its probability; None for NULL, an empty subject, and no answer.
 
-        A stored fact is the answer (subject and relation in any case); the model is asked about the rest, one
+        A probed fact is the answer (subject and relation in any case); the model is asked about the rest, one
         batch a relation. SemanticError for a relation that neither the vindex nor a pack knows.
         """
         with self._lock:
@@ -87,8 +87,9 @@ class Asker:
     # -- inside -------------------------------------------------------------------------------------------
 
     def _refresh(self) -> None:
-        if self._vindex is not self._session.vindex:
-            self._vindex = self._session.vindex
+        shown = (self._session.vindex, self._session.edited.fingerprint())
+        if self._shown != shown:
+            self._shown = shown
             self._answers.clear()
             self._texts.clear()
 
@@ -104,7 +105,7 @@ class Asker:
                 "SELECT a.subject, a.relation, f.object, f.p FROM larql_asked AS a"
                 f" JOIN {self._session.schema}.facts AS f ON lower(f.subject) = lower(a.subject)"
                 " AND lower(replace(replace(f.relation, '_', ' '), '-', ' ')) = a.relation"
-                " WHERE f.rank = 1 AND f.p IS NOT NULL"
+                " WHERE f.rank = 1 AND f.p IS NOT NULL AND f.source = 'probe'"
                 " QUALIFY row_number() OVER (PARTITION BY a.subject, a.relation"
                 " ORDER BY f.subject = a.subject DESC, f.confidence DESC, f.subject) = 1"
             ).fetchall()

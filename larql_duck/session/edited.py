@@ -47,15 +47,25 @@ class Edited:
         """See `show_tables`."""
         session = self._session
         vindex = session.need()
-        probed = session.unsaved.tables()
         overlay: Overlay | None = getattr(session, "overlay", None)
+        edits = self.fingerprint()
+        probed = session.unsaved.tables(edits)
         self.notices = []
+        if session.unsaved.hidden(edits):
+            self.notices.append(
+                "facts that were probed under other edits, without saving them, are not shown"
+            )
         replaced: dict[str, pa.Table] = dict(probed)
         slots: SlotTables | None = None
         if overlay:
             slots, replaced = self._edited(vindex, overlay, probed)
         self._present(vindex, replaced, slots)
         return list(self.notices)
+
+    def fingerprint(self) -> str | None:
+        """What names the model that the session's edits make; None where it is the vindex's own."""
+        overlay: Overlay | None = getattr(self._session, "overlay", None)
+        return overlay.fingerprint() if overlay is not None and overlay.changes_weights else None
 
     # -- inside -------------------------------------------------------------------------------------------
 

@@ -62,13 +62,20 @@ def probe(
         checkpoint=checkpoint,
     )
     notices = list(found.notices)
+    edits = session.edited.fingerprint()
+    if save and edits is not None:
+        save = False
+        notices.append(
+            "the answers are those of the edited model, so they are not saved in the vindex: "
+            "COMPILE CURRENT INTO VINDEX and probe that to keep them"
+        )
     if save:
         published = publish(vindex, found.tables, name=asked.name, many=many, statistics=_statistics(found))
         session.unsaved.saved(found.tables)
         session.unsaved.published(published)
         notices.append(f"saved in {vindex.path}")
     else:
-        session.unsaved.add(found.tables, many)
+        session.unsaved.add(found.tables, many, edits)
         notices.append("not saved: this session alone shows these facts")
     notices += show_tables(session)
     return Result(_rows(found.tables["facts"], many), notices=notices)
@@ -105,37 +112,45 @@ class Unsaved:
 
     def clear(self) -> None:
         """Forgets everything; the tables shown stay as they are."""
-        self._found: list[Mapping[str, pa.Table]] = []
+        self._found: list[tuple[Mapping[str, pa.Table], str | None]] = []
         self._published: dict[str, pa.Table] = {}
         self._many: set[str] = set()
 
-    def add(self, found: Mapping[str, pa.Table], many: set[str]) -> None:
-        """Keeps a run that is not to be saved."""
-        self._found.append(found)
+    def add(self, found: Mapping[str, pa.Table], many: set[str], edits: str | None = None) -> None:
+        """Keeps a run that is not to be saved; edits is the fingerprint of those that it was made under."""
+        self._found.append((found, edits))
         self._many |= many
 
     def saved(self, found: Mapping[str, pa.Table]) -> None:
         """A run was saved: what it asked again is no longer shown as the unsaved runs answered it."""
         if self._found:
-            self._found.append(found)
+            self._found.append((found, None))
 
     def published(self, tables: Mapping[str, pa.Table]) -> None:
         """Keeps what was just published: the database that is attached is older."""
         self._published = dict(tables)
 
-    def tables(self) -> dict[str, pa.Table]:
-        """The tables that differ from those of the attached database, every unsaved run merged in; no edits."""
+    def tables(self, edits: str | None = None) -> dict[str, pa.Table]:
+        """The tables that differ from those of the attached database, unsaved runs merged in; the edits are not.
+
+        Runs under other edits than `edits` are left out: the model no longer is the one that answered.
+        """
         from larql_duck.probe.merge import PROBED
         from larql_duck.probe.publish import grown, many_of
 
         tables = dict(self._published)
-        if self._found:
+        runs = [found for found, under in self._found if under in (None, edits)]
+        if runs:
             vindex = self._session.need()
             known = {name: tables.get(name, vindex.table(name)) for name in PROBED}
-            for found in self._found:
+            for found in runs:
                 tables = grown(vindex, known, found, many_of(vindex) | self._many)
                 known = {name: tables[name] for name in PROBED}
         return tables
+
+    def hidden(self, edits: str | None) -> int:
+        """How many unsaved runs were made under other edits."""
+        return sum(under not in (None, edits) for _, under in self._found)
 
     @property
     def many(self) -> set[str]:
