@@ -18,6 +18,7 @@ from larql_duck.infer.capture import FOR_ATTRIBUTION, Capture, recording
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
 
+    from larql_duck.infer.patched import Patched
     from larql_duck.models.source import WeightSource
     from larql_duck.models.tokenizer import Tokenizer
 
@@ -29,7 +30,8 @@ class Engine:
 
     Public attributes: model, tokenizer, config (the source's, a dict), family, n_layers, n_features (one a layer),
     hidden, vocab, context (longest prompt in tokens, None where the config sets none), window (sliding window or
-    None), device, fingerprint (names the weights). Safe to use from several threads: passes wait for each other.
+    None), device, fingerprint (names the weights), patched
+    (see infer.patched). Safe to use from several threads: passes wait for each other.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Engine:
         self.window: int | None = int(window) if window else None
         self.fingerprint = fingerprint
         self._starts: torch.Tensor | None = None
+        self.patched: Patched | None = None
 
     @classmethod
     def load(

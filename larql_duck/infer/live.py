@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from larql_duck.infer.reference import Reference
     from larql_duck.infer.trace import TraceResult
     from larql_duck.models.source import WeightSource
+    from larql_duck.patch.overlay import Overlay
 
 Bands = Mapping[str, tuple[int, int]]
 
@@ -40,7 +41,10 @@ class LiveModel:
         labels: Labels = no_labels,
         probes: Callable[[], Mapping[str, Sequence[str]]] = dict,
         bands: Bands | None = None,
+        overlay: Callable[[], Overlay | None] = lambda: None,
     ) -> None:
+        """overlay gives the edits under which passes run, asked when the engine is loaded and on `edited`."""
+        self._overlay = overlay
         self.source = source
         self.settings = settings or Settings.from_environment()
         self.labels = labels
@@ -55,8 +59,22 @@ class LiveModel:
         """The engine, loaded when first asked for. LevelError where no weights are stored."""
         with self._lock:
             if self._engine is None:
-                self._engine = self.settings.load(self.source)
+                engine = self.settings.load(self.source)
+                self._patch(engine)
+                self._engine = engine
             return self._engine
+
+    def edited(self) -> None:
+        """None; passes run under what `overlay` gives now, and what was measured before is forgotten."""
+        with self._lock:
+            self._reference = None
+            if self._engine is not None:
+                self._patch(self._engine)
+
+    def _patch(self, engine: Engine) -> None:
+        from larql_duck.infer.patched import patch_engine
+
+        patch_engine(engine, self._overlay())
 
     @property
     def loaded(self) -> bool:

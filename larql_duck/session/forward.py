@@ -50,7 +50,10 @@ def model_of_vindex(session: Session, vindex: Vindex, settings: Settings | None 
         sql = f"SELECT relation, list(DISTINCT prompt) FROM {session.schema}.probes GROUP BY relation"
         return dict(session.run_sql(sql).rows())
 
-    return LiveModel(vindex, settings=settings, labels=labels, probes=probes, bands=vindex.bands)
+    return LiveModel(
+        vindex, settings=settings, labels=labels, probes=probes, bands=vindex.bands,
+        overlay=lambda: session.overlay,
+    )  # fmt: skip
 
 
 def open_for_passes(target: str | Path) -> tuple[ModelSource, LiveModel]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from larql_duck.knowledge.relations import Pack
     from larql_duck.lql.statements import Statement
     from larql_duck.models.checkpoint import ModelSource
+    from larql_duck.patch.overlay import Overlay
+    from larql_duck.patch.stack import Edits
     from larql_duck.session.query_vectors import QueryVectors
     from larql_duck.vectors import GateSearch
     from larql_duck.vindex.store import Vindex
@@ -85,6 +88,9 @@ class Session:
         self.unsaved = Unsaved(self)
         self.edited = Edited(self)
         self._registered = False
+        self._edits: Edits | None = None
+        # Rises with every change of edits: what was computed under others is computed again.
+        self.revision = 0
         if own:
             self._prepare(con)
 
@@ -156,6 +162,8 @@ class Session:
 
     def show(self, vindex: Vindex) -> None:
         """Like `use`, for a vindex that is open already."""
+        from larql_duck.patch.stack import Edits
+
         with self._lock:
             self._forget()
             self.mount.show(vindex)
@@ -166,6 +174,35 @@ class Session:
                 self._registered = True
             self.mount.load_python_macros()
             self._facts = VindexFacts(vindex, self.schema, self._ask)
+            self._edits = Edits(self, vindex)
+
+    # -- edits --------------------------------------------------------------------------------------------
+
+    @property
+    def edits(self) -> Edits:
+        """The patches on the vindex that is open; VindexError where there is none."""
+        self._need()
+        assert self._edits is not None
+        return self._edits
+
+    @property
+    def overlay(self) -> Overlay:
+        """What the session's edits make of the vindex; VindexError where none is open."""
+        return self.edits.overlay
+
+    def refresh(self) -> None:
+        """None; gate search, passes and tables show the edits as they are now."""
+        from larql_duck.patch.search import LayerOverlay
+        from larql_duck.session.edited import show_tables
+
+        with self._lock:
+            self.revision += 1
+            overlay, vindex = self.overlay, self._need()
+            self.search().overlay = LayerOverlay(vindex, overlay) if overlay else None
+            self._vectors = None
+            if self._model is not None:
+                self._model.edited()
+            show_tables(self)
 
     def probe(
         self,
@@ -367,6 +404,13 @@ class Session:
             con.execute(f"SET search_path = 'main,{self.schema}'; SET enable_progress_bar = false")
 
     def _forget(self) -> None:
+        if self._edits is not None and self._edits.dirty:
+            n = len(self._edits.live)
+            print(
+                f'{n} edit{"s" if n > 1 else ""} not saved and gone; SAVE PATCH "file.vlp" would have kept them',
+                file=sys.stderr,
+            )
+        self._edits = None
         self._model = self._search = self._vectors = None
         self.unsaved.clear()
         self.edited.clear()

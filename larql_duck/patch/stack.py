@@ -1,0 +1,282 @@
+"""Edits: the patches of one session, applied ones in order and what was edited since, and the overlay they make."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from larql_duck.errors import PatchError
+from larql_duck.patch.operations import Delete, DeleteKnn, Insert, InsertKnn, Operation, Update, fact_key
+from larql_duck.patch.overlay import Overlay
+
+if TYPE_CHECKING:
+    from larql_duck.session.session import Session
+    from larql_duck.vindex.store import Vindex
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A patch as a file holds it: its operations and where they belong.
+
+    name is what REMOVE PATCH takes beside the path. base_checksum None: made by a system that does not write one.
+    """
+
+    operations: tuple[Operation, ...]
+    name: str | None = None
+    path: Path | None = None
+    base_model: str = ""
+    base_checksum: str | None = None
+    created_at: str = ""
+    description: str | None = None
+    author: str | None = None
+    tags: tuple[str, ...] = ()
+
+    def called(self, name: str) -> bool:
+        """Whether `name` is this patch's path, name or description."""
+        if name in (self.name, self.description):
+            return True
+        return self.path is not None and self.path.resolve() == Path(name).expanduser().resolve()
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return str(self.path or self.name or self.description or "(unnamed)")
+
+
+Mark = tuple[tuple[Patch, ...], tuple[Operation, ...], Path | None]
+
+
+class Edits:
+    """The patches of a session on one vindex; every change is shown at once, or nothing changes.
+
+    applied are saved patches in order, live what was edited since; recording is the file that BEGIN PATCH named.
+    overlay is what all of them make of the vindex.
+    """
+
+    def __init__(self, session: Session, vindex: Vindex) -> None:
+        self._session, self._vindex = session, vindex
+        self.applied: list[Patch] = []
+        self.live: list[Operation] = []
+        self.recording: Path | None = None
+        self.overlay = Overlay.empty(vindex.n_features, vindex.hidden)
+
+    # -- operations ---------------------------------------------------------------------------------------
+
+    @property
+    def dirty(self) -> bool:
+        """Whether there are edits that no file holds."""
+        return bool(self.live)
+
+    def add(self, operations: Sequence[Operation]) -> None:
+        """None; the operations hold from now on, as part of the live patch. PatchError for ones that do not fit."""
+        self.check(operations)
+        self._become(self.applied, [*self.live, *operations], self.recording)
+
+    def try_(self, operations: Sequence[Operation]) -> Overlay:
+        """The overlay that adding these operations would give; nothing changes."""
+        self.check(operations)
+        return self._fold(self.applied, [*self.live, *operations])
+
+    def next_feature(self, layer: int, n: int = 0) -> int:
+        """The number, local to the live patch, of the n-th feature (from 0) that is appended next in `layer`."""
+        base = self._vindex.n_features[layer]
+        used = [op.feature for op in self.live if isinstance(op, Insert) and op.layer == layer]
+        return max([base - 1, *used]) + 1 + n
+
+    def check(self, operations: Sequence[Operation], where: str = "") -> None:
+        """None; PatchError for a layer, a feature or a vector that this vindex cannot have."""
+        for number, op in enumerate(operations, 1):
+            self._check(op, f"{where}operation {number}: ")
+
+    # -- taking back --------------------------------------------------------------------------------------
+
+    def mark(self) -> Mark:
+        """The state to which `rollback_to` returns."""
+        return tuple(self.applied), tuple(self.live), self.recording
+
+    def rollback_to(self, mark: Mark) -> None:
+        """None; the patches are those of `mark` again."""
+        if mark != self.mark():
+            applied, live, recording = mark
+            self._become(list(applied), list(live), recording)
+
+    def rollback(self) -> int:
+        """How many operations of the live patch were taken back (ROLLBACK PATCH)."""
+        n = len(self.live)
+        if n:
+            self._become(self.applied, [], None)
+        self.recording = None
+        return n
+
+    # -- patches ------------------------------------------------------------------------------------------
+
+    def begin(self, path: str | Path) -> None:
+        """None; edits, also those made already without a name, belong to the patch file `path` until it is saved."""
+        if self.recording is not None:
+            raise PatchError(
+                f"{self.recording}: a patch is open already; SAVE PATCH or ROLLBACK PATCH first",
+                path=self.recording,
+            )
+        self.recording = Path(path).expanduser()
+
+    def save(self, path: str | Path | None = None) -> Patch:
+        """The live patch after it was written to `path` (None: the file that BEGIN PATCH named), now an applied one."""
+        target = self.recording if path is None else Path(path).expanduser()
+        if target is None:
+            raise PatchError('these edits have no file yet; write SAVE PATCH "file.vlp"')
+        if not self.live:
+            raise PatchError(f"{target}: there is nothing to save: no edits were made", path=target)
+        if any(p.path is not None and p.path.resolve() == target.resolve() for p in self.applied):
+            raise PatchError(
+                f"{target}: this patch is applied, and a saved patch never changes; save to another file",
+                path=target,
+            )
+        from larql_duck.patch.vlp import write_patch
+
+        patch = write_patch(target, Patch(tuple(self.live), target.stem, target), self._vindex)
+        self.applied, self.live, self.recording = [*self.applied, patch], [], None
+        return patch
+
+    def apply(self, path: str | Path, force: bool = False) -> Patch:
+        """The patch of a file, which holds from now on, behind those applied before and before the live edits.
+
+        PatchError for a damaged file, another base (unless force), or a patch that is applied already.
+        """
+        from larql_duck.patch.vlp import read_patch
+
+        patch = read_patch(Path(path).expanduser(), self._vindex, force=force)
+        if any(p.called(str(path)) for p in self.applied):
+            raise PatchError(f"{path}: is applied already; REMOVE PATCH first", path=patch.path)
+        self.check(patch.operations, f"{path}: ")
+        self._become([*self.applied, patch], self.live, self.recording)
+        return patch
+
+    def remove(self, name: str) -> Patch:
+        """The patch of that path or name, which holds no more; everything else is as if it had never been applied.
+
+        PatchError where none is called so, and where a later patch changes what this one made.
+        """
+        found = [i for i, p in enumerate(self.applied) if p.called(name)]
+        if not found:
+            known = ", ".join(p.title for p in self.applied) or "none"
+            raise PatchError(f"no patch {name!r} is applied; applied: {known}")
+        at = found[-1]
+        patch = self.applied[at]
+        later = [(p.title, p.operations) for p in self.applied[at + 1 :]]
+        later.append(("the edits that are not saved yet", tuple(self.live)))
+        for title, operations in later:
+            if shared := self._touched(patch.operations) & self._touched(operations):
+                raise PatchError(
+                    f"{patch.title}: {title} changes what it made ({_named(min(shared, key=str))}); "
+                    "remove the later one first",
+                    path=patch.path,
+                )
+        self._become([*self.applied[:at], *self.applied[at + 1 :]], self.live, self.recording)
+        return patch
+
+    def shown(self) -> list[dict[str, Any]]:
+        """One row a patch: position, name, path, inserts, updates, deletes, status ('applied', 'open', 'unsaved')."""
+        rows = [
+            {
+                "name": p.name or p.description,
+                "path": None if p.path is None else str(p.path),
+                "status": "applied",
+            }
+            | _counts(p.operations)
+            for p in self.applied
+        ]
+        if self.live or self.recording is not None:
+            path = None if self.recording is None else str(self.recording)
+            status = "unsaved" if self.recording is None else "open"
+            rows.append({"name": None, "path": path, "status": status} | _counts(self.live))
+        return [{"position": i} | row for i, row in enumerate(rows, 1)]
+
+    # -- inside -------------------------------------------------------------------------------------------
+
+    def _fold(self, applied: Sequence[Patch], live: Sequence[Operation]) -> Overlay:
+        lists = [*(p.operations for p in applied), live]
+        return Overlay.of(self._vindex.n_features, self._vindex.hidden, lists)
+
+    def _become(self, applied: Sequence[Patch], live: Sequence[Operation], recording: Path | None) -> None:
+        """All of the session shows these patches afterwards, or what it showed before where that fails."""
+        before = (self.applied, self.live, self.recording, self.overlay)
+        overlay = self._fold(applied, live)
+        self.applied, self.live, self.recording, self.overlay = list(applied), list(live), recording, overlay
+        try:
+            self._session.refresh()
+        except BaseException:
+            self.applied, self.live, self.recording, self.overlay = before
+            self._session.refresh()
+            raise
+
+    def _touched(self, operations: Sequence[Operation]) -> set[tuple[object, ...]]:
+        """What operations change that others might too: slots of the base, and facts by name."""
+        out: set[tuple[object, ...]] = set()
+        for op in operations:
+            if isinstance(op, Insert | Update | Delete) and op.feature < self._vindex.n_features[op.layer]:
+                out.add(("slot", op.layer, op.feature))
+            if isinstance(op, Insert | InsertKnn):
+                out.add(("fact", *fact_key(op.entity, op.relation)))
+            if isinstance(op, DeleteKnn) and op.relation is not None:
+                out.add(("fact", *fact_key(op.entity, op.relation)))
+        return out
+
+    def _check(self, op: Operation, where: str) -> None:
+        vindex = self._vindex
+        if isinstance(op, DeleteKnn):
+            return
+        if not 0 <= op.layer < vindex.n_layers:
+            raise PatchError(
+                f"{where}layer {op.layer} is out of range: the model has layers 0-{vindex.n_layers - 1}"
+            )
+        if isinstance(op, InsertKnn):
+            _check_vector(op.key, vindex.hidden, f"{where}key")
+            return
+        n = vindex.n_features[op.layer]
+        at = (op.layer, op.feature)
+        if op.feature < 0:
+            raise PatchError(f"{where}feature {op.feature} is negative", slot=at)
+        if op.feature >= n and not isinstance(op, Insert):
+            raise PatchError(f"{where}layer {op.layer} has features 0-{n - 1}, found {op.feature}", slot=at)
+        if isinstance(op, Delete):
+            return
+        for name in ("gate", "up", "down"):
+            vector = getattr(op, name)
+            if vector is None:
+                continue
+            _check_vector(
+                vector, vindex.hidden, f"{where}{name} vector of layer {op.layer}, feature {op.feature}"
+            )
+            if name == "up" and vindex.family.up == "":
+                raise PatchError(f"{where}this model's FFN has no up matrix", slot=at)
+
+
+def _check_vector(vector: Any, hidden: int, what: str) -> None:
+    import numpy as np
+
+    if vector.shape != (hidden,):
+        raise PatchError(f"{what}: {vector.size} numbers, this model has {hidden}")
+    if not np.isfinite(vector).all():
+        raise PatchError(f"{what}: it holds numbers that are not finite")
+
+
+def _counts(operations: Sequence[Operation]) -> dict[str, int]:
+    names = {
+        Insert: "inserts",
+        InsertKnn: "inserts",
+        Update: "updates",
+        Delete: "deletes",
+        DeleteKnn: "deletes",
+    }
+    out = {"inserts": 0, "updates": 0, "deletes": 0}
+    for op in operations:
+        out[names[type(op)]] += 1
+    return out
+
+
+def _named(what: tuple[object, ...]) -> str:
+    if what[0] == "slot":
+        return f"layer {what[1]}, feature {what[2]}"
+    return f"{what[1]} {what[2]}".rstrip()
