@@ -38,8 +38,8 @@ class _Place:
     kind: str
 
 
-def write_gguf(source: Edited, path: Path, kind: str | None = None, title: str | None = None) -> Path:
-    """`path` after the model was written there; kind is F32, F16, BF16 or Q8_0 (None: as the vindex stores it).
+def write_gguf(source: Edited, path: Path, kind: str | None = None, title: str | None = None) -> list[str]:
+    """Notices for the user after the model was written to `path`; kind is F32, F16, BF16 or Q8_0 (None: as the vindex stores it).
 
     Vectors, and matrices whose rows are no multiple of 32 long under Q8_0, are F32 (F16). ModelError that names
     SAFETENSORS for what GGUF cannot express.
@@ -72,7 +72,7 @@ def write_gguf(source: Edited, path: Path, kind: str | None = None, title: str |
             writer.write_tensor_data(_quantised(_layout(source, place), place))
     finally:
         writer.close()
-    return path
+    return told.notices
 
 
 # -- metadata ------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from larql_duck.errors import ModelError
@@ -20,12 +21,14 @@ _COMPARED = (
 )
 
 
+@dataclass(frozen=True)
 class Expressed:
-    """metadata: key -> value; rope_factors: the tensor rope_freqs.weight, None where the file needs none."""
+    """metadata: key -> value; rope_factors: the tensor rope_freqs.weight, None where the file needs none; notices on
+    what readers other than this package may leave out."""
 
-    def __init__(self, metadata: dict[str, Any], rope_factors: list[float] | None) -> None:
-        self.metadata = metadata
-        self.rope_factors = rope_factors
+    metadata: dict[str, Any]
+    rope_factors: list[float] | None
+    notices: list[str]
 
 
 def express(config: Config, family: Family, tensors: Mapping[str, Sequence[int]], path: object) -> Expressed:
@@ -47,7 +50,23 @@ def express(config: Config, family: Family, tensors: Mapping[str, Sequence[int]]
         if isinstance(value, int):
             metadata[f"tokenizer.ggml.{key}_token_id"] = value
     _check(config, family, metadata, tensors, rope_factors, path)
-    return Expressed(metadata, rope_factors)
+    return Expressed(metadata, rope_factors, _notices(config, family))
+
+
+def _notices(config: Config, family: Family) -> list[str]:
+    """What llama.cpp computes otherwise, whatever the file says."""
+    if family.name == "mistral" and (window := family.get(config, "sliding_window")):
+        return [
+            f"llama.cpp knows no sliding window for this architecture: texts above {window} tokens differ there"
+        ]
+    types = config.get("layer_types")
+    period = {"gemma2": 2, "gemma3_text": 6}.get(family.name)
+    if period is None or not isinstance(types, list):
+        return []
+    usual = ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(len(types))]
+    if types == usual:
+        return []
+    return [f"llama.cpp takes every {period}th layer for full attention, which this model has otherwise"]
 
 
 def _fields(config: Config, family: Family, path: object) -> tuple[dict[str, Any], list[float] | None]:

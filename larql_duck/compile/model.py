@@ -62,6 +62,7 @@ def compile_model(
     source = Edited(vindex, overlay, padded=True)
     title = vindex.manifest.model
     kind = format if format == "safetensors" else gguf_type or OF_DTYPE[vindex.dtype]
+    notices: list[str] = []
     single = format == "gguf" and out.suffix == ".gguf"
     with staged(out, vindex.path, "model.gguf" if single else None) as staging:
         check_source(source, vindex.manifest.tables, progress)
@@ -69,10 +70,10 @@ def compile_model(
             write_directory(source, staging, limit)
             open_model(staging).validate()
         else:
-            open_model(write_gguf(source, staging / "model.gguf", gguf_type, title)).validate()
+            notices = write_gguf(source, staging / "model.gguf", gguf_type, title)
+            open_model(staging / "model.gguf").validate()
     files = [out] if out.is_file() else sorted(p for p in out.rglob("*") if p.is_file())
     root = out.parent if out.is_file() else out
-    notices = []
     if overlay.knn:
         notices.append(
             f"{len(overlay.knn)} database facts are not part of any weight, so the model does not have them: "

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from larql_duck.errors import NotSupportedError, SemanticError
-from larql_duck.lql.statements import Explain, Stats, Use
+from larql_duck.lql.statements import Compile, Diff, Explain, Stats, Use
 from larql_duck.lql.table import STATEMENTS, declare_not_run
-from larql_duck.plan import browse, editing, forward, operations, probing
+from larql_duck.plan import browse, compiling, editing, forward, operations, probing
 from larql_duck.plan.select import select
 from larql_duck.plan.types import Emptiness, Facts, Operation, Plan, Query
 
@@ -51,6 +51,8 @@ PLANNERS: dict[str, Planner] = {
     "EXPLAIN INFER": forward.explain,
     "TRACE": forward.trace,
     "PROBE": probing.probe,
+    "COMPILE": compiling.compile,
+    "DIFF": compiling.diff,
     "DELETE": editing.delete,
     "UPDATE": editing.update,
     "NEIGHBORS": browse.neighbors,
@@ -73,8 +75,6 @@ NOT_RUN: dict[str, str] = {
     "SHOW COMPACT STATUS": "",
     "COMPACT MINOR": "",
     "COMPACT MAJOR": "",
-    "DIFF": "join two model.duckdb files: ATTACH both and FULL JOIN their triples",
-    "COMPILE": "",
     "EXPORT": "write a table with COPY ... TO in plain SQL",
 }
 """Verb -> what to do instead, for statements that parse and that this version does not run."""
@@ -117,10 +117,20 @@ def plan(statement: Statement, facts: Facts, *, running: bool = True) -> Plan:
     planner = PLANNERS.get(verb)
     if planner is None:
         raise NotSupportedError(_REASONS[verb])
-    alone = verb in WITHOUT_VINDEX or (isinstance(statement, Stats) and statement.path is not None)
-    if running and not alone and not (facts.has_model and verb in WITH_MODEL):
+    if running and not _alone(statement, verb) and not (facts.has_model and verb in WITH_MODEL):
         operations.need_vindex(facts)
     return planner(statement, facts)
+
+
+def _alone(statement: Statement, verb: str) -> bool:
+    """Whether the statement makes sense before a vindex is open: it needs none, or names its own."""
+    if isinstance(statement, Stats):
+        return statement.path is not None
+    if isinstance(statement, Compile):
+        return statement.source is not None
+    if isinstance(statement, Diff):
+        return None not in (statement.left, statement.right)
+    return verb in WITHOUT_VINDEX
 
 
 def pipe_sql(pipe: Pipe, facts: Facts) -> Query:

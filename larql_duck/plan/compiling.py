@@ -14,7 +14,7 @@ from larql_duck.plan.types import Operation
 
 if TYPE_CHECKING:
     from larql_duck.compile.conflicts import Conflict
-    from larql_duck.diff import Side
+    from larql_duck.diff import Difference, Side
     from larql_duck.lql import statements as st
     from larql_duck.patch.operations import Operation as Edit
     from larql_duck.patch.overlay import Overlay
@@ -48,7 +48,9 @@ def _compile(session: Session, s: st.Compile) -> Result:
         from larql_duck.compile import compile_model
         from larql_duck.compile.slots import place
 
-        overlay, rows, notices = origin.overlay, [], []
+        overlay = origin.overlay
+        rows: list[tuple[Any, ...]] = []
+        notices: list[str] = []
         if s.slots:
             from larql_duck.compile.staging import check_output
 
@@ -103,7 +105,7 @@ def _source(session: Session, path: str | None) -> Iterator[tuple[Session, list[
             yield other, [], []
         return
     applied = session.edits.applied
-    names = [p.name or f"patch {i}" for i, p in enumerate(applied, 1)]
+    names = [p.title for p in applied]
     yield session, [p.operations for p in applied], names
 
 
@@ -148,7 +150,7 @@ def _result(
 
     from larql_duck.result import Result
 
-    whole = [("output", str(path), None, None, sum(files.values()), title)]
+    whole: list[tuple[Any, ...]] = [("output", str(path), None, None, sum(files.values()), title)]
     whole += [("file", name, None, None, size, None) for name, size in files.items()]
     whole += [*slots, *rows]
     types = (pa.string(), pa.string(), pa.int32(), pa.int32(), pa.int64(), pa.string())
@@ -187,7 +189,7 @@ def _diff(session: Session, s: st.Diff) -> Result:
         *found.notices,
     ]
     if s.into_patch is not None:
-        notices.append(_into_patch(session, a, b, found, s))
+        notices.append(_into_patch(a, b, found, s))
     if s.into_report is not None:
         _write(Path(s.into_report), report(a.name, b.name, found))
         notices.append(f"wrote {s.into_report}")
@@ -205,6 +207,22 @@ def _side(session: Session, path: str | None) -> Side:
     session.need()
     edits = session.edits
     return current(session, session.overlay, [*(p.operations for p in edits.applied), edits.live])
+
+
+def _into_patch(a: Side, b: Side, found: Difference, s: st.Diff) -> str:
+    """What was written, as a notice."""
+    from larql_duck.diff import as_patch
+    from larql_duck.patch.stack import Patch
+    from larql_duck.patch.vlp import write_patch
+
+    path = Path(str(s.into_patch)).expanduser()
+    whole = s.layer is None and s.relation is None and s.entity is None
+    operations = as_patch(a, b, found, whole=whole)
+    if not operations:
+        return f"nothing differs, so {path} was not written"
+    patch = Patch(tuple(operations), path.stem, path, description=f"Diff: {a.name} vs {b.name}")
+    write_patch(path, patch, a.vindex)
+    return f"wrote {path}: {len(operations)} operations that turn {a.name} into {b.name}"
 
 
 def _counts(found: dict[str, int], names: Sequence[str]) -> str:
