@@ -97,9 +97,8 @@ class LayerAnswers:
         )
 
     def finish(self, ids: np.ndarray) -> InSide:
-        """The layer's in side, token rows translated to token `ids`."""
+        """The layer's in side, token rows translated to token `ids`. `tokens` settles when it is read, not here."""
         self.top.settle()
-        self.tokens.top.settle()
         columns = self.top.columns
         return InSide(
             ids=np.where(columns >= 0, ids[columns], -1),

@@ -392,6 +392,7 @@ def _elements(source: Any, names: list[str], browse: bool, n_layers: int) -> flo
 
 def _top_arrays(features: TokenFeatures) -> dict[str, np.ndarray]:
     top = features.top
+    top.settle()
     return {
         "values": top.values,
         "columns": top.columns,

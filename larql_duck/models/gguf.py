@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,11 @@ class GgufSource(ModelSource):
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """File name -> content of the tokenizer files, rebuilt from the metadata."""
+        return dict(self._tokenizer_files)
+
+    @cached_property
+    def _tokenizer_files(self) -> dict[str, bytes]:
+        # A vocabulary takes a quarter of a second to rebuild, and several stages ask for it.
         return tokenizer_files(self._file.metadata, self.path)
 
     def release(self) -> None:
