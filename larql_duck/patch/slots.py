@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -50,7 +50,7 @@ class SlotEdits:
         assert row is not None
         fact = self.overlay.fact(row.entity or "", row.relation)
         operation = Insert(
-            layer, self._local(layer), row.entity or "", "" if fact is None else fact.target, row.relation,
+            layer, feature, row.entity or "", "" if fact is None else fact.target, row.relation,
             kind="remove",
         )  # fmt: skip
         note = f"layer {layer}, feature {feature} was inserted for {row.entity} {row.relation}: the fact goes with it"
@@ -67,7 +67,7 @@ class SlotEdits:
         found = find_target(self._words(), target)
         before = self._token(layer, feature)
         if not self.vindex.has_weights:
-            meta = Meta(found.token.strip(), found.token_id, self._score(layer, feature))
+            meta = Meta(target, found.token_id, self._score(layer, feature))
             note = "no weights are stored here: only the token that is shown changes"
             operation: Operation = Update(layer, feature, meta=meta)
             return SlotChange(operation, before, meta.token, None, (*found.notices, note))
@@ -132,7 +132,7 @@ class SlotEdits:
         rows = self._shown("c_score", layer, feature)
         return 0.0 if not rows or rows[0][0] is None else float(rows[0][0])
 
-    def _shown(self, column: str, layer: int, feature: int) -> list[tuple]:  # type: ignore[type-arg]
+    def _shown(self, column: str, layer: int, feature: int) -> list[tuple[Any, ...]]:
         return self.session.run_sql(
             f"SELECT {column} FROM {self.session.schema}.features WHERE layer = $1 AND feature = $2",
             [layer, feature],

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
 
-from larql_duck.errors import LqlSyntaxError, SemanticError
+from larql_duck.errors import LqlSyntaxError
 from larql_duck.plan.checks import did_you_mean, fail
 from larql_duck.plan.names import TABLES
 
@@ -161,10 +162,10 @@ def _says_weights(part: Sql) -> bool:
         sides = (node.this, node.expression)
         if any(_is_source(a) and _is_weights(b) for a, b in (sides, sides[::-1])) and not negated(node):
             return True
-    for node in tree.find_all(exp.In):
-        if _is_source(node.this) and any(map(_is_weights, node.expressions)) and not negated(node):
-            return True
-    return False
+    return any(
+        _is_source(node.this) and any(map(_is_weights, node.expressions)) and not negated(node)
+        for node in tree.find_all(exp.In)
+    )
 
 
 def _is_source(node: Any) -> bool:
@@ -235,7 +236,8 @@ def _picked(s: Delete | Update, row: Mapping[str, Any], names: Sequence[str]) ->
             raise fail(
                 s, f"SET {name} has {len(several)} values for {shown}: write one value", f"assignments.{name}"
             )
-        values[name] = several[0]
+        # DuckDB reads 0.5 as a decimal number.
+        values[name] = float(several[0]) if isinstance(several[0], Decimal) else several[0]
     if "entity" in row:
         return Picked(
             row["entity"],
@@ -283,6 +285,3 @@ def text_value(s: Update, value: Any, what: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise fail(s, f"{what} must be a text, not {value!r}", "assignments.target")
     return value.strip()
-
-
-__all__ = ["MOST", "Condition", "Picked", "SemanticError", "condition", "pick", "set_columns", "text_value"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from larql_duck.patch.where import Condition, Picked, condition, pick, set_columns, text_value
 from larql_duck.plan.checks import check_count, fail
 from larql_duck.plan.types import Operation
 
@@ -13,6 +12,7 @@ if TYPE_CHECKING:
     from larql_duck.lql import statements as st
     from larql_duck.patch.operations import Operation as Edit
     from larql_duck.patch.overlay import Fact
+    from larql_duck.patch.where import Condition, Picked
     from larql_duck.plan.types import Facts
     from larql_duck.result import Result
     from larql_duck.session import Session
@@ -23,6 +23,8 @@ _SLOTS = ("layer", "feature", "token", "new_token", "down_norm", "n_facts", "fac
 
 def delete(s: st.Delete, facts: Facts) -> Operation:
     """DELETE FROM EDGES WHERE ...: facts that the model is to lose, or features that are to write nothing."""
+    from larql_duck.patch.where import condition
+
     check_count(s, s.limit, "LIMIT", "limit", low=1)
     found = condition(s)
     return Operation(lambda session: _delete(session, s, found), s)
@@ -30,6 +32,8 @@ def delete(s: st.Delete, facts: Facts) -> Operation:
 
 def update(s: st.Update, facts: Facts) -> Operation:
     """UPDATE EDGES SET ... WHERE ...: facts that get another object, or features that write another token."""
+    from larql_duck.patch.where import condition, set_columns
+
     check_count(s, s.limit, "LIMIT", "limit", low=1)
     found = condition(s)
     allowed = ("target",) if found.works_on == "slots" else ("target", "confidence")
@@ -43,6 +47,8 @@ def update(s: st.Update, facts: Facts) -> Operation:
 
 
 def _delete(session: Session, s: st.Delete, found: Condition) -> Result:
+    from larql_duck.patch.where import pick
+
     picked, notices = pick(session, s, found)
     if found.works_on == "slots":
         return _slots(session, s, picked, notices)
@@ -50,14 +56,13 @@ def _delete(session: Session, s: st.Delete, found: Condition) -> Result:
         return _facts_result(session, picked, notices, "")
     database = [p for p in picked if _mode(session, p) == "knn"]
     others = [p for p in picked if _mode(session, p) != "knn"]
-    operations = [_forget(p) for p in database]
-    from larql_duck.patch.inserting import delete_facts
-
     with _whole(session):
-        if operations:
-            session.edits.add(operations)
+        if database:
+            session.edits.add([_forget(p) for p in database])
         if not others:
             return _facts_result(session, picked, [*notices, *session.edited.notices], "deleted")
+        from larql_duck.patch.inserting import delete_facts
+
         result: Result = delete_facts(session, [(str(p.entity), str(p.relation)) for p in others])
     result.notices[:0] = notices
     if database:
@@ -66,6 +71,8 @@ def _delete(session: Session, s: st.Delete, found: Condition) -> Result:
 
 
 def _update(session: Session, s: st.Update, found: Condition) -> Result:
+    from larql_duck.patch.where import pick, text_value
+
     picked, notices = pick(session, s, found)
     if found.works_on == "slots":
         return _slots(session, s, picked, notices)
@@ -147,7 +154,7 @@ def _forget(p: Picked) -> Edit:
 
 def _confidence(session: Session, s: st.Update, p: Picked) -> None:
     value = p.values["confidence"]
-    if not isinstance(value, int | float) and not hasattr(value, "__float__"):
+    if not isinstance(value, int | float):
         raise fail(s, f"confidence must be a number, not {value!r}", "assignments.confidence")
     if not 0 <= float(value) <= 1:
         raise fail(s, f"confidence {value} is out of range: it must be from 0 to 1", "assignments.confidence")
@@ -240,6 +247,7 @@ def _slots(
 ) -> Result:
     """Slots deleted, or given another token; one row each, with the facts that use it beside those meant."""
     from larql_duck.patch.slots import SlotEdits
+    from larql_duck.patch.where import text_value
 
     work = SlotEdits(session)
     target = s.kind == "Update"
