@@ -431,8 +431,9 @@ class Session:
     def _norms(self) -> dict[str, Any]:
         con = self.con.cursor()
         try:
+            # Those of the stored rows, whatever edits show in their place.
             return con.execute(
-                f"SELECT layer, gate_norm, up_norm FROM {self.schema}.features ORDER BY layer, feature"
+                f"SELECT layer, gate_norm, up_norm FROM {self.mount.stored('features')} ORDER BY layer, feature"
             ).fetchnumpy()
         finally:
             con.close()
