@@ -15,6 +15,7 @@ h1 { margin-bottom: 0 } h2 { margin-top: 36px } .sub, .note { color: #57606a } s
 .cards { display: flex; flex-wrap: wrap; gap: 12px; margin: 20px 0 }
 .card { border: 1px solid #d0d7de; border-radius: 8px; padding: 10px 16px } .card b { display: block; font-size: 22px }
 .wide { overflow-x: auto } table { border-collapse: collapse; width: 100% } th, td { padding: 4px 10px; text-align: right; border-bottom: 1px solid #eaeef2 }
+td { white-space: nowrap } th:first-child, td:first-child, td:last-child { white-space: normal }
 th:first-child, td:first-child, th:last-child, td:last-child { text-align: left } td:last-child { color: #57606a }
 """
 
