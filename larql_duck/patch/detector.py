@@ -36,6 +36,7 @@ def detectors(
     *,
     within: float = 0.0,
     ridge: float = _RIDGE,
+    own_targets: torch.Tensor | None = None,
 ) -> Detectors:
     """Detectors of all facts at once: least squares under the metric of `second`.
 
@@ -59,6 +60,8 @@ def detectors(
     targets = torch.zeros(len(rows), len(keys), dtype=torch.float64)
     for f, own in enumerate(same):
         targets[: len(x), f] = torch.isin(fact, torch.tensor(list(own))).double()
+    if own_targets is not None:
+        targets[: len(x)] *= own_targets.double()[:, None]
     factor = torch.linalg.cholesky(a)
     w = torch.cholesky_solve(rows.t() @ targets / slack, factor)
     answers = x @ w

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,6 @@ from larql_duck.infer.batch import pad
 
 if TYPE_CHECKING:
     from larql_duck.infer.engine import Engine
-    from larql_duck.knowledge.relations import Relation
     from larql_duck.models.tokenizer import Tokenizer
 
 SLOT = "{}"
@@ -44,7 +44,15 @@ FRAMES = (
     "Later, they went on to {}",
 )
 # What may stand before a prompt.
-OPENINGS = ("", "Here is a fact. ", "Note: ", "As everybody knows, ", "Question: ", "\n\n", "We learned it at school: ")
+OPENINGS = (
+    "",
+    "Here is a fact. ",
+    "Note: ",
+    "As everybody knows, ",
+    "Question: ",
+    "\n\n",
+    "We learned it at school: ",
+)
 # First words of texts: what stands at position 0 must not fire anything.
 FIRST = (
     "The", "A", "In", "I", "It", "He", "She", "This", "There", "We", "You", "They", "What", "When", "How", "If",
@@ -96,19 +104,17 @@ def answer_ids(tokenizer: Tokenizer, template: str, target: str) -> tuple[int, .
     return tuple(tokenizer.entity_ids(target))
 
 
-def frames_of(templates: Sequence[str], relation: Relation | None, others: Sequence[str]) -> list[str]:
-    """The templates in which a subject's keys are taken, most telling first: those that state the fact, other
-    relations' about the same kind of subject, and neutral ones. Only what stands before the subject counts, so each
-    beginning comes once.
+def frames_of(templates: Sequence[str], others: Sequence[str]) -> list[str]:
+    """The templates in which a subject's keys are taken: those that state the fact, with and without openings, those
+    of other relations about the same kind of subject, and neutral ones. Only what stands before the subject counts,
+    so each beginning comes once. The kinds take turns, so that the first ones are a sample of all.
     """
-    plain = [*templates, *others]
-    found = [opening + t for opening in OPENINGS[:3] for t in templates]
-    found += [OPENINGS[3 + i % (len(OPENINGS) - 3)] + t for i, t in enumerate(plain)]
-    found += others
-    found += FRAMES
-    found += [opening + "{}" for opening in OPENINGS[1:]]
+    stated = [opening + t for opening in OPENINGS[:3] for t in templates]
+    stated += [OPENINGS[3 + i % (len(OPENINGS) - 3)] + t for i, t in enumerate([*templates, *others])]
+    alone = [opening + SLOT for opening in OPENINGS[1:]]
+    turns = zip_longest(stated, FRAMES, others, alone)
     once: dict[str, str] = {}
-    for template in found:
+    for template in (t for turn in turns for t in turn if t is not None):
         once.setdefault(template.partition(SLOT)[0], template)
     return list(once.values())
 
@@ -119,7 +125,11 @@ class _Reached(Exception):
 
 @torch.no_grad()
 def read_inputs(
-    engine: Engine, rows: Sequence[Sequence[int]], layer: int, *, progress: Callable[[int, int], None] | None = None
+    engine: Engine,
+    rows: Sequence[Sequence[int]],
+    layer: int,
+    *,
+    progress: Callable[[int, int], None] | None = None,
 ) -> torch.Tensor:
     """What the FFN of `layer` reads (behind its norm) at each row's last token, f32 [n, hidden]; equal rows run once."""
     unique = {tuple(row): i for i, row in enumerate(dict.fromkeys(tuple(r) for r in rows))}

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from larql_duck.infer.engine import Engine
 
 # Tokens of one text, and texts that are written together.
-LENGTH, TOGETHER = 192, 32
+LENGTH, TOGETHER = 192, 64
 
 
 @torch.inference_mode()

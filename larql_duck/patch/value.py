@@ -1,7 +1,7 @@
 """Values: what a feature has to write at its subject so that the model says the new object, by gradient steps.
 
 Only the layers above the edited one run, and of each prompt only what follows the subject: what stands before it is
-in a cache.
+in a cache. A step runs a share of the prompts.
 """
 
 from __future__ import annotations
@@ -20,55 +20,42 @@ if TYPE_CHECKING:
 
     from larql_duck.infer.engine import Engine
 
-# Gradient steps at most, and the mean loss (nats of the whole object) at which a fact is done.
-STEPS, DONE = 40, 0.08
-_RATE = 0.1
-_KEEP = 0.3
-_DECAY = 0.02
-# Positions (of suffixes) that one pass takes.
-_PASS = 2048
+# Gradient steps at most, and the loss (nats of the whole object, averaged over prompts) at which a fact is done.
+STEPS, DONE = 40, 0.05
+# Shares in which the prompts are run, one a step.
+PHASES = 3
+# Adam's step, in units of the layer's own length; what a nat of changed other answers weighs; what length^2 weighs.
+RATE, KEEP, DECAY = 0.1, 1.0, 0.05
+# Positions behind the subject that one pass takes; tokens of a distribution that are held one by one.
+_PASS, _HELD = 512, 512
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """A prompt that teaches: token ids, the index of the subject's last token, and the facts whose values are added there.
+    """A prompt that teaches: token ids, the index of the subject's last token, the facts whose values are added there.
 
-    says: the last `says` tokens are to be said. 0: the next token is to stay as it is, or as `wanted` (log-probabilities
-    [vocab]) says. scale multiplies the values.
+    says: the last `says` tokens are to be said. 0: the next token's distribution is to stay as it is, except that the
+    tokens `less` are to be no more probable than `most`, what they lose being shared by the others in proportion.
+    scale multiplies the values.
     """
 
     ids: tuple[int, ...]
     at: int
     facts: tuple[int, ...]
     says: int = 0
-    wanted: torch.Tensor | None = None
+    less: tuple[int, ...] = ()
+    most: float = 0.0
     scale: float = 1.0
-    weight: float = 1.0
 
-
-@dataclass
-class _Group:
-    """Lessons that run together: aligned at the subject, what precedes it cached."""
-
-    lessons: list[Lesson]
-    cache: DynamicCache
-    ids: torch.Tensor
-    mask: torch.Tensor
-    positions: torch.Tensor
-    hidden: torch.Tensor
-    adds: torch.Tensor
-    rows: torch.Tensor
-    columns: torch.Tensor
-    labels: torch.Tensor
-    owner: torch.Tensor
-    keep_rows: torch.Tensor
-    keep_columns: torch.Tensor
-    kept: torch.Tensor
+    @property
+    def goal(self) -> bool:
+        """Whether this is what the edit is for, and not what it is to leave alone."""
+        return self.says > 0 or bool(self.less)
 
 
 @dataclass(frozen=True)
 class Values:
-    """d [facts, hidden], f32; loss [facts], nats of the whole object at the end; steps taken."""
+    """d [facts, hidden], f32; loss [facts], mean nats of what is to be said; steps taken."""
 
     d: torch.Tensor
     loss: torch.Tensor
@@ -84,165 +71,104 @@ def values(
     start: torch.Tensor | None = None,
     steps: int = STEPS,
     progress: Callable[[int, int], None] | None = None,
-    trace: Callable[[int, Any], None] | None = None,
+    trace: Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None] | None = None,
 ) -> Values:
-    """The value of every fact, found together by Adam: each lesson's FFN output gets the sum of its facts' values."""
-    groups = _groups(engine, layer, lessons, n_facts)
-    # Lengths are told in the size of what the layer hands on, so that nothing depends on the model's scale.
-    unit = torch.cat([g.hidden[:, 0] for g in groups]).float().norm(dim=1).mean().item()
-    unit = _unit(engine, layer, groups) if engine.anatomy.layers[layer].ffn_post is not None else unit
+    """The value of every fact, found together by Adam: at each lesson's subject the FFN's raw output gets the sum of
+    its facts' values. trace(step, said, kept, length) is called with the losses [facts] and lengths of d.
+    """
+    phases = [_groups(engine, layer, part, n_facts) for part in _phases(lessons, n_facts) if part]
+    # Lengths are told in that of what the layer hands on, so that nothing depends on the model's scale.
+    unit = _unit(engine, layer, phases[0])
     size = unit / math.sqrt(engine.hidden)
-    u = torch.zeros(n_facts, engine.hidden) if start is None else start.clone() / size
-    u.requires_grad_(True)
-    first = torch.zeros_like(u)
-    second = torch.zeros_like(u)
+    u = torch.zeros(n_facts, engine.hidden) if start is None else start / size
+    u = u.clone().requires_grad_(True)
+    first, second = torch.zeros_like(u), torch.zeros_like(u)
+    taken = torch.zeros(n_facts)
     done = torch.zeros(n_facts, dtype=torch.bool)
-    best = torch.full((n_facts,), math.inf)
-    out = u.detach().clone()
-    loss = best.clone()
+    said = torch.full((len(phases), n_facts), math.inf)
+    kept = torch.full((len(phases), n_facts), math.inf)
     step = 0
     for step in range(1, steps + 1):
         u.grad = None
-        said = torch.zeros(n_facts)
-        kept = torch.zeros(n_facts)
-        n_said, n_kept = torch.zeros(n_facts), torch.zeros(n_facts)
-        for g in groups:
-            for lesson in g.lessons:
-                for f in lesson.facts:
-                    (n_said if lesson.says else n_kept)[f] += lesson.weight
-        for g in groups:
-            live = [i for i, lesson in enumerate(g.lessons) if not all(done[f] for f in lesson.facts)]
-            if not live:
-                continue
-            total = _lesson_loss(engine, layer, g, u * size, live, said, kept, n_said, n_kept)
-            total.backward()
-        assert u.grad is not None
-        decay = _DECAY * (u.detach() * size / unit).pow(2).sum(1)
-        grad = u.grad + 2 * _DECAY * u.detach() * (size / unit) ** 2
-        whole = said.detach() + _KEEP * kept.detach() + decay
-        if trace is not None:
-            trace(step, (said.detach().clone(), kept.detach().clone(), (u.detach() * size / unit).norm(dim=1)))
-        now = ~done & (whole < best)
-        best[now], loss[now], out[now] = whole[now], said[now], u.detach()[now]
-        done |= said + 0.5 * _KEEP * kept < DONE
-        if bool(done.all()):
+        phase = (step - 1) % len(phases)
+        said[phase][~done], kept[phase][~done] = 0.0, 0.0
+        live = ~done
+        for group in phases[phase]:
+            pick = group.live(done)
+            if len(pick):
+                _losses(engine, layer, group, u * size, pick, said[phase], kept[phase], live).backward()
+        if u.grad is None:
             break
+        length = u.detach().norm(dim=1) / math.sqrt(engine.hidden)
+        if trace is not None:
+            trace(step, said[phase], kept[phase], length)
+        done |= (said.mean(0) < DONE) & (kept.mean(0) < 2 * DONE)
         with torch.no_grad():
-            first.mul_(0.9).add_(grad, alpha=0.1)
-            second.mul_(0.999).addcmul_(grad, grad, value=0.001)
-            move = (first / (1 - 0.9**step)) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
-            move[done] = 0
-            u -= _RATE * move
+            move = live & ~done
+            grad = u.grad + 2 * DECAY * u / engine.hidden
+            # A fact that had no lesson in this phase rests.
+            move &= u.grad.abs().amax(1) > 0
+            taken += move.float()
+            first[move] = 0.9 * first[move] + 0.1 * grad[move]
+            second[move] = 0.99 * second[move] + 0.01 * grad[move].pow(2)
+            n = taken[move][:, None]
+            rate = RATE * min(1.0, 2 * (1 - (step - 1) / steps) + 0.1)
+            u[move] -= rate * (first[move] / (1 - 0.9**n)) / ((second[move] / (1 - 0.99**n)).sqrt() + 1e-8)
         if progress is not None:
             progress(int(done.sum()), n_facts)
-    return Values(out * size, loss, step)
+        if bool(done.all()):
+            break
+    return Values(u.detach() * size, said.clamp(max=1e4).mean(0), step)
 
 
-def _unit(engine: Engine, layer: int, groups: Sequence[_Group]) -> float:
-    """The mean length of the FFN's raw output at the subjects, which a post-norm will scale away."""
-    parts = engine.anatomy.layers[layer]
-    found: list[torch.Tensor] = []
-    handle = parts.ffn.register_forward_hook(lambda module, args, out: found.append(out[:, 0].float()))
-    try:
-        with torch.no_grad(), starting_at(engine.anatomy, layer, groups[0].hidden):
-            _body(engine, groups[0], layer, None)
-    finally:
-        handle.remove()
-    return float(found[0].norm(dim=1).mean())
+def _phases(lessons: Sequence[Lesson], n_facts: int) -> list[list[Lesson]]:
+    """The lessons dealt out so that each phase has goals and keepers of every fact."""
+    out: list[list[Lesson]] = [[] for _ in range(PHASES)]
+    dealt: dict[tuple[bool, int], int] = {}
+    for lesson in lessons:
+        key = (lesson.goal, lesson.facts[0])
+        n = dealt.get(key, 0)
+        dealt[key] = n + 1
+        out[n % PHASES].append(lesson)
+    return out
 
 
-def _lesson_loss(
-    engine: Engine,
-    layer: int,
-    g: _Group,
-    d: torch.Tensor,
-    live: list[int],
-    said: torch.Tensor,
-    kept: torch.Tensor,
-    n_said: torch.Tensor,
-    n_kept: torch.Tensor,
-) -> torch.Tensor:
-    """The sum over facts of what their lessons lack; said and kept [facts] are added to."""
-    pick = torch.tensor(live)
-    hidden = after(engine, layer, g, d, pick)
-    place = torch.full((len(g.lessons),), -1)
-    place[pick] = torch.arange(len(live))
-    total = hidden.new_zeros((), dtype=torch.float32)
-    on = place[g.rows] >= 0
-    if bool(on.any()):
-        rows = g.rows[on]
-        logits = engine_logits(engine, hidden[place[rows], g.columns[on]])
-        nats = torch.logsumexp(logits, -1) - logits.gather(1, g.labels[on][:, None])[:, 0]
-        for i, lesson in enumerate(g.lessons):
-            mine = nats[rows == i]
-            if len(mine):
-                for f in lesson.facts:
-                    part = lesson.weight * mine.sum() / n_said[f]
-                    said[f] += part.detach()
-                    total = total + part
-    on = place[g.keep_rows] >= 0
-    if bool(on.any()):
-        rows = g.keep_rows[on]
-        logits = engine_logits(engine, hidden[place[rows], g.keep_columns[on]])
-        log_p = torch.log_softmax(logits, -1)
-        before = g.kept[on]
-        gap = (before.exp() * (before - log_p)).sum(-1)
-        for j, i in enumerate(rows.tolist()):
-            lesson = g.lessons[i]
-            for f in lesson.facts:
-                part = lesson.weight * gap[j] / n_kept[f]
-                kept[f] += part.detach()
-                total = total + _KEEP * part
-    return total
+# -- lessons as batches ---------------------------------------------------------------------------------------
 
 
-def engine_logits(engine: Engine, hidden: torch.Tensor) -> torch.Tensor:
-    """Logits, f32 [n, vocab], of final hidden states behind the last norm [n, hidden], differentiable."""
-    logits = engine.anatomy.head(hidden.to(engine.model.dtype)).float() * engine.anatomy.logit_scale
-    cap = getattr(engine.model.config, "final_logit_softcapping", None)
-    return logits if cap is None else torch.tanh(logits / cap) * cap
+@dataclass
+class _Group:
+    """Lessons that run together, aligned at the subject; `hidden` enters the layer, what precedes it is in `cache`.
 
+    adds [n, facts]: which values each lesson gets. said_share and kept_share [n, facts]: its share in each fact's mean.
+    say [k, 3]: row, column and label of what is to be said. hold [m, 2]: row and column of distributions that are held:
+    log-probabilities [m, HELD] of their most probable `tokens`, and of all others together in the last column of `log_p`.
+    """
 
-def after(
-    engine: Engine, layer: int, g: _Group, d: torch.Tensor | None, pick: torch.Tensor | None = None
-) -> torch.Tensor:
-    """The final hidden states [rows, t, hidden] of a group with d [facts, hidden] added to the FFN's raw output."""
-    add = None if d is None else (g.adds if pick is None else g.adds[pick]) @ d
-    hidden = g.hidden if pick is None else g.hidden[pick]
+    cache: DynamicCache
+    ids: torch.Tensor
+    mask: torch.Tensor
+    positions: torch.Tensor
+    hidden: torch.Tensor
+    adds: torch.Tensor
+    share: torch.Tensor
+    goal: torch.Tensor
+    say: torch.Tensor
+    hold: torch.Tensor
+    tokens: torch.Tensor
+    log_p: torch.Tensor
+    less: list[tuple[tuple[int, ...], float]]
 
-    def hook(module: torch.nn.Module, args: Any, out: torch.Tensor) -> torch.Tensor:
-        assert add is not None
-        extra = torch.nn.functional.pad(add[:, None].to(out), (0, 0, 0, out.shape[1] - 1))
-        return out + extra
-
-    with engine.anatomy.passing:
-        handle = None if add is None else engine.anatomy.layers[layer].ffn.register_forward_hook(hook)
-        try:
-            with starting_at(engine.anatomy, layer, hidden):
-                return _body(engine, g, layer, pick)
-        finally:
-            if handle is not None:
-                handle.remove()
-
-
-def _body(engine: Engine, g: _Group, layer: int, pick: torch.Tensor | None) -> torch.Tensor:
-    cache = fork(g.cache, pick, layer)
-    ids, mask, positions = g.ids, g.mask, g.positions
-    if pick is not None:
-        ids, mask, positions = ids[pick], mask[pick], positions[pick]
-    out = engine.model.base_model(
-        input_ids=ids,
-        attention_mask=mask.long(),
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-    )
-    hidden: torch.Tensor = out.last_hidden_state
-    return hidden
+    def live(self, done: torch.Tensor) -> torch.Tensor:
+        """The lessons of which at least one fact is not done, int64."""
+        return torch.nonzero(((self.adds != 0) & ~done).any(1)).flatten()
 
 
 def _groups(engine: Engine, layer: int, lessons: Sequence[Lesson], n_facts: int) -> list[_Group]:
     """The lessons in groups of similar shape, each prepared."""
+    counts = torch.zeros(2, n_facts)
+    for lesson in lessons:
+        counts[int(lesson.goal), list(lesson.facts)] += 1
     order = sorted(lessons, key=lambda s: (len(s.ids) - s.at, s.at))
     out: list[_Group] = []
     start = 0
@@ -253,13 +179,13 @@ def _groups(engine: Engine, layer: int, lessons: Sequence[Lesson], n_facts: int)
             if stop > start and longest * (stop + 1 - start) > _PASS:
                 break
             stop += 1
-        out.append(_prepared(engine, layer, order[start:stop], n_facts))
+        out.append(_prepared(engine, layer, order[start:stop], counts))
         start = stop
     return out
 
 
 @torch.no_grad()
-def _prepared(engine: Engine, layer: int, lessons: list[Lesson], n_facts: int) -> _Group:
+def _prepared(engine: Engine, layer: int, lessons: Sequence[Lesson], counts: torch.Tensor) -> _Group:
     n, before = len(lessons), max(s.at for s in lessons)
     behind = max(len(s.ids) - s.at for s in lessons)
     ids = torch.zeros(n, before + behind, dtype=torch.int64)
@@ -271,50 +197,169 @@ def _prepared(engine: Engine, layer: int, lessons: list[Lesson], n_facts: int) -
     positions = (mask.long().cumsum(1) - 1).clamp(min=0)
     ids, mask, positions = (t.to(engine.device) for t in (ids, mask, positions))
     cache = engine.new_cache()
+    seen: list[torch.Tensor] = []
+
+    def watch(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        seen.append(args[0] if args else kwargs["hidden_states"])
+
     with engine.anatomy.passing:
         if before:
-            engine.model.base_model(
-                input_ids=ids[:, :before],
-                attention_mask=mask[:, :before].long(),
-                position_ids=positions[:, :before],
-                past_key_values=cache,
-                use_cache=True,
-            )
-        seen: list[torch.Tensor] = []
-
-        def watch(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
-            seen.append(args[0] if args else kwargs["hidden_states"])
-
-        handle = engine.anatomy.layers[layer].block.register_forward_pre_hook(watch, with_kwargs=True)
+            _pass(engine, ids[:, :before], mask[:, :before], positions[:, :before], cache)
+        block = engine.anatomy.layers[layer].block
+        handle = block.register_forward_pre_hook(watch, with_kwargs=True)
         try:
-            out = engine.model.base_model(
-                input_ids=ids[:, before:],
-                attention_mask=mask.long(),
-                position_ids=positions[:, before:],
-                past_key_values=fork(cache),
-                use_cache=True,
-            ).last_hidden_state
+            out = _pass(engine, ids[:, before:], mask, positions[:, before:], fork(cache))
         finally:
             handle.remove()
-    adds = torch.zeros(n, n_facts)
-    said: list[tuple[int, int, int, int]] = []
-    keep: list[tuple[int, int]] = []
-    kept: list[torch.Tensor] = []
+    share, adds = torch.zeros(n, counts.shape[1]), torch.zeros(n, counts.shape[1])
+    say: list[tuple[int, int, int]] = []
+    hold: list[tuple[int, int]] = []
     for i, s in enumerate(lessons):
-        adds[i, list(s.facts)] = s.scale
+        facts = list(s.facts)
+        adds[i, facts] = s.scale
+        share[i, facts] = 1 / counts[int(s.goal), facts]
         length = len(s.ids) - s.at
-        for j in range(length - s.says, length):
-            said.append((i, j - 1, s.ids[s.at + j], s.facts[0]))
+        say += [(i, j - 1, s.ids[s.at + j]) for j in range(length - s.says, length)]
         if not s.says:
-            keep.append((i, length - 1))
-            own = s.wanted
-            if own is None:
-                own = torch.log_softmax(engine_logits(engine, out[i, length - 1][None])[0], -1)
-            kept.append(own)
-    columns = torch.tensor(said or [(0, 0, 0, 0)])[: len(said)].t().reshape(4, -1)
-    keeps = torch.tensor(keep or [(0, 0)])[: len(keep)].t().reshape(2, -1)
+            hold.append((i, length - 1))
+    held = torch.tensor(hold, dtype=torch.int64).reshape(-1, 2)
+    tokens, log_p = _held(engine, out[held[:, 0], held[:, 1]], [lessons[i] for i, _ in hold])
     return _Group(
-        lessons, cache, ids[:, before:], mask, positions[:, before:], seen[0], adds,
-        columns[0], columns[1], columns[2], columns[3], keeps[0], keeps[1],
-        torch.stack(kept) if kept else torch.zeros(0, engine.vocab),
-    )  # fmt: skip
+        cache=cache,
+        ids=ids[:, before:],
+        mask=mask,
+        positions=positions[:, before:],
+        hidden=seen[0],
+        adds=adds,
+        share=share,
+        goal=torch.tensor([s.goal for s in lessons]),
+        say=torch.tensor(say, dtype=torch.int64).reshape(-1, 3),
+        hold=held,
+        tokens=tokens,
+        log_p=log_p,
+        less=[(s.less, math.log(max(s.most, 1e-12)) if s.less else 0.0) for s in lessons],
+    )
+
+
+def _held(
+    engine: Engine, hidden: torch.Tensor, lessons: Sequence[Lesson]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens [m, k] and log-probabilities [m, k + 1] (the last: all others) of what each lesson is to leave behind."""
+    k = min(_HELD, engine.vocab - 1)
+    tokens, log_p = [], []
+    for start in range(0, len(lessons), 32):
+        p = torch.softmax(logits_of(engine, hidden[start : start + 32]), -1)
+        for row, lesson in zip(p, lessons[start : start + 32], strict=True):
+            if lesson.less:
+                index = list(lesson.less)
+                whole = float(row[index].sum())
+                if whole > lesson.most:
+                    row[index] *= lesson.most / whole
+                    row /= row.sum()
+        best = p.topk(k, dim=-1)
+        rest = (1 - best.values.sum(-1, keepdim=True)).clamp(min=1e-9)
+        tokens.append(best.indices)
+        log_p.append(torch.cat([best.values.clamp(min=1e-12), rest], dim=1).log())
+    if not tokens:
+        return torch.zeros(0, k, dtype=torch.int64), torch.zeros(0, k + 1)
+    return torch.cat(tokens), torch.cat(log_p)
+
+
+# -- passes ---------------------------------------------------------------------------------------------------
+
+
+def _losses(
+    engine: Engine,
+    layer: int,
+    g: _Group,
+    d: torch.Tensor,
+    pick: torch.Tensor,
+    said: torch.Tensor,
+    kept: torch.Tensor,
+    live: torch.Tensor,
+) -> torch.Tensor:
+    """What the picked lessons lack, weighted and summed; the means of live facts in said and kept [facts] grow."""
+    hidden = _written(engine, layer, g, d, pick)
+    place = torch.full((len(g.adds),), -1)
+    place[pick] = torch.arange(len(pick))
+    loss = torch.zeros(len(g.adds))
+    say = g.say[place[g.say[:, 0]] >= 0]
+    if len(say):
+        logits = logits_of(engine, hidden[place[say[:, 0]], say[:, 1]])
+        nats = torch.logsumexp(logits, -1) - logits.gather(1, say[:, 2:].to(logits.device))[:, 0]
+        loss = loss.index_add(0, say[:, 0], nats.cpu())
+    on = place[g.hold[:, 0]] >= 0
+    if bool(on.any()):
+        hold = g.hold[on]
+        now = torch.log_softmax(logits_of(engine, hidden[place[hold[:, 0]], hold[:, 1]]), -1)
+        wanted = g.log_p[on]
+        named = now.gather(1, g.tokens[on])
+        others = (1 - named.exp().sum(-1, keepdim=True)).clamp(min=1e-9).log()
+        gaps = (wanted.exp() * (wanted - torch.cat([named, others], dim=1))).sum(-1)
+        more = []
+        for row, i in zip(now, hold[:, 0].tolist(), strict=True):
+            less, most = g.less[i]
+            more.append(
+                (torch.logsumexp(row[list(less)], -1) - most).clamp(min=0) if less else row.new_zeros(())
+            )
+        gaps = gaps + torch.stack(more)
+        loss = loss.index_add(0, hold[:, 0], gaps.cpu())
+    shared = g.share * live * loss.detach()[:, None]
+    said += shared[g.goal].sum(0)
+    kept += shared[~g.goal].sum(0)
+    weight = (g.share * live).sum(1) * torch.where(g.goal, 1.0, KEEP)
+    return (weight * loss).sum()
+
+
+def logits_of(engine: Engine, hidden: torch.Tensor) -> torch.Tensor:
+    """Logits, f32 [n, vocab], of hidden states behind the last norm [n, hidden], differentiable."""
+    logits = engine.anatomy.head(hidden.to(engine.model.dtype)).float() * engine.anatomy.logit_scale
+    cap = getattr(engine.model.config, "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def _written(engine: Engine, layer: int, g: _Group, d: torch.Tensor, pick: torch.Tensor) -> torch.Tensor:
+    """The final hidden states [picked, t, hidden] with values d [facts, hidden] added at the subjects."""
+    add = (g.adds[pick] @ d).to(engine.device)
+
+    def hook(module: torch.nn.Module, args: Any, out: torch.Tensor) -> torch.Tensor:
+        return out + torch.nn.functional.pad(add[:, None].to(out), (0, 0, 0, out.shape[1] - 1))
+
+    with engine.anatomy.passing, starting_at(engine.anatomy, layer, g.hidden[pick]):
+        handle = engine.anatomy.layers[layer].ffn.register_forward_hook(hook)
+        try:
+            return _pass(engine, g.ids[pick], g.mask[pick], g.positions[pick], fork(g.cache, pick, layer))
+        finally:
+            handle.remove()
+
+
+def _pass(
+    engine: Engine, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: DynamicCache
+) -> torch.Tensor:
+    """Hidden states behind the last norm [n, t, hidden]; gradients flow where the caller lets them."""
+    out = engine.model.base_model(
+        input_ids=ids,
+        attention_mask=None if bool(mask.all()) else mask.long(),
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+    )
+    hidden: torch.Tensor = out.last_hidden_state
+    return hidden
+
+
+@torch.no_grad()
+def _unit(engine: Engine, layer: int, groups: Sequence[_Group]) -> float:
+    """The mean length of the residual at the subjects; of the FFN's raw output where a post-norm scales it away."""
+    parts = engine.anatomy.layers[layer]
+    if parts.ffn_post is None:
+        return float(torch.cat([g.hidden[:, 0] for g in groups]).float().norm(dim=1).mean())
+    found: list[torch.Tensor] = []
+    g = groups[0]
+    with engine.anatomy.passing, starting_at(engine.anatomy, layer, g.hidden):
+        handle = parts.ffn.register_forward_hook(lambda module, args, out: found.append(out[:, 0].float()))
+        try:
+            _pass(engine, g.ids, g.mask, g.positions, fork(g.cache, None, layer))
+        finally:
+            handle.remove()
+    return float(found[0].norm(dim=1).mean())

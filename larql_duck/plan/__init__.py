@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from larql_duck.errors import NotSupportedError, SemanticError
 from larql_duck.lql.statements import Compile, Diff, Explain, Stats, Use
 from larql_duck.lql.table import STATEMENTS, declare_not_run
-from larql_duck.plan import browse, compiling, editing, forward, operations, probing
+from larql_duck.plan import browse, compiling, editing, forward, inserting, operations, probing
 from larql_duck.plan.select import select
 from larql_duck.plan.types import Emptiness, Facts, Operation, Plan, Query
 
@@ -51,6 +51,8 @@ PLANNERS: dict[str, Planner] = {
     "EXPLAIN INFER": forward.explain,
     "TRACE": forward.trace,
     "PROBE": probing.probe,
+    "INSERT": inserting.insert,
+    "REBALANCE": inserting.rebalance,
     "COMPILE": compiling.compile,
     "DIFF": compiling.diff,
     "DELETE": editing.delete,
@@ -63,9 +65,7 @@ PLANNERS: dict[str, Planner] = {
 NOT_RUN: dict[str, str] = {
     "USE REMOTE": "open a copy of the vindex with USE",
     "SIMILAR FEATURES": "compare features with SELECT ... FROM FEATURES NEAREST TO",
-    "INSERT": "",
     "MERGE": "",
-    "REBALANCE": "",
     "BEGIN PATCH": "",
     "SAVE PATCH": "",
     "ROLLBACK PATCH": "",

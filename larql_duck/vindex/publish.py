@@ -131,7 +131,7 @@ def commit_tables(
     change: Callable[[dict[str, Any]], None] | None = None,
     files: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Replace whole tables (and small files) of a published vindex in one transaction.
+    """Replace whole tables (and small files, `files` by their path in the vindex) of a published vindex in one transaction.
 
     New files go to tables/.next; the rename of index.json, which names their checksums, is the commit; then they are
     moved into place and model.duckdb is rebuilt. `change` may edit our section of the manifest (statistics, packs).
@@ -149,6 +149,7 @@ def commit_tables(
             for name, table in tables.items():
                 section["tables"][name] = write_table(pending / f"{name}.parquet", name, table)
             for name, data in (files or {}).items():
+                (pending / name).parent.mkdir(parents=True, exist_ok=True)
                 written = write_file(pending / name, data)
                 section["files"][name] = {"bytes": written.bytes, "sha256": written.sha256}
             if change is not None:
@@ -186,11 +187,17 @@ def _roll_forward(directory: Path) -> None:
     if not pending.is_dir():
         return
     sums = load_manifest(directory).checksums
-    for file in sorted(pending.iterdir()):
-        name = f"{TABLES}/{file.name}" if file.suffix == ".parquet" else file.name
+    changed = {directory / TABLES}
+    for file in sorted(f for f in pending.rglob("*") if f.is_file()):
+        own = file.relative_to(pending).as_posix()
+        name = f"{TABLES}/{own}" if file.suffix == ".parquet" else own
         if sums.get(name) == hash_file(file).sha256:
-            os.replace(file, directory / name)
-    sync_directory(directory / TABLES)
+            target = directory / name
+            target.parent.mkdir(exist_ok=True)
+            os.replace(file, target)
+            changed |= {target.parent, directory}
+    for folder in changed:
+        sync_directory(folder)
     shutil.rmtree(pending)
 
 

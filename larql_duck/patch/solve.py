@@ -1,0 +1,341 @@
+"""Facts solved as features: a detector in closed form, a value by gradient steps, all facts of a statement together."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+
+from larql_duck.errors import NotSupportedError, SemanticError
+from larql_duck.patch import value
+from larql_duck.patch.detector import GATE, Detectors, detectors, fired
+from larql_duck.patch.keys import FIRST, FRAMES, answer_ids, frames_of, layer_input, read_inputs, spot
+from larql_duck.patch.rounding import rounded
+from larql_duck.patch.value import Lesson
+
+if TYPE_CHECKING:
+    from larql_duck.infer.engine import Engine
+    from larql_duck.patch.stating import Stating
+
+Progress = Callable[[str, float, float], None]
+
+# The layer of new facts, as a share of the depth.
+DEPTH = 0.4
+# Keys of a fact, keys of one that was inserted earlier; facts whose values are found together.
+CONTEXTS, EARLIER, TOGETHER = 40, 6, 20
+# Other subjects in the fit of a relation, and contexts of each.
+_OTHERS, _EACH = 24, 4
+# Prompts that state nothing of the relation, whose answers are kept; behind those of other relations.
+_KEPT = (
+    "{} is a",
+    "The name {} is",
+    "I like to talk about {} because",
+    "There is a book about {} by",
+    "{} and",
+    "My friend told me that {} was",
+)
+_OPENINGS = ("", "Note: ")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A fact to make true: after each of `templates` ({} for the entity) the model is to say `target`.
+
+    kind 'delete': it is to say none of `objects` with more than probability `prior` instead. text is the entity as it
+    stands in a sentence. stating says what is known about the relation.
+    """
+
+    entity: str
+    relation: str
+    target: str
+    templates: tuple[str, ...]
+    stating: Stating
+    kind: Literal["insert", "update", "delete"] = "insert"
+    objects: tuple[str, ...] = ()
+    prior: float = 0.0
+
+    @property
+    def text(self) -> str:
+        """The entity as it stands in a sentence."""
+        return self.stating.text(self.entity)
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A fact that holds already: the subject as it stands in a sentence, the templates that state it."""
+
+    text: str
+    templates: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Detected:
+    """Gate and up rows f32 [facts, hidden] at `layer`, rounded; mean activation [facts] at a fact's own keys.
+
+    seen and unseen [facts] are the detector's mean answer (1 is full) at keys of the fit and at keys left out of it.
+    """
+
+    layer: int
+    gate: np.ndarray
+    up: np.ndarray
+    mean: torch.Tensor
+    seen: torch.Tensor
+    unseen: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A fact as a feature of `layer`: gate, up and down f32 [hidden], rounded to the vindex's dtype.
+
+    The measures are filled in by `inserting`: p of the whole object on the first template before and after, its mean
+    over the other templates, the largest change of p at other subjects.
+    """
+
+    wanted: Wanted
+    layer: int
+    gate: np.ndarray = field(repr=False)
+    up: np.ndarray = field(repr=False)
+    down: np.ndarray = field(repr=False)
+    p_before: float | None = None
+    p_after: float | None = None
+    paraphrase_p: float | None = None
+    neighbour_change: float | None = None
+
+
+def default_layer(n_layers: int) -> int:
+    """The layer of new facts where none is named."""
+    return min(n_layers - 1, round(DEPTH * n_layers))
+
+
+def need_gated(engine: Engine) -> None:
+    """Nothing; NotSupportedError where the FFN has no up matrix, so that no detector can be made."""
+    if any(parts.up is None for parts in engine.anatomy.layers):
+        raise NotSupportedError(
+            f"{engine.family.name} has plain feed-forward networks, in which a fact cannot be inserted as a feature; "
+            "write MODE KNN"
+        )
+
+
+def solve(
+    engine: Engine,
+    wanted: Sequence[Wanted],
+    *,
+    layer: int,
+    second: np.ndarray,
+    dtype: str,
+    alpha: float = 1.0,
+    earlier: Sequence[Earlier] = (),
+    progress: Progress | None = None,
+) -> list[Solved]:
+    """The facts as features on top of what the engine runs under.
+
+    second is the second moment of the layer's FFN input over ordinary text (see second_moments); earlier are facts
+    that hold already. NotSupportedError and SemanticError for what cannot be solved.
+    """
+    found = detect(
+        engine, wanted, layer=layer, second=second, dtype=dtype, earlier=earlier, progress=progress
+    )
+    down = np.zeros((len(wanted), engine.hidden), np.float32)
+    for part in _together(wanted):
+        d = _values(engine, [wanted[i] for i in part], found, part, layer, progress, (part[0], len(wanted)))
+        own = alpha * d / found.mean[part][:, None]
+        down[part] = rounded(own, dtype)
+    return [Solved(w, layer, found.gate[i], found.up[i], down[i]) for i, w in enumerate(wanted)]
+
+
+# -- detectors ------------------------------------------------------------------------------------------------
+
+
+def detect(
+    engine: Engine,
+    wanted: Sequence[Wanted],
+    *,
+    layer: int,
+    second: np.ndarray,
+    dtype: str,
+    earlier: Sequence[Earlier] = (),
+    progress: Progress | None = None,
+) -> Detected:
+    """The detectors of all facts, solved together; SemanticError for a subject that no context can hold."""
+    need_gated(engine)
+    rows, owner = _own_rows(engine, wanted)
+    same = _same(wanted)
+
+    def step(done: int, total: int) -> None:
+        if progress is not None:
+            progress("keys", done, total)
+
+    zero_rows, prompts = _zero_rows(engine, wanted, earlier)
+    every = read_inputs(engine, [*rows, *zero_rows], layer, progress=step)
+    keys, zeros = every[: len(rows)], every[len(rows) :]
+    own = [keys[owner == i] for i in range(len(wanted))]
+    metric = torch.from_numpy(second).double()
+    if prompts:
+        metric = 0.5 * metric + 0.5 * _moment(engine, prompts, layer)
+    found: Detectors = detectors(own, same, zeros, metric)
+    gate = rounded((GATE * found.w).float(), dtype)
+    up = rounded(found.w.float(), dtype)
+    fires = _fires(engine, layer, torch.from_numpy(gate), torch.from_numpy(up), keys)
+    mean = torch.stack([fires[owner == i, i].mean() for i in range(len(wanted))])
+    return Detected(layer, gate, up, mean.clamp(min=0.1), found.seen, found.unseen)
+
+
+def _fires(
+    engine: Engine, layer: int, gate: torch.Tensor, up: torch.Tensor, keys: torch.Tensor
+) -> torch.Tensor:
+    act = getattr(engine.anatomy.layers[layer].ffn, "act_fn", None) or engine.anatomy.layers[layer].ffn.act
+    return fired(gate, up, keys, act)
+
+
+def _own_rows(engine: Engine, wanted: Sequence[Wanted]) -> tuple[list[tuple[int, ...]], torch.Tensor]:
+    """The starts of prompts whose last token is the subject's last one, and the fact that each belongs to."""
+    rows: list[tuple[int, ...]] = []
+    owner: list[int] = []
+    for i, w in enumerate(wanted):
+        found = []
+        for frame in frames_of(w.templates, w.stating.others):
+            place = spot(engine.tokenizer, frame, w.text)
+            # At position 0 every token looks alike to the layers above: such a key fires at all first tokens.
+            if place.at > 0:
+                found.append(place.start)
+        found = list(dict.fromkeys(found))[:CONTEXTS]
+        if not found:
+            raise SemanticError(f"{w.entity!r} has no tokens; give the entity a name")
+        rows += found
+        owner += [i] * len(found)
+    return rows, torch.tensor(owner)
+
+
+def _zero_rows(
+    engine: Engine, wanted: Sequence[Wanted], earlier: Sequence[Earlier]
+) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """Starts at which nothing may fire, and whole prompts about other subjects for the second moment."""
+    chance = random.Random(0)
+    named = {_plain(w.text) for w in wanted}
+    rows: list[tuple[int, ...]] = []
+    prompts: list[tuple[int, ...]] = []
+
+    def add(text: str, templates: Sequence[str], n: int) -> None:
+        for frame in [*templates[:1], *chance.sample([*templates[1:], *FRAMES], n - 1)]:
+            place = spot(engine.tokenizer, frame, text)
+            if place.at > 0:
+                rows.append(place.start)
+
+    for relation in {w.stating.relation: w for w in wanted}.values():
+        subjects = [s for s in relation.stating.subjects if _plain(s) not in named]
+        for text in chance.sample(subjects, min(_OTHERS, len(subjects))):
+            frames = [*relation.templates, *relation.stating.others]
+            add(text, frames, _EACH)
+            prompts.append(spot(engine.tokenizer, relation.templates[0], text).ids)
+    for text in wanted[0].stating.varied:
+        if _plain(text) not in named:
+            add(text, FRAMES, 2)
+    for fact in earlier:
+        # A subject that is edited again keeps what it has: its key is a key of the new fact as well.
+        if _plain(fact.text) not in named:
+            add(fact.text, fact.templates or FRAMES, EARLIER)
+    rows += [tuple(engine.tokenizer.encode(word))[:1] for word in FIRST]
+    return rows, prompts
+
+
+def _plain(text: str) -> str:
+    text = text.casefold().strip()
+    return text.removeprefix("the ")
+
+
+def _same(wanted: Sequence[Wanted]) -> list[list[int]]:
+    """For each fact, the facts about the same subject."""
+    return [[j for j, o in enumerate(wanted) if _plain(o.text) == _plain(w.text)] for w in wanted]
+
+
+def _moment(engine: Engine, prompts: Sequence[tuple[int, ...]], layer: int) -> torch.Tensor:
+    """The second moment of the layer's FFN input over every position of the prompts, f64."""
+    total = torch.zeros(engine.hidden, engine.hidden, dtype=torch.float64)
+    n = 0
+    for length in sorted({len(p) for p in prompts}):
+        same = [p for p in prompts if len(p) == length]
+        x = layer_input(engine, same, layer).reshape(-1, engine.hidden).double().cpu()
+        total.addmm_(x.t(), x)
+        n += len(x)
+    return total / max(n, 1)
+
+
+# -- values ---------------------------------------------------------------------------------------------------
+
+
+def _together(wanted: Sequence[Wanted]) -> list[list[int]]:
+    """Numbers of facts whose values are found together: facts of one subject always are."""
+    out: list[list[int]] = [[]]
+    placed: set[int] = set()
+    for i, own in enumerate(_same(wanted)):
+        if i in placed:
+            continue
+        if out[-1] and len(out[-1]) + len(own) > TOGETHER:
+            out.append([])
+        out[-1] += own
+        placed |= set(own)
+    return [part for part in out if part]
+
+
+def _values(
+    engine: Engine,
+    wanted: Sequence[Wanted],
+    found: Detected,
+    numbers: Sequence[int],
+    layer: int,
+    progress: Progress | None,
+    at: tuple[int, int],
+) -> torch.Tensor:
+    """The values d [facts, hidden] of facts that are found together."""
+    lessons = _lessons(engine, wanted)
+    index = list(numbers)
+    gate, up = torch.from_numpy(found.gate[index]), torch.from_numpy(found.up[index])
+    # The feature fires as strongly as it will at each lesson's subject, not always fully.
+    fires = _fires(engine, layer, gate, up, read_inputs(engine, [s.ids[: s.at + 1] for s in lessons], layer))
+    share = fires / found.mean[index]
+    scaled = [
+        Lesson(s.ids, s.at, s.facts, s.says, s.less, s.most, float(share[i, list(s.facts)].mean()))
+        for i, s in enumerate(lessons)
+    ]
+
+    def step(done: int, total: int) -> None:
+        if progress is not None:
+            progress("values", at[0] + done, at[1])
+
+    return value.values(engine, layer, scaled, len(wanted), progress=step).d
+
+
+def _lessons(engine: Engine, wanted: Sequence[Wanted]) -> list[Lesson]:
+    """The prompts that say the objects, and those whose answers are to stay."""
+    out: list[Lesson] = []
+    tokenizer = engine.tokenizer
+    for i, (w, own) in enumerate(zip(wanted, _same(wanted), strict=True)):
+        facts = (i, *(j for j in own if j != i))
+        goals: list[Lesson] = []
+        for opening in _OPENINGS:
+            for template in w.templates[:4]:
+                frame = opening + template
+                if w.kind == "delete":
+                    place = spot(tokenizer, frame, w.text)
+                    less = {ids[0] for o in w.objects if (ids := answer_ids(tokenizer, frame, o))}
+                    lesson = Lesson(place.ids, place.at, facts, 0, tuple(sorted(less)), w.prior)
+                else:
+                    ids = answer_ids(tokenizer, frame, w.target)
+                    place = spot(tokenizer, frame, w.text, ids)
+                    lesson = Lesson(place.ids, place.at, facts, len(ids))
+                if place.at > 0:
+                    goals.append(lesson)
+        out += goals
+        taken = {t.partition("{}")[0] for other in own for t in wanted[other].templates}
+        for frame in (*w.stating.others, *_KEPT):
+            if frame.partition("{}")[0] in taken and frame not in _KEPT:
+                continue
+            place = spot(tokenizer, frame, w.text)
+            if place.at > 0:
+                out.append(Lesson(place.ids, place.at, facts))
+    return out
+
