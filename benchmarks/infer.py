@@ -24,19 +24,22 @@ _LENGTHS = (1, 8, 128, 1024)
 _ROOT = Path(__file__).resolve().parent.parent
 
 
-def hf_smollm2(work: Path) -> Path:
-    """SmolLM2 as a Hugging Face directory in f32: the GGUF file's dequantised tensors and its own tokenizer."""
-    out = work / "smollm2-hf"
+def hf_smollm2(work: Path, dtype: str = "f32") -> Path:
+    """SmolLM2 as a Hugging Face directory in f32 or f16: the GGUF file's dequantised tensors and its own tokenizer."""
+    import torch
+
+    out = work / ("smollm2-hf" if dtype == "f32" else f"smollm2-hf-{dtype}")
+    kind = {"f32": torch.float32, "f16": torch.float16}[dtype]
     if not out.exists():
         from safetensors.torch import save_file
 
         from larql_duck.models.opening import open_model
 
         source = open_model(smollm2())
-        unfinished = work / "smollm2-hf.partial"
+        unfinished = out.with_name(out.name + ".partial")
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        tensors = {name: source.tensor(name).float().contiguous() for name in source.names()}
+        tensors = {name: source.tensor(name).to(kind).contiguous() for name in source.names()}
         save_file(tensors, unfinished / "model.safetensors", metadata={"format": "pt"})
         (unfinished / "config.json").write_text(json.dumps(source.config))
         for name, data in source.tokenizer_files().items():
@@ -246,9 +249,9 @@ print(json.dumps([time.perf_counter() - began, 0]))
 
 def infer_first(work: Path) -> Iterator[Row]:
     """The first INFER after connect beside from_pretrained and a forward pass, imports left out; memory it takes."""
-    hf = hf_smollm2(work)
-    theirs = _measured(_THEIRS, hf, _PROMPT)
     for dtype in ("f32", "f16"):
+        # Both sides read the same storage and compute in f32.
+        theirs = _measured(_THEIRS, hf_smollm2(work, dtype), _PROMPT)
         ours = _measured(_OURS, vindex_of(work, dtype), f'INFER "{_PROMPT}"')
         weights = 134_515_008 * 4 if dtype == "f16" else 0
         yield Row(f"first INFER, {dtype} storage", ours[0], theirs[0], "s", "ratio <= 1.2")
