@@ -186,9 +186,7 @@ def _made(
     return _result(rows, notices)
 
 
-def _operation(
-    session: Session, engine: Engine, s: Solved, feature: int, confidence: float | None
-) -> Insert:
+def _operation(session: Session, engine: Engine, s: Solved, feature: int, confidence: float | None) -> Insert:
     w = s.wanted
     ids = engine.tokenizer.entity_ids(w.target)
     token = engine.tokenizer.token(ids[0]).strip() if ids else w.target
@@ -211,7 +209,9 @@ def _earlier(session: Session, overlay: Overlay, layer: int) -> list[Earlier]:
 
     statings = _Statings(lambda name: stating(session, name))
     return [
-        Earlier(statings(f.relation or "").text(f.entity), f.templates or statings(f.relation or "").templates)
+        Earlier(
+            statings(f.relation or "").text(f.entity), f.templates or statings(f.relation or "").templates
+        )
         for f in overlay.facts
         if f.mode == "compose" and f.layer == layer
     ]
@@ -258,7 +258,7 @@ def _objects(session: Session, entity: str, relation: str) -> tuple[tuple[str, .
         f"SELECT object, prior, rank, p FROM {session.schema}.facts "
         "WHERE subject = $1 AND relation = $2 ORDER BY rank",
         [entity, relation],
-    ).rows
+    ).rows()
     kept = [row for row in rows if row[2] == 1] or rows[:1]
     priors = [row[1] for row in kept if row[1] is not None]
     return tuple(str(row[0]) for row in kept), (max(priors[0], 1e-4) if priors else None)
@@ -306,9 +306,7 @@ def _measured(engine: Engine, wanted: Sequence[Wanted]) -> list[_Measure]:
     out, at = [], 0
     for w, size in zip(wanted, sizes, strict=True):
         others = found[at + 1 : at + size]
-        out.append(
-            _Measure(found[at], sum(others) / len(others) if others else None, neighbours[w.relation])
-        )
+        out.append(_Measure(found[at], sum(others) / len(others) if others else None, neighbours[w.relation]))
         at += size
     return out
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from larql_duck.patch.operations import Insert
 
 if TYPE_CHECKING:
-    from larql_duck.patch.overlay import Fact, Overlay, Row
+    from larql_duck.patch.overlay import Fact, Row
     from larql_duck.result import Result
     from larql_duck.session import Session
 
@@ -81,15 +81,16 @@ def rebalance(
     for s in scaled:
         s.before = s.p
     used = 0
-    while used < rounds and any([s.move(floor, ceiling) for s in scaled]):
+    while used < rounds:
+        # All move before any is measured again.
+        moved = [s.move(floor, ceiling) for s in scaled]
+        if not any(moved):
+            break
         used += 1
         with under(engine, session.edits.try_(_operations(session, scaled))):
             _measure(session, scaled)
         if session.progress is not None:
             session.progress("rebalance", used, rounds)
-    for s in scaled:
-        # A last move that was not measured does not count.
-        s.scale = s.scale if used < rounds or floor <= s.p <= ceiling else s.scale
     operations = _operations(session, scaled)
     if operations:
         session.edits.add(operations)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -187,7 +187,8 @@ def detect(
 def _fires(
     engine: Engine, layer: int, gate: torch.Tensor, up: torch.Tensor, keys: torch.Tensor
 ) -> torch.Tensor:
-    act = getattr(engine.anatomy.layers[layer].ffn, "act_fn", None) or engine.anatomy.layers[layer].ffn.act
+    ffn: Any = engine.anatomy.layers[layer].ffn
+    act = getattr(ffn, "act_fn", None) or ffn.act
     return fired(gate, up, keys, act)
 
 
@@ -338,4 +339,3 @@ def _lessons(engine: Engine, wanted: Sequence[Wanted]) -> list[Lesson]:
             if place.at > 0:
                 out.append(Lesson(place.ids, place.at, facts))
     return out
-

@@ -90,7 +90,7 @@ def default_template(relation: str) -> str:
 def _stored(session: Session, relation: str) -> tuple[str, ...]:
     rows = session.run_sql(
         f"SELECT templates FROM {session.schema}.relations WHERE lower(relation) = lower($1)", [relation]
-    ).rows
+    ).rows()
     found = [t for (templates,) in rows for t in templates or () if t.count(SLOT) == 1 and "\n" not in t]
     return tuple(dict.fromkeys(found))
 
@@ -100,5 +100,5 @@ def _subjects(session: Session, relation: str) -> list[str]:
         f"SELECT DISTINCT subject FROM {session.schema}.facts WHERE lower(relation) = lower($1) "
         "ORDER BY subject LIMIT 500",
         [relation],
-    ).rows
+    ).rows()
     return [str(subject) for (subject,) in rows]

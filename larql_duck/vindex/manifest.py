@@ -20,7 +20,7 @@ LEVELS = ("browse", "inference", "all")
 # What LARQL's manifests may say; 'attention' sits between browse and inference there.
 _LARQL_LEVELS = ("browse", "attention", "inference", "all")
 _MAX_BYTES = 64 << 20
-_SAFE_NAME = re.compile(r"(?:tables/)?[A-Za-z0-9_][A-Za-z0-9_.\-]*")
+_SAFE_NAME = re.compile(r"(?:tables/|second_moments/)?[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 
 
 @dataclass(frozen=True)
