@@ -136,6 +136,7 @@ def solve(
     second is the second moment of the layer's FFN input over ordinary text (see second_moments); earlier are facts
     that hold already. NotSupportedError and SemanticError for what cannot be solved.
     """
+    need_gated(engine)
     found = detect(
         engine, wanted, layer=layer, second=second, dtype=dtype, earlier=earlier, progress=progress
     )
@@ -161,7 +162,6 @@ def detect(
     progress: Progress | None = None,
 ) -> Detected:
     """The detectors of all facts, solved together; SemanticError for a subject that no context can hold."""
-    need_gated(engine)
     rows, owner = _own_rows(engine, wanted)
     same = _same(wanted)
 
