@@ -3,7 +3,7 @@
 
 CREATE MACRO lq.lq_infer_top(p_prompt, p_k := 5) AS TABLE
 SELECT unnest(lq_udf_infer_top(p_prompt::VARCHAR, p_k::INTEGER), recursive := true);
-COMMENT ON MACRO TABLE lq.lq_infer_top IS 'The p_k most probable next tokens of a prompt: rank, token, token_id, probability, logit.';
+COMMENT ON MACRO TABLE lq.lq_infer_top IS 'The p_k most probable next tokens of a prompt: rank, token, token_id, probability, logit, source; after them the database facts that it asks for, source patch.';
 
 CREATE MACRO lq.lq_trace(p_prompt, p_target := NULL) AS TABLE
 SELECT unnest(lq_udf_trace(p_prompt::VARCHAR, p_target::VARCHAR), recursive := true);

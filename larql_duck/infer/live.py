@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from larql_duck.infer.reference import Reference
     from larql_duck.infer.trace import TraceResult
     from larql_duck.models.source import WeightSource
-    from larql_duck.patch.overlay import Overlay
+    from larql_duck.patch.overlay import Fact, Overlay
 
 Bands = Mapping[str, tuple[int, int]]
 
@@ -42,9 +42,14 @@ class LiveModel:
         probes: Callable[[], Mapping[str, Sequence[str]]] = dict,
         bands: Bands | None = None,
         overlay: Callable[[], Overlay | None] = lambda: None,
+        database: Callable[[Sequence[str]], list[list[Fact]]] | None = None,
     ) -> None:
-        """overlay gives the edits under which passes run, asked when the engine is loaded and on `edited`."""
+        """overlay gives the edits under which passes run, asked when the engine is loaded and on `edited`.
+
+        database gives the database facts that each prompt asks for: additional answers, never the model's.
+        """
         self._overlay = overlay
+        self._database = database
         self.source = source
         self.settings = settings or Settings.from_environment()
         self.labels = labels
@@ -108,11 +113,23 @@ class LiveModel:
         walk_k: int | None = None,
         clauses: Sequence[Clause] = (),
     ) -> pa.Table:
-        """The most probable next tokens: see predict.infer_table."""
+        """The most probable next tokens: see predict.infer_table. Database facts come last, a row each."""
         from larql_duck.infer.predict import infer_table
 
         edits = self._edits(prompt, clauses)
-        return infer_table(self.engine, prompt, top=top, compare=compare, walk_k=walk_k, edits=edits)
+        return infer_table(
+            self.engine,
+            prompt,
+            top=top,
+            compare=compare,
+            walk_k=walk_k,
+            edits=edits,
+            more=[fact.target for fact in self.database([prompt])[0]],
+        )
+
+    def database(self, prompts: Sequence[str]) -> list[list[Fact]]:
+        """The database facts that each prompt asks for."""
+        return [[] for _ in prompts] if self._database is None else self._database(prompts)
 
     def explain(
         self,

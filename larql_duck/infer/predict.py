@@ -42,11 +42,13 @@ def infer_table(
     compare: bool = False,
     walk_k: int | None = None,
     edits: Sequence[Edit] = (),
+    more: Sequence[str] = (),
 ) -> pa.Table:
     """The `top` most probable next tokens, with the columns of SCHEMAS['infer'].
 
     walk_k thins each FFN out to the walk_k features with the largest absolute gate value at each position (source
-    'walk'); compare gives the dense rows and the walk's. edits are carried by every pass. LarqlError for an empty or
+    'walk'); compare gives the dense rows and the walk's. edits are carried by every pass. more are answers from elsewhere: a
+    last row each, source 'patch', of which only the token is known. LarqlError for an empty or
     overlong prompt and for a layer or feature that the model lacks.
     """
     batch = engine.encode(prompt)
@@ -58,6 +60,10 @@ def infer_table(
             with engine.intervene(Sparse(WALK_K if walk_k is None else walk_k)):
                 runs.append(("walk", prediction(engine.logits(batch)[0], top)))
     parts = [_rows(engine, source, found) for source, found in runs]
+    unknown = [None] * len(more)
+    parts.append(
+        {key: list(unknown) for key in parts[0]} | {"token": list(more), "source": ["patch"] * len(more)}
+    )
     return as_table("infer", {key: [v for part in parts for v in part[key]] for key in parts[0]})
 
 

@@ -56,7 +56,8 @@ class Fact:
     """A fact that was inserted, updated or deleted, as it stands after all operations.
 
     mode is 'compose' (a feature carries it: layer, feature), 'fold' (W_down carries it: layer, feature None) or 'knn'
-    (database only: key, target_id). patch is the number of the operation list it came from, from 0.
+    (database only: key, target_id). patch is the number of the operation list it came from, from 0;
+    -1: the base's own store.
     """
 
     entity: str
@@ -78,13 +79,15 @@ class Overlay:
     """Changed slots and database facts over a base with `n_base` features a layer. `Overlay.of` makes one.
 
     rows[layer][feature]: numbers from n_base[layer] on are appended, without gaps. facts are in the order in which
-    they were inserted, at most one per (entity, relation).
+    they were inserted, at most one per (entity, relation). stored are the database facts of the base itself, whether
+    or not they still hold.
     """
 
     n_base: tuple[int, ...]
     hidden: int
     rows: Mapping[int, Mapping[int, Row]] = field(default_factory=lambda: MappingProxyType({}))
     facts: tuple[Fact, ...] = ()
+    stored: tuple[Fact, ...] = ()
 
     @classmethod
     def empty(cls, n_base: Sequence[int], hidden: int) -> Overlay:
@@ -92,16 +95,23 @@ class Overlay:
         return cls(tuple(n_base), hidden)
 
     @classmethod
-    def of(cls, n_base: Sequence[int], hidden: int, lists: Iterable[Sequence[Operation]]) -> Overlay:
-        """The overlay that several lists of operations make, one after the other (see `patch.stack`).
+    def of(
+        cls,
+        n_base: Sequence[int],
+        hidden: int,
+        lists: Iterable[Sequence[Operation]],
+        stored: Sequence[InsertKnn] = (),
+    ) -> Overlay:
+        """The overlay that several lists of operations make, one after the other (see `patch.stack`), over a base with
+        the database facts `stored`.
 
         Appended features get the layer's next free numbers in the order of their facts. Nothing is checked here:
         `patch.vlp` and `patch.stack` check layers, numbers and shapes.
         """
-        return _Fold(tuple(n_base), hidden).run(lists)
+        return _Fold(tuple(n_base), hidden).run(lists, stored)
 
     def __bool__(self) -> bool:
-        return bool(self.rows or self.facts)
+        return bool(self.rows or self.facts or self.stored)
 
     @property
     def changes_weights(self) -> bool:
@@ -178,7 +188,10 @@ class _Fold:
         self.appended: dict[tuple[str, str], tuple[int, Row]] = {}
         self.facts: dict[tuple[str, str], Fact] = {}
 
-    def run(self, lists: Iterable[Sequence[Operation]]) -> Overlay:
+    def run(self, lists: Iterable[Sequence[Operation]], stored: Sequence[InsertKnn]) -> Overlay:
+        for own in stored:
+            self._step(own, -1, {})
+        base = tuple(self.facts.values())
         for number, operations in enumerate(lists):
             # A number from n_features on is local to its list: later operations of the list may name it.
             local: dict[tuple[int, int], tuple[str, str]] = {}
@@ -194,7 +207,7 @@ class _Fold:
                 self.facts[key] = replace(self.facts[key], feature=counts[layer])
             counts[layer] += 1
         frozen = {layer: MappingProxyType(dict(sorted(own.items()))) for layer, own in sorted(rows.items())}
-        return Overlay(self.n_base, self.hidden, MappingProxyType(frozen), tuple(self.facts.values()))
+        return Overlay(self.n_base, self.hidden, MappingProxyType(frozen), tuple(self.facts.values()), base)
 
     def _step(self, op: Operation, number: int, local: dict[tuple[int, int], tuple[str, str]]) -> None:
         if isinstance(op, Insert):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from larql_duck.errors import PatchError
+from larql_duck.patch.knn import stored_facts
 from larql_duck.patch.operations import Delete, DeleteKnn, Insert, InsertKnn, Operation, Update, fact_key
 from larql_duck.patch.overlay import Overlay
 
@@ -52,7 +53,7 @@ class Edits:
     """The patches of a session on one vindex; every change is shown at once, or nothing changes.
 
     applied are saved patches in order, live what was edited since; recording is the file that BEGIN PATCH named.
-    overlay is what all of them make of the vindex.
+    stored are the database facts that the vindex holds itself. overlay is what all of them make of the vindex.
     """
 
     def __init__(self, session: Session, vindex: Vindex) -> None:
@@ -60,7 +61,8 @@ class Edits:
         self.applied: list[Patch] = []
         self.live: list[Operation] = []
         self.recording: Path | None = None
-        self.overlay = Overlay.empty(vindex.n_features, vindex.hidden)
+        self.stored = stored_facts(vindex)
+        self.overlay = self._fold([], [])
 
     # -- operations ---------------------------------------------------------------------------------------
 
@@ -197,7 +199,7 @@ class Edits:
 
     def _fold(self, applied: Sequence[Patch], live: Sequence[Operation]) -> Overlay:
         lists = [*(p.operations for p in applied), live]
-        return Overlay.of(self._vindex.n_features, self._vindex.hidden, lists)
+        return Overlay.of(self._vindex.n_features, self._vindex.hidden, lists, self.stored)
 
     def _become(self, applied: Sequence[Patch], live: Sequence[Operation], recording: Path | None) -> None:
         """All of the session shows these patches afterwards, or what it showed before where that fails."""

@@ -10,6 +10,7 @@ import pyarrow as pa
 from larql_duck.errors import VindexError
 from larql_duck.infer.labels import ask
 from larql_duck.infer.live import LiveModel
+from larql_duck.patch.knn import DatabaseFacts
 from larql_duck.session.facts import NoVindex
 from larql_duck.session.functions import Failures, watched
 from larql_duck.session.model_functions import model_functions
@@ -52,7 +53,7 @@ def model_of_vindex(session: Session, vindex: Vindex, settings: Settings | None 
 
     return LiveModel(
         vindex, settings=settings, labels=labels, probes=probes, bands=vindex.bands,
-        overlay=lambda: session.overlay,
+        overlay=lambda: session.overlay, database=DatabaseFacts(session),
     )  # fmt: skip
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 if TYPE_CHECKING:
     from larql_duck.infer.live import LiveModel
+    from larql_duck.patch.overlay import Fact
 
 _I32, _F32, _F64, _S = pa.int32(), pa.float32(), pa.float64(), pa.string()
 _SQL = {_I32: "INTEGER", _F32: "FLOAT", _F64: "DOUBLE", _S: "VARCHAR"}
@@ -23,6 +24,7 @@ _FEATURES = {
     "predicted": _S,
 }  # fmt: skip
 _LENS = {"layer": _I32, **_TOP}
+_INFER = {**_TOP, "source": _S}
 
 Rows = list[dict[str, Any] | None]
 Function = tuple[str, Callable[..., pa.Array], list[str], str]
@@ -38,11 +40,11 @@ def model_functions(model: Callable[[], LiveModel]) -> list[Function]:
             engine = live.engine
             most = predictions(engine, prompts, max(tops))
             return [
-                _prediction(engine, p.ids[:k], p.probability[:k], p.logit[:k])
-                for p, k in zip(most, tops, strict=True)
+                _with_facts(_prediction(engine, p.ids[:k], p.probability[:k], p.logit[:k]), facts)
+                for p, k, facts in zip(most, tops, live.database(prompts), strict=True)
             ]
 
-        return _answers(model, run, _TOP, prompt, k)
+        return _answers(model, run, _INFER, prompt, k)
 
     def trace(prompt: Any, target: Any) -> pa.Array:
         from larql_duck.infer.many import traces
@@ -93,7 +95,7 @@ def model_functions(model: Callable[[], LiveModel]) -> list[Function]:
         return _answers(model, run, _LENS, prompt, k)
 
     return [
-        ("infer_top", infer_top, ["VARCHAR", "INTEGER"], _type(_TOP)),
+        ("infer_top", infer_top, ["VARCHAR", "INTEGER"], _type(_INFER)),
         ("trace", trace, ["VARCHAR", "VARCHAR"], _type(_TRACE)),
         ("features", features, ["VARCHAR", "VARCHAR", "INTEGER"], _type(_FEATURES)),
         ("logit_lens", lens, ["VARCHAR", "INTEGER"], _type(_LENS)),
@@ -119,6 +121,15 @@ def _prediction(engine: Any, ids: Any, probability: Any, logit: Any) -> dict[str
         "probability": probability.tolist(),
         "logit": logit.tolist(),
     }
+
+
+def _with_facts(row: dict[str, Any], facts: Sequence[Fact]) -> dict[str, Any]:
+    """A prediction with the source of its tokens, and database facts behind them."""
+    row["source"] = ["dense"] * len(row["rank"]) + ["patch"] * len(facts)
+    row["token"] = row["token"] + [fact.target for fact in facts]
+    for name in ("rank", "token_id", "probability", "logit"):
+        row[name] = row[name] + [None] * len(facts)
+    return row
 
 
 def _answers(

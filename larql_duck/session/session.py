@@ -175,6 +175,8 @@ class Session:
             self.mount.load_python_macros()
             self._facts = VindexFacts(vindex, self.schema, self._ask)
             self._edits = Edits(self, vindex)
+            if self._edits.stored:
+                self.refresh()
 
     # -- edits --------------------------------------------------------------------------------------------
 
