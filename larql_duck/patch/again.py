@@ -61,8 +61,8 @@ class Wanted:
 class Held:
     """How far a wanted fact holds: mean probabilities of its target's first token and of the whole target.
 
-    effect is the drop of log p (nats) of the first token, and score that of its centred logit, when the feature that
-    carries the fact is zeroed at every position; None without one. prompt is the one with the highest p.
+    prompt is the one with the highest p; there, effect is the drop of log p (nats) of the first token, and score that of
+    its centred logit, when the feature that carries the fact is zeroed at every position; None without one.
     """
 
     p: float
@@ -106,7 +106,7 @@ def ask_again(
         own: list[Reply] = []
         for variant in variants:
             some = Question(relation.over(variant.prompts), (variant,))
-            own += replies(engine, some, variant, checkpoint=Checkpoint(None), done=progress)[0]
+            own += replies(engine, some, variant, checkpoint=Checkpoint(None))[0]
         weights = _weights(kept, name, len(variants))
         facts = [
             replace(f, prior=before.get((f.subject, name), {}).get(normal(f.object)))
@@ -120,6 +120,7 @@ def ask_again(
         said.append(own)
         listed = [measured[place[i]] if i in place else None for i in range(len(facts))]
         found.append(Found(facts, confidence, listed, [None] * len(facts)))
+        progress(len(subjects))
     tables = tables_of(engine.tokenizer, asked, said, found)
     return {name: tables[name] for name in ("facts", "edges", "probes")}
 
@@ -157,9 +158,14 @@ def _weights(kept: Mapping[str, Any], relation: str, n: int) -> dict[int, float]
 # -- facts that are to be true --------------------------------------------------------------------------------
 
 
-def hold(engine: Engine, wanted: Sequence[Wanted]) -> list[Held | None]:
-    """How far each wanted fact holds now; None for one without prompts or whose target has no token."""
-    rows: list[tuple[int, str, list[int], list[int]]] = []
+def hold(
+    engine: Engine, wanted: Sequence[Wanted], progress: Callable[[int], None] = lambda n: None
+) -> list[Held | None]:
+    """How far each wanted fact holds now; None for one without prompts or whose target has no token.
+
+    progress is called with the number of facts that are done since the last call.
+    """
+    rows: list[_Row] = []
     for i, fact in enumerate(wanted):
         target = engine.tokenizer.entity_ids(fact.target)
         if not target:
@@ -167,84 +173,87 @@ def hold(engine: Engine, wanted: Sequence[Wanted]) -> list[Held | None]:
         encoded = engine.tokenizer.encode_batch(list(fact.prompts))
         for prompt, ids in zip(fact.prompts, encoded, strict=True):
             if ids and (engine.context is None or len(ids) + len(target) <= engine.context):
-                rows.append((i, prompt, ids, target))
-    order = sorted(range(len(rows)), key=lambda k: (len(rows[k][2]) + len(rows[k][3]), k))
-    values: dict[int, tuple[float, float, float, float]] = {}
-    for start in range(0, len(order), _TOGETHER):
-        part = order[start : start + _TOGETHER]
-        slots = [wanted[rows[k][0]].slot for k in part]
-        batch = [rows[k][2:] for k in part]
-        with_, centred = _log_p(engine, batch, ())
-        without, less = _log_p(engine, batch, slots) if any(slots) else (with_, centred)
-        for at, k in enumerate(part):
-            values[k] = (
-                with_[at][0],
-                sum(with_[at]),
-                with_[at][0] - without[at][0],
-                centred[at] - less[at],
-            )
-    found: dict[int, list[tuple[float, float, float, float]]] = defaultdict(list)
-    prompts: dict[int, list[str]] = defaultdict(list)
-    for k, (i, prompt, _, _) in enumerate(rows):
-        found[i].append(values[k])
-        prompts[i].append(prompt)
+                rows.append(_Row(i, prompt, ids, target))
+    now = _all(engine, rows, [None] * len(rows))
+    by_fact: dict[int, list[int]] = defaultdict(list)
+    for k, row in enumerate(rows):
+        by_fact[row.fact].append(k)
+    best = {i: max(own, key=lambda k: (now[k].log_p[0], -k)) for i, own in by_fact.items()}
+    # What carries a fact is taken away at the prompt that states it best.
+    carried = [i for i in best if wanted[i].slot is not None]
+    less = _all(engine, [rows[best[i]] for i in carried], [wanted[i].slot for i in carried])
+    without = dict(zip(carried, less, strict=True))
+    progress(len(wanted))
     return [
-        _held(found[i], prompts[i], fact.slot is not None) if found[i] else None
-        for i, fact in enumerate(wanted)
+        None
+        if i not in best
+        else Held(
+            sum(math.exp(now[k].log_p[0]) for k in by_fact[i]) / len(by_fact[i]),
+            sum(math.exp(sum(now[k].log_p)) for k in by_fact[i]) / len(by_fact[i]),
+            len(by_fact[i]),
+            now[best[i]].log_p[0] - without[i].log_p[0] if i in without else None,
+            now[best[i]].centred - without[i].centred if i in without else None,
+            rows[best[i]].prompt,
+        )
+        for i in range(len(wanted))
     ]
 
 
-def _held(values: list[tuple[float, float, float, float]], prompts: list[str], carried: bool) -> Held:
-    n = len(values)
-    mean = [sum(column) / n for column in zip(*values, strict=True)]
-    best = max(range(n), key=lambda i: (values[i][0], -i))
-    return Held(
-        sum(math.exp(v[0]) for v in values) / n,
-        sum(math.exp(v[1]) for v in values) / n,
-        n,
-        mean[2] if carried else None,
-        mean[3] if carried else None,
-        prompts[best],
-    )
+@dataclass(frozen=True)
+class _Row:
+    """One prompt of a fact (its number) as token ids, with the target's."""
+
+    fact: int
+    prompt: str
+    ids: list[int]
+    target: list[int]
 
 
-def _log_p(
-    engine: Engine,
-    rows: Sequence[tuple[list[int], list[int]]],
-    zeroed: Sequence[tuple[int, int] | None],
-) -> tuple[list[list[float]], list[float]]:
-    """log p of every target token after its prompt, and the centred logit of the first one, row by row.
+@dataclass(frozen=True)
+class _Said:
+    """log p of every target token after its prompt, and the centred logit of the first one."""
 
-    zeroed names a slot a row that is zero at every position of it.
-    """
+    log_p: list[float]
+    centred: float
+
+
+def _all(engine: Engine, rows: Sequence[_Row], zeroed: Sequence[tuple[int, int] | None]) -> list[_Said]:
+    """What is said of every row, with the slot named beside it zero at every position."""
+    out: dict[int, _Said] = {}
+    order = sorted(range(len(rows)), key=lambda k: (len(rows[k].ids) + len(rows[k].target), k))
+    for start in range(0, len(order), _TOGETHER):
+        part = order[start : start + _TOGETHER]
+        found = _batch(engine, [rows[k] for k in part], [zeroed[k] for k in part])
+        out.update(zip(part, found, strict=True))
+    return [out[k] for k in range(len(rows))]
+
+
+def _batch(engine: Engine, rows: Sequence[_Row], zeroed: Sequence[tuple[int, int] | None]) -> list[_Said]:
     import torch
 
     from larql_duck.infer.batch import pad
     from larql_duck.infer.interventions import FeatureEdit
 
-    batch = pad([[*ids, *target] for ids, target in rows], device=engine.device)
-    longest = max(len(target) for _, target in rows)
+    batch = pad([[*row.ids, *row.target] for row in rows], device=engine.device)
+    longest = max(len(row.target) for row in rows)
     by_layer: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for row, slot in enumerate(zeroed):
+    for at, slot in enumerate(zeroed):
         if slot is not None:
-            by_layer[slot[0]].append((row, slot[1]))
+            by_layer[slot[0]].append((at, slot[1]))
     edits = [
-        FeatureEdit(
-            layer, torch.tensor([f for _, f in own]), rows=torch.tensor([r for r, _ in own]), position=None
-        )
+        FeatureEdit(layer, torch.tensor([f for _, f in own]), rows=torch.tensor([r for r, _ in own]))
         for layer, own in sorted(by_layer.items())
     ]
     with torch.inference_mode(), engine.intervene(*edits):
-        logits = engine.run(
-            batch.ids, batch.mask if batch.padded else None, batch.positions, keep=longest + 1
-        )
-        out, centred = [], []
-        for row, (_, target) in enumerate(rows):
-            own = logits[row, -len(target) - 1 : -1]
+        mask = batch.mask if batch.padded else None
+        logits = engine.run(batch.ids, mask, batch.positions, keep=longest + 1)
+        out = []
+        for at, row in enumerate(rows):
+            own = logits[at, -len(row.target) - 1 : -1]
             log_p = torch.log_softmax(own, -1)
-            out.append([float(log_p[i, token]) for i, token in enumerate(target)])
-            centred.append(float(own[0, target[0]] - own[0].mean()))
-    return out, centred
+            first = own[0, row.target[0]] - own[0].mean()
+            out.append(_Said([float(log_p[i, t]) for i, t in enumerate(row.target)], float(first)))
+    return out
 
 
 def prompts_of(

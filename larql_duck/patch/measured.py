@@ -47,9 +47,15 @@ class FactShower:
     engine gives the engine under the overlay that is shown; None where nothing can be measured.
     """
 
-    def __init__(self, stored: Stored, engine: Callable[[], Engine] | None) -> None:
+    def __init__(
+        self,
+        stored: Stored,
+        engine: Callable[[], Engine] | None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
         self.stored = stored
         self.engine = engine
+        self.progress = progress
         self._known = _Known()
 
     def tables(self, overlay: Overlay, many: Collection[str]) -> tuple[dict[str, pa.Table], list[str]]:
@@ -63,12 +69,24 @@ class FactShower:
         return work.run()
 
 
+class _Ticker:
+    """Tells how many of `total` facts are done, given how many more are."""
+
+    def __init__(self, progress: Callable[[int, int], None], total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def __call__(self, more: int) -> None:
+        self._done = min(self._done + more, self._total)
+        self._progress(self._done, self._total)
+
+
 class _Work:
     """One overlay's facts, worked out."""
 
     def __init__(self, shower: FactShower, overlay: Overlay, many: set[str]) -> None:
         self.stored, self.engine, self.known = shower.stored, shower.engine, shower._known
         self.overlay, self.many = overlay, many
+        self.progress = shower.progress
         self.notices: list[str] = []
         self.wanted = [f for f in overlay.facts if f.entity.strip() and f.kind != "delete" and f.target]
         changed = [
@@ -162,16 +180,19 @@ class _Work:
             self.known.held.update((held_keys[i], None) for i in facts)
         elif pairs or facts:
             engine = self.engine()
-            self.known.facts.update((keys[pair], rows) for pair, rows in self._again(engine, pairs).items())
-            self.known.held.update(
-                zip((held_keys[i] for i in facts), hold(engine, [wants[i] for i in facts]), strict=True)
-            )
+            tick = _Ticker(self.progress, len(pairs) + len(facts))
+            again = self._again(engine, pairs, tick)
+            self.known.facts.update((keys[pair], rows) for pair, rows in again.items())
+            held = hold(engine, [wants[i] for i in facts], tick)
+            self.known.held.update(zip((held_keys[i] for i in facts), held, strict=True))
         return (
             {pair: self.known.facts[keys[pair]] for pair in self.pairs},
             {i: self.known.held[held_keys[i]] for i in wants},
         )
 
-    def _again(self, engine: Engine, pairs: Sequence[Pair]) -> dict[Pair, Rows]:
+    def _again(
+        self, engine: Engine, pairs: Sequence[Pair], progress: Callable[[int], None]
+    ) -> dict[Pair, Rows]:
         if not pairs:
             return {}
         asked = _pairs_table(pairs)
@@ -186,7 +207,7 @@ class _Work:
         before: dict[Pair, dict[str, float | None]] = defaultdict(dict)
         for row in facts.to_pylist():
             before[row["subject"], row["relation"]][normal(row["object"])] = row["prior"]
-        found = ask_again(engine, probes, before, self.stored.vindex.manifest.raw, self.many)
+        found = ask_again(engine, probes, before, self.stored.vindex.manifest.raw, self.many, progress)
         out: dict[Pair, Rows] = {pair: {name: [] for name in _CHANGED} for pair in pairs}
         for name, table in found.items():
             for row in table.to_pylist():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +79,7 @@ class Edited:
 
         if self._stored is None or self._stored.vindex is not vindex:
             self._stored = _Stored(self._session, vindex)
-            self._slots = SlotShower(self._stored, self._progress)
+            self._slots = SlotShower(self._stored, self._progress("features"))
             self._facts = FactShower(
                 self._stored, self._engine if vindex.ours and vindex.has_weights else None
             )
@@ -152,9 +153,12 @@ class Edited:
     def _engine(self) -> Engine:
         return self._session.engine()
 
-    def _progress(self, done: int, total: int) -> None:
-        if self._session.progress is not None:
-            self._session.progress("features", done, total)
+    def _progress(self, stage: str) -> Callable[[int, int], None]:
+        def say(done: int, total: int) -> None:
+            if self._session.progress is not None:
+                self._session.progress(stage, done, total)
+
+        return say
 
 
 class _Stored:
