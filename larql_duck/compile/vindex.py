@@ -40,7 +40,7 @@ _ORDER = {
 # LARQL's label files, which it keeps beside its arrays.
 _LABEL_FILES = ("relation_clusters.json", "feature_clusters.jsonl", LABELS)
 # Statistics of the forward pass: with other weights they are others.
-_MEASURED = "second_moments/"
+_MEASURED = "second_moments"
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class _Compilation:
             return [name for name in names if (vindex.path / name).is_file()]
         tables = {entry["file"] for entry in vindex.manifest.tables.values()}
         names = [name for name in vindex.manifest.files if name not in tables and name != STORE]
-        measured = [name for name in names if name.startswith(_MEASURED)]
+        measured = [name for name in names if name.startswith(f"{_MEASURED}/")]
         if measured and self.overlay.changes_weights:
             self.notices.append(
                 "second moments are not taken over: they are measured anew when they are needed"
@@ -195,6 +195,8 @@ class _Compilation:
     def publish(self, staging: Path, raw: dict[str, Any]) -> None:
         section = raw[OURS]
         section["files"] = self.files
+        if not any(name.startswith(f"{_MEASURED}/") for name in self.files):
+            section.pop(_MEASURED, None)
         section["compiled"] = {
             "at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "slots": len(self.overlay.slots()),

@@ -93,11 +93,8 @@ ORDER BY entity NULLS LAST, relation, a NULLS LAST, b
 # Slots that differ in a vector, and those that show another token for the same vectors.
 _SLOTS = """
 WITH labels AS (
-    SELECT layer, feature, min_by(subject, side) AS entity, min_by(relation, side) AS relation
-    FROM (
-        SELECT layer, feature, subject, relation, 1 AS side FROM edges_b WHERE source = 'patch'
-        UNION ALL SELECT layer, feature, subject, relation, 2 FROM edges_a WHERE source = 'patch'
-    ) GROUP BY layer, feature
+    SELECT layer, feature, min_by(entity, side) AS entity, min_by(relation, side) AS relation
+    FROM carried GROUP BY layer, feature
 ), tokens AS (
     SELECT layer, feature, a.top_token AS a, b.top_token AS b, coalesce(b.relation, a.relation) AS relation,
         a.top_token IS DISTINCT FROM b.top_token AND a.layer IS NOT NULL AND b.layer IS NOT NULL AS other
@@ -115,7 +112,8 @@ WHERE ($relation IS NULL OR lower(trim(coalesce(l.relation, t.relation))) = lowe
     AND ($entity IS NULL OR (layer, feature) IN (
         SELECT (layer, feature) FROM edges_a WHERE lower(trim(subject)) = lower(trim($entity)) AND source != 'weights'
         UNION SELECT (layer, feature) FROM edges_b
-        WHERE lower(trim(subject)) = lower(trim($entity)) AND source != 'weights'))
+        WHERE lower(trim(subject)) = lower(trim($entity)) AND source != 'weights'
+        UNION SELECT (layer, feature) FROM carried WHERE lower(trim(entity)) = lower(trim($entity))))
 ORDER BY layer, feature
 """
 
@@ -149,6 +147,7 @@ def compare(
         rows = [("fact", f[0], None, None, *f[1:5], None, None, None, *f[5:7]) for f in facts[:-1]]
         if reason is None:
             con.register("slots", _table(slots))
+            con.register("carried", _carried(a, b))
             gated = a.vindex.has_weights and a.vindex.up(0) is not None
             more = {"gated": gated, "weights": a.vindex.has_weights}
             for s in con.execute(_SLOTS, wanted | more).fetchall():
@@ -159,6 +158,19 @@ def compare(
         [pa.array(c, f.type) for c, f in zip(columns, DIFF_SCHEMA, strict=True)], schema=DIFF_SCHEMA
     )
     return Difference(table, [s for s in slots if (s.layer, s.feature) in shown], kept, notices)
+
+
+def _carried(a: Side, b: Side) -> pa.Table:
+    """The facts that features carry, b's (side 1) and a's (side 2): layer, feature, side, entity, relation."""
+    rows = [
+        (f.layer, f.feature, number, f.entity, f.relation)
+        for number, side in ((1, b), (2, a))
+        for f in side.carried
+    ]
+    kinds = (pa.int32(), pa.int32(), pa.int32(), pa.string(), pa.string())
+    names = ("layer", "feature", "side", "entity", "relation")
+    columns = [pa.array([r[i] for r in rows], kind) for i, kind in enumerate(kinds)]
+    return pa.table(dict(zip(names, columns, strict=True)))
 
 
 def _table(slots: Sequence[Slot]) -> pa.Table:

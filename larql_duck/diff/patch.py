@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from larql_duck.diff.facts import compiled_facts
 from larql_duck.diff.slots import Slot, comparable, differing, outside, stored
 from larql_duck.errors import PatchError
 from larql_duck.patch.operations import (
@@ -121,18 +120,7 @@ class _Shown:
         self.tokens = (
             {(r["layer"], r["feature"]): r for r in features.to_pylist()} if features.num_rows else {}
         )
-        self.facts: dict[tuple[int, int], Fact] = {}
-        edges = side.table("edges").select(["subject", "relation", "object", "layer", "feature", "source"])
-        for r in edges.to_pylist():
-            if r["source"] == "patch":
-                fact = Fact(r["subject"], r["relation"], r["object"], "insert", "compose", r["layer"])
-                self.facts.setdefault((r["layer"], r["feature"]), fact)
-        for fact in compiled_facts(side.vindex):
-            if fact.feature is not None:
-                self.facts[fact.layer, fact.feature] = fact
-        for fact in side.overlay.facts:
-            if fact.feature is not None:
-                self.facts[fact.layer, fact.feature] = fact
+        self.facts = {(fact.layer, fact.feature): fact for fact in side.carried}
 
     def meta(self, layer: int, feature: int) -> Meta | None:
         row = self.tokens.get((layer, feature))

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from larql_duck.compile.source import Edited
+from larql_duck.diff.facts import compiled_facts
 from larql_duck.patch.knn_store import STORE, read_knn_store
 from larql_duck.patch.operations import InsertKnn, Operation
-from larql_duck.patch.overlay import Overlay
+from larql_duck.patch.overlay import Fact, Overlay
 from larql_duck.vindex.schemas import SCHEMAS, empty_table
 from larql_duck.vindex.store import Vindex
 
@@ -38,6 +40,19 @@ class Side:
     def weights(self) -> Edited:
         """The weights under the overlay."""
         return Edited(self.vindex, self.overlay)
+
+    @cached_property
+    def carried(self) -> list[Fact]:
+        """The edited facts that features carry, each with its slot; the overlay's last, which count."""
+        found: dict[tuple[int, int], Fact] = {}
+        edges = self.table("edges").select(["subject", "relation", "object", "layer", "feature", "source"])
+        for r in edges.filter(pc.equal(edges["source"], "patch")).to_pylist():
+            slot = (r["layer"], r["feature"])
+            found[slot] = Fact(r["subject"], r["relation"], r["object"], "insert", "compose", *slot)
+        for fact in (*compiled_facts(self.vindex), *self.overlay.facts):
+            if fact.feature is not None:
+                found[fact.layer, fact.feature] = fact
+        return list(found.values())
 
     @cached_property
     def knn(self) -> list[InsertKnn]:

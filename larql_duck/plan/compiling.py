@@ -213,13 +213,14 @@ def _into_patch(a: Side, b: Side, found: Difference, s: st.Diff) -> str:
     """What was written, as a notice."""
     from larql_duck.diff import as_patch
     from larql_duck.patch.stack import Patch
-    from larql_duck.patch.vlp import write_patch
 
     path = Path(str(s.into_patch)).expanduser()
     whole = s.layer is None and s.relation is None and s.entity is None
     operations = as_patch(a, b, found, whole=whole)
     if not operations:
         return f"nothing differs, so {path} was not written"
+    from larql_duck.patch.vlp import write_patch
+
     patch = Patch(tuple(operations), path.stem, path, description=f"Diff: {a.name} vs {b.name}")
     write_patch(path, patch, a.vindex)
     return f"wrote {path}: {len(operations)} operations that turn {a.name} into {b.name}"
