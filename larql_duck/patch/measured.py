@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from larql_duck.patch.again import Held, Wanted, ask_again, hold, prompts_of
-from larql_duck.patch.operations import fact_key
+from larql_duck.patch.operations import InsertKnn, fact_key
 from larql_duck.patch.overlay import Fact, Overlay
 from larql_duck.patch.shown import Slot, Stored, slot_keys
 from larql_duck.probe.labels import feature_relations, relations_table
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # Facts that one change may ask again; beyond, their figures are unknown.
 MOST_FACTS = 500
 Pair = tuple[str, str]
+Triple = tuple[str, str, str]
 Rows = dict[str, list[dict[str, Any]]]
 _CHANGED = ("facts", "edges", "probes")
 
@@ -58,13 +59,16 @@ class FactShower:
         self.progress = progress
         self._known = _Known()
 
-    def tables(self, overlay: Overlay, many: Collection[str]) -> tuple[dict[str, pa.Table], list[str]]:
+    def tables(
+        self, overlay: Overlay, many: Collection[str], database: Sequence[InsertKnn] = ()
+    ) -> tuple[dict[str, pa.Table], list[str]]:
         """The tables that differ from the stored ones (none where no fact is concerned), and notices.
 
-        edges are those of facts: weight edges are derived from the slots' tokens.
+        edges are those of facts: weight edges are derived from the slots' tokens. database are the facts that the
+        vindex's own store holds: the stored tables have their rows, whether or not they still hold.
         """
-        work = _Work(self, overlay, set(many))
-        if not work.pairs and not work.wanted:
+        work = _Work(self, overlay, set(many), database)
+        if not work.pairs and not work.wanted and not work.superseded and not work.again:
             return {}, []
         return work.run()
 
@@ -83,7 +87,9 @@ class _Ticker:
 class _Work:
     """One overlay's facts, worked out."""
 
-    def __init__(self, shower: FactShower, overlay: Overlay, many: set[str]) -> None:
+    def __init__(
+        self, shower: FactShower, overlay: Overlay, many: set[str], database: Sequence[InsertKnn]
+    ) -> None:
         self.stored, self.engine, self.known = shower.stored, shower.engine, shower._known
         self.overlay, self.many = overlay, many
         self.progress = shower.progress
@@ -97,6 +103,11 @@ class _Work:
         self.zeroed = [slot for slot in changed if overlay.rows[slot[0]][slot[1]].deleted]
         self.pairs = self._pairs(changed)
         self._slots = self._digest(changed)
+        self.database = {fact_key(op.entity, op.relation): normal(op.target) for op in database}
+        # Facts that an earlier session inserted, by (subject, relation, object): gone, or to be measured again.
+        self.superseded: set[Triple] = set()
+        self.again: dict[Triple, Wanted] = {}
+        self._inserted_before(set(changed))
 
     # -- which facts --------------------------------------------------------------------------------------
 
@@ -118,6 +129,36 @@ class _Work:
                 (s, r) for s, r in zip(*asked.to_pydict().values(), strict=True) if fact_key(s, r) in edited
             }
         return sorted(touched)
+
+    def _inserted_before(self, changed: Collection[Slot]) -> None:
+        """Finds the stored rows of source 'patch' that edits concern: their fact is edited, or their feature is."""
+        edited = {fact_key(f.entity, f.relation) for f in self.overlay.facts if f.mode != "knn"}
+        database = {fact_key(f.entity, f.relation) for f in self.overlay.knn}
+        found = self.stored.query(
+            "SELECT f.subject, f.relation, f.object, f.prompt, e.layer, e.feature FROM stored.facts AS f"
+            " LEFT JOIN stored.edges AS e ON e.subject = f.subject AND e.relation = f.relation"
+            " AND e.object = f.object AND e.source = 'patch' WHERE f.source = 'patch' ORDER BY ALL"
+        )
+        lost: set[Pair] = set()
+        for row in found.to_pylist():
+            triple = (row["subject"], row["relation"], row["object"])
+            key, slot = fact_key(triple[0], triple[1]), (row["layer"], row["feature"])
+            gone = self._is_database(triple) and key not in database
+            if key in edited or gone or slot in self.zeroed:
+                self.superseded.add(triple)
+                lost |= {triple[:2]} if slot in self.zeroed else set()
+            elif slot in changed and row["prompt"]:
+                self.again[triple] = Wanted(*triple, (row["prompt"],), slot)
+        if lost:
+            # Without it the model says something else again.
+            asked = self.stored.query(
+                "SELECT DISTINCT subject, relation FROM stored.probes SEMI JOIN lost USING (subject, relation)",
+                lost=_pairs_table(sorted(lost)),
+            )
+            self.pairs = sorted({*self.pairs, *zip(*asked.to_pydict().values(), strict=True)})
+
+    def _is_database(self, triple: Triple) -> bool:
+        return self.database.get(fact_key(triple[0], triple[1])) == normal(triple[2])
 
     def _digest(self, slots: Iterable[Slot]) -> bytes:
         digest = hashlib.sha256()
@@ -142,7 +183,7 @@ class _Work:
     # -- measuring ----------------------------------------------------------------------------------------
 
     def run(self) -> tuple[dict[str, pa.Table], list[str]]:
-        again, held = self._measured()
+        again, held, before = self._measured()
         dropped = {pair for pair in self.pairs if pair in again}
         tables: dict[str, pa.Table] = {}
         for name in _CHANGED:
@@ -152,12 +193,16 @@ class _Work:
         unmeasured = {pair for pair in dropped if again[pair] is None}
         if unmeasured:
             tables["facts"], tables["edges"] = self._unknown(tables["facts"], tables["edges"], unmeasured)
+        tables["facts"], tables["edges"] = self._earlier(tables["facts"], tables["edges"], before)
         tables["facts"], tables["edges"] = self._insert(tables["facts"], tables["edges"], held)
         tables["feature_relations"] = feature_relations(tables["facts"], tables["edges"])
         tables["relations"] = self._relations(tables["facts"], tables["edges"])
         return tables, self.notices
 
-    def _measured(self) -> tuple[dict[Pair, Rows | None], dict[int, Held | None]]:
+    def _measured(
+        self,
+    ) -> tuple[dict[Pair, Rows | None], dict[int, Held | None], dict[Triple, Held | None]]:
+        """What the base's pairs, the wanted facts and those of earlier sessions are found to be now."""
         keys = {pair: _key(pair, self._about(pair[0])) for pair in self.pairs}
         templates = self._templates()
         wants: dict[int, Wanted] = {}
@@ -166,9 +211,12 @@ class _Work:
             if fact.mode != "knn" and prompts:
                 slot = None if fact.feature is None else (fact.layer, fact.feature)
                 wants[i] = Wanted(fact.entity, _name(fact), fact.target, prompts, slot)
+        earlier = list(self.again)
+        for k, triple in enumerate(earlier):
+            wants[len(self.wanted) + k] = self.again[triple]
         held_keys = {i: _key(wanted, self._about(wanted.subject)) for i, wanted in wants.items()}
         if self.engine is None:
-            return {}, {}
+            return {}, {}, {}
         pairs = [pair for pair in self.pairs if keys[pair] not in self.known.facts]
         facts = [i for i in wants if held_keys[i] not in self.known.held]
         if len({*pairs, *(fact_key(wants[i].subject, wants[i].relation) for i in facts)}) > MOST_FACTS:
@@ -187,7 +235,8 @@ class _Work:
             self.known.held.update(zip((held_keys[i] for i in facts), held, strict=True))
         return (
             {pair: self.known.facts[keys[pair]] for pair in self.pairs},
-            {i: self.known.held[held_keys[i]] for i in wants},
+            {i: self.known.held[held_keys[i]] for i in wants if i < len(self.wanted)},
+            {t: self.known.held[held_keys[len(self.wanted) + k]] for k, t in enumerate(earlier)},
         )
 
     def _again(
@@ -259,6 +308,45 @@ class _Work:
             pa.Table.from_pylist(edge_rows, schema=SCHEMAS["edges"]),
         )
 
+    def _earlier(
+        self, facts: pa.Table, edges: pa.Table, held: Mapping[Triple, Held | None]
+    ) -> tuple[pa.Table, pa.Table]:
+        """Both tables without the superseded rows of earlier sessions, and with new figures for those measured again.
+
+        A database fact that the model states too is the model's own again.
+        """
+        if not self.superseded and not held:
+            return facts, edges
+        new_facts, new_edges = [], []
+        for row in facts.to_pylist():
+            triple = (row["subject"], row["relation"], row["object"])
+            if row["source"] == "patch" and triple in self.superseded:
+                if not self._is_database(triple) or row["p"] is None:
+                    continue
+                row |= {"source": "probe", "confidence": row["p"]}
+            elif row["source"] == "patch" and triple in held:
+                now = held[triple]
+                stated = row["confidence"] == row["p"]
+                names = ("p", "p_string", "effect")
+                row |= {name: None if now is None else getattr(now, name) for name in names}
+                if stated or now is None:
+                    row["confidence"] = row["p"]
+            new_facts.append(row)
+        for row in edges.to_pylist():
+            triple = (row["subject"], row["relation"], row["object"])
+            if row["source"] == "patch" and triple in self.superseded:
+                if not self._is_database(triple) or row["feature"] is None:
+                    continue
+                row["source"] = "probe"
+            elif row["source"] == "patch" and triple in held:
+                now = held[triple]
+                row |= {name: None if now is None else getattr(now, name) for name in ("score", "effect")}
+            new_edges.append(row)
+        return (
+            pa.Table.from_pylist(new_facts, schema=SCHEMAS["facts"]),
+            pa.Table.from_pylist(new_edges, schema=SCHEMAS["edges"]),
+        )
+
     def _insert(
         self, facts: pa.Table, edges: pa.Table, held: Mapping[int, Held | None]
     ) -> tuple[pa.Table, pa.Table]:
@@ -308,7 +396,7 @@ class _Work:
         known = {fact_key("", r["relation"])[1] for r in before if r["source"] == "probe"}
         described = {r["relation"]: r["description"] or "" for r in before if r["source"] == "probe"}
         templates = {r["relation"]: list(r["templates"] or ()) for r in before if r["source"] == "probe"}
-        new: dict[str, list[str]] = {}
+        new = {r["relation"]: list(r["templates"] or ()) for r in before if r["source"] == "patch"}
         for fact in self.wanted:
             if fact_key("", _name(fact))[1] not in known:
                 own = new.setdefault(_name(fact), [])
@@ -328,7 +416,7 @@ class _Work:
             described,
             templates | new,
         )
-        rows = table.to_pylist()
+        rows = [r for r in table.to_pylist() if r["relation"] not in new or r["n_facts"]]
         for row in rows:
             if row["relation"] in new:
                 row["source"] = "patch"

@@ -58,7 +58,7 @@ class Edited:
             )
         replaced: dict[str, pa.Table] = dict(probed)
         slots: SlotTables | None = None
-        if overlay:
+        if overlay and (session.edits.applied or session.edits.live or not vindex.ours):
             slots, replaced = self._edited(vindex, overlay, probed)
         self._present(vindex, replaced, slots)
         return list(self.notices)
@@ -88,11 +88,12 @@ class Edited:
         stored.probed = probed
         many = many_of(vindex) | self._session.unsaved.many
         slots = self._slots.tables(overlay)
-        facts, notices = self._facts.tables(overlay, many)
+        facts, notices = self._facts.tables(overlay, many, self._session.edits.stored)
         self.notices += [*slots.notices, *notices]
         replaced = probed | facts | self._derived(stored, slots, facts, many)
         if overlay.rows:
             replaced["layers"] = _layers(stored.table("layers"), overlay.n_features)
+            replaced["meta"] = _meta(stored.table("meta"), sum(overlay.n_features))
         return slots, replaced
 
     def _derived(
@@ -222,3 +223,11 @@ def _layers(layers: pa.Table, n_features: list[int]) -> pa.Table:
     values: list[Any] = [counts[layer] for layer in layers.column("layer").to_pylist()]
     at = layers.schema.get_field_index("n_features")
     return layers.set_column(at, layers.schema.field(at), pa.array(values, pa.int32()))
+
+
+def _meta(meta: pa.Table, features: int) -> pa.Table:
+    values = [
+        str(features) if key == "features" else value
+        for key, value in zip(*(meta.column(n).to_pylist() for n in ("key", "value")), strict=True)
+    ]
+    return meta.set_column(1, meta.schema.field(1), pa.array(values, pa.string()))

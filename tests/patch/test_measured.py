@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from larql_duck.patch.operations import Delete, Insert, InsertKnn, Update
@@ -222,3 +224,51 @@ def test_an_update_of_a_listed_feature_keeps_its_neighbours(probed_vindex) -> No
         assert (
             shown["feature_relations"].sort_by(order).select(keys).equals(derived.sort_by(order).select(keys))
         )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_compiled_vindex_says_the_same_and_can_be_edited_on(
+    family: str, probed_vindex, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.vindex"
+    with connect(probed_vindex(family)) as session:
+        n, hidden = session.need().n_features[2], session.need().hidden
+        vectors = {w: vector(i, hidden, 4) for i, w in enumerate(("gate", "up", "down"))}
+        if family == "gpt2":
+            del vectors["up"]
+        base = contents(session)
+        session.edits.add(
+            [
+                Insert(2, n, "Spain", "Rome", "capital", **vectors),
+                Delete(1, 3),
+                Update(2, 5, down=vector(4, hidden, 2)),
+                InsertKnn(1, "Peru", "river", "Ucayali", 5, vector(9, hidden)),
+            ]
+        )
+        session.lql("COMPILE CURRENT INTO VINDEX $out", {"out": str(out)})
+        shown = contents(session)
+    with connect(out) as compiled:
+        assert compiled.mount.shadowed == []
+        before = contents(compiled)
+        for name in sorted(shown.keys() - {"layers"}):
+            assert before[name].equals(shown[name]), name
+        patch = "SELECT subject, object FROM lq.facts WHERE source = 'patch' ORDER BY ALL"
+        compiled.lql("DELETE FROM EDGES WHERE entity = 'Peru'")
+        assert rows(compiled, patch) == [{"subject": "Spain", "object": "Rome"}]
+        assert not rows(compiled, "FROM lq.relations WHERE source = 'patch'")
+        compiled.lql(f"DELETE FROM EDGES WHERE layer = 2 AND feature = {n}")
+        assert rows(compiled, patch) == []
+        # All edits but two are still there, so what the model says of Spain is asked anew.
+        told = {
+            r["object"]
+            for r in rows(
+                compiled, "FROM lq.facts WHERE subject = 'Spain' AND relation = 'capital' AND rank = 1"
+            )
+        }
+        assert "Rome" not in told
+        asked = compiled.probe(["Spain"], {"capital": RELATIONS["capital"]}, save=False).arrow().to_pylist()
+        assert told == {r["object"] for r in asked} or not asked
+        compiled.edits.rollback()
+        for name, table in contents(compiled).items():
+            assert table.equals(before[name]), name
+    assert base["facts"].num_rows
