@@ -6,7 +6,7 @@ import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -216,7 +216,7 @@ class DatabaseFacts:
                     starts.append(place.start)
                 keys = read_inputs(engine, starts, layer)
                 ffn = engine.anatomy.layers[layer].ffn
-                act = getattr(ffn, "act_fn", None) or ffn.act
+                act: Any = getattr(ffn, "act_fn", None) or ffn.act
                 for key, i in zip(keys, own, strict=True):
                     detector = self._known[_name(asked[i][0])]
                     out[i] = float(fired(detector.gate, detector.up, key[None], act)[0, 0]) / detector.full
