@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -164,7 +164,9 @@ class _Work:
         digest = hashlib.sha256()
         for layer, feature in slots:
             row = self.overlay.rows[layer][feature]
-            digest.update(repr((layer, feature)).encode())
+            # An appended feature is the same one under another number.
+            number = feature if feature < self.overlay.n_base[layer] else None
+            digest.update(repr((layer, number)).encode())
             for vector in (row.gate, row.up, row.down):
                 digest.update(b"-" if vector is None else b"+" + vector.tobytes())
         return digest.digest()
@@ -214,7 +216,10 @@ class _Work:
         earlier = list(self.again)
         for k, triple in enumerate(earlier):
             wants[len(self.wanted) + k] = self.again[triple]
-        held_keys = {i: _key(wanted, self._about(wanted.subject)) for i, wanted in wants.items()}
+        held_keys = {
+            i: _key(astuple(wanted)[:-1], wanted.slot is None, self._about(wanted.subject))
+            for i, wanted in wants.items()
+        }
         if self.engine is None:
             return {}, {}, {}
         pairs = [pair for pair in self.pairs if keys[pair] not in self.known.facts]
@@ -233,8 +238,9 @@ class _Work:
             self.known.facts.update((keys[pair], rows) for pair, rows in again.items())
             held = hold(engine, [wants[i] for i in facts], tick)
             self.known.held.update(zip((held_keys[i] for i in facts), held, strict=True))
+        known = {pair: self.known.facts[keys[pair]] for pair in self.pairs}
         return (
-            {pair: self.known.facts[keys[pair]] for pair in self.pairs},
+            {pair: None if found is None else self._numbered(found) for pair, found in known.items()},
             {i: self.known.held[held_keys[i]] for i in wants if i < len(self.wanted)},
             {t: self.known.held[held_keys[len(self.wanted) + k]] for k, t in enumerate(earlier)},
         )
@@ -260,8 +266,30 @@ class _Work:
         out: dict[Pair, Rows] = {pair: {name: [] for name in _CHANGED} for pair in pairs}
         for name, table in found.items():
             for row in table.to_pylist():
+                if name == "edges" and row["feature"] >= self.overlay.n_base[row["layer"]]:
+                    # Its number may be another when these rows are shown again.
+                    owner = self.overlay.rows[row["layer"]][row["feature"]]
+                    row["owner"] = fact_key(owner.entity or "", owner.relation)
                 out[row["subject"], row["relation"]][name].append(row)
         return out
+
+    def _numbered(self, rows: Rows) -> Rows:
+        """Rows that were measured, with the numbers that appended features have now; without those that are gone."""
+        numbers = {
+            (layer, fact_key(row.entity or "", row.relation)): feature
+            for layer, own in self.overlay.rows.items()
+            for feature, row in own.items()
+            if feature >= self.overlay.n_base[layer]
+        }
+        edges = []
+        for row in rows["edges"]:
+            if "owner" in row:
+                number = numbers.get((row["layer"], row["owner"]))
+                if number is None:
+                    continue
+                row = {name: value for name, value in row.items() if name != "owner"} | {"feature": number}
+            edges.append(row)
+        return rows | {"edges": edges}
 
     def _templates(self) -> dict[str, list[str]]:
         """The templates of the stored relations, by the relation's key."""

@@ -183,6 +183,11 @@ def test_what_did_not_change_is_not_measured_again(probed_vindex, monkeypatch: p
         session.edits.rollback_to(mark)
         session.edits.add([Insert(1, n + 1, "Peru", "Tokyo", "capital", gate=-up, up=up, down=up)])
         assert [names for names in asked if names] == [["Spain"], ["Peru"]]
+        # Without the first fact the second has another number, and is the same feature.
+        session.edits.add([Insert(1, n, "Spain", "Rome", "capital", kind="remove")])
+        assert [names for names in asked if names] == [["Spain"], ["Peru"]]
+        [edge] = rows(session, "SELECT subject, feature FROM lq.edges WHERE source = 'patch'")
+        assert edge == {"subject": "Peru", "feature": n}
 
 
 def test_probing_and_edits_combine(probed_vindex) -> None:
