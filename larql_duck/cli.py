@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,6 +32,9 @@ app = typer.Typer(
 
 VindexOption = Annotated[
     Path | None, typer.Option("--vindex", envvar="LARQL_DUCK_VINDEX", help="The vindex to open first.")
+]
+PatchOption = Annotated[
+    list[Path] | None, typer.Option("--patch", help="Apply this .vlp file first; may be repeated.")
 ]
 FormatOption = Annotated[str, typer.Option("--format", help="table, json, csv or parquet.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Short for --format json: one object a line.")]
@@ -164,6 +167,7 @@ def lql(
         bool, typer.Option("--continue-on-error", help="Go on after a statement that failed.")
     ] = False,
     param: ParamOption = None,
+    patch: PatchOption = None,
 ) -> int:
     """Run LQL statements."""
     from larql_duck import output
@@ -171,7 +175,7 @@ def lql(
     source = _text(text, file)
     chosen = _format(form, json=json, csv=csv, parquet=parquet)
     failures: list[LarqlError] = []
-    with _session(vindex) as session, _progress() as report:
+    with _session(vindex, patch) as session, _progress() as report:
         session.progress = report
         results = _results(session, source, _parameters(param), failures, go_on=continue_on_error)
         output.write(results, chosen)
@@ -220,21 +224,24 @@ def repl(
     vindex: Annotated[
         Path | None, typer.Argument(envvar="LARQL_DUCK_VINDEX", help="The vindex to open first.")
     ] = None,
+    patch: PatchOption = None,
 ) -> int:
     """Ask interactively, in LQL or SQL."""
     from larql_duck.repl import run as start
 
-    return int(start(vindex) or 0)
+    return int(start(vindex, patch or ()) or 0)
 
 
 # -- what commands share --------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _session(vindex: Path | None) -> Iterator[Session]:
+def _session(vindex: Path | None, patches: Sequence[Path] | None = None) -> Iterator[Session]:
     from larql_duck.session import connect
 
-    with connect(vindex) as session:
+    if patches and vindex is None:
+        raise _UsageError("--patch needs a vindex: name it with --vindex")
+    with connect(vindex, patches=patches or ()) as session:
         yield session
 
 
@@ -362,7 +369,8 @@ def _say(line: str, *, lines: bool = False) -> None:
         print(line if lines else " ".join(line.split()), file=sys.stderr)
 
 
-from larql_duck import cli_infer, cli_knowledge  # noqa: E402  (their commands use what stands above)
+from larql_duck import cli_edits, cli_infer, cli_knowledge  # noqa: E402  (their commands use what stands above)
 
 app.add_typer(cli_knowledge.app)
 app.add_typer(cli_infer.app)
+app.add_typer(cli_edits.app)

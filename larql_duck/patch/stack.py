@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,9 +37,11 @@ class Patch:
 
     def called(self, name: str) -> bool:
         """Whether `name` is this patch's path, name or description."""
-        if name in (self.name, self.description):
-            return True
-        return self.path is not None and self.path.resolve() == Path(name).expanduser().resolve()
+        return name in (self.name, self.description) or self.at(name)
+
+    def at(self, path: str | Path) -> bool:
+        """Whether the patch is the file at `path`."""
+        return self.path is not None and _place(self.path) == _place(Path(path).expanduser())
 
     @property
     def title(self) -> str:
@@ -87,10 +90,20 @@ class Edits:
         used = [op.feature for op in self.live if isinstance(op, Insert) and op.layer == layer]
         return max([base - 1, *used]) + 1 + n
 
-    def check(self, operations: Sequence[Operation], where: str = "") -> None:
-        """None; PatchError for a layer, a feature or a vector that this vindex cannot have."""
-        for number, op in enumerate(operations, 1):
-            self._check(op, f"{where}operation {number}: ")
+    def check(
+        self, operations: Sequence[Operation], where: str = "", before: Sequence[Operation] | None = None
+    ) -> None:
+        """None; PatchError for a layer, a feature or a vector that this vindex cannot have.
+
+        before are the operations that stand before these in their patch; None: the live ones.
+        """
+        whole = [*(self.live if before is None else before), *operations]
+        local: set[tuple[int, int]] = set()
+        for number, op in enumerate(whole, 1 + len(operations) - len(whole)):
+            if number > 0:
+                self._check(op, f"{where}operation {number}: ", local)
+            if isinstance(op, Insert):
+                local.add((op.layer, op.feature))
 
     # -- taking back --------------------------------------------------------------------------------------
 
@@ -107,9 +120,8 @@ class Edits:
     def rollback(self) -> int:
         """How many operations of the live patch were taken back (ROLLBACK PATCH)."""
         n = len(self.live)
-        if n:
+        if n or self.recording is not None:
             self._become(self.applied, [], None)
-        self.recording = None
         return n
 
     # -- patches ------------------------------------------------------------------------------------------
@@ -121,24 +133,28 @@ class Edits:
                 f"{self.recording}: a patch is open already; SAVE PATCH or ROLLBACK PATCH first",
                 path=self.recording,
             )
-        self.recording = Path(path).expanduser()
+        target = Path(path).expanduser()
+        self._check_target(target)
+        self.recording = target
+        self._session.mount.show_patches(self.shown())
 
     def save(self, path: str | Path | None = None) -> Patch:
         """The live patch after it was written to `path` (None: the file that BEGIN PATCH named), now an applied one."""
         target = self.recording if path is None else Path(path).expanduser()
+        if not self.live:
+            raise PatchError(
+                "there is nothing to save: no edits were made since the last SAVE PATCH", path=target
+            )
         if target is None:
             raise PatchError('these edits have no file yet; write SAVE PATCH "file.vlp"')
-        if not self.live:
-            raise PatchError(f"{target}: there is nothing to save: no edits were made", path=target)
-        if any(p.path is not None and p.path.resolve() == target.resolve() for p in self.applied):
-            raise PatchError(
-                f"{target}: this patch is applied, and a saved patch never changes; save to another file",
-                path=target,
-            )
+        self._check_target(target)
         from larql_duck.patch.vlp import write_patch
 
         patch = write_patch(target, Patch(tuple(self.live), target.stem, target), self._vindex)
+        # The same operations in the same order: the overlay is what it was.
         self.applied, self.live, self.recording = [*self.applied, patch], [], None
+        self.overlay = self._fold(self.applied, [])
+        self._session.mount.show_patches(self.shown())
         return patch
 
     def apply(self, path: str | Path, force: bool = False) -> Patch:
@@ -149,9 +165,9 @@ class Edits:
         from larql_duck.patch.vlp import read_patch
 
         patch = read_patch(Path(path).expanduser(), self._vindex, force=force)
-        if any(p.called(str(path)) for p in self.applied):
+        if any(p.at(path) for p in self.applied):
             raise PatchError(f"{path}: is applied already; REMOVE PATCH first", path=patch.path)
-        self.check(patch.operations, f"{path}: ")
+        self.check(patch.operations, f"{path}: ", ())
         self._become([*self.applied, patch], self.live, self.recording)
         return patch
 
@@ -160,16 +176,20 @@ class Edits:
 
         PatchError where none is called so, and where a later patch changes what this one made.
         """
-        found = [i for i, p in enumerate(self.applied) if p.called(name)]
+        found = [i for i, p in enumerate(self.applied) if p.at(name)]
+        found = found or [i for i, p in enumerate(self.applied) if p.called(name)]
         if not found:
             known = ", ".join(p.title for p in self.applied) or "none"
             raise PatchError(f"no patch {name!r} is applied; applied: {known}")
-        at = found[-1]
+        if len(found) > 1:
+            titles = ", ".join(self.applied[i].title for i in found)
+            raise PatchError(f"{name!r} names several patches ({titles}); write the path of one")
+        at = found[0]
         patch = self.applied[at]
         later = [(p.title, p.operations) for p in self.applied[at + 1 :]]
         later.append(("the edits that are not saved yet", tuple(self.live)))
         for title, operations in later:
-            if shared := self._touched(patch.operations) & self._touched(operations):
+            if shared := _shared(self._touched(patch.operations), self._touched(operations)):
                 raise PatchError(
                     f"{patch.title}: {title} changes what it made ({_named(min(shared, key=str))}); "
                     "remove the later one first",
@@ -179,20 +199,25 @@ class Edits:
         return patch
 
     def shown(self) -> list[dict[str, Any]]:
-        """One row a patch: position, name, path, inserts, updates, deletes, status ('applied', 'open', 'unsaved')."""
+        """One row a patch, as the table PATCHES has it; the live one last, recording true, where it has edits or a file."""
         rows = [
             {
-                "name": p.name or p.description,
+                "name": p.name,
                 "path": None if p.path is None else str(p.path),
-                "status": "applied",
+                "description": p.description,
+                "recording": False,
             }
             | _counts(p.operations)
             for p in self.applied
         ]
         if self.live or self.recording is not None:
-            path = None if self.recording is None else str(self.recording)
-            status = "unsaved" if self.recording is None else "open"
-            rows.append({"name": None, "path": path, "status": status} | _counts(self.live))
+            file, said = self.recording, "not saved yet"
+            if file is not None:
+                said = f"not saved yet; SAVE PATCH writes {file}"
+            name = None if file is None else file.stem
+            rows.append(
+                {"name": name, "path": None, "description": said, "recording": True} | _counts(self.live)
+            )
         return [{"position": i} | row for i, row in enumerate(rows, 1)]
 
     # -- inside -------------------------------------------------------------------------------------------
@@ -208,9 +233,11 @@ class Edits:
         self.applied, self.live, self.recording, self.overlay = list(applied), list(live), recording, overlay
         try:
             self._session.refresh()
+            self._session.mount.show_patches(self.shown())
         except BaseException:
             self.applied, self.live, self.recording, self.overlay = before
             self._session.refresh()
+            self._session.mount.show_patches(self.shown())
             raise
 
     def _touched(self, operations: Sequence[Operation]) -> set[tuple[object, ...]]:
@@ -221,11 +248,23 @@ class Edits:
                 out.add(("slot", op.layer, op.feature))
             if isinstance(op, Insert | InsertKnn):
                 out.add(("fact", *fact_key(op.entity, op.relation)))
-            if isinstance(op, DeleteKnn) and op.relation is not None:
-                out.add(("fact", *fact_key(op.entity, op.relation)))
+            if isinstance(op, DeleteKnn):
+                whole = op.relation is None
+                out.add(("entity" if whole else "fact", *fact_key(op.entity, op.relation)))
         return out
 
-    def _check(self, op: Operation, where: str) -> None:
+    def _check_target(self, target: Path) -> None:
+        if any(p.at(target) for p in self.applied):
+            raise PatchError(
+                f"{target}: this patch is applied, and a saved patch never changes; save to another file",
+                path=target,
+            )
+        if not target.parent.is_dir():
+            raise PatchError(f"{target}: there is no folder {target.parent}; make it first", path=target)
+        if target.is_dir():
+            raise PatchError(f"{target}: is a folder; name a file in it", path=target)
+
+    def _check(self, op: Operation, where: str, local: Collection[tuple[int, int]]) -> None:
         vindex = self._vindex
         if isinstance(op, DeleteKnn):
             return
@@ -240,7 +279,7 @@ class Edits:
         at = (op.layer, op.feature)
         if op.feature < 0:
             raise PatchError(f"{where}feature {op.feature} is negative", slot=at)
-        if op.feature >= n and not isinstance(op, Insert):
+        if op.feature >= n and not isinstance(op, Insert) and at not in local:
             raise PatchError(f"{where}layer {op.layer} has features 0-{n - 1}, found {op.feature}", slot=at)
         if isinstance(op, Delete):
             return
@@ -253,6 +292,23 @@ class Edits:
             )
             if name == "up" and vindex.family.up == "":
                 raise PatchError(f"{where}this model's FFN has no up matrix", slot=at)
+
+
+def _place(path: Path) -> str:
+    """A path without links and dots; one that no system has is itself."""
+    try:
+        return os.path.realpath(path)
+    except (OSError, ValueError):
+        return str(path)
+
+
+def _shared(one: set[tuple[object, ...]], other: set[tuple[object, ...]]) -> set[tuple[object, ...]]:
+    """What both change; the deletion of all facts of an entity meets each of them."""
+    found = one & other
+    for left, right in ((one, other), (other, one)):
+        entities = {entry[1] for entry in left if entry[0] == "entity"}
+        found |= {entry for entry in right if entry[0] == "fact" and entry[1] in entities}
+    return found
 
 
 def _check_vector(vector: Any, hidden: int, what: str) -> None:

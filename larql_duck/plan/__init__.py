@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 from larql_duck.errors import NotSupportedError, SemanticError
 from larql_duck.lql.statements import Compile, Diff, Explain, Stats, Use
 from larql_duck.lql.table import STATEMENTS, declare_not_run
-from larql_duck.plan import browse, compiling, editing, forward, inserting, operations, probing
+from larql_duck.plan import (
+    browse,
+    compacting,
+    compiling,
+    editing,
+    forward,
+    inserting,
+    operations,
+    patching,
+    probing,
+)
 from larql_duck.plan.select import select
 from larql_duck.plan.types import Emptiness, Facts, Operation, Plan, Query
 
@@ -53,10 +63,20 @@ PLANNERS: dict[str, Planner] = {
     "PROBE": probing.probe,
     "INSERT": inserting.insert,
     "REBALANCE": inserting.rebalance,
+    "COMPACT MINOR": compacting.minor,
+    "COMPACT MAJOR": compacting.major,
+    "SHOW COMPACT STATUS": compacting.status,
     "COMPILE": compiling.compile,
     "DIFF": compiling.diff,
     "DELETE": editing.delete,
     "UPDATE": editing.update,
+    "BEGIN PATCH": patching.begin,
+    "SAVE PATCH": patching.save,
+    "ROLLBACK PATCH": patching.rollback,
+    "APPLY PATCH": patching.apply,
+    "REMOVE PATCH": patching.remove,
+    "SHOW PATCHES": patching.show,
+    "MERGE": patching.merge,
     "NEIGHBORS": browse.neighbors,
     "PATHS": browse.paths,
 }
@@ -65,16 +85,6 @@ PLANNERS: dict[str, Planner] = {
 NOT_RUN: dict[str, str] = {
     "USE REMOTE": "open a copy of the vindex with USE",
     "SIMILAR FEATURES": "compare features with SELECT ... FROM FEATURES NEAREST TO",
-    "MERGE": "",
-    "BEGIN PATCH": "",
-    "SAVE PATCH": "",
-    "ROLLBACK PATCH": "",
-    "APPLY PATCH": "",
-    "REMOVE PATCH": "",
-    "SHOW PATCHES": "",
-    "SHOW COMPACT STATUS": "",
-    "COMPACT MINOR": "",
-    "COMPACT MAJOR": "",
     "EXPORT": "write a table with COPY ... TO in plain SQL",
 }
 """Verb -> what to do instead, for statements that parse and that this version does not run."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,8 +19,15 @@ __all__ = ["Session", "attach", "connect", "transpile"]
 _open: weakref.WeakSet[Session] = weakref.WeakSet()
 
 
-def connect(path: str | Path | None = None, *, tracer: Callable[[str], None] | None = None) -> Session:
+def connect(
+    path: str | Path | None = None,
+    *,
+    patches: Sequence[str | Path] = (),
+    tracer: Callable[[str], None] | None = None,
+) -> Session:
     """A Session on a connection of its own (in memory), with the vindex at `path` opened if one is given.
+
+    patches are .vlp files that are applied to it, in order; PatchError where one does not fit.
 
     Its schema `lq` is on the search path behind `main`, so `model_graph` and `describe_entity('France')` can be
     written as they are. tracer is called with every SQL before it runs. Raises VindexError for a path that is no
@@ -29,7 +36,7 @@ def connect(path: str | Path | None = None, *, tracer: Callable[[str], None] | N
     import duckdb
 
     session = Session(duckdb.connect(":memory:"), own=True, tracer=tracer)
-    return _started(session, path)
+    return _started(session, path, patches)
 
 
 def attach(
@@ -37,16 +44,18 @@ def attach(
     path: str | Path,
     schema: str = "lq",
     *,
+    patches: Sequence[str | Path] = (),
     tracer: Callable[[str], None] | None = None,
 ) -> Session:
     """A Session inside a connection that the caller already has: everything is in `schema`, nothing else changes.
 
     Write `lq.model_graph`, `lq.describe_entity('France')`. In a database file the schema is an in-memory catalog of
     that name, so that nothing of it stays in the file. Several vindexes fit into one connection under different
-    names. Closing the session removes what it put there. Raises VindexError for a path that is no usable vindex,
+    names. patches are .vlp files that are applied, in order; they change what this session shows, nothing on disk.
+    Closing the session removes what it put there. Raises VindexError for a path that is no usable vindex,
     LarqlError for a schema that exists.
     """
-    return _started(Session(con, schema=schema, tracer=tracer), path)
+    return _started(Session(con, schema=schema, tracer=tracer), path, patches)
 
 
 def transpile(text: str, vindex: str | Path | Session | None = None, dialect: str = "duckdb") -> str:
@@ -61,11 +70,13 @@ def transpile(text: str, vindex: str | Path | Session | None = None, dialect: st
     return translate(text, vindex, dialect)
 
 
-def _started(session: Session, path: str | Path | None) -> Session:
+def _started(session: Session, path: str | Path | None, patches: Sequence[str | Path]) -> Session:
     _open.add(session)
     try:
         if path is not None:
             session.use(path)
+        for patch in patches:
+            session.edits.apply(patch)
     except BaseException:
         session.close()
         raise

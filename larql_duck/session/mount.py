@@ -36,6 +36,15 @@ _PREFIX = "larql_model_"
 _numbers = itertools.count(1)
 
 
+def patches_schema() -> pa.Schema:
+    """The columns of the view patches."""
+    import pyarrow as pa
+
+    text, count = pa.string(), pa.int32()
+    kinds = {"position": count, "name": text, "path": text, "description": text, "inserts": count}
+    return pa.schema([*kinds.items(), ("updates", count), ("deletes", count), ("recording", pa.bool_())])
+
+
 class Mount:
     """One schema of one connection that shows one vindex at a time."""
 
@@ -154,6 +163,14 @@ class Mount:
                 self._run(self._seam(table))
                 for kind in ("added", "hidden"):
                     self._run(f"DROP TABLE IF EXISTS {self.schema}.{kind}_{table}")
+
+    def show_patches(self, rows: list[dict[str, Any]]) -> None:
+        """Puts `rows` into the view patches, in place of those of the call before."""
+        import pyarrow as pa
+
+        with self._lock:
+            self._keep("session_patches", pa.Table.from_pylist(rows, schema=patches_schema()))
+            self._run(f"CREATE OR REPLACE VIEW {self.schema}.patches AS FROM {self.schema}.session_patches")
 
     @property
     def shadowed(self) -> list[str]:

@@ -1,0 +1,42 @@
+"""The checksum of a base: what a patch names as the vindex that it was made for."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from larql_duck.errors import PatchError
+from larql_duck.vindex import layout
+
+if TYPE_CHECKING:
+    from larql_duck.vindex.store import Vindex
+
+_FILES = (layout.GATE, layout.UP, layout.DOWN, layout.EMBED)
+_BLOCK = 1 << 22
+
+
+def base_checksum(vindex: Vindex) -> str:
+    """Hexadecimal sha256 over the hexadecimal sha256 of the gate, up, down and embedding files that are there.
+
+    Those that the manifest lists are taken from it, others are read.
+    """
+    whole = hashlib.sha256()
+    for name in _FILES:
+        path = vindex.path / name
+        if path.is_file():
+            whole.update((vindex.manifest.checksums.get(name) or _of_file(path)).encode())
+    return whole.hexdigest()
+
+
+def _of_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+    except OSError as error:
+        raise PatchError(
+            f"{path}: cannot be read ({error.strerror}); restore it from a copy", path=path
+        ) from None
+    return digest.hexdigest()
