@@ -34,13 +34,14 @@ def run(
         float, typer.Option(min=0.0, help="0 takes the most probable token each time.")
     ] = 0.0,
     seed: Annotated[int, typer.Option(help="Makes a sampled text repeatable.")] = 0,
+    patch: cli.PatchOption = None,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
 ) -> int:
     """Write on after a prompt, token by token."""
     from larql_duck.infer.commands import open_live, written
 
-    live = open_live(model, dtype=dtype, device=device)
+    live = open_live(model, dtype=dtype, device=device, patches=patch or ())
     pieces = written(
         live, prompt, tokens=tokens, chat=chat, system=system, temperature=temperature, seed=seed
     )

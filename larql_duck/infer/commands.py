@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,10 +29,17 @@ def open_source(path: str | Path) -> WeightSource:
     return source
 
 
-def open_live(path: str | Path, *, dtype: str | None = None, device: str | None = None) -> LiveModel:
+def open_live(
+    path: str | Path,
+    *,
+    dtype: str | None = None,
+    device: str | None = None,
+    patches: Sequence[str | Path] = (),
+) -> LiveModel:
     """The LiveModel of the vindex or model at `path`, with feature labels where it has them.
 
-    dtype and device (None: as the environment says) are those of Settings.
+    dtype and device (None: as the environment says) are those of Settings. patches are .vlp files under which the
+    passes run, in order; LarqlError where there are some and the path is no vindex.
     """
     from larql_duck.infer.labels import labels_of
     from larql_duck.vindex.store import Vindex
@@ -41,7 +48,18 @@ def open_live(path: str | Path, *, dtype: str | None = None, device: str | None 
     settings = Settings(dtype or found.compute_dtype, device or found.device, found.threads)
     source = open_source(path)
     if isinstance(source, Vindex):
-        return LiveModel(source, settings=settings, labels=labels_of(source), bands=source.bands)
+        overlay = None
+        if patches:
+            from larql_duck.patch.stack import overlay_of
+
+            overlay = overlay_of(source, patches)
+        return LiveModel(
+            source, settings=settings, labels=labels_of(source), bands=source.bands, overlay=lambda: overlay
+        )
+    if patches:
+        raise LarqlError(
+            f"{path}: patches belong to a vindex; make one with: larql-duck extract {path} -o OUT.vindex"
+        )
     return LiveModel(source, settings=settings)
 
 

@@ -23,10 +23,14 @@ def base_checksum(vindex: Vindex) -> str:
     """
     whole = hashlib.sha256()
     for name in _FILES:
-        path = vindex.path / name
-        if path.is_file():
-            whole.update((vindex.manifest.checksums.get(name) or _of_file(path)).encode())
+        if (vindex.path / name).is_file():
+            whole.update(file_checksum(vindex, name).encode())
     return whole.hexdigest()
+
+
+def file_checksum(vindex: Vindex, name: str) -> str:
+    """Hexadecimal sha256 of a file of the vindex: as its manifest says, else of what is read."""
+    return vindex.manifest.checksums.get(name) or _of_file(vindex.path / name)
 
 
 def _of_file(path: Path) -> str:

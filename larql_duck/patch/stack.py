@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from larql_duck.errors import PatchError
+from larql_duck.patch.fits import check_operations
 from larql_duck.patch.knn import stored_facts
 from larql_duck.patch.operations import Delete, DeleteKnn, Insert, InsertKnn, Operation, Update, fact_key
 from larql_duck.patch.overlay import Overlay
@@ -97,13 +98,7 @@ class Edits:
 
         before are the operations that stand before these in their patch; None: the live ones.
         """
-        whole = [*(self.live if before is None else before), *operations]
-        local: set[tuple[int, int]] = set()
-        for number, op in enumerate(whole, 1 + len(operations) - len(whole)):
-            if number > 0:
-                self._check(op, f"{where}operation {number}: ", local)
-            if isinstance(op, Insert):
-                local.add((op.layer, op.feature))
+        check_operations(self._vindex, operations, where, self.live if before is None else before)
 
     # -- taking back --------------------------------------------------------------------------------------
 
@@ -264,34 +259,17 @@ class Edits:
         if target.is_dir():
             raise PatchError(f"{target}: is a folder; name a file in it", path=target)
 
-    def _check(self, op: Operation, where: str, local: Collection[tuple[int, int]]) -> None:
-        vindex = self._vindex
-        if isinstance(op, DeleteKnn):
-            return
-        if not 0 <= op.layer < vindex.n_layers:
-            raise PatchError(
-                f"{where}layer {op.layer} is out of range: the model has layers 0-{vindex.n_layers - 1}"
-            )
-        if isinstance(op, InsertKnn):
-            _check_vector(op.key, vindex.hidden, f"{where}key")
-            return
-        n = vindex.n_features[op.layer]
-        at = (op.layer, op.feature)
-        if op.feature < 0:
-            raise PatchError(f"{where}feature {op.feature} is negative", slot=at)
-        if op.feature >= n and not isinstance(op, Insert) and at not in local:
-            raise PatchError(f"{where}layer {op.layer} has features 0-{n - 1}, found {op.feature}", slot=at)
-        if isinstance(op, Delete):
-            return
-        for name in ("gate", "up", "down"):
-            vector = getattr(op, name)
-            if vector is None:
-                continue
-            _check_vector(
-                vector, vindex.hidden, f"{where}{name} vector of layer {op.layer}, feature {op.feature}"
-            )
-            if name == "up" and vindex.family.up == "":
-                raise PatchError(f"{where}this model's FFN has no up matrix", slot=at)
+
+def overlay_of(vindex: Vindex, paths: Sequence[str | Path]) -> Overlay:
+    """The overlay that the patches at `paths`, in order, make of a vindex that no session has open. PatchError."""
+    from larql_duck.patch.vlp import read_patch
+
+    lists: list[Sequence[Operation]] = []
+    for path in paths:
+        patch = read_patch(Path(path).expanduser(), vindex)
+        check_operations(vindex, patch.operations, f"{path}: ")
+        lists.append(patch.operations)
+    return Overlay.of(vindex.n_features, vindex.hidden, lists, stored_facts(vindex))
 
 
 def _place(path: Path) -> str:
@@ -309,15 +287,6 @@ def _shared(one: set[tuple[object, ...]], other: set[tuple[object, ...]]) -> set
         entities = {entry[1] for entry in left if entry[0] == "entity"}
         found |= {entry for entry in right if entry[0] == "fact" and entry[1] in entities}
     return found
-
-
-def _check_vector(vector: Any, hidden: int, what: str) -> None:
-    import numpy as np
-
-    if vector.shape != (hidden,):
-        raise PatchError(f"{what}: {vector.size} numbers, this model has {hidden}")
-    if not np.isfinite(vector).all():
-        raise PatchError(f"{what}: it holds numbers that are not finite")
 
 
 def _counts(operations: Sequence[Operation]) -> dict[str, int]:
