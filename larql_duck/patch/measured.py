@@ -101,6 +101,11 @@ class _Work:
         self.zeroed = [slot for slot in changed if overlay.rows[slot[0]][slot[1]].deleted]
         self.pairs = self._pairs(changed)
         self._slots = self._digest(changed)
+        self._by_subject: dict[str, list[Slot]] = defaultdict(list)
+        for layer, feature in overlay.slots():
+            row = overlay.rows[layer][feature]
+            if feature >= overlay.n_base[layer] and row.entity is not None:
+                self._by_subject[fact_key(row.entity, None)[0]].append((layer, feature))
         self.database = {fact_key(op.entity, op.relation): normal(op.target) for op in database}
         # Facts that an earlier session inserted, by (subject, relation, object): gone, or to be measured again.
         self.superseded: set[Triple] = set()
@@ -172,12 +177,6 @@ class _Work:
     def _about(self, subject: str) -> bytes:
         """A digest of everything edited that a fact about this subject depends on."""
         name = fact_key(subject, None)[0]
-        if not hasattr(self, "_by_subject"):
-            self._by_subject: dict[str, list[Slot]] = defaultdict(list)
-            for layer, feature in self.overlay.slots():
-                row = self.overlay.rows[layer][feature]
-                if feature >= self.overlay.n_base[layer] and row.entity is not None:
-                    self._by_subject[fact_key(row.entity, None)[0]].append((layer, feature))
         return self._slots + self._digest(self._by_subject.get(name, ()))
 
     # -- measuring ----------------------------------------------------------------------------------------
