@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +73,7 @@ def place(vindex: Vindex, overlay: Overlay, texts: Texts | None = None, seed: in
             rows[layer][slot] = own[feature]
             moved[layer, feature] = slot
     frozen = MappingProxyType({k: MappingProxyType(dict(sorted(v.items()))) for k, v in rows.items()})
-    placed = Overlay(overlay.n_base, overlay.hidden, frozen, overlay.facts)
+    placed = replace(overlay, rows=frozen)
     after = before
     if moved:
         after, _ = perplexity(Engine.load(Edited(vindex, placed)), texts[half:] or texts)

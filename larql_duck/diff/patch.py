@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +19,7 @@ from larql_duck.patch.operations import (
     Update,
     fact_key,
 )
-from larql_duck.patch.overlay import Fact, Overlay
+from larql_duck.patch.overlay import Fact
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +39,7 @@ def as_patch(a: Side, b: Side, found: Difference, *, whole: bool = True) -> list
     """
     _check(a, b)
     operations: list[Operation] = _forgotten(a, b) if whole else []
-    start = _under(a, [*a.lists, operations]) if operations else a
+    start = a.under([*a.lists, operations]) if operations else a
     slots = list(differing(start, b)) if operations else found.slots
     shown = _Shown(b)
     # Slots that show another token for the same vectors are in the rows, not among the slots that differ.
@@ -103,11 +102,6 @@ def _forgotten(a: Side, b: Side) -> list[Operation]:
     return gone
 
 
-def _under(a: Side, lists: Sequence[Sequence[Operation]]) -> Side:
-    overlay = Overlay.of(a.vindex.n_features, a.vindex.hidden, lists)
-    return replace(a, overlay=overlay, lists=lists)
-
-
 # -- slots ----------------------------------------------------------------------------------------------------
 
 
@@ -135,9 +129,8 @@ def _operation(a: Side, b: Side, slot: Slot, shown: _Shown) -> Operation:
     meta = shown.meta(layer, feature)
     if slot.status == "added":
         name = f"L{layer}_F{feature}"
-        fact = shown.facts.get((layer, feature)) or Fact(
-            name, None, "" if meta is None else meta.token, "insert", "compose", layer
-        )
+        shows = name if meta is None or not meta.token.strip() else meta.token
+        fact = shown.facts.get((layer, feature)) or Fact(name, None, shows, "insert", "compose", layer)
         return Insert(
             layer, feature, fact.entity, fact.target, fact.relation, fact.confidence,
             vectors["gate"], vectors.get("up"), vectors["down"], meta, fact.kind, fact.templates,
@@ -184,7 +177,7 @@ def _same(x: InsertKnn, y: InsertKnn) -> bool:
 
 def _prove(a: Side, b: Side, operations: Sequence[Operation], only: set[tuple[int, int]] | None) -> None:
     """Nothing; PatchError where the operations, carried out on a, leave a number of b's FFN other than it is."""
-    after = _under(a, [*a.lists, operations])
+    after = a.under([*a.lists, operations])
     layers = None if only is None else sorted({layer for layer, _ in only})
     for slot in differing(after, b, layers):
         left = any((slot.gate, slot.up, slot.down))

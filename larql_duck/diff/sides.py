@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 
 from larql_duck.compile.source import Edited
 from larql_duck.diff.facts import compiled_facts
-from larql_duck.patch.knn_store import STORE, read_knn_store
+from larql_duck.patch.knn import stored_facts
 from larql_duck.patch.operations import InsertKnn, Operation
 from larql_duck.patch.overlay import Fact, Overlay
-from larql_duck.vindex.schemas import SCHEMAS, empty_table
+from larql_duck.vindex.schemas import SCHEMAS
 from larql_duck.vindex.store import Vindex
 
 if TYPE_CHECKING:
@@ -57,34 +57,35 @@ class Side:
     @cached_property
     def knn(self) -> list[InsertKnn]:
         """The database facts, with their keys."""
-        if self.overlay.facts or self.lists:
-            return [
-                InsertKnn(
-                    f.layer, f.entity, f.relation or "", f.target, f.target_id or 0, f.key,
-                    1.0 if f.confidence is None else f.confidence, f.templates,
-                )
-                for f in self.overlay.knn
-                if f.key is not None
-            ]  # fmt: skip
-        path = self.vindex.path / STORE
-        if not path.is_file():
-            return []
-        return read_knn_store(path, self.vindex.hidden, self.vindex.n_layers, self.vindex.vocab)
+        return [
+            InsertKnn(
+                f.layer, f.entity, f.relation or "", f.target, f.target_id or 0, f.key,
+                1.0 if f.confidence is None else f.confidence, f.templates,
+            )
+            for f in self.overlay.knn
+            if f.key is not None
+        ]  # fmt: skip
+
+    def under(self, lists: Sequence[Sequence[Operation]]) -> Side:
+        """The side with these lists of operations instead of its own; its tables stay as they are."""
+        stored = stored_facts(self.vindex)
+        overlay = Overlay.of(self.vindex.n_features, self.vindex.hidden, lists, stored)
+        return replace(self, overlay=overlay, lists=lists)
 
 
 def directory(path: str | Path) -> Side:
     """The side that a vindex directory is, without any overlay."""
     vindex = Vindex.open(path)
-    tables: dict[str, pa.Table] = {}
-    if not vindex.ours:
-        from larql_duck.session.foreign import foreign_tables
+    overlay = Overlay.of(vindex.n_features, vindex.hidden, [], stored_facts(vindex))
+    if vindex.ours:
+        return Side(str(path), vindex, overlay, vindex.table)
+    # What LARQL's files say of tokens and database facts is worked out where a session shows them.
+    from larql_duck.session import connect
 
-        tables = foreign_tables(vindex)
-
-    def table(name: str) -> pa.Table:
-        return vindex.table(name) if vindex.ours else tables.get(name, empty_table(name))
-
-    return Side(str(path), vindex, Overlay.empty(vindex.n_features, vindex.hidden), table)
+    with connect(path) as session:
+        shown = current(session, overlay)
+        tables = {name: shown.table(name) for name in ("features", "edges", "triples")}
+    return Side(str(path), vindex, overlay, tables.__getitem__)
 
 
 def current(session: Session, overlay: Overlay, lists: Sequence[Sequence[Operation]] = ()) -> Side:
