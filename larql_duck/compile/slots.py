@@ -51,7 +51,7 @@ def place(vindex: Vindex, overlay: Overlay, texts: Texts | None = None, seed: in
     """
     _check(vindex, overlay)
     engine = Engine.load(Edited(vindex, overlay))
-    texts = list(texts) if texts is not None else written_ids(engine, POSITIONS, seed=seed)
+    texts = _enough(texts) if texts is not None else written_ids(engine, POSITIONS, seed=seed)
     half = max(1, len(texts) // 2)
     use = usage(engine, texts[:half])
     before, positions = perplexity(engine, texts[half:] or texts)
@@ -78,6 +78,16 @@ def place(vindex: Vindex, overlay: Overlay, texts: Texts | None = None, seed: in
     if moved:
         after, _ = perplexity(Engine.load(Edited(vindex, placed)), texts[half:] or texts)
     return Placed(placed, moved, before, after, positions)
+
+
+def _enough(texts: Texts) -> list[Sequence[int]]:
+    """The first texts, up to POSITIONS tokens and one text at least."""
+    out: list[Sequence[int]] = []
+    for text in texts:
+        if out and sum(map(len, out)) >= POSITIONS:
+            break
+        out.append(text)
+    return out
 
 
 def _check(vindex: Vindex, overlay: Overlay) -> None:

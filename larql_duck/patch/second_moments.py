@@ -146,6 +146,12 @@ def _rows(
     return rows, origin, {_WRITTEN: np.array(rows, "<i4").tobytes()}
 
 
+def written_text(session: Session) -> list[list[int]]:
+    """Rows of token ids that the model wrote itself: those of its second moments where there are any, else new ones."""
+    vindex = session.need()
+    return _rows(session, session.engine(), vindex, None)[0]
+
+
 def _given(engine: Engine, texts: Texts, need: int) -> list[list[int]]:
     from larql_duck.patch.text import LENGTH
 

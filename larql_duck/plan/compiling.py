@@ -42,7 +42,7 @@ def compile(s: st.Compile, facts: Facts) -> Operation:
 
 def _compile(session: Session, s: st.Compile) -> Result:
     with _source(session, s.source) as (origin, lists, names):
-        vindex = origin.need()
+        vindex, out = origin.need(), Path(s.into).expanduser()
         if s.target == "vindex":
             return _into_vindex(session, origin, s, lists, names)
         from larql_duck.compile import compile_model
@@ -53,9 +53,10 @@ def _compile(session: Session, s: st.Compile) -> Result:
         notices: list[str] = []
         if s.slots:
             from larql_duck.compile.staging import check_output
+            from larql_duck.patch.second_moments import written_text
 
-            check_output(Path(s.into), vindex.path)
-            placed = place(vindex, overlay)
+            check_output(out, vindex.path)
+            placed = place(vindex, overlay, written_text(origin))
             overlay = placed.overlay
             rows = [
                 ("moved", f"L{layer} F{feature}", layer, slot, None, f"took the place of F{slot}")
@@ -71,7 +72,7 @@ def _compile(session: Session, s: st.Compile) -> Result:
         made = compile_model(
             vindex,
             overlay,
-            Path(s.into),
+            out,
             format=s.format or "safetensors",
             gguf_type=s.gguf_type,
             progress=session.progress,
@@ -89,7 +90,7 @@ def _into_vindex(
     kept, conflicts = resolve(lists, names, vindex.n_features, rule)
     changed = any(len(own) != len(before) for own, before in zip(kept, lists, strict=True))
     with _under(origin, kept if changed else None) as shown:
-        made = compile_vindex(shown, shown.overlay, Path(s.into), session.progress)
+        made = compile_vindex(shown, shown.overlay, Path(s.into).expanduser(), session.progress)
         rows = [_conflict_row(c, names, rule) for c in conflicts]
         title = f"vindex, {made.appended} slots appended, {made.changed} changed, {made.knn} database facts"
         return _result(made.path, title, made.files, _slots(shown.overlay), rows, made.notices)
@@ -191,7 +192,7 @@ def _diff(session: Session, s: st.Diff) -> Result:
     if s.into_patch is not None:
         notices.append(_into_patch(a, b, found, s))
     if s.into_report is not None:
-        _write(Path(s.into_report), report(a.name, b.name, found))
+        _write(Path(s.into_report).expanduser(), report(a.name, b.name, found))
         notices.append(f"wrote {s.into_report}")
     limit = _SHOWN if s.limit is None else s.limit
     if found.rows.num_rows > limit:
