@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -227,7 +227,7 @@ def _vector(side: Side, layer: int, feature: int, which: Any) -> Any:
     return np.array(row.float().numpy(), np.float32)
 
 
-def _equal(row: Any, vectors: dict[str, Any], here: Side, at: tuple[int, int]) -> bool:
+def _equal(row: Any, vectors: Mapping[Any, Any], here: Side, at: tuple[int, int]) -> bool:
     import numpy as np
 
     return all(

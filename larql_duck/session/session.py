@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from larql_duck.knowledge.relations import Pack
     from larql_duck.lql.statements import Statement
     from larql_duck.models.checkpoint import ModelSource
+    from larql_duck.patch.check import Check
     from larql_duck.patch.overlay import Overlay
     from larql_duck.patch.stack import Edits
     from larql_duck.session.query_vectors import QueryVectors
@@ -200,6 +201,8 @@ class Session:
         with self._lock:
             self.revision += 1
             overlay, vindex = self.overlay, self._need()
+            if isinstance(self._facts, VindexFacts):
+                self._facts.n_features = overlay.n_features
             self.search().overlay = LayerOverlay(vindex, overlay) if overlay else None
             self._vectors = None
             if self._model is not None:
@@ -230,6 +233,12 @@ class Session:
         from larql_duck.session.probing import probe
 
         return probe(self, entities, relations, pack=pack, limit=limit, save=save, **options)
+
+    def check_edits(self, *, texts: str | Path | Sequence[str] | None = None) -> Check:
+        """What the edits do: one row a fact, and a last one for all with the perplexity; see patch.check.check_edits."""
+        from larql_duck.patch.check import check_edits
+
+        return check_edits(self, texts=texts)
 
     def use_model(self, target: str | Path, *, auto_extract: bool = False) -> ModelSource:
         """The model (directory, .gguf, hf://) that INFER, EXPLAIN INFER, TRACE and STATS run on from now on.
