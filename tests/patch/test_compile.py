@@ -422,3 +422,59 @@ def test_into_slots_overwrites_the_least_used(base, tmp_path: Path) -> None:
     rows = {r["kind"]: r for r in result.dicts()}
     assert rows["moved"]["name"] == "L1 F64" and "->" in rows["cost"]["detail"]
     assert "perplexity" in result.notices[0]
+
+
+# -- a real model ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.real
+def test_a_real_model_three_ways(smollm2_vindex: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    names = [
+        "France",
+        "Germany",
+        "Japan",
+        "Italy",
+        "Spain",
+        "Australia",
+        "Mexico",
+        "Brazil",
+        "Canada",
+        "India",
+    ]
+    forms = [
+        "The capital of {} is",
+        "The currency of {} is the",
+        "People in {} speak",
+        "Long ago, in {},",
+        "In {} the",
+    ]
+    prompts = [form.format(name) for form in forms for name in names]
+    with connect(smollm2_vindex) as s:
+        vindex = s.need()
+        plain = s.engine().logits(prompts)
+        vectors = {w: vector(vindex, i, 0.05) for i, w in enumerate(("gate", "up", "down"))}
+        s.edits.add([Insert(10, 1536, "Atlantis", "Poseidon", "capital", **vectors), Delete(20, 5)])
+        session = torch.cat([s.engine().logits(p) for p in prompts])
+        assert (session - plain).abs().max() > 0.05
+        s.lql(f'COMPILE CURRENT INTO VINDEX "{tmp_path / "out.vindex"}"')
+        s.lql(f'COMPILE CURRENT INTO MODEL "{tmp_path / "model"}" FORMAT SAFETENSORS')
+        s.lql(f'COMPILE CURRENT INTO MODEL "{tmp_path / "f16.gguf"}" FORMAT GGUF F16')
+        s.edits.rollback()
+    assert verify(tmp_path / "out.vindex") == []
+
+    def found(engine: Engine) -> torch.Tensor:
+        return torch.cat([engine.logits(p) for p in prompts])
+
+    assert (found(Engine.load(Vindex.open(tmp_path / "out.vindex"))) - session).abs().max() < 1e-3
+    half = found(Engine.load(open_model(tmp_path / "f16.gguf")))
+    assert [set(r.topk(5).indices.tolist()) for r in half] == [
+        set(r.topk(5).indices.tolist()) for r in session
+    ]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    for prompt, expected in zip(prompts, session, strict=True):
+        with torch.inference_mode():
+            logits = model(**tokenizer(prompt, return_tensors="pt")).logits[0, -1]
+        assert (logits - expected).abs().max() < 1e-3
