@@ -333,8 +333,12 @@ class Session:
         self, found: Query | Operation, statement: Statement, text: str, piped: pa.Table | None
     ) -> Result:
         if isinstance(found, Operation):
+            before = self.revision
             result = found.run(self)
             result.statement = str(statement)
+            if self.revision != before:
+                # What the tables could not show of the edits.
+                result.notices += [n for n in self.edited.notices if n not in result.notices]
             return result
         if found.uses_vindex:
             self._need()

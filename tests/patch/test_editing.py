@@ -219,3 +219,12 @@ def test_a_larql_directory_without_weights(tmp_path: Path) -> None:
             "SELECT top_token FROM lq.features WHERE layer = 2 AND feature IN (5, 6) ORDER BY feature",
         )
         assert [r["top_token"] for r in found] == [None, "London"]
+
+
+def test_a_statement_says_what_the_tables_cannot_show(probed_vindex, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("larql_duck.patch.measured.MOST_FACTS", 0)
+    with connect(probed_vindex("llama")) as session:
+        layer, feature = _slot(session)
+        result = session.lql(f"DELETE FROM EDGES WHERE layer = {layer} AND feature = {feature}")
+        assert len([notice for notice in result.notices if "NULL" in notice]) == 1
+        assert not [n for n in session.lql("SHOW PATCHES").notices if "NULL" in n]

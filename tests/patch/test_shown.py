@@ -271,3 +271,22 @@ def test_two_sessions_do_not_see_each_other(probed_vindex) -> None:
         gone = f"SELECT feature FROM lq.features WHERE layer = {LAYER} AND down_norm = 0 ORDER BY feature"
         assert rows(one, gone) == [{"feature": 3}]
         assert rows(other, gone) == [{"feature": 4}]
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "qwen2", "gpt2"])
+def test_the_inputs_of_several_layers_are_those_of_each(family: str, probed_vindex) -> None:
+    import torch
+
+    from larql_duck.extract.pipeline import vocabulary_of
+    from larql_duck.models.tokenizer import load_tokenizer
+    from larql_duck.patch.inside import Inside
+    from larql_duck.vindex.store import Vindex
+
+    vindex = Vindex.open(probed_vindex(family))
+    words = vocabulary_of(load_tokenizer(vindex), vindex.vocab)
+    together, alone = Inside(vindex, words), Inside(vindex, words)
+    together.collect([0, 2], lambda done, total: None)
+    for layer in (0, 2):
+        alone.collect([layer], lambda done, total: None)
+        assert torch.allclose(together._inputs[layer].x, alone._inputs[layer].x, atol=1e-5)
+    assert together.work([0, 2]) == 0 < together.work([1])
