@@ -108,8 +108,10 @@ class Edits:
 
     def rollback_to(self, mark: Mark) -> None:
         """None; the patches are those of `mark` again."""
-        if mark != self.mark():
-            applied, live, recording = mark
+        applied, live, recording = mark
+        # By identity: operations hold arrays, which have no one answer to "are you equal".
+        now = [*map(id, self.applied), None, *map(id, self.live), self.recording]
+        if now != [*map(id, applied), None, *map(id, live), recording]:
             self._become(list(applied), list(live), recording)
 
     def rollback(self) -> int:

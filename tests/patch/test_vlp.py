@@ -113,7 +113,6 @@ def test_written_files_are_read_as_they_were(
     written = write_patch(tmp_path / "p.vlp", Patch(tuple(operations)), vindex)
     assert written.base_checksum == base_checksum(vindex) and written.created_at and written.description
     read = read_patch(tmp_path / "p.vlp", vindex)
-    assert read == written or all(map(same, read.operations, operations))
     assert len(read.operations) == len(operations)
     assert all(same(a, b) for a, b in zip(read.operations, operations, strict=True))
     raw = json.loads((tmp_path / "p.vlp").read_text())
