@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Entry = dict[str, Any]
 Progress = Callable[[str, float, float], None]
 
-# Smaller files are copied: a link saves nothing there.
+# Smaller files, and those that people edit, are copied.
 _LINKED = 1 << 20
 
 
@@ -99,7 +99,7 @@ def carry(source: Edited, name: str, directory: Path) -> Entry:
     origin, target = source.path / name, directory / name
     target.parent.mkdir(parents=True, exist_ok=True)
     size = origin.stat().st_size
-    if size >= _LINKED:
+    if size >= _LINKED and origin.suffix in (".bin", ".parquet"):
         link(origin, target)
         known = source.vindex.manifest.checksums.get(name)
         return {"bytes": size, "sha256": known or hash_file(target).sha256}

@@ -76,7 +76,7 @@ def compile_model(
     root = out.parent if out.is_file() else out
     if overlay.knn:
         notices.append(
-            f"{len(overlay.knn)} database facts are not part of any weight, so the model does not have them: "
+            f"database facts ({len(overlay.knn)}) are not part of any weight, so the model does not have them: "
             "COMPACT MINOR makes features of them"
         )
     changed = sum(f < vindex.n_features[layer] for layer, f in overlay.slots())
