@@ -39,7 +39,9 @@ def write_knn_store(facts: Iterable[Fact | InsertKnn], hidden: int) -> bytes:
         parts += [struct.pack("<II", layer, len(own)), keys.astype("<f2").tobytes()]
         parts.append(np.array([fact.target_id or 0 for fact in own], "<u4").tobytes())
         for fact in own:
-            data = json.dumps(_entry(fact), ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+            data = json.dumps(
+                _entry(fact), ensure_ascii=False, sort_keys=True, separators=(",", ":")
+            ).encode()
             parts += [struct.pack("<I", len(data)), data]
     return b"".join(parts)
 
