@@ -11,12 +11,13 @@ import numpy as np
 import torch
 
 from larql_duck.errors import PatchError, SemanticError
+from larql_duck.patch.keys import layer_input, spot
 from larql_duck.patch.operations import Insert, Operation, Update, fact_key
 
 if TYPE_CHECKING:
     from larql_duck.infer.engine import Engine
     from larql_duck.patch.overlay import Fact, Overlay
-    from larql_duck.patch.solve import Wanted
+    from larql_duck.patch.solve import Earlier, Wanted
     from larql_duck.result import Result
     from larql_duck.session import Session
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 LAMBDA = 0.001
 # Prompts of a fact of which every position is to write what it wrote; other subjects of a relation in the second moment.
 _WHOLE, _NEIGHBOURS = 6, 96
+# Contexts of a subject.
+_CONTEXTS = 40
 
 
 # -- MINOR ----------------------------------------------------------------------------------------------------
@@ -234,33 +237,38 @@ def fitted(keys: torch.Tensor, targets: torch.Tensor, second: torch.Tensor, shar
 
 
 def _activations(
-    session: Session, engine: Engine, layer: int, wanted: Sequence[Wanted], earlier: Sequence[Any]
+    session: Session, engine: Engine, layer: int, wanted: Sequence[Wanted], earlier: Sequence[Earlier]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What W_down reads, f64 [n, features, appended ones included]: where it has to write what it wrote, and in whole
     prompts about other subjects.
     """
-    from larql_duck.patch.keys import spot
-    from larql_duck.patch.solve import _own_rows, _zero_rows
+    from larql_duck.patch.keys import FIRST, FRAMES, frames_of
 
-    starts, _ = _own_rows(engine, wanted)
-    zeros, prompts = _zero_rows(engine, wanted, earlier)
-    prompts += _neighbours(engine, wanted)
-    whole = [spot(engine.tokenizer, t, w.text).ids for w in wanted for t in w.templates[:_WHOLE]]
-    ends = _read(engine, layer, [*starts, *zeros], session, last=True)
-    return torch.cat([ends, _read(engine, layer, whole, session)]), _read(engine, layer, prompts, session)
-
-
-def _neighbours(engine: Engine, wanted: Sequence[Wanted]) -> list[tuple[int, ...]]:
-    """Prompts about other subjects of the relations, as token ids."""
-    from larql_duck.patch.keys import spot
-
+    tokenizer = engine.tokenizer
+    ends: list[tuple[int, ...]] = []
+    whole: list[tuple[int, ...]] = []
+    for w in wanted:
+        ends += _starts(engine, frames_of(w.templates, w.stating.others)[:_CONTEXTS], w.text)
+        whole += [spot(tokenizer, t, w.text).ids for t in w.templates[:_WHOLE]]
+    prompts: list[tuple[int, ...]] = []
     named = {fact_key(w.text, None)[0] for w in wanted}
-    out: dict[tuple[int, ...], None] = {}
     for w in {w.relation: w for w in wanted}.values():
         others = [s for s in w.stating.subjects or w.stating.varied if fact_key(s, None)[0] not in named]
         for i, subject in enumerate(others[:_NEIGHBOURS]):
-            out[spot(engine.tokenizer, w.templates[i % len(w.templates)], subject).ids] = None
-    return list(out)
+            stated = dict.fromkeys((w.templates[0], w.templates[i % len(w.templates)]))
+            prompts += [spot(tokenizer, t, subject).ids for t in stated]
+            ends += _starts(engine, [*stated, FRAMES[i % len(FRAMES)]], subject)
+    for fact in earlier:
+        ends += _starts(engine, (fact.templates or FRAMES)[:_WHOLE], fact.text)
+    ends += [tuple(tokenizer.encode(word))[:1] for word in FIRST]
+    keys = torch.cat([_read(engine, layer, ends, session, last=True), _read(engine, layer, whole, session)])
+    return keys, _read(engine, layer, prompts, session)
+
+
+def _starts(engine: Engine, frames: Sequence[str], text: str) -> list[tuple[int, ...]]:
+    """The tokens up to a subject's last one in every frame, but not where that is the first of all."""
+    places = [spot(engine.tokenizer, frame, text) for frame in frames]
+    return [place.start for place in places if place.at > 0]
 
 
 @torch.no_grad()
@@ -268,8 +276,6 @@ def _read(
     engine: Engine, layer: int, rows: Sequence[tuple[int, ...]], session: Session, *, last: bool = False
 ) -> torch.Tensor:
     """What W_down reads at every position of rows of token ids but their first (at the last one only), f64."""
-    from larql_duck.patch.keys import layer_input
-
     out = [torch.zeros(0, engine.n_features[layer], dtype=torch.float64)]
     unique = list(dict.fromkeys(rows))
     done = 0
@@ -298,7 +304,7 @@ def _joint(source: Overlay, below: Overlay | None, layer: int) -> Overlay:
     return replace(source, rows=MappingProxyType(dict(sorted(rows.items()))))
 
 
-def _of(session: Session, facts: Sequence[Fact], layer: int) -> list[Any]:
+def _of(session: Session, facts: Sequence[Fact], layer: int) -> list[Earlier]:
     """Folded facts of the layer, whose subjects are left alone."""
     from larql_duck.patch.solve import Earlier
     from larql_duck.patch.stating import stating

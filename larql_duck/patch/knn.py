@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import torch
 
     from larql_duck.infer.engine import Engine
+    from larql_duck.patch.keys import Spot
     from larql_duck.patch.overlay import Fact
-    from larql_duck.patch.solve import Earlier
     from larql_duck.patch.stating import Stating
     from larql_duck.result import Result
     from larql_duck.session import Session
@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
 # The share of a detector's full value from which on its subject counts as named.
 NAMED = 0.5
-# Other database facts at whose subjects a detector is told not to answer.
-_OTHERS = 64
+# Other database facts, and other subjects of the relation, at which a detector is told not to answer.
+_OTHERS, _SUBJECTS = 64, 24
+# A detector that answers less than this at its own subject does not tell it apart.
+_LEAST = 0.1
 # Stands before a prompt that begins with the subject: at position 0 all tokens look alike.
 _OPENING = "Note: "
 # Words that say nothing of what is asked.
@@ -137,8 +139,8 @@ class DatabaseFacts:
 
     A fact is asked for when the prompt ends like one of the templates of its relation, with the fact's subject in the
     slot, and when the detector of the subject answers there with at least half its full value (what it answers on
-    average in the contexts it was made for). Detectors are those of inserted features (see patch.solve), on the model
-    without edits; each is computed when first needed.
+    average in the contexts it was made for: the relation's templates). Detectors are those of inserted features (see
+    patch.detector), on the model without edits; each is computed when first needed.
     """
 
     def __init__(self, session: Session) -> None:
@@ -167,12 +169,15 @@ class DatabaseFacts:
     # -- text -----------------------------------------------------------------------------------------------
 
     def _stating(self, fact: Fact) -> Stating:
-        from larql_duck.patch.stating import stating
+        from larql_duck.patch.stating import default_template, stating
 
         # Without the session: it may be answering a query of its own right now.
         key = (fact_key("", fact.relation)[1], fact.templates)
         if key not in self._statings:
-            self._statings[key] = stating(None, fact.relation or "", fact.templates)
+            own = stating(None, fact.relation or "", fact.templates)
+            # What LARQL asks a fact with counts as well.
+            templates = dict.fromkeys((*own.templates, default_template(fact.relation or "")))
+            self._statings[key] = replace(own, templates=tuple(templates))
         return self._statings[key]
 
     def _places(self, fact: Fact, prompt: str) -> list[tuple[str, str]]:
@@ -200,23 +205,16 @@ class DatabaseFacts:
 
         from larql_duck.infer.patched import under
         from larql_duck.patch.detector import fired
-        from larql_duck.patch.keys import read_inputs, spot
+        from larql_duck.patch.keys import read_inputs
 
         out = [0.0] * len(asked)
         with under(self._session.engine(), None) as engine:
             for layer in sorted({fact.layer for fact, _ in asked}):
                 own = [i for i, (fact, _) in enumerate(asked) if fact.layer == layer]
                 self._learn(engine, layer, facts, [asked[i][0] for i in own])
-                starts = []
-                for i in own:
-                    frame, text = asked[i][1]
-                    place = spot(engine.tokenizer, frame, text)
-                    if place.at == 0:
-                        place = spot(engine.tokenizer, _OPENING + frame, text)
-                    starts.append(place.start)
+                starts = [_spot(engine, *asked[i][1]).start for i in own]
                 keys = read_inputs(engine, starts, layer)
-                ffn = engine.anatomy.layers[layer].ffn
-                act: Any = getattr(ffn, "act_fn", None) or ffn.act
+                act = _act(engine, layer)
                 for key, i in zip(keys, own, strict=True):
                     detector = self._known[_name(asked[i][0])]
                     out[i] = float(fired(detector.gate, detector.up, key[None], act)[0, 0]) / detector.full
@@ -226,33 +224,72 @@ class DatabaseFacts:
         """None; the detectors of the wanted facts, all of one layer, are known afterwards."""
         import torch
 
+        from larql_duck.patch.detector import GATE, detectors, fired
+        from larql_duck.patch.keys import read_inputs
         from larql_duck.patch.second_moments import second_moments
-        from larql_duck.patch.solve import Earlier, Wanted, detect
 
         new = list({_name(f): f for f in wanted if _name(f) not in self._known}.values())
         if not new:
             return
-        second = second_moments(self._session, layer, "ffn_in").matrix
-        subjects = {fact_key(f.entity, None)[0] for f in new}
-        others = [f for f in facts if fact_key(f.entity, None)[0] not in subjects]
-        earlier: list[Earlier] = [
-            Earlier(self._stating(f).text(f.entity), self._stating(f).templates) for f in others[-_OTHERS:]
-        ]
-        found = detect(
-            engine,
-            [
-                Wanted(f.entity, f.relation or "", f.target, self._stating(f).templates, self._stating(f))
-                for f in new
-            ],
-            layer=layer,
-            second=second,
-            dtype="f32",
-            earlier=earlier,
-            progress=self._session.progress,
-        )
+        second = torch.from_numpy(second_moments(self._session, layer, "ffn_in").matrix).double()
+        rows, owner, zeros = self._contexts(engine, new, facts)
+        found = read_inputs(engine, [*rows, *zeros], layer)
+        keys = found[: len(rows)]
+        own = [keys[owner == i] for i in range(len(new))]
+        subjects = [fact_key(f.entity, None)[0] for f in new]
+        same = [[j for j, other in enumerate(subjects) if other == subject] for subject in subjects]
+        w = detectors(own, same, found[len(rows) :], second).w.float()
+        act: Any = _act(engine, layer)
         for i, fact in enumerate(new):
-            gate, up = (torch.from_numpy(rows[i : i + 1]) for rows in (found.gate, found.up))
-            self._known[_name(fact)] = _Detector(gate, up, float(found.mean[i]))
+            gate, up = GATE * w[i : i + 1], w[i : i + 1]
+            full = float(fired(gate, up, own[i], act).mean())
+            self._known[_name(fact)] = _Detector(gate, up, max(full, _LEAST))
+
+    def _contexts(
+        self, engine: Engine, new: Sequence[Fact], facts: Sequence[Fact]
+    ) -> tuple[list[tuple[int, ...]], torch.Tensor, list[tuple[int, ...]]]:
+        """Starts of prompts up to the subject of each new fact, the fact each belongs to, and starts up to others."""
+        import torch
+
+        from larql_duck.patch.keys import OPENINGS
+
+        rows: list[tuple[int, ...]] = []
+        owner: list[int] = []
+        zeros: dict[tuple[int, ...], None] = {}
+        named = {_bare(self._stating(f).text(f.entity)).casefold() for f in new}
+
+        def start(frame: str, text: str) -> tuple[int, ...]:
+            return _spot(engine, frame, text).start
+
+        for i, fact in enumerate(new):
+            own = self._stating(fact)
+            frames = [opening + t for opening in OPENINGS[:3] for t in own.templates]
+            frames += [opening + own.templates[0] for opening in OPENINGS[3:]]
+            starts = dict.fromkeys(start(frame, own.text(fact.entity)) for frame in frames)
+            rows += starts
+            owner += [i] * len(starts)
+            others = [s for s in own.subjects or own.varied if _bare(s).casefold() not in named]
+            for k, text in enumerate(others[:_SUBJECTS]):
+                zeros[start(own.templates[k % len(own.templates)], text)] = None
+        for fact in facts[-_OTHERS:]:
+            own = self._stating(fact)
+            if _bare(own.text(fact.entity)).casefold() not in named:
+                zeros[start(own.templates[0], own.text(fact.entity))] = None
+        return rows, torch.tensor(owner), list(zeros)
+
+
+def _spot(engine: Engine, frame: str, text: str) -> Spot:
+    """The Spot of a frame filled with a subject, behind an opening where it would come first of all."""
+    from larql_duck.patch.keys import spot
+
+    place = spot(engine.tokenizer, frame, text)
+    return place if place.at > 0 else spot(engine.tokenizer, _OPENING + frame, text)
+
+
+def _act(engine: Engine, layer: int) -> Any:
+    """The activation function of a layer's FFN."""
+    ffn: Any = engine.anatomy.layers[layer].ffn
+    return getattr(ffn, "act_fn", None) or ffn.act
 
 
 def _name(fact: Fact) -> tuple[object, ...]:
@@ -268,7 +305,7 @@ def place_of(template: str, name: str, prompt: str) -> tuple[int, int] | None:
 
     What follows the name must be what follows the slot. Where that says nothing of what is asked ("is", "is the"),
     the words in front of the slot that do must stand in front of the name, in any order. Neither the case of letters nor
-    the width of blanks matters.
+    the width of blanks matters. A name behind another capitalised word is taken for a part of a longer one.
     """
     before, _, after = template.partition("{}")
     pattern = "".join(
@@ -280,9 +317,17 @@ def place_of(template: str, name: str, prompt: str) -> tuple[int, int] | None:
     )
     if found is None:
         return None
+    front = prompt[: found.start(1)]
+    ahead = re.search(r"(\w+)\s+$", front)
+    if (
+        ahead is not None
+        and ahead[1][0].isupper()
+        and ahead[1].casefold() not in {*_words(before)[-1:], *_EMPTY}
+    ):
+        # Part of a longer name: New Atlantis is not Atlantis.
+        return None
     if not _telling(after):
         wanted = _telling(before)
-        front = prompt[: found.start(1)]
         if not _END.search(before):
             front = _END.split(front)[-1]
         if not wanted <= set(_words(front)):
@@ -292,7 +337,7 @@ def place_of(template: str, name: str, prompt: str) -> tuple[int, int] | None:
 
 def _edge(letter: str, look: str) -> str:
     """The edge of a word, where the script has such: not in the scripts of East Asia."""
-    return rf"(?{look}\w)" if letter.isalnum() and ord(letter) < 0x2E80 else ""
+    return rf"(?{look}[\w-])" if letter.isalnum() and ord(letter) < 0x2E80 else ""
 
 
 def _words(text: str) -> list[str]:
