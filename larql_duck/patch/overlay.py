@@ -187,6 +187,8 @@ class _Fold:
         self.slots: dict[tuple[int, int], Row] = {}
         self.appended: dict[tuple[str, str], tuple[int, Row]] = {}
         self.facts: dict[tuple[str, str], Fact] = {}
+        # What slots of the base that carry a fact were before it.
+        self.covered: dict[tuple[int, int], Row | None] = {}
 
     def run(self, lists: Iterable[Sequence[Operation]], stored: Sequence[InsertKnn]) -> Overlay:
         for own in stored:
@@ -249,8 +251,13 @@ class _Fold:
         row = Row(op.gate, op.up, op.down, op.meta, False, op.entity, op.relation)
         overwrites = op.feature < self.n_base[op.layer]
         if overwrites:
+            at = (op.layer, op.feature)
             self._forget(key)
-            self.slots[op.layer, op.feature] = row
+            # A slot carries one fact: the one that stood there is gone.
+            for other in self._carried(at):
+                self._forget(other)
+            self.covered[at] = self.slots.get(at)
+            self.slots[at] = row
         else:
             zeros = np.zeros(self.hidden, np.float32)
             row = replace(
@@ -279,6 +286,9 @@ class _Fold:
         before = self.appended[key][1] if key is not None else self.slots.get(at, Row())
         if isinstance(op, Delete):
             row = replace(before, down=np.zeros(self.hidden, np.float32), meta=None, deleted=True)
+            for other in self._carried(at):
+                del self.facts[other]
+                row = replace(row, entity=None, relation=None)
         else:
             row = replace(
                 before,
@@ -298,4 +308,15 @@ class _Fold:
         fact = self.facts.pop(key, None)
         self.appended.pop(key, None)
         if fact is not None and fact.mode == "compose" and fact.feature is not None:
-            self.slots.pop((fact.layer, fact.feature), None)
+            at = (fact.layer, fact.feature)
+            earlier = self.covered.pop(at, None)
+            if earlier is None:
+                self.slots.pop(at, None)
+            else:
+                self.slots[at] = earlier
+
+    def _carried(self, at: tuple[int, int]) -> list[tuple[str, str]]:
+        """The fact that this slot of the base carries, if any. Appended features have no number before the end."""
+        if at not in self.covered:
+            return []
+        return [k for k, f in self.facts.items() if f.mode == "compose" and (f.layer, f.feature) == at]

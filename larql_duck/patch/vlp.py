@@ -6,6 +6,7 @@ import base64
 import contextlib
 import json
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -28,6 +29,7 @@ from larql_duck.patch.operations import (
     Vector,
 )
 from larql_duck.patch.rounding import rounded
+from larql_duck.render import printable
 
 if TYPE_CHECKING:
     from larql_duck.patch.stack import Patch
@@ -54,11 +56,12 @@ def read_patch(path: Path, vindex: Vindex, *, force: bool = False) -> Patch:
     from larql_duck.patch.stack import Patch
 
     fields = _Fields(_load(path), path, vindex)
-    if fields.raw.get("version") != VERSION or fields.raw.get("version") is True:
+    version = fields.raw.get("version")
+    if type(version) is not int or version != VERSION:
         raise fields.fail("version", f"{VERSION}, the only one that is known")
     checksum = fields.text("base_checksum", optional=True)
     if checksum is not None and not force and checksum != base_checksum(vindex):
-        base = fields.text("base_model")
+        base = excerpt(fields.text("base_model"))
         raise PatchError(
             f"{path}: was made for another base ({base}; its checksum is not that of {vindex.path}); "
             "open that vindex, carry its facts over with MERGE, or write APPLY PATCH ... FORCE",
@@ -83,7 +86,11 @@ def read_patch(path: Path, vindex: Vindex, *, force: bool = False) -> Patch:
 def _load(path: Path) -> Mapping[str, Any]:
     wrong = f"{path}: not a patch"
     try:
-        if path.stat().st_size > _MOST_BYTES:
+        state = path.stat()
+        # Pipes and devices may never end.
+        if not stat.S_ISREG(state.st_mode):
+            raise PatchError(f"{path}: is no file; name a .vlp file", path=path)
+        if state.st_size > _MOST_BYTES:
             raise PatchError(f"{wrong}: larger than 4 GiB", path=path)
         raw = json.loads(path.read_bytes().decode("utf-8"), parse_constant=_not_finite)
     except OSError as error:
@@ -161,9 +168,8 @@ class _Fields:
 
     def fail(self, name: str, expected: str) -> PatchError:
         found = repr(self.raw[name]) if name in self.raw else "nothing"
-        shown = found if len(found) <= 40 else found[:37] + "..."
         return PatchError(
-            f"{self.path}: {self.prefix}field {name} should be {expected}, found {shown}; "
+            f"{self.path}: {self.prefix}field {name} should be {expected}, found {excerpt(found)}; "
             "restore the file from a copy or make the patch again",
             path=self.path,
             slot=self._slot(),
@@ -265,6 +271,11 @@ class _Fields:
 def _writable(text: str) -> bool:
     """Whether a text is Unicode: JSON can name lone surrogates, which no file takes."""
     return not any(0xD800 <= ord(c) <= 0xDFFF for c in text)
+
+
+def excerpt(text: str) -> str:
+    """A text that a patch holds as messages show it: in one line, its first 40 characters."""
+    return printable(text if len(text) <= 40 else text[:37] + "...")
 
 
 # -- writing --------------------------------------------------------------------------------------------------

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from larql_duck.session import Session
 
 
+# Updates without vectors that a statement names one by one.
+_NAMED = 5
+
+
 def begin(s: st.BeginPatch, facts: Facts) -> Operation:
     """BEGIN PATCH "f": edits from now on, and those not saved yet, are for this file."""
     _named(s, s.path, "path")
@@ -76,25 +80,28 @@ def remarks(session: Session, patch: Patch) -> list[str]:
     """What the user should know about a patch that was just applied."""
     from larql_duck.patch.checksum import base_checksum
     from larql_duck.patch.operations import Update
+    from larql_duck.patch.vlp import excerpt
 
     said = []
+    model = excerpt(patch.base_model) or "an unnamed model"
     vindex = session.need()
     if patch.base_checksum is None and patch.base_model != vindex.manifest.model:
-        said.append(
-            f"{patch.title} was made for {patch.base_model or 'an unnamed model'} and carries no checksum; its shapes fit"
-        )
+        said.append(f"{patch.title} was made for {model} and carries no checksum; its shapes fit")
     elif patch.base_checksum is not None and patch.base_checksum != base_checksum(vindex):
-        said.append(f"{patch.title} was made for another base ({patch.base_model}) and was applied by FORCE")
-    for op in patch.operations:
-        if (
-            isinstance(op, Update)
-            and op.meta is not None
-            and not any(v is not None for v in (op.gate, op.up, op.down))
-        ):
-            said.append(
-                f"layer {op.layer}, feature {op.feature}: the update to {op.meta.token} carries no vectors; "
-                "it changes the token that is shown, nothing that the model computes"
-            )
+        said.append(f"{patch.title} was made for another base ({model}) and was applied by FORCE")
+    bare = [
+        op
+        for op in patch.operations
+        if isinstance(op, Update) and op.meta is not None and op.gate is op.up is op.down is None
+    ]
+    for op in bare[:_NAMED]:
+        assert op.meta is not None
+        said.append(
+            f"layer {op.layer}, feature {op.feature}: the update to {excerpt(op.meta.token)} carries no vectors; "
+            "it changes the token that is shown, nothing that the model computes"
+        )
+    if len(bare) > _NAMED:
+        said.append(f"{len(bare) - _NAMED} more updates carry no vectors")
     return said
 
 

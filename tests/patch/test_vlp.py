@@ -18,7 +18,7 @@ import torch
 
 from larql_duck.errors import PatchError
 from larql_duck.patch.checksum import base_checksum
-from larql_duck.patch.operations import Delete, DeleteKnn, Insert, Operation, Update
+from larql_duck.patch.operations import Delete, DeleteKnn, Insert, Meta, Operation, Update
 from larql_duck.patch.overlay import Overlay
 from larql_duck.patch.stack import Patch
 from larql_duck.patch.vlp import read_patch, write_patch
@@ -97,6 +97,15 @@ def test_an_update_without_vectors_changes_the_shown_token_alone_and_says_so() -
         assert s.lql('INFER "The capital of France is" TOP 400').rows() != base, "the deletion counts"
 
 
+def test_many_updates_without_vectors_are_counted(tmp_path: Path) -> None:
+    vindex = Vindex.open(BASE)
+    ops = tuple(Update(0, f, meta=Meta(f"a\nb{f}", 5, 1.0)) for f in range(20))
+    path = write_patch(tmp_path / "p.vlp", Patch(ops), vindex).path
+    with connect(BASE) as s:
+        said = s.lql(f'APPLY PATCH "{path}"').notices
+        assert len(said) == 6 and "15 more" in said[-1] and not any("\n" in n for n in said)
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen2"])
 def test_written_files_are_read_as_they_were(
     family: str, tiny_vindex: Callable[[str], Path], tmp_path: Path
@@ -121,6 +130,8 @@ def test_written_files_are_read_as_they_were(
 
 DAMAGE: dict[str, Change] = {
     "version": lambda p: p.update(version=2),
+    "found 1.0": lambda p: p.update(version=1.0),
+    "another base (a\\nb;": lambda p: p.update(base_model="a\nb", base_checksum="0" * 64),
     "base_model": lambda p: p.pop("base_model"),
     "base_checksum": lambda p: p.update(base_checksum=7),
     "created_at": lambda p: p.update(created_at=None),
@@ -177,6 +188,15 @@ def test_what_is_no_patch_is_one_line(content: bytes, tmp_path: Path) -> None:
     with pytest.raises(PatchError, match=r"x\.vlp: not a patch") as caught:
         read_patch(path, Vindex.open(BASE))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_only_files_are_read(tmp_path: Path) -> None:
+    """A pipe or a device may never end."""
+    os.mkfifo(tmp_path / "pipe.vlp")
+    for path in (tmp_path / "pipe.vlp", tmp_path, Path(os.devnull)):
+        with pytest.raises(PatchError, match="is no file"):
+            read_patch(path, Vindex.open(BASE))
 
 
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9, 0.999])
