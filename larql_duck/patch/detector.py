@@ -11,6 +11,10 @@ import torch
 GATE = 6.0
 # How far keys may miss their value, as a share of what meeting it exactly would cost.
 _RIDGE = 0.02
+# Zeros that weigh as much as one key, at most.
+_ZEROS = 2.0
+# The least mean answer that is scaled up to 1.
+_LEAST = 0.2
 # A share of its own mean added to the diagonal of a second moment.
 _SHRINK = 0.01
 
@@ -36,13 +40,14 @@ def detectors(
     *,
     within: float = 0.0,
     ridge: float = _RIDGE,
-    own_targets: torch.Tensor | None = None,
+    weights: torch.Tensor | None = None,
 ) -> Detectors:
     """Detectors of all facts at once: least squares under the metric of `second`.
 
     keys[f] [k, hidden] are fact f's own. same[f] lists the facts (f itself included) whose keys f answers to as well:
     those about the same subject. zeros [m, hidden] are keys at which nothing fires. second f64 [hidden, hidden] is
-    the second moment of the layer's FFN input. within weighs how keys of one subject differ between contexts.
+    the second moment of the layer's FFN input. within weighs how keys of one subject differ between contexts;
+    weights [sum of k] says how much each key counts, the facts' one after the other.
     """
     second = shrunk(second)
     x = torch.cat([k.double() for k in keys])
@@ -55,22 +60,25 @@ def detectors(
     factor = torch.linalg.cholesky(second)
     cost = torch.linalg.solve_triangular(factor, x.t(), upper=False).pow(2).sum(0)
     slack = ridge * cost.mean()
-    rows = torch.cat([x, zeros.double()])
+    # Few keys are not to drown in many zeros.
+    weight = min(1.0, _ZEROS * len(x) / max(len(zeros), 1)) ** 0.5
+    heavy = torch.ones(len(x), dtype=torch.float64) if weights is None else weights.double().sqrt()
+    rows = torch.cat([heavy[:, None] * x, weight * zeros.double()])
     a = second + rows.t() @ rows / slack
     targets = torch.zeros(len(rows), len(keys), dtype=torch.float64)
     for f, own in enumerate(same):
-        targets[: len(x), f] = torch.isin(fact, torch.tensor(list(own))).double()
-    if own_targets is not None:
-        targets[: len(x)] *= own_targets.double()[:, None]
+        targets[: len(x), f] = heavy * torch.isin(fact, torch.tensor(list(own)))
     factor = torch.linalg.cholesky(a)
     w = torch.cholesky_solve(rows.t() @ targets / slack, factor)
     answers = x @ w
-    leverage = (x * torch.cholesky_solve(x.t(), factor).t()).sum(1) / slack
+    leverage = heavy.pow(2) * (x * torch.cholesky_solve(x.t(), factor).t()).sum(1) / slack
     own_answers = answers[torch.arange(len(x)), fact]
     left_out = 1 - (1 - own_answers) / (1 - leverage).clamp(min=1e-3)
     n = torch.bincount(fact, minlength=len(keys)).clamp(min=1)
     seen = torch.zeros(len(keys), dtype=torch.float64).index_add_(0, fact, own_answers) / n
     unseen = torch.zeros(len(keys), dtype=torch.float64).index_add_(0, fact, left_out) / n
+    # A key's answer is 1 on average, also where the fit falls short of it.
+    w = w / seen.clamp(min=_LEAST)
     return Detectors(w.t().contiguous(), seen, unseen)
 
 

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
 from larql_duck.errors import NotSupportedError, SemanticError
+from larql_duck.knowledge.relations import relation_key
 from larql_duck.patch import value
 from larql_duck.patch.detector import GATE, Detectors, detectors, fired
-from larql_duck.patch.keys import FIRST, FRAMES, answer_ids, frames_of, layer_input, read_inputs, spot
+from larql_duck.patch.keys import (
+    FIRST,
+    FRAMES,
+    SLOT,
+    Spot,
+    answer_ids,
+    frames_of,
+    layer_input,
+    read_inputs,
+    spot,
+)
 from larql_duck.patch.rounding import rounded
 from larql_duck.patch.value import Lesson
 
@@ -27,8 +38,12 @@ Progress = Callable[[str, float, float], None]
 DEPTH = 0.4
 # Keys of a fact, keys of one that was inserted earlier; facts whose values are found together.
 CONTEXTS, EARLIER, TOGETHER = 40, 6, 20
+# What a key behind the words of the fact's own templates weighs.
+_STATED = 4.0
 # Other subjects in the fit of a relation, and contexts of each.
-_OTHERS, _EACH = 24, 4
+_OTHERS, _EACH = 32, 4
+# The share of a full answer from which on a key of something else is told apart by name.
+_HARD = 0.02
 # Prompts that state nothing of the relation, whose answers are kept; behind those of other relations.
 _KEPT = (
     "{} is a",
@@ -39,6 +54,13 @@ _KEPT = (
     "My friend told me that {} was",
 )
 _OPENINGS = ("", "Note: ")
+# Templates of a fact that are taught, and general ones; the first {} is the relation.
+_GOALS = 4
+_GENERAL = (
+    "The {} of {{}} is",
+    "Question: What is the {} of {{}}? Answer:",
+    "I know what the {} of {{}} is. It is",
+)
 
 
 @dataclass(frozen=True)
@@ -162,7 +184,7 @@ def detect(
     progress: Progress | None = None,
 ) -> Detected:
     """The detectors of all facts, solved together; SemanticError for a subject that no context can hold."""
-    rows, owner = _own_rows(engine, wanted)
+    rows, owner, weights = _own_rows(engine, wanted)
     same = _same(wanted)
 
     def step(done: int, total: int) -> None:
@@ -173,10 +195,15 @@ def detect(
     every = read_inputs(engine, [*rows, *zero_rows], layer, progress=step)
     keys, zeros = every[: len(rows)], every[len(rows) :]
     own = [keys[owner == i] for i in range(len(wanted))]
+    pool = _everywhere(engine, prompts, layer)
     metric = torch.from_numpy(second).double()
-    if prompts:
-        metric = 0.5 * metric + 0.5 * _moment(engine, prompts, layer)
-    found: Detectors = detectors(own, same, zeros, metric)
+    metric = 0.5 * metric + 0.5 * (pool.double().t() @ pool.double()) / len(pool)
+    found: Detectors = detectors(own, same, zeros, metric, weights=weights)
+    # Whatever fires something in the middle of other prompts is told apart, too.
+    fires = _fires(engine, layer, (GATE * found.w).float(), found.w.float(), pool).abs().amax(1)
+    hard = pool[fires > _HARD * GATE]
+    if len(hard):
+        found = detectors(own, same, torch.cat([zeros, hard]), metric, weights=weights)
     gate = rounded((GATE * found.w).float(), dtype)
     up = rounded(found.w.float(), dtype)
     fires = _fires(engine, layer, torch.from_numpy(gate), torch.from_numpy(up), keys)
@@ -192,23 +219,28 @@ def _fires(
     return fired(gate, up, keys, act)
 
 
-def _own_rows(engine: Engine, wanted: Sequence[Wanted]) -> tuple[list[tuple[int, ...]], torch.Tensor]:
-    """The starts of prompts whose last token is the subject's last one, and the fact that each belongs to."""
+def _own_rows(
+    engine: Engine, wanted: Sequence[Wanted]
+) -> tuple[list[tuple[int, ...]], torch.Tensor, torch.Tensor]:
+    """The starts of prompts whose last token is the subject's last one, the fact that each belongs to, and its weight."""
     rows: list[tuple[int, ...]] = []
     owner: list[int] = []
+    weights: list[float] = []
     for i, w in enumerate(wanted):
-        found = []
-        for frame in frames_of(w.templates, w.stating.others):
+        found: dict[tuple[int, ...], float] = {}
+        for frame in [*w.templates, *frames_of(w.templates, w.stating.others)]:
             place = spot(engine.tokenizer, frame, w.text)
-            # At position 0 every token looks alike to the layers above: such a key fires at all first tokens.
-            if place.at > 0:
-                found.append(place.start)
-        found = list(dict.fromkeys(found))[:CONTEXTS]
-        if not found:
-            raise SemanticError(f"{w.entity!r} has no tokens; give the entity a name")
-        rows += found
-        owner += [i] * len(found)
-    return rows, torch.tensor(owner)
+            if _fits(engine, place):
+                found.setdefault(place.start, _STATED if frame in w.templates else 1.0)
+        kept = list(found.items())[:CONTEXTS]
+        if not kept:
+            raise SemanticError(
+                f"no prompt about {w.entity!r} fits the model's context of {engine.context} tokens; shorten the entity"
+            )
+        rows += [row for row, _ in kept]
+        owner += [i] * len(kept)
+        weights += [weight for _, weight in kept]
+    return rows, torch.tensor(owner), torch.tensor(weights)
 
 
 def _zero_rows(
@@ -223,7 +255,7 @@ def _zero_rows(
     def add(text: str, templates: Sequence[str], n: int) -> None:
         for frame in [*templates[:1], *chance.sample([*templates[1:], *FRAMES], n - 1)]:
             place = spot(engine.tokenizer, frame, text)
-            if place.at > 0:
+            if _fits(engine, place):
                 rows.append(place.start)
 
     for relation in {w.stating.relation: w for w in wanted}.values():
@@ -231,16 +263,26 @@ def _zero_rows(
         for text in chance.sample(subjects, min(_OTHERS, len(subjects))):
             frames = [*relation.templates, *relation.stating.others]
             add(text, frames, _EACH)
-            prompts.append(spot(engine.tokenizer, relation.templates[0], text).ids)
+            places = [spot(engine.tokenizer, t, text) for t in (relation.templates[0], chance.choice(frames))]
+            prompts += [p.ids for p in places if _fits(engine, p)]
     for text in wanted[0].stating.varied:
         if _plain(text) not in named:
             add(text, FRAMES, 2)
+            place = spot(engine.tokenizer, chance.choice(FRAMES), text)
+            prompts += [place.ids] if _fits(engine, place) else []
     for fact in earlier:
         # A subject that is edited again keeps what it has: its key is a key of the new fact as well.
         if _plain(fact.text) not in named:
             add(fact.text, fact.templates or FRAMES, EARLIER)
     rows += [tuple(engine.tokenizer.encode(word))[:1] for word in FIRST]
     return rows, prompts
+
+
+def _fits(engine: Engine, place: Spot) -> bool:
+    """Whether a prompt can be used: within the context, its subject not ending at position 0, where every token looks
+    alike to the layers above, so that such a key would fire at all first tokens.
+    """
+    return place.at > 0 and (engine.context is None or len(place.ids) <= engine.context)
 
 
 def _plain(text: str) -> str:
@@ -253,16 +295,15 @@ def _same(wanted: Sequence[Wanted]) -> list[list[int]]:
     return [[j for j, o in enumerate(wanted) if _plain(o.text) == _plain(w.text)] for w in wanted]
 
 
-def _moment(engine: Engine, prompts: Sequence[tuple[int, ...]], layer: int) -> torch.Tensor:
-    """The second moment of the layer's FFN input over every position of the prompts, f64."""
-    total = torch.zeros(engine.hidden, engine.hidden, dtype=torch.float64)
-    n = 0
+def _everywhere(engine: Engine, prompts: Sequence[tuple[int, ...]], layer: int) -> torch.Tensor:
+    """What the layer's FFN reads at every position of the prompts, f32 [n, hidden]; equal beginnings count once."""
+    found = []
     for length in sorted({len(p) for p in prompts}):
         same = [p for p in prompts if len(p) == length]
-        x = layer_input(engine, same, layer).reshape(-1, engine.hidden).double().cpu()
-        total.addmm_(x.t(), x)
-        n += len(x)
-    return total / max(n, 1)
+        for start in range(0, len(same), 64):
+            part = same[start : start + 64]
+            found.append(layer_input(engine, part, layer).reshape(-1, engine.hidden).float().cpu())
+    return torch.cat(found)
 
 
 # -- values ---------------------------------------------------------------------------------------------------
@@ -298,10 +339,7 @@ def _values(
     # The feature fires as strongly as it will at each lesson's subject, not always fully.
     fires = _fires(engine, layer, gate, up, read_inputs(engine, [s.ids[: s.at + 1] for s in lessons], layer))
     share = fires / found.mean[index]
-    scaled = [
-        Lesson(s.ids, s.at, s.facts, s.says, s.less, s.most, float(share[i, list(s.facts)].mean()))
-        for i, s in enumerate(lessons)
-    ]
+    scaled = [replace(s, scale=float(share[i, list(s.facts)].mean())) for i, s in enumerate(lessons)]
 
     def step(done: int, total: int) -> None:
         if progress is not None:
@@ -318,7 +356,7 @@ def _lessons(engine: Engine, wanted: Sequence[Wanted]) -> list[Lesson]:
         facts = (i, *(j for j in own if j != i))
         goals: list[Lesson] = []
         for opening in _OPENINGS:
-            for template in w.templates[:4]:
+            for template in w.templates[:_GOALS]:
                 frame = opening + template
                 if w.kind == "delete":
                     place = spot(tokenizer, frame, w.text)
@@ -328,14 +366,23 @@ def _lessons(engine: Engine, wanted: Sequence[Wanted]) -> list[Lesson]:
                     ids = answer_ids(tokenizer, frame, w.target)
                     place = spot(tokenizer, frame, w.text, ids)
                     lesson = Lesson(place.ids, place.at, facts, len(ids))
-                if place.at > 0:
-                    goals.append(lesson)
+                if _fits(engine, place):
+                    # What the relation is asked by first is what counts.
+                    goals.append(replace(lesson, always=not goals))
+        if w.kind != "delete":
+            # Said in general ways as well, so that it carries over to ways that nobody thought of.
+            for general in _GENERAL:
+                frame = general.format(relation_key(w.relation))
+                ids = answer_ids(tokenizer, frame, w.target)
+                place = spot(tokenizer, frame, w.text, ids)
+                if _fits(engine, place) and frame not in w.templates:
+                    goals.append(Lesson(place.ids, place.at, facts, len(ids)))
         out += goals
-        taken = {t.partition("{}")[0] for other in own for t in wanted[other].templates}
+        taken = {t.partition(SLOT)[0] for other in own for t in wanted[other].templates}
         for frame in (*w.stating.others, *_KEPT):
-            if frame.partition("{}")[0] in taken and frame not in _KEPT:
+            if frame.partition(SLOT)[0] in taken and frame not in _KEPT:
                 continue
             place = spot(tokenizer, frame, w.text)
-            if place.at > 0:
+            if _fits(engine, place):
                 out.append(Lesson(place.ids, place.at, facts))
     return out

@@ -11,8 +11,8 @@ from larql_duck.knowledge.relations import SLOT, Relation, relation_key
 if TYPE_CHECKING:
     from larql_duck.session.session import Session
 
-# Other subjects that are looked at, and relations about the same kind of subject.
-SUBJECTS, OTHERS = 48, 12
+# Prompts of other relations about the same kind of subject.
+OTHERS = 14
 # Kinds of subjects that every detector is told apart from.
 _VARIED = (
     "country",
@@ -62,7 +62,8 @@ def stating(session: Session | None, relation: str, templates: Sequence[str] = (
     subjects: list[str] = []
     if known is not None:
         kin = [r for r in shipped.values() if r.subjects == known.subjects and r.name != known.name]
-        others = [r.templates[0] for r in kin]
+        # Everybody's first template, then the second ones.
+        others = [r.templates[i] for i in range(2) for r in kin if len(r.templates) > i]
         subjects = [known.text(e) for e in known.entities]
     elif session is not None:
         subjects = _subjects(session, relation)
