@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,19 @@ def brute(vindex: Vindex, overlay: Overlay, layer: int, query: np.ndarray, act: 
 
     gate = overlay.matrix(layer, "gate", vindex.gate(layer)).double().numpy() @ query.astype(np.float64)
     up = vindex.up(layer)
-    acted = act(torch.from_numpy(gate)).numpy()
+    opened = torch.from_numpy(gate)
+    if vindex.family.name == "gpt2":
+        # Appended features have no bias.
+        bias = vindex.tensor(f"transformer.h.{layer}.mlp.c_fc.bias").double()
+        opened = opened + torch.cat([bias, bias.new_zeros(len(gate) - len(bias))])
+    acted = act(opened).numpy()
     if up is not None:
         acted = acted * (overlay.matrix(layer, "up", up).double().numpy() @ query.astype(np.float64))
     return {"signed": gate, "absolute": np.abs(gate), "activation": np.abs(acted), "gate": gate}
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen2"])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen2", "qwen3", "gpt2"])
 def test_search_under_edits_is_exact(family: str, order: str, tiny_vindex: Callable[[str], Path]) -> None:
     import torch
 
@@ -45,9 +51,9 @@ def test_search_under_edits_is_exact(family: str, order: str, tiny_vindex: Calla
     overlay = Overlay.of(vindex.n_features, vindex.hidden, [edits(vindex)])
     search = GateSearch(vindex)
     search.overlay = LayerOverlay(vindex, overlay)
-    act = {"gemma3_text": lambda x: torch.nn.functional.gelu(x, approximate="tanh")}.get(
-        family, torch.nn.functional.silu
-    )
+    act = torch.nn.functional.silu
+    if family in ("gemma3_text", "gpt2"):
+        act = functools.partial(torch.nn.functional.gelu, approximate="tanh")
     for seed in range(4):
         query = vector(vindex, 500 + seed)
         for layer in range(vindex.n_layers):
