@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 # How far what the features wrote may be missed, as a share of what meeting it exactly would cost on average.
 LAMBDA = 0.001
-# Prompts of a fact of which every position is to write what it wrote; other subjects of a relation in the second moment.
-_WHOLE, _NEIGHBOURS = 6, 96
+# Prompts of a fact of which every position is to write what it wrote; other subjects of one relation, and of all.
+_WHOLE, _NEIGHBOURS, _PROMPTS = 6, 256, 1024
 # Contexts of a subject.
 _CONTEXTS = 40
 
@@ -252,9 +252,11 @@ def _activations(
         whole += [spot(tokenizer, t, w.text).ids for t in w.templates[:_WHOLE]]
     prompts: list[tuple[int, ...]] = []
     named = {fact_key(w.text, None)[0] for w in wanted}
-    for w in {w.relation: w for w in wanted}.values():
+    relations = {w.relation: w for w in wanted}
+    most = min(_NEIGHBOURS, max(24, _PROMPTS // len(relations)))
+    for w in relations.values():
         others = [s for s in w.stating.subjects or w.stating.varied if fact_key(s, None)[0] not in named]
-        for i, subject in enumerate(others[:_NEIGHBOURS]):
+        for i, subject in enumerate(others[:most]):
             stated = dict.fromkeys((w.templates[0], w.templates[i % len(w.templates)]))
             prompts += [spot(tokenizer, t, subject).ids for t in stated]
             ends += _starts(engine, [*stated, FRAMES[i % len(FRAMES)]], subject)
