@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import duckdb
@@ -14,6 +15,7 @@ from larql_duck.patch.overlay import Overlay
 from larql_duck.patch.stack import Patch
 from larql_duck.patch.vlp import write_patch
 from larql_duck.session import Session, attach, connect
+from larql_duck.vectors import ORDERS
 from larql_duck.vindex.store import Vindex
 from tests.conftest import UPSTREAM
 from tests.patch.edits import database_fact, insert, vector
@@ -24,13 +26,15 @@ PROMPT = "The capital of France is"
 
 
 def operations(vindex: Vindex) -> dict[str, list[Operation]]:
-    """Patches by name: b touches a's slot, d a's fact, e and f nothing that others touch."""
+    """Patches by name: b touches a's slot, d a's fact, f what c inserts; e nothing that others touch."""
+    last = vindex.n_layers - 1
+    up = {"up": vector(vindex, 5)} if vindex.family.up else {"gate": vector(vindex, 5)}
     return {
         "a": [Update(1, 3, down=vector(vindex, 1)), insert(vindex, "Atlantis", "Poseidon", seed=20)],
         "b": [Delete(1, 3), Update(0, 2, gate=vector(vindex, 2))],
         "c": [Delete(2, 5), insert(vindex, "Mu", "Ra", number=1, seed=30), database_fact(vindex)],
         "d": [insert(vindex, "atlantis", "Plato", layer=2, seed=40)],
-        "e": [insert(vindex, "Lemuria", "Deva", seed=50), Update(3, 0, up=vector(vindex, 5))],
+        "e": [insert(vindex, "Lemuria", "Deva", seed=50), Update(last, 0, **up)],
         "f": [DeleteKnn("Italy")],
     }
 
@@ -40,8 +44,11 @@ CONFLICTS = [{"a", "b"}, {"a", "d"}, {"c", "f"}]
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("patches")
-    vindex = Vindex.open(BASE)
+    return written(Vindex.open(BASE), tmp_path_factory.mktemp("patches"))
+
+
+def written(vindex: Vindex, folder: Path) -> dict[str, Path]:
+    """The patches of `operations` as files."""
     return {
         name: Path(write_patch(folder / f"{name}.vlp", Patch(tuple(ops)), vindex).path or "")
         for name, ops in operations(vindex).items()
@@ -61,7 +68,8 @@ class State:
         self.overlay = s.overlay.fingerprint()
         # All of the vocabulary: logits and probabilities to the last bit.
         self.table = s.lql(f'INFER "{PROMPT}" TOP 1000').arrow()
-        self.hits = [s.search().search(range(4), query, 100, o) for o in ("signed", "absolute", "activation")]
+        layers = range(s.need().n_layers)
+        self.hits = [s.search().search(layers, query, 100, o) for o in ORDERS]
         self.features = s.sql(f"SELECT * FROM {s.schema}.features ORDER BY ALL").arrow()
 
     def __eq__(self, other: object) -> bool:
@@ -77,13 +85,8 @@ class State:
         )  # fmt: skip
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(steps=st.lists(st.sampled_from("abcdef"), max_size=8))
-def test_any_order_of_applying_and_removing_restores_exactly(
-    steps: list[str], files: dict[str, Path], session: Session
-) -> None:
+def walk(s: Session, files: dict[str, Path], steps: list[str]) -> None:
     """Each step applies a patch that is not applied, or removes it; what must be refused is, everything else holds."""
-    s = session
     vindex = s.need()
     parts = operations(vindex)
     before = State(s)
@@ -109,6 +112,22 @@ def test_any_order_of_applying_and_removing_restores_exactly(
     for name in reversed(applied):
         s.edits.remove(name)
     assert State(s) == before and not s.overlay
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=st.lists(st.sampled_from("abcdef"), max_size=8))
+def test_any_order_of_applying_and_removing_restores_exactly(
+    steps: list[str], files: dict[str, Path], session: Session
+) -> None:
+    walk(session, files, steps)
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "qwen3", "gpt2"])
+def test_other_families_are_restored_exactly(
+    family: str, tiny_vindex: Callable[[str], Path], tmp_path: Path
+) -> None:
+    with connect(tiny_vindex(family)) as s:
+        walk(s, written(s.need(), tmp_path), list("acbaebcdfcab"))
 
 
 def test_a_patch_on_which_a_later_one_depends_stays_and_names_it(files: dict[str, Path]) -> None:
