@@ -60,10 +60,8 @@ def infer_table(
             with engine.intervene(Sparse(WALK_K if walk_k is None else walk_k)):
                 runs.append(("walk", prediction(engine.logits(batch)[0], top)))
     parts = [_rows(engine, source, found) for source, found in runs]
-    unknown = [None] * len(more)
-    parts.append(
-        {key: list(unknown) for key in parts[0]} | {"token": list(more), "source": ["patch"] * len(more)}
-    )
+    unknown: dict[str, list[object]] = {key: [None] * len(more) for key in parts[0]}
+    parts.append(unknown | {"token": list(more), "source": ["patch"] * len(more)})
     return as_table("infer", {key: [v for part in parts for v in part[key]] for key in parts[0]})
 
 

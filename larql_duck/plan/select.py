@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import sqlglot
 from sqlglot import exp
+from sqlglot.tokens import TokenType
 
 from larql_duck.errors import LqlSyntaxError
 from larql_duck.lql.statements import NEAREST_FUNCTION, Select, Sql, Statement
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 _NEAREST_FUNCTIONS = ("lq_udf_entity_vectors", "lq_udf_distances")
 _NEAREST_ROWS = 20
+_QUOTED = frozenset(
+    {TokenType.STRING, TokenType.IDENTIFIER, TokenType.NATIONAL_STRING, TokenType.HEREDOC_STRING}
+)
 _COMPARISONS = frozenset({"=", "==", "!=", "<>", "<", "<=", ">", ">="})
 
 
@@ -114,13 +118,13 @@ class _Lowering:
 
     def _tables_by_token(self) -> None:
         for before, token, after in _triples(self.tokens):
-            named = before is not None and before.text.upper() in ("FROM", "JOIN")
+            named = before is not None and _said(before).upper() in ("FROM", "JOIN")
             name = token.text.lower()
-            if not named or (after is not None and after.text in (".", "(")):
+            if not named or (after is not None and _said(after) in (".", "(")):
                 continue
             self.uses_pipe = self.uses_pipe or name == "_"
             if name in TABLES:
-                aliased = after is not None and after.text.upper() == "AS"
+                aliased = after is not None and _said(after).upper() == "AS"
                 self._name_table(token.start, token.end + 1, token.text, TABLES[name], aliased)
 
     def _name_table(self, start: int, end: int, name: str, table: Table, aliased: bool) -> None:
@@ -134,7 +138,7 @@ class _Lowering:
         # table of ours has such a column.
         for before, token, _ in _triples(self.tokens):
             quoted = self.part.text[token.start : token.end + 1] == '"all"'
-            if quoted and before is not None and before.text.upper() in ("ORDER BY", "BY"):
+            if quoted and before is not None and _said(before).upper() in ("ORDER BY", "BY"):
                 self.edits.append((token.start, token.end + 1, "ALL"))
 
     # -- NEAREST TO ---------------------------------------------------------------------------------------
@@ -142,13 +146,13 @@ class _Lowering:
     def _nearest_calls(self, tree: exp.Expr | None) -> int:
         found = 0
         for i, token in enumerate(self.tokens):
-            if token.text != NEAREST_FUNCTION or self.tokens[i + 1].text != "(":
+            if _said(token) != NEAREST_FUNCTION or _said(self.tokens[i + 1]) != "(":
                 continue
             found += 1
             close = _closing(self.tokens, i + 1)
             arguments = self._arguments(self.part.text[token.start : self.tokens[close].end + 1])
             source, entity, layer, basis = arguments
-            aliased = close + 1 < len(self.tokens) and self.tokens[close + 1].text.upper() == "AS"
+            aliased = close + 1 < len(self.tokens) and _said(self.tokens[close + 1]).upper() == "AS"
             self._nearest_call(
                 (token.start, self.tokens[close].end + 1), str(source), str(entity), layer, basis, aliased
             )
@@ -213,7 +217,7 @@ class _Lowering:
             return
         behind = end = len(self.part.text)
         for token in self._outer_tokens():
-            if token.text.upper() in ("LIMIT", "OFFSET"):
+            if _said(token).upper() in ("LIMIT", "OFFSET"):
                 behind = token.start
                 break
         if not tree.args.get("order"):
@@ -229,7 +233,7 @@ class _Lowering:
         """The tokens that stand in no bracket."""
         depth = 0
         for token in self.tokens:
-            depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(token.text, 0)
+            depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(_said(token), 0)
             if depth == 0:
                 yield token
 
@@ -287,7 +291,7 @@ class _Lowering:
                 "ENTITIES has a list of layers, not one: write layer = 5 (or <, >, IN, BETWEEN), or use the column layers",
             )
         qualifier = self.part.text[self.tokens[first].start : name.meta["start"]]
-        operator = self.tokens[at + 1].text.upper()
+        operator = _said(self.tokens[at + 1]).upper()
         # `layer <> 5` asks for entities without layer 5, not for those that have another one too.
         negated = operator in ("!=", "<>", "NOT")
         operand = self.part.text[self.tokens[at + 1].end + 1 : self.tokens[last].end + 1]
@@ -325,10 +329,15 @@ def _contains(tree: exp.Expr, node: exp.Expr) -> bool:
     return False
 
 
+def _said(token: Token) -> str:
+    """The token's text where it is a word or a sign of SQL; '' for literals and quoted names, whatever they hold."""
+    return "" if token.token_type in _QUOTED else token.text
+
+
 def _closing(tokens: list[Token], opening: int) -> int:
     depth = 0
     for i in range(opening, len(tokens)):
-        depth += {"(": 1, ")": -1}.get(tokens[i].text, 0)
+        depth += {"(": 1, ")": -1}.get(_said(tokens[i]), 0)
         if depth == 0:
             return i
     raise AssertionError("DuckDB's parser accepted unbalanced brackets")
@@ -336,23 +345,23 @@ def _closing(tokens: list[Token], opening: int) -> int:
 
 def _predicate_end(tokens: list[Token], at: int) -> int | None:
     """Index of the last token of a comparison whose left side is the token `at`; None for other forms."""
-    words = [t.text.upper() for t in tokens[at + 1 : at + 3]]
+    words = [_said(t).upper() for t in tokens[at + 1 : at + 3]]
     if not words:
         return None
     if words[0] in _COMPARISONS:
         return _number_end(tokens, at + 2)
     if words[0] == "IN" or words == ["NOT", "IN"]:
         opening = at + 2 if words[0] == "IN" else at + 3
-        return _closing(tokens, opening) if opening < len(tokens) and tokens[opening].text == "(" else None
+        return _closing(tokens, opening) if opening < len(tokens) and _said(tokens[opening]) == "(" else None
     if words[0] == "BETWEEN":
         middle = _number_end(tokens, at + 2)
-        if middle is not None and middle + 1 < len(tokens) and tokens[middle + 1].text.upper() == "AND":
+        if middle is not None and middle + 1 < len(tokens) and _said(tokens[middle + 1]).upper() == "AND":
             return _number_end(tokens, middle + 2)
     return None
 
 
 def _number_end(tokens: list[Token], at: int) -> int | None:
-    if at < len(tokens) and tokens[at].text == "-":
+    if at < len(tokens) and _said(tokens[at]) == "-":
         at += 1
     return at if at < len(tokens) and tokens[at].text.replace(".", "", 1).isdigit() else None
 
