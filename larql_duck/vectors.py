@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -42,6 +43,14 @@ class LayerEdits:
     features: np.ndarray
     gate: np.ndarray
     up: np.ndarray | None = None
+
+    @cached_property
+    def exact(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """gate and up in float64: a thousand rows take longer to convert than to multiply."""
+        import torch
+
+        up = None if self.up is None else torch.from_numpy(self.up.astype(np.float64))
+        return torch.from_numpy(self.gate.astype(np.float64)), up
 
 
 class Overlay(Protocol):
@@ -250,9 +259,10 @@ class GateSearch:
             if edits is not None and len(edits.features):
                 owners.append(torch.full((len(edits.features),), i))
                 features.append(torch.from_numpy(edits.features.astype(np.int64)))
-                gates.append(torch.from_numpy(edits.gate.astype(np.float64)) @ query)
-                if up is not None and edits.up is not None:
-                    ups.append(torch.from_numpy(edits.up.astype(np.float64)) @ query)
+                new_gate, new_up = edits.exact
+                gates.append(new_gate @ query)
+                if up is not None and new_up is not None:
+                    ups.append(new_up @ query)
         if not owners:
             nothing = np.zeros(0, np.int64)
             return nothing, nothing, np.zeros(0, np.float32), None
