@@ -245,11 +245,14 @@ def _lost(session: Session, facts: Sequence[tuple[str, str]]) -> list[Wanted]:
         objects, prior = _objects(session, entity, relation)
         text = own.text(entity)
         p = next_p(engine, [filled(own.templates[0], text)[0]])[0]
-        if not objects:
-            objects = (engine.tokenizer.token(int(p.argmax())).strip(),)
+        best = int(p.argmax())
+        first = engine.tokenizer.token(best).strip()
+        objects = objects or (first or engine.tokenizer.piece(best),)
+        # The answer as the model writes it, whether or not a blank comes first.
+        firsts = (best,) if first and objects[0].startswith(first) or not first else ()
         if prior is None:
             prior = _prior(engine, own, entity, objects)
-        out.append(Wanted(entity, relation, objects[0], own.templates, own, "delete", objects, prior))
+        out.append(Wanted(entity, relation, objects[0], own.templates, own, "delete", objects, firsts, prior))
     return out
 
 

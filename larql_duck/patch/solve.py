@@ -53,6 +53,8 @@ _KEPT = (
     "{} and",
     "My friend told me that {} was",
 )
+# A fact is not said where its loss is above this; what is kept then weighs less, attempt by attempt.
+_UNSAID, _AGAIN = 0.6, (0.3, 0.05)
 _OPENINGS = ("", "Note: ")
 # Templates of a fact that are taught, and general ones; the first {} is the relation.
 _GOALS = 4
@@ -67,7 +69,7 @@ _GENERAL = (
 class Wanted:
     """A fact to make true: after each of `templates` ({} for the entity) the model is to say `target`.
 
-    kind 'delete': it is to say none of `objects` with more than probability `prior` instead. text is the entity as it
+    kind 'delete': it is to say none of `objects` (nor begin with the tokens `firsts`) with more than probability `prior`. text is the entity as it
     stands in a sentence. stating says what is known about the relation.
     """
 
@@ -78,6 +80,7 @@ class Wanted:
     stating: Stating
     kind: Literal["insert", "update", "delete"] = "insert"
     objects: tuple[str, ...] = ()
+    firsts: tuple[int, ...] = ()
     prior: float = 0.0
 
     @property
@@ -260,7 +263,9 @@ def _zero_rows(
 
     for relation in {w.stating.relation: w for w in wanted}.values():
         subjects = [s for s in relation.stating.subjects if _plain(s) not in named]
-        for text in chance.sample(subjects, min(_OTHERS, len(subjects))):
+        # The best known ones, then a sample of the others.
+        best, rest = subjects[: _OTHERS // 3], subjects[_OTHERS // 3 :]
+        for text in [*best, *chance.sample(rest, min(_OTHERS - len(best), len(rest)))]:
             frames = [*relation.templates, *relation.stating.others]
             add(text, frames, _EACH)
             places = [spot(engine.tokenizer, t, text) for t in (relation.templates[0], chance.choice(frames))]
@@ -345,7 +350,19 @@ def _values(
         if progress is not None:
             progress("values", at[0] + done, at[1])
 
-    return value.values(engine, layer, scaled, len(wanted), progress=step).d
+    done = value.values(engine, layer, scaled, len(wanted), progress=step)
+    d = done.d
+    for keep in _AGAIN:
+        weak = set(torch.nonzero(done.stated > _UNSAID).flatten().tolist())
+        if not weak:
+            break
+        # What the fact is asked by first has to be said, even if more else changes.
+        chosen = [s for s in scaled if weak & set(s.facts) and (s.always or not s.goal)]
+        done = value.values(
+            engine, layer, chosen, len(wanted), start=d, steps=value.STEPS // 2, keep=keep * value.KEEP
+        )
+        d = torch.where((done.d - d).abs().amax(1, keepdim=True) > 0, done.d, d)
+    return d
 
 
 def _lessons(engine: Engine, wanted: Sequence[Wanted]) -> list[Lesson]:
@@ -361,6 +378,7 @@ def _lessons(engine: Engine, wanted: Sequence[Wanted]) -> list[Lesson]:
                 if w.kind == "delete":
                     place = spot(tokenizer, frame, w.text)
                     less = {ids[0] for o in w.objects if (ids := answer_ids(tokenizer, frame, o))}
+                    less |= set(w.firsts)
                     lesson = Lesson(place.ids, place.at, facts, 0, tuple(sorted(less)), w.prior)
                 else:
                     ids = answer_ids(tokenizer, frame, w.target)

@@ -58,10 +58,13 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Values:
-    """d [facts, hidden], f32; loss [facts], mean nats of what is to be said; steps taken."""
+    """d [facts, hidden], f32; loss [facts], mean nats of what is to be said; stated [facts], the same for what is part of
+    every step; steps taken.
+    """
 
     d: torch.Tensor
     loss: torch.Tensor
+    stated: torch.Tensor
     steps: int
 
 
@@ -73,11 +76,12 @@ def values(
     *,
     start: torch.Tensor | None = None,
     steps: int = STEPS,
+    keep: float | None = None,
     progress: Callable[[int, int], None] | None = None,
     trace: Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None] | None = None,
 ) -> Values:
     """The value of every fact, found together by Adam: at each lesson's subject the FFN's raw output gets the sum of
-    its facts' values. trace(step, said, kept, length) is called with the losses [facts] and lengths of d.
+    its facts' values. keep weighs what is to stay (KEEP). trace(step, said, kept, length) is called with the losses [facts] and lengths of d.
     """
     phases = [_groups(engine, layer, part, n_facts) for part in _phases(lessons, n_facts) if part]
     # Lengths are told in that of what the layer hands on, so that nothing depends on the model's scale.
@@ -87,6 +91,8 @@ def values(
     u = u.clone().requires_grad_(True)
     first, second = torch.zeros_like(u), torch.zeros_like(u)
     taken = torch.zeros(n_facts)
+    stated = torch.zeros(n_facts)
+    weight = KEEP if keep is None else keep
     done = torch.zeros(n_facts, dtype=torch.bool)
     said = torch.full((len(phases), n_facts), math.inf)
     kept = torch.full((len(phases), n_facts), math.inf)
@@ -99,7 +105,9 @@ def values(
         for group in phases[phase]:
             pick = group.live(done)
             if len(pick):
-                _losses(engine, layer, group, u * size, pick, said[phase], kept[phase], live).backward()
+                _losses(
+                    engine, layer, group, u * size, pick, said[phase], kept[phase], stated, live, weight
+                ).backward()
         if u.grad is None:
             break
         length = u.detach().norm(dim=1) / math.sqrt(engine.hidden)
@@ -121,7 +129,7 @@ def values(
             progress(int(done.sum()), n_facts)
         if bool(done.all()):
             break
-    return Values(u.detach() * size, said.clamp(max=1e4).mean(0), step)
+    return Values(u.detach() * size, said.clamp(max=1e4).mean(0), stated, step)
 
 
 def _phases(lessons: Sequence[Lesson], n_facts: int) -> list[list[Lesson]]:
@@ -160,6 +168,8 @@ class _Group:
     adds: torch.Tensor
     share: torch.Tensor
     goal: torch.Tensor
+    always: torch.Tensor
+    owner: list[int]
     say: torch.Tensor
     hold: torch.Tensor
     tokens: torch.Tensor
@@ -240,6 +250,8 @@ def _prepared(engine: Engine, layer: int, lessons: Sequence[Lesson], counts: tor
         adds=adds,
         share=share,
         goal=torch.tensor([s.goal for s in lessons]),
+        always=torch.tensor([s.always for s in lessons]),
+        owner=[s.facts[0] for s in lessons],
         say=torch.tensor(say, dtype=torch.int64).reshape(-1, 3),
         hold=held,
         tokens=tokens,
@@ -283,9 +295,12 @@ def _losses(
     pick: torch.Tensor,
     said: torch.Tensor,
     kept: torch.Tensor,
+    stated: torch.Tensor,
     live: torch.Tensor,
+    keep: float,
 ) -> torch.Tensor:
-    """What the picked lessons lack, weighted and summed; the means of live facts in said and kept [facts] grow."""
+    """What the picked lessons lack, weighted and summed; the means of live facts in said and kept [facts] grow,
+    stated holds the losses of lessons of every step."""
     hidden = _written(engine, layer, g, d, pick)
     place = torch.full((len(g.adds),), -1)
     place[pick] = torch.arange(len(pick))
@@ -314,7 +329,9 @@ def _losses(
     shared = g.share * live * loss.detach()[:, None]
     said += shared[g.goal].sum(0)
     kept += shared[~g.goal].sum(0)
-    weight = (g.share * live).sum(1) * torch.where(g.goal, 1.0, KEEP)
+    for i in torch.nonzero(g.always & (place >= 0)).flatten().tolist():
+        stated[g.owner[i]] = float(loss[i].detach())
+    weight = (g.share * live).sum(1) * torch.where(g.goal, 1.0, keep)
     return (weight * loss).sum()
 
 
