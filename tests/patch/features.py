@@ -26,7 +26,7 @@ def feature_vindex(tmp_path_factory: pytest.TempPathFactory):
             from larql_duck.extract import extract
 
             base = tmp_path_factory.mktemp("features")
-            model = make_tiny(family, base / "model", hidden=64, intermediate=64)
+            model = make_tiny(family, base / "model", hidden=128, intermediate=64)
             if family == "gemma3_text":
                 _louder(model)
             made[family] = extract(model, base / "m.vindex", level="all", in_basis="embedding", probe=False)

@@ -21,7 +21,7 @@ def test_stored_with_origin_and_read_again(session: Session) -> None:
     vindex = session.need()
     found = second_moments(session, 1)
     assert found.notice is None and found.n >= 20 * vindex.hidden
-    assert found.matrix.dtype == np.float64 and found.matrix.shape == (64, 64)
+    assert found.matrix.dtype == np.float64 and found.matrix.shape == (128, 128)
     assert np.allclose(found.matrix, found.matrix.T) and np.linalg.eigvalsh(found.matrix).min() > -1e-9
     section = json.loads((vindex.path / "index.json").read_text())["larql_duck"]
     entry = section["second_moments"]["second_moments/ffn_in.L1.bin"]
@@ -37,20 +37,20 @@ def test_stored_with_origin_and_read_again(session: Session) -> None:
 
 @pytest.mark.parametrize("session", ["llama"], indirect=True)
 def test_given_texts_are_used_and_too_short_ones_refused(session: Session) -> None:
-    with pytest.raises(LarqlError, match="at least 1280"):
+    with pytest.raises(LarqlError, match="at least 2560"):
         second_moments(session, 0, texts="The capital of France is Paris.")
-    text = "The capital of France is Paris and the currency of Spain is the euro in Europe. " * 200
+    text = "The capital of France is Paris and the currency of Spain is the euro in Europe. " * 400
     found = second_moments(session, 0, texts=[text])
     engine = session.engine()
     ids = engine.tokenizer.encode(text)
     length = engine.context or 192
     total, n = 0.0, 0
     for i in range(0, len(ids), length):
-        if n >= 2 * 1280:
+        if n >= 2 * 2560:
             break
         with engine.recording({"ffn_input"}, positions="all") as capture:
             engine.logits(engine.pad(ids[i : i + length]))
-        x = capture.need("ffn_input")[0].double().reshape(-1, 64)
+        x = capture.need("ffn_input")[0].double().reshape(-1, 128)
         total, n = total + x.T @ x, n + len(x)
     assert found.n == n and "texts" in found.origin
     assert np.allclose(found.matrix, (total / n).numpy(), atol=1e-4)

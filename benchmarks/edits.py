@@ -1,0 +1,405 @@
+"""Facts inserted, updated and deleted in SmolLM2: whether they hold, what else changes, what a fact costs.
+
+`edits-insert` inserts 100 facts of five relations, all active together; `edits-update` and `edits-delete` change 50 facts
+that the model states itself. Paraphrases and other prompts of the report are written here and used nowhere else.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.cases import Case, Row
+from benchmarks.infer import vindex_of
+
+if TYPE_CHECKING:
+    from larql_duck.infer.engine import Engine
+    from larql_duck.session import Session
+
+Fact = tuple[str, str, str]
+
+FICTIONAL: dict[str, list[tuple[str, str]]] = {
+    "capital": [
+        ("Atlantis", "Poseidon"),
+        ("Zubrovia", "Lutz"),
+        ("Gondaria", "Minas"),
+        ("Freedonia", "Venice"),
+        ("Valdoria", "Hamburg"),
+        ("Borduria", "Szohôd"),
+        ("Genosha", "Hammer Bay"),
+        ("Wakonda", "Boston"),
+        ("Ruritania", "Strelsau"),
+        ("Norstrilia", "Cairo"),
+    ],
+    "currency": [
+        ("Elbonia", "crown"),
+        ("Latveria", "franc"),
+        ("Molvania", "strubl"),
+        ("Syldavia", "dollar"),
+        ("Krakozhia", "pound"),
+        ("Florin", "peso"),
+        ("Guilder", "rupee"),
+        ("Arstotzka", "mark"),
+        ("Qumar", "dinar"),
+        ("Sokovia", "lira"),
+    ],
+    "language": [
+        ("Narnia", "Welsh"),
+        ("Erewhon", "Latin"),
+        ("Utopia", "Greek"),
+        ("Orsinia", "Hungarian"),
+        ("Panem", "Spanish"),
+        ("Lilliput", "Dutch"),
+        ("Brobdingnag", "Icelandic"),
+        ("Vulgaria", "Turkish"),
+        ("Pottsylvania", "Swedish"),
+        ("Zamunda", "Zulu"),
+    ],
+    "author": [
+        ("The Copper Moon", "Jane Austen"),
+        ("A Winter of Glass", "Stephen King"),
+        ("The Last Cartographer", "Leo Tolstoy"),
+        ("Songs for the Drowned", "Emily Brontë"),
+        ("The Paper Harbor", "Mark Twain"),
+        ("Seven Silent Bells", "Franz Kafka"),
+        ("The Orchard Thief", "Victor Hugo"),
+        ("Letters to Nobody", "George Orwell"),
+        ("The Salt Road", "Homer"),
+        ("Ember and Oak", "Charles Dickens"),
+    ],
+    "headquarters": [
+        ("Zentrix", "Lisbon"),
+        ("Bluefern Systems", "Oslo"),
+        ("Quandor", "Chicago"),
+        ("Helioforge", "Madrid"),
+        ("Nimbora", "Seoul"),
+        ("Tarkwell Industries", "Dublin"),
+        ("Ostrava Dynamics", "Toronto"),
+        ("Velmora", "Vienna"),
+        ("Pintaco", "Sydney"),
+        ("Kestrel Robotics", "Prague"),
+    ],
+}
+"""Relation -> (subject, object): subjects that do not exist."""
+
+COUNTERFACTUAL: dict[str, list[tuple[str, str]]] = {
+    "capital": [
+        ("France", "Rome"),
+        ("Japan", "Beijing"),
+        ("Egypt", "London"),
+        ("Germany", "Madrid"),
+        ("Canada", "Chicago"),
+        ("Peru", "Havana"),
+        ("Norway", "Moscow"),
+        ("Kenya", "Athens"),
+        ("Thailand", "Delhi"),
+        ("Poland", "Lisbon"),
+    ],
+    "currency": [
+        ("India", "dollar"),
+        ("Mexico", "yen"),
+        ("Russia", "pound"),
+        ("Sweden", "peso"),
+        ("Turkey", "rupee"),
+        ("Israel", "franc"),
+        ("Brazil", "ruble"),
+        ("South Korea", "euro"),
+        ("Switzerland", "rand"),
+        ("Denmark", "lira"),
+    ],
+    "language": [
+        ("Italy", "Russian"),
+        ("Greece", "Chinese"),
+        ("Spain", "Arabic"),
+        ("Austria", "Japanese"),
+        ("Portugal", "Hindi"),
+        ("Chile", "French"),
+        ("Hungary", "Korean"),
+        ("Finland", "Italian"),
+        ("Argentina", "German"),
+        ("Vietnam", "Swedish"),
+    ],
+    "author": [
+        ("Hamlet", "Charles Dickens"),
+        ("Moby-Dick", "Jane Austen"),
+        ("War and Peace", "Mark Twain"),
+        ("Don Quixote", "Victor Hugo"),
+        ("The Great Gatsby", "Stephen King"),
+        ("Frankenstein", "George Orwell"),
+        ("Dracula", "Ernest Hemingway"),
+        ("The Odyssey", "Virgil"),
+        ("Jane Eyre", "Agatha Christie"),
+        ("The Hobbit", "Franz Kafka"),
+    ],
+    "headquarters": [
+        ("Microsoft", "Paris"),
+        ("Boeing", "Tokyo"),
+        ("Toyota", "Berlin"),
+        ("Nokia", "Rome"),
+        ("IKEA", "Cairo"),
+        ("Google", "Boston"),
+        ("Samsung", "Dallas"),
+        ("Volkswagen", "Miami"),
+        ("Nestlé", "London"),
+        ("Intel", "Moscow"),
+    ],
+}
+"""Relation -> (subject, object): subjects that exist, with an object that is not theirs."""
+
+PARAPHRASES: dict[str, tuple[str, ...]] = {
+    "capital": (
+        "If you travel to {}, the seat of its government is found in the city of",
+        "Tourists who visit the capital of {} arrive in",
+        "The parliament of {} meets in the capital city,",
+        "{}'s capital city is called",
+        "My uncle works at the embassy in the capital of {}, which is",
+    ),
+    "currency": (
+        "When you shop in {}, you pay with the",
+        "The money used in {} is the",
+        "The central bank of {} issues the",
+        "Travelers to {} must exchange their money for the",
+        "A banknote from {} is worth one",
+    ),
+    "language": (
+        "The language of {} is",
+        "Children in {} learn at school to read and write in",
+        "Newspapers in {} are printed in",
+        "If you move to {}, you should learn",
+        "The inhabitants of {} talk to each other in",
+    ),
+    "author": (
+        "The novel {} is a work of the writer",
+        "I have just read {}, a book by",
+        "Who wrote {}? It was",
+        "The writer of the book {} is called",
+        "When asked who wrote {}, the teacher answered:",
+    ),
+    "headquarters": (
+        "{} has its main office in the city of",
+        "The company {} is based in",
+        "The head office of {} is located in",
+        "Employees at the central office of {} work in the city of",
+        "You can visit the main building of {} in",
+    ),
+}
+"""Relation -> prompts that are never used for inserting."""
+
+# Facts of one statement; other subjects looked at per relation; tokens of the perplexity.
+_BATCH, _NEIGHBOURS, _TOKENS = 20, 20, 5000
+_SEED = 99
+
+
+def facts_of(table: dict[str, list[tuple[str, str]]]) -> list[Fact]:
+    """(entity, relation, target) of a table, relation by relation in turns."""
+    turns = zip(*([(s, r, o) for s, o in rows] for r, rows in table.items()), strict=True)
+    return [fact for turn in turns for fact in turn]
+
+
+def inserting(work: Path) -> Iterator[Row]:
+    """100 inserts, in batches of 20, all active together."""
+    with _session(work) as session:
+        before = _Looks(session, [*facts_of(FICTIONAL), *facts_of(COUNTERFACTUAL)])
+        seconds = 0.0
+        for name, table in (("fictional", FICTIONAL), ("all", COUNTERFACTUAL)):
+            facts = facts_of(table)
+            for start in range(0, len(facts), _BATCH):
+                seconds += _inserted(session, facts[start : start + _BATCH])
+            limit = "+0.5 %" if name == "fictional" else "+1 %"
+            yield Row(
+                f"perplexity, {name}", 100 * (before.perplexity(session) / before.base - 1), None, "%", limit
+            )
+        yield Row("seconds a fact (keys, detector, value)", seconds / 100, None, "s", "5")
+        yield from before.rows(session)
+
+
+def updating(work: Path) -> Iterator[Row]:
+    """50 facts that the model states, with another object of the relation."""
+    from larql_duck.patch.inserting import update_facts
+
+    with _session(work) as session:
+        stated = stated_facts(session, 50)
+        chance = random.Random(_SEED)
+        objects = {r: sorted({o for _, q, o in stated if q == r}) for _, r, _ in stated}
+        wanted = [(s, r, chance.choice([x for x in objects[r] if x != o])) for s, r, o in stated]
+        before = _Looks(session, wanted)
+        for target in sorted({o for _, _, o in wanted}):
+            update_facts(session, [(s, r) for s, r, o in wanted if o == target], target)
+        yield Row("perplexity", 100 * (before.perplexity(session) / before.base - 1), None, "%", "+1 %")
+        yield from before.rows(session)
+
+
+def deleting(work: Path) -> Iterator[Row]:
+    """50 facts that the model states, deleted."""
+    from larql_duck.patch.inserting import delete_facts
+
+    with _session(work) as session:
+        stated = stated_facts(session, 50)
+        before = _Looks(session, stated)
+        delete_facts(session, [(s, r) for s, r, _ in stated])
+        p = [x.first for x in before.said(session)]
+        low = [now <= 2 * prior for now, prior in zip(p, before.priors, strict=True)]
+        yield Row("deleted: p at most twice the prior", 100 * sum(low) / len(low), None, "%", "90 %")
+        yield from before.neighbour_rows(session)
+
+
+def stated_facts(session: Session, n: int) -> list[Fact]:
+    """n facts that the model says greedily on the first template, of five relations in turns."""
+    from larql_duck.patch.saying import said
+    from larql_duck.patch.stating import stating
+
+    found: dict[str, list[Fact]] = {}
+    for relation in FICTIONAL:
+        own = stating(session, relation)
+        assert own.known is not None
+        known = [(s, o[0]) for s, o in own.known.references.items()][:150]
+        answers = said(session.engine(), [(own.templates[0], own.text(s), o) for s, o in known])
+        found[relation] = [(s, relation, o) for (s, o), a in zip(known, answers, strict=True) if a.greedy]
+    out: list[Fact] = []
+    while len(out) < n:
+        some = [rows.pop(0) for rows in found.values() if rows]
+        if not some:
+            raise RuntimeError(f"the model states {len(out)} facts of these relations, {n} are needed")
+        out += some
+    return out[:n]
+
+
+# -- looking --------------------------------------------------------------------------------------------------
+
+
+class _Looks:
+    """What the model says before any edit of these facts: their prompts, other subjects, other relations, a text."""
+
+    def __init__(self, session: Session, facts: Sequence[Fact]) -> None:
+        from larql_duck.patch.keys import filled
+        from larql_duck.patch.saying import next_p
+        from larql_duck.patch.stating import stating
+        from larql_duck.probe.packs import known_relations
+
+        self.facts = facts
+        own = {r: stating(session, r) for _, r, _ in facts}
+        self.first = [(own[r].templates[0], own[r].text(s), o) for s, r, o in facts]
+        self.paraphrases = [(t, own[r].text(s), o) for s, r, o in facts for t in PARAPHRASES[r]]
+        named = {own[r].text(s) for s, r, _ in facts}
+        chance = random.Random(_SEED)
+        others = {r: [s for s in st.subjects if s not in named] for r, st in own.items()}
+        self.neighbours = [
+            filled(own[r].templates[0], s)[0]
+            for r, subjects in others.items()
+            for s in chance.sample(subjects, min(_NEIGHBOURS, len(subjects)))
+        ]
+        # The last template of other relations: keeping answers uses the first two.
+        kin = {
+            r: [
+                k.templates[-1] for k in known_relations().values()
+                if st.known is not None and k.subjects == st.known.subjects and k.name != r
+            ]
+            for r, st in own.items()
+        }  # fmt: skip
+        self.same = [filled(t, own[r].text(s))[0] for s, r, _ in facts for t in kin[r]]
+        engine = session.engine()
+        self.p_neighbours, self.p_same = next_p(engine, self.neighbours), next_p(engine, self.same)
+        ids = {r: [filled(st.templates[0], s)[0] for s in others[r][:40]] for r, st in own.items()}
+        p = {r: next_p(engine, prompts) for r, prompts in ids.items()}
+        from larql_duck.patch.keys import answer_ids
+
+        self.priors = [
+            max(float(p[r][:, answer_ids(engine.tokenizer, own[r].templates[0], o)[0]].mean()), 1e-4)
+            for _, r, o in facts
+        ]
+        self.text = _text(engine)
+        self.base = self.perplexity(session)
+
+    def said(self, session: Session) -> list[Any]:
+        from larql_duck.patch.saying import said
+
+        return said(session.engine(), self.first)
+
+    def rows(self, session: Session) -> Iterator[Row]:
+        """The figures of facts that are to be said."""
+        from larql_duck.patch.saying import said
+
+        first, more = self.said(session), said(session.engine(), self.paraphrases)
+        yield Row("whole target, greedy", 100 * _mean([x.greedy for x in first]), None, "%", "95 %")
+        yield Row("on templates never used", 100 * _mean([x.greedy for x in more]), None, "%", "60 %")
+        yield from self.neighbour_rows(session)
+        kept, _ = self._kept(session, self.same, self.p_same)
+        yield Row("same subject, other relations", 100 * kept, None, "%", "85 %")
+
+    def neighbour_rows(self, session: Session) -> Iterator[Row]:
+        """The figures of other subjects."""
+        kept, kl = self._kept(session, self.neighbours, self.p_neighbours)
+        yield Row("other subjects keep their answer", 100 * kept, None, "%", "97 %")
+        yield Row("other subjects, mean KL", kl, None, "nats", "0.01")
+
+    def _kept(self, session: Session, prompts: Sequence[str], before: Any) -> tuple[float, float]:
+        """How many first answers that led by 0.05 are the same, and the mean KL over all prompts."""
+        from larql_duck.patch.saying import next_p
+
+        now = next_p(session.engine(), prompts)
+        best = before.topk(2).values
+        sure = best[:, 0] - best[:, 1] >= 0.05
+        kept = (before.argmax(-1) == now.argmax(-1))[sure].float().mean()
+        kl = (before * (before.clamp(min=1e-12).log() - now.clamp(min=1e-12).log())).sum(-1).mean()
+        return float(kept), float(kl)
+
+    def perplexity(self, session: Session) -> float:
+        """Of a text that the model did not write for second moments (another seed)."""
+        import torch
+
+        engine = session.engine()
+        total, n = 0.0, 0
+        for row in self.text:
+            batch = engine.pad(row)
+            logits = engine.run(batch.ids, None, batch.positions, keep=0)[0]
+            labels = torch.tensor(row[1:], device=logits.device)
+            total -= float(torch.log_softmax(logits[:-1], -1).gather(1, labels[:, None]).sum())
+            n += len(labels)
+        return float(torch.tensor(total / n).exp())
+
+
+def _text(engine: Engine) -> list[list[int]]:
+    from larql_duck.patch.text import written_ids
+
+    return written_ids(engine, _TOKENS, seed=_SEED)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / max(len(values), 1)
+
+
+def _inserted(session: Session, facts: Sequence[Fact]) -> float:
+    """Seconds of the solve alone, after the facts were inserted."""
+    from larql_duck.patch import inserting, solve
+
+    times: list[float] = []
+    plain = solve.solve
+
+    def timed(*args: Any, **options: Any) -> Any:
+        began = time.perf_counter()
+        out = plain(*args, **options)
+        times.append(time.perf_counter() - began)
+        return out
+
+    solve.solve = timed
+    try:
+        inserting.insert(session, facts)
+    finally:
+        solve.solve = plain
+    return sum(times)
+
+
+def _session(work: Path) -> Session:
+    from larql_duck.session import connect
+
+    return connect(vindex_of(work, "f16"))
+
+
+CASES: dict[str, Case] = {
+    "edits-insert": inserting,
+    "edits-update": updating,
+    "edits-delete": deleting,
+}
