@@ -173,6 +173,9 @@ def _made(
         replace(s, p_before=b.p, p_after=a.p, paraphrase_p=a.others, neighbour_change=_change(b, a))
         for s, b, a in zip(solved, before, after, strict=True)
     ]
+    # The score that a slot shows is what was measured, unless the statement says otherwise.
+    if confidence is None:
+        operations = [_scored(op, s.p_after) for op, s in zip(operations, solved, strict=True)]
     edits.add(operations)
     rows = [_row(session, s) for s in solved]
     notices = [second.notice] if second.notice else []
@@ -194,6 +197,10 @@ def _operation(session: Session, engine: Engine, s: Solved, feature: int, confid
     return Insert(
         s.layer, feature, w.entity, w.target, w.relation, confidence, s.gate, s.up, s.down, meta, w.kind, w.templates
     )  # fmt: skip
+
+
+def _scored(op: Insert, p: float | None) -> Insert:
+    return op if op.meta is None or p is None else replace(op, meta=replace(op.meta, score=p))
 
 
 def _numbered(session: Session, op: Operation) -> Insert:
