@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -243,42 +242,53 @@ def test_vectors_are_rounded_to_what_the_vindex_stores(tmp_path: Path) -> None:
     assert np.array_equal(gate, gate.astype(np.float16).astype(np.float32))
 
 
-def test_saving_is_whole_or_not_at_all(tmp_path: Path) -> None:
-    """A process that is killed while it saves, again and again, leaves the old file or the new one."""
+SAVE = """
+import os, resource, signal, sys
+from pathlib import Path
+import numpy as np
+from larql_duck.patch.operations import Update
+from larql_duck.patch.stack import Patch
+from larql_duck.patch.vlp import write_patch
+from larql_duck.vindex.store import Vindex
+
+vindex, path, when = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+replace = os.replace
+
+def die(*names):
+    if when == "replaced":
+        replace(*names)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+os.replace = die
+if when == "half":
+    # The system ends the process in the middle of the write that passes this size.
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+ops = tuple(Update(0, i % 64, down=np.full(32, 2, np.float32)) for i in range(2000))
+write_patch(path, Patch(ops), Vindex.open(vindex))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals here")
+@pytest.mark.parametrize("when", ["half", "written", "replaced"])
+def test_saving_is_whole_or_not_at_all(when: str, tmp_path: Path) -> None:
+    """A process that dies while it writes, before its file takes the name, and after: the old file, or the new one."""
     path = tmp_path / "p.vlp"
-    script = tmp_path / "save.py"
-    script.write_text(
-        "import sys, itertools\n"
-        "from pathlib import Path\n"
-        "import numpy as np\n"
-        "from larql_duck.patch.operations import Update\n"
-        "from larql_duck.patch.stack import Patch\n"
-        "from larql_duck.patch.vlp import write_patch\n"
-        "from larql_duck.vindex.store import Vindex\n"
-        "v = Vindex.open(sys.argv[1])\n"
-        "for n in itertools.count():\n"
-        "    ops = tuple(Update(0, i % 64, down=np.full(32, n, np.float32)) for i in range(2000))\n"
-        "    write_patch(Path(sys.argv[2]), Patch(ops, description=str(n)), v)\n"
-        "    print(n, flush=True)\n"
-    )
     vindex = Vindex.open(BASE)
-    for kill in range(2):
-        process = subprocess.Popen(
-            [sys.executable, str(script), str(BASE), str(path)], stdout=subprocess.PIPE, text=True,
-            env=os.environ | {"PYTHONPATH": os.getcwd()},
-        )  # fmt: skip
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(0.013 * (kill + 1))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        patch = read_patch(path, vindex)
-        assert len(patch.operations) == 2000
-        values = {
-            float(op.down[0]) for op in patch.operations if isinstance(op, Update) and op.down is not None
-        }
-        assert values == {float(patch.description or "")}
+    write_patch(path, Patch((Delete(0, 3),)), vindex)
+    old = path.read_bytes()
+    command = [sys.executable, "-c", SAVE, str(BASE), str(path), when]
+    died = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()}
+    )
+    assert died.returncode == -(signal.SIGXFSZ if when == "half" else signal.SIGKILL), died.stderr
+    if when == "replaced":
+        assert len(read_patch(path, vindex).operations) == 2000
+    else:
+        assert path.read_bytes() == old
+    # The next save is not disturbed by what the dead process left.
+    write_patch(path, Patch((Delete(0, 4),)), vindex)
+    assert read_patch(path, vindex).operations == (Delete(0, 4),)
 
 
 def test_a_file_that_cannot_be_written_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
