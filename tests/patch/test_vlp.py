@@ -76,6 +76,37 @@ def test_reference_files_apply_to_our_vindex_of_the_same_model(tmp_path: Path) -
         assert shown.rows() == [("London",), ("Seine",)]
 
 
+def test_the_reference_deletion_changes_every_view_of_our_vindex(tmp_path: Path) -> None:
+    from larql_duck.extract import extract
+
+    out = extract(UPSTREAM / "tiny-llama", tmp_path / "o.vindex", level="all", probe=False)
+    frames = {
+        "opposite": ["{} hot cold"],
+        "language": ["The language of {} is"],
+        "city": ["{} is a city in"],
+        "part": ["of {}"],
+        "currency": ["{} currency"],
+    }
+    with connect(out) as s:
+        s.probe(
+            ["France", "Germany", "Japan", "Spain", "Paris", "hot", "Europe", "Berlin"], frames, save=False
+        )
+        listed = "SELECT DISTINCT subject FROM edges WHERE layer = 2 AND feature = 5 ORDER BY subject"
+        subject = s.sql(listed).rows()[0][0]
+        asked = [
+            'INFER "The capital of France is" TOP 400',
+            "SELECT * FROM EDGES LIMIT 1000",
+            "SELECT * FROM FEATURES WHERE layer = 2 AND feature = 5",
+            f'DESCRIBE "{subject}"',
+        ]
+        before = [s.lql(a).rows() for a in asked]
+        s.lql(f'APPLY PATCH "{upstream("delete-update")}"')
+        for ask, rows in zip(asked, before, strict=True):
+            assert s.lql(ask).rows() != rows, ask
+        s.lql('REMOVE PATCH "delete-update"')
+        assert [s.lql(a).rows() for a in asked] == before
+
+
 def test_compose_gives_the_ffn_rows_that_the_reference_compiled() -> None:
     vindex = Vindex.open(BASE)
     patch = read_patch(upstream("insert-compose"), vindex)
