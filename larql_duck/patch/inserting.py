@@ -256,7 +256,7 @@ def _lost(session: Session, facts: Sequence[tuple[str, str]]) -> list[Wanted]:
         first = engine.tokenizer.token(best).strip()
         objects = objects or (first or engine.tokenizer.piece(best),)
         # The answer as the model writes it, whether or not a blank comes first.
-        firsts = (best,) if first and objects[0].startswith(first) or not first else ()
+        firsts = (best,) if (first and objects[0].startswith(first)) or not first else ()
         if prior is None:
             prior = _prior(engine, own, entity, objects)
         out.append(Wanted(entity, relation, objects[0], own.templates, own, "delete", objects, firsts, prior))
