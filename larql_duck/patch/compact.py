@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from larql_duck.result import Result
     from larql_duck.session import Session
 
-# How far what the features wrote may be missed, as a share of what meeting it exactly would cost on average.
+# What a position of ordinary text weighs beside one at which a feature's part has to be written.
 LAMBDA = 0.001
 # Prompts of a fact of which every position is to write what it wrote; other subjects of one relation, and of all.
 _WHOLE, _NEIGHBOURS, _PROMPTS = 6, 256, 1024
@@ -68,16 +68,16 @@ def compact_major(session: Session, *, full: bool = False, lambda_: float | None
 
     The appended features of each layer become part of its W_down: at the facts' positions it writes what they wrote,
     elsewhere as little else as possible (least squares under the second moment of its input, in f64, as MEMIT does).
-    The model has its former size again. lambda_ (default 0.001) is how far that may be missed. full folds facts that
+    The model has its former size again. lambda_ (default 0.001) is what each position of text weighs. full folds facts that
     were folded before again, together with the others. SemanticError for a lambda out of range, PatchError where a
     folded fact has no feature left to fold again; then nothing changes.
     """
     from larql_duck.infer.patched import under
     from larql_duck.patch.inserting import _change, _measured, _ready, _result
 
-    share = LAMBDA if lambda_ is None else lambda_
-    if not (math.isfinite(share) and share > 0):
-        raise SemanticError(f"LAMBDA {share:g} is out of range: it must be above 0")
+    weight = LAMBDA if lambda_ is None else lambda_
+    if not (math.isfinite(weight) and weight > 0):
+        raise SemanticError(f"LAMBDA {weight:g} is out of range: it must be above 0")
     now = session.overlay
     source = _unfolded(session) if full else now
     layers = _appended(source)
@@ -91,7 +91,7 @@ def compact_major(session: Session, *, full: bool = False, lambda_: float | None
     for layer, facts in layers.items():
         # Layers below are as they will be: what reaches this one depends on them.
         below = session.edits.try_(operations) if operations else None
-        folded = _fold_layer(session, source, below, layer, facts, wanted[layer], share)
+        folded = _fold_layer(session, source, below, layer, facts, wanted[layer], weight)
         notices += folded.notices
         operations += folded.operations
     every = [w for own in wanted.values() for w in own]
@@ -164,7 +164,7 @@ def _fold_layer(
     layer: int,
     facts: Sequence[Fact],
     wanted: Sequence[Wanted],
-    share: float,
+    weight: float,
 ) -> _Folded:
     """The operations that fold one layer's features: other down columns, then the facts as folded ones."""
     from larql_duck.infer.patched import under
@@ -190,7 +190,7 @@ def _fold_layer(
     second = torch.from_numpy(found.matrix).double()
     if len(prompts):
         second = 0.5 * second + 0.5 * (prompts[:, :n].t() @ prompts[:, :n]) / len(prompts)
-    weights = fitted(acts[:, free], acts[:, features], second[free][:, free], share)
+    weights = fitted(acts[:, free], acts[:, features], second[free][:, free], weight * found.n)
     values = np.stack([_down(source, layer, f) for f in features]).astype(np.float64)
     change = np.zeros((n, source.hidden))
     change[free] = weights.numpy() @ values
@@ -209,26 +209,23 @@ def _fold_layer(
     return _Folded(operations, [found.notice] if found.notice else [])
 
 
-def fitted(keys: torch.Tensor, targets: torch.Tensor, second: torch.Tensor, share: float) -> torch.Tensor:
-    """w f64 [d, facts]: keys [n, d] @ w is near targets [n, facts], and w is small under `second` [d, d].
-
-    Least squares in which missing a target costs 1 / (share x what meeting all keys exactly would cost on average).
+def fitted(keys: torch.Tensor, targets: torch.Tensor, second: torch.Tensor, weight: float) -> torch.Tensor:
+    """w f64 [d, facts] with the least |keys @ w - targets|^2 + weight x (w @ second @ w): near `targets` [n, facts] at
+    keys [n, d], and small where `second` [d, d] is a mean of.
     """
     from larql_duck.patch.detector import shrunk
 
     keys, targets = keys.double(), targets.double()
-    second = shrunk(second.double())
-    factor = torch.linalg.cholesky(second)
+    factor = torch.linalg.cholesky(shrunk(second.double()))
     half = torch.linalg.solve_triangular(factor, keys.t(), upper=False)
-    slack = share * half.pow(2).sum(0).mean().clamp(min=1e-30)
     if keys.shape[0] < keys.shape[1]:
         # Fewer keys than features: the same, solved over the keys.
         inner = half.t() @ half
-        inner.diagonal().add_(slack)
+        inner.diagonal().add_(weight)
         picked = half @ torch.cholesky_solve(targets, torch.linalg.cholesky(inner))
     else:
         inner = half @ half.t()
-        inner.diagonal().add_(slack)
+        inner.diagonal().add_(weight)
         picked = torch.cholesky_solve(half @ targets, torch.linalg.cholesky(inner))
     return torch.linalg.solve_triangular(factor.t(), picked, upper=True)
 

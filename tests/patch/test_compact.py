@@ -244,15 +244,14 @@ def test_what_cannot_be_folded_is_said(base, detected) -> None:
 @pytest.mark.parametrize("n", [5, 40])
 def test_fitted_is_the_least_squares_solution(n: int) -> None:
     generator = torch.Generator().manual_seed(n)
-    d, share = 12, 0.01
+    d, weight = 12, 0.3
     keys = torch.randn(n, d, generator=generator, dtype=torch.float64)
     targets = torch.randn(n, 3, generator=generator, dtype=torch.float64)
     spread = torch.randn(50, d, generator=generator, dtype=torch.float64)
     second = spread.t() @ spread / 50
-    w = fitted(keys, targets, second, share)
+    w = fitted(keys, targets, second, weight)
     metric = shrunk(second)
-    slack = share * torch.einsum("nd,de,ne->n", keys, metric.inverse(), keys).mean()
-    expected = torch.linalg.solve(metric + keys.t() @ keys / slack, keys.t() @ targets / slack)
+    expected = torch.linalg.solve(weight * metric + keys.t() @ keys, keys.t() @ targets)
     assert torch.allclose(w, expected, atol=1e-9)
     if n < d:
         near = fitted(keys, targets, second, 1e-9)
