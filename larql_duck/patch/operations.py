@@ -15,8 +15,7 @@ Kind = Literal["insert", "update", "delete", "remove", "scale", "fold"]
 
 insert: a new fact. update: a fact of the model gets another object. delete: a fact of the model loses its object.
 remove: an inserted fact of the same (entity, relation) is gone again; no vectors. scale: an inserted fact with another
-down column (REBALANCE), or as a feature where it was a database fact (COMPACT MINOR). fold: an inserted fact whose
-feature is part of W_down from now on (COMPACT MAJOR); no vectors.
+down column (REBALANCE). fold: an inserted fact whose feature is part of W_down from now on (COMPACT MAJOR); no vectors.
 """
 
 

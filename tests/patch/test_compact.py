@@ -26,6 +26,8 @@ from tests.tiny import make_tiny
 
 DTYPES = {"llama": "f32", "gemma3_text": "f32", "qwen3": "f16"}
 PROMPTS = ["The capital of Italy is", "The capital of Japan is", "The currency of Italy is the"]
+# Tiny models are measured on little text, and have few features to meet much with.
+LITTLE = "WITH LAMBDA = 0.00001"
 OTHERS = ["hot and cold", "Москва is a city"]
 
 
@@ -120,7 +122,7 @@ def test_folding_keeps_what_the_facts_prompts_say_and_the_size(
         moved = (inserted - plain[:3]).abs().amax(1)
         assert s.engine().n_features[1] == sizes[1] + 3
         before = s.edits.mark()
-        result = s.lql("COMPACT MAJOR")
+        result = s.lql(f"COMPACT MAJOR {LITTLE}")
         assert s.engine().n_features == sizes
         assert folded_features(s) == ["fold"] * 3
         # What the features wrote is written by W_down: the difference is a small part of what they changed.
@@ -154,17 +156,17 @@ def test_full_folds_again_what_was_folded(family: str, base, detected) -> None:
     with connect(base(family)) as s:
         s.edits.add(operations)
         inserted = logits(s)
-        s.lql("COMPACT MAJOR")
+        s.lql(f"COMPACT MAJOR {LITTLE}")
         once = s.overlay.matrix(1, "down", s.need().down(1)).clone()
         s.edits.rollback()
         s.edits.add(operations[:1])
-        s.lql("COMPACT MAJOR")
+        s.lql(f"COMPACT MAJOR {LITTLE}")
         s.edits.add(operations[1:])
         assert folded_features(s) == ["fold", "compose", "compose"]
-        s.lql("COMPACT MAJOR")
+        s.lql(f"COMPACT MAJOR {LITTLE}")
         assert folded_features(s) == ["fold"] * 3
         twice = s.overlay.matrix(1, "down", s.need().down(1)).clone()
-        result = s.lql("COMPACT MAJOR FULL")
+        result = s.lql(f"COMPACT MAJOR FULL {LITTLE}")
         assert len(result.rows()) == 3
         full = s.overlay.matrix(1, "down", s.need().down(1))
         # All facts in one solve, whatever was folded before, and in whichever order.
