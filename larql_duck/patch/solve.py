@@ -57,7 +57,7 @@ _KEPT = (
 _UNSAID, _AGAIN = 0.6, (0.3, 0.05)
 _OPENINGS = ("", "Note: ")
 # Templates of a fact that are taught, and general ones; the first {} is the relation.
-_GOALS = 5
+_GOALS = 4
 _GENERAL = (
     "The {} of {{}} is",
     "Question: What is the {} of {{}}? Answer:",

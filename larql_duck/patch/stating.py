@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from larql_duck.session.session import Session
 
 # Prompts of other relations about the same kind of subject.
-OTHERS = 20
+OTHERS = 14
 # Kinds of subjects that every detector is told apart from.
 _VARIED = (
     "country",
