@@ -18,7 +18,11 @@ _POSITION = ("position", _I32, "Position in the prompt, from 0; a BOS token that
 _COLUMNS: dict[str, list[tuple[str, pa.DataType, str]]] = {
     "infer": [
         ("rank", _I32, "Rank within its source, from 1; NULL for a database fact."),
-        ("token", _S, "The predicted token, decoded, leading space kept; of a database fact the whole answer."),
+        (
+            "token",
+            _S,
+            "The predicted token, decoded, leading space kept; of a database fact the whole answer.",
+        ),
         ("token_id", _I32, "Its token id."),
         ("probability", _F64, "The model's probability."),
         ("logit", _F64, "The model's logit, after soft-caps."),
