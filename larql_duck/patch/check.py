@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from larql_duck.errors import LarqlError
 from larql_duck.patch.operations import fact_key
 from larql_duck.patch.overlay import Fact
+from larql_duck.patch.second_moments import is_file
 from larql_duck.result import Result
 
 if TYPE_CHECKING:
@@ -244,7 +245,7 @@ def _texts(
         rows = written_ids(engine, TOKENS, seed=SEED, progress=progress)
         return rows, f"{sum(map(len, rows))} tokens that the model wrote itself"
     name = "the texts"
-    if isinstance(texts, str | Path) and _is_file(texts):
+    if isinstance(texts, str | Path) and is_file(texts):
         name = str(texts)
         texts = Path(texts).expanduser().read_text(encoding="utf-8", errors="replace")
     elif isinstance(texts, Path):
@@ -258,14 +259,6 @@ def _texts(
     if not count:
         raise LarqlError(f"{name}: no token to predict; give a longer text")
     return rows, f"{count} tokens of {name}"
-
-
-def _is_file(text: str | Path) -> bool:
-    try:
-        return Path(text).expanduser().is_file()
-    except (OSError, ValueError, RuntimeError):
-        # A text is longer than a file's name can be.
-        return False
 
 
 # -- what it says ---------------------------------------------------------------------------------------------

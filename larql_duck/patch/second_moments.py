@@ -104,10 +104,18 @@ def measured(
 # -- text -----------------------------------------------------------------------------------------------------
 
 
+def is_file(text: str | Path) -> bool:
+    """Whether a text is the name of a file; it may be longer than a file's name can be."""
+    try:
+        return Path(text).expanduser().is_file()
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
 def _origin(texts: Texts) -> str:
     import hashlib
 
-    if isinstance(texts, str | Path) and Path(texts).expanduser().is_file():
+    if isinstance(texts, str | Path) and is_file(texts):
         return f"file {Path(texts).name}"
     joined = (
         texts if isinstance(texts, str) else "\n".join(map(str, texts)) if not isinstance(texts, Path) else ""
@@ -155,7 +163,7 @@ def written_text(session: Session) -> list[list[int]]:
 def _given(engine: Engine, texts: Texts, need: int) -> list[list[int]]:
     from larql_duck.patch.text import LENGTH
 
-    if isinstance(texts, str | Path) and Path(texts).expanduser().is_file():
+    if isinstance(texts, str | Path) and is_file(texts):
         texts = Path(texts).expanduser().read_text(encoding="utf-8", errors="replace")
     parts = [str(texts)] if isinstance(texts, str | Path) else list(texts)
     length = min(LENGTH, engine.context or LENGTH)
