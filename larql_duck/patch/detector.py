@@ -9,6 +9,10 @@ import torch
 
 # The gate's value at a key; silu and gelu are close to the identity there. up's is 1.
 GATE = 6.0
+# Below this answer (a key's is 1) a gate stays shut, where the model has a direction to measure it by.
+THRESHOLD = 0.25
+# How much the steady direction's answer may vary, and how far it may be from 1 on other text.
+_STEADY = 0.1
 # How far keys may miss their value, as a share of what meeting it exactly would cost.
 _RIDGE = 0.02
 # Zeros that weigh as much as one key, at most.
@@ -80,6 +84,33 @@ def detectors(
     # A key's answer is 1 on average, also where the fit falls short of it.
     w = w / seen.clamp(min=_LEAST)
     return Detectors(w.t().contiguous(), seen, unseen)
+
+
+def gate_rows(w: torch.Tensor, steady: torch.Tensor | None) -> torch.Tensor:
+    """The gate rows f64 [facts, hidden] of detectors w: GATE at a key, and shut where w . x is below THRESHOLD.
+
+    FFNs of this kind have no bias; `steady` (see `steady_direction`) stands in for one. Without it the rows are
+    GATE * w, and the gate opens in proportion.
+    """
+    if steady is None:
+        return GATE * w
+    return GATE / (1 - THRESHOLD) * (w - THRESHOLD * steady)
+
+
+def steady_direction(inputs: torch.Tensor, second: torch.Tensor) -> torch.Tensor | None:
+    """A direction u, f64 [hidden], with u . x near 1 for every x; None where there is none.
+
+    What an FFN reads often has a part that is the same everywhere. u is read off `inputs` [n, hidden] of ordinary
+    text and checked against the second moment of more of it.
+    """
+    x = inputs.double()
+    if len(x) < 2 * x.shape[1]:
+        return None
+    u = torch.linalg.solve(shrunk(x.t() @ x / len(x)), x.mean(0))
+    answers = x @ u
+    u, answers = u / answers.mean(), answers / answers.mean()
+    on_text = float((u @ second @ u).clamp(min=0).sqrt())
+    return u if float(answers.std()) <= _STEADY and abs(on_text - 1) <= _STEADY else None
 
 
 def shrunk(second: torch.Tensor) -> torch.Tensor:

@@ -28,6 +28,8 @@ FOLDER = "second_moments"
 POSITIONS, SEED = 20, 0
 _PASS = 2048
 _WRITTEN = f"{FOLDER}/text.bin"
+WRITTEN = f"written by the model, seed {SEED}"
+"""The origin of a second moment over text that the model wrote itself."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def _rows(
         return _given(engine, texts, need), _origin(texts), {}
     from larql_duck.patch.text import written_ids
 
-    origin = f"written by the model, seed {SEED}"
+    origin = WRITTEN
     kept = session.__dict__.setdefault("_written_text", {})
     if str(vindex.path) in kept:
         return kept[str(vindex.path)], origin, {}

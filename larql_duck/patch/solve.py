@@ -13,7 +13,7 @@ import torch
 from larql_duck.errors import NotSupportedError, SemanticError
 from larql_duck.knowledge.relations import relation_key
 from larql_duck.patch import value
-from larql_duck.patch.detector import GATE, Detectors, detectors, fired
+from larql_duck.patch.detector import GATE, Detectors, detectors, fired, gate_rows, steady_direction
 from larql_duck.patch.keys import (
     FIRST,
     FRAMES,
@@ -154,16 +154,17 @@ def solve(
     dtype: str,
     alpha: float = 1.0,
     earlier: Sequence[Earlier] = (),
+    text: Sequence[Sequence[int]] = (),
     progress: Progress | None = None,
 ) -> list[Solved]:
     """The facts as features on top of what the engine runs under.
 
-    second is the second moment of the layer's FFN input over ordinary text (see second_moments); earlier are facts
-    that hold already. NotSupportedError and SemanticError for what cannot be solved.
+    second is the second moment of the layer's FFN input over ordinary text (see second_moments), text some rows of
+    token ids of it; earlier are facts that hold already. NotSupportedError and SemanticError for what cannot be solved.
     """
     need_gated(engine)
     found = detect(
-        engine, wanted, layer=layer, second=second, dtype=dtype, earlier=earlier, progress=progress
+        engine, wanted, layer=layer, second=second, dtype=dtype, earlier=earlier, text=text, progress=progress
     )
     down = np.zeros((len(wanted), engine.hidden), np.float32)
     for part in _together(wanted):
@@ -184,6 +185,7 @@ def detect(
     second: np.ndarray,
     dtype: str,
     earlier: Sequence[Earlier] = (),
+    text: Sequence[Sequence[int]] = (),
     progress: Progress | None = None,
 ) -> Detected:
     """The detectors of all facts, solved together; SemanticError for a subject that no context can hold."""
@@ -199,15 +201,22 @@ def detect(
     keys, zeros = every[: len(rows)], every[len(rows) :]
     own = [keys[owner == i] for i in range(len(wanted))]
     pool = _everywhere(engine, prompts, layer)
-    metric = torch.from_numpy(second).double()
-    metric = 0.5 * metric + 0.5 * (pool.double().t() @ pool.double()) / len(pool)
+    ordinary = torch.from_numpy(second).double()
+    steady = None
+    if text:
+        # First positions are unlike all others.
+        inputs = layer_input(engine, text, layer)[:, 1:].reshape(-1, engine.hidden).float().cpu()
+        steady = steady_direction(inputs, ordinary)
+    metric = 0.5 * ordinary + 0.5 * (pool.double().t() @ pool.double()) / len(pool)
     found: Detectors = detectors(own, same, zeros, metric, weights=weights)
     # Whatever fires something in the middle of other prompts is told apart, too.
-    fires = _fires(engine, layer, (GATE * found.w).float(), found.w.float(), pool).abs().amax(1)
+    opened = gate_rows(found.w, steady)
+    fires = _fires(engine, layer, opened.float(), found.w.float(), pool).abs().amax(1)
     hard = pool[fires > _HARD * GATE]
     if len(hard):
         found = detectors(own, same, torch.cat([zeros, hard]), metric, weights=weights)
-    gate = rounded((GATE * found.w).float(), dtype)
+        opened = gate_rows(found.w, steady)
+    gate = rounded(opened.float(), dtype)
     up = rounded(found.w.float(), dtype)
     fires = _fires(engine, layer, torch.from_numpy(gate), torch.from_numpy(up), keys)
     mean = torch.stack([fires[owner == i, i].mean() for i in range(len(wanted))])

@@ -139,3 +139,26 @@ def test_a_value_is_judged_as_the_model_will_say_it(session: Session) -> None:
     finally:
         handle.remove()
     assert seen[0] == pytest.approx(-float(log_p[ids[0]]), rel=1e-3)
+
+
+def test_a_gate_stays_shut_below_the_threshold_where_inputs_have_a_steady_part() -> None:
+    from larql_duck.patch.detector import GATE, THRESHOLD, gate_rows, steady_direction
+
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 16, generator=draw, dtype=torch.float64)
+    x[:, 0] = 5 + 0.05 * x[:, 0]
+    second = x.t() @ x / len(x)
+    u = steady_direction(x.float(), second)
+    assert u is not None
+    assert (x @ u - 1).abs().max() < 0.2
+    w = torch.zeros(1, 16, dtype=torch.float64)
+    w[0, 1] = 1.0
+    key, below = 0.2 * x[:1] * 5, x[:1].clone()
+    key[0, 1], below[0, 1] = 1.0, THRESHOLD
+    rows = gate_rows(w, u)
+    assert abs(float(key @ rows.t()) - GATE) < 1.0
+    assert abs(float(below @ rows.t())) < 1.0
+    # Inputs without such a part: the gate opens in proportion.
+    free = torch.randn(400, 16, generator=draw, dtype=torch.float64)
+    assert steady_direction(free.float(), free.t() @ free / 400) is None
+    assert torch.equal(gate_rows(w, None), GATE * w)
