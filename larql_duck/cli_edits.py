@@ -15,9 +15,7 @@ app: typer.Typer = typer.Typer()
 @app.command("check-edits")
 def check_edits(
     vindex: Annotated[Path, typer.Argument(help="The vindex.")],
-    patch: Annotated[
-        list[Path] | None, typer.Option("--patch", help="Apply this patch first; may be repeated.")
-    ] = None,
+    patch: cli.PatchOption = None,
     texts: Annotated[
         Path | None, typer.Option("--texts", help="Text for the perplexity; without it the model writes one.")
     ] = None,

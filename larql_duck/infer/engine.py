@@ -30,8 +30,8 @@ class Engine:
 
     Public attributes: model, tokenizer, config (the source's, a dict), family, n_layers, n_features (one a layer),
     hidden, vocab, context (longest prompt in tokens, None where the config sets none), window (sliding window or
-    None), device, fingerprint (names the weights), patched
-    (see infer.patched). Safe to use from several threads: passes wait for each other.
+    None), device, fingerprint (names the weights), patched (see infer.patched). Safe to use from several threads:
+    passes wait for each other.
     """
 
     def __init__(

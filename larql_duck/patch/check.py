@@ -143,9 +143,9 @@ def check_edits(session: Session, *, texts: str | Path | Sequence[str] | None = 
         before = _state(session, engine, asked, rows)
         for a in asked:
             if a.fact.kind == "delete":
-                from larql_duck.patch.inserting import _prior
+                from larql_duck.patch.inserting import relation_prior
 
-                a.prior = _prior(engine, a.stating, a.fact.entity, (a.fact.target,))
+                a.prior = relation_prior(engine, a.stating, a.fact.entity, (a.fact.target,))
     after = _state(session, engine, asked, rows) if overlay.changes_weights else before
     for i, a in enumerate(asked):
         own = fact_key(a.fact.entity, a.fact.relation) in compiled

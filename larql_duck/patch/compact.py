@@ -40,24 +40,30 @@ def compact_minor(session: Session) -> Result:
     Facts of a layer are solved together; each keeps its confidence. All of them or none. LevelError without weights,
     NotSupportedError for plain feed-forward networks.
     """
-    from larql_duck.patch.inserting import _joined, _made, _ready, _result, _whole
+    from larql_duck.patch.inserting import (
+        fact_result,
+        joined_results,
+        need_features,
+        solve_and_add,
+    )
     from larql_duck.patch.solve import Wanted
     from larql_duck.patch.stating import stating
 
     facts = session.overlay.knn
     if not facts:
-        return _result([], ["there are no database facts, so there is nothing to compact"])
-    _ready(session)
+        return fact_result([], ["there are no database facts, so there is nothing to compact"])
+    need_features(session)
     groups: dict[tuple[int, float | None], list[Wanted]] = {}
     for fact in facts:
         own = stating(session, fact.relation or "", fact.templates)
         wanted = Wanted(fact.entity, fact.relation or "", fact.target, own.templates, own)
         groups.setdefault((fact.layer, fact.confidence), []).append(wanted)
-    with _whole(session):
+    with session.edits.whole():
         results = [
-            _made(session, wanted, layer, confidence, 1.0) for (layer, confidence), wanted in groups.items()
+            solve_and_add(session, wanted, layer, confidence, 1.0)
+            for (layer, confidence), wanted in groups.items()
         ]
-    result = _joined(results)
+    result = joined_results(results)
     result.notices.append(f"{len(facts)} database facts became features")
     return result
 
@@ -75,7 +81,7 @@ def compact_major(session: Session, *, full: bool = False, lambda_: float | None
     folded fact has no feature left to fold again; then nothing changes.
     """
     from larql_duck.infer.patched import under
-    from larql_duck.patch.inserting import _change, _measured, _ready, _result
+    from larql_duck.patch.inserting import fact_result, largest_change, measure_facts, need_features
 
     weight = LAMBDA if lambda_ is None else lambda_
     if not (math.isfinite(weight) and weight > 0):
@@ -84,8 +90,8 @@ def compact_major(session: Session, *, full: bool = False, lambda_: float | None
     source = _unfolded(session) if full else now
     layers = _appended(source)
     if not layers:
-        return _result([], ["no feature is appended, so there is nothing to fold"])
-    _ready(session)
+        return fact_result([], ["no feature is appended, so there is nothing to fold"])
+    need_features(session)
     wanted = {layer: _wanted(session, own) for layer, own in layers.items()}
     engine = session.engine()
     operations: list[Operation] = []
@@ -97,9 +103,9 @@ def compact_major(session: Session, *, full: bool = False, lambda_: float | None
         notices += folded.notices
         operations += folded.operations
     every = [w for own in wanted.values() for w in own]
-    before = _measured(engine, every)
+    before = measure_facts(engine, every)
     with under(engine, session.edits.try_(operations)):
-        after = _measured(engine, every)
+        after = measure_facts(engine, every)
     session.edits.add(operations)
     rows = [
         {
@@ -110,7 +116,7 @@ def compact_major(session: Session, *, full: bool = False, lambda_: float | None
             "p_before": b.p,
             "p": a.p,
             "paraphrase_p": a.others,
-            "neighbour_change": _change(b, a),
+            "neighbour_change": largest_change(b, a),
         }
         for (layer, w), b, a in zip(
             [(layer, w) for layer, own in wanted.items() for w in own], before, after, strict=True
@@ -127,7 +133,7 @@ def compact_major(session: Session, *, full: bool = False, lambda_: float | None
             f"{len(lost)} of {len(every)} facts lost more than half of their probability: {named}; a smaller LAMBDA "
             "keeps more, DELETE and INSERT makes a feature of a fact again"
         )
-    return _result(rows, notices)
+    return fact_result(rows, notices)
 
 
 @dataclass(frozen=True)
@@ -170,7 +176,7 @@ def _fold_layer(
 ) -> _Folded:
     """The operations that fold one layer's features: other down columns, then the facts as folded ones."""
     from larql_duck.infer.patched import under
-    from larql_duck.patch.inserting import _earlier
+    from larql_duck.patch.inserting import earlier_facts
     from larql_duck.patch.rounding import rounded
     from larql_duck.patch.second_moments import second_moments
 
@@ -185,7 +191,11 @@ def _fold_layer(
     # The layer itself is the source's: its features are still there.
     with under(engine, _joint(source, below, layer)):
         acts, prompts = _activations(
-            session, engine, layer, wanted, [*_earlier(session, source, layer), *_of(session, others, layer)]
+            session,
+            engine,
+            layer,
+            wanted,
+            [*earlier_facts(session, source, layer), *_of(session, others, layer)],
         )
     free = np.array([f for f in range(n) if not _taken(source, layer, f)])
     features = [f.feature for f in facts]

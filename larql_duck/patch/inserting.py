@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -62,13 +61,13 @@ def insert(
 
         result: Result = insert_knn(session, facts, layer=layer, confidence=confidence, template=template)
         return result
-    _ready(session)
+    need_features(session)
     from larql_duck.patch.solve import Wanted
     from larql_duck.patch.stating import stating
 
     statings = _Statings(lambda name: stating(session, name, () if template is None else (template,)))
     wanted = [Wanted(e, r, t, statings(r).templates, statings(r)) for e, r, t in facts]
-    return _made(session, wanted, layer, confidence, 1.0 if alpha is None else alpha)
+    return solve_and_add(session, wanted, layer, confidence, 1.0 if alpha is None else alpha)
 
 
 def update_facts(session: Session, facts: Sequence[tuple[str, str]], target: str) -> Result:
@@ -76,7 +75,7 @@ def update_facts(session: Session, facts: Sequence[tuple[str, str]], target: str
     from larql_duck.patch.solve import Wanted
     from larql_duck.patch.stating import stating
 
-    _ready(session)
+    need_features(session)
     overlay = session.edits.overlay
     wanted = []
     layers: dict[int | None, list[Wanted]] = {}
@@ -87,9 +86,9 @@ def update_facts(session: Session, facts: Sequence[tuple[str, str]], target: str
         w = Wanted(entity, relation, _word(target, "target"), own.templates, own, kind)
         wanted.append(w)
         layers.setdefault(old.layer if old is not None and old.mode == "compose" else None, []).append(w)
-    with _whole(session):
-        results = [_made(session, own, layer, None, 1.0) for layer, own in layers.items()]
-    return _joined(results)
+    with session.edits.whole():
+        results = [solve_and_add(session, own, layer, None, 1.0) for layer, own in layers.items()]
+    return joined_results(results)
 
 
 def delete_facts(session: Session, facts: Sequence[tuple[str, str]]) -> Result:
@@ -116,20 +115,20 @@ def delete_facts(session: Session, facts: Sequence[tuple[str, str]]) -> Result:
                 | {"feature": old.feature}
             )
     results = []
-    with _whole(session):
+    with session.edits.whole():
         if removals:
             session.edits.add([_numbered(session, op) for op in removals])
-            results.append(_result(rows, ["removed: the model says what it said before"]))
+            results.append(fact_result(rows, ["removed: the model says what it said before"]))
         if model:
-            _ready(session)
-            results.append(_made(session, _lost(session, model), None, None, 1.0))
-    return _joined(results) if results else _result([], notices) if notices else _result([])
+            need_features(session)
+            results.append(solve_and_add(session, _lost(session, model), None, None, 1.0))
+    return joined_results(results) if results else fact_result([], notices) if notices else fact_result([])
 
 
 # -- the statement --------------------------------------------------------------------------------------------
 
 
-def _made(
+def solve_and_add(
     session: Session, wanted: Sequence[Wanted], layer: int | None, confidence: float | None, alpha: float
 ) -> Result:
     """The facts solved, measured and added; nothing is added where anything fails."""
@@ -156,7 +155,7 @@ def _made(
     ]
     without = edits.try_(removals)
     with under(engine, without):
-        before = _measured(engine, wanted)
+        before = measure_facts(engine, wanted)
         solved = solve(
             engine,
             wanted,
@@ -164,7 +163,7 @@ def _made(
             second=second.matrix,
             dtype=vindex.dtype,
             alpha=alpha,
-            earlier=_earlier(session, without, layer),
+            earlier=earlier_facts(session, without, layer),
             text=text,
             progress=session.progress,
         )
@@ -172,9 +171,9 @@ def _made(
         _operation(session, engine, s, edits.next_feature(layer, n), confidence) for n, s in enumerate(solved)
     ]
     with under(engine, edits.try_(operations)):
-        after = _measured(engine, wanted)
+        after = measure_facts(engine, wanted)
     solved = [
-        replace(s, p_before=b.p, p_after=a.p, paraphrase_p=a.others, neighbour_change=_change(b, a))
+        replace(s, p_before=b.p, p_after=a.p, paraphrase_p=a.others, neighbour_change=largest_change(b, a))
         for s, b, a in zip(solved, before, after, strict=True)
     ]
     # The score that a slot shows is what was measured, unless the statement says otherwise.
@@ -190,7 +189,7 @@ def _made(
             f"{len(weak)} of {len(solved)} facts do not hold (p below 0.1): {named}; "
             "try another AT LAYER, or a TEMPLATE that states it as people write it"
         )
-    return _result(rows, notices)
+    return fact_result(rows, notices)
 
 
 def _operation(session: Session, engine: Engine, s: Solved, feature: int, confidence: float | None) -> Insert:
@@ -213,7 +212,7 @@ def _numbered(session: Session, op: Operation) -> Insert:
     return replace(op, feature=session.edits.next_feature(op.layer))
 
 
-def _earlier(session: Session, overlay: Overlay, layer: int) -> list[Earlier]:
+def earlier_facts(session: Session, overlay: Overlay, layer: int) -> list[Earlier]:
     """The facts that features of this layer carry already."""
     from larql_duck.patch.solve import Earlier
     from larql_duck.patch.stating import stating
@@ -262,7 +261,7 @@ def _lost(session: Session, facts: Sequence[tuple[str, str]]) -> list[Wanted]:
         # The answer as the model writes it, whether or not a blank comes first.
         firsts = (best,) if (first and objects[0].startswith(first)) or not first else ()
         if prior is None:
-            prior = _prior(engine, own, entity, objects)
+            prior = relation_prior(engine, own, entity, objects)
         out.append(Wanted(entity, relation, objects[0], own.templates, own, "delete", objects, firsts, prior))
     return out
 
@@ -278,7 +277,7 @@ def _objects(session: Session, entity: str, relation: str) -> tuple[tuple[str, .
     return tuple(str(row[0]) for row in kept), (max(priors[0], 1e-4) if priors else None)
 
 
-def _prior(engine: Engine, own: Stating, entity: str, objects: Sequence[str]) -> float:
+def relation_prior(engine: Engine, own: Stating, entity: str, objects: Sequence[str]) -> float:
     """The mean probability of the objects' first tokens over other subjects of the relation."""
     from larql_duck.patch.keys import answer_ids, filled
     from larql_duck.patch.saying import next_p
@@ -299,7 +298,7 @@ class _Measure:
         self.p, self.others, self.neighbours = p, others, neighbours
 
 
-def _measured(engine: Engine, wanted: Sequence[Wanted]) -> list[_Measure]:
+def measure_facts(engine: Engine, wanted: Sequence[Wanted]) -> list[_Measure]:
     from larql_duck.patch.keys import filled
     from larql_duck.patch.saying import next_p, said
 
@@ -325,7 +324,7 @@ def _measured(engine: Engine, wanted: Sequence[Wanted]) -> list[_Measure]:
     return out
 
 
-def _change(before: _Measure, after: _Measure) -> float | None:
+def largest_change(before: _Measure, after: _Measure) -> float | None:
     """The largest change of the first answer's probability."""
     if not len(before.neighbours):
         return None
@@ -352,7 +351,7 @@ def _row(session: Session, s: Solved) -> dict[str, Any]:
     }
 
 
-def _result(rows: Sequence[dict[str, Any]], notices: Sequence[str] = ()) -> Result:
+def fact_result(rows: Sequence[dict[str, Any]], notices: Sequence[str] = ()) -> Result:
     import pyarrow as pa
 
     from larql_duck.result import Result
@@ -362,7 +361,7 @@ def _result(rows: Sequence[dict[str, Any]], notices: Sequence[str] = ()) -> Resu
     return Result(pa.Table.from_pylist(filled, schema=schema), notices=tuple(notices))
 
 
-def _joined(results: Sequence[Result]) -> Result:
+def joined_results(results: Sequence[Result]) -> Result:
     import pyarrow as pa
 
     from larql_duck.result import Result
@@ -374,7 +373,7 @@ def _joined(results: Sequence[Result]) -> Result:
 # -- checks ---------------------------------------------------------------------------------------------------
 
 
-def _ready(session: Session) -> None:
+def need_features(session: Session) -> None:
     vindex = session.need()
     if not vindex.has_weights:
         from larql_duck.errors import LevelError
@@ -404,14 +403,3 @@ def _word(text: object, name: str) -> str:
     if not isinstance(text, str) or not text.strip():
         raise SemanticError(f"{name} must be a text that is not empty, not {text!r}")
     return text.strip()
-
-
-@contextlib.contextmanager
-def _whole(session: Session) -> Iterator[None]:
-    """A context that takes back what was added inside it when it ends with an error."""
-    mark = session.edits.mark()
-    try:
-        yield
-    except BaseException:
-        session.edits.rollback_to(mark)
-        raise

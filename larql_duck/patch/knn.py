@@ -60,7 +60,7 @@ def insert_knn(
     the FFN of the layer reads at the last token of the relation's first template (`template` where given), without
     weights the mean of the entity's scaled embeddings. confidence None is 1.0. SemanticError for a layer out of range.
     """
-    from larql_duck.patch.inserting import _result
+    from larql_duck.patch.inserting import fact_result
     from larql_duck.patch.rounding import rounded
     from larql_duck.patch.solve import default_layer
     from larql_duck.patch.stating import stating
@@ -87,7 +87,7 @@ def insert_knn(
         notices.append(
             "the vindex has no weights: the keys are embeddings, and INFER, which shows database facts, needs weights"
         )
-    return _result([row | {"layer": layer} for row in made], notices)
+    return fact_result([row | {"layer": layer} for row in made], notices)
 
 
 def _keys(session: Session, asked: Sequence[tuple[Stating, str]], layer: int) -> np.ndarray:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,6 +114,16 @@ class Edits:
         now = [*map(id, self.applied), None, *map(id, self.live), self.recording]
         if now != [*map(id, applied), None, *map(id, live), recording]:
             self._become(list(applied), list(live), recording)
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """A context that takes back what was added inside it when it ends with an error or Ctrl-C."""
+        mark = self.mark()
+        try:
+            yield
+        except BaseException:
+            self.rollback_to(mark)
+            raise
 
     def rollback(self) -> int:
         """How many operations of the live patch were taken back (ROLLBACK PATCH)."""

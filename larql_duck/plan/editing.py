@@ -56,7 +56,7 @@ def _delete(session: Session, s: st.Delete, found: Condition) -> Result:
         return _facts_result(session, picked, notices, "")
     database = [p for p in picked if _mode(session, p) == "knn"]
     others = [p for p in picked if _mode(session, p) != "knn"]
-    with _whole(session):
+    with session.edits.whole():
         if database:
             session.edits.add([_forget(p) for p in database])
         if not others:
@@ -86,7 +86,7 @@ def _update(session: Session, s: st.Update, found: Condition) -> Result:
     database = [p for p in picked if _mode(session, p) == "knn"]
     others = [p for p in picked if _mode(session, p) != "knn"]
     result: Result | None = None
-    with _whole(session):
+    with session.edits.whole():
         if database:
             session.edits.add([_changed_knn(session, p) for p in database])
         by_target: dict[str, list[tuple[str, str]]] = {}
@@ -108,20 +108,6 @@ def _update(session: Session, s: st.Update, found: Condition) -> Result:
     if database:
         result.notices.append(f"{len(database)} database facts were updated")
     return result
-
-
-class _whole:
-    """A context that takes back what was added inside it when it ends with an error."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-
-    def __enter__(self) -> None:
-        self.mark = self.session.edits.mark()
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if error is not None:
-            self.session.edits.rollback_to(self.mark)
 
 
 def _joined(first: Result, second: Result) -> Result:

@@ -76,7 +76,7 @@ def test_a_fact_of_the_model_is_deleted_down_to_the_prior(
 ) -> None:
     real = stating.stating
     monkeypatch.setattr(stating, "stating", lambda s, name, t=(): real(s, name, t or (TEMPLATE,)))
-    monkeypatch.setattr(inserting, "_prior", lambda *_: 0.01)
+    monkeypatch.setattr(inserting, "relation_prior", lambda *_: 0.01)
     engine = session.engine()
     before = engine.logits(["The capital France"])[0].softmax(-1)
     [row] = delete_facts(session, [("France", "capital")]).dicts()
