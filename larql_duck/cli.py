@@ -36,6 +36,15 @@ VindexOption = Annotated[
 PatchOption = Annotated[
     list[Path] | None, typer.Option("--patch", help="Apply this .vlp file first; may be repeated.")
 ]
+TextsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--texts",
+        exists=True,
+        dir_okay=False,
+        help="What INSERT takes for ordinary text; without it the model writes some.",
+    ),
+]
 FormatOption = Annotated[str, typer.Option("--format", help="table, json, csv or parquet.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Short for --format json: one object a line.")]
 CsvOption = Annotated[bool, typer.Option("--csv", help="Short for --format csv.")]
@@ -168,6 +177,7 @@ def lql(
     ] = False,
     param: ParamOption = None,
     patch: PatchOption = None,
+    texts: TextsOption = None,
 ) -> int:
     """Run LQL statements."""
     from larql_duck import output
@@ -175,7 +185,7 @@ def lql(
     source = _text(text, file)
     chosen = _format(form, json=json, csv=csv, parquet=parquet)
     failures: list[LarqlError] = []
-    with _session(vindex, patch) as session, _progress() as report:
+    with _session(vindex, patch, texts) as session, _progress() as report:
         session.progress = report
         results = _results(session, source, _parameters(param), failures, go_on=continue_on_error)
         output.write(results, chosen)
@@ -225,23 +235,26 @@ def repl(
         Path | None, typer.Argument(envvar="LARQL_DUCK_VINDEX", help="The vindex to open first.")
     ] = None,
     patch: PatchOption = None,
+    texts: TextsOption = None,
 ) -> int:
     """Ask interactively, in LQL or SQL."""
     from larql_duck.repl import run as start
 
-    return int(start(vindex, patch or ()) or 0)
+    return int(start(vindex, patch or (), texts) or 0)
 
 
 # -- what commands share --------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _session(vindex: Path | None, patches: Sequence[Path] | None = None) -> Iterator[Session]:
+def _session(
+    vindex: Path | None, patches: Sequence[Path] | None = None, texts: Path | None = None
+) -> Iterator[Session]:
     from larql_duck.session import connect
 
     if patches and vindex is None:
         raise _UsageError("--patch needs a vindex: name it with --vindex")
-    with connect(vindex, patches=patches or ()) as session:
+    with connect(vindex, patches=patches or (), texts=texts) as session:
         yield session
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from larql_duck.errors import LarqlError
 from larql_duck.patch.operations import fact_key
+from larql_duck.patch.ordinary import is_file
 from larql_duck.patch.overlay import Fact
-from larql_duck.patch.second_moments import is_file
 from larql_duck.result import Result
 
 if TYPE_CHECKING:

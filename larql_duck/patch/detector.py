@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-# The gate's value at a key; silu and gelu are close to the identity there. up's is 1.
-GATE = 6.0
+# The gate's value at a key; silu and gelu are close to the identity there, and near zero a little below none. up's is 1.
+GATE = 12.0
 # Below this answer (a key's is 1) a gate stays shut, where the model has a direction to measure it by.
-THRESHOLD = 0.25
-# How much the steady direction's answer may vary, and how far it may be from 1 on other text.
-_STEADY = 0.1
+THRESHOLD = 0.6
+# How much the steady direction's answer may vary over ordinary text (first positions are among it).
+_STEADY = 0.15
 # How far keys may miss their value, as a share of what meeting it exactly would cost.
 _RIDGE = 0.02
 # Zeros that weigh as much as one key, at most.
@@ -86,31 +86,30 @@ def detectors(
     return Detectors(w.t().contiguous(), seen, unseen)
 
 
-def gate_rows(w: torch.Tensor, steady: torch.Tensor | None) -> torch.Tensor:
-    """The gate rows f64 [facts, hidden] of detectors w: GATE at a key, and shut where w . x is below THRESHOLD.
+def feature_rows(w: torch.Tensor, steady: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gate and up rows f64 [facts, hidden] of detectors w: at a key the gate is GATE and up is 1.
 
-    FFNs of this kind have no bias; `steady` (see `steady_direction`) stands in for one. Without it the rows are
-    GATE * w, and the gate opens in proportion.
+    FFNs of this kind have no bias; `steady` (see `steady_direction`) stands in for one. The gate is then shut where
+    w . x is below THRESHOLD, and up falls as it rises, so that between 0.85 and 1.15 their product changes little. Without it
+    the rows are GATE w and w, and both open in proportion.
     """
     if steady is None:
-        return GATE * w
-    return GATE / (1 - THRESHOLD) * (w - THRESHOLD * steady)
+        return GATE * w, w
+    return GATE / (1 - THRESHOLD) * (w - THRESHOLD * steady), 2 * steady - w
 
 
-def steady_direction(inputs: torch.Tensor, second: torch.Tensor) -> torch.Tensor | None:
-    """A direction u, f64 [hidden], with u . x near 1 for every x; None where there is none.
+def steady_direction(mean: torch.Tensor, second: torch.Tensor) -> torch.Tensor | None:
+    """A direction u, f64 [hidden], with u . x near 1 for every x that an FFN reads; None where there is none.
 
-    What an FFN reads often has a part that is the same everywhere. u is read off `inputs` [n, hidden] of ordinary
-    text and checked against the second moment of more of it.
+    What an FFN reads often has a part that is the same everywhere: least squares of 1 on x, from the mean [hidden] and
+    the second moment [hidden, hidden] of ordinary text.
     """
-    x = inputs.double()
-    if len(x) < 2 * x.shape[1]:
-        return None
-    u = torch.linalg.solve(shrunk(x.t() @ x / len(x)), x.mean(0))
-    answers = x @ u
-    u, answers = u / answers.mean(), answers / answers.mean()
-    on_text = float((u @ second @ u).clamp(min=0).sqrt())
-    return u if float(answers.std()) <= _STEADY and abs(on_text - 1) <= _STEADY else None
+    mean, second = mean.double(), second.double()
+    u = torch.linalg.solve(shrunk(second), mean)
+    answer = u @ mean
+    u = u / answer
+    spread = (u @ second @ u - 1).clamp(min=0).sqrt()
+    return u if float(answer) > 0 and float(spread) <= _STEADY else None
 
 
 def shrunk(second: torch.Tensor) -> torch.Tensor:

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 # Other subjects at which the report looks, and other openings where a relation has one template only.
 _NEIGHBOURS = 8
-# Texts that show what is the same everywhere.
-_TEXTS = 12
 _OPENINGS = ("Here is a fact. ", "As everybody knows, ")
 _COLUMNS = (
     ("entity", "string"),
@@ -133,7 +131,8 @@ def solve_and_add(
 ) -> Result:
     """The facts solved, measured and added; nothing is added where anything fails."""
     from larql_duck.infer.patched import under
-    from larql_duck.patch.second_moments import WRITTEN, second_moments, written_text
+    from larql_duck.patch.ordinary import ordinary_inputs
+    from larql_duck.patch.second_moments import second_moments
     from larql_duck.patch.solve import default_layer, need_gated, solve
 
     vindex = session.need()
@@ -144,7 +143,6 @@ def solve_and_add(
     if not 0 <= layer < vindex.n_layers:
         raise SemanticError(f"layer {layer} is out of range: the model has layers 0-{vindex.n_layers - 1}")
     second = second_moments(session, layer, "ffn_in")
-    text = written_text(session)[:_TEXTS] if second.origin == WRITTEN else []
     edits = session.edits
     names = {fact_key(w.entity, w.relation) for w in wanted}
     replaced = [f for f in edits.overlay.facts if fact_key(f.entity, f.relation) in names]
@@ -160,11 +158,11 @@ def solve_and_add(
             engine,
             wanted,
             layer=layer,
-            second=second.matrix,
+            second=second,
+            text=ordinary_inputs(session, layer),
             dtype=vindex.dtype,
             alpha=alpha,
             earlier=earlier_facts(session, without, layer),
-            text=text,
             progress=session.progress,
         )
     operations = [

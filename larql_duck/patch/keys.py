@@ -149,6 +149,20 @@ def read_inputs(
     return out[torch.tensor([unique[tuple(row)] for row in rows])] if len(rows) else out
 
 
+def every_input(engine: Engine, rows: Sequence[Sequence[int]], layer: int) -> torch.Tensor:
+    """What the FFN of `layer` reads at every position of the rows, f32 [n, hidden]; rows of one length come together,
+    shorter ones first.
+    """
+    found = [torch.empty(0, engine.hidden)]
+    for length in sorted({len(row) for row in rows}):
+        same = [row for row in rows if len(row) == length]
+        step = max(1, _PASS // length)
+        for start in range(0, len(same), step):
+            part = layer_input(engine, same[start : start + step], layer)
+            found.append(part.reshape(-1, engine.hidden).float().cpu())
+    return torch.cat(found)
+
+
 @torch.no_grad()
 def layer_input(
     engine: Engine, rows: Sequence[Sequence[int]], layer: int, *, part: str = "ffn"

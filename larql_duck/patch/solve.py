@@ -13,15 +13,15 @@ import torch
 from larql_duck.errors import NotSupportedError, SemanticError
 from larql_duck.knowledge.relations import relation_key
 from larql_duck.patch import value
-from larql_duck.patch.detector import GATE, Detectors, detectors, fired, gate_rows, steady_direction
+from larql_duck.patch.detector import GATE, Detectors, detectors, feature_rows, fired, steady_direction
 from larql_duck.patch.keys import (
     FIRST,
     FRAMES,
     SLOT,
     Spot,
     answer_ids,
+    every_input,
     frames_of,
-    layer_input,
     read_inputs,
     spot,
 )
@@ -30,6 +30,8 @@ from larql_duck.patch.value import Lesson
 
 if TYPE_CHECKING:
     from larql_duck.infer.engine import Engine
+    from larql_duck.patch.ordinary import Inputs
+    from larql_duck.patch.second_moments import SecondMoment
     from larql_duck.patch.stating import Stating
 
 Progress = Callable[[str, float, float], None]
@@ -44,6 +46,8 @@ _STATED = 4.0
 _OTHERS, _EACH = 32, 4
 # The share of a full answer from which on a key of something else is told apart by name.
 _HARD = 0.02
+# How often what opens a detector is looked for.
+_ROUNDS = 3
 # Prompts that state nothing of the relation, whose answers are kept; behind those of other relations.
 _KEPT = (
     "{} is a",
@@ -150,21 +154,21 @@ def solve(
     wanted: Sequence[Wanted],
     *,
     layer: int,
-    second: np.ndarray,
+    second: SecondMoment,
+    text: Inputs,
     dtype: str,
     alpha: float = 1.0,
     earlier: Sequence[Earlier] = (),
-    text: Sequence[Sequence[int]] = (),
     progress: Progress | None = None,
 ) -> list[Solved]:
     """The facts as features on top of what the engine runs under.
 
-    second is the second moment of the layer's FFN input over ordinary text (see second_moments), text some rows of
-    token ids of it; earlier are facts that hold already. NotSupportedError and SemanticError for what cannot be solved.
+    second is the second moment of the layer's FFN input over ordinary text, text some of that; earlier are facts that
+    hold already. NotSupportedError and SemanticError for what cannot be solved.
     """
     need_gated(engine)
     found = detect(
-        engine, wanted, layer=layer, second=second, dtype=dtype, earlier=earlier, text=text, progress=progress
+        engine, wanted, layer=layer, second=second, text=text, dtype=dtype, earlier=earlier, progress=progress
     )
     down = np.zeros((len(wanted), engine.hidden), np.float32)
     for part in _together(wanted):
@@ -182,10 +186,10 @@ def detect(
     wanted: Sequence[Wanted],
     *,
     layer: int,
-    second: np.ndarray,
+    second: SecondMoment,
+    text: Inputs,
     dtype: str,
     earlier: Sequence[Earlier] = (),
-    text: Sequence[Sequence[int]] = (),
     progress: Progress | None = None,
 ) -> Detected:
     """The detectors of all facts, solved together; SemanticError for a subject that no context can hold."""
@@ -200,27 +204,39 @@ def detect(
     every = read_inputs(engine, [*rows, *zero_rows], layer, progress=step)
     keys, zeros = every[: len(rows)], every[len(rows) :]
     own = [keys[owner == i] for i in range(len(wanted))]
-    pool = _everywhere(engine, prompts, layer)
-    ordinary = torch.from_numpy(second).double()
-    steady = None
-    if text:
-        # First positions are unlike all others.
-        inputs = layer_input(engine, text, layer)[:, 1:].reshape(-1, engine.hidden).float().cpu()
-        steady = steady_direction(inputs, ordinary)
+    pool = every_input(engine, list(dict.fromkeys(prompts)), layer)
+    ordinary = torch.from_numpy(second.matrix).double()
+    steady = steady_direction(torch.from_numpy(second.mean), ordinary)
     metric = 0.5 * ordinary + 0.5 * (pool.double().t() @ pool.double()) / len(pool)
     found: Detectors = detectors(own, same, zeros, metric, weights=weights)
-    # Whatever fires something in the middle of other prompts is told apart, too.
-    opened = gate_rows(found.w, steady)
-    fires = _fires(engine, layer, opened.float(), found.w.float(), pool).abs().amax(1)
-    hard = pool[fires > _HARD * GATE]
-    if len(hard):
-        found = detectors(own, same, torch.cat([zeros, hard]), metric, weights=weights)
-        opened = gate_rows(found.w, steady)
-    gate = rounded(opened.float(), dtype)
-    up = rounded(found.w.float(), dtype)
+    # Whatever else opens a detector is told apart, too: positions of other prompts and of ordinary text.
+    places = torch.cat([pool, text.x])
+    for _ in range(_ROUNDS):
+        rows_of = [rows.float() for rows in feature_rows(found.w, steady)]
+        fires = _fires(engine, layer, rows_of[0], rows_of[1], places).abs().amax(1)
+        hard = _without_subjects(engine, fires > _HARD * GATE, len(pool), text, wanted)
+        if not len(hard):
+            break
+        zeros = torch.cat([zeros, places[hard]])
+        found = detectors(own, same, zeros, metric, weights=weights)
+    gate, up = (rounded(rows.float(), dtype) for rows in feature_rows(found.w, steady))
     fires = _fires(engine, layer, torch.from_numpy(gate), torch.from_numpy(up), keys)
     mean = torch.stack([fires[owner == i, i].mean() for i in range(len(wanted))])
     return Detected(layer, gate, up, mean.clamp(min=0.1), found.seen, found.unseen)
+
+
+def _without_subjects(
+    engine: Engine, hard: torch.Tensor, n: int, text: Inputs, wanted: Sequence[Wanted]
+) -> torch.Tensor:
+    """The numbers of hard positions, those of `text` following n others, at which no subject of a fact ends."""
+    names = tuple({_plain(w.text) for w in wanted})
+    longest = max(len(name) for name in names)
+    kept = []
+    for i in torch.nonzero(hard).flatten().tolist():
+        before = "" if i < n else engine.tokenizer.decode(text.up_to(i - n, longest)).casefold()
+        if not before.endswith(names):
+            kept.append(i)
+    return torch.tensor(kept, dtype=torch.int64)
 
 
 def _fires(
@@ -307,17 +323,6 @@ def _plain(text: str) -> str:
 def _same(wanted: Sequence[Wanted]) -> list[list[int]]:
     """For each fact, the facts about the same subject."""
     return [[j for j, o in enumerate(wanted) if _plain(o.text) == _plain(w.text)] for w in wanted]
-
-
-def _everywhere(engine: Engine, prompts: Sequence[tuple[int, ...]], layer: int) -> torch.Tensor:
-    """What the layer's FFN reads at every position of the prompts, f32 [n, hidden]; equal beginnings count once."""
-    found = []
-    for length in sorted({len(p) for p in prompts}):
-        same = [p for p in prompts if len(p) == length]
-        for start in range(0, len(same), 64):
-            part = same[start : start + 64]
-            found.append(layer_input(engine, part, layer).reshape(-1, engine.hidden).float().cpu())
-    return torch.cat(found)
 
 
 # -- values ---------------------------------------------------------------------------------------------------

@@ -53,10 +53,11 @@ def _compile(session: Session, s: st.Compile) -> Result:
         notices: list[str] = []
         if s.slots:
             from larql_duck.compile.staging import check_output
-            from larql_duck.patch.second_moments import written_text
+            from larql_duck.patch.ordinary import ordinary_text
 
             check_output(out, vindex.path)
-            placed = place(vindex, overlay, written_text(origin))
+            text = ordinary_text(origin)
+            placed = place(vindex, overlay, text.rows)
             overlay = placed.overlay
             rows = [
                 ("moved", f"L{layer} F{feature}", layer, slot, None, f"took the place of F{slot}")
@@ -67,7 +68,7 @@ def _compile(session: Session, s: st.Compile) -> Result:
             )
             notices.append(
                 f"{len(placed.moved)} least used features were overwritten: perplexity {placed.before:.4g} before, "
-                f"{placed.after:.4g} after, on {placed.positions} tokens that the model wrote itself"
+                f"{placed.after:.4g} after, on {placed.positions} tokens ({text.origin})"
             )
         made = compile_model(
             vindex,

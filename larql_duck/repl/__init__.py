@@ -20,15 +20,18 @@ if TYPE_CHECKING:
 __all__ = ["Repl", "interact", "run"]
 
 
-def run(vindex: str | Path | None = None, patches: Sequence[str | Path] = ()) -> int:
+def run(
+    vindex: str | Path | None = None, patches: Sequence[str | Path] = (), texts: str | Path | None = None
+) -> int:
     """Opens the vindex, if one is given, applies the patches and talks to the user until they leave; the exit status.
+    texts is what INSERT takes for ordinary text.
 
     Where standard input is no terminal, its text is run like a file: the first error ends it with its exit status.
     Raises VindexError for a path that is no usable vindex.
     """
     from larql_duck.session import connect
 
-    with connect(vindex, patches=patches) as session:
+    with connect(vindex, patches=patches, texts=texts) as session:
         if not sys.stdin.isatty():
             return Repl(session).run_file(sys.stdin.read())
         return interact(session)

@@ -23,11 +23,13 @@ def connect(
     path: str | Path | None = None,
     *,
     patches: Sequence[str | Path] = (),
+    texts: str | Path | Sequence[str] | None = None,
     tracer: Callable[[str], None] | None = None,
 ) -> Session:
     """A Session on a connection of its own (in memory), with the vindex at `path` opened if one is given.
 
-    patches are .vlp files that are applied to it, in order; PatchError where one does not fit.
+    patches are .vlp files that are applied to it, in order; PatchError where one does not fit. texts, a file or
+    texts, is what edits take for ordinary text; None: text that the model writes itself.
 
     Its schema `lq` is on the search path behind `main`, so `model_graph` and `describe_entity('France')` can be
     written as they are. tracer is called with every SQL before it runs. Raises VindexError for a path that is no
@@ -35,7 +37,7 @@ def connect(
     """
     import duckdb
 
-    session = Session(duckdb.connect(":memory:"), own=True, tracer=tracer)
+    session = Session(duckdb.connect(":memory:"), own=True, tracer=tracer, texts=texts)
     return _started(session, path, patches)
 
 
@@ -45,6 +47,7 @@ def attach(
     schema: str = "lq",
     *,
     patches: Sequence[str | Path] = (),
+    texts: str | Path | Sequence[str] | None = None,
     tracer: Callable[[str], None] | None = None,
 ) -> Session:
     """A Session inside a connection that the caller already has: everything is in `schema`, nothing else changes.
@@ -52,10 +55,11 @@ def attach(
     Write `lq.model_graph`, `lq.describe_entity('France')`. In a database file the schema is an in-memory catalog of
     that name, so that nothing of it stays in the file. Several vindexes fit into one connection under different
     names. patches are .vlp files that are applied, in order; they change what this session shows, nothing on disk.
+    texts is as in `connect`.
     Closing the session removes what it put there. Raises VindexError for a path that is no usable vindex,
     LarqlError for a schema that exists.
     """
-    return _started(Session(con, schema=schema, tracer=tracer), path, patches)
+    return _started(Session(con, schema=schema, tracer=tracer, texts=texts), path, patches)
 
 
 def transpile(text: str, vindex: str | Path | Session | None = None, dialect: str = "duckdb") -> str:

@@ -68,13 +68,18 @@ class Session:
         own: bool = False,
         tracer: Callable[[str], None] | None = None,
         progress: Progress | None = None,
+        texts: str | Path | Sequence[str] | None = None,
     ) -> None:
         """own: the connection is closed with the session. tracer is called with every SQL before it runs; progress
-        with (stage, done, total) of long statements."""
+        with (stage, done, total) of long statements. texts, a file or texts, is what edits take for ordinary text;
+        None: text that the model writes itself."""
         self.con = con
         self.schema = schema
         self.tracer = tracer
         self.progress = progress
+        self.texts = texts
+        # What was computed about a vindex and holds whatever is edited, by kind and path.
+        self.kept: dict[tuple[str, str], Any] = {}
         self._own = own
         self._thread = threading.get_ident()
         self._local = threading.local()
@@ -429,6 +434,7 @@ class Session:
         self._model = self._search = self._vectors = None
         self.unsaved.clear()
         self.edited.clear()
+        self.kept.clear()
         self._facts = NoVindex(self.schema)
 
     def _need(self) -> Vindex:
