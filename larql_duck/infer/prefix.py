@@ -90,7 +90,7 @@ def prefill(engine: Engine, batch: Batch) -> Prefix:
     exact = engine.window is not None and shared + longest > engine.window
     mask = torch.zeros(n, shared + longest, dtype=torch.bool, device=device)
     parts: list[tuple[list[int], DynamicCache]] = []
-    for group in _groups([len(m) for m in middles], exact):
+    for group in cheapest_groups([len(m) for m in middles], exact=exact):
         width = max(len(middles[i]) for i in group)
         index = torch.tensor(group, device=device)
         cache = fork(start, torch.zeros(len(group), dtype=torch.int64, device=device)) if shared else start
@@ -113,8 +113,10 @@ def prefill(engine: Engine, batch: Batch) -> Prefix:
     return Prefix(engine, cache, None if bool(mask.all()) else mask, last, positions)
 
 
-def _groups(lengths: Sequence[int], exact: bool) -> list[list[int]]:
-    """Row numbers in groups that run together: of one length each when `exact`, else the cheapest partition by length."""
+def cheapest_groups(lengths: Sequence[int], *, exact: bool = False, start: int = _PASS) -> list[list[int]]:
+    """Row numbers in groups that run together: of one length each when `exact`, else the cheapest partition by length,
+    where one more group costs as much as `start` tokens.
+    """
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
     by_length: dict[int, list[int]] = {}
     for i in order:
@@ -128,7 +130,7 @@ def _groups(lengths: Sequence[int], exact: bool) -> list[list[int]]:
         width, count, options = steps[end - 1][0], 0, []
         for begin in range(end - 1, -1, -1):
             count += len(steps[begin][1])
-            options.append((best[begin][0] + count * width + _PASS, begin))
+            options.append((best[begin][0] + count * width + start, begin))
         best.append(min(options))
     out: list[list[int]] = []
     end = len(steps)

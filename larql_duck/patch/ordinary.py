@@ -6,11 +6,11 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from larql_duck.errors import LarqlError
+from larql_duck.errors import LarqlError, VindexError
 from larql_duck.vindex.manifest import OURS
 
 if TYPE_CHECKING:
@@ -31,11 +31,10 @@ POSITIONS, SEED = 20, 0
 
 @dataclass(frozen=True)
 class Text:
-    """rows of token ids from `origin`. new: the vindex does not hold them."""
+    """rows of token ids from `origin`."""
 
     rows: list[list[int]]
     origin: str
-    new: bool
 
 
 @dataclass(frozen=True)
@@ -62,12 +61,16 @@ def ordinary_text(session: Session, texts: Texts | None = None) -> Text:
     need = POSITIONS * engine.hidden
     texts = session.texts if texts is None else texts
     if texts is not None:
-        return Text(_given(engine, texts, need), origin_of(texts), new=True)
+        return Text(_given(engine, texts, need), origin_of(texts))
     key = ("text", str(vindex.path))
     if key not in session.kept:
-        session.kept[key] = _stored(vindex, need, engine.vocab) or _written(session, need)
-    found: Text = session.kept[key]
-    return found
+        found = _stored(vindex, need, engine.vocab)
+        if found is None:
+            found = _written(session, need)
+            publish(vindex, *text_file(found))
+        session.kept[key] = found
+    kept: Text = session.kept[key]
+    return kept
 
 
 def ordinary_inputs(session: Session, layer: int) -> Inputs:
@@ -105,9 +108,25 @@ def origin_of(texts: Texts) -> str:
     return f"texts {hashlib.sha256(joined.encode()).hexdigest()[:12]}"
 
 
-def text_bytes(text: Text) -> bytes:
-    """The content of FILE."""
-    return np.array([i for row in text.rows for i in (*row, -1)], "<i4").tobytes()
+def text_file(text: Text) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """FILE with its content, and what the index says of it."""
+    ids = np.array([i for row in text.rows for i in (*row, -1)], "<i4")
+    return {FILE: ids.tobytes()}, {FILE: {"rows": len(text.rows), "dtype": "i32", "origin": text.origin}}
+
+
+def publish(vindex: Vindex, files: dict[str, bytes], entries: dict[str, Any]) -> str | None:
+    """None after the files and their entries became part of the vindex; where it cannot be written: why."""
+    from larql_duck.vindex.manifest import load_manifest
+    from larql_duck.vindex.publish import commit_tables
+
+    if not vindex.ours:
+        return "written by LARQL"
+    try:
+        commit_tables(vindex.path, {}, lambda section: section.setdefault(FOLDER, {}).update(entries), files)
+        vindex.manifest = load_manifest(vindex.path)
+    except (VindexError, OSError) as error:
+        return str(error).removeprefix(f"{vindex.path}: ").split(";")[0]
+    return None
 
 
 def _stored(vindex: Vindex, need: int, vocab: int) -> Text | None:
@@ -123,7 +142,7 @@ def _stored(vindex: Vindex, need: int, vocab: int) -> Text | None:
     rows = [row for row in rows if row]
     fits = len(ids) - len(ends) >= need and ids.min(initial=-1) >= -1 and ids.max(initial=-1) < vocab
     fits = fits and max(map(len, rows)) <= LENGTH
-    return Text(rows, str(section.get("origin")), new=False) if fits else None
+    return Text(rows, str(section.get("origin"))) if fits else None
 
 
 def _written(session: Session, need: int) -> Text:
@@ -136,7 +155,7 @@ def _written(session: Session, need: int) -> Text:
 
     with under(session.engine(), None) as engine:
         rows = written_ids(engine, need, seed=SEED, progress=progress)
-    return Text(rows, f"written by the model, seed {SEED}", new=True)
+    return Text(rows, f"written by the model, seed {SEED}")
 
 
 def _given(engine: Engine, texts: Texts, need: int) -> list[list[int]]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from larql_duck.errors import VindexError
-from larql_duck.patch.ordinary import FILE, FOLDER, Text, Texts, ordinary_text, origin_of, text_bytes
+from larql_duck.patch.ordinary import FOLDER, Text, Texts, ordinary_text, origin_of, publish, text_file
 from larql_duck.vindex.manifest import OURS
 
 if TYPE_CHECKING:
@@ -122,27 +121,12 @@ def _stored(vindex: Vindex, name: str) -> SecondMoment | None:
 
 def _publish(vindex: Vindex, name: str, found: SecondMoment, text: Text) -> SecondMoment:
     """`found` after it was stored, its text too, with a notice where that is not possible."""
-    from larql_duck.vindex.manifest import load_manifest
-    from larql_duck.vindex.publish import commit_tables
-
-    why = "written by LARQL"
-    if vindex.ours:
-        # The matrix row by row, then the mean.
-        files = {name: np.vstack([found.matrix, found.mean]).astype("<f8").tobytes()}
-        if text.new:
-            files[FILE] = text_bytes(text)
-        try:
-            commit_tables(vindex.path, {}, lambda section: _noted(section, name, found, text), files)
-            vindex.manifest = load_manifest(vindex.path)
-            return found
-        except (VindexError, OSError) as error:
-            why = str(error).removeprefix(f"{vindex.path}: ").split(";")[0]
-    notice = f"second moments are kept for this session only: {vindex.path}: {why}"
-    return replace(found, notice=notice)
-
-
-def _noted(section: dict[str, Any], name: str, found: SecondMoment, text: Text) -> None:
-    own = section.setdefault(FOLDER, {})
-    own[name] = {"width": len(found.matrix), "dtype": "f64", "positions": found.n, "origin": found.origin}
-    if text.new:
-        own[FILE] = {"rows": len(text.rows), "dtype": "i32", "origin": text.origin}
+    files, entries = text_file(text)
+    # The matrix row by row, then the mean.
+    files[name] = np.vstack([found.matrix, found.mean]).astype("<f8").tobytes()
+    width, origin = len(found.matrix), found.origin
+    entries[name] = {"width": width, "dtype": "f64", "positions": found.n, "origin": origin}
+    why = publish(vindex, files, entries)
+    if why is None:
+        return found
+    return replace(found, notice=f"second moments are kept for this session only: {vindex.path}: {why}")

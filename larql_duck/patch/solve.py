@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from larql_duck.errors import NotSupportedError, SemanticError
+from larql_duck.infer.loading import return_memory
 from larql_duck.knowledge.relations import relation_key
 from larql_duck.patch import value
 from larql_duck.patch.detector import GATE, Detectors, detectors, feature_rows, fired, steady_direction
@@ -170,11 +171,13 @@ def solve(
     found = detect(
         engine, wanted, layer=layer, second=second, text=text, dtype=dtype, earlier=earlier, progress=progress
     )
+    return_memory()
     down = np.zeros((len(wanted), engine.hidden), np.float32)
     for part in _together(wanted):
         d = _values(engine, [wanted[i] for i in part], found, part, layer, progress, (part[0], len(wanted)))
         own = alpha * d / found.mean[part][:, None]
         down[part] = rounded(own, dtype)
+        return_memory()
     return [Solved(w, layer, found.gate[i], found.up[i], down[i]) for i, w in enumerate(wanted)]
 
 

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from larql_duck.infer.prefix import fork, starting_at
+from larql_duck.infer.batch import pad
+from larql_duck.infer.loading import return_memory
+from larql_duck.infer.prefix import cheapest_groups, fork, prefill, starting_at
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
@@ -26,10 +28,14 @@ STEPS, DONE = 40, 0.12
 PHASES = 4
 # Adam's step, in units of the layer's own length; what a nat of changed other answers weighs; what length^2 weighs.
 RATE, KEEP, DECAY = 0.1, 3.5, 0.05
+# A lesson whose loss (nats) is below this rests in its next turn: its gradient is next to nothing.
+_REST = 0.05
 # A post-norm keeps the direction of a sum alone: to turn it, d has to be longer than what was there.
 _POST = 3.0
 # Positions behind the subject that one pass takes; tokens of a distribution that are held one by one.
-_PASS, _HELD = 512, 512
+_PASS, _HELD = 256, 512
+# What starting one more pass costs, in tokens of a running one (measured on CPUs; it only decides how to group).
+_START = 64
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,7 @@ def values(
     its facts' values. keep weighs what is to stay (KEEP). trace(step, said, kept, length) is called with the losses [facts] and lengths of d.
     """
     phases = [_groups(engine, layer, part, n_facts) for part in _phases(lessons, n_facts) if part]
+    return_memory()
     # Lengths are told in that of what the layer hands on, so that nothing depends on the model's scale.
     unit = _unit(engine, layer, phases[0])
     size = unit / math.sqrt(engine.hidden)
@@ -105,11 +112,21 @@ def values(
         for group in phases[phase]:
             pick = group.live(done)
             if len(pick):
-                _losses(
-                    engine, layer, group, u * size, pick, said[phase], kept[phase], stated, live, weight
-                ).backward()
-        if u.grad is None:
+                loss = _losses(engine, layer, group, u * size, pick)
+                weights = (group.share * live).sum(1) * torch.where(group.goal, 1.0, weight)
+                (weights * loss).sum().backward()
+                group.keep(pick, loss)
+            else:
+                group.rests[:] = False
+            shared = group.share * live * group.loss[:, None]
+            said[phase] += shared[group.goal].nansum(0)
+            kept[phase] += shared[~group.goal].nansum(0)
+            for i in torch.nonzero(group.always).flatten().tolist():
+                stated[group.owner[i]] = group.loss[i]
+        if bool(done.all()):
             break
+        if u.grad is None:
+            continue
         length = u.detach().norm(dim=1) / math.sqrt(engine.hidden)
         if trace is not None:
             trace(step, said[phase], kept[phase], length)
@@ -158,6 +175,7 @@ class _Group:
     adds [n, facts]: which values each lesson gets. said_share and kept_share [n, facts]: its share in each fact's mean.
     say [k, 3]: row, column and label of what is to be said. hold [m, 2]: row and column of distributions that are held:
     log-probabilities [m, HELD] of their most probable `tokens`, and of all others together in the last column of `log_p`.
+    loss [n]: what each lesson lacked when it ran last; rests [n]: whether it rests in its next turn.
     """
 
     cache: DynamicCache
@@ -175,10 +193,18 @@ class _Group:
     tokens: torch.Tensor
     log_p: torch.Tensor
     less: list[tuple[tuple[int, ...], float]]
+    loss: torch.Tensor
+    rests: torch.Tensor
 
     def live(self, done: torch.Tensor) -> torch.Tensor:
-        """The lessons of which at least one fact is not done, int64."""
-        return torch.nonzero(((self.adds != 0) & ~done).any(1)).flatten()
+        """The lessons of which at least one fact is not done and that do not rest, int64."""
+        return torch.nonzero(((self.adds != 0) & ~done).any(1) & ~self.rests).flatten()
+
+    def keep(self, pick: torch.Tensor, loss: torch.Tensor) -> None:
+        """None; the losses of the picked lessons are kept, and those that are small rest in their next turn."""
+        self.loss[pick] = loss.detach()[pick]
+        self.rests = torch.zeros_like(self.rests)
+        self.rests[pick] = self.loss[pick] < _REST
 
 
 def _groups(engine: Engine, layer: int, lessons: Sequence[Lesson], n_facts: int) -> list[_Group]:
@@ -186,46 +212,38 @@ def _groups(engine: Engine, layer: int, lessons: Sequence[Lesson], n_facts: int)
     counts = torch.zeros(2, n_facts)
     for lesson in lessons:
         counts[int(lesson.goal), list(lesson.facts)] += 1
-    order = sorted(lessons, key=lambda s: (len(s.ids) - s.at, s.at))
     out: list[_Group] = []
-    start = 0
-    while start < len(order):
-        stop, longest = start, 0
-        while stop < len(order):
-            longest = max(longest, len(order[stop].ids) - order[stop].at)
-            if stop > start and longest * (stop + 1 - start) > _PASS:
-                break
-            stop += 1
-        out.append(_prepared(engine, layer, order[start:stop], counts))
-        start = stop
+    for group in cheapest_groups([len(s.ids) - s.at for s in lessons], start=_START):
+        longest = max(len(lessons[i].ids) - lessons[i].at for i in group)
+        step = max(1, _PASS // longest)
+        for start in range(0, len(group), step):
+            out.append(_prepared(engine, layer, [lessons[i] for i in group[start : start + step]], counts))
     return out
 
 
 @torch.no_grad()
 def _prepared(engine: Engine, layer: int, lessons: Sequence[Lesson], counts: torch.Tensor) -> _Group:
-    n, before = len(lessons), max(s.at for s in lessons)
-    behind = max(len(s.ids) - s.at for s in lessons)
-    ids = torch.zeros(n, before + behind, dtype=torch.int64)
-    mask = torch.zeros(n, before + behind, dtype=torch.bool)
-    for i, s in enumerate(lessons):
-        ids[i, before - s.at : before - s.at + len(s.ids)] = torch.tensor(s.ids)
-        # Padding behind a prompt is seen by nobody: attention looks back only.
-        mask[i, before - s.at :] = True
-    positions = (mask.long().cumsum(1) - 1).clamp(min=0)
-    ids, mask, positions = (t.to(engine.device) for t in (ids, mask, positions))
-    cache = engine.new_cache()
+    n, behind = len(lessons), max(len(s.ids) - s.at for s in lessons)
+    prefix = prefill(engine, pad([s.ids[: s.at + 1] for s in lessons], device=engine.device))
+    before = 0 if not len(prefix.cache.layers) else prefix.cache.get_seq_length()
+    # Padding behind a prompt is seen by nobody: attention looks back only.
+    ids = torch.tensor([[*s.ids[s.at :], *[0] * (behind - len(s.ids) + s.at)] for s in lessons])
+    ids = ids.to(engine.device)
+    mask = torch.ones(n, before + behind, dtype=torch.bool, device=engine.device)
+    if prefix.mask is not None:
+        mask[:, :before] = prefix.mask
+    positions = prefix.positions + torch.arange(behind, device=engine.device)
+    cache = prefix.cache
     seen: list[torch.Tensor] = []
 
     def watch(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
         seen.append(args[0] if args else kwargs["hidden_states"])
 
     with engine.anatomy.passing:
-        if before:
-            _pass(engine, ids[:, :before], mask[:, :before], positions[:, :before], cache)
         block = engine.anatomy.layers[layer].block
         handle = block.register_forward_pre_hook(watch, with_kwargs=True)
         try:
-            out = _pass(engine, ids[:, before:], mask, positions[:, before:], fork(cache))
+            out = _pass(engine, ids, mask, positions, fork(cache))
         finally:
             handle.remove()
     share, adds = torch.zeros(n, counts.shape[1]), torch.zeros(n, counts.shape[1])
@@ -242,10 +260,10 @@ def _prepared(engine: Engine, layer: int, lessons: Sequence[Lesson], counts: tor
     held = torch.tensor(hold, dtype=torch.int64).reshape(-1, 2)
     tokens, log_p = _held(engine, out[held[:, 0], held[:, 1]], [lessons[i] for i, _ in hold])
     return _Group(
-        cache=cache,
-        ids=ids[:, before:],
+        cache=_without(cache, layer),
+        ids=ids,
         mask=mask,
-        positions=positions[:, before:],
+        positions=positions,
         hidden=seen[0],
         adds=adds,
         share=share,
@@ -257,7 +275,18 @@ def _prepared(engine: Engine, layer: int, lessons: Sequence[Lesson], counts: tor
         tokens=tokens,
         log_p=log_p,
         less=[(s.less, math.log(max(s.most, 1e-12)) if s.less else 0.0) for s in lessons],
+        loss=torch.full((n,), math.inf),
+        rests=torch.zeros(n, dtype=torch.bool),
     )
+
+
+def _without(cache: DynamicCache, layer: int) -> DynamicCache:
+    """The cache without what layers below `layer` hold, in the same shape: many of them are held at a time."""
+    out = fork(cache)
+    for own in out.layers[:layer]:
+        if own.is_initialized:
+            own.keys, own.values = (t.new_zeros(()).expand(t.shape) for t in (own.keys, own.values))
+    return out
 
 
 def _held(
@@ -287,20 +316,8 @@ def _held(
 # -- passes ---------------------------------------------------------------------------------------------------
 
 
-def _losses(
-    engine: Engine,
-    layer: int,
-    g: _Group,
-    d: torch.Tensor,
-    pick: torch.Tensor,
-    said: torch.Tensor,
-    kept: torch.Tensor,
-    stated: torch.Tensor,
-    live: torch.Tensor,
-    keep: float,
-) -> torch.Tensor:
-    """What the picked lessons lack, weighted and summed; the means of live facts in said and kept [facts] grow,
-    stated holds the losses of lessons of every step."""
+def _losses(engine: Engine, layer: int, g: _Group, d: torch.Tensor, pick: torch.Tensor) -> torch.Tensor:
+    """What the picked lessons lack, nats [n], zero for the others; differentiable."""
     hidden = _written(engine, layer, g, d, pick)
     place = torch.full((len(g.adds),), -1)
     place[pick] = torch.arange(len(pick))
@@ -326,13 +343,7 @@ def _losses(
             )
         gaps = gaps + torch.stack(more)
         loss = loss.index_add(0, hold[:, 0], gaps.cpu())
-    shared = g.share * live * loss.detach()[:, None]
-    said += shared[g.goal].sum(0)
-    kept += shared[~g.goal].sum(0)
-    for i in torch.nonzero(g.always & (place >= 0)).flatten().tolist():
-        stated[g.owner[i]] = float(loss[i].detach())
-    weight = (g.share * live).sum(1) * torch.where(g.goal, 1.0, keep)
-    return (weight * loss).sum()
+    return loss
 
 
 def logits_of(engine: Engine, hidden: torch.Tensor) -> torch.Tensor:
@@ -383,7 +394,7 @@ def _unit(engine: Engine, layer: int, groups: Sequence[_Group]) -> float:
     with engine.anatomy.passing, starting_at(engine.anatomy, layer, g.hidden):
         handle = parts.ffn.register_forward_hook(lambda module, args, out: found.append(out[:, 0].float()))
         try:
-            _pass(engine, g.ids, g.mask, g.positions, fork(g.cache, None, layer))
+            _pass(engine, g.ids, g.mask, g.positions, fork(g.cache))
         finally:
             handle.remove()
     return _POST * float(found[0].norm(dim=1).mean())

@@ -142,7 +142,7 @@ def test_a_value_is_judged_as_the_model_will_say_it(session: Session) -> None:
 
 
 def test_a_gate_stays_shut_below_the_threshold_where_inputs_have_a_steady_part() -> None:
-    from larql_duck.patch.detector import GATE, THRESHOLD, gate_rows, steady_direction
+    from larql_duck.patch.detector import GATE, THRESHOLD, feature_rows, steady_direction
 
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(400, 16, generator=draw, dtype=torch.float64)
@@ -153,12 +153,19 @@ def test_a_gate_stays_shut_below_the_threshold_where_inputs_have_a_steady_part()
     assert (x @ u - 1).abs().max() < 0.2
     w = torch.zeros(1, 16, dtype=torch.float64)
     w[0, 1] = 1.0
-    key, below = 0.2 * x[:1] * 5, x[:1].clone()
-    key[0, 1], below[0, 1] = 1.0, THRESHOLD
-    rows = gate_rows(w, u)
-    assert abs(float(key @ rows.t()) - GATE) < 1.0
-    assert abs(float(below @ rows.t())) < 1.0
+    act = torch.nn.functional.silu
+    gate, up = feature_rows(w, u)
+
+    def fires(answer: float) -> float:
+        at = x[:1].clone()
+        at[0, 1] = answer
+        return float((act(at @ gate.t()) * (at @ up.t()))[0, 0])
+
+    assert fires(1.0) == pytest.approx(GATE, rel=0.2)
+    # Wide open around a full answer, shut at half of one.
+    assert all(0.6 < fires(a) / fires(1.0) < 1.3 for a in (0.9, 1.1))
+    assert all(abs(fires(a)) < 0.05 * GATE for a in (0.5 * THRESHOLD, 0.0, -1.0))
     # Inputs without such a part: the gate opens in proportion.
     free = torch.randn(400, 16, generator=draw, dtype=torch.float64)
     assert steady_direction(free.mean(0), free.t() @ free / 400) is None
-    assert torch.equal(gate_rows(w, None), GATE * w)
+    assert torch.equal(feature_rows(w, None)[0], GATE * w) and torch.equal(feature_rows(w, None)[1], w)
