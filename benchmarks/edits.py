@@ -229,7 +229,7 @@ def inserting(work: Path) -> Iterator[Row]:
 
 def updating(work: Path) -> Iterator[Row]:
     """50 facts that the model states, with another object of the relation."""
-    from larql_duck.patch.inserting import update_facts
+    from larql_duck.edit.inserting import update_facts
 
     with _session(work) as session:
         stated = stated_facts(session, _FACTS)
@@ -245,7 +245,7 @@ def updating(work: Path) -> Iterator[Row]:
 
 def deleting(work: Path) -> Iterator[Row]:
     """50 facts that the model states, deleted."""
-    from larql_duck.patch.inserting import delete_facts
+    from larql_duck.edit.inserting import delete_facts
 
     with _session(work) as session:
         stated = stated_facts(session, _FACTS)
@@ -259,8 +259,8 @@ def deleting(work: Path) -> Iterator[Row]:
 
 def stated_facts(session: Session, n: int) -> list[Fact]:
     """n facts that the model says greedily on the first template, of five relations in turns."""
-    from larql_duck.patch.saying import said
-    from larql_duck.patch.stating import stating
+    from larql_duck.edit.saying import said
+    from larql_duck.edit.stating import stating
 
     found: dict[str, list[Fact]] = {}
     for relation in FICTIONAL:
@@ -285,9 +285,9 @@ class _Looks:
     """What the model says before any edit of these facts: their prompts, other subjects, other relations, a text."""
 
     def __init__(self, session: Session, facts: Sequence[Fact]) -> None:
-        from larql_duck.patch.keys import filled
-        from larql_duck.patch.saying import next_p
-        from larql_duck.patch.stating import stating
+        from larql_duck.edit.keys import filled
+        from larql_duck.edit.saying import next_p
+        from larql_duck.edit.stating import stating
         from larql_duck.probe.packs import known_relations
 
         self.facts = facts
@@ -315,7 +315,7 @@ class _Looks:
         self.p_neighbours, self.p_same = next_p(engine, self.neighbours), next_p(engine, self.same)
         ids = {r: [filled(st.templates[0], s)[0] for s in others[r][:40]] for r, st in own.items()}
         p = {r: next_p(engine, prompts) for r, prompts in ids.items()}
-        from larql_duck.patch.keys import answer_ids
+        from larql_duck.edit.keys import answer_ids
 
         self.priors = [
             max(float(p[r][:, answer_ids(engine.tokenizer, own[r].templates[0], o)[0]].mean()), 1e-4)
@@ -325,13 +325,13 @@ class _Looks:
         self.base = self.perplexity(session)
 
     def said(self, session: Session) -> list[Any]:
-        from larql_duck.patch.saying import said
+        from larql_duck.edit.saying import said
 
         return said(session.engine(), self.first)
 
     def rows(self, session: Session) -> Iterator[Row]:
         """The figures of facts that are to be said."""
-        from larql_duck.patch.saying import said
+        from larql_duck.edit.saying import said
 
         first, more = self.said(session), said(session.engine(), self.paraphrases)
         yield Row("whole target, greedy", 100 * _mean([x.greedy for x in first]), None, "%", "95 %")
@@ -348,7 +348,7 @@ class _Looks:
 
     def _kept(self, session: Session, prompts: Sequence[str], before: Any) -> tuple[float, float]:
         """How many first answers that led by 0.05 are the same, and the mean KL over all prompts."""
-        from larql_duck.patch.saying import next_p
+        from larql_duck.edit.saying import next_p
 
         now = next_p(session.engine(), prompts)
         best = before.topk(2).values
@@ -373,7 +373,7 @@ class _Looks:
 
 
 def _text(engine: Engine) -> list[list[int]]:
-    from larql_duck.patch.text import written_ids
+    from larql_duck.edit.text import written_ids
 
     return written_ids(engine, _TOKENS, seed=_SEED)
 
@@ -386,7 +386,7 @@ def import_model_code() -> None:
     """None; what a forward pass imports is there afterwards."""
     import transformers.models.llama.modeling_llama  # noqa: F401
 
-    import larql_duck.patch.solve  # noqa: F401
+    import larql_duck.edit.solve  # noqa: F401
 
 
 def anonymous() -> int:
@@ -401,7 +401,7 @@ def _inserted(session: Session, facts: Sequence[Fact]) -> tuple[float, float]:
     """Seconds of the solve alone and the anonymous memory at its highest, after the facts were inserted."""
     import threading
 
-    from larql_duck.patch import inserting, solve
+    from larql_duck.edit import inserting, solve
 
     times: list[float] = []
     most: list[int] = [0]

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from larql_duck.compile.source import Edited
+from larql_duck.edit.text import written_ids
 from larql_duck.errors import PatchError
 from larql_duck.infer.engine import Engine
 from larql_duck.models.family import bias_of
 from larql_duck.patch.overlay import Overlay, Row
-from larql_duck.patch.text import written_ids
 
 if TYPE_CHECKING:
     from larql_duck.vindex.store import Vindex

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from larql_duck.compile.source import Edited
 from larql_duck.diff.facts import compiled_facts
-from larql_duck.patch.knn import stored_facts
+from larql_duck.patch.knn_store import stored_facts
 from larql_duck.patch.operations import InsertKnn, Operation
 from larql_duck.patch.overlay import Fact, Overlay
 from larql_duck.vindex.schemas import SCHEMAS

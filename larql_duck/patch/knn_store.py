@@ -6,13 +6,16 @@ import json
 import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from larql_duck.errors import VindexError
-from larql_duck.patch.operations import InsertKnn
+from larql_duck.patch.operations import InsertKnn, fact_key
 from larql_duck.patch.overlay import Fact
+
+if TYPE_CHECKING:
+    from larql_duck.vindex.store import Vindex
 
 STORE = "knn_store.bin"
 _MAGIC = b"LKNN"
@@ -110,3 +113,19 @@ class _Reader:
         if not 0 <= confidence <= 1:
             raise ValueError(f"confidence {confidence}")
         return InsertKnn(layer, texts[0], texts[1], texts[2], target_id, key, confidence, tuple(templates))
+
+
+def stored_facts(vindex: Vindex) -> list[InsertKnn]:
+    """The database facts that the vindex's own knn_store.bin holds; of one (entity, relation) the last counts.
+
+    VindexError for a damaged store.
+    """
+    path = vindex.path / STORE
+    if not path.is_file():
+        return []
+    found: dict[tuple[str, str], InsertKnn] = {}
+    for op in read_knn_store(path, vindex.hidden, vindex.n_layers, vindex.vocab):
+        if op.entity.strip():
+            found.pop(fact_key(op.entity, op.relation), None)
+            found[fact_key(op.entity, op.relation)] = op
+    return list(found.values())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from larql_duck.errors import PatchError
 from larql_duck.patch.fits import check_operations
-from larql_duck.patch.knn import stored_facts
+from larql_duck.patch.knn_store import stored_facts
 from larql_duck.patch.operations import Delete, DeleteKnn, Insert, InsertKnn, Operation, Update, fact_key
 from larql_duck.patch.overlay import Overlay
 

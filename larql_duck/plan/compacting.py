@@ -19,7 +19,7 @@ def minor(s: st.CompactMinor, facts: Facts) -> Operation:
     """COMPACT MINOR: database facts become features."""
 
     def run(session: Session) -> Result:
-        from larql_duck.patch.compact import compact_minor
+        from larql_duck.edit.compact import compact_minor
 
         return compact_minor(session)
 
@@ -32,7 +32,7 @@ def major(s: st.CompactMajor, facts: Facts) -> Operation:
         raise fail(s, f"LAMBDA {s.lambda_:g} is out of range: it must be above 0", "lambda_")
 
     def run(session: Session) -> Result:
-        from larql_duck.patch.compact import compact_major
+        from larql_duck.edit.compact import compact_major
 
         return compact_major(session, full=s.full, lambda_=s.lambda_)
 
@@ -43,7 +43,7 @@ def status(s: st.ShowCompactStatus, facts: Facts) -> Operation:
     """SHOW COMPACT STATUS: how many facts are in the database alone, appended features, and folded."""
 
     def run(session: Session) -> Result:
-        from larql_duck.patch.compact import compact_status
+        from larql_duck.edit.compact import compact_status
 
         return compact_status(session)
 

@@ -53,7 +53,7 @@ def _compile(session: Session, s: st.Compile) -> Result:
         notices: list[str] = []
         if s.slots:
             from larql_duck.compile.staging import check_output
-            from larql_duck.patch.ordinary import ordinary_text
+            from larql_duck.edit.ordinary import ordinary_text
 
             check_output(out, vindex.path)
             text = ordinary_text(origin)

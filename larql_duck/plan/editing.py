@@ -9,10 +9,10 @@ from larql_duck.plan.checks import check_count, fail
 from larql_duck.plan.types import Operation
 
 if TYPE_CHECKING:
+    from larql_duck.edit.where import Condition, Picked
     from larql_duck.lql import statements as st
     from larql_duck.patch.operations import Operation as Edit
     from larql_duck.patch.overlay import Fact
-    from larql_duck.patch.where import Condition, Picked
     from larql_duck.plan.types import Facts
     from larql_duck.result import Result
     from larql_duck.session import Session
@@ -23,7 +23,7 @@ _SLOTS = ("layer", "feature", "token", "new_token", "down_norm", "n_facts", "fac
 
 def delete(s: st.Delete, facts: Facts) -> Operation:
     """DELETE FROM EDGES WHERE ...: facts that the model is to lose, or features that are to write nothing."""
-    from larql_duck.patch.where import condition
+    from larql_duck.edit.where import condition
 
     check_count(s, s.limit, "LIMIT", "limit", low=1)
     found = condition(s)
@@ -32,7 +32,7 @@ def delete(s: st.Delete, facts: Facts) -> Operation:
 
 def update(s: st.Update, facts: Facts) -> Operation:
     """UPDATE EDGES SET ... WHERE ...: facts that get another object, or features that write another token."""
-    from larql_duck.patch.where import condition, set_columns
+    from larql_duck.edit.where import condition, set_columns
 
     check_count(s, s.limit, "LIMIT", "limit", low=1)
     found = condition(s)
@@ -47,7 +47,7 @@ def update(s: st.Update, facts: Facts) -> Operation:
 
 
 def _delete(session: Session, s: st.Delete, found: Condition) -> Result:
-    from larql_duck.patch.where import pick
+    from larql_duck.edit.where import pick
 
     picked, notices = pick(session, s, found)
     if found.works_on == "slots":
@@ -61,7 +61,7 @@ def _delete(session: Session, s: st.Delete, found: Condition) -> Result:
             session.edits.add([_forget(p) for p in database])
         if not others:
             return _facts_result(session, picked, [*notices, *session.edited.notices], "deleted")
-        from larql_duck.patch.inserting import delete_facts
+        from larql_duck.edit.inserting import delete_facts
 
         result: Result = delete_facts(session, [(str(p.entity), str(p.relation)) for p in others])
     result.notices[:0] = notices
@@ -71,7 +71,7 @@ def _delete(session: Session, s: st.Delete, found: Condition) -> Result:
 
 
 def _update(session: Session, s: st.Update, found: Condition) -> Result:
-    from larql_duck.patch.where import pick, text_value
+    from larql_duck.edit.where import pick, text_value
 
     picked, notices = pick(session, s, found)
     if found.works_on == "slots":
@@ -95,7 +95,7 @@ def _update(session: Session, s: st.Update, found: Condition) -> Result:
                 pair = (str(p.entity), str(p.relation))
                 by_target.setdefault(str(p.values["target"]).strip(), []).append(pair)
         for target, pairs in by_target.items():
-            from larql_duck.patch.inserting import update_facts
+            from larql_duck.edit.inserting import update_facts
 
             part: Result = update_facts(session, pairs, target)
             result = part if result is None else _joined(result, part)
@@ -232,8 +232,8 @@ def _slots(
     session: Session, s: st.Delete | st.Update, picked: Sequence[Picked], notices: Sequence[str]
 ) -> Result:
     """Slots deleted, or given another token; one row each, with the facts that use it beside those meant."""
-    from larql_duck.patch.slots import SlotEdits
-    from larql_duck.patch.where import text_value
+    from larql_duck.edit.slots import SlotEdits
+    from larql_duck.edit.where import text_value
 
     work = SlotEdits(session)
     target = s.kind == "Update"

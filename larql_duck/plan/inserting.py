@@ -33,7 +33,7 @@ def insert(s: st.Insert, facts: Facts) -> Operation:
 
 
 def _insert(session: Session, s: st.Insert) -> Result:
-    from larql_duck.patch.inserting import insert as run
+    from larql_duck.edit.inserting import insert as run
 
     rows: list[tuple[Any, Any, Any]] = [(r.entity, r.relation, r.target) for r in s.rows]
     if s.query is not None:
@@ -67,7 +67,7 @@ def _selected(session: Session, s: st.Insert) -> list[tuple[Any, Any, Any]]:
 
 def rebalance(s: st.Rebalance, facts: Facts) -> Operation:
     """REBALANCE: scales the inserted features until every fact's probability lies between FLOOR and CEILING."""
-    from larql_duck.patch.rebalance import CEILING, FLOOR, ROUNDS
+    from larql_duck.edit.rebalance import CEILING, FLOOR, ROUNDS
 
     check_count(s, s.max_rounds, "MAX", "max_rounds", low=1)
     floor = FLOOR if s.floor is None else s.floor
@@ -80,7 +80,7 @@ def rebalance(s: st.Rebalance, facts: Facts) -> Operation:
     rounds = ROUNDS if s.max_rounds is None else s.max_rounds
 
     def run(session: Session) -> Result:
-        from larql_duck.patch.rebalance import rebalance as balance
+        from larql_duck.edit.rebalance import rebalance as balance
 
         return balance(session, floor=floor, ceiling=ceiling, rounds=rounds)
 

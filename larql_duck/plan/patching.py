@@ -130,7 +130,7 @@ def merge(s: st.Merge, facts: Facts) -> Operation:
     _named(s, s.source, "source")
 
     def run(session: Session) -> Result:
-        from larql_duck.patch.merge import merge as carry_over
+        from larql_duck.edit.merge import merge as carry_over
 
         if s.into is not None:
             here = session.need().path

@@ -11,10 +11,10 @@ import pyarrow as pa
 from larql_duck.vindex.schemas import SCHEMAS
 
 if TYPE_CHECKING:
+    from larql_duck.edit_tables.measured import FactShower
+    from larql_duck.edit_tables.shown import SlotShower, SlotTables
     from larql_duck.infer.engine import Engine
-    from larql_duck.patch.measured import FactShower
     from larql_duck.patch.overlay import Overlay
-    from larql_duck.patch.shown import SlotShower, SlotTables
     from larql_duck.session.session import Session
     from larql_duck.vindex.store import Vindex
 
@@ -73,8 +73,8 @@ class Edited:
     def _edited(
         self, vindex: Vindex, overlay: Overlay, probed: dict[str, pa.Table]
     ) -> tuple[SlotTables, dict[str, pa.Table]]:
-        from larql_duck.patch.measured import FactShower
-        from larql_duck.patch.shown import SlotShower
+        from larql_duck.edit_tables.measured import FactShower
+        from larql_duck.edit_tables.shown import SlotShower
         from larql_duck.probe.publish import many_of
 
         if self._stored is None or self._stored.vindex is not vindex:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from larql_duck.edit.knn import DatabaseFacts
 from larql_duck.errors import VindexError
 from larql_duck.infer.labels import ask
 from larql_duck.infer.live import LiveModel
-from larql_duck.patch.knn import DatabaseFacts
 from larql_duck.session.facts import NoVindex
 from larql_duck.session.functions import Failures, watched
 from larql_duck.session.model_functions import model_functions

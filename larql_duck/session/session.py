@@ -35,13 +35,13 @@ from larql_duck.session.mount import Mount
 from larql_duck.session.probing import Unsaved
 
 if TYPE_CHECKING:
+    from larql_duck.edit.check import Check
     from larql_duck.infer.engine import Engine
     from larql_duck.infer.live import LiveModel
     from larql_duck.infer.trace import TraceResult
     from larql_duck.knowledge.relations import Pack
     from larql_duck.lql.statements import Statement
     from larql_duck.models.checkpoint import ModelSource
-    from larql_duck.patch.check import Check
     from larql_duck.patch.overlay import Overlay
     from larql_duck.patch.stack import Edits
     from larql_duck.session.query_vectors import QueryVectors
@@ -240,8 +240,8 @@ class Session:
         return probe(self, entities, relations, pack=pack, limit=limit, save=save, **options)
 
     def check_edits(self, *, texts: str | Path | Sequence[str] | None = None) -> Check:
-        """What the edits do: one row a fact, and a last one for all with the perplexity; see patch.check.check_edits."""
-        from larql_duck.patch.check import check_edits
+        """What the edits do: one row a fact, and a last one for all with the perplexity; see edit.check.check_edits."""
+        from larql_duck.edit.check import check_edits
 
         return check_edits(self, texts=texts)
 
