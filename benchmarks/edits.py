@@ -234,7 +234,9 @@ def updating(work: Path) -> Iterator[Row]:
     with _session(work) as session:
         stated = stated_facts(session, _FACTS)
         chance = random.Random(_SEED)
-        objects = {r: sorted({o for _, q, o in stated if q == r}) for _, r, _ in stated}
+        # Two new objects a relation: as many statements.
+        known = {r: sorted({o for _, q, o in stated if q == r}) for r in FICTIONAL}
+        objects = {r: chance.sample(found, min(2, len(found))) for r, found in known.items()}
         wanted = [(s, r, chance.choice([x for x in objects[r] if x != o])) for s, r, o in stated]
         before = _Looks(session, wanted)
         for target in sorted({o for _, _, o in wanted}):
