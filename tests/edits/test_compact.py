@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from larql_duck import connect
-from larql_duck.edit import compact, second_moments
+from larql_duck.edit import compact, ordinary
 from larql_duck.edit.compact import fitted, without_folds
 from larql_duck.edit.detector import shrunk
 from larql_duck.edit.keys import read_inputs, spot
@@ -35,7 +35,7 @@ OTHERS = ["hot and cold", "Москва is a city"]
 def few_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny models tell few subjects apart: more of them than there are features cannot be met."""
     monkeypatch.setattr(compact, "_NEIGHBOURS", 16)
-    monkeypatch.setattr(second_moments, "POSITIONS", 8)
+    monkeypatch.setattr(ordinary, "POSITIONS", 8)
 
 
 @pytest.fixture(scope="module")

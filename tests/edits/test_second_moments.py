@@ -67,18 +67,18 @@ def test_the_sessions_texts_are_used_by_inserts(session: Session) -> None:
     )
     assert len(result.dicts()) == 1
     stored = json.loads((session.need().path / "index.json").read_text())["larql_duck"]["second_moments"]
-    assert [entry["origin"].split()[0] for entry in stored.values()] == ["texts"]
+    assert {entry["origin"].split()[0] for entry in stored.values()} == {"texts"}
 
 
 @pytest.mark.parametrize("session", ["llama"], indirect=True)
 def test_a_damaged_file_is_measured_again(session: Session) -> None:
     found = second_moments(session, 1)
     file = session.need().path / "second_moments/ffn_in.L1.bin"
-    for bad in (file.read_bytes()[:-8], b"\xff" * file.stat().st_size):
-        file.write_bytes(bad)
-        with connect(session.need().path) as other:
-            assert np.allclose(second_moments(other, 1).matrix, found.matrix)
-        assert file.stat().st_size == 128 * 129 * 8
+    whole = file.read_bytes()
+    file.write_bytes(b"\xff" * len(whole))
+    with connect(session.need().path) as other:
+        assert np.allclose(second_moments(other, 1).matrix, found.matrix)
+    assert file.read_bytes() == whole
 
 
 @pytest.mark.parametrize("session", ["llama"], indirect=True)
