@@ -40,7 +40,7 @@ Progress = Callable[[str, float, float], None]
 # The layer of new facts, as a share of the depth.
 DEPTH = 0.4
 # Keys of a fact, keys of one that was inserted earlier; facts whose values are found together.
-CONTEXTS, EARLIER, TOGETHER = 40, 6, 20
+CONTEXTS, EARLIER, TOGETHER = 40, 6, 10
 # What a key behind the words of the fact's own templates weighs.
 _STATED = 4.0
 # Other subjects in the fit of a relation, and contexts of each.
