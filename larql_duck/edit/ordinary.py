@@ -161,7 +161,9 @@ def _written(session: Session, need: int) -> Text:
 def _given(engine: Engine, texts: Texts, need: int) -> list[list[int]]:
     from larql_duck.edit.text import LENGTH
 
+    name = "the texts"
     if isinstance(texts, str | Path) and is_file(texts):
+        name = str(texts)
         texts = Path(texts).expanduser().read_text(encoding="utf-8", errors="replace")
     parts = [str(texts)] if isinstance(texts, str | Path) else list(texts)
     length = min(LENGTH, engine.context or LENGTH)
@@ -172,7 +174,7 @@ def _given(engine: Engine, texts: Texts, need: int) -> list[list[int]]:
     have = sum(map(len, rows))
     if have < need:
         raise LarqlError(
-            f"the texts have {have} tokens, and second moments need at least {need}; "
+            f"{name}: {have} tokens, and second moments need at least {need}; "
             "give more text, or none (the model then writes it)"
         )
     # More than enough is enough: twice as much changes nothing that one could measure.

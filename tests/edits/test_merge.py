@@ -14,7 +14,9 @@ from larql_duck.patch.operations import Delete, Update
 from larql_duck.result import Result
 from larql_duck.session import connect
 from tests.edits.edits import database_fact, insert, vector
-from tests.edits.tables import probed_vindex  # noqa: F401  (a fixture)
+from tests.edits.tables import probed_vindex
+
+__all__ = ["probed_vindex"]
 
 PROBED = Callable[[str], Path]
 
@@ -90,7 +92,7 @@ def test_conflicts_go_by_the_rule_and_are_reported(
 
 
 def test_another_model_gives_facts_by_insert(
-    probed_vindex: PROBED,  # noqa: F811
+    probed_vindex: PROBED,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What INSERT is asked for: the source's facts that the target states otherwise or not at all."""

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,10 @@ import torch
 
 from larql_duck.infer.engine import Engine
 from tests.infer.support import PROMPTS, StateSource
+from tests.threads import one_thread
 from tests.tiny import TINY_FAMILIES
+
+__all__ = ["one_thread"]
 
 
 @dataclass
@@ -38,16 +41,6 @@ class Tiny:
     def ids(self) -> list[list[int]]:
         batch = self.engine.encode(PROMPTS)
         return [batch.row(i) for i in range(len(PROMPTS))]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Tiny models run on one thread: several would only wait for each other."""
-    before = torch.get_num_threads()
-    if request.node.get_closest_marker("real") is None:
-        torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
