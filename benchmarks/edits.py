@@ -18,7 +18,7 @@ from benchmarks.cases import Case, Row, run
 from benchmarks.infer import vindex_of
 
 if TYPE_CHECKING:
-    from larql_duck.infer.engine import Engine
+    from larql_duck.inference.engine import Engine
     from larql_duck.session import Session
 
 Fact = tuple[str, str, str]
@@ -222,7 +222,7 @@ def inserting(work: Path) -> Iterator[Row]:
 
 def updating(work: Path) -> Iterator[Row]:
     """50 facts that the model states, with another object of the relation."""
-    from larql_duck.edit.inserting import update_facts
+    from larql_duck.editing.inserting import update_facts
 
     with _session(work) as session:
         stated = stated_facts(session, _FACTS)
@@ -240,7 +240,7 @@ def updating(work: Path) -> Iterator[Row]:
 
 def deleting(work: Path) -> Iterator[Row]:
     """50 facts that the model states, deleted."""
-    from larql_duck.edit.inserting import delete_facts
+    from larql_duck.editing.inserting import delete_facts
 
     with _session(work) as session:
         stated = stated_facts(session, _FACTS)
@@ -254,8 +254,8 @@ def deleting(work: Path) -> Iterator[Row]:
 
 def stated_facts(session: Session, n: int) -> list[Fact]:
     """n facts that the model says greedily on the first template, of five relations in turns."""
-    from larql_duck.edit.saying import said
-    from larql_duck.edit.stating import stating
+    from larql_duck.editing.relation_prompts import stating
+    from larql_duck.inference.scoring import said
 
     found: dict[str, list[Fact]] = {}
     for relation in FICTIONAL:
@@ -280,10 +280,10 @@ class _Looks:
     """What the model says before any edit of these facts: their prompts, other subjects, other relations, a text."""
 
     def __init__(self, session: Session, facts: Sequence[Fact]) -> None:
-        from larql_duck.edit.keys import filled
-        from larql_duck.edit.saying import next_p
-        from larql_duck.edit.stating import stating
-        from larql_duck.probe.packs import known_relations
+        from larql_duck.editing.keys import filled
+        from larql_duck.editing.relation_prompts import stating
+        from larql_duck.inference.scoring import next_p
+        from larql_duck.probing.packs import known_relations
 
         self.facts = facts
         own = {r: stating(session, r) for _, r, _ in facts}
@@ -310,7 +310,7 @@ class _Looks:
         self.p_neighbours, self.p_same = next_p(engine, self.neighbours), next_p(engine, self.same)
         ids = {r: [filled(st.templates[0], s)[0] for s in others[r][:40]] for r, st in own.items()}
         p = {r: next_p(engine, prompts) for r, prompts in ids.items()}
-        from larql_duck.edit.keys import answer_ids
+        from larql_duck.editing.keys import answer_ids
 
         self.priors = [
             max(float(p[r][:, answer_ids(engine.tokenizer, own[r].templates[0], o)[0]].mean()), 1e-4)
@@ -320,13 +320,13 @@ class _Looks:
         self.base = self.perplexity(session)
 
     def said(self, session: Session) -> list[Any]:
-        from larql_duck.edit.saying import said
+        from larql_duck.inference.scoring import said
 
         return said(session.engine(), self.first)
 
     def rows(self, session: Session) -> Iterator[Row]:
         """The figures of facts that are to be said."""
-        from larql_duck.edit.saying import said
+        from larql_duck.inference.scoring import said
 
         first, more = self.said(session), said(session.engine(), self.paraphrases)
         yield Row("whole target, greedy", 100 * _mean([x.greedy for x in first]), None, "%", "95 %")
@@ -343,7 +343,7 @@ class _Looks:
 
     def _kept(self, session: Session, prompts: Sequence[str], before: Any) -> tuple[float, float]:
         """How many first answers that led by 0.05 are the same, and the mean KL over all prompts."""
-        from larql_duck.edit.saying import next_p
+        from larql_duck.inference.scoring import next_p
 
         now = next_p(session.engine(), prompts)
         best = before.topk(2).values
@@ -368,7 +368,7 @@ class _Looks:
 
 
 def _text(engine: Engine) -> list[list[int]]:
-    from larql_duck.edit.text import written_ids
+    from larql_duck.inference.sampling import written_ids
 
     return written_ids(engine, _TOKENS, seed=_SEED)
 
@@ -379,7 +379,7 @@ def _mean(values: Sequence[float]) -> float:
 
 def _inserted(session: Session, facts: Sequence[Fact]) -> float:
     """Seconds of the solve alone, after the facts were inserted."""
-    from larql_duck.edit import inserting, solve
+    from larql_duck.editing import inserting, solve
 
     times: list[float] = []
     plain = solve.solve
@@ -403,7 +403,8 @@ _MEMORY = r"""
 import re, sys, threading
 import transformers.models.llama.modeling_llama
 from benchmarks.edits import COUNTERFACTUAL, FICTIONAL, facts_of
-from larql_duck.edit import inserting, solve
+from larql_duck.editing import inserting
+from larql_duck.editing import solve
 from larql_duck.session import connect
 
 def anonymous():

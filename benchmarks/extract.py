@@ -12,7 +12,7 @@ from benchmarks.cases import Case, Row, peak_memory, run, smollm2, tool
 # Peak memory of an extraction without probing, in its own process.
 _EXTRACT = """
 import sys
-from larql_duck.extract import extract
+from larql_duck.extraction import extract
 extract(sys.argv[1], sys.argv[2], probe=False, in_basis=sys.argv[3], force=True)
 """
 _IMPORTS = "import torch, transformers, pyarrow, duckdb; from transformers import AutoModelForCausalLM"

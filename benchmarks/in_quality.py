@@ -31,8 +31,8 @@ def in_quality(work: Path) -> Iterator[Row]:
     """Mean over layers of the correlation over words per feature, and of the overlap of the ten strongest words."""
     import torch
 
-    from larql_duck.infer.batch import pad
-    from larql_duck.infer.engine import Engine
+    from larql_duck.inference.batch import pad
+    from larql_duck.inference.engine import Engine
     from larql_duck.models import load_tokenizer, open_model
 
     source = open_model(smollm2())

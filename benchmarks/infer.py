@@ -17,7 +17,7 @@ from benchmarks.cases import Case, Row, median_time, smollm2
 if TYPE_CHECKING:
     import torch
 
-    from larql_duck.infer.engine import Engine
+    from larql_duck.inference.engine import Engine
 
 _PROMPT = "The capital of France is"
 _LENGTHS = (1, 8, 128, 1024)
@@ -52,7 +52,7 @@ def vindex_of(work: Path, dtype: str) -> Path:
     """A vindex of that directory, without probing, in `dtype`."""
     out = work / f"smollm2-infer-{dtype}.vindex"
     if not out.exists():
-        from larql_duck.extract.pipeline import extract
+        from larql_duck.extraction.pipeline import extract
 
         extract(hf_smollm2(work), out, dtype=dtype, in_basis="embedding", probe=False)
     return out
@@ -60,7 +60,7 @@ def vindex_of(work: Path, dtype: str) -> Path:
 
 def engine_of(path: Path) -> Engine:
     """The engine on a vindex."""
-    from larql_duck.infer.commands import open_live
+    from larql_duck.inference.opening import open_live
 
     return open_live(path).engine
 
@@ -108,7 +108,7 @@ def infer_equal(work: Path) -> Iterator[Row]:
 
 
 def _tiny(work: Path) -> Iterator[Row]:
-    from larql_duck.extract.pipeline import extract
+    from larql_duck.extraction.pipeline import extract
     from tests.tiny import TINY_FAMILIES, make_tiny
 
     for family in TINY_FAMILIES:
@@ -142,8 +142,8 @@ def infer_sums(work: Path) -> Iterator[Row]:
     """Whether what layers add is all there is: residuals, and contributions to the predicted token's centred logit."""
     import numpy as np
 
-    from larql_duck.infer.capture import FOR_ATTRIBUTION
-    from larql_duck.infer.trace import trace
+    from larql_duck.inference.capture import FOR_ATTRIBUTION
+    from larql_duck.inference.trace import trace
 
     engine = engine_of(vindex_of(work, "f32"))
     states = trace(engine, _PROMPT, positions="all").states
@@ -172,7 +172,7 @@ def infer_sums(work: Path) -> Iterator[Row]:
 
 def infer_walk(work: Path) -> Iterator[Row]:
     """How often the walk over K features a layer predicts what the dense model does, at every position of a text."""
-    from larql_duck.infer.interventions import Sparse
+    from larql_duck.inference.interventions import Sparse
 
     engine = engine_of(vindex_of(work, "f32"))
     batch = engine.pad(text_ids(engine, 512))
@@ -224,7 +224,7 @@ def infer_time(work: Path) -> Iterator[Row]:
 
 _OURS = """
 import json, re, sys, time
-import torch, transformers, larql_duck, larql_duck.infer.engine, larql_duck.infer.predict, larql_duck.session.session
+import torch, transformers, larql_duck, larql_duck.inference.engine, larql_duck.inference.predict, larql_duck.session.session
 from transformers import AutoModelForCausalLM, AutoConfig
 from transformers.models.llama import modeling_llama
 anonymous = lambda: int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024

@@ -15,7 +15,7 @@ _HALF = math.log(2)
 
 def _opened(work: Path) -> Any:
     """SmolLM2's f32 vindex with the pack core probed, and an engine of it."""
-    from larql_duck.infer.engine import Engine
+    from larql_duck.inference.engine import Engine
     from larql_duck.vindex.store import Vindex
 
     path = vindex(work, "--dtype", "f32", "--in-basis", "embedding", name="knowledge.vindex")
@@ -29,11 +29,11 @@ _WORLD = 45
 
 def answers(work: Path) -> Iterator[Row]:
     """Accuracy and calibration on the report third, pooled: the pack core whole, world with its first subjects."""
-    from larql_duck.probe.calibrate import Judged, calibrate
-    from larql_duck.probe.checkpoint import Checkpoint
-    from larql_duck.probe.packs import load_pack
-    from larql_duck.probe.prompts import questions
-    from larql_duck.probe.replies import replies
+    from larql_duck.probing.calibrate import Judged, calibrate
+    from larql_duck.probing.checkpoint import Checkpoint
+    from larql_duck.probing.packs import load_pack
+    from larql_duck.probing.prompts import questions
+    from larql_duck.probing.replies import replies
 
     _, engine = _opened(work)
     store = Checkpoint(work / "knowledge-answers", [engine.fingerprint])
@@ -60,7 +60,7 @@ def answers(work: Path) -> Iterator[Row]:
 
 def causality(work: Path) -> Iterator[Row]:
     """Zeroing the listed features, and as many random ones, of facts with p >= 0.3; additivity of contributions."""
-    from larql_duck.probe.control import controls
+    from larql_duck.probing.control import controls
 
     opened, engine = _opened(work)
     facts, edges = opened.table("facts"), opened.table("edges")
@@ -82,8 +82,8 @@ def causality(work: Path) -> Iterator[Row]:
 
 
 def _specific(engine: Any) -> Iterator[Row]:
-    from larql_duck.probe.facts import probe
-    from larql_duck.probe.packs import load_pack
+    from larql_duck.probing.facts import probe
+    from larql_duck.probing.packs import load_pack
 
     pack = load_pack("core").select(None, 40)
     began = time.perf_counter()
@@ -108,7 +108,7 @@ def _specific(engine: Any) -> Iterator[Row]:
 
 def labels(work: Path) -> Iterator[Row]:
     """Relation features on facts that took no part in labelling: own relation beside the others'."""
-    from larql_duck.probe.labels import feature_relations
+    from larql_duck.probing.labels import feature_relations
     from larql_duck.vindex.derive import label_features
 
     opened, _ = _opened(work)
@@ -117,7 +117,7 @@ def labels(work: Path) -> Iterator[Row]:
     def half(table: Any, held_out: bool) -> Any:
         import pyarrow as pa
 
-        from larql_duck.probe.calibrate import REPORT, third
+        from larql_duck.probing.calibrate import REPORT, third
 
         mask = [(third(s) == REPORT) == held_out for s in table.column("subject").to_pylist()]
         return table.filter(pa.array(mask, pa.bool_()))
@@ -170,10 +170,10 @@ def _loop(prompts: list[str]) -> float:
 
 def speed(work: Path) -> Iterator[Row]:
     """The next-token pass beside a plain transformers loop over the same prompts, templates with a head and without."""
-    from larql_duck.probe.checkpoint import Checkpoint
-    from larql_duck.probe.packs import load_pack
-    from larql_duck.probe.prompts import questions
-    from larql_duck.probe.replies import replies
+    from larql_duck.probing.checkpoint import Checkpoint
+    from larql_duck.probing.packs import load_pack
+    from larql_duck.probing.prompts import questions
+    from larql_duck.probing.replies import replies
 
     _, engine = _opened(work)
     asked = questions(load_pack("core").select(None, 40))
@@ -198,8 +198,8 @@ def speed(work: Path) -> Iterator[Row]:
 
 def single_and_set(work: Path) -> Iterator[Row]:
     """The next-token pass with eight single effects and the set's, per prompt, beside the plain pass alone."""
-    from larql_duck.probe.facts import probe
-    from larql_duck.probe.packs import load_pack
+    from larql_duck.probing.facts import probe
+    from larql_duck.probing.packs import load_pack
 
     _, engine = _opened(work)
     pack = load_pack("core").select(None, 40)

@@ -20,8 +20,8 @@ def walking(work: Path) -> Iterator[Row]:
     """WALK with 1,000 appended features beside WALK without, and what is left of them after ROLLBACK PATCH."""
     import torch
 
-    from larql_duck.patch.operations import Insert
-    from larql_duck.patch.rounding import rounded
+    from larql_duck.patches.operations import Insert
+    from larql_duck.patches.rounding import rounded
     from larql_duck.session import connect
 
     with connect(vindex_of(work, "f16")) as session:
@@ -55,9 +55,9 @@ def walking(work: Path) -> Iterator[Row]:
 
 def database_facts(work: Path) -> Iterator[Row]:
     """100 database facts: shown where they are asked for, and never for another subject."""
-    from larql_duck.edit.keys import filled
-    from larql_duck.edit.knn import DatabaseFacts, insert_knn
-    from larql_duck.edit.stating import stating
+    from larql_duck.editing.keys import filled
+    from larql_duck.editing.knn import DatabaseFacts, insert_knn
+    from larql_duck.editing.relation_prompts import stating
     from larql_duck.session import connect
 
     with connect(vindex_of(work, "f16")) as session:

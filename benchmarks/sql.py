@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.cases import Case, Row, median_time, run, tool, vindex
+from larql_duck.catalog.schemas import SCHEMAS, as_table, empty_table
 from larql_duck.vindex.database import build_database
 from larql_duck.vindex.derive import derive_entities
-from larql_duck.vindex.schemas import SCHEMAS, as_table, empty_table
 
 _TRIPLES = 5_000_000
 _SUBJECTS = 20_000

@@ -22,7 +22,7 @@ from larql_duck.errors import (
 )
 
 if TYPE_CHECKING:
-    from larql_duck.extract.pipeline import estimate, extract
+    from larql_duck.extraction.pipeline import estimate, extract
     from larql_duck.lql import parse
     from larql_duck.result import Result
     from larql_duck.session import Session, attach, connect, transpile
@@ -36,11 +36,11 @@ _HOMES = {
     "Session": "larql_duck.session",
     "attach": "larql_duck.session",
     "connect": "larql_duck.session",
-    "estimate": "larql_duck.extract",
-    "extract": "larql_duck.extract",
+    "estimate": "larql_duck.extraction",
+    "extract": "larql_duck.extraction",
     "load_ipython_extension": "larql_duck.notebook",
     "parse": "larql_duck.lql",
-    "read_trace": "larql_duck.infer.trace_file",
+    "read_trace": "larql_duck.inference.trace_file",
     "transpile": "larql_duck.session",
     "unload_ipython_extension": "larql_duck.notebook",
     "verify": "larql_duck.vindex.verify",
@@ -76,7 +76,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     value = getattr(import_module(_HOMES[name]), name)
-    # `larql_duck.extract` is a module too: importing it put the module here, and the function must win.
+    # `larql_duck.extraction` is a module too: importing it put the module here, and the function must win.
     globals()[name] = value
     return value
 

@@ -46,7 +46,7 @@ def tiny_vindex(tiny_model, tmp_path_factory: pytest.TempPathFactory):
 
     def get(family: str) -> Path:
         if family not in made:
-            from larql_duck.extract import extract
+            from larql_duck.extraction import extract
 
             out = tmp_path_factory.mktemp("vindex") / f"{family}.vindex"
             made[family] = extract(tiny_model(family), out, level="all", in_basis="context", probe=False)
@@ -73,7 +73,7 @@ def smollm2_vindex(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory)
     ready = os.environ.get("LARQL_DUCK_TEST_VINDEX")
     if ready:
         return Path(ready)
-    from larql_duck.extract import extract
+    from larql_duck.extraction import extract
 
     out = tmp_path_factory.mktemp("real") / "smollm2.vindex"
     return extract(

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import larql_duck
-from larql_duck.vindex.schemas import schema_markdown
+from larql_duck.catalog.schemas import schema_markdown
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

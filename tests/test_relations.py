@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from larql_duck import cli
-from larql_duck.relations import (
+from larql_duck.cli import app as cli
+from larql_duck.probing.clustering import (
     Clusters,
     Directions,
     Label,

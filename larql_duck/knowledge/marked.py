@@ -1,6 +1,6 @@
 """Pack files read strictly, every value with its line: YAML trees and CSV rows, or a PackError.
 
-Nothing here knows what a relation is; `larql_duck.probe.packs` gives the values their meaning.
+Nothing here knows what a relation is; `larql_duck.probing.packs` gives the values their meaning.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from larql_duck.errors import LqlSyntaxError
 from larql_duck.lql.cursor import Cursor
-from larql_duck.lql.judge import duckdb_syntax_error, hint
+from larql_duck.lql.duckdb_syntax import duckdb_syntax_error, hint
 from larql_duck.lql.literals import literal_texts, name_texts, string_texts
 from larql_duck.lql.nearest import Nearest, is_nearest, read_nearest
 from larql_duck.lql.small import Rewrites, small_condition, small_query, small_value

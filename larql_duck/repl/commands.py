@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from larql_duck.cli.render import MODES
 from larql_duck.errors import LarqlError
-from larql_duck.lql.page import help_text, overview
+from larql_duck.lql.docs import help_text, overview
 from larql_duck.lql.suggest import closest
-from larql_duck.render import MODES
 
 if TYPE_CHECKING:
     from larql_duck.repl.loop import Repl

@@ -11,8 +11,8 @@ from typing import IO, TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
+from larql_duck.cli.render import fitting, printable, render, table
 from larql_duck.errors import LarqlError, LqlSyntaxError, QueryError
-from larql_duck.render import fitting, printable, render, table
 from larql_duck.repl.commands import Leave, run_command
 from larql_duck.repl.interrupt import interruptible
 from larql_duck.repl.route import Piece, is_duckdb, is_finished, language, pieces

@@ -69,7 +69,7 @@ def transpile(text: str, vindex: str | Path | Session | None = None, dialect: st
     and tokens are checked against it and the basis of a walk follows from it. `dialect` 'spark' or 'trino' translates
     a SELECT over tables alone (the Parquet files). Raises LqlSyntaxError, SemanticError, NotSupportedError.
     """
-    from larql_duck.session.translate import translate
+    from larql_duck.session.transpiling import translate
 
     return translate(text, vindex, dialect)
 

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 
+from larql_duck.catalog.schemas import SCHEMAS
 from larql_duck.errors import LarqlError, QueryError, VindexError
 from larql_duck.session.rename import renamed
 from larql_duck.vindex.database import build_database, quoted, run_sql, sql_hash, sql_text
 from larql_duck.vindex.manifest import manifest_hash
-from larql_duck.vindex.schemas import SCHEMAS
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -292,7 +292,7 @@ class Mount:
             self._run(f"DETACH {alias}")
 
     def _fill_foreign(self, vindex: Vindex) -> None:
-        from larql_duck.session.foreign import foreign_tables
+        from larql_duck.session.larql_tables import foreign_tables
 
         for name, text in sql_text(10, 14):
             stored = re.sub(r"\blq\.(\w+)", r"lq.stored_\1", text)

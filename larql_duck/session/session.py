@@ -13,39 +13,39 @@ import duckdb
 import pyarrow as pa
 
 from larql_duck.errors import SemanticError
-from larql_duck.infer.settings import Settings
-from larql_duck.plan import Operation, Query, joined, pipe_sql, plan, verb_of
-from larql_duck.plan.checks import did_you_mean
-from larql_duck.plan.types import Facts
+from larql_duck.inference.settings import Settings
+from larql_duck.lowering import Operation, Query, joined, pipe_sql, plan, verb_of
+from larql_duck.lowering.checks import did_you_mean
+from larql_duck.lowering.types import Facts
 from larql_duck.result import Result
-from larql_duck.session import scope
-from larql_duck.session.asking import register_asking
-from larql_duck.session.edited import Edited
-from larql_duck.session.errors import query_error, statement_error
-from larql_duck.session.facts import NoVindex, VindexFacts
-from larql_duck.session.forward import (
+from larql_duck.session import caller_scope as scope
+from larql_duck.session.mount import Mount
+from larql_duck.session.overlay_views import Edited
+from larql_duck.session.probe_runs import Unsaved
+from larql_duck.session.query_errors import query_error, statement_error
+from larql_duck.session.udfs.asking import register_asking
+from larql_duck.session.udfs.vectors import Failures, register
+from larql_duck.session.vindex_catalog import NoVindex, VindexFacts
+from larql_duck.session.vindex_model import (
     ModelFacts,
     extract_if_needed,
     model_of_vindex,
     open_for_passes,
     register_forward,
 )
-from larql_duck.session.functions import Failures, register
-from larql_duck.session.mount import Mount
-from larql_duck.session.probing import Unsaved
 
 if TYPE_CHECKING:
-    from larql_duck.edit.check import Check
-    from larql_duck.infer.engine import Engine
-    from larql_duck.infer.live import LiveModel
-    from larql_duck.infer.trace import TraceResult
+    from larql_duck.editing.evaluate import Check
+    from larql_duck.inference.engine import Engine
+    from larql_duck.inference.gate_search import GateSearch
+    from larql_duck.inference.model import LiveModel
+    from larql_duck.inference.query_vectors import QueryVectors
+    from larql_duck.inference.trace import TraceResult
     from larql_duck.knowledge.relations import Pack
     from larql_duck.lql.statements import Statement
     from larql_duck.models.checkpoint import ModelSource
-    from larql_duck.patch.overlay import Overlay
-    from larql_duck.patch.stack import Edits
-    from larql_duck.session.query_vectors import QueryVectors
-    from larql_duck.vectors import GateSearch
+    from larql_duck.patches.edit_log import Edits
+    from larql_duck.patches.overlay import Overlay
     from larql_duck.vindex.store import Vindex
 
 Parameters = Mapping[str, Any]
@@ -168,7 +168,7 @@ class Session:
 
     def show(self, vindex: Vindex) -> None:
         """Like `use`, for a vindex that is open already."""
-        from larql_duck.patch.stack import Edits
+        from larql_duck.patches.edit_log import Edits
 
         with self._lock:
             self._forget()
@@ -200,8 +200,8 @@ class Session:
 
     def refresh(self) -> None:
         """None; gate search, passes and tables show the edits as they are now."""
-        from larql_duck.patch.search import LayerOverlay
-        from larql_duck.session.edited import show_tables
+        from larql_duck.inference.search_overlay import LayerOverlay
+        from larql_duck.session.overlay_views import show_tables
 
         with self._lock:
             self.revision += 1
@@ -235,13 +235,13 @@ class Session:
         ablation='mean', top_n, and checkpoint, a directory in which a run that is killed leaves finished batches.
         LevelError where the vindex has no weights, PackError for what cannot be asked.
         """
-        from larql_duck.session.probing import probe
+        from larql_duck.session.probe_runs import probe
 
         return probe(self, entities, relations, pack=pack, limit=limit, save=save, **options)
 
     def check_edits(self, *, texts: str | Path | Sequence[str] | None = None) -> Check:
         """What the edits do: one row a fact, and a last one for all with the perplexity; see edit.check.check_edits."""
-        from larql_duck.edit.check import check_edits
+        from larql_duck.editing.evaluate import check_edits
 
         return check_edits(self, texts=texts)
 
@@ -286,7 +286,7 @@ class Session:
         """The gate search over the vindex's mapped rows."""
         with self._lock:
             if self._search is None:
-                from larql_duck.vectors import GateSearch
+                from larql_duck.inference.gate_search import GateSearch
 
                 self._search = GateSearch(self._need(), self._norms)
             return self._search
@@ -295,7 +295,7 @@ class Session:
         """The vectors of prompts and entities."""
         with self._lock:
             if self._vectors is None:
-                from larql_duck.session.query_vectors import QueryVectors
+                from larql_duck.inference.query_vectors import QueryVectors
 
                 self._vectors = QueryVectors(self._need(), self.engine)
             return self._vectors
@@ -438,7 +438,7 @@ class Session:
         self._facts = NoVindex(self.schema)
 
     def _need(self) -> Vindex:
-        from larql_duck.plan.operations import need_vindex
+        from larql_duck.lowering.operations import need_vindex
 
         need_vindex(self._facts)
         vindex = self.mount.vindex

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import duckdb
 
+from larql_duck.catalog.schemas import SCHEMAS
 from larql_duck.errors import QueryError, VindexError
-from larql_duck.vindex.schemas import SCHEMAS
 
 # The oldest format that has all we use: the DuckDB CLI 1.5 and later read it.
 _STORAGE = "v1.5.0"

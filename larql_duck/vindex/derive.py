@@ -13,7 +13,7 @@ from typing import TypeAlias
 import duckdb
 import pyarrow as pa
 
-from larql_duck.vindex.schemas import SCHEMAS
+from larql_duck.catalog.schemas import SCHEMAS
 
 UNLABELLED = "associated with"
 _PER_SUBJECT = 5

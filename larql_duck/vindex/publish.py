@@ -14,10 +14,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from larql_duck.catalog.schemas import SCHEMAS
 from larql_duck.errors import VindexError
 from larql_duck.vindex.arrays import hash_file, write_file
 from larql_duck.vindex.manifest import INDEX, OURS, load_manifest, manifest_hash, render
-from larql_duck.vindex.schemas import SCHEMAS
 
 DATABASE = "model.duckdb"
 TABLES = "tables"

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from larql_duck.catalog.schemas import SCHEMAS
 from larql_duck.errors import LevelError, VindexError
 from larql_duck.models.families import Family, family_for
 from larql_duck.vindex import layout
 from larql_duck.vindex.arrays import map_tensor
-from larql_duck.vindex.larql import config_of_larql
+from larql_duck.vindex.larql_directory import config_of_larql
 from larql_duck.vindex.manifest import DTYPE_BYTES, OURS, Manifest, load_manifest
 from larql_duck.vindex.publish import DATABASE, TABLES, recover, seal_holds
-from larql_duck.vindex.schemas import SCHEMAS
 
 if TYPE_CHECKING:
     import torch

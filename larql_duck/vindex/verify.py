@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import duckdb
 import pyarrow.parquet as pq
 
+from larql_duck.catalog.schemas import SCHEMAS
 from larql_duck.errors import LarqlError
 from larql_duck.vindex import layout
 from larql_duck.vindex.arrays import hash_file, read_down_meta
 from larql_duck.vindex.manifest import manifest_hash
-from larql_duck.vindex.schemas import SCHEMAS
 from larql_duck.vindex.store import Vindex
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from larql_duck.lql import page, parse, table
+from larql_duck.lql import docs as page
+from larql_duck.lql import parse, table
 from larql_duck.lql import statements as s
 from larql_duck.lql.grammar import Syntax
 
@@ -49,10 +50,10 @@ def test_clauses_may_stand_in_any_order(row: Syntax) -> None:
 
 
 def test_the_grammar_page_is_up_to_date() -> None:
-    if importlib.util.find_spec("larql_duck.plan"):
-        importlib.import_module("larql_duck.plan")
+    if importlib.util.find_spec("larql_duck.lowering"):
+        importlib.import_module("larql_duck.lowering")
     written = (ROOT / "docs" / "lql.md").read_text(encoding="utf-8")
-    assert written == page.page(), "run: python -m larql_duck.lql.page docs/lql.md"
+    assert written == page.page(), "run: python -m larql_duck.lql.docs docs/lql.md"
 
 
 def test_help() -> None:

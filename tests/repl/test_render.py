@@ -12,7 +12,7 @@ from decimal import Decimal
 import pyarrow as pa
 import pytest
 
-from larql_duck.render import MODES, cell, fitting, printable, render
+from larql_duck.cli.render import MODES, cell, fitting, printable, render
 from larql_duck.result import Result
 
 TABLE = pa.table(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from larql_duck.cli import run
+from larql_duck.cli.app import run
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_parquet_to_a_file(world: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.parquet"
     with out.open("wb") as file:
         subprocess.run(
-            [sys.executable, "-c", "from larql_duck.cli import main; main()", "lql", "SELECT 1 AS a, 2 AS a", "--parquet"],
+            [sys.executable, "-c", "from larql_duck.cli.app import main; main()", "lql", "SELECT 1 AS a, 2 AS a", "--parquet"],
             stdout=file, check=True, timeout=60,
         )  # fmt: skip
     assert pq.read_table(out).to_pylist() == [{"a": 1, "a_1": 2}]
@@ -178,7 +178,7 @@ def test_wide_and_odd_cells_keep_their_rows(call) -> None:
 
 
 def test_a_reader_that_leaves_early(world: Path) -> None:
-    command = f"'{sys.executable}' -c 'from larql_duck.cli import main; main()' sql 'SELECT * FROM range(200000)' --csv | head -1"
+    command = f"'{sys.executable}' -c 'from larql_duck.cli.app import main; main()' sql 'SELECT * FROM range(200000)' --csv | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
     assert done.stdout == "range\n" and done.stderr == ""
 

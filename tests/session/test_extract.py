@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from larql_duck.cli import run
+from larql_duck.cli.app import run
 from larql_duck.errors import LarqlError, SemanticError
 from larql_duck.session import connect
 
@@ -18,7 +18,7 @@ def test_extract_from_lql_opens_what_it_made(
     tiny_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Probing a random model takes its time and finds nothing.
-    package = importlib.import_module("larql_duck.extract")
+    package = importlib.import_module("larql_duck.extraction")
     monkeypatch.setattr(package, "extract", functools.partial(package.extract, probe=False))
     out = tmp_path / "tiny.vindex"
     seen: list[str] = []

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from larql_duck.lowering import plan
 from larql_duck.lql import parse_one
-from larql_duck.plan import plan
-from larql_duck.session.facts import NoVindex
 from larql_duck.session.rename import renamed
+from larql_duck.session.vindex_catalog import NoVindex
 
 FRAGMENTS = [
     "'", "''", '"', "\\", ";", "--", "/*", "*/", "$$", "$x$", "lq.", "lq_udf_topk", ")", "(", " OR 1=1", "DROP TABLE t",

@@ -15,8 +15,8 @@ from larql_duck.errors import (
     SemanticError,
     VindexError,
 )
+from larql_duck.lowering import NOT_RUN, PLANNERS
 from larql_duck.lql.table import STATEMENTS
-from larql_duck.plan import NOT_RUN, PLANNERS
 from larql_duck.session import Session, connect
 from tests.session.conftest import rows
 from tests.sql.world import NASTY

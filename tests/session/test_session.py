@@ -14,10 +14,10 @@ import pyarrow as pa
 import pytest
 
 import larql_duck as lq
+from larql_duck.catalog.schemas import SCHEMAS
 from larql_duck.errors import LarqlError, QueryError, VindexError
 from larql_duck.session import Session, attach, connect
 from larql_duck.vindex.database import database_hash
-from larql_duck.vindex.schemas import SCHEMAS
 from tests.conftest import UPSTREAM
 from tests.sql.world import write_vindex
 
@@ -389,7 +389,7 @@ def test_no_noise_at_the_interpreters_end(world: Path) -> None:
 
 
 def test_light_imports() -> None:
-    code = "import sys, larql_duck.session, larql_duck.cli; print(sorted(m for m in ('torch', 'transformers', 'pandas', 'polars') if m in sys.modules))"
+    code = "import sys, larql_duck.session, larql_duck.cli.app; print(sorted(m for m in ('torch', 'transformers', 'pandas', 'polars') if m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout == "[]\n", done.stderr
 

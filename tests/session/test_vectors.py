@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from larql_duck.errors import LevelError, SemanticError
+from larql_duck.inference.gate_search import GateSearch, LayerEdits
 from larql_duck.models.families import FAMILIES
-from larql_duck.vectors import GateSearch, LayerEdits
 from larql_duck.vindex.store import Vindex
 from tests.sql.world import FEATURES, LAYERS, gates, write_vindex
 

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from larql_duck.catalog.schemas import SCHEMAS
 from larql_duck.errors import VindexError
 from larql_duck.vindex.database import build_database, database_hash, quoted, sql_dir, sql_text
-from larql_duck.vindex.schemas import SCHEMAS
 from tests.sql.conftest import cli_path, run_cli
 from tests.sql.world import tables, write_tables
 

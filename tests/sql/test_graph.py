@@ -10,9 +10,9 @@ from typing import Any
 import duckdb
 import pytest
 
+from larql_duck.catalog.schemas import SCHEMAS
 from larql_duck.vindex.database import build_database
 from larql_duck.vindex.publish import write_table
-from larql_duck.vindex.schemas import SCHEMAS
 from tests.sql.world import _table
 
 Triple = tuple[str, str, str]

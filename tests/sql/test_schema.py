@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from larql_duck.vindex.schemas import COMMENTS, SCHEMAS
+from larql_duck.catalog.schemas import COMMENTS, SCHEMAS
 from tests.sql.conftest import run_cli
 
 _TYPES = {

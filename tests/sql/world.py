@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from larql_duck.catalog.schemas import SCHEMAS
 from larql_duck.vindex.arrays import write_file
 from larql_duck.vindex.database import build_database
 from larql_duck.vindex.manifest import manifest_hash
 from larql_duck.vindex.publish import replace_manifest, write_table
-from larql_duck.vindex.schemas import SCHEMAS
 
 LAYERS, FEATURES, HIDDEN = 10, 40, 16
 BANDS = {"syntax": (0, 3), "knowledge": (4, 7), "output": (8, 9)}

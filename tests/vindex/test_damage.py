@@ -130,7 +130,7 @@ def test_no_vindex_at_all_names_the_command_that_makes_one(tmp_path: Path) -> No
 
 
 def test_level_error_names_level_and_command(tiny_model, tmp_path: Path) -> None:
-    from larql_duck.extract import extract
+    from larql_duck.extraction import extract
 
     vindex = Vindex.open(extract(tiny_model("llama"), tmp_path / "b.vindex", level="browse", probe=False))
     with pytest.raises(LevelError) as caught:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from larql_duck.errors import LevelError
-from larql_duck.extract import extract
+from larql_duck.extraction import extract
 from larql_duck.vindex.arrays import read_down_meta
 from larql_duck.vindex.store import Vindex
 from tests.conftest import UPSTREAM
@@ -72,7 +72,7 @@ def test_walk_by_embedding_gives_larqls_printed_gates() -> None:
 
 
 def test_the_forward_pass_gives_larqls_printed_probabilities() -> None:
-    from larql_duck.infer.engine import Engine
+    from larql_duck.inference.engine import Engine
 
     engine = Engine.load(Vindex.open(UPSTREAM / "all-f32.vindex"))
     for prompt, rows in EXPECTED["infer"].items():

@@ -1,0 +1,107 @@
+"""The array files of a compiled vindex: written anew where an edit changed them, linked where not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from larql_duck.compilation.staging import link
+from larql_duck.errors import VindexError
+from larql_duck.vindex import layout
+from larql_duck.vindex.arrays import ArrayWriter, hash_file, write_file
+from larql_duck.vindex.manifest import load_manifest
+
+if TYPE_CHECKING:
+    from larql_duck.compilation.source import Edited
+
+Entry = dict[str, Any]
+Progress = Callable[[str, float, float], None]
+
+# Smaller files, and those that people edit, are copied.
+_LINKED = 1 << 20
+
+
+def check_source(source: Edited, unread: Collection[str] = (), progress: Progress | None = None) -> None:
+    """Nothing; VindexError where a file's checksum is not the one that the vindex lists: damage must not spread.
+
+    unread: tables whose files are not taken over.
+    """
+    manifest = source.vindex.manifest
+    skipped = {manifest.tables[name]["file"] for name in unread if name in manifest.tables}
+    for i, (name, stated) in enumerate(manifest.checksums.items(), 1):
+        path = source.path / name
+        if name not in skipped and path.is_file() and hash_file(path).sha256 != stated:
+            if load_manifest(source.path).checksums.get(name) != stated:
+                raise VindexError(
+                    f'{source.path}: changed since it was opened; open it again with USE "{source.path}", then compile',
+                    path=source.path,
+                )
+            raise VindexError(
+                f"{path}: its sha256 differs from the manifest's, so its bytes changed; "
+                "restore it from a copy or extract the model again, then compile",
+                path=path,
+            )
+        if progress is not None:
+            progress("checking", i, len(manifest.checksums))
+
+
+def write_gates(source: Edited, directory: Path) -> tuple[Entry, list[Entry]]:
+    """The manifest entry of gate_vectors.bin after it was made, and index.json's rows of layers."""
+    vindex = source.vindex
+    family = source.family
+    if not any(source.differs(family.gate_name(i)) for i in range(vindex.n_layers)):
+        rows = [
+            {"layer": e.layer, "num_features": e.num_features, "offset": e.offset, "length": e.length}
+            for e in vindex.manifest.layers
+        ]
+        return carry(source, layout.GATE, directory), rows
+    rows = []
+    with ArrayWriter(directory / layout.GATE, vindex.dtype) as writer:
+        for layer in range(vindex.n_layers):
+            gate = source.matrix(layer, "gate")
+            offset, length = writer.append(gate, family.gate_name(layer), source.path)
+            rows.append({"layer": layer, "num_features": gate.shape[0], "offset": offset, "length": length})
+    assert writer.written is not None
+    return {"bytes": writer.written.bytes, "sha256": writer.written.sha256}, rows
+
+
+def write_weights(source: Edited, directory: Path) -> dict[str, Entry]:
+    """File name -> manifest entry of the weight files and weight_manifest.json, after they were made.
+
+    The order of tensors and whatever else the source's manifest says of them are kept.
+    """
+    vindex = source.vindex
+    rows = [dict(row) for row in json.loads((source.path / layout.WEIGHT_MANIFEST).read_bytes())]
+    entries: dict[str, Entry] = {}
+    for file in dict.fromkeys(row["file"] for row in rows):
+        own = sorted((row for row in rows if row["file"] == file), key=lambda row: int(row["offset"]))
+        names = [layout.name_of(row["key"], source.family) for row in own]
+        if not any(source.differs(name) for name in names):
+            entries[file] = carry(source, file, directory)
+            continue
+        with ArrayWriter(directory / file, vindex.dtype) as writer:
+            for row, name in zip(own, names, strict=True):
+                tensor = source.tensor(name)
+                if file in (layout.UP, layout.DOWN) and source.family.transposed:
+                    tensor = tensor.t()
+                row["offset"], row["length"] = writer.append(tensor, name, source.path)
+                row["shape"] = list(tensor.shape)
+        assert writer.written is not None
+        entries[file] = {"bytes": writer.written.bytes, "sha256": writer.written.sha256}
+    written = write_file(directory / layout.WEIGHT_MANIFEST, json.dumps(rows, indent=2).encode())
+    return entries | {layout.WEIGHT_MANIFEST: {"bytes": written.bytes, "sha256": written.sha256}}
+
+
+def carry(source: Edited, name: str, directory: Path) -> Entry:
+    """The manifest entry of a file that is taken over as it is."""
+    origin, target = source.path / name, directory / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    size = origin.stat().st_size
+    if size >= _LINKED and origin.suffix in (".bin", ".parquet"):
+        link(origin, target)
+        known = source.vindex.manifest.checksums.get(name)
+        return {"bytes": size, "sha256": known or hash_file(target).sha256}
+    written = write_file(target, origin.read_bytes())
+    return {"bytes": written.bytes, "sha256": written.sha256}

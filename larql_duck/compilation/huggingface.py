@@ -1,0 +1,68 @@
+"""A Hugging Face directory: weights in safetensors, config, tokenizer and generation settings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from larql_duck.compilation.safetensors import SHARD_BYTES, Planned, write_model
+
+if TYPE_CHECKING:
+    from larql_duck.compilation.source import Edited
+
+_TORCH = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+# What a config may say about how or from where somebody ran the model.
+_FOREIGN = ("_name_or_path", "auto_map", "quantization_config", "torch_dtype")
+
+
+def write_directory(source: Edited, directory: Path, limit: int = SHARD_BYTES) -> list[Path]:
+    """The files of a Hugging Face directory with the weights of `source`, after they were written.
+
+    Tensors are in the vindex's dtype. Shards are at most `limit` bytes.
+    """
+    files = []
+    documents = {"config.json": _json(config_of(source)), **source.tokenizer_files()}
+    generation = _generation(source.config)
+    if generation and "generation_config.json" not in documents:
+        documents["generation_config.json"] = _json(generation)
+    for name, data in documents.items():
+        path = directory / name
+        path.write_bytes(data)
+        files.append(path)
+    shapes = shapes_of(source)
+    planned = [Planned(name, shapes[name]) for name in source.names()]
+    return [*files, *write_model(source, planned, source.vindex.dtype, directory, limit)]
+
+
+def shapes_of(source: Edited) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every stored tensor; matrices that the config calls for are not read for it."""
+    known = source.family.expected(source.config)
+    return {n: known[n] if n in known else tuple(source.tensor(n).shape) for n in source.names()}
+
+
+def config_of(source: Edited) -> dict[str, Any]:
+    """The config with what a file of its own needs: architecture, dtype, tying as the tensors have it."""
+    family = source.family
+    config = {k: v for k, v in source.config.items() if k not in _FOREIGN}
+    config["dtype"] = _TORCH[source.vindex.dtype]
+    config["tie_word_embeddings"] = family.tied(config, set(source.names()))
+    if architecture := _architecture(str(config.get("model_type"))):
+        config["architectures"] = [architecture]
+    return config
+
+
+def _architecture(model_type: str) -> str | None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
+    return name if isinstance(name, str) else None
+
+
+def _generation(config: dict[str, Any]) -> dict[str, Any]:
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return {name: config[name] for name in names if config.get(name) is not None}
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, indent=2, ensure_ascii=False).encode()

@@ -1,0 +1,91 @@
+"""COMPILE ... INTO MODEL: a Hugging Face directory or a GGUF file that other programs load."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from larql_duck.compilation.array_files import Progress, check_source
+from larql_duck.compilation.gguf import OF_DTYPE, write_gguf
+from larql_duck.compilation.huggingface import write_directory
+from larql_duck.compilation.safetensors import SHARD_BYTES
+from larql_duck.compilation.source import Edited
+from larql_duck.compilation.staging import staged
+from larql_duck.errors import VindexError
+from larql_duck.models.opening import open_model
+
+if TYPE_CHECKING:
+    from larql_duck.patches.overlay import Overlay
+    from larql_duck.vindex.store import Vindex
+
+
+@dataclass(frozen=True)
+class CompiledModel:
+    """What was written: a directory or file, its files with their sizes, its format ('safetensors', or GGUF's type),
+    features per layer, the slots that were appended and changed."""
+
+    path: Path
+    files: dict[str, int]
+    format: str
+    features: int
+    appended: int
+    changed: int
+    notices: list[str] = field(default_factory=list)
+
+
+def compile_model(
+    vindex: Vindex,
+    overlay: Overlay,
+    out: Path,
+    *,
+    format: str = "safetensors",
+    gguf_type: str | None = None,
+    limit: int = SHARD_BYTES,
+    progress: Progress | None = None,
+) -> CompiledModel:
+    """The model at `out` after it was written and opened once: the vindex's weights with `overlay`.
+
+    format is 'safetensors' (a directory for transformers) or 'gguf' (a file where `out` ends in .gguf, else the file
+    model.gguf in the directory `out`), gguf_type None (as the vindex stores it), 'F32', 'F16', 'BF16' or 'Q8_0'.
+    Every layer gets the same number of features, rounded up to a multiple of 32 where one grew. Nothing is left
+    after an error. VindexError for a directory of LARQL's, which keeps no config, and for an `out` that is not free;
+    ModelError for what GGUF cannot express.
+    """
+    if not vindex.ours:
+        raise VindexError(
+            f"{vindex.path}: LARQL keeps no config.json, so no complete model can be written; extract the model "
+            "itself: larql-duck extract MODEL -o OUT.vindex, then apply the patch there and compile",
+            path=vindex.path,
+        )
+    vindex.require("inference", "COMPILE INTO MODEL")
+    source = Edited(vindex, overlay, padded=True)
+    title = vindex.manifest.model
+    kind = format if format == "safetensors" else gguf_type or OF_DTYPE[vindex.dtype]
+    notices: list[str] = []
+    single = format == "gguf" and out.suffix == ".gguf"
+    with staged(out, vindex.path, "model.gguf" if single else None) as staging:
+        check_source(source, vindex.manifest.tables, progress)
+        if format == "safetensors":
+            write_directory(source, staging, limit)
+            open_model(staging).validate()
+        else:
+            notices = write_gguf(source, staging / "model.gguf", gguf_type, title)
+            open_model(staging / "model.gguf").validate()
+    files = [out] if out.is_file() else sorted(p for p in out.rglob("*") if p.is_file())
+    root = out.parent if out.is_file() else out
+    if overlay.knn:
+        notices.append(
+            f"database facts ({len(overlay.knn)}) are not part of any weight, so the model does not have them: "
+            "COMPACT MINOR makes features of them"
+        )
+    changed = sum(f < vindex.n_features[layer] for layer, f in overlay.slots())
+    return CompiledModel(
+        out,
+        {str(p.relative_to(root)): p.stat().st_size for p in files},
+        kind,
+        source.n_features[0],
+        sum(source.appended),
+        changed,
+        notices,
+    )

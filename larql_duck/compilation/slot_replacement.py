@@ -1,0 +1,158 @@
+"""INTO SLOTS: inserted features in the place of the model's least used ones, so that its size stays as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from larql_duck.compilation.source import Edited
+from larql_duck.errors import PatchError
+from larql_duck.inference.engine import Engine
+from larql_duck.inference.sampling import written_ids
+from larql_duck.models.family import bias_of
+from larql_duck.patches.overlay import Overlay, Row
+
+if TYPE_CHECKING:
+    from larql_duck.vindex.store import Vindex
+
+Texts = Sequence[Sequence[int]]
+"""Token ids of texts, special tokens included."""
+
+POSITIONS = 4096
+
+
+@dataclass(frozen=True)
+class Placed:
+    """The overlay without appended features; moved maps (layer, appended feature) to the slot that it took, in order.
+
+    before and after are the model's perplexities with the features appended and in their slots, on `positions`
+    predicted tokens of text that had no part in the choice of slots.
+    """
+
+    overlay: Overlay
+    moved: dict[tuple[int, int], int]
+    before: float
+    after: float
+    positions: int
+
+
+def place(vindex: Vindex, overlay: Overlay, texts: Texts | None = None, seed: int = 0) -> Placed:
+    """The overlay with every appended feature in the slot of its layer that is used least.
+
+    Used means: mean |activation| x |down column| over the first half of `texts`; the cost is measured on the other
+    half. texts None: text that the model writes itself, by seeded sampling. Slots that the overlay touches are left
+    alone. PatchError where features have biases, which would stay behind, or where slots run out.
+    """
+    _check(vindex, overlay)
+    engine = Engine.load(Edited(vindex, overlay))
+    texts = _enough(texts) if texts is not None else written_ids(engine, POSITIONS, seed=seed)
+    half = max(1, len(texts) // 2)
+    use = usage(engine, texts[:half])
+    before, positions = perplexity(engine, texts[half:] or texts)
+    del engine
+    rows: dict[int, dict[int, Row]] = {}
+    moved: dict[tuple[int, int], int] = {}
+    for layer, own in overlay.rows.items():
+        n = vindex.n_features[layer]
+        rows[layer] = {f: row for f, row in own.items() if f < n}
+        free = [f for f in use[layer][:n].argsort(stable=True).tolist() if f not in own]
+        appended = [f for f in own if f >= n]
+        if len(appended) > len(free):
+            raise PatchError(
+                f"layer {layer} has {len(appended)} inserted features and {len(free)} slots for them; "
+                "compile without INTO SLOTS",
+                slot=(layer, appended[0]),
+            )
+        for feature, slot in zip(appended, free, strict=False):
+            rows[layer][slot] = own[feature]
+            moved[layer, feature] = slot
+    frozen = MappingProxyType({k: MappingProxyType(dict(sorted(v.items()))) for k, v in rows.items()})
+    placed = replace(overlay, rows=frozen)
+    after = before
+    if moved:
+        after, _ = perplexity(Engine.load(Edited(vindex, placed)), texts[half:] or texts)
+    return Placed(placed, moved, before, after, positions)
+
+
+def _enough(texts: Texts) -> list[Sequence[int]]:
+    """The first texts, up to POSITIONS tokens and one text at least."""
+    out: list[Sequence[int]] = []
+    for text in texts:
+        if out and sum(map(len, out)) >= POSITIONS:
+            break
+        out.append(text)
+    return out
+
+
+def _check(vindex: Vindex, overlay: Overlay) -> None:
+    stored = set(vindex.names())
+    for layer, n in enumerate(overlay.n_features):
+        names = [name for name in (vindex.family.gate_name(layer), vindex.family.up_name(layer)) if name]
+        if n > vindex.n_features[layer] and any(bias_of(name) in stored for name in names):
+            raise PatchError(
+                f"features of {vindex.path} have biases, which a feature in another's slot would inherit; "
+                "compile without INTO SLOTS"
+            )
+
+
+# -- measuring ------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def usage(engine: Engine, texts: Texts) -> list[torch.Tensor]:
+    """How much each feature is used: mean |activation| x |down column|, f64 [features] a layer."""
+    sums = [torch.zeros(n, dtype=torch.float64) for n in engine.n_features]
+    count = 0
+    with _activations(engine, sums):
+        for ids in texts:
+            _pass(engine, ids)
+            count += len(ids)
+    norms = [parts.down_rows().float().norm(dim=1).double().cpu() for parts in engine.anatomy.layers]
+    return [total / max(count, 1) * norm for total, norm in zip(sums, norms, strict=True)]
+
+
+@contextlib.contextmanager
+def _activations(engine: Engine, sums: list[torch.Tensor]) -> Iterator[None]:
+    """A context in which every pass adds each feature's |activation| to `sums`."""
+
+    def hook(layer: int) -> Any:
+        def add(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+            sums[layer] += inputs[0].double().abs().flatten(0, -2).sum(0).cpu()
+
+        return add
+
+    with engine.anatomy.passing:
+        hooks = [
+            parts.down.register_forward_pre_hook(hook(i)) for i, parts in enumerate(engine.anatomy.layers)
+        ]
+        try:
+            yield
+        finally:
+            for handle in hooks:
+                handle.remove()
+
+
+@torch.inference_mode()
+def perplexity(engine: Engine, texts: Texts) -> tuple[float, int]:
+    """The perplexity of the texts, every token but the first predicted, and how many tokens that were."""
+    total, count = 0.0, 0
+    for ids in texts:
+        if len(ids) < 2:
+            continue
+        logp = torch.log_softmax(_pass(engine, ids)[0, :-1], -1)
+        wanted = torch.tensor(ids[1:], device=logp.device)
+        total -= float(logp.gather(1, wanted[:, None]).double().sum())
+        count += len(ids) - 1
+    return math.exp(total / max(count, 1)), count
+
+
+def _pass(engine: Engine, ids: Sequence[int]) -> torch.Tensor:
+    row = torch.tensor([list(ids)], device=engine.device)
+    places = torch.arange(row.shape[1], device=engine.device)[None]
+    return engine.run(row, None, places, keep=0)

@@ -1,0 +1,115 @@
+"""Edited: the weights of a vindex as an overlay leaves them, one matrix at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from larql_duck.models.families import Family, bias_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from larql_duck.patches.overlay import Overlay, Which
+    from larql_duck.vindex.store import Vindex
+
+# A padded model's features per layer are a multiple of this: whole blocks of every quantisation of GGUF.
+BLOCK = 32
+
+
+class Edited:
+    """The weights of `vindex` under `overlay`. Implements `models.source.WeightSource`; tensors in the stored dtype.
+
+    n_features is one number a layer. padded: every layer is brought to one number of features, the largest, rounded
+    up to a multiple of 32, by rows of zeros, which change nothing; where all layers have the same number already and
+    nothing was appended, it stays. path, family and config are the vindex's, config with the features that hold here:
+    one number, or a list where layers differ.
+    """
+
+    def __init__(self, vindex: Vindex, overlay: Overlay, *, padded: bool = False) -> None:
+        self.vindex = vindex
+        self.overlay = overlay
+        self.path: Path = vindex.path
+        self.family: Family = vindex.family
+        own = overlay.n_features
+        self.appended = [n - base for n, base in zip(own, vindex.n_features, strict=True)]
+        self.n_features = (
+            [_padded(own)] * len(own) if padded and (any(self.appended) or len(set(own)) > 1) else own
+        )
+        self.config: dict[str, Any] = dict(vindex.config)
+        if self.n_features != vindex.n_features:
+            key = self.family.keys.get("intermediate_size", "intermediate_size")
+            self.config.pop("intermediate_size", None)
+            same = len(set(self.n_features)) == 1
+            self.config[key] = self.n_features[0] if same else list(self.n_features)
+        self._ffn: dict[str, tuple[int, Which]] = {}
+        self._biases: dict[str, int] = {}
+        for layer in range(vindex.n_layers):
+            names: list[tuple[str | None, Which]] = [
+                (self.family.gate_name(layer), "gate"),
+                (self.family.up_name(layer), "up"),
+                (self.family.down_name(layer), "down"),
+            ]
+            for name, which in names:
+                if name is None:
+                    continue
+                self._ffn[name] = (layer, which)
+                if which != "down":
+                    self._biases[bias_of(name)] = layer
+
+    def names(self) -> list[str]:
+        """State-dict names of everything that is stored."""
+        return self.vindex.names()
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor with this state-dict name in Hugging Face layout; a mapped view where nothing differs."""
+        if name in self._ffn:
+            matrix = self.matrix(*self._ffn[name])
+            return matrix.t() if self.family.transposed else matrix
+        stored = self.vindex.tensor(name)
+        if name in self._biases:
+            return _grown(stored, self.n_features[self._biases[name]])
+        return stored
+
+    def matrix(self, layer: int, which: Which) -> torch.Tensor:
+        """A layer's FFN matrix: gate and up [features, hidden], down [hidden, features]."""
+        width = self.n_features[layer]
+        if which == "gate":
+            return _grown(self.overlay.matrix(layer, which, self.vindex.gate(layer)), width)
+        if which == "up":
+            up = self.vindex.up(layer)
+            assert up is not None
+            return _grown(self.overlay.matrix(layer, which, up), width)
+        down = self.overlay.matrix(layer, which, self.vindex.down(layer))
+        return _grown(down.t(), width).t() if down.shape[1] != width else down
+
+    def differs(self, name: str) -> bool:
+        """Whether the tensor with this state-dict name is another than the vindex's."""
+        if name in self._biases:
+            layer = self._biases[name]
+            return self.n_features[layer] != self.vindex.n_features[layer]
+        if name not in self._ffn:
+            return False
+        layer, which = self._ffn[name]
+        rows = self.overlay.rows.get(layer, {})
+        return self.n_features[layer] != self.vindex.n_features[layer] or any(
+            getattr(row, which) is not None for row in rows.values()
+        )
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """File name -> content of the tokenizer files that are there."""
+        return self.vindex.tokenizer_files()
+
+
+def _padded(counts: list[int]) -> int:
+    return -(-max(counts) // BLOCK) * BLOCK
+
+
+def _grown(tensor: torch.Tensor, rows: int) -> torch.Tensor:
+    """`tensor` with rows of zeros at its end, `rows` in all; itself where it has them."""
+    import torch
+
+    missing = rows - tensor.shape[0]
+    if not missing:
+        return tensor
+    return torch.cat([tensor, torch.zeros(missing, *tensor.shape[1:], dtype=tensor.dtype)])

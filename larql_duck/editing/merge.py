@@ -1,0 +1,349 @@
+"""MERGE: what another vindex knows becomes edits of the one in use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from larql_duck.patches.operations import Delete, Insert, Operation, Update, fact_key
+from larql_duck.vindex import layout
+
+if TYPE_CHECKING:
+    from larql_duck.diffing import Side
+    from larql_duck.result import Result
+    from larql_duck.session import Session
+    from larql_duck.vindex.store import Vindex
+
+_COLUMNS = (
+    ("kind", "string"),
+    ("entity", "string"),
+    ("relation", "string"),
+    ("layer", "int32"),
+    ("feature", "int64"),
+    ("target", "string"),
+    ("source", "string"),
+    ("target_confidence", "float64"),
+    ("source_confidence", "float64"),
+    ("conflict", "bool"),
+    ("action", "string"),
+)
+
+
+@dataclass(frozen=True)
+class Item:
+    """A slot or fact that the source has otherwise than the vindex in use, which is the target.
+
+    conflict: the target says something of its own there. taken: the source's holds. operation is what makes it so,
+    None for a fact that INSERT has to solve.
+    """
+
+    kind: str
+    entity: str | None
+    relation: str | None
+    layer: int | None
+    feature: int | None
+    target: str | None
+    source: str | None
+    target_confidence: float | None
+    source_confidence: float | None
+    conflict: bool
+    taken: bool
+    operation: Operation | None = None
+
+
+def merge(
+    session: Session, source: str | Path, *, rule: str = "keep_source", dry_run: bool = False
+) -> Result:
+    """One row per slot or fact that differs: kind, entity, relation, layer, feature, what target and source say, their
+    confidences, whether that is a conflict, and the action ('added', 'replaced', 'kept').
+
+    A vindex of the same model gives its slots that differ from the stored ones, with the facts that they carry, and
+    its database facts; of another model the facts come over by INSERT. All become edits of the session, or none.
+    rule, where both say something: 'keep_source', 'keep_target' or 'highest_confidence' (the target's where equal).
+    """
+    from larql_duck.diffing import directory
+
+    here = session.need()
+    other = directory(source)
+    lineage = same_lineage(here, other.vindex)
+    items = _slots(session, other, rule) if lineage else _facts(session, other, rule)
+    taken = [item for item in items if item.taken]
+    notices = [_said(items, dry_run, other, lineage)]
+    if taken and not dry_run:
+        notices += _carry_out(session, taken)
+    return _result(items, notices)
+
+
+def same_lineage(a: Vindex, b: Vindex) -> bool:
+    """Whether both are versions of one model: equal shapes but for appended features, and the same embedding bytes."""
+    from larql_duck.patches.checksum import file_checksum
+
+    shapes = [(v.family.name, v.n_layers, v.hidden, v.vocab, v.dtype) for v in (a, b)]
+    return shapes[0] == shapes[1] and file_checksum(a, layout.EMBED) == file_checksum(b, layout.EMBED)
+
+
+def _carry_out(session: Session, taken: Sequence[Item]) -> list[str]:
+    mark = session.edits.mark()
+    notices: list[str] = []
+    try:
+        operations = [item.operation for item in taken if item.operation is not None]
+        if operations:
+            session.edits.add(operations)
+            notices += session.edited.notices
+        facts = [(i.entity or "", i.relation or "", i.source or "") for i in taken if i.operation is None]
+        if facts:
+            from larql_duck.editing.inserting import insert
+
+            notices += insert(session, facts).notices
+    except BaseException:
+        session.edits.rollback_to(mark)
+        raise
+    return notices
+
+
+# -- versions of one model ------------------------------------------------------------------------------------
+
+
+def _slots(session: Session, other: Side, rule: str) -> list[Item]:
+    """What the source changed against the vindex in use, slot by slot, then its database facts."""
+    from larql_duck.diffing import directory
+    from larql_duck.diffing.slot_diff import differing, stored
+
+    stored_here = directory(session.need().path)
+    overlay = session.overlay
+    which = stored(stored_here, other)
+    carried = {(f.layer, f.feature): f for f in other.carried}
+    ours = {(f.layer, f.feature): f for f in stored_here.carried}
+    here, there = _Tokens(stored_here), _Tokens(other)
+    items: list[Item] = []
+    added: dict[int, int] = {}
+    for slot in differing(stored_here, other):
+        at = (slot.layer, slot.feature)
+        if slot.status == "removed":
+            continue
+        vectors = {w: _vector(other, *at, w) for w in which}
+        fact, own = carried.get(at), ours.get(at)
+        if fact is not None and (own is None or _key(own) != _key(fact)):
+            # A feature that carries a fact is that fact's, wherever it stands.
+            known = overlay.fact(fact.entity, fact.relation)
+            same = known is not None and known.target.casefold() == fact.target.casefold()
+            confidences = (None if known is None else known.confidence, fact.confidence)
+            taken = not same and (known is None or _wins(rule, *confidences))
+            number = session.edits.next_feature(slot.layer, added.get(slot.layer, 0))
+            operation = Insert(
+                slot.layer,
+                number,
+                fact.entity,
+                fact.target,
+                fact.relation,
+                fact.confidence,
+                **vectors,
+                meta=there.meta(at),
+                kind=fact.kind if fact.kind != "scale" else "insert",
+                templates=fact.templates,
+            )
+            if taken:
+                added[slot.layer] = added.get(slot.layer, 0) + 1
+            if not same:
+                items.append(
+                    Item(
+                        "fact",
+                        fact.entity,
+                        fact.relation,
+                        *at,
+                        None if known is None else known.target,
+                        fact.target,
+                        *confidences,
+                        known is not None,
+                        taken,
+                        operation,
+                    )
+                )
+            continue
+        # The place of a fact that the source has not, and zeros that another layer's width asked for.
+        if own is not None or (slot.status == "added" and not any(v.any() for v in vectors.values())):
+            continue
+        row = overlay.rows.get(slot.layer, {}).get(slot.feature)
+        mine = row is not None and slot.feature < overlay.n_base[slot.layer]
+        if mine and row is not None and _equal(row, vectors, stored_here, at):
+            continue
+        meta = there.meta(at)
+        scores = (
+            row.meta.score if mine and row is not None and row.meta is not None else here.score(at),
+            there.score(at),
+        )
+        taken = not mine or _wins(rule, *scores)
+        shown = here.token(at) if not mine or row is None or row.meta is None else row.meta.token
+        operation_: Operation
+        if slot.feature < overlay.n_base[slot.layer]:
+            changed = {w: v for w, v in vectors.items() if getattr(slot, w)}
+            if set(changed) == {"down"} and not changed["down"].any():
+                operation_ = Delete(*at)
+            else:
+                operation_ = Update(*at, **changed, meta=meta)
+        else:
+            number = session.edits.next_feature(slot.layer, added.get(slot.layer, 0))
+            added[slot.layer] = added.get(slot.layer, 0) + 1
+            name = f"L{slot.layer}_F{slot.feature}"
+            operation_ = Insert(slot.layer, number, name, there.token(at) or name, **vectors, meta=meta)
+        items.append(Item("slot", None, None, *at, shown, there.token(at), *scores, mine, taken, operation_))
+    return items + _database(session, other, rule)
+
+
+def _database(session: Session, other: Side, rule: str) -> list[Item]:
+    items = []
+    for fact in other.knn:
+        known = session.overlay.fact(fact.entity, fact.relation)
+        if known is not None and known.target.casefold() == fact.target.casefold():
+            continue
+        confidence = None if known is None else known.confidence
+        taken = known is None or _wins(rule, confidence, fact.confidence)
+        items.append(
+            Item(
+                "fact",
+                fact.entity,
+                fact.relation,
+                fact.layer,
+                None,
+                None if known is None else known.target,
+                fact.target,
+                confidence,
+                fact.confidence,
+                known is not None,
+                taken,
+                fact,
+            )
+        )
+    return items
+
+
+def _vector(side: Side, layer: int, feature: int, which: Any) -> Any:
+    import numpy as np
+
+    matrix = side.weights.matrix(layer, which)
+    row = matrix[:, feature] if which == "down" else matrix[feature]
+    return np.array(row.float().numpy(), np.float32)
+
+
+def _equal(row: Any, vectors: Mapping[Any, Any], here: Side, at: tuple[int, int]) -> bool:
+    import numpy as np
+
+    return all(
+        np.array_equal(v, getattr(row, w) if getattr(row, w) is not None else _vector(here, *at, w))
+        for w, v in vectors.items()
+    )
+
+
+class _Tokens:
+    """What a side shows of its slots."""
+
+    def __init__(self, side: Side) -> None:
+        columns = ["layer", "feature", "top_token", "top_token_id", "c_score"]
+        rows = side.table("features").select(columns).to_pylist()
+        self._rows = {(r["layer"], r["feature"]): r for r in rows}
+
+    def token(self, at: tuple[int, int]) -> str | None:
+        token: str | None = self._rows.get(at, {}).get("top_token")
+        return token
+
+    def score(self, at: tuple[int, int]) -> float | None:
+        score: float | None = self._rows.get(at, {}).get("c_score")
+        return score
+
+    def meta(self, at: tuple[int, int]) -> Any:
+        from larql_duck.patches.operations import Meta
+
+        row = self._rows.get(at)
+        if row is None or row["top_token_id"] is None:
+            return None
+        return Meta(row["top_token"] or "", int(row["top_token_id"]), float(row["c_score"] or 0.0))
+
+
+# -- another model --------------------------------------------------------------------------------------------
+
+# Best object of each (subject, relation).
+_BEST = """
+SELECT subject, relation, object, confidence FROM {} WHERE source != 'weights'
+QUALIFY row_number() OVER (
+    PARTITION BY lower(trim(subject)), lower(trim(relation)) ORDER BY confidence DESC NULLS LAST, object
+) = 1
+ORDER BY confidence DESC NULLS LAST, subject, relation
+"""
+
+
+def _facts(session: Session, other: Side, rule: str) -> list[Item]:
+    """The source's facts that the session does not show, the surest first."""
+    import duckdb
+
+    with duckdb.connect() as con:
+        con.register("triples_there", other.table("triples"))
+        theirs = con.execute(_BEST.format("triples_there")).fetchall()
+    stated = {fact_key(s, r) for s, r, _, _ in theirs}
+    theirs += [
+        (f.entity, f.relation, f.target, f.confidence)
+        for f in other.knn
+        if fact_key(f.entity, f.relation) not in stated
+    ]
+    mine: dict[tuple[str, str], list[tuple[str, float | None]]] = {}
+    shown = session.run_sql(
+        f"SELECT subject, relation, object, confidence FROM {session.schema}.triples WHERE source != 'weights' "
+        "ORDER BY confidence DESC NULLS LAST, object"
+    )
+    for subject, relation, answer, confidence in shown.rows():
+        mine.setdefault(fact_key(subject, relation), []).append((answer, confidence))
+    items = []
+    for subject, relation, answer, confidence in theirs:
+        known = mine.get(fact_key(subject, relation), [])
+        if any(a.strip().casefold() == answer.strip().casefold() for a, _ in known):
+            continue
+        best, sure = known[0] if known else (None, None)
+        taken = not known or _wins(rule, sure, confidence)
+        items.append(
+            Item("fact", subject, relation, None, None, best, answer, sure, confidence, bool(known), taken)
+        )
+    return items
+
+
+# -- rules and results ----------------------------------------------------------------------------------------
+
+
+def _wins(rule: str, target: float | None, source: float | None) -> bool:
+    """Whether the source's holds where both say something."""
+    if rule == "highest_confidence":
+        return (-1.0 if source is None else source) > (-1.0 if target is None else target)
+    return rule == "keep_source"
+
+
+def _key(fact: Any) -> tuple[str, str]:
+    return fact_key(fact.entity, fact.relation)
+
+
+def _said(items: Sequence[Item], dry_run: bool, other: Side, lineage: bool) -> str:
+    added = sum(i.taken and not i.conflict for i in items)
+    replaced = sum(i.taken and i.conflict for i in items)
+    kept = sum(not i.taken for i in items)
+    kind = (
+        "a version of this model: slots, and the facts that they carry" if lineage else "another model: facts"
+    )
+    would = "would be " if dry_run else ""
+    return (
+        f"{other.name} is {kind}; {added} {would}added, {replaced + kept} conflicts: "
+        f"{replaced} {would}replaced, {kept} kept"
+    )
+
+
+def _result(items: Sequence[Item], notices: Sequence[str]) -> Result:
+    import pyarrow as pa
+
+    from larql_duck.result import Result
+
+    schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in _COLUMNS])
+    names = [name for name, _ in _COLUMNS[:-1]]
+    rows = [
+        {name: getattr(item, name) for name in names}
+        | {"action": "kept" if not item.taken else "replaced" if item.conflict else "added"}
+        for item in items
+    ]
+    return Result(pa.Table.from_pylist(rows, schema=schema), notices=list(notices))

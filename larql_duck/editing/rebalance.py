@@ -1,0 +1,169 @@
+"""REBALANCE: the inserted features scaled together until every fact's probability lies in a band."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from larql_duck.patches.operations import Insert
+
+if TYPE_CHECKING:
+    from larql_duck.patches.overlay import Fact, Row
+    from larql_duck.result import Result
+    from larql_duck.session import Session
+
+FLOOR, CEILING, ROUNDS = 0.30, 0.90, 16
+# Bounds of a scale, of all rounds together, and of one round's factor.
+_MOST, _STEP = 8.0, 1.6
+
+
+@dataclass
+class _Scaled:
+    """One fact with the scale of its feature; low and high bracket the scale once p was seen on both sides."""
+
+    fact: Fact
+    row: Row
+    prompt: tuple[str, str, str]
+    scale: float = 1.0
+    low: float | None = None
+    high: float | None = None
+    before: float = 0.0
+    p: float = 0.0
+
+    def move(self, floor: float, ceiling: float) -> bool:
+        """Whether the scale changed: up below the floor, down above the ceiling, halfway once both were seen."""
+        if floor <= self.p <= ceiling:
+            return False
+        if self.p < floor:
+            self.low = self.scale
+        else:
+            self.high = self.scale
+        if self.low is not None and self.high is not None and self.low < self.high:
+            scale = (self.low * self.high) ** 0.5
+        else:
+            # Other facts moved: the bracket no longer holds.
+            if self.low is not None and self.high is not None:
+                self.low, self.high = (self.scale, None) if self.p < floor else (None, self.scale)
+            scale = self.scale * (_STEP if self.p < floor else 1 / _STEP)
+        scale = min(max(scale, 1 / _MOST), _MOST)
+        changed = abs(scale - self.scale) > 1e-3 * self.scale
+        self.scale = scale
+        return changed
+
+
+def rebalance(
+    session: Session, *, floor: float = FLOOR, ceiling: float = CEILING, rounds: int = ROUNDS
+) -> Result:
+    """One row an inserted fact: entity, relation, target, layer, feature, p before and after, scale, state ('in',
+    'below' or 'above' the band).
+
+    p is the probability of the whole target on the fact's first template, with all facts active. Scales multiply down
+    columns; a fact that needs none is left alone. At most `rounds` rounds. Deletions are not scaled.
+    """
+    from larql_duck.inference.weight_overlay import under
+
+    vindex = session.need()
+    vindex.require("inference", "REBALANCE")
+    overlay = session.edits.overlay
+    scaled = [
+        _Scaled(f, overlay.rows[f.layer][f.feature], _prompt(session, f))
+        for f in overlay.facts
+        if f.mode == "compose" and f.kind != "delete" and f.feature is not None
+        and overlay.rows[f.layer][f.feature].down is not None
+    ]  # fmt: skip
+    if not scaled:
+        return _result([], ["no fact was inserted as a feature, so there is nothing to balance"])
+    engine = session.engine()
+    _measure(session, scaled)
+    for s in scaled:
+        s.before = s.p
+    used = 0
+    while used < rounds:
+        # All move before any is measured again.
+        moved = [s.move(floor, ceiling) for s in scaled]
+        if not any(moved):
+            break
+        used += 1
+        with under(engine, session.edits.try_(_operations(session, scaled))):
+            _measure(session, scaled)
+        if session.progress is not None:
+            session.progress("rebalance", used, rounds)
+    operations = _operations(session, scaled)
+    if operations:
+        session.edits.add(operations)
+    inside = sum(floor <= s.p <= ceiling for s in scaled)
+    notices = [f"{inside} of {len(scaled)} facts lie between {floor:g} and {ceiling:g} after {used} rounds"]
+    return _result([_row(session, s, floor, ceiling) for s in scaled], notices)
+
+
+def _prompt(session: Session, fact: Fact) -> tuple[str, str, str]:
+    from larql_duck.editing.relation_prompts import stating
+
+    own = stating(session, fact.relation or "", fact.templates)
+    return own.templates[0], own.text(fact.entity), fact.target
+
+
+def _measure(session: Session, scaled: Sequence[_Scaled]) -> None:
+    from larql_duck.inference.scoring import said
+
+    for s, found in zip(scaled, said(session.engine(), [s.prompt for s in scaled]), strict=True):
+        s.p = found.p
+
+
+def _operations(session: Session, scaled: Sequence[_Scaled]) -> list[Insert]:
+    from larql_duck.patches.rounding import rounded
+
+    dtype = session.need().dtype
+    counts: dict[int, int] = {}
+    out = []
+    for s in scaled:
+        if s.scale == 1.0:
+            continue
+        f = s.fact
+        assert s.row.down is not None and f.feature is not None
+        n_base = session.edits.overlay.n_base[f.layer]
+        number = f.feature
+        if number >= n_base:
+            number = session.edits.next_feature(f.layer, counts.get(f.layer, 0))
+            counts[f.layer] = counts.get(f.layer, 0) + 1
+        down = rounded(s.row.down.astype(np.float64) * s.scale, dtype)
+        out.append(
+            Insert(
+                f.layer, number, f.entity, f.target, f.relation, f.confidence, s.row.gate, s.row.up, down,
+                s.row.meta, "scale", f.templates,
+            )
+        )  # fmt: skip
+    return out
+
+
+def _row(session: Session, s: _Scaled, floor: float, ceiling: float) -> dict[str, object]:
+    state = "below" if s.p < floor else "above" if s.p > ceiling else "in"
+    return {
+        "entity": s.fact.entity,
+        "relation": s.fact.relation,
+        "target": s.fact.target,
+        "layer": s.fact.layer,
+        "feature": s.fact.feature,
+        "p_before": s.before,
+        "p": s.p,
+        "scale": s.scale,
+        "state": state,
+    }
+
+
+def _result(rows: Sequence[dict[str, object]], notices: Sequence[str]) -> Result:
+    import pyarrow as pa
+
+    from larql_duck.result import Result
+
+    schema = pa.schema(
+        [
+            ("entity", pa.string()), ("relation", pa.string()), ("target", pa.string()), ("layer", pa.int32()),
+            ("feature", pa.int64()), ("p_before", pa.float64()), ("p", pa.float64()), ("scale", pa.float64()),
+            ("state", pa.string()),
+        ]
+    )  # fmt: skip
+    return Result(pa.Table.from_pylist(list(rows), schema=schema), notices=tuple(notices))

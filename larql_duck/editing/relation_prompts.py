@@ -1,0 +1,105 @@
+"""How a relation is stated: its prompts, who else it is about, and what else is said of the same subjects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from larql_duck.knowledge.relations import SLOT, Relation, relation_key
+
+if TYPE_CHECKING:
+    from larql_duck.session.session import Session
+
+# Prompts of other relations about the same kind of subject.
+OTHERS = 14
+# Kinds of subjects that every detector is told apart from.
+_VARIED = (
+    "country",
+    "city",
+    "person",
+    "animal",
+    "book",
+    "organization",
+    "element",
+    "word",
+    "noun",
+    "company",
+)
+
+
+@dataclass(frozen=True)
+class Stating:
+    """templates state the relation, the first one first. others are prompts of other relations about the same kind of
+    subject. subjects are other subjects of it, as they stand in a sentence; varied are names of all kinds.
+    """
+
+    relation: str
+    templates: tuple[str, ...]
+    others: tuple[str, ...]
+    subjects: tuple[str, ...]
+    varied: tuple[str, ...]
+    known: Relation | None
+
+    def text(self, entity: str) -> str:
+        """The entity as it stands in a sentence."""
+        return entity if self.known is None else self.known.text(entity)
+
+
+def stating(session: Session | None, relation: str, templates: Sequence[str] = ()) -> Stating:
+    """The Stating of a relation: `templates` where given, else its pack's, else those that the vindex holds, else
+    "The {relation} of {entity} is".
+    """
+    from larql_duck.probing.packs import known_relations
+
+    shipped = {relation_key(name): r for name, r in known_relations().items()}
+    known = shipped.get(relation_key(relation))
+    stored = () if session is None or known is not None else _stored(session, relation)
+    chosen = tuple(templates) or (known.templates if known is not None else stored)
+    if not chosen:
+        chosen = (f"The {relation_key(relation)} of {SLOT} is",)
+    others: list[str] = []
+    subjects: list[str] = []
+    if known is not None:
+        kin = [r for r in shipped.values() if r.subjects == known.subjects and r.name != known.name]
+        # Everybody's first template, then the second ones.
+        others = [r.templates[i] for i in range(2) for r in kin if len(r.templates) > i]
+        subjects = [known.text(e) for e in known.entities]
+    elif session is not None:
+        subjects = _subjects(session, relation)
+    varied = [
+        r.text(e)
+        for kind in _VARIED
+        for r in [max((r for r in shipped.values() if r.subjects == kind), key=lambda r: len(r.entities))]
+        for e in r.entities[:6]
+    ]
+    return Stating(
+        relation=relation,
+        templates=chosen,
+        others=tuple(others[:OTHERS]),
+        subjects=tuple(dict.fromkeys(subjects)),
+        varied=tuple(dict.fromkeys(varied)),
+        known=known,
+    )
+
+
+def default_template(relation: str) -> str:
+    """The prompt that states a relation of which nothing is known."""
+    return f"The {relation_key(relation)} of {SLOT} is"
+
+
+def _stored(session: Session, relation: str) -> tuple[str, ...]:
+    rows = session.run_sql(
+        f"SELECT templates FROM {session.schema}.relations WHERE lower(relation) = lower($1)", [relation]
+    ).rows()
+    found = [t for (templates,) in rows for t in templates or () if t.count(SLOT) == 1 and "\n" not in t]
+    return tuple(dict.fromkeys(found))
+
+
+def _subjects(session: Session, relation: str) -> list[str]:
+    rows = session.run_sql(
+        f"SELECT DISTINCT subject FROM {session.schema}.facts WHERE lower(relation) = lower($1) "
+        "ORDER BY subject LIMIT 500",
+        [relation],
+    ).rows()
+    return [str(subject) for (subject,) in rows]

@@ -1,0 +1,269 @@
+"""Facts asked again under an overlay: those of the vindex with the prompts that are stored, inserted ones with their own."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from larql_duck.knowledge.relations import SLOT, Relation, relation_key
+from larql_duck.probing.checkpoint import Checkpoint
+from larql_duck.probing.combine import Fact as Answer
+from larql_duck.probing.combine import combine
+from larql_duck.probing.facts import MANY_P
+from larql_duck.probing.measure import measure
+from larql_duck.probing.prompts import Question, Variant
+from larql_duck.probing.replies import Reply, replies
+from larql_duck.probing.tables import Found, tables_of
+from larql_duck.probing.words import normal
+from larql_duck.vindex.manifest import OURS
+
+if TYPE_CHECKING:
+    from larql_duck.inference.engine import Engine
+    from larql_duck.probing.calibrate import Calibration
+
+Pair = tuple[str, str]
+# Prompts whose logits are held at a time.
+_TOGETHER = 32
+
+
+@dataclass(frozen=True)
+class StoredVariant(Variant):
+    """A template with the prompts that were asked with it, by subject."""
+
+    prompts: Mapping[str, str] = field(default_factory=dict)
+
+    def prompt(self, relation: Relation, subject: str) -> str:
+        """The prompt that was asked about the subject."""
+        return self.prompts[subject]
+
+    def shown(self, relation: Relation) -> str:
+        """The template as it is stored."""
+        return self.base
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A fact that is to be true: the prompts that state it, and the (layer, feature) that carries it, if one does."""
+
+    subject: str
+    relation: str
+    target: str
+    prompts: tuple[str, ...]
+    slot: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class Held:
+    """How far a wanted fact holds: mean probabilities of its target's first token and of the whole target.
+
+    prompt is the one with the highest p; there, effect is the drop of log p (nats) of the first token, and score that of
+    its centred logit, when the feature that carries the fact is zeroed at every position; None without one.
+    """
+
+    p: float
+    p_string: float
+    n_templates: int
+    effect: float | None
+    score: float | None
+    prompt: str
+
+
+# -- facts of the vindex --------------------------------------------------------------------------------------
+
+
+def ask_again(
+    engine: Engine,
+    probes: pa.Table,
+    before: Mapping[Pair, Mapping[str, float | None]],
+    raw: Mapping[str, Any],
+    many: set[str],
+    progress: Callable[[int], None] = lambda n: None,
+) -> dict[str, pa.Table]:
+    """The tables facts, edges and probes of the (subject, relation) pairs in `probes`, as the engine answers now.
+
+    probes are rows of that table: their prompts are asked. before gives each pair's earlier objects (normalised) with
+    their priors, which stay; raw is the vindex's manifest, whose calibration and weights of templates are used.
+    """
+    kept = raw.get(OURS, {}).get("probe", {})
+    calibration = _calibration(kept)
+    by_relation: dict[str, dict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
+    columns = probes.select(["relation", "template", "subject", "prompt"]).to_pydict()
+    for relation, template, subject, prompt in zip(*columns.values(), strict=True):
+        by_relation[relation][template][subject] = prompt
+    asked: list[Question] = []
+    said: list[list[Reply]] = []
+    found: list[Found] = []
+    for name, templates in by_relation.items():
+        relation = known_relation(name, tuple(templates), name in many)
+        variants = [StoredVariant(i, t, 0, prompts) for i, (t, prompts) in enumerate(templates.items())]
+        subjects = tuple(dict.fromkeys(s for v in variants for s in v.prompts))
+        question = Question(relation.over(subjects), tuple(variants))
+        own: list[Reply] = []
+        for variant in variants:
+            some = Question(relation.over(variant.prompts), (variant,))
+            own += replies(engine, some, variant, checkpoint=Checkpoint(None))[0]
+        weights = _weights(kept, name, len(variants))
+        facts = [
+            replace(f, prior=before.get((f.subject, name), {}).get(normal(f.object)))
+            for f in combine(own, weights=weights)
+        ]
+        confidence = [_confidence(calibration, relation.family, f) for f in facts]
+        chosen = [i for i, f in enumerate(facts) if f.rank == 1 or (name in many and f.p >= MANY_P)]
+        measured = measure(engine, [facts[i] for i in chosen], checkpoint=Checkpoint(None))
+        place = {i: k for k, i in enumerate(chosen)}
+        asked.append(question)
+        said.append(own)
+        listed = [measured[place[i]] if i in place else None for i in range(len(facts))]
+        found.append(Found(facts, confidence, listed, [None] * len(facts)))
+        progress(len(subjects))
+    tables = tables_of(engine.tokenizer, asked, said, found)
+    return {name: tables[name] for name in ("facts", "edges", "probes")}
+
+
+def known_relation(name: str, templates: tuple[str, ...], many: bool = False) -> Relation:
+    """The shipped relation of that name, else one with these templates; asked in the form that it has."""
+    from larql_duck.probing.packs import known_relations
+
+    key = relation_key(name)
+    for shipped in known_relations().values():
+        if relation_key(shipped.name) == key:
+            return replace(shipped, name=name)
+    return Relation(name, "", "custom", templates, many=many, answer="phrase")
+
+
+def _calibration(kept: Mapping[str, Any]) -> Calibration:
+    from larql_duck.probing.calibrate import Calibration
+
+    return Calibration.from_json(kept.get("calibration") or {})
+
+
+def _confidence(calibration: Calibration, family: str, fact: Answer) -> tuple[float, bool]:
+    value = calibration.confidence(family, fact.score)
+    return (fact.p, False) if value is None else (value, True)
+
+
+def _weights(kept: Mapping[str, Any], relation: str, n: int) -> dict[int, float] | None:
+    """How much each template counts, as the run that asked them found; None where that is not known for all."""
+    found = (kept.get("relations") or {}).get(relation, {})
+    if set(found.get("templates", ())) != {str(i) for i in range(n)}:
+        return None
+    return {int(i): float(w) for i, w in found.get("weights", {}).items()} or None
+
+
+# -- facts that are to be true --------------------------------------------------------------------------------
+
+
+def hold(
+    engine: Engine, wanted: Sequence[Wanted], progress: Callable[[int], None] = lambda n: None
+) -> list[Held | None]:
+    """How far each wanted fact holds now; None for one without prompts or whose target has no token.
+
+    progress is called with the number of facts that are done since the last call.
+    """
+    rows: list[_Row] = []
+    for i, fact in enumerate(wanted):
+        target = engine.tokenizer.entity_ids(fact.target)
+        if not target:
+            continue
+        encoded = engine.tokenizer.encode_batch(list(fact.prompts))
+        for prompt, ids in zip(fact.prompts, encoded, strict=True):
+            if ids and (engine.context is None or len(ids) + len(target) <= engine.context):
+                rows.append(_Row(i, prompt, ids, target))
+    now = _all(engine, rows, [None] * len(rows))
+    by_fact: dict[int, list[int]] = defaultdict(list)
+    for k, row in enumerate(rows):
+        by_fact[row.fact].append(k)
+    best = {i: max(own, key=lambda k: (now[k].log_p[0], -k)) for i, own in by_fact.items()}
+    # What carries a fact is taken away at the prompt that states it best.
+    carried = [i for i in best if wanted[i].slot is not None]
+    less = _all(engine, [rows[best[i]] for i in carried], [wanted[i].slot for i in carried])
+    without = dict(zip(carried, less, strict=True))
+    progress(len(wanted))
+    return [
+        None
+        if i not in best
+        else Held(
+            sum(math.exp(now[k].log_p[0]) for k in by_fact[i]) / len(by_fact[i]),
+            sum(math.exp(sum(now[k].log_p)) for k in by_fact[i]) / len(by_fact[i]),
+            len(by_fact[i]),
+            now[best[i]].log_p[0] - without[i].log_p[0] if i in without else None,
+            now[best[i]].centred - without[i].centred if i in without else None,
+            rows[best[i]].prompt,
+        )
+        for i in range(len(wanted))
+    ]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One prompt of a fact (its number) as token ids, with the target's."""
+
+    fact: int
+    prompt: str
+    ids: list[int]
+    target: list[int]
+
+
+@dataclass(frozen=True)
+class _Said:
+    """log p of every target token after its prompt, and the centred logit of the first one."""
+
+    log_p: list[float]
+    centred: float
+
+
+def _all(engine: Engine, rows: Sequence[_Row], zeroed: Sequence[tuple[int, int] | None]) -> list[_Said]:
+    """What is said of every row, with the slot named beside it zero at every position."""
+    out: dict[int, _Said] = {}
+    order = sorted(range(len(rows)), key=lambda k: (len(rows[k].ids) + len(rows[k].target), k))
+    for start in range(0, len(order), _TOGETHER):
+        part = order[start : start + _TOGETHER]
+        found = _batch(engine, [rows[k] for k in part], [zeroed[k] for k in part])
+        out.update(zip(part, found, strict=True))
+    return [out[k] for k in range(len(rows))]
+
+
+def _batch(engine: Engine, rows: Sequence[_Row], zeroed: Sequence[tuple[int, int] | None]) -> list[_Said]:
+    import torch
+
+    from larql_duck.inference.batch import pad
+    from larql_duck.inference.interventions import FeatureEdit
+
+    batch = pad([[*row.ids, *row.target] for row in rows], device=engine.device)
+    longest = max(len(row.target) for row in rows)
+    by_layer: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for at, slot in enumerate(zeroed):
+        if slot is not None:
+            by_layer[slot[0]].append((at, slot[1]))
+    edits = [
+        FeatureEdit(layer, torch.tensor([f for _, f in own]), rows=torch.tensor([r for r, _ in own]))
+        for layer, own in sorted(by_layer.items())
+    ]
+    with torch.inference_mode(), engine.intervene(*edits):
+        mask = batch.mask if batch.padded else None
+        logits = engine.run(batch.ids, mask, batch.positions, keep=longest + 1)
+        out = []
+        for at, row in enumerate(rows):
+            own = logits[at, -len(row.target) - 1 : -1]
+            log_p = torch.log_softmax(own, -1)
+            first = own[0, row.target[0]] - own[0].mean()
+            out.append(_Said([float(log_p[i, t]) for i, t in enumerate(row.target)], float(first)))
+    return out
+
+
+def prompts_of(
+    entity: str, relation: str | None, templates: Sequence[str], known: Sequence[str]
+) -> tuple[str, ...]:
+    """The prompts that state a fact: its own templates, else those `known` of its relation, else the plain one."""
+    if relation is None and not templates:
+        return ()
+    plain = f"The {(relation or '').replace('_', ' ').replace('-', ' ')} of {SLOT} is"
+    chosen = list(templates) or [t for t in known if "\n" not in t] or [plain]
+    chosen = [t for t in chosen if t.count(SLOT) == 1]
+    asked = known_relation(relation or "", tuple(chosen))
+    return tuple(asked.prompt(entity, t) for t in chosen)

@@ -1,0 +1,423 @@
+"""Facts solved as features: a detector in closed form, a value by gradient steps, all facts of a statement together."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from larql_duck.editing import value
+from larql_duck.editing.detector import GATE, Detectors, detectors, feature_rows, fired, steady_direction
+from larql_duck.editing.keys import (
+    FIRST,
+    FRAMES,
+    SLOT,
+    Spot,
+    answer_ids,
+    every_input,
+    frames_of,
+    read_inputs,
+    spot,
+)
+from larql_duck.editing.value import Lesson
+from larql_duck.errors import NotSupportedError, SemanticError
+from larql_duck.inference.loading import return_memory
+from larql_duck.knowledge.relations import relation_key
+from larql_duck.patches.rounding import rounded
+
+if TYPE_CHECKING:
+    from larql_duck.editing.background_corpus import Inputs
+    from larql_duck.editing.relation_prompts import Stating
+    from larql_duck.editing.second_moments import SecondMoment
+    from larql_duck.inference.engine import Engine
+
+Progress = Callable[[str, float, float], None]
+
+# The layer of new facts, as a share of the depth.
+DEPTH = 0.4
+# Keys of a fact, keys of one that was inserted earlier; facts whose values are found together.
+CONTEXTS, EARLIER, TOGETHER = 40, 6, 10
+# What a key behind the words of the fact's own templates weighs.
+_STATED = 4.0
+# Other subjects in the fit of a relation, and contexts of each.
+_OTHERS, _EACH = 32, 4
+# The share of a full answer from which on a key of something else is told apart by name.
+_HARD = 0.02
+# How often what opens a detector is looked for.
+_ROUNDS = 3
+# Prompts that state nothing of the relation, whose answers are kept; behind those of other relations.
+_KEPT = (
+    "{} is a",
+    "The name {} is",
+    "I like to talk about {} because",
+    "There is a book about {} by",
+    "{} and",
+    "My friend told me that {} was",
+)
+# A fact is not said where its loss is above this; what is kept then weighs less, attempt by attempt.
+_UNSAID, _AGAIN = 0.6, (0.3, 0.05)
+_OPENINGS = ("", "Note: ")
+# Templates of a fact that are taught, and general ones; the first {} is the relation.
+_GOALS = 4
+_GENERAL = (
+    "The {} of {{}} is",
+    "Question: What is the {} of {{}}? Answer:",
+    "I know what the {} of {{}} is. It is",
+)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A fact to make true: after each of `templates` ({} for the entity) the model is to say `target`.
+
+    kind 'delete': it is to say none of `objects` (nor begin with the tokens `firsts`) with more than probability `prior`. text is the entity as it
+    stands in a sentence. stating says what is known about the relation.
+    """
+
+    entity: str
+    relation: str
+    target: str
+    templates: tuple[str, ...]
+    stating: Stating
+    kind: Literal["insert", "update", "delete"] = "insert"
+    objects: tuple[str, ...] = ()
+    firsts: tuple[int, ...] = ()
+    prior: float = 0.0
+
+    @property
+    def text(self) -> str:
+        """The entity as it stands in a sentence."""
+        return self.stating.text(self.entity)
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A fact that holds already: the subject as it stands in a sentence, the templates that state it."""
+
+    text: str
+    templates: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Detected:
+    """Gate and up rows f32 [facts, hidden] at `layer`, rounded; mean activation [facts] at a fact's own keys.
+
+    seen and unseen [facts] are the detector's mean answer (1 is full) at keys of the fit and at keys left out of it.
+    """
+
+    layer: int
+    gate: np.ndarray
+    up: np.ndarray
+    mean: torch.Tensor
+    seen: torch.Tensor
+    unseen: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A fact as a feature of `layer`: gate, up and down f32 [hidden], rounded to the vindex's dtype.
+
+    The measures are filled in by `inserting`: p of the whole object on the first template before and after, its mean
+    over the other templates, the largest change of p at other subjects.
+    """
+
+    wanted: Wanted
+    layer: int
+    gate: np.ndarray = field(repr=False)
+    up: np.ndarray = field(repr=False)
+    down: np.ndarray = field(repr=False)
+    p_before: float | None = None
+    p_after: float | None = None
+    paraphrase_p: float | None = None
+    neighbour_change: float | None = None
+
+
+def default_layer(n_layers: int) -> int:
+    """The layer of new facts where none is named."""
+    return min(n_layers - 1, round(DEPTH * n_layers))
+
+
+def need_gated(engine: Engine) -> None:
+    """Nothing; NotSupportedError where the FFN has no up matrix, so that no detector can be made."""
+    if any(parts.up is None for parts in engine.anatomy.layers):
+        raise NotSupportedError(
+            f"{engine.family.name} has plain feed-forward networks, in which a fact cannot be inserted as a feature; "
+            "write MODE KNN"
+        )
+
+
+def solve(
+    engine: Engine,
+    wanted: Sequence[Wanted],
+    *,
+    layer: int,
+    second: SecondMoment,
+    text: Inputs,
+    dtype: str,
+    alpha: float = 1.0,
+    earlier: Sequence[Earlier] = (),
+    progress: Progress | None = None,
+) -> list[Solved]:
+    """The facts as features on top of what the engine runs under.
+
+    second is the second moment of the layer's FFN input over ordinary text, text some of that; earlier are facts that
+    hold already. NotSupportedError and SemanticError for what cannot be solved.
+    """
+    need_gated(engine)
+    found = detect(
+        engine, wanted, layer=layer, second=second, text=text, dtype=dtype, earlier=earlier, progress=progress
+    )
+    return_memory()
+    down = np.zeros((len(wanted), engine.hidden), np.float32)
+    for part in _together(wanted):
+        d = _values(engine, [wanted[i] for i in part], found, part, layer, progress, (part[0], len(wanted)))
+        own = alpha * d / found.mean[part][:, None]
+        down[part] = rounded(own, dtype)
+        return_memory()
+    return [Solved(w, layer, found.gate[i], found.up[i], down[i]) for i, w in enumerate(wanted)]
+
+
+# -- detectors ------------------------------------------------------------------------------------------------
+
+
+def detect(
+    engine: Engine,
+    wanted: Sequence[Wanted],
+    *,
+    layer: int,
+    second: SecondMoment,
+    text: Inputs,
+    dtype: str,
+    earlier: Sequence[Earlier] = (),
+    progress: Progress | None = None,
+) -> Detected:
+    """The detectors of all facts, solved together; SemanticError for a subject that no context can hold."""
+    rows, owner, weights = _own_rows(engine, wanted)
+    same = _same(wanted)
+
+    def step(done: int, total: int) -> None:
+        if progress is not None:
+            progress("keys", done, total)
+
+    zero_rows, prompts = _zero_rows(engine, wanted, earlier)
+    every = read_inputs(engine, [*rows, *zero_rows], layer, progress=step)
+    keys, zeros = every[: len(rows)], every[len(rows) :]
+    own = [keys[owner == i] for i in range(len(wanted))]
+    pool = every_input(engine, list(dict.fromkeys(prompts)), layer)
+    ordinary = torch.from_numpy(second.matrix).double()
+    steady = steady_direction(torch.from_numpy(second.mean), ordinary)
+    metric = 0.5 * ordinary + 0.5 * (pool.double().t() @ pool.double()) / len(pool)
+    found: Detectors = detectors(own, same, zeros, metric, weights=weights)
+    # Whatever else opens a detector is told apart, too: positions of other prompts and of ordinary text.
+    places = torch.cat([pool, text.x])
+    for _ in range(_ROUNDS):
+        rows_of = [rows.float() for rows in feature_rows(found.w, steady)]
+        fires = _fires(engine, layer, rows_of[0], rows_of[1], places).abs().amax(1)
+        hard = _without_subjects(engine, fires > _HARD * GATE, len(pool), text, wanted)
+        if not len(hard):
+            break
+        zeros = torch.cat([zeros, places[hard]])
+        found = detectors(own, same, zeros, metric, weights=weights)
+    gate, up = (rounded(rows.float(), dtype) for rows in feature_rows(found.w, steady))
+    fires = _fires(engine, layer, torch.from_numpy(gate), torch.from_numpy(up), keys)
+    mean = torch.stack([fires[owner == i, i].mean() for i in range(len(wanted))])
+    return Detected(layer, gate, up, mean.clamp(min=0.1), found.seen, found.unseen)
+
+
+def _without_subjects(
+    engine: Engine, hard: torch.Tensor, n: int, text: Inputs, wanted: Sequence[Wanted]
+) -> torch.Tensor:
+    """The numbers of hard positions, those of `text` following n others, at which no subject of a fact ends."""
+    names = tuple({_plain(w.text) for w in wanted})
+    longest = max(len(name) for name in names)
+    kept = []
+    for i in torch.nonzero(hard).flatten().tolist():
+        before = "" if i < n else engine.tokenizer.decode(text.up_to(i - n, longest)).casefold()
+        if not before.endswith(names):
+            kept.append(i)
+    return torch.tensor(kept, dtype=torch.int64)
+
+
+def _fires(
+    engine: Engine, layer: int, gate: torch.Tensor, up: torch.Tensor, keys: torch.Tensor
+) -> torch.Tensor:
+    ffn: Any = engine.anatomy.layers[layer].ffn
+    act = getattr(ffn, "act_fn", None) or ffn.act
+    return fired(gate, up, keys, act)
+
+
+def _own_rows(
+    engine: Engine, wanted: Sequence[Wanted]
+) -> tuple[list[tuple[int, ...]], torch.Tensor, torch.Tensor]:
+    """The starts of prompts whose last token is the subject's last one, the fact that each belongs to, and its weight."""
+    rows: list[tuple[int, ...]] = []
+    owner: list[int] = []
+    weights: list[float] = []
+    for i, w in enumerate(wanted):
+        found: dict[tuple[int, ...], float] = {}
+        for frame in [*w.templates, *frames_of(w.templates, w.stating.others)]:
+            place = spot(engine.tokenizer, frame, w.text)
+            if _fits(engine, place):
+                found.setdefault(place.start, _STATED if frame in w.templates else 1.0)
+        kept = list(found.items())[:CONTEXTS]
+        if not kept:
+            raise SemanticError(
+                f"no prompt about {w.entity!r} fits the model's context of {engine.context} tokens; shorten the entity"
+            )
+        rows += [row for row, _ in kept]
+        owner += [i] * len(kept)
+        weights += [weight for _, weight in kept]
+    return rows, torch.tensor(owner), torch.tensor(weights)
+
+
+def _zero_rows(
+    engine: Engine, wanted: Sequence[Wanted], earlier: Sequence[Earlier]
+) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """Starts at which nothing may fire, and whole prompts about other subjects for the second moment."""
+    chance = random.Random(0)
+    named = {_plain(w.text) for w in wanted}
+    rows: list[tuple[int, ...]] = []
+    prompts: list[tuple[int, ...]] = []
+
+    def add(text: str, templates: Sequence[str], n: int) -> None:
+        for frame in [*templates[:1], *chance.sample([*templates[1:], *FRAMES], n - 1)]:
+            place = spot(engine.tokenizer, frame, text)
+            if _fits(engine, place):
+                rows.append(place.start)
+
+    for relation in {w.stating.relation: w for w in wanted}.values():
+        subjects = [s for s in relation.stating.subjects if _plain(s) not in named]
+        # The best known ones, then a sample of the others.
+        best, rest = subjects[: _OTHERS // 3], subjects[_OTHERS // 3 :]
+        for text in [*best, *chance.sample(rest, min(_OTHERS - len(best), len(rest)))]:
+            frames = [*relation.templates, *relation.stating.others]
+            add(text, frames, _EACH)
+            places = [spot(engine.tokenizer, t, text) for t in (relation.templates[0], chance.choice(frames))]
+            prompts += [p.ids for p in places if _fits(engine, p)]
+    for text in wanted[0].stating.varied:
+        if _plain(text) not in named:
+            add(text, FRAMES, 2)
+            place = spot(engine.tokenizer, chance.choice(FRAMES), text)
+            prompts += [place.ids] if _fits(engine, place) else []
+    for fact in earlier:
+        # A subject that is edited again keeps what it has: its key is a key of the new fact as well.
+        if _plain(fact.text) not in named:
+            add(fact.text, fact.templates or FRAMES, EARLIER)
+    rows += [tuple(engine.tokenizer.encode(word))[:1] for word in FIRST]
+    return rows, prompts
+
+
+def _fits(engine: Engine, place: Spot) -> bool:
+    """Whether a prompt can be used: within the context, its subject not ending at position 0, where every token looks
+    alike to the layers above, so that such a key would fire at all first tokens.
+    """
+    return place.at > 0 and (engine.context is None or len(place.ids) <= engine.context)
+
+
+def _plain(text: str) -> str:
+    text = text.casefold().strip()
+    return text.removeprefix("the ")
+
+
+def _same(wanted: Sequence[Wanted]) -> list[list[int]]:
+    """For each fact, the facts about the same subject."""
+    return [[j for j, o in enumerate(wanted) if _plain(o.text) == _plain(w.text)] for w in wanted]
+
+
+# -- values ---------------------------------------------------------------------------------------------------
+
+
+def _together(wanted: Sequence[Wanted]) -> list[list[int]]:
+    """Numbers of facts whose values are found together: facts of one subject always are."""
+    out: list[list[int]] = [[]]
+    placed: set[int] = set()
+    for i, own in enumerate(_same(wanted)):
+        if i in placed:
+            continue
+        if out[-1] and len(out[-1]) + len(own) > TOGETHER:
+            out.append([])
+        out[-1] += own
+        placed |= set(own)
+    return [part for part in out if part]
+
+
+def _values(
+    engine: Engine,
+    wanted: Sequence[Wanted],
+    found: Detected,
+    numbers: Sequence[int],
+    layer: int,
+    progress: Progress | None,
+    at: tuple[int, int],
+) -> torch.Tensor:
+    """The values d [facts, hidden] of facts that are found together."""
+    lessons = _lessons(engine, wanted)
+    index = list(numbers)
+    gate, up = torch.from_numpy(found.gate[index]), torch.from_numpy(found.up[index])
+    # The feature fires as strongly as it will at each lesson's subject, not always fully.
+    fires = _fires(engine, layer, gate, up, read_inputs(engine, [s.ids[: s.at + 1] for s in lessons], layer))
+    share = fires / found.mean[index]
+    scaled = [replace(s, scale=float(share[i, list(s.facts)].mean())) for i, s in enumerate(lessons)]
+
+    def step(done: int, total: int) -> None:
+        if progress is not None:
+            progress("values", at[0] + done, at[1])
+
+    done = value.values(engine, layer, scaled, len(wanted), progress=step)
+    d = done.d
+    for keep in _AGAIN:
+        weak = set(torch.nonzero(done.stated > _UNSAID).flatten().tolist())
+        if not weak:
+            break
+        # What the fact is asked by first has to be said, even if more else changes.
+        chosen = [s for s in scaled if weak & set(s.facts) and (s.always or not s.goal)]
+        done = value.values(
+            engine, layer, chosen, len(wanted), start=d, steps=value.STEPS // 2, keep=keep * value.KEEP
+        )
+        d = torch.where((done.d - d).abs().amax(1, keepdim=True) > 0, done.d, d)
+    return d
+
+
+def _lessons(engine: Engine, wanted: Sequence[Wanted]) -> list[Lesson]:
+    """The prompts that say the objects, and those whose answers are to stay."""
+    out: list[Lesson] = []
+    tokenizer = engine.tokenizer
+    for i, (w, own) in enumerate(zip(wanted, _same(wanted), strict=True)):
+        facts = (i, *(j for j in own if j != i))
+        goals: list[Lesson] = []
+        for opening in _OPENINGS:
+            for template in w.templates[:_GOALS]:
+                frame = opening + template
+                if w.kind == "delete":
+                    place = spot(tokenizer, frame, w.text)
+                    less = {ids[0] for o in w.objects if (ids := answer_ids(tokenizer, frame, o))}
+                    less |= set(w.firsts)
+                    lesson = Lesson(place.ids, place.at, facts, 0, tuple(sorted(less)), w.prior)
+                else:
+                    ids = answer_ids(tokenizer, frame, w.target)
+                    place = spot(tokenizer, frame, w.text, ids)
+                    lesson = Lesson(place.ids, place.at, facts, len(ids))
+                if _fits(engine, place):
+                    # What the relation is asked by first is what counts.
+                    goals.append(replace(lesson, always=not goals))
+        if w.kind != "delete":
+            # Said in general ways as well, so that it carries over to ways that nobody thought of.
+            for general in _GENERAL:
+                frame = general.format(relation_key(w.relation))
+                ids = answer_ids(tokenizer, frame, w.target)
+                place = spot(tokenizer, frame, w.text, ids)
+                if _fits(engine, place) and frame not in w.templates:
+                    goals.append(Lesson(place.ids, place.at, facts, len(ids)))
+        out += goals
+        taken = {t.partition(SLOT)[0] for other in own for t in wanted[other].templates}
+        for frame in (*w.stating.others, *_KEPT):
+            if frame.partition(SLOT)[0] in taken and frame not in _KEPT:
+                continue
+            place = spot(tokenizer, frame, w.text)
+            if _fits(engine, place):
+                out.append(Lesson(place.ids, place.at, facts))
+    return out

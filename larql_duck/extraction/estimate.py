@@ -1,0 +1,97 @@
+"""What an extraction will cost, before it runs: seconds, bytes on disk, bytes of memory."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from larql_duck.extraction.context import TOKEN_FEATURES
+from larql_duck.vindex.manifest import DTYPE_BYTES
+
+if TYPE_CHECKING:
+    from larql_duck.extraction.options import Options
+    from larql_duck.models.families import ModelSizes
+
+# `auto` takes the context basis when its pass is expected to stay below this.
+CONTEXT_LIMIT_S = 30 * 60
+# Measured ratios of whole stages to the bare matrix products that they contain.
+_CONTEXT_OVERHEAD, _SEARCH_OVERHEAD = 1.35, 1.4
+# Bytes of one row in both forms (Parquet and DuckDB) together, measured on SmolLM2.
+_FEATURE_TOKEN_BYTES, _TOKEN_FEATURE_BYTES = 34, 36
+_DISK_SPEED = 400e6
+_FIXED_S = 8.0
+_GIB = 1 << 30
+# A probe prompt costs its own pass and, for the effects, about twice that again.
+_PROMPT_TOKENS, _PROBE_FACTOR, _PROBE_PROMPTS = 8, 3.0, 2000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Expected cost: `seconds` per stage, bytes on `disk`, bytes of `memory` at the peak, and the `basis` taken."""
+
+    seconds: dict[str, float]
+    disk: int
+    memory: int
+    basis: str
+    gflops: float
+
+    @property
+    def total_seconds(self) -> float:
+        """Seconds of all stages together."""
+        return sum(self.seconds.values())
+
+
+def matrix_speed(hidden: int) -> float:
+    """f32 operations per second of this machine in products of the model's width (a few hundred milliseconds)."""
+    import torch
+
+    rows, columns = 2048, 1024
+    a, b = torch.rand(rows, hidden), torch.rand(hidden, columns)
+    a @ b
+    best, spent = float("inf"), 0.0
+    while spent < 0.2:
+        began = time.perf_counter()
+        a @ b
+        took = time.perf_counter() - began
+        best, spent = min(best, took), spent + took
+    return 2 * rows * hidden * columns / best
+
+
+def estimate_cost(sizes: ModelSizes, n_words: int, dtype: str, options: Options, speed: float) -> Estimate:
+    """The Estimate for a model of `sizes` with `n_words` word-like tokens, `speed` in f32 operations per second."""
+    layers = options.layer_range(sizes.n_layers)
+    features = sum(sizes.intermediate[i] for i in layers)
+    n_context = min(n_words, options.context_tokens or n_words)
+    attention = sizes.hidden * sizes.head_dim * 2 * (sizes.n_heads + sizes.n_kv_heads)
+    per_token = sum(attention + 3 * sizes.hidden * sizes.intermediate[i] for i in range(layers.stop))
+    context_s = 2 * n_context * per_token / speed * _CONTEXT_OVERHEAD
+    basis = options.in_basis
+    if basis == "auto":
+        basis = "context" if context_s < CONTEXT_LIMIT_S else "embedding"
+    parameters = 2 * sizes.vocab * sizes.hidden + sum(
+        attention + 3 * sizes.hidden * sizes.intermediate[i] for i in range(sizes.n_layers)
+    )
+    stored = parameters - sizes.vocab * sizes.hidden
+    if options.level == "browse":
+        stored = sizes.hidden * (sizes.vocab + sum(sizes.intermediate))
+    seconds = {
+        "arrays": stored * DTYPE_BYTES[dtype] / _DISK_SPEED + _FIXED_S,
+        "out side": 2 * sizes.vocab * sizes.hidden * features / speed * _SEARCH_OVERHEAD,
+        "in side": context_s
+        if basis == "context"
+        else 2 * n_words * sizes.hidden * features / speed * _SEARCH_OVERHEAD,
+    }
+    if options.probe:
+        seconds["facts"] = 2 * parameters * _PROBE_PROMPTS * _PROMPT_TOKENS * _PROBE_FACTOR / speed
+    rows = features * 3 * options.top_k
+    disk = (
+        stored * DTYPE_BYTES[dtype]
+        + rows * _FEATURE_TOKEN_BYTES
+        + n_context * TOKEN_FEATURES * _TOKEN_FEATURE_BYTES
+    )
+    layer = 4 * (attention + 3 * sizes.hidden * max(sizes.intermediate))
+    memory = 3 * 4 * sizes.vocab * sizes.hidden + layer + _GIB
+    if options.probe:
+        memory += 4 * parameters
+    return Estimate(seconds, int(disk), int(memory), basis, speed / 1e9)

@@ -1,0 +1,107 @@
+"""The contents of index.json: LARQL's fields for whoever reads vindexes of version 2, and our own section."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from larql_duck.vindex.manifest import OURS, SCHEMA_VERSION
+
+if TYPE_CHECKING:
+    from larql_duck.extraction.pipeline import Job
+
+# Optional fields of LARQL's model_config: theirs -> the config's.
+_OPTIONAL = {
+    "sliding_window_pattern": "sliding_window_pattern",
+    "layer_types": "layer_types",
+    "rope_local_base": "rope_local_base_freq",
+    "query_pre_attn_scalar": "query_pre_attn_scalar",
+    "final_logit_softcapping": "final_logit_softcapping",
+}
+
+
+def index_json(
+    job: Job,
+    *,
+    family: str,
+    bands: Mapping[str, tuple[int, int]] | None,
+    layers: list[list[int]],
+    files: Mapping[str, Mapping[str, Any]],
+    tables: Mapping[str, Mapping[str, Any]],
+    basis: str,
+    packs: list[dict[str, Any]],
+    seconds: Mapping[str, float],
+    extracted_at: str,
+) -> dict[str, Any]:
+    """index.json as a dict. `layers` holds [offset, bytes, features] of each layer's gate rows."""
+    from larql_duck import __version__
+
+    sizes, options = job.sizes, job.options
+    return {
+        "version": 2,
+        "model": job.name,
+        "family": family,
+        "source": {
+            "huggingface_repo": job.origin.get("huggingface_repo") or job.name,
+            "huggingface_revision": job.origin.get("revision"),
+            "safetensors_sha256": None,
+            "extracted_at": extracted_at,
+            "larql_version": f"larql-duck {__version__}",
+        },
+        "checksums": {name: entry["sha256"] for name, entry in files.items() if name.endswith(".bin")},
+        "num_layers": sizes.n_layers,
+        "hidden_size": sizes.hidden,
+        "intermediate_size": max(sizes.intermediate),
+        "vocab_size": sizes.vocab,
+        "embed_scale": job.source.family.embed_scale(job.source.config),
+        "extract_level": options.level,
+        "dtype": job.dtype,
+        "quant": "none",
+        "layer_bands": None if bands is None else {name: list(limits) for name, limits in bands.items()},
+        "layers": [
+            {"layer": i, "num_features": n, "offset": offset, "length": length}
+            for i, (offset, length, n) in enumerate(layers)
+        ],
+        "down_top_k": options.top_k,
+        "has_model_weights": options.level != "browse",
+        "model_config": _model_config(job),
+        OURS: {
+            "schema_version": SCHEMA_VERSION,
+            "version": __version__,
+            "seal": "",
+            "options": options.as_dict() | {"in_basis": basis, "dtype": job.dtype},
+            "packs": packs,
+            "statistics": {"seconds": {name: round(value, 3) for name, value in seconds.items()}},
+            "files": {name: dict(entry) for name, entry in files.items()},
+            "tables": {name: dict(entry) for name, entry in tables.items()},
+        },
+    }
+
+
+def _model_config(job: Job) -> dict[str, Any]:
+    config, family, sizes = job.source.config, job.source.family, job.sizes
+    window = config.get("sliding_window")
+    if config.get("use_sliding_window") is False:
+        window = None
+    fields: dict[str, Any] = {
+        "model_type": config.get("model_type"),
+        "head_dim": sizes.head_dim,
+        "num_q_heads": sizes.n_heads,
+        "num_kv_heads": sizes.n_kv_heads,
+        "rope_base": _rope_base(config),
+        "sliding_window": window,
+        "moe": None,
+        "attention_k_eq_v": False,
+    }
+    extra = {theirs: family.get(config, ours) for theirs, ours in _OPTIONAL.items()}
+    return fields | {name: value for name, value in extra.items() if value is not None}
+
+
+def _rope_base(config: Mapping[str, Any]) -> float:
+    """The rotary base; newer configs keep it under rope_parameters, one entry per kind of layer in some families."""
+    stated = config.get("rope_theta")
+    parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if stated is None and isinstance(parameters, Mapping):
+        inner = parameters.get("full_attention", parameters)
+        stated = inner.get("rope_theta") if isinstance(inner, Mapping) else None
+    return float(10000.0 if stated is None else stated)

@@ -1,0 +1,184 @@
+"""One transformers layer in memory at a time, over many tokens that share a constant prefix.
+
+The model's own forward pass is run once with every layer replaced by a recorder; it tells each layer's input for the
+first tokens and the arguments (rotary angles, masks) that the layer would get. The layers are then run one by one on
+all tokens, each with its weights loaded for just that time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from inspect import signature
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from larql_duck.extraction.parallel import Workers
+from larql_duck.extraction.topk import row_blocks
+from larql_duck.inference.loading import load_parameters, skeleton, unload_parameters
+from larql_duck.inference.modules import LayerParts, find_parts
+
+if TYPE_CHECKING:
+    from larql_duck.models.source import WeightSource
+
+Arguments = dict[str, Any]
+
+
+class _PrefixCache:
+    """The part of transformers' cache interface that an attention module calls: one layer's prefix keys and values."""
+
+    def __init__(self) -> None:
+        self.kept: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.kept is None:
+            self.kept = keys, values
+            return keys, values
+        n = keys.shape[0]
+        joined = [
+            torch.cat([old.expand(n, -1, -1, -1), new], 2)
+            for old, new in zip(self.kept, (keys, values), strict=True)
+        ]
+        return joined[0], joined[1]
+
+
+class TokenStream:
+    """Residuals of many tokens, each standing at the last position after the same prefix, layer by layer.
+
+    `residual` is [tokens, hidden] f32: the input of the next layer. Call `layer(i)` for i = 0, 1, ... in order.
+    Positions before the last are the same for every token and are computed once.
+    """
+
+    def __init__(
+        self, source: WeightSource, prefix: Sequence[int], tokens: torch.Tensor, block: int = 1024
+    ) -> None:
+        self.source = source
+        self.block = block
+        self.model = skeleton(source)
+        # Explicit masks are made only by the eager implementation, and a mask that is there can be cut to one row.
+        self.model.config._attn_implementation = "eager"
+        self.parts = find_parts(self.model, source.family)
+        self._arguments: list[Arguments] = [{} for _ in self.parts.layers]
+        self.n_prefix = len(prefix)
+        self.residual = torch.empty(len(tokens), self.model.config.hidden_size)
+        self.prefix_residual: torch.Tensor
+        self._embed(list(prefix), tokens)
+
+    def _embed(self, prefix: list[int], tokens: torch.Tensor) -> None:
+        """Fill both residuals with the layers' first inputs, and note the arguments of every layer."""
+        names = [n for n in (self.source.family.embed, self.source.family.positions) if n]
+        load_parameters(self.model, self.source, names)
+        first: list[torch.Tensor] = []
+
+        def recorder(i: int, positional: list[str]) -> Callable[..., torch.Tensor]:
+            def record(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+                if i == 0:
+                    first.append(hidden)
+                self._arguments[i] = dict(zip(positional, args, strict=False)) | kwargs
+                return hidden
+
+            return record
+
+        base = self.model.base_model
+        norm = self.parts.final_norm
+        originals = [(part.block, part.block.forward) for part in self.parts.layers]
+        originals.append((norm, norm.forward))
+        try:
+            for i, part in enumerate(self.parts.layers):
+                part.block.forward = recorder(i, list(signature(part.block.forward).parameters)[1:])
+            norm.forward = lambda hidden: hidden
+            for start, stop in row_blocks(len(tokens), self.block):
+                ids = torch.cat(
+                    [
+                        torch.tensor(prefix, dtype=torch.long).expand(stop - start, -1),
+                        tokens[start:stop, None].long(),
+                    ],
+                    1,
+                )
+                first.clear()
+                base(input_ids=ids, attention_mask=None, use_cache=False)
+                self.residual[start:stop] = first[0][:, -1]
+                if start == 0:
+                    self.prefix_residual = first[0][:1, :-1].clone()
+                    # One row's arguments serve any number: what depends on the row is not there without padding.
+                    recorded = [_first_row(a, stop) for a in self._arguments]
+            self._arguments = recorded
+        finally:
+            for module, forward in originals:
+                module.forward = forward
+        unload_parameters(self.model, names)
+
+    @contextmanager
+    def layer(self, i: int, pool: Workers) -> Iterator[LayerParts]:
+        """Layer i's modules with their weights, after attention has been added to `residual`; the FFN is the caller's.
+
+        Inside the block `residual` is the stream between attention and FFN. Whoever runs the FFN adds its result
+        with `add_ffn`. The constant positions go through the whole layer here. `pool` runs the blocks of tokens.
+        """
+        part = self.parts.layers[i]
+        prefix = self.source.family.layer_prefix(i)
+        names = [n for n in self.source.names() if n.startswith(prefix)]
+        load_parameters(self.model, self.source, names)
+        cache = _PrefixCache()
+        n = self.n_prefix
+        with torch.no_grad():
+            if n:
+                before = _cut(self._arguments[i], slice(0, n), n + 1, cache)
+                self.prefix_residual = _tensor(part.block(self.prefix_residual, **before))
+            last = _cut(self._arguments[i], slice(n, n + 1), n + 1, cache if n else None)
+            ffn = part.ffn.forward
+            part.ffn.forward = lambda x, *_, **__: torch.zeros_like(x)
+
+            def attend(span: tuple[int, int]) -> None:
+                start, stop = span
+                self.residual[start:stop] = _tensor(part.block(self.residual[start:stop, None], **last))[:, 0]
+
+            try:
+                pool.each(attend, row_blocks(len(self.residual), self.block))
+            finally:
+                part.ffn.forward = ffn
+            yield part
+        unload_parameters(self.model, names)
+
+    def add_ffn(self, part: LayerParts, start: int, stop: int, out: torch.Tensor) -> None:
+        """Add the FFN's raw output [n, hidden] of tokens start..stop to the residual, through the family's post-norm."""
+        if part.ffn_post is not None:
+            out = part.ffn_post(out)
+        if self.parts.residual_scale != 1.0:
+            out = out * self.parts.residual_scale
+        self.residual[start:stop] += out
+
+
+def _tensor(out: Any) -> torch.Tensor:
+    return out[0] if isinstance(out, tuple) else out
+
+
+def _mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    if isinstance(value, (tuple, list)):
+        return tuple(_mapped(v, change) for v in value)
+    return change(value) if isinstance(value, torch.Tensor) else value
+
+
+def _first_row(arguments: Arguments, rows: int) -> Arguments:
+    def first(value: torch.Tensor) -> torch.Tensor:
+        return value[:1] if value.dim() and value.shape[0] == rows else value
+
+    return {name: _mapped(value, first) for name, value in arguments.items()}
+
+
+def _cut(arguments: Arguments, at: slice, length: int, cache: _PrefixCache | None) -> Arguments:
+    """A layer's arguments for the positions `at` of a sequence of `length`, with `cache` in the cache's place."""
+
+    def cut(value: torch.Tensor) -> torch.Tensor:
+        if value.dim() == 4:  # a mask [1, 1, query, key]
+            return value[:, :, at, : at.stop]
+        axis = 0 if value.dim() == 1 else 1
+        if not value.dim() or value.shape[axis] != length:
+            return value
+        return value[at] if axis == 0 else value[:, at]
+
+    new = {name: _mapped(value, cut) for name, value in arguments.items()}
+    return new | {"past_key_values": cache, "use_cache": False}

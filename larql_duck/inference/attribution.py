@@ -1,0 +1,145 @@
+"""Direct logit attribution: what every feature, attention layer and bias adds to one token's centred logit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from larql_duck.inference.capture import Capture
+from larql_duck.inference.modules import LayerParts, linear_norm
+
+if TYPE_CHECKING:
+    from larql_duck.inference.engine import Engine
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Contributions in logits to k tokens' centred logits (the logit minus the vocabulary's mean, before soft-caps).
+
+    features [k, L, features], attention [k, L] (its output bias included), ffn_bias [k, L], embedding [k] (positions
+    included), bias [k] (final norm's and head's), heads [k, L, heads] or None (without the output bias),
+    total [k]: the centred logit as the model computed it. The parts add up to total.
+    """
+
+    token_ids: torch.Tensor
+    features: torch.Tensor
+    attention: torch.Tensor
+    ffn_bias: torch.Tensor
+    embedding: torch.Tensor
+    bias: torch.Tensor
+    total: torch.Tensor
+    heads: torch.Tensor | None = None
+
+    def summed(self) -> torch.Tensor:
+        """The sum of all parts, [k]; equals total up to rounding."""
+        features = self.features.sum((1, 2), dtype=torch.float64)
+        rest = self.attention.sum(1, dtype=torch.float64) + self.ffn_bias.sum(1, dtype=torch.float64)
+        return (features + rest + self.embedding + self.bias).float()
+
+    def attention_share(self) -> torch.Tensor:
+        """Attention's part of the centred logit, [k]; outside 0..1 where parts of opposite sign cancel."""
+        return self.attention.sum(1) / self.total
+
+
+@torch.inference_mode()
+def attribute(
+    engine: Engine,
+    capture: Capture,
+    token_ids: Sequence[int] | torch.Tensor,
+    *,
+    rows: Sequence[int] | torch.Tensor | None = None,
+    heads: bool = False,
+) -> Attribution:
+    """The Attribution of token_ids [k], each for the captured prompt named in rows [k] (default 0, 1, ...).
+
+    Norms are replaced by the linear maps that they were in this pass: the final norm's actual factor, weight and
+    (LayerNorm) centring, and the factor and weight of post-norms where a family has them. A capture of all positions
+    numbers its rows prompt by prompt, position by position. LarqlError when the capture lacks a part.
+    """
+    device = engine.device
+    tokens = torch.as_tensor(token_ids, dtype=torch.int64, device=device)
+    if rows is None:
+        index = torch.arange(len(tokens), device=device)
+    else:
+        index = torch.as_tensor(rows, dtype=torch.int64, device=device)
+
+    def picked(name: str) -> torch.Tensor:
+        value = capture.need(name)
+        if capture.positions == "all":
+            value = value.flatten(1, 2)
+        return value[:, index].float()
+
+    anatomy, scale = engine.anatomy, engine.anatomy.residual_scale
+    residual = picked("residual")
+    final = linear_norm(anatomy.final_norm, residual[-1])
+    # What one unit along each axis of the normed residual adds to the token's centred logit.
+    direction = (engine.head_weight[tokens].float() - engine.head_mean) * anatomy.logit_scale
+    before = final.pull(direction)
+    bias = final.constant(direction)
+    head_bias = getattr(anatomy.head, "bias", None)
+    constant = torch.zeros_like(bias)
+    if isinstance(head_bias, torch.Tensor):
+        constant = (head_bias[tokens] - head_bias.mean()) * anatomy.logit_scale
+
+    activation = picked("activation")
+    width = activation.shape[-1]
+    by_feature = torch.zeros(len(tokens), engine.n_layers, width, device=device)
+    ffn_bias = torch.zeros(len(tokens), engine.n_layers, device=device)
+    by_head = torch.zeros(len(tokens), engine.n_layers, anatomy.n_heads, device=device) if heads else None
+    attn_branch = picked("attn_branch") if any(p.attn_post for p in anatomy.layers) and heads else None
+    ffn_branch = picked("ffn_branch") if any(p.ffn_post for p in anatomy.layers) else None
+    head_inputs = picked("heads") if heads else None
+    for i, parts in enumerate(anatomy.layers):
+        along = before * scale
+        if parts.ffn_post is not None and ffn_branch is not None:
+            post = linear_norm(parts.ffn_post, ffn_branch[i])
+            ffn_bias[:, i] += post.constant(along)
+            along = post.pull(along)
+        written = _project(along, parts.down_rows())
+        by_feature[:, i, : written.shape[1]] = activation[i, :, : written.shape[1]] * written
+        down_bias = parts.down_bias()
+        if down_bias is not None:
+            ffn_bias[:, i] += along @ down_bias.float()
+        if by_head is not None and head_inputs is not None:
+            by_head[:, i] = _heads(parts, before * scale, head_inputs[i], attn_branch, i, anatomy.n_heads)
+    normed = final_hidden(capture, index)
+    return Attribution(
+        token_ids=tokens,
+        features=by_feature,
+        attention=torch.einsum("lkh,kh->kl", picked("attn_delta"), before),
+        ffn_bias=ffn_bias,
+        embedding=(residual[0] * before).sum(-1),
+        bias=bias + constant,
+        total=(normed * direction).sum(-1) + constant,
+        heads=by_head,
+    )
+
+
+def final_hidden(capture: Capture, rows: torch.Tensor) -> torch.Tensor:
+    """The residual after the final norm at the captured rows, f32 [k, hidden]."""
+    value = capture.need("normed")
+    if capture.positions == "all":
+        value = value.flatten(0, 1)
+    return value[rows].float()
+
+
+def _project(direction: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    # [k, hidden] times [features, hidden] transposed, in f32 also where the weights are narrower.
+    return direction @ rows.t().float()
+
+
+def _heads(
+    parts: LayerParts,
+    along: torch.Tensor,
+    inputs: torch.Tensor,
+    branch: torch.Tensor | None,
+    layer: int,
+    n_heads: int,
+) -> torch.Tensor:
+    if parts.attn_post is not None and branch is not None:
+        along = linear_norm(parts.attn_post, branch[layer]).pull(along)
+    products = _project(along, parts.out_rows()) * inputs
+    return products.unflatten(-1, (n_heads, -1)).sum(-1)

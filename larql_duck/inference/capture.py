@@ -1,0 +1,174 @@
+"""What happens inside a forward pass, recorded: residuals, FFN inputs, activations, what each branch adds."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from larql_duck.errors import LarqlError
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
+    from larql_duck.inference.modules import Anatomy
+
+PARTS = frozenset({"residual", "ffn_input", "gate", "activation", "deltas", "branches", "heads", "attention"})
+# What direct attribution reads.
+FOR_ATTRIBUTION = frozenset({"residual", "activation", "deltas", "branches"})
+
+
+@dataclass
+class Capture:
+    """Recorded values of one forward pass, f32 (or the compute dtype); what was not asked for is None.
+
+    L layers, n prompts. With positions='last' every tensor holds the last position only, [L, n, ...]; with 'all'
+    there is a position axis after n, [L, n, t, ...], padded positions included.
+
+    residual     [L + 1, n, hidden]  before layer 0 (the embedding), ..., after layer L - 1
+    ffn_input    [L, n, hidden]      what the FFN reads (after its norm)
+    gate         [L, n, features]    gate products, before the activation function
+    activation   [L, n, features]    what the down projection reads
+    attn_delta, ffn_delta [L, n, hidden]  what each branch adds to the residual (after post-norms and multipliers)
+    attn_branch, ffn_branch [L, n, hidden]  the projections' own outputs, before post-norms
+    heads        [L, n, heads * head_dim]   what the attention's output projection reads
+    attention    [L, n, heads, keys] weights of the last query ([L, n, heads, t, keys] with 'all')
+    normed       [n, hidden]         after the final norm
+    logits       [n, vocab]          the model's own, last position
+    """
+
+    positions: str = "last"
+    residual: torch.Tensor | None = None
+    ffn_input: torch.Tensor | None = None
+    gate: torch.Tensor | None = None
+    activation: torch.Tensor | None = None
+    attn_delta: torch.Tensor | None = None
+    ffn_delta: torch.Tensor | None = None
+    attn_branch: torch.Tensor | None = None
+    ffn_branch: torch.Tensor | None = None
+    heads: torch.Tensor | None = None
+    attention: torch.Tensor | None = None
+    normed: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+
+    def need(self, name: str) -> torch.Tensor:
+        """The tensor `name`; LarqlError when it was not captured."""
+        value = getattr(self, name)
+        if value is None:
+            raise LarqlError(f"the capture lacks {name}; ask for it when capturing")
+        assert isinstance(value, torch.Tensor)
+        return value
+
+
+@dataclass
+class _Recorder:
+    last: bool
+    n_layers: int
+    values: dict[str, dict[int, torch.Tensor]] = field(default_factory=lambda: defaultdict(dict))
+
+    def keep(self, name: str, layer: int, value: torch.Tensor) -> None:
+        # A copy of the last position, not a view: a view would keep every position alive until the end.
+        self.values[name][layer] = value[:, -1].clone() if self.last else value
+
+    def stacked(self, name: str, scale: float = 1.0) -> torch.Tensor | None:
+        rows = self.values.get(name)
+        if not rows:
+            return None
+        tensors = [rows[i] for i in sorted(rows)]
+        width = max(t.shape[-1] for t in tensors)
+        # Layers of unequal width are padded with zeros: features that never fire.
+        tensors = [torch.nn.functional.pad(t, (0, width - t.shape[-1])) for t in tensors]
+        out = torch.stack(tensors)
+        return out if scale == 1.0 else out * scale
+
+
+@contextlib.contextmanager
+def recording(
+    anatomy: Anatomy, parts: Iterable[str] = FOR_ATTRIBUTION, *, positions: str = "last"
+) -> Iterator[Capture]:
+    """A Capture that is filled, when the context ends, with the last forward pass run inside.
+
+    LarqlError for an unknown part. 'attention' needs eager attention, which the caller switches on.
+    """
+    wanted = set(parts)
+    if unknown := wanted - PARTS:
+        raise LarqlError(
+            f"nothing called {sorted(unknown)[0]!r} to capture; known: {', '.join(sorted(PARTS))}"
+        )
+    recorder = _Recorder(positions == "last", len(anatomy.layers))
+    handles = _install(anatomy, recorder, wanted)
+    capture = Capture(positions=positions)
+    try:
+        yield capture
+    finally:
+        for handle in handles:
+            handle.remove()
+    scale = anatomy.residual_scale
+    for name in ("residual", "ffn_input", "gate", "activation", "attn_branch", "ffn_branch", "heads"):
+        setattr(capture, name, recorder.stacked(name))
+    capture.attn_delta = recorder.stacked("attn_delta", scale)
+    capture.ffn_delta = recorder.stacked("ffn_delta", scale)
+    capture.attention = recorder.stacked("attention")
+    capture.normed = recorder.values["normed"].get(0)
+
+
+def _install(anatomy: Anatomy, recorder: _Recorder, wanted: set[str]) -> list[RemovableHandle]:
+    handles: list[RemovableHandle] = []
+
+    def output_of(module: torch.nn.Module, *names: str, layer: int) -> None:
+        def hook(module: torch.nn.Module, args: Any, output: Any) -> None:
+            value = output[0] if isinstance(output, tuple) else output
+            for name in names:
+                recorder.keep(name, layer, value)
+
+        handles.append(module.register_forward_hook(hook))
+
+    def input_of(module: torch.nn.Module, name: str, layer: int) -> None:
+        handles.append(module.register_forward_pre_hook(_keep_input(recorder, name, layer), with_kwargs=True))
+
+    for i, parts in enumerate(anatomy.layers):
+        if "residual" in wanted:
+            if i == 0:
+                input_of(parts.block, "residual", 0)
+            output_of(parts.block, "residual", layer=i + 1)
+        if "ffn_input" in wanted:
+            input_of(parts.ffn, "ffn_input", i)
+        if "gate" in wanted:
+            output_of(parts.gate, "gate", layer=i)
+        if "activation" in wanted:
+            input_of(parts.down, "activation", i)
+        if "heads" in wanted:
+            input_of(parts.attn_out, "heads", i)
+        if "branches" in wanted:
+            output_of(parts.attn_out, "attn_branch", layer=i)
+            output_of(parts.down, "ffn_branch", layer=i)
+        if "deltas" in wanted:
+            output_of(parts.attn_post or parts.attn_out, "attn_delta", layer=i)
+            output_of(parts.ffn_post or parts.down, "ffn_delta", layer=i)
+        if "attention" in wanted:
+            handles.append(parts.attn.register_forward_hook(_keep_attention(recorder, i)))
+    output_of(anatomy.final_norm, "normed", layer=0)
+    return handles
+
+
+def _keep_input(recorder: _Recorder, name: str, layer: int) -> Callable[..., None]:
+    def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        recorder.keep(name, layer, args[0] if args else kwargs["hidden_states"])
+
+    return hook
+
+
+def _keep_attention(recorder: _Recorder, layer: int) -> Callable[..., None]:
+    def hook(module: torch.nn.Module, args: Any, output: Any) -> None:
+        weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
+        if weights is None:
+            raise LarqlError("attention weights are only there under eager attention")
+        # [n, heads, queries, keys]: keep() cuts the axis after n, so the queries go there first.
+        rows = weights.transpose(1, 2)
+        recorder.keep("attention", layer, rows)
+
+    return hook

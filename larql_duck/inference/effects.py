@@ -1,0 +1,175 @@
+"""Causal effects: how far a token's log-probability falls when features are taken away at the last position."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from larql_duck.errors import LarqlError
+from larql_duck.inference.capture import Capture
+from larql_duck.inference.interventions import FeatureEdit, Slot
+from larql_duck.inference.prefix import Prefix, starting_at
+
+if TYPE_CHECKING:
+    from larql_duck.inference.batch import Batch
+    from larql_duck.inference.engine import Engine
+
+# Logits of one pass stay below this many numbers, its copies of keys and values below this many bytes.
+_LOGITS, _CACHE = 1 << 25, 1 << 26
+# Rows from which on a pass is worth its start.
+_WORTH = 24
+
+
+@dataclass(frozen=True)
+class Effects:
+    """Drops of log p, in nats: positive where taking the feature away lowers the probability.
+
+    log_p [n] is the undisturbed log-probability; single[i] holds the drop for each of prompt i's features that was
+    taken away alone, in the given order; together [n] the drop when all of prompt i's features are.
+    """
+
+    log_p: torch.Tensor
+    single: list[torch.Tensor]
+    together: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Removal:
+    """One row to compute: prompt `row` with `slots` taken away, watching `token`."""
+
+    row: int
+    slots: tuple[Slot, ...]
+    token: int
+
+
+def effects(
+    engine: Engine,
+    prompts: Batch | str | Sequence[str],
+    token_ids: Sequence[int],
+    features: Sequence[Sequence[Slot]],
+    *,
+    single: int | None = None,
+    replacement: torch.Tensor | None = None,
+) -> Effects:
+    """The Effects of each prompt's features on its token: one cached pass, then one position a removal."""
+    batch = engine.batch(prompts)
+    if not len(batch) == len(token_ids) == len(features):
+        raise LarqlError(
+            f"{len(batch)} prompts, {len(token_ids)} tokens and {len(features)} feature lists do not match"
+        )
+    prefix = engine.prefix(batch)
+    with engine.recording({"residual"}) as capture:
+        logits = prefix.step()
+    return measured(prefix, capture, logits, token_ids, features, single=single, replacement=replacement)
+
+
+def measured(
+    prefix: Prefix,
+    capture: Capture,
+    logits: torch.Tensor,
+    token_ids: Sequence[int],
+    features: Sequence[Sequence[Slot]],
+    *,
+    single: int | None = None,
+    replacement: torch.Tensor | None = None,
+) -> Effects:
+    """The Effects, given a prefix, its captured last step (residual) and that step's logits [n, vocab]."""
+    tokens = torch.as_tensor(list(token_ids), dtype=torch.int64, device=logits.device)
+    log_p = log_probability(logits, tokens)
+    removals: list[Removal] = []
+    counts = []
+    for row, slots in enumerate(features):
+        alone = list(slots)[: len(slots) if single is None else single]
+        counts.append(len(alone))
+        removals += [Removal(row, (slot,), int(token_ids[row])) for slot in alone]
+        removals.append(Removal(row, tuple(slots), int(token_ids[row])))
+    after = removed(prefix, capture, removals, replacement=replacement)
+    singles, together, at = [], [], 0
+    for row, count in enumerate(counts):
+        drops = log_p[row] - after[at : at + count + 1]
+        singles.append(drops[:count])
+        together.append(drops[count])
+        at += count + 1
+    return Effects(log_p, singles, torch.stack(together))
+
+
+@torch.inference_mode()
+def removed(
+    prefix: Prefix,
+    capture: Capture,
+    removals: Sequence[Removal],
+    *,
+    replacement: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """log p of each removal's token with its features taken away at the last position, f32 [removals].
+
+    A removal changes nothing below its first layer, so passes start there: rows are sorted by first layer and each
+    chunk enters its lowest layer with the residuals of the undisturbed step.
+    """
+    engine = prefix.engine
+    residual = capture.need("residual")
+    first = [min((layer for layer, _ in r.slots), default=engine.n_layers - 1) for r in removals]
+    order = sorted(range(len(removals)), key=lambda i: (first[i], i))
+    out = torch.empty(len(removals), device=residual.device)
+    row_bytes = engine.cache_bytes * (int(prefix.positions.max()) + 1)
+    for chunk in _chunks(order, first, engine.n_layers, engine.vocab, row_bytes):
+        layer = first[chunk[0]]
+        picked = [removals[i] for i in chunk]
+        rows = torch.tensor([r.row for r in picked], device=residual.device)
+        edits = _edits(picked, replacement)
+        with (
+            starting_at(engine.anatomy, layer, residual[layer][rows][:, None, :]),
+            engine.intervene(*edits),
+        ):
+            logits = prefix.step(rows, first_layer=layer)
+        tokens = torch.tensor([r.token for r in picked], device=residual.device)
+        out[torch.tensor(chunk, device=residual.device)] = log_probability(logits, tokens)
+    return out
+
+
+def _chunks(
+    order: Sequence[int], first: Sequence[int], n_layers: int, vocab: int, row_bytes: int
+) -> Iterator[list[int]]:
+    """Removals, given by ascending first layer, in the chunks that run together, within the memory bounds.
+
+    A chunk of some size ends where the next removal could skip many more layers than its first one.
+    """
+    most = max(8, min(256, _LOGITS // vocab))
+    chunk: list[int] = []
+    size = most
+    for i in order:
+        if chunk and (
+            len(chunk) >= size
+            or (len(chunk) >= _WORTH and first[i] - first[chunk[0]] >= max(1, n_layers // 10))
+        ):
+            yield chunk
+            chunk = []
+        if not chunk:
+            # Only the layers from the first one on are copied for every row.
+            share = (n_layers - first[i]) / n_layers
+            size = max(8, min(most, int(_CACHE / (row_bytes * share))))
+        chunk.append(i)
+    if chunk:
+        yield chunk
+
+
+def log_probability(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """log p of one token a row, f32 [n], from logits [n, vocab]."""
+    return logits.gather(1, tokens[:, None])[:, 0] - torch.logsumexp(logits, dim=-1)
+
+
+def _edits(removals: Sequence[Removal], replacement: torch.Tensor | None) -> list[FeatureEdit]:
+    by_layer: dict[int, list[tuple[int, int]]] = {}
+    for row, removal in enumerate(removals):
+        for layer, feature in removal.slots:
+            by_layer.setdefault(layer, []).append((row, feature))
+    edits = []
+    for layer, pairs in sorted(by_layer.items()):
+        rows = torch.tensor([row for row, _ in pairs])
+        features = torch.tensor([feature for _, feature in pairs])
+        value = 0.0 if replacement is None else replacement[layer, features]
+        edits.append(FeatureEdit(layer, features, value, rows, "set", -1))
+    return edits

@@ -1,0 +1,174 @@
+"""EXPLAIN INFER: which features and heads, layer by layer, wrote the logit of the predicted token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from larql_duck.catalog.forward_tables import SCHEMAS, as_table
+from larql_duck.errors import LarqlError
+from larql_duck.inference.capture import FOR_ATTRIBUTION
+from larql_duck.inference.feature_labels import Labels, no_labels
+from larql_duck.inference.interventions import Edit, Slot
+from larql_duck.inference.targets import Target, find_target, known_target, token_text, top_tokens
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from larql_duck.inference.attribution import Attribution
+    from larql_duck.inference.batch import Batch
+    from larql_duck.inference.capture import Capture
+    from larql_duck.inference.engine import Engine
+
+TOP = 3
+TOP_VERBOSE = 10
+# Attended positions shown a head.
+POSITIONS = 3
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """An explained prediction: table has the columns of SCHEMAS['explain'], by layer, then features, heads, attention.
+
+    target is the explained token, probability the model's for it; total its centred logit before soft-caps, of which
+    the contributions of all features, heads, biases and the embedding are the parts.
+    """
+
+    table: pa.Table
+    target: Target
+    probability: float
+    total: float
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Remarks: which token was explained and how probable it is."""
+        line = f"explains {self.target.token!r}: probability {self.probability:.4f}, centred logit {self.total:.3f}"
+        return (*self.target.notices, line)
+
+
+def explain_infer(
+    engine: Engine,
+    prompt: str,
+    *,
+    target: str | None = None,
+    top: int = TOP,
+    layers: Iterable[int] | None = None,
+    labels: Labels = no_labels,
+    relations_only: bool = False,
+    attention: bool = False,
+    edits: Sequence[Edit] = (),
+) -> Explanation:
+    """The Explanation of the predicted token, or of `target`: per layer the `top` features by contribution.
+
+    layers (None: all) limits the rows; relations_only keeps features that `labels` knows. attention adds, per layer,
+    the `top` heads by contribution (kind 'head') and for each the positions it attends to most (kind 'attention');
+    attention is then computed in the form that shows its weights. LarqlError as for `infer_table`.
+    """
+    shown = _layers(engine, layers)
+    if top < 0:
+        raise LarqlError(f"TOP {top} is out of range; it must be at least 0")
+    batch = engine.encode(prompt)
+    parts = set(FOR_ATTRIBUTION) | {"gate"} | ({"heads", "attention"} if attention else set())
+    with engine.intervene(*edits):
+        capture = engine.capture(batch, parts)
+    logits = capture.need("logits")[0]
+    if target is None:
+        wanted = known_target(engine.tokenizer, int(top_tokens(logits, 1)[0]))
+    else:
+        wanted = find_target(engine.tokenizer, target)
+    found = engine.attribute(capture, [wanted.token_id], heads=attention)
+    known = _known(engine, labels) if relations_only else None
+    slots = [s for layer in shown for s in _best_features(found, layer, engine.n_features[layer], top, known)]
+    rows = _feature_rows(capture, found, slots, labels)
+    if attention:
+        for layer in shown:
+            rows += _attention_rows(engine, batch, capture, found, layer, top)
+    rows.sort(key=lambda row: row["layer"])
+    columns = {name: [row.get(name) for row in rows] for name in SCHEMAS["explain"].names}
+    probability = float((logits[wanted.token_id] - torch.logsumexp(logits, 0)).exp())
+    return Explanation(as_table("explain", columns), wanted, probability, float(found.total[0]))
+
+
+def _layers(engine: Engine, layers: Iterable[int] | None) -> list[int]:
+    shown = list(range(engine.n_layers)) if layers is None else sorted(set(layers))
+    for layer in shown:
+        if not 0 <= layer < engine.n_layers:
+            raise LarqlError(
+                f"layer {layer} is out of range; this model has layers 0 to {engine.n_layers - 1}"
+            )
+    return shown
+
+
+def _known(engine: Engine, labels: Labels) -> list[torch.Tensor]:
+    """For each layer, which features have a known label, bool [features]."""
+    masks = [torch.zeros(n, dtype=torch.bool, device=engine.device) for n in engine.n_features]
+    table = labels(None)
+    for layer, feature in zip(table["layer"].to_pylist(), table["feature"].to_pylist(), strict=True):
+        if layer < len(masks) and feature < len(masks[layer]):
+            masks[layer][feature] = True
+    return masks
+
+
+def _best_features(
+    found: Attribution, layer: int, n_features: int, top: int, known: list[torch.Tensor] | None
+) -> list[Slot]:
+    values = found.features[0, layer, :n_features]
+    if known is None:
+        return [(layer, feature) for feature in top_tokens(values, top).tolist()]
+    candidates = torch.nonzero(known[layer]).flatten()
+    return [(layer, int(candidates[i])) for i in top_tokens(values[candidates], top).tolist()]
+
+
+def _feature_rows(
+    capture: Capture, found: Attribution, slots: Sequence[Slot], labels: Labels
+) -> list[dict[str, Any]]:
+    gate, activation = capture.need("gate"), capture.need("activation")
+    named = {(row["layer"], row["feature"]): row for row in labels(slots).to_pylist()} if slots else {}
+    rows = []
+    for layer, feature in slots:
+        label = named.get((layer, feature), {})
+        rows.append(
+            {
+                "kind": "feature",
+                "layer": layer,
+                "feature": feature,
+                "relation": label.get("relation"),
+                "gate": float(gate[layer, 0, feature]),
+                "activation": float(activation[layer, 0, feature]),
+                "contribution": float(found.features[0, layer, feature]),
+                "token": label.get("top_token"),
+            }
+        )
+    return rows
+
+
+def _attention_rows(
+    engine: Engine, batch: Batch, capture: Capture, found: Attribution, layer: int, top: int
+) -> list[dict[str, Any]]:
+    assert found.heads is not None
+    values = found.heads[0, layer]
+    heads = top_tokens(values, top).tolist()
+    rows: list[dict[str, Any]] = [
+        {"kind": "head", "layer": layer, "head": head, "contribution": float(values[head])} for head in heads
+    ]
+    weights = capture.need("attention")[layer][0]
+    ids = batch.row(0)
+    for head in heads:
+        for position in top_tokens(weights[head], POSITIONS).tolist():
+            # A sliding window hides positions altogether.
+            if weights[head, position] == 0:
+                continue
+            rows.append(
+                {
+                    "kind": "attention",
+                    "layer": layer,
+                    "head": head,
+                    "token": token_text(engine.tokenizer, ids[position]),
+                    "position": position,
+                    "weight": float(weights[head, position]),
+                }
+            )
+    return rows

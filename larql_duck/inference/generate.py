@@ -1,0 +1,109 @@
+"""Text after a prompt: streamed for a reader, or greedily for many prompts at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from larql_duck.inference.prefix import Prefix, fork
+
+if TYPE_CHECKING:
+    from larql_duck.inference.engine import Engine
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One generated token: its id, the text it adds, its probability."""
+
+    token_id: int
+    text: str
+    p: float
+
+
+def stream(
+    engine: Engine,
+    prompt: str | Sequence[int],
+    *,
+    max_tokens: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
+    stop_ids: Sequence[int] = (),
+) -> Iterator[Piece]:
+    """Pieces of the continuation until a special token, a stop id, the context's end or max_tokens.
+
+    prompt is text, or token ids that hold their special tokens already.
+    temperature 0 takes the most probable token each time; above 0 it samples, reproducibly by seed.
+    """
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    batch = engine.encode(prompt) if isinstance(prompt, str) else engine.pad(prompt)
+    prefix = engine.prefix(batch)
+    rows = torch.zeros(1, dtype=torch.int64, device=engine.device)
+    room = (
+        max_tokens
+        if engine.context is None
+        else min(max_tokens, engine.context - int(prefix.positions[0, 0]))
+    )
+    ids: list[int] = []
+    # Decoded behind the prompt's last token: some tokenizers drop the blank of a text's first one.
+    before = batch.row(0)[-1:]
+    text = engine.tokenizer.decode(before)
+    if text.endswith("\ufffd"):
+        before, text = [], ""
+    for _ in range(room):
+        logits, cache = prefix.advanced()
+        probabilities = torch.softmax(logits[0], dim=-1)
+        if temperature > 0:
+            weights = torch.softmax(logits[0] / temperature, dim=-1).cpu()
+            token = int(torch.multinomial(weights, 1, generator=generator))
+        else:
+            token = int(logits[0].argmax())
+        if token in stop_ids or engine.tokenizer.is_special(token):
+            return
+        ids.append(token)
+        # Decoded together: a character may span tokens, and some tokenizers join pieces.
+        whole = engine.tokenizer.decode([*before, *ids])
+        piece = "" if whole.endswith("\ufffd") else whole[len(text) :]
+        text += piece
+        yield Piece(token, piece, float(probabilities[token]))
+        prefix = prefix.then(torch.tensor([token], device=engine.device), rows, cache)
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """A greedy continuation: token ids and each one's probability, the given first token left out."""
+
+    ids: tuple[int, ...]
+    p: tuple[float, ...]
+
+
+@torch.inference_mode()
+def greedy(prefix: Prefix, *, max_tokens: int, stop: Callable[[int, list[int]], bool]) -> list[Continuation]:
+    """For each row of `prefix`, what follows its waiting token: at most max_tokens greedy tokens, within the context.
+
+    stop(i, ids) is asked after each token with row i's continuation so far (the newest token included) and ends the
+    row; the newest token then still belongs to the result. Rows that ended leave the batch.
+    """
+    context = prefix.engine.context
+    out: list[tuple[list[int], list[float]]] = [([], []) for _ in range(len(prefix))]
+    alive = list(range(len(prefix)))
+    for _ in range(max_tokens):
+        if not alive or (context is not None and int(prefix.positions.max()) >= context):
+            break
+        logits, cache = prefix.advanced()
+        probabilities, tokens = torch.softmax(logits, dim=-1).max(dim=-1)
+        keep = []
+        for at, i in enumerate(alive):
+            ids, p = out[i]
+            ids.append(int(tokens[at]))
+            p.append(float(probabilities[at]))
+            if not stop(i, ids):
+                keep.append(at)
+        if not keep:
+            break
+        kept = torch.tensor(keep, device=tokens.device)
+        alive = [alive[at] for at in keep]
+        prefix = prefix.then(tokens[kept], kept, fork(cache, kept))
+    return [Continuation(tuple(ids), tuple(p)) for ids, p in out]

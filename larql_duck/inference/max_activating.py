@@ -1,0 +1,167 @@
+"""The strongest contexts of every feature, with the text around them, as one Parquet file in feature order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from larql_duck.catalog.forward_tables import SCHEMAS
+from larql_duck.files import write_whole
+from larql_duck.inference.activation_stats import Firing
+from larql_duck.inference.corpus import Corpus
+from larql_duck.inference.targets import token_text
+from larql_duck.vindex.database import quoted
+
+if TYPE_CHECKING:
+    from larql_duck.inference.engine import Engine
+    from larql_duck.models.tokenizer import Tokenizer
+
+# Tokens shown before and after the one that fires.
+BEFORE, AFTER = 24, 8
+# Rows that are written to the temporary file at a time.
+_ROWS = 1 << 16
+_PLACED = pa.schema(
+    [
+        ("layer", pa.int32()), ("feature", pa.int32()), ("rank", pa.int32()), ("activation", pa.float32()),
+        ("token", pa.string()), ("before", pa.string()), ("after", pa.string()),
+        ("text", pa.int64()), ("position", pa.int32()),
+    ]
+)  # fmt: skip
+
+
+def write_contexts(
+    engine: Engine,
+    corpus: Corpus,
+    places: np.ndarray,
+    layers: Sequence[Firing],
+    tokens: int,
+    out: Path,
+    progress: Callable[[str, float, float], None] | None = None,
+) -> None:
+    """None; `out` has the columns of SCHEMAS['contexts'], by layer, feature and rank.
+
+    places int64 [windows, 3] gives number of the first token, text and position of every window. The corpus is read
+    once more, for the texts that are needed; rows are sorted on disk.
+    """
+    kept = _kept(layers, places)
+
+    def write(path: Path) -> None:
+        placed = path.with_name(path.name + ".placed")
+        features = path.with_name(path.name + ".features")
+        try:
+            with pq.ParquetWriter(placed, _PLACED, compression="zstd") as writer:
+                for table in _pieces(corpus, engine.tokenizer, kept, progress):
+                    writer.write_table(table)
+            pq.write_table(_features(layers, tokens), features)
+            _sorted(placed, features, path)
+        finally:
+            placed.unlink(missing_ok=True)
+            features.unlink(missing_ok=True)
+
+    write_whole(out, write)
+
+
+def _kept(layers: Sequence[Firing], places: np.ndarray) -> dict[str, np.ndarray]:
+    """Every context kept, ordered by text and position: layer, feature, rank, activation, text, position."""
+    parts: dict[str, list[np.ndarray]] = {n: [] for n in ("layer", "feature", "rank", "activation", "number")}
+    for i, layer in enumerate(layers):
+        layer.strongest.settle()
+        feature, rank = np.nonzero(layer.strongest.columns >= 0)
+        parts["layer"].append(np.full(len(feature), i, np.int32))
+        parts["feature"].append(feature.astype(np.int32))
+        parts["rank"].append(rank.astype(np.int32) + 1)
+        parts["activation"].append(layer.strongest.companions[0][feature, rank])
+        parts["number"].append(layer.strongest.columns[feature, rank].astype(np.int64))
+    kept = {name: np.concatenate(values) for name, values in parts.items()}
+    number = kept.pop("number")
+    at = np.searchsorted(places[:, 0], number, side="right") - 1
+    kept["text"] = places[at, 1]
+    kept["position"] = (places[at, 2] + number - places[at, 0]).astype(np.int32)
+    order = np.lexsort((kept["feature"], kept["layer"], kept["position"], kept["text"]))
+    return {name: values[order] for name, values in kept.items()}
+
+
+def _pieces(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    kept: dict[str, np.ndarray],
+    progress: Callable[[str, float, float], None] | None,
+) -> Iterator[pa.Table]:
+    """The contexts with their texts, a piece at a time."""
+    texts = kept["text"]
+    words: dict[str, list[str]] = {"token": [], "before": [], "after": []}
+    done = 0
+    for number, text in corpus.texts():
+        end = int(np.searchsorted(texts, number, side="right"))
+        start = int(np.searchsorted(texts, number, side="left"))
+        if start == end:
+            continue
+        ids = tokenizer.encode(text)
+        shown: dict[int, tuple[str, str, str]] = {}
+        for position in kept["position"][start:end].tolist():
+            if position not in shown:
+                shown[position] = around(tokenizer, ids, position)
+            for column, value in zip(words.values(), shown[position], strict=True):
+                column.append(value)
+        if end - done >= _ROWS:
+            yield _piece(kept, words, done, end)
+            done = end
+            words = {name: [] for name in words}
+        if progress is not None:
+            progress("contexts", end, len(texts))
+    if done < len(texts):
+        yield _piece(kept, words, done, len(texts))
+
+
+def _piece(kept: dict[str, np.ndarray], words: dict[str, list[str]], start: int, stop: int) -> pa.Table:
+    arrays = [words[f.name] if f.name in words else kept[f.name][start:stop] for f in _PLACED]
+    return pa.Table.from_arrays(
+        [pa.array(a, f.type) for a, f in zip(arrays, _PLACED, strict=True)], schema=_PLACED
+    )
+
+
+def around(tokenizer: Tokenizer, ids: Sequence[int], position: int) -> tuple[str, str, str]:
+    """(token, text before, text after) of one position of a text's token ids."""
+    start = max(0, position - BEFORE)
+    # Decoded from one start on: a character may span tokens, and some tokenizers join pieces.
+    before, upto, whole = (
+        tokenizer.decode(ids[start:stop], skip_special=True)
+        for stop in (position, position + 1, position + 1 + AFTER)
+    )
+    return token_text(tokenizer, ids[position]), before, whole[len(upto) :]
+
+
+def _features(layers: Sequence[Firing], tokens: int) -> pa.Table:
+    """Density, mean and histogram of every feature."""
+    counts = [layer.n_features for layer in layers]
+    histogram = np.concatenate([layer.histogram for layer in layers])
+    seen = np.maximum(histogram.sum(1), 1)
+    offsets = np.arange(len(histogram) + 1, dtype=np.int32) * histogram.shape[1]
+    return pa.table(
+        {
+            "layer": pa.array(np.repeat(np.arange(len(layers), dtype=np.int32), counts)),
+            "feature": pa.array(np.concatenate([np.arange(n, dtype=np.int32) for n in counts])),
+            "density": pa.array(np.concatenate([layer.density() for layer in layers])),
+            "mean": pa.array((np.concatenate([layer.total for layer in layers]) / seen).astype(np.float32)),
+            "histogram": pa.ListArray.from_arrays(pa.array(offsets), pa.array(histogram.reshape(-1))),
+        }
+    )
+
+
+def _sorted(placed: Path, features: Path, out: Path) -> None:
+    """Joins contexts and features and writes them in order; DuckDB sorts on disk where memory is short."""
+    import duckdb
+
+    columns = ", ".join(f'"{f.name}"' for f in SCHEMAS["contexts"])
+    with duckdb.connect() as con:
+        con.execute(f"SET temp_directory = {quoted(str(out.parent))}")
+        con.execute(
+            f"COPY (SELECT {columns} FROM read_parquet({quoted(str(placed))}) AS c"
+            f" JOIN read_parquet({quoted(str(features))}) AS f USING (layer, feature)"
+            f" ORDER BY layer, feature, rank) TO {quoted(str(out))} (FORMAT parquet, COMPRESSION zstd)"
+        )

@@ -1,0 +1,109 @@
+"""INFER: the most probable next tokens, from the whole model or from its top features alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from larql_duck.catalog.forward_tables import as_table
+from larql_duck.errors import LarqlError
+from larql_duck.inference.interventions import Edit, Sparse
+from larql_duck.inference.targets import token_text, top_tokens
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from larql_duck.inference.engine import Engine
+
+TOP = 5
+WALK_K = 128
+# One pass of many prompts holds at most this many tokens, and this many logits.
+_TOKENS = 2048
+_LOGITS = 1 << 25
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable next tokens of one prompt, best first: ids int64 [k], probabilities and logits f32 [k]."""
+
+    ids: torch.Tensor
+    probability: torch.Tensor
+    logit: torch.Tensor
+
+
+def infer_table(
+    engine: Engine,
+    prompt: str,
+    *,
+    top: int = TOP,
+    compare: bool = False,
+    walk_k: int | None = None,
+    edits: Sequence[Edit] = (),
+    more: Sequence[str] = (),
+) -> pa.Table:
+    """The `top` most probable next tokens, with the columns of SCHEMAS['infer'].
+
+    walk_k thins each FFN out to the walk_k features with the largest absolute gate value at each position (source
+    'walk'); compare gives the dense rows and the walk's. edits are carried by every pass. more are answers from elsewhere: a
+    last row each, source 'patch', of which only the token is known. LarqlError for an empty or
+    overlong prompt and for a layer or feature that the model lacks.
+    """
+    batch = engine.encode(prompt)
+    runs: list[tuple[str, Prediction]] = []
+    with engine.intervene(*edits):
+        if compare or walk_k is None:
+            runs.append(("dense", prediction(engine.logits(batch)[0], top)))
+        if compare or walk_k is not None:
+            with engine.intervene(Sparse(WALK_K if walk_k is None else walk_k)):
+                runs.append(("walk", prediction(engine.logits(batch)[0], top)))
+    parts = [_rows(engine, source, found) for source, found in runs]
+    unknown: dict[str, list[object]] = {key: [None] * len(more) for key in parts[0]}
+    parts.append(unknown | {"token": list(more), "source": ["patch"] * len(more)})
+    return as_table("infer", {key: [v for part in parts for v in part[key]] for key in parts[0]})
+
+
+def _rows(engine: Engine, source: str, found: Prediction) -> dict[str, list[object]]:
+    ids = found.ids.tolist()
+    return {
+        "rank": list(range(1, len(ids) + 1)),
+        "token": [token_text(engine.tokenizer, i) for i in ids],
+        "token_id": ids,
+        "probability": found.probability.tolist(),
+        "logit": found.logit.tolist(),
+        "source": [source] * len(ids),
+    }
+
+
+def prediction(logits: torch.Tensor, top: int) -> Prediction:
+    """The Prediction of logits [vocab]; equal logits in the order of their ids."""
+    if top < 0:
+        raise LarqlError(f"TOP {top} is out of range; it must be at least 0")
+    ids = top_tokens(logits, top)
+    picked = logits[ids]
+    return Prediction(ids, (picked - torch.logsumexp(logits, dim=-1)).exp(), picked)
+
+
+def predictions(engine: Engine, prompts: Sequence[str], top: int = TOP) -> list[Prediction]:
+    """The Prediction of every prompt, in their order; prompts of like length share a pass."""
+    out: dict[int, Prediction] = {}
+    for rows in groups(engine, prompts):
+        for row, logits in zip(rows, engine.logits([prompts[i] for i in rows]), strict=True):
+            out[row] = prediction(logits, top)
+    return [out[i] for i in range(len(prompts))]
+
+
+def groups(engine: Engine, prompts: Sequence[str], tokens: int = _TOKENS) -> Iterator[list[int]]:
+    """Numbers of prompts that go through the model together: of like length, within a budget of tokens."""
+    lengths = [engine.encode(prompt).lengths[0] for prompt in prompts]
+    most = max(1, _LOGITS // engine.vocab)
+    group: list[int] = []
+    for i in sorted(range(len(prompts)), key=lambda i: (lengths[i], i)):
+        if group and ((len(group) + 1) * lengths[i] > tokens or len(group) >= most):
+            yield group
+            group = []
+        group.append(i)
+    if group:
+        yield group

@@ -1,0 +1,200 @@
+"""Prompts run up to their last token, so that many continuations of the last position cost one token each."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from larql_duck.inference.batch import Batch, pad
+from larql_duck.inference.interventions import replace_input
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache
+
+    from larql_duck.inference.engine import Engine
+    from larql_duck.inference.modules import Anatomy
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """n prompts whose positions before the last are in `cache`; the last tokens wait in ids.
+
+    ids and positions are int64 [n, 1]; mask is bool [n, t - 1], None where nothing is padded.
+    """
+
+    engine: Engine
+    cache: DynamicCache
+    mask: torch.Tensor | None
+    ids: torch.Tensor
+    positions: torch.Tensor
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+    def step(self, rows: torch.Tensor | None = None, *, first_layer: int = 0) -> torch.Tensor:
+        """Logits after the last token, f32 [rows, vocab]; this prefix stays as it is.
+
+        rows int64 picks prompts, each as often as it is named. Layers below first_layer keep the whole batch's
+        cache, for passes that skip them.
+        """
+        return self.advanced(rows, first_layer=first_layer)[0]
+
+    def advanced(
+        self, rows: torch.Tensor | None = None, *, first_layer: int = 0
+    ) -> tuple[torch.Tensor, DynamicCache]:
+        """The logits of `step` and the cache that then holds the last token too."""
+        ids, positions, mask = self.ids, self.positions, self.mask
+        if rows is not None:
+            ids, positions = ids[rows], positions[rows]
+            mask = None if mask is None else mask[rows]
+        cache = fork(self.cache, rows, first_layer)
+        if mask is not None:
+            mask = torch.cat([mask, mask.new_ones(len(ids), 1)], dim=1)
+        logits = self.engine.run(ids, mask, positions, cache)
+        return logits, cache
+
+    def then(self, tokens: torch.Tensor, rows: torch.Tensor, cache: DynamicCache) -> Prefix:
+        """A prefix of the picked rows with their last token consumed (in `cache`) and `tokens` waiting instead."""
+        mask = None
+        if self.mask is not None:
+            mask = self.mask[rows]
+            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+        return Prefix(self.engine, cache, mask, tokens[:, None], self.positions[rows] + 1)
+
+
+# What starting one more pass costs, in tokens of a running one (measured on CPUs; it only decides how to group).
+_PASS = 24
+
+
+def prefill(engine: Engine, batch: Batch) -> Prefix:
+    """The batch's Prefix. Tokens that all prompts share at their start run once; then prompts of similar length run
+    together, so that little is computed for padding. The caches are joined, padded on the left.
+    """
+    n = len(batch)
+    rows = [batch.row(i) for i in range(n)]
+    device = batch.ids.device
+    shared = batch.common_prefix() if n > 1 else 0
+    start = engine.new_cache()
+    if shared:
+        ids = torch.tensor([rows[0][:shared]], device=device)
+        engine.run_body(ids, None, torch.arange(shared, device=device)[None, :], start)
+    middles = [row[shared:-1] for row in rows]
+    longest = max(len(m) for m in middles)
+    # Padding inside a group stands between the shared tokens and the rest: a sliding window, which counts columns,
+    # must not reach across it.
+    exact = engine.window is not None and shared + longest > engine.window
+    mask = torch.zeros(n, shared + longest, dtype=torch.bool, device=device)
+    parts: list[tuple[list[int], DynamicCache]] = []
+    for group in cheapest_groups([len(m) for m in middles], exact=exact):
+        width = max(len(middles[i]) for i in group)
+        index = torch.tensor(group, device=device)
+        cache = fork(start, torch.zeros(len(group), dtype=torch.int64, device=device)) if shared else start
+        own = torch.ones(len(group), shared + width, dtype=torch.bool, device=device)
+        if width:
+            padded = pad([middles[i] for i in group], device=device)
+            own[:, shared:] = padded.mask
+            cache = cache if shared else engine.new_cache()
+            engine.run_body(padded.ids, own if padded.padded else None, padded.positions + shared, cache)
+        mask[index, longest - width :] = own
+        parts.append((group, cache))
+    if len(parts) > 1:
+        cache = _joined(engine, parts, n, shared + longest)
+    else:
+        group, cache = parts[0]
+        if group != list(range(n)):  # back from the order of lengths
+            cache = fork(cache, torch.tensor(group, device=device).argsort())
+    last = torch.tensor([[row[-1]] for row in rows], device=device)
+    positions = torch.tensor([[len(row) - 1] for row in rows], device=device)
+    return Prefix(engine, cache, None if bool(mask.all()) else mask, last, positions)
+
+
+def cheapest_groups(lengths: Sequence[int], *, exact: bool = False, start: int = _PASS) -> list[list[int]]:
+    """Row numbers in groups that run together: of one length each when `exact`, else the cheapest partition by length,
+    where one more group costs as much as `start` tokens.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    by_length: dict[int, list[int]] = {}
+    for i in order:
+        by_length.setdefault(lengths[i], []).append(i)
+    steps = list(by_length.items())
+    if exact:
+        return [rows for _, rows in steps]
+    # best[k]: cost of the first k lengths, and where their last group starts.
+    best: list[tuple[float, int]] = [(0.0, 0)]
+    for end in range(1, len(steps) + 1):
+        width, count, options = steps[end - 1][0], 0, []
+        for begin in range(end - 1, -1, -1):
+            count += len(steps[begin][1])
+            options.append((best[begin][0] + count * width + start, begin))
+        best.append(min(options))
+    out: list[list[int]] = []
+    end = len(steps)
+    while end:
+        begin = best[end][1]
+        out.append([i for _, rows in steps[begin:end] for i in rows])
+        end = begin
+    return out[::-1]
+
+
+def _joined(
+    engine: Engine, parts: Sequence[tuple[Sequence[int], DynamicCache]], n: int, length: int
+) -> DynamicCache:
+    """One cache of n rows and `length` positions from those of the groups, each put at the right."""
+    out = engine.new_cache()
+    filled = [(torch.tensor(group), cache) for group, cache in parts if len(cache.layers)]
+    for layer in range(engine.n_layers):
+        sample = filled[0][1].layers[layer].keys
+        shape = (n, sample.shape[1], length)
+        keys = sample.new_zeros(*shape, sample.shape[3])
+        values = sample.new_zeros(*shape, filled[0][1].layers[layer].values.shape[3])
+        for group, cache in filled:
+            own = cache.layers[layer]
+            index = group.to(sample.device)
+            keys[index, :, length - own.keys.shape[2] :] = own.keys
+            values[index, :, length - own.values.shape[2] :] = own.values
+        out.update(keys, values, layer)
+    return out
+
+
+def fork(cache: DynamicCache, rows: torch.Tensor | None = None, first_layer: int = 0) -> DynamicCache:
+    """A cache that can grow without touching `cache`; with `rows`, its prompts picked (each as often as named).
+
+    Layers below first_layer are not picked from, only referred to.
+    """
+    out = copy.copy(cache)
+    out.layers = [copy.copy(layer) for layer in cache.layers]
+    if rows is not None:
+        for layer in out.layers[first_layer:]:
+            if layer.is_initialized:
+                layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+    return out
+
+
+@contextlib.contextmanager
+def starting_at(anatomy: Anatomy, layer: int, hidden: torch.Tensor) -> Iterator[None]:
+    """A context in which a forward pass skips the layers below `layer` and enters it with `hidden` [n, t, hidden].
+
+    Everything else of the pass (masks, positions, later layers, norm, head) is the model's own.
+    """
+    skipped = [parts.block for parts in anatomy.layers[:layer]]
+    with anatomy.passing:
+        handle = anatomy.layers[layer].block.register_forward_pre_hook(
+            lambda module, args, kwargs: replace_input(lambda _: hidden, args, kwargs), with_kwargs=True
+        )
+        for block in skipped:
+            block.forward = _pass_through
+        try:
+            yield
+        finally:
+            handle.remove()
+            for block in skipped:
+                del block.forward
+
+
+def _pass_through(*args: Any, **kwargs: Any) -> Any:
+    return args[0] if args else kwargs["hidden_states"]

@@ -1,0 +1,57 @@
+"""Text that a model writes by itself, as token ids: ordinary text for whoever has no other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from larql_duck.inference.batch import pad
+from larql_duck.inference.prefix import fork, prefill
+
+if TYPE_CHECKING:
+    from larql_duck.inference.engine import Engine
+
+# Tokens of one text, and texts that are written together.
+LENGTH, TOGETHER = 192, 64
+
+
+@torch.inference_mode()
+def written_ids(
+    engine: Engine, n: int, *, seed: int = 0, progress: Callable[[int, int], None] | None = None
+) -> list[list[int]]:
+    """Token ids of texts with at least n tokens together, sampled at temperature 1; equal seeds give equal texts.
+
+    Each starts with the tokenizer's BOS, or with a word of the vocabulary; after an end-of-text token it goes on with
+    a new text, as training data does.
+    """
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    length = min(LENGTH, engine.context or LENGTH)
+    texts: list[list[int]] = []
+    made = 0
+    while made < n:
+        rows = _starts(engine, min(TOGETHER, -(-(n - made) // length)), generator)
+        prefix = prefill(engine, pad(rows, device=engine.device))
+        every = torch.arange(len(rows), device=engine.device)
+        while len(rows[0]) < length:
+            logits, cache = prefix.advanced()
+            weights = torch.softmax(logits, dim=-1).cpu()
+            tokens = torch.multinomial(weights, 1, generator=generator)[:, 0]
+            for row, token in zip(rows, tokens.tolist(), strict=True):
+                row.append(token)
+            prefix = prefix.then(tokens.to(engine.device), every, fork(cache))
+            if progress is not None:
+                progress(made + len(rows) * len(rows[0]), max(n, made + len(rows) * length))
+        texts += rows
+        made += sum(map(len, rows))
+    return texts
+
+
+def _starts(engine: Engine, count: int, generator: torch.Generator) -> list[list[int]]:
+    bos = engine.tokenizer.bos_id
+    if bos is not None:
+        return [[bos] for _ in range(count)]
+    words = [i for i in range(engine.vocab) if engine.tokenizer.is_word(i)] or list(range(engine.vocab))
+    picked = torch.randint(len(words), (count,), generator=generator).tolist()
+    return [[words[i]] for i in picked]

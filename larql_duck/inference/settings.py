@@ -1,0 +1,60 @@
+"""How forward passes are computed: dtype, device, threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from larql_duck.errors import LarqlError
+
+if TYPE_CHECKING:
+    from larql_duck.inference.engine import Engine
+    from larql_duck.models.source import WeightSource
+
+_PREFIX = "LARQL_DUCK_"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """compute_dtype 'f32', 'f16' or 'bf16'; device 'cpu', 'cuda', 'cuda:1' or 'auto'; threads None: torch's own.
+
+    f32 is the default on every device: half-precision products are several times slower on a CPU.
+    """
+
+    compute_dtype: str = "f32"
+    device: str = "cpu"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.compute_dtype not in ("f32", "f16", "bf16"):
+            raise LarqlError(f"compute dtype {self.compute_dtype!r} is not known; use one of f32, f16, bf16")
+        if self.threads is not None and self.threads < 1:
+            raise LarqlError(f"threads is {self.threads}; it must be at least 1")
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
+        """Settings with what LARQL_DUCK_COMPUTE_DTYPE, LARQL_DUCK_DEVICE and LARQL_DUCK_THREADS say, if set."""
+        found = os.environ if environment is None else environment
+        settings = cls()
+        if value := found.get(_PREFIX + "COMPUTE_DTYPE"):
+            settings = replace(settings, compute_dtype=value)
+        if value := found.get(_PREFIX + "DEVICE"):
+            settings = replace(settings, device=value)
+        if value := found.get(_PREFIX + "THREADS"):
+            if not value.isdecimal():
+                raise LarqlError(f"{_PREFIX}THREADS is {value!r}; it must be a number")
+            settings = replace(settings, threads=int(value))
+        return settings
+
+    def load(self, source: WeightSource) -> Engine:
+        """An Engine on the weights of `source`; errors as of Engine.load."""
+        from larql_duck.inference.engine import Engine
+
+        device = self.device
+        if device == "auto":
+            import torch
+
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        return Engine.load(source, compute_dtype=self.compute_dtype, device=device, threads=self.threads)

@@ -1,0 +1,150 @@
+"""Traces on disk: LARQL's TRAC format (vectors alone) and Parquet (everything)."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from larql_duck.catalog.forward_tables import SCHEMAS, as_table
+from larql_duck.errors import LarqlError
+from larql_duck.files import write_whole
+from larql_duck.inference.captured import STATES
+from larql_duck.inference.targets import Target
+from larql_duck.inference.trace import TraceResult
+
+TRAC_SUFFIXES = (".trace", ".bin")
+# Little-endian: magic, version, hidden, layers, tokens; zeros up to 64 bytes. Then f32, a token after the other, per
+# token layers -1, 0, ... and per layer residual, attention delta, FFN delta.
+_MAGIC, _VERSION, _HEADER = b"TRAC", 1, 64
+_HEAD = struct.Struct("<4s4I")
+_META = b"larql_duck.trace"
+
+
+def save(result: TraceResult, path: str | Path) -> Path:
+    """The path, after the trace was written: `.trace` and `.bin` as TRAC, any other name as Parquet."""
+    if Path(path).suffix.lower() in TRAC_SUFFIXES:
+        return write_whole(path, lambda temporary: _write_trac(result, temporary))
+    return write_whole(path, lambda temporary: _write_parquet(result, temporary))
+
+
+def read_trace(path: str | Path) -> TraceResult:
+    """The TraceResult that was saved at `path`, by us or (TRAC) by LARQL; which format it is, the file says itself.
+
+    TRAC keeps vectors alone: tokens are empty and the table has norms but no readings. LarqlError for a file that is
+    neither, or damaged.
+    """
+    file = Path(path).expanduser()
+    try:
+        with file.open("rb") as handle:
+            start = handle.read(4)
+    except OSError as error:
+        raise LarqlError(f"{file}: cannot be read: {error.strerror}") from None
+    if start == _MAGIC:
+        return _read_trac(file)
+    if start == b"PAR1":
+        return _read_parquet(file)
+    raise LarqlError(f"{file}: no trace: neither TRAC nor Parquet; write one with TRACE ... SAVE")
+
+
+# -- TRAC ----------------------------------------------------------------------------------------------------
+
+
+def _write_trac(result: TraceResult, path: Path) -> None:
+    n, depth, _, hidden = result.states.shape
+    with path.open("wb") as handle:
+        handle.write(_HEAD.pack(_MAGIC, _VERSION, hidden, depth - 1, n).ljust(_HEADER, b"\0"))
+        handle.write(np.ascontiguousarray(result.states, "<f4").tobytes())
+
+
+def _read_trac(path: Path) -> TraceResult:
+    data = path.read_bytes()
+    if len(data) < _HEADER:
+        raise LarqlError(f"{path}: truncated inside the header; trace the prompt again")
+    _, version, hidden, layers, n = _HEAD.unpack_from(data)
+    if version != _VERSION:
+        raise LarqlError(f"{path}: TRAC version {version}; this version reads {_VERSION}")
+    shape = (n, layers + 1, len(STATES), hidden)
+    expected = _HEADER + 4 * int(np.prod(shape, dtype=np.int64))
+    if len(data) != expected:
+        word = "truncated" if len(data) < expected else "too long"
+        raise LarqlError(
+            f"{path}: {word}: {len(data)} bytes where the header says {expected}; trace the prompt again"
+        )
+    states = np.frombuffer(data, "<f4", offset=_HEADER).reshape(shape).astype(np.float32)
+    norms = np.linalg.norm(states, axis=-1)
+    table = as_table(
+        "trace",
+        {
+            "position": np.repeat(np.arange(n, dtype=np.int32), layers + 1),
+            "layer": np.tile(np.arange(-1, layers, dtype=np.int32), n),
+            **{f"{name.split('_')[0]}_norm": norms[:, :, i].reshape(-1) for i, name in enumerate(STATES)},
+        },
+    )
+    return TraceResult(table, states, tuple(range(n)), ("",) * n)
+
+
+# -- Parquet -------------------------------------------------------------------------------------------------
+
+
+def _write_parquet(result: TraceResult, path: Path) -> None:
+    vectors = result.residuals
+    table = result.table
+    own = {
+        (position, layer): row
+        for row, (position, layer, head) in enumerate(
+            zip(*(table[name].to_pylist() for name in ("position", "layer", "head")), strict=True)
+        )
+        if head is None
+    }
+    keys = zip(vectors["position"].to_pylist(), vectors["layer"].to_pylist(), strict=True)
+    # Layers that were not asked for have vectors and NULLs: Arrow takes a NULL row for a NULL number.
+    rows = table.take(pa.array([own.get(key) for key in keys], pa.int64()))
+    for name in ("position", "layer"):
+        rows = rows.set_column(rows.schema.get_field_index(name), rows.schema.field(name), vectors[name])
+    for name in ("token", *STATES):
+        rows = rows.append_column(vectors.schema.field(name), vectors[name])
+    heads = table.filter(pc.is_valid(table["head"]))
+    whole = pa.concat_tables([rows, heads], promote_options="default")
+    order = zip(*(whole[name].to_pylist() for name in ("position", "layer", "head")), strict=True)
+    keyed = sorted((p, layer, -1 if head is None else head, i) for i, (p, layer, head) in enumerate(order))
+    whole = whole.take(pa.array([key[-1] for key in keyed], pa.int64()))
+    meta: dict[str, Any] = {
+        "prompt": result.prompt,
+        "notices": list(result.notices),
+        "target": None if result.target is None else [result.target.token_id, result.target.token],
+    }
+    whole = whole.replace_schema_metadata({_META: json.dumps(meta).encode()})
+    pq.write_table(whole, path, compression="zstd")
+
+
+def _read_parquet(path: Path) -> TraceResult:
+    try:
+        whole = pq.read_table(path)
+        meta = json.loads((whole.schema.metadata or {})[_META])
+    except (KeyError, ValueError, pa.ArrowException, OSError):
+        raise LarqlError(f"{path}: a Parquet file, but no trace; write one with TRACE ... SAVE") from None
+    rows = whole.filter(pc.is_valid(whole["residual"]))
+    positions = sorted(set(rows["position"].to_pylist()))
+    depth = len(rows) // max(len(positions), 1)
+    parts = [rows[name].combine_chunks() for name in STATES]
+    stacked = [np.asarray(part.flatten(), np.float32).reshape(len(positions), depth, -1) for part in parts]
+    tokens = rows["token"].to_pylist()[::depth] if depth else []
+    target = meta["target"]
+    # Rows that were not asked for (LAYERS) carry vectors alone.
+    shown = whole.filter(pc.or_(pc.is_valid(whole["attn_norm"]), pc.is_valid(whole["head"])))
+    return TraceResult(
+        shown.select(SCHEMAS["trace"].names).replace_schema_metadata(None).cast(SCHEMAS["trace"]),
+        np.stack(stacked, axis=2),
+        tuple(positions),
+        tuple(tokens),
+        meta["prompt"],
+        None if target is None else Target(target[0], target[1]),
+        tuple(meta["notices"]),
+    )

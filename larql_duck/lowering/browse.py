@@ -1,0 +1,250 @@
+"""Browse statements as queries over the macros of sql/."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlglot import exp
+
+from larql_duck.lowering.build import all_of, call, in_ranges, literal, text_of, view
+from larql_duck.lowering.checks import check_count, check_layer, check_layers, check_relations, fail
+from larql_duck.lowering.types import Emptiness, Query
+
+if TYPE_CHECKING:
+    from larql_duck.lowering.types import Facts
+    from larql_duck.lql import statements as st
+
+MAX_HOPS = 6
+_ROWS = {"verbose": 30, "raw": 30}
+_WALK_FUNCTIONS = ("lq_udf_prompt_vectors", "lq_udf_topk")
+
+
+def describe(s: st.Describe, facts: Facts) -> Query:
+    """DESCRIBE: one call of describe_entity."""
+    check_layer(s, facts, s.layer)
+    source = call(
+        facts.schema,
+        "describe_entity",
+        s.entity,
+        p_band=s.band,
+        p_layer=s.layer,
+        p_rows=_ROWS.get(s.mode or "brief"),
+        p_relations_only=True if s.relations_only else None,
+    )
+    columns: Any = "*"
+    if s.mode == "raw":
+        nothing = exp.cast(exp.null(), "VARCHAR")
+        columns = exp.Star(replace=[exp.alias_(nothing, "relation")])
+    return Query(
+        text_of(exp.select(columns).from_(source)),
+        when_empty=Emptiness(
+            _exists(call(facts.schema, "entity_named", s.entity)),
+            known=f"nothing about {_shown(s.entity)} in these layers; ask with: DESCRIBE {_lql(s.entity)} ALL LAYERS",
+            unknown=_unknown_entity(s.entity, facts),
+        ),
+    )
+
+
+def walk(s: st.Walk, facts: Facts) -> Query:
+    """WALK: a lookup in token_features, or a search over the gates."""
+    check_count(s, s.top, "TOP", "top")
+    layers = check_layers(s, facts, s.layers)
+    dense = s.mode == "dense" or s.compare
+    options = {"p_top": s.top, "p_layers": layers, "p_mode": s.mode, "p_compare": True if s.compare else None}
+    return _walk(s, facts, s.prompt, s.basis, options, dense=dense)
+
+
+def explain_walk(s: st.Explain, facts: Facts) -> Query:
+    """EXPLAIN WALK: a walk with the token and the bands shown."""
+    if s.target is not None:
+        raise fail(s, "EXPLAIN WALK has no token to explain: FOR belongs to EXPLAIN INFER", "target")
+    if s.attention:
+        raise fail(s, "EXPLAIN WALK sees no attention: write EXPLAIN INFER ... WITH ATTENTION", "attention")
+    check_count(s, s.top, "TOP", "top")
+    options = {
+        "p_top": s.top if s.top is not None else 10 if s.verbose else 5,
+        "p_layers": check_layers(s, facts, s.layers),
+        "p_band": s.band,
+        "p_relations_only": True if s.relations_only else None,
+        "p_explain": True,
+        "p_tokens": 5 if s.verbose else None,
+    }
+    return _walk(s, facts, s.prompt, s.basis, options, dense=False)
+
+
+def _walk(
+    s: st.Statement, facts: Facts, prompt: str, asked: str | None, options: dict[str, Any], *, dense: bool
+) -> Query:
+    basis, notices = _walk_basis(s, facts, prompt, asked)
+    if basis == "index":
+        return Query(all_of(call(facts.schema, "walk", prompt, **options)), notices)
+    if basis == "context" or dense:
+        facts.require("inference", "BASIS CONTEXT" if basis == "context" else "MODE DENSE")
+    functions = (*_WALK_FUNCTIONS, "lq_udf_last_token") if options.get("p_explain") else _WALK_FUNCTIONS
+    source = call(facts.schema, "walk_vectors", prompt, p_basis=basis, **options)
+    return Query(all_of(source), notices, functions)
+
+
+def _walk_basis(s: st.Statement, facts: Facts, prompt: str, asked: str | None) -> tuple[str, tuple[str, ...]]:
+    """The basis to use and what to say about it."""
+    if asked in ("embedding", "context"):
+        return asked, ()
+    if facts.has_token(prompt):
+        return "index", ()
+    notices: tuple[str, ...] = ()
+    if asked == "index":
+        basis = "context" if facts.has_weights else "embedding"
+        notices = (f"{_shown(prompt)} is no token of the index: BASIS {basis.upper()} was used",)
+        return basis, notices
+    if facts.has_weights:
+        return "context", ()
+    return "embedding", (
+        "no weights are stored: the last token's embedding was used, which says little about context",
+    )
+
+
+def show_layers(s: st.ShowLayers, facts: Facts) -> Query:
+    """SHOW LAYERS."""
+    check_layers(s, facts, s.layers)
+    query = exp.select("*").from_(view(facts.schema, "show_layers"))
+    if s.layers is not None:
+        query = query.where(in_ranges("layer", s.layers))
+    return Query(text_of(query.order_by("layer", dialect="duckdb")))
+
+
+def show_relations(s: st.ShowRelations, facts: Facts) -> Query:
+    """SHOW RELATIONS."""
+    check_layer(s, facts, s.layer)
+    mode = s.mode if s.mode in ("verbose", "raw") else None
+    source = call(
+        facts.schema,
+        "show_relations",
+        p_layer=s.layer,
+        p_examples=True if s.examples else None,
+        p_mode=mode,
+    )
+    return Query(all_of(source))
+
+
+def show_features(s: st.ShowFeatures, facts: Facts) -> Query:
+    """SHOW FEATURES: those of one layer that meet the condition, as many as the model has layers if not limited."""
+    check_layer(s, facts, s.layer)
+    check_count(s, s.limit, "LIMIT", "limit")
+    limit = s.limit if s.limit is not None else facts.n_layers if facts.opened else 30
+    columns = ("layer", "feature", "top_token", "score", "down_tokens", "relation", "relation_source")
+    query = (
+        exp.select(*columns).from_(view(facts.schema, "lql_features")).where(exp.column("layer").eq(s.layer))
+    )
+    head = text_of(query)
+    # The condition is DuckDB's own text, parsed by it as one expression; it is not taken apart.
+    condition = "" if s.where is None else f" AND ({s.where.text})"
+    return Query(f"{head}{condition} ORDER BY feature LIMIT {limit}")
+
+
+def show_entities(s: st.ShowEntities, facts: Facts) -> Query:
+    """SHOW ENTITIES."""
+    check_layer(s, facts, s.layer)
+    check_count(s, s.limit, "LIMIT", "limit")
+    return Query(all_of(call(facts.schema, "show_entities", p_layer=s.layer, p_limit=s.limit)))
+
+
+def stats(s: st.Stats, facts: Facts) -> Query:
+    """STATS of the session's vindex, with where it is and its size on disk."""
+    rows = [exp.select("section", "name", "value", "number").from_(view(facts.schema, "stats"))]
+    if facts.opened:
+        rows.append(_row("index", "path", facts.path, None))
+        size = _size_on_disk(facts.path)
+        rows.append(_row("index", "bytes", str(size), float(size)))
+    text = text_of(rows[0])
+    for row in rows[1:]:
+        text += f" UNION ALL {text_of(row)}"
+    return Query(text)
+
+
+def neighbors(s: st.Neighbors, facts: Facts) -> Query:
+    """NEIGHBORS: the triples around an entity."""
+    check_count(s, s.hops, "HOPS", "hops", 1, MAX_HOPS)
+    check_count(s, s.limit, "LIMIT", "limit")
+    source = call(
+        facts.schema,
+        "neighbors",
+        s.entity,
+        p_hops=s.hops,
+        p_relations=check_relations(s, facts, s.relations),
+        p_limit=s.limit,
+    )
+    return Query(
+        all_of(source),
+        when_empty=Emptiness(
+            _exists(call(facts.schema, "entity_named", s.entity)),
+            known=f"no triple of these relations touches {_shown(s.entity)}",
+            unknown=_unknown_entity(s.entity, facts),
+        ),
+    )
+
+
+def paths(s: st.Paths, facts: Facts) -> Query:
+    """PATHS: ways between two entities."""
+    check_count(s, s.max_length, "MAX", "max_length", 1, MAX_HOPS)
+    check_count(s, s.limit, "LIMIT", "limit")
+    source = call(
+        facts.schema,
+        "paths",
+        s.source,
+        s.target,
+        p_max=s.max_length,
+        p_relations=check_relations(s, facts, s.relations),
+        p_limit=s.limit,
+    )
+    both = exp.and_(*(_is_known(facts, name) for name in (s.source, s.target)))
+    return Query(
+        all_of(source),
+        when_empty=Emptiness(
+            text_of(exp.select(both)),
+            known=f"no path of at most {s.max_length or 3} triples; MAX goes up to {MAX_HOPS}",
+            unknown=f"{_shown(s.source)} or {_shown(s.target)} is not in the graph; "
+            f"ask the model: PROBE ENTITIES {_lql(s.source)}, {_lql(s.target)}",
+        ),
+    )
+
+
+# -- small parts ----------------------------------------------------------------------------------------------
+
+
+def _is_known(facts: Facts, name: str) -> exp.Expr:
+    return exp.Exists(this=exp.select("*").from_(call(facts.schema, "entity_named", name)))
+
+
+def _exists(source: exp.Table) -> str:
+    return text_of(exp.select(exp.Exists(this=exp.select("*").from_(source))))
+
+
+def _row(*values: Any) -> exp.Select:
+    return exp.select(*(literal(v) for v in values))
+
+
+def _size_on_disk(path: str) -> int:
+    from pathlib import Path
+
+    return sum(p.stat().st_size for p in Path(path).rglob("*") if p.is_file())
+
+
+def _unknown_entity(entity: str, facts: Facts) -> str:
+    if facts.opened and facts.foreign:
+        return (
+            f"{facts.path} was written by LARQL and has no facts; make a vindex that has: "
+            f"larql-duck extract {facts.path} -o NEW.vindex"
+        )
+    return f"nothing is known about {_shown(entity)}; ask the model: PROBE ENTITIES {_lql(entity)}"
+
+
+def _shown(text: str) -> str:
+    """A name in a remark: on one line, not too long."""
+    flat = " ".join(text.split())
+    return f'"{flat}"' if len(flat) <= 60 else f'"{flat[:59]}…"'
+
+
+def _lql(text: str) -> str:
+    """A name as an LQL string that can be typed again, unless it is too long to be."""
+    shown = " ".join(text.split()).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{shown}"' if len(shown) <= 60 else f'"{shown[:59]}…"'

@@ -1,0 +1,86 @@
+"""Semantic checks: what a statement names must exist in this vindex, and numbers must lie in range."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+from larql_duck.errors import SemanticError
+
+if TYPE_CHECKING:
+    from larql_duck.lowering.types import Facts
+    from larql_duck.lql.statements import Layers, Statement
+
+MOST = 2**31 - 1
+
+
+def fail(statement: Statement, message: str, field: str | None = None) -> SemanticError:
+    """A SemanticError at the field's place in the text, or at the statement's."""
+    place = statement.places.get(field, statement.at) if field else statement.at
+    return SemanticError(
+        f"line {place.line}, column {place.column}: {message}", line=place.line, column=place.column
+    )
+
+
+def check_layer(statement: Statement, facts: Facts, layer: int | None, field: str = "layer") -> None:
+    """Nothing; SemanticError for a layer that the model lacks."""
+    if layer is None:
+        return
+    if layer < 0 or (facts.opened and layer >= facts.n_layers):
+        known = f"layers 0-{facts.n_layers - 1}" if facts.opened else "layers from 0"
+        raise fail(statement, f"layer {layer} is out of range: the model has {known}", field)
+
+
+def check_layers(statement: Statement, facts: Facts, layers: Layers | None) -> list[int] | None:
+    """The layers of a LAYERS clause, ascending; None where it was not given."""
+    if layers is None:
+        return None
+    for low, high in layers:
+        check_layer(statement, facts, low, "layers")
+        check_layer(statement, facts, high, "layers")
+    # A range is bounded by the model when there is one; without one a huge range must not become a huge list.
+    if not facts.opened and sum(high - low + 1 for low, high in layers) > 100_000:
+        raise fail(statement, "LAYERS names more than 100000 layers", "layers")
+    return sorted({n for low, high in layers for n in range(low, high + 1)})
+
+
+def check_count(
+    statement: Statement, value: int | None, word: str, field: str, low: int = 0, high: int = MOST
+) -> None:
+    """Nothing; SemanticError for a TOP, LIMIT, HOPS ... outside [low, high]."""
+    if value is None or low <= value <= high:
+        return
+    limits = f"from {low} to {high}" if high < MOST else f"at least {low}"
+    raise fail(statement, f"{word} {value} is out of range: it must be {limits}", field)
+
+
+def check_relations(
+    statement: Statement, facts: Facts, names: Sequence[str], field: str = "relations"
+) -> list[str] | None:
+    """The relations as they are spelt in the tables; None for no names. SemanticError with a suggestion otherwise."""
+    if not names:
+        return None
+    if not facts.opened:
+        return list(names)
+    known = {r.lower(): r for r in facts.relations()}
+    found = []
+    for name in names:
+        key = name.strip().lower()
+        if key not in known:
+            raise fail(statement, f'no relation "{name}"{did_you_mean(name, known.values())}', field)
+        found.append(known[key])
+    return found
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """'; did you mean X?', or '; there are A, B, C' where nothing is close."""
+    names = sorted(set(known))
+    by_key = {n.lower(): n for n in names}
+    close = get_close_matches(word.lower(), by_key, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {by_key[close[0]]}?"
+    if not names:
+        return ""
+    shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    return f"; there are {shown}"

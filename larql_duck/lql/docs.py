@@ -1,0 +1,129 @@
+"""The grammar page (docs/lql.md) and the help texts, made from the statement table.
+
+`python -m larql_duck.lql.docs docs/lql.md` writes the page.
+"""
+
+from __future__ import annotations
+
+import sys
+from itertools import groupby
+from pathlib import Path
+
+from larql_duck.lql.grammar import Clause, Syntax
+from larql_duck.lql.table import GROUPS, STATEMENTS, find, not_run
+from larql_duck.lql.values import Constant
+
+__all__ = ["clause_lines", "help_text", "overview", "page"]
+
+_INTRODUCTION = """\
+# LQL
+
+<!-- Made from the statement table by `python -m larql_duck.lql.docs docs/lql.md`. -->
+
+LQL asks and edits a transformer as if it were a database. Statements end with `;`, keywords may be written in any
+case, and the clauses of a statement may stand in any order. `=` may stand behind a clause's keyword (`TOP = 5`).
+A clause that is repeated replaces the earlier one.
+
+| | |
+|---|---|
+| Strings | `"text"` or `'text'`. A quote inside is doubled or comes after a backslash; `\\n`, `\\t`, `\\r`, `\\0`, `\\\\` work as usual |
+| Numbers | `5`, `-5`, `0.5`, `.5`, `1e-3` |
+| Layers | `5`, `3-8` (both included), `3, 5, 8-10`. The first layer and the first feature are 0 |
+| Names | `` `name` `` anywhere in SQL; `"name"` after FROM, JOIN, AS or a dot. Anywhere else `"name"` is a string |
+| Comments | `-- to the end of the line`, `/* block */` |
+| Parameters | `$name` wherever a value may stand; bound as a value, never pasted as text |
+| Pipes | `A \\|> B \\|> C`: the result of each is the table `_` in the next |
+| Regular expressions | In SQL a backslash before any other character stays: `'\\d+'` |
+| Size | A statement may be 256 kB long |
+
+In the syntax lines `[...]` may be left out, `|` separates alternatives, `...` repeats what stands before it.
+"""
+
+
+def page() -> str:
+    """The whole grammar page as Markdown."""
+    parts = [_INTRODUCTION, _summary()]
+    for group, rows in GROUPS.items():
+        parts.append(f"## {group}\n")
+        parts.extend(_section(row) for row in rows)
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def overview() -> str:
+    """All statements, one line each, by group: what `.help` shows."""
+    width = max(len(row.name) for row in STATEMENTS)
+    lines: list[str] = []
+    for group, rows in GROUPS.items():
+        lines += ["", group] if lines else [group]
+        lines += [
+            f"  {row.name:<{width}}  {row.about}{' (not in this version)' if not_run(row) else ''}"
+            for row in rows
+        ]
+    return "\n".join(lines)
+
+
+def help_text(name: str) -> str | None:
+    """Syntax, meaning, clauses and example of the statements whose verb begins with name; None if there is none."""
+    rows = find(name)
+    return "\n\n".join(map(_help, rows)) if rows else None
+
+
+def _help(row: Syntax) -> str:
+    lines = [row.syntax, f"  {row.about}"]
+    lines += [f"  {syntax:<32}  {about}" for syntax, about in clause_lines(row)]
+    reason = not_run(row)
+    if reason:
+        lines.append(f"  {reason}")
+    lines.append(f"  Example: {row.example}")
+    return "\n".join(lines)
+
+
+def clause_lines(row: Syntax) -> list[tuple[str, str]]:
+    """(syntax, meaning) of each clause; number types and the like, which share one meaning, on one line."""
+    lines: list[tuple[str, str]] = []
+    for _, group in groupby(row.clauses, key=_line_key):
+        some = list(group)
+        lines.append((" | ".join(c.syntax for c in some), some[0].about))
+    return lines
+
+
+def _line_key(clause: Clause) -> tuple[str, str, bool]:
+    return clause.name, clause.about, isinstance(clause.value, Constant)
+
+
+def _summary() -> str:
+    lines = ["| statement | |", "|---|---|"]
+    for row in STATEMENTS:
+        link = row.name.lower().replace(" ", "-")
+        later = " *(not in this version)*" if not_run(row) else ""
+        lines.append(f"| [`{row.name}`](#{link}) | {row.about}{later} |")
+    return "\n".join(lines) + "\n"
+
+
+def _section(row: Syntax) -> str:
+    lines = [f"### {row.name}", "", row.about]
+    reason = not_run(row)
+    if reason:
+        lines += ["", f"{reason}."]
+    lines += ["", "```", row.syntax, "```", ""]
+    if row.clauses:
+        lines += ["| clause | |", "|---|---|"]
+        lines += [
+            f"| `{syntax.replace('|', chr(92) + '|')}` | {about} |" for syntax, about in clause_lines(row)
+        ]
+        lines.append("")
+    lines += ["```sql", row.example, "```", ""]
+    return "\n".join(lines)
+
+
+def main(path: str) -> None:
+    """Write the page; the planner, where it is there, has said which statements run."""
+    from importlib.util import find_spec
+
+    if find_spec("larql_duck.lowering"):
+        __import__("larql_duck.lowering")
+    Path(path).write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

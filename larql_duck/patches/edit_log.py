@@ -1,0 +1,322 @@
+"""Edits: the patches of one session, applied ones in order and what was edited since, and the overlay they make."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from larql_duck.errors import PatchError
+from larql_duck.patches.knn_store import stored_facts
+from larql_duck.patches.operations import Delete, DeleteKnn, Insert, InsertKnn, Operation, Update, fact_key
+from larql_duck.patches.overlay import Overlay
+from larql_duck.patches.validate import check_operations
+
+if TYPE_CHECKING:
+    from larql_duck.session.session import Session
+    from larql_duck.vindex.store import Vindex
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A patch as a file holds it: its operations and where they belong.
+
+    name is what REMOVE PATCH takes beside the path. base_checksum None: made by a system that does not write one.
+    """
+
+    operations: tuple[Operation, ...]
+    name: str | None = None
+    path: Path | None = None
+    base_model: str = ""
+    base_checksum: str | None = None
+    created_at: str = ""
+    description: str | None = None
+    author: str | None = None
+    tags: tuple[str, ...] = ()
+
+    def called(self, name: str) -> bool:
+        """Whether `name` is this patch's path, name or description."""
+        return name in (self.name, self.description) or self.at(name)
+
+    def at(self, path: str | Path) -> bool:
+        """Whether the patch is the file at `path`."""
+        return self.path is not None and _place(self.path) == _place(Path(path).expanduser())
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return str(self.path or self.name or self.description or "(unnamed)")
+
+
+Mark = tuple[tuple[Patch, ...], tuple[Operation, ...], Path | None]
+
+
+class Edits:
+    """The patches of a session on one vindex; every change is shown at once, or nothing changes.
+
+    applied are saved patches in order, live what was edited since; recording is the file that BEGIN PATCH named.
+    stored are the database facts that the vindex holds itself. overlay is what all of them make of the vindex.
+    """
+
+    def __init__(self, session: Session, vindex: Vindex) -> None:
+        self._session, self._vindex = session, vindex
+        self.applied: list[Patch] = []
+        self.live: list[Operation] = []
+        self.recording: Path | None = None
+        self.stored = stored_facts(vindex)
+        self.overlay = self._fold([], [])
+
+    # -- operations ---------------------------------------------------------------------------------------
+
+    @property
+    def dirty(self) -> bool:
+        """Whether there are edits that no file holds."""
+        return bool(self.live)
+
+    def add(self, operations: Sequence[Operation]) -> None:
+        """None; the operations hold from now on, as part of the live patch. PatchError for ones that do not fit."""
+        self.check(operations)
+        self._become(self.applied, [*self.live, *operations], self.recording)
+
+    def try_(self, operations: Sequence[Operation]) -> Overlay:
+        """The overlay that adding these operations would give; nothing changes."""
+        self.check(operations)
+        return self._fold(self.applied, [*self.live, *operations])
+
+    def next_feature(self, layer: int, n: int = 0) -> int:
+        """The number, local to the live patch, of the n-th feature (from 0) that is appended next in `layer`."""
+        base = self._vindex.n_features[layer]
+        used = [op.feature for op in self.live if isinstance(op, Insert) and op.layer == layer]
+        return max([base - 1, *used]) + 1 + n
+
+    def check(
+        self, operations: Sequence[Operation], where: str = "", before: Sequence[Operation] | None = None
+    ) -> None:
+        """None; PatchError for a layer, a feature or a vector that this vindex cannot have.
+
+        before are the operations that stand before these in their patch; None: the live ones.
+        """
+        check_operations(self._vindex, operations, where, self.live if before is None else before)
+
+    # -- taking back --------------------------------------------------------------------------------------
+
+    def mark(self) -> Mark:
+        """The state to which `rollback_to` returns."""
+        return tuple(self.applied), tuple(self.live), self.recording
+
+    def rollback_to(self, mark: Mark) -> None:
+        """None; the patches are those of `mark` again."""
+        applied, live, recording = mark
+        # By identity: operations hold arrays, which have no one answer to "are you equal".
+        now = [*map(id, self.applied), None, *map(id, self.live), self.recording]
+        if now != [*map(id, applied), None, *map(id, live), recording]:
+            self._become(list(applied), list(live), recording)
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """A context that takes back what was added inside it when it ends with an error or Ctrl-C."""
+        mark = self.mark()
+        try:
+            yield
+        except BaseException:
+            self.rollback_to(mark)
+            raise
+
+    def rollback(self) -> int:
+        """How many operations of the live patch were taken back (ROLLBACK PATCH)."""
+        n = len(self.live)
+        if n or self.recording is not None:
+            self._become(self.applied, [], None)
+        return n
+
+    # -- patches ------------------------------------------------------------------------------------------
+
+    def begin(self, path: str | Path) -> None:
+        """None; edits, also those made already without a name, belong to the patch file `path` until it is saved."""
+        if self.recording is not None:
+            raise PatchError(
+                f"{self.recording}: a patch is open already; SAVE PATCH or ROLLBACK PATCH first",
+                path=self.recording,
+            )
+        target = Path(path).expanduser()
+        self._check_target(target)
+        self.recording = target
+        self._session.mount.show_patches(self.shown())
+
+    def save(self, path: str | Path | None = None) -> Patch:
+        """The live patch after it was written to `path` (None: the file that BEGIN PATCH named), now an applied one."""
+        target = self.recording if path is None else Path(path).expanduser()
+        if not self.live:
+            raise PatchError(
+                "there is nothing to save: no edits were made since the last SAVE PATCH", path=target
+            )
+        if target is None:
+            raise PatchError('these edits have no file yet; write SAVE PATCH "file.vlp"')
+        self._check_target(target)
+        from larql_duck.patches.vlp import write_patch
+
+        patch = write_patch(target, Patch(tuple(self.live), target.stem, target), self._vindex)
+        # The same operations in the same order: the overlay is what it was.
+        self.applied, self.live, self.recording = [*self.applied, patch], [], None
+        self.overlay = self._fold(self.applied, [])
+        self._session.mount.show_patches(self.shown())
+        return patch
+
+    def apply(self, path: str | Path, force: bool = False) -> Patch:
+        """The patch of a file, which holds from now on, behind those applied before and before the live edits.
+
+        PatchError for a damaged file, another base (unless force), or a patch that is applied already.
+        """
+        from larql_duck.patches.vlp import read_patch
+
+        patch = read_patch(Path(path).expanduser(), self._vindex, force=force)
+        if any(p.at(path) for p in self.applied):
+            raise PatchError(f"{path}: is applied already; REMOVE PATCH first", path=patch.path)
+        self.check(patch.operations, f"{path}: ", ())
+        self._become([*self.applied, patch], self.live, self.recording)
+        return patch
+
+    def remove(self, name: str) -> Patch:
+        """The patch of that path or name, which holds no more; everything else is as if it had never been applied.
+
+        PatchError where none is called so, and where a later patch changes what this one made.
+        """
+        found = [i for i, p in enumerate(self.applied) if p.at(name)]
+        found = found or [i for i, p in enumerate(self.applied) if p.called(name)]
+        if not found:
+            known = ", ".join(p.title for p in self.applied) or "none"
+            raise PatchError(f"no patch {name!r} is applied; applied: {known}")
+        if len(found) > 1:
+            titles = ", ".join(self.applied[i].title for i in found)
+            raise PatchError(f"{name!r} names several patches ({titles}); write the path of one")
+        at = found[0]
+        patch = self.applied[at]
+        later = [(p.title, p.operations) for p in self.applied[at + 1 :]]
+        later.append(("the edits that are not saved yet", tuple(self.live)))
+        for title, operations in later:
+            if shared := _shared(self._touched(patch.operations), self._touched(operations)):
+                raise PatchError(
+                    f"{patch.title}: {title} changes what it made ({_named(min(shared, key=str))}); "
+                    "remove the later one first",
+                    path=patch.path,
+                )
+        self._become([*self.applied[:at], *self.applied[at + 1 :]], self.live, self.recording)
+        return patch
+
+    def shown(self) -> list[dict[str, Any]]:
+        """One row a patch, as the table PATCHES has it; the live one last, recording true, where it has edits or a file."""
+        rows = [
+            {
+                "name": p.name,
+                "path": None if p.path is None else str(p.path),
+                "description": p.description,
+                "recording": False,
+            }
+            | _counts(p.operations)
+            for p in self.applied
+        ]
+        if self.live or self.recording is not None:
+            file, said = self.recording, "not saved yet"
+            if file is not None:
+                said = f"not saved yet; SAVE PATCH writes {file}"
+            name = None if file is None else file.stem
+            rows.append(
+                {"name": name, "path": None, "description": said, "recording": True} | _counts(self.live)
+            )
+        return [{"position": i} | row for i, row in enumerate(rows, 1)]
+
+    # -- inside -------------------------------------------------------------------------------------------
+
+    def _fold(self, applied: Sequence[Patch], live: Sequence[Operation]) -> Overlay:
+        lists = [*(p.operations for p in applied), live]
+        return Overlay.of(self._vindex.n_features, self._vindex.hidden, lists, self.stored)
+
+    def _become(self, applied: Sequence[Patch], live: Sequence[Operation], recording: Path | None) -> None:
+        """All of the session shows these patches afterwards, or what it showed before where that fails."""
+        before = (self.applied, self.live, self.recording, self.overlay)
+        overlay = self._fold(applied, live)
+        self.applied, self.live, self.recording, self.overlay = list(applied), list(live), recording, overlay
+        try:
+            self._session.refresh()
+            self._session.mount.show_patches(self.shown())
+        except BaseException:
+            self.applied, self.live, self.recording, self.overlay = before
+            self._session.refresh()
+            self._session.mount.show_patches(self.shown())
+            raise
+
+    def _touched(self, operations: Sequence[Operation]) -> set[tuple[object, ...]]:
+        """What operations change that others might too: slots of the base, and facts by name."""
+        out: set[tuple[object, ...]] = set()
+        for op in operations:
+            if isinstance(op, Insert | Update | Delete) and op.feature < self._vindex.n_features[op.layer]:
+                out.add(("slot", op.layer, op.feature))
+            if isinstance(op, Insert | InsertKnn):
+                out.add(("fact", *fact_key(op.entity, op.relation)))
+            if isinstance(op, DeleteKnn):
+                whole = op.relation is None
+                out.add(("entity" if whole else "fact", *fact_key(op.entity, op.relation)))
+        return out
+
+    def _check_target(self, target: Path) -> None:
+        if any(p.at(target) for p in self.applied):
+            raise PatchError(
+                f"{target}: this patch is applied, and a saved patch never changes; save to another file",
+                path=target,
+            )
+        if not target.parent.is_dir():
+            raise PatchError(f"{target}: there is no folder {target.parent}; make it first", path=target)
+        if target.is_dir():
+            raise PatchError(f"{target}: is a folder; name a file in it", path=target)
+
+
+def overlay_of(vindex: Vindex, paths: Sequence[str | Path]) -> Overlay:
+    """The overlay that the patches at `paths`, in order, make of a vindex that no session has open. PatchError."""
+    from larql_duck.patches.vlp import read_patch
+
+    lists: list[Sequence[Operation]] = []
+    for path in paths:
+        patch = read_patch(Path(path).expanduser(), vindex)
+        check_operations(vindex, patch.operations, f"{path}: ")
+        lists.append(patch.operations)
+    return Overlay.of(vindex.n_features, vindex.hidden, lists, stored_facts(vindex))
+
+
+def _place(path: Path) -> str:
+    """A path without links and dots; one that no system has is itself."""
+    try:
+        return os.path.realpath(path)
+    except (OSError, ValueError):
+        return str(path)
+
+
+def _shared(one: set[tuple[object, ...]], other: set[tuple[object, ...]]) -> set[tuple[object, ...]]:
+    """What both change; the deletion of all facts of an entity meets each of them."""
+    found = one & other
+    for left, right in ((one, other), (other, one)):
+        entities = {entry[1] for entry in left if entry[0] == "entity"}
+        found |= {entry for entry in right if entry[0] == "fact" and entry[1] in entities}
+    return found
+
+
+def _counts(operations: Sequence[Operation]) -> dict[str, int]:
+    names = {
+        Insert: "inserts",
+        InsertKnn: "inserts",
+        Update: "updates",
+        Delete: "deletes",
+        DeleteKnn: "deletes",
+    }
+    out = {"inserts": 0, "updates": 0, "deletes": 0}
+    for op in operations:
+        out[names[type(op)]] += 1
+    return out
+
+
+def _named(what: tuple[object, ...]) -> str:
+    if what[0] == "slot":
+        return f"layer {what[1]}, feature {what[2]}"
+    return f"{what[1]} {what[2]}".rstrip()

@@ -1,0 +1,398 @@
+"""Patch files: LARQL's .vlp JSON, read with every field checked and written whole or not at all."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+
+from larql_duck.cli.render import printable
+from larql_duck.errors import PatchError
+from larql_duck.patches.checksum import base_checksum
+from larql_duck.patches.operations import (
+    Delete,
+    DeleteKnn,
+    Insert,
+    InsertKnn,
+    Kind,
+    Meta,
+    Operation,
+    Update,
+    Vector,
+)
+from larql_duck.patches.rounding import rounded
+
+if TYPE_CHECKING:
+    from larql_duck.patches.edit_log import Patch
+    from larql_duck.vindex.store import Vindex
+
+VERSION = 1
+_MOST_BYTES = 4 << 30
+_NAMED = 3
+_KINDS = get_args(Kind)
+# Kinds that say something about a fact and carry no feature of their own.
+_BARE = ("remove", "fold")
+
+
+# -- reading --------------------------------------------------------------------------------------------------
+
+
+def read_patch(path: Path, vindex: Vindex, *, force: bool = False) -> Patch:
+    """The patch of a file, for `vindex`: its vectors are rounded to the vindex's dtype.
+
+    PatchError, one line that names file, operation and field, for a file that is missing, damaged or no patch, for
+    numbers that are not finite, layers, features and vectors that the vindex cannot have, and for a patch that was
+    made for another base (unless force; shapes must fit all the same).
+    """
+    from larql_duck.patches.edit_log import Patch
+
+    fields = _Fields(_load(path), path, vindex)
+    version = fields.raw.get("version")
+    if type(version) is not int or version != VERSION:
+        raise fields.fail("version", f"{VERSION}, the only one that is known")
+    checksum = fields.text("base_checksum", optional=True)
+    if checksum is not None and not force and checksum != base_checksum(vindex):
+        base = excerpt(fields.text("base_model"))
+        raise PatchError(
+            f"{path}: was made for another base ({base}; its checksum is not that of {vindex.path}); "
+            "open that vindex, carry its facts over with MERGE, or write APPLY PATCH ... FORCE",
+            path=path,
+        )
+    entries = fields.raw.get("operations")
+    if not isinstance(entries, list):
+        raise fields.fail("operations", "a list")
+    return Patch(
+        operations=tuple(_operation(entry, number, path, vindex) for number, entry in enumerate(entries, 1)),
+        name=path.stem,
+        path=path,
+        base_model=fields.text("base_model"),
+        base_checksum=checksum,
+        created_at=fields.text("created_at"),
+        description=fields.text("description", optional=True),
+        author=fields.text("author", optional=True),
+        tags=fields.texts("tags"),
+    )
+
+
+def _load(path: Path) -> Mapping[str, Any]:
+    wrong = f"{path}: not a patch"
+    try:
+        state = path.stat()
+        # Pipes and devices may never end.
+        if not stat.S_ISREG(state.st_mode):
+            raise PatchError(f"{path}: is no file; name a .vlp file", path=path)
+        if state.st_size > _MOST_BYTES:
+            raise PatchError(f"{wrong}: larger than 4 GiB", path=path)
+        raw = json.loads(path.read_bytes().decode("utf-8"), parse_constant=_not_finite)
+    except OSError as error:
+        raise PatchError(f"{path}: cannot be read ({error.strerror}); check the path", path=path) from None
+    except UnicodeDecodeError:
+        raise PatchError(f"{wrong} or damaged: it is not UTF-8; restore it from a copy", path=path) from None
+    except (ValueError, RecursionError) as error:
+        reason = str(error) or "nested too deeply"
+        raise PatchError(f"{wrong} or damaged: {reason}; restore it from a copy", path=path) from None
+    if not isinstance(raw, dict):
+        raise PatchError(f"{wrong}: it holds no JSON object; restore it from a copy", path=path)
+    return raw
+
+
+def _not_finite(word: str) -> float:
+    raise ValueError(f"{word} is no number")
+
+
+def _operation(entry: object, number: int, path: Path, vindex: Vindex) -> Operation:
+    if not isinstance(entry, dict):
+        raise PatchError(
+            f"{path}: operation {number} is no JSON object; restore the file from a copy", path=path
+        )
+    f = _Fields(entry, path, vindex, f"operation {number}, ")
+    op = entry.get("op")
+    if op == "delete_knn":
+        return DeleteKnn(f.text("entity"), f.text("relation", optional=True))
+    if op not in ("insert", "update", "delete", "insert_knn"):
+        raise f.fail("op", "insert, update, delete, insert_knn or delete_knn")
+    layer = f.integer("layer", vindex.n_layers - 1)
+    if op == "insert_knn":
+        key = f.vector("key_vector_b64")
+        if key is None:
+            raise f.fail("key_vector_b64", "a vector")
+        confidence = f.confidence()
+        return InsertKnn(
+            layer,
+            f.word("entity"),
+            f.text("relation"),
+            f.word("target"),
+            f.integer("target_id", vindex.vocab - 1),
+            key,
+            1.0 if confidence is None else confidence,
+            f.templates(),
+        )
+    feature = f.integer("feature", 2**31 - 1)
+    if op == "delete":
+        return Delete(layer, feature, f.text("reason", optional=True))
+    vectors = {which: f.vector(f"{which}_vector_b64", vindex.dtype) for which in ("gate", "up", "down")}
+    if op == "update":
+        return Update(layer, feature, **vectors, meta=f.meta())
+    kind = entry.get("kind")
+    if kind is not None and kind not in _KINDS:
+        raise f.fail("kind", ", ".join(_KINDS))
+    target = f.text("target") if kind in ("remove", "delete") else f.word("target")
+    return Insert(
+        layer,
+        feature,
+        f.word("entity"),
+        target,
+        f.text("relation", optional=True),
+        f.confidence(),
+        **vectors,
+        meta=f.meta(),
+        kind=kind or "insert",
+        templates=f.templates(),
+    )
+
+
+class _Fields:
+    """Typed access to the fields of a JSON object; every failure is one PatchError that names the field."""
+
+    def __init__(self, raw: Mapping[str, Any], path: Path, vindex: Vindex, prefix: str = "") -> None:
+        self.raw, self.path, self.vindex, self.prefix = raw, path, vindex, prefix
+
+    def fail(self, name: str, expected: str) -> PatchError:
+        found = repr(self.raw[name]) if name in self.raw else "nothing"
+        return PatchError(
+            f"{self.path}: {self.prefix}field {name} should be {expected}, found {excerpt(found)}; "
+            "restore the file from a copy or make the patch again",
+            path=self.path,
+            slot=self._slot(),
+        )
+
+    def text(self, name: str, *, optional: bool = False) -> Any:
+        value = self.raw.get(name)
+        if value is None and optional:
+            return None
+        if not isinstance(value, str) or not _writable(value):
+            raise self.fail(name, "a text or null" if optional else "a text")
+        return value
+
+    def word(self, name: str) -> str:
+        value: str = self.text(name)
+        if not value.strip():
+            raise self.fail(name, "a text that is not empty")
+        return value
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        value = self.raw.get(name) or []
+        if not isinstance(value, list) or not all(isinstance(t, str) and _writable(t) for t in value):
+            raise self.fail(name, "a list of texts")
+        return tuple(value)
+
+    def templates(self) -> tuple[str, ...]:
+        value = self.texts("templates")
+        if not all(t.count("{}") == 1 for t in value):
+            raise self.fail("templates", "texts with {} once each, where the entity stands")
+        return value
+
+    def integer(self, name: str, high: int) -> int:
+        value = self.raw.get(name)
+        if type(value) is not int or not 0 <= value <= high:
+            raise self.fail(name, f"an integer from 0 to {high}")
+        return value
+
+    def number(self, name: str) -> float:
+        value = self.raw.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
+            raise self.fail(name, "a finite number")
+        return float(value)
+
+    def confidence(self) -> float | None:
+        if self.raw.get("confidence") is None:
+            return None
+        value = self.number("confidence")
+        if not 0 <= value <= 1:
+            raise self.fail("confidence", "a number from 0 to 1")
+        return value
+
+    def meta(self) -> Meta | None:
+        value = self.raw.get("down_meta")
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise self.fail("down_meta", "an object or null")
+        own = _Fields(value, self.path, self.vindex, f"{self.prefix}down_meta: ")
+        return Meta(own.text("t"), own.integer("i", self.vindex.vocab - 1), own.number("c"))
+
+    def vector(self, name: str, dtype: str | None = None) -> Vector | None:
+        """float32 [hidden], rounded to `dtype` where one is given."""
+        value = self.raw.get(name)
+        if value is None:
+            return None
+        what = f"{self.path}: {self.prefix}{name}"
+        hidden = self.vindex.hidden
+        try:
+            if not isinstance(value, str):
+                raise ValueError
+            data = base64.b64decode(value.encode("ascii"), validate=True)
+        except ValueError:
+            raise self.fail(name, f"{hidden} numbers in base64") from None
+        if len(data) != 4 * hidden:
+            found = f"{len(data) // 4} numbers" if len(data) % 4 == 0 else f"{len(data)} bytes"
+            raise PatchError(
+                f"{what}: {found} where this vindex has vectors of {hidden}; "
+                "the patch is damaged or was made for another model",
+                path=self.path,
+                slot=self._slot(),
+            )
+        vector = np.frombuffer(data, "<f4").astype(np.float32)
+        try:
+            if not np.isfinite(vector).all():
+                raise PatchError("it has numbers that are not finite")
+            return vector if dtype is None else rounded(vector, dtype)
+        except PatchError as error:
+            raise PatchError(
+                f"{what}: {error}; the patch is damaged or was made for another model",
+                path=self.path,
+                slot=self._slot(),
+            ) from None
+
+    def _slot(self) -> tuple[int, int] | None:
+        layer, feature = self.raw.get("layer"), self.raw.get("feature")
+        return (layer, feature) if type(layer) is int and type(feature) is int else None
+
+
+def _writable(text: str) -> bool:
+    """Whether a text is Unicode: JSON can name lone surrogates, which no file takes."""
+    return not any(0xD800 <= ord(c) <= 0xDFFF for c in text)
+
+
+def excerpt(text: str) -> str:
+    """A text that a patch holds as messages show it: in one line, its first 40 characters."""
+    return printable(text if len(text) <= 40 else text[:37] + "...")
+
+
+# -- writing --------------------------------------------------------------------------------------------------
+
+
+def write_patch(path: Path, patch: Patch, vindex: Vindex) -> Patch:
+    """The patch as the file at `path` holds it afterwards: with the base's checksum, the time and a description.
+
+    Whatever happens while it is written, the file is the old one or the new one. PatchError where it cannot be.
+    """
+    patch = replace(
+        patch,
+        path=path,
+        name=path.stem,
+        base_model=vindex.manifest.model,
+        base_checksum=base_checksum(vindex),
+        created_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        description=patch.description or _description(patch.operations),
+    )
+    raw = {
+        "version": VERSION,
+        "base_model": patch.base_model,
+        "base_checksum": patch.base_checksum,
+        "created_at": patch.created_at,
+        "description": patch.description,
+        "author": patch.author,
+        "tags": list(patch.tags),
+        "operations": [_entry(op) for op in patch.operations],
+    }
+    try:
+        data = json.dumps(raw, indent=2, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError as error:
+        raise PatchError(f"{path}: cannot be written ({error})", path=path) from None
+    _replace(path, data)
+    return patch
+
+
+def _replace(path: Path, data: bytes) -> None:
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+        # The name, too, has to outlive a power cut; not every system can say so of a folder.
+        with contextlib.suppress(OSError):
+            folder = os.open(target.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise PatchError(
+            f"{path}: cannot be written ({error.strerror}); the edits are still here: save to another file",
+            path=path,
+        ) from None
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def _entry(op: Operation) -> dict[str, Any]:
+    if isinstance(op, DeleteKnn):
+        return {"op": "delete_knn", "entity": op.entity, "relation": op.relation}
+    if isinstance(op, Delete):
+        return {"op": "delete", "layer": op.layer, "feature": op.feature, "reason": op.reason}
+    if isinstance(op, InsertKnn):
+        return {
+            "op": "insert_knn",
+            "layer": op.layer,
+            "entity": op.entity,
+            "relation": op.relation,
+            "target": op.target,
+            "target_id": op.target_id,
+            "confidence": op.confidence,
+            "key_vector_b64": _text(op.key),
+        } | _templates(op.templates)
+    slot: dict[str, Any] = {"layer": op.layer, "feature": op.feature}
+    vectors = {f"{which}_vector_b64": _text(getattr(op, which)) for which in ("gate", "up", "down")}
+    meta = None if op.meta is None else {"t": op.meta.token, "i": op.meta.token_id, "c": op.meta.score}
+    if isinstance(op, Update):
+        return {"op": "update"} | slot | vectors | {"down_meta": meta}
+    names = {
+        "relation": op.relation,
+        "entity": op.entity,
+        "target": op.target,
+        "confidence": op.confidence,
+    }
+    kind = {} if op.kind == "insert" else {"kind": op.kind}
+    return {"op": "insert"} | slot | names | vectors | {"down_meta": meta} | kind | _templates(op.templates)
+
+
+def _templates(templates: tuple[str, ...]) -> dict[str, Any]:
+    return {"templates": list(templates)} if templates else {}
+
+
+def _text(vector: Vector | None) -> str | None:
+    return None if vector is None else base64.b64encode(np.asarray(vector, "<f4").tobytes()).decode()
+
+
+def _description(operations: Sequence[Operation]) -> str:
+    """What the operations do, for people: the first facts by name, slots by number."""
+    said = list(dict.fromkeys(_said(op) for op in operations))
+    more = f"; and {len(said) - _NAMED} more" if len(said) > _NAMED else ""
+    return "; ".join(said[:_NAMED]) + more
+
+
+def _said(op: Operation) -> str:
+    if isinstance(op, DeleteKnn):
+        return f"delete {op.entity} {op.relation or ''}".rstrip()
+    if isinstance(op, Insert | InsertKnn):
+        fact = " ".join(word for word in (op.entity, op.relation, op.target) if word)
+        kind = op.kind if isinstance(op, Insert) else "insert"
+        return f"{kind} {fact}"
+    return f"{type(op).__name__.lower()} L{op.layer} F{op.feature}"

@@ -1,0 +1,234 @@
+"""One batch of prompts asked: the next token's distribution, and whole answers with articles looked past."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from larql_duck.probing.words import answer_text, begins_answer, find_answer, is_function_word, is_opener
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import DynamicCache
+
+    from larql_duck.inference.engine import Engine
+    from larql_duck.inference.prefix import Prefix
+
+# Tokens kept of each next-token distribution; what lies beyond counts as 0 in priors.
+TOP = 32
+# An article or opening quotation mark is looked past when it is at least this probable; at most two a prompt.
+ARTICLE_P = 0.02
+# Answers are decoded when their first token is at least this probable, and the best one always.
+ANSWER_P = 0.1
+MAX_ANSWERS = 4
+# Tokens after the first one that an answer may have.
+MAX_TOKENS = 8
+NO_ARTICLE = -1
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One answer to a prompt: its text, first token id, the id of the article or quotation mark looked past
+    (NO_ARTICLE: none).
+
+    p is the probability that the answer begins with that token, directly or after an article; p_string that of the
+    whole answer.
+    """
+
+    object: str
+    first: int
+    article: int
+    p: float
+    p_string: float
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The outcome of one prompt: its most probable next token (decoded; p, entropy in nats), and the answers, best first.
+
+    top maps token id -> probability of beginning the answer (articles looked past), TOP entries. candidates is
+    empty when the most probable beginning is no answer: a function word, punctuation, a byte.
+    """
+
+    predicted_id: int
+    predicted: str
+    p: float
+    entropy: float
+    top: dict[int, float]
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True)
+class _Way:
+    """One way in which a prompt goes on: `token` with probability p after row `row` of `step`."""
+
+    token: int
+    p: float
+    step: int
+    row: int
+    article: int
+
+
+@dataclass
+class _Step:
+    """A prefix, and the cache and next-token probabilities after its waiting tokens."""
+
+    prefix: Prefix
+    cache: DynamicCache
+    probabilities: torch.Tensor
+
+
+@dataclass
+class _Chosen:
+    """A beginning that is decoded: prompt, way, its total probability, the tokens and their product."""
+
+    prompt: int
+    way: _Way
+    p: float
+    ids: list[int] = field(default_factory=list)
+    p_tokens: list[float] = field(default_factory=list)
+
+
+def ask(engine: Engine, form: str, ids: Sequence[Sequence[int]]) -> list[Asked]:
+    """The outcome of every prompt, given as token ids; `form` is the relation's answer form."""
+    import torch
+
+    from larql_duck.inference.batch import pad
+
+    with torch.inference_mode():
+        prefix = engine.prefix(pad(ids, device=engine.device))
+        logits, cache = prefix.advanced()
+        log_p = torch.log_softmax(logits, dim=-1)
+        direct = _Step(prefix, cache, log_p.exp())
+        entropy = -(direct.probabilities * log_p.clamp(min=-1e4)).sum(-1)
+        best_p, best = direct.probabilities.max(-1)
+        del log_p, logits
+        ways, articles = _direct_ways(engine, direct)
+        steps = [direct]
+        if articles:
+            steps.append(_after_articles(direct, articles))
+            _add_ways(steps[1], articles, ways)
+        totals = [_totals(row) for row in ways]
+        chosen = [c for i, row in enumerate(ways) for c in _choose(engine, form, i, row, totals[i])]
+        _decode(engine, form, steps, chosen)
+    answers: list[list[Candidate]] = [[] for _ in ids]
+    for c in chosen:
+        candidate = _candidate(engine, form, c)
+        if candidate is not None:
+            answers[c.prompt].append(candidate)
+    return [
+        Asked(
+            predicted_id=int(best[i]),
+            predicted=engine.tokenizer.token(int(best[i])),
+            p=float(best_p[i]),
+            entropy=float(entropy[i]),
+            top=dict(totals[i][:TOP]),
+            candidates=tuple(answers[i]),
+        )
+        for i in range(len(ids))
+    ]
+
+
+def _direct_ways(engine: Engine, step: _Step) -> tuple[list[list[_Way]], list[_Way]]:
+    """Per prompt the most probable next tokens; articles that are looked past are listed apart."""
+    values, tokens = step.probabilities.topk(min(TOP, engine.vocab), dim=-1)
+    ways: list[list[_Way]] = []
+    articles: list[_Way] = []
+    for row, (ps, ts) in enumerate(zip(values.tolist(), tokens.tolist(), strict=True)):
+        own = [_Way(t, p, 0, row, NO_ARTICLE) for t, p in zip(ts, ps, strict=True)]
+        past = [w for w in own if w.p >= ARTICLE_P and is_opener(engine.tokenizer.token(w.token))][:2]
+        articles += past
+        ways.append([w for w in own if w not in past])
+    return ways, articles
+
+
+def _after_articles(direct: _Step, articles: Sequence[_Way]) -> _Step:
+    import torch
+
+    from larql_duck.inference.prefix import fork
+
+    device = direct.probabilities.device
+    rows = torch.tensor([w.row for w in articles], device=device)
+    tokens = torch.tensor([w.token for w in articles], device=device)
+    prefix = direct.prefix.then(tokens, rows, fork(direct.cache, rows))
+    logits, cache = prefix.advanced()
+    return _Step(prefix, cache, torch.softmax(logits, dim=-1))
+
+
+def _add_ways(step: _Step, articles: Sequence[_Way], ways: list[list[_Way]]) -> None:
+    values, tokens = step.probabilities.topk(min(TOP, step.probabilities.shape[1]), dim=-1)
+    for i, article in enumerate(articles):
+        for token, p in zip(tokens[i].tolist(), values[i].tolist(), strict=True):
+            ways[article.row].append(_Way(token, article.p * p, 1, i, article.token))
+
+
+def _totals(ways: Sequence[_Way]) -> list[tuple[int, float]]:
+    """(token, probability summed over its ways), most probable first."""
+    out: dict[int, float] = {}
+    for way in ways:
+        out[way.token] = out.get(way.token, 0.0) + way.p
+    return sorted(out.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _choose(
+    engine: Engine, form: str, prompt: int, ways: Sequence[_Way], totals: Sequence[tuple[int, float]]
+) -> list[_Chosen]:
+    """The beginnings worth decoding, along each one's most probable way; none when the best is no answer."""
+    out: list[_Chosen] = []
+    for token, p in totals[: TOP if totals else 0]:
+        if out and (p < ANSWER_P or len(out) == MAX_ANSWERS):
+            break
+        text = engine.tokenizer.token(token)
+        if engine.tokenizer.is_word(token) and begins_answer(text, form):
+            way = max((w for w in ways if w.token == token), key=lambda w: (w.p, -w.step))
+            out.append(_Chosen(prompt, way, p))
+        elif not out:
+            return []
+    return out
+
+
+def _decode(engine: Engine, form: str, steps: Sequence[_Step], chosen: Sequence[_Chosen]) -> None:
+    """Fill in each chosen beginning's tokens, greedily, until the text shows where its answer ends."""
+    import torch
+
+    from larql_duck.inference.generate import greedy
+    from larql_duck.inference.prefix import fork
+
+    for number, step in enumerate(steps):
+        own = [c for c in chosen if c.way.step == number]
+        if not own:
+            continue
+        device = step.probabilities.device
+        rows = torch.tensor([c.way.row for c in own], device=device)
+        tokens = torch.tensor([c.way.token for c in own], device=device)
+
+        def ended(i: int, ids: list[int], own: list[_Chosen] = own) -> bool:
+            if engine.tokenizer.is_special(ids[-1]):
+                return True
+            return find_answer(engine.tokenizer.decode([own[i].way.token, *ids]), form).closed
+
+        prefix = step.prefix.then(tokens, rows, fork(step.cache, rows))
+        for c, more in zip(own, greedy(prefix, max_tokens=MAX_TOKENS, stop=ended), strict=True):
+            c.ids, c.p_tokens = list(more.ids), list(more.p)
+
+
+def _candidate(engine: Engine, form: str, c: _Chosen) -> Candidate | None:
+    """The chosen beginning as an answer; None when its text is none."""
+    ids = [c.way.token, *(t for t in c.ids if not engine.tokenizer.is_special(t))]
+    ended = len(ids) <= len(c.ids)  # a special token stood at the end
+    text = engine.tokenizer.decode(ids)
+    answer = answer_text(text + "\n" if ended else text, form)
+    if not answer or "�" in answer or is_function_word(answer):
+        return None
+    # Tokens that the answer is made of: the shortest run whose text reaches its end.
+    end = find_answer(text, form).start + len(answer)
+    p_string = c.p
+    for n in range(1, len(ids)):
+        if len(engine.tokenizer.decode(ids[:n])) >= end:
+            break
+        p_string *= c.p_tokens[n - 1]
+    article = "" if c.way.article == NO_ARTICLE else engine.tokenizer.token(c.way.article).strip()
+    if article[:1].isupper():  # part of the name: "The Hague"
+        answer = f"{article} {answer}"
+    return Candidate(answer, c.way.token, c.way.article, c.p, p_string)

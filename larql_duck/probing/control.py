@@ -1,0 +1,119 @@
+"""What random features do: the effect of a fact's listed features beside as many equally active ones, drawn at random."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from larql_duck.probing.words import normal
+
+if TYPE_CHECKING:
+    import torch
+
+    from larql_duck.inference.engine import Engine
+
+Slot = tuple[int, int]
+# Features whose absolute activation is nearest to the listed one's: one of these is drawn in its place.
+_NEAREST = 16
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Control:
+    """A fact's drop of log p (nats) without its listed features, and without as many random ones of the same layers."""
+
+    subject: str
+    relation: str
+    object: str
+    p: float
+    listed: float
+    random: float
+
+
+def controls(
+    engine: Engine,
+    facts: pa.Table,
+    edges: pa.Table,
+    *,
+    sample: int = 200,
+    least_p: float = 0.3,
+    seed: int = 0,
+    done: Callable[[int, int], None] = lambda n, total: None,
+) -> list[Control]:
+    """Controls of at most `sample` probed facts of rank 1 with p >= least_p, drawn by a hash: the same every time.
+
+    A random feature has an absolute activation near the listed one's and lies in the same layer. Facts at whose prompt
+    the model's next token does not begin the object (they were found under another reading) are left out.
+    """
+    listed: dict[tuple[str, str, str], list[Slot]] = {}
+    columns = edges.select(["subject", "relation", "object", "layer", "feature", "source"]).to_pydict()
+    for subject, relation, answer, layer, feature, source in zip(*columns.values(), strict=True):
+        if source == "probe":
+            listed.setdefault((subject, relation, answer), []).append((layer, feature))
+    rows = [
+        row
+        for row in facts.to_pylist()
+        if row["source"] == "probe"
+        and row["rank"] == 1
+        and row["p"] >= least_p
+        and (row["subject"], row["relation"], row["object"]) in listed
+    ]
+    rows.sort(key=lambda r: hashlib.sha256(f"{seed}\0{r['relation']}\0{r['subject']}".encode()).digest())
+    rows = sorted(rows[:sample], key=lambda r: len(r["prompt"]))
+    random = np.random.default_rng(seed)
+    out: list[Control] = []
+    for start in range(0, len(rows), _BATCH):
+        part = rows[start : start + _BATCH]
+        slots = [listed[r["subject"], r["relation"], r["object"]] for r in part]
+        out += _measured(engine, part, slots, random)
+        done(min(start + _BATCH, len(rows)), len(rows))
+    return out
+
+
+def _measured(
+    engine: Engine,
+    rows: Sequence[dict[str, object]],
+    slots: Sequence[list[Slot]],
+    random: np.random.Generator,
+) -> list[Control]:
+    from larql_duck.inference.effects import measured
+
+    prefix = engine.prefix([str(r["prompt"]) for r in rows])
+    with engine.recording({"residual", "activation"}) as capture:
+        logits = prefix.step()
+    tokens = [int(t) for t in logits.argmax(dim=1)]
+    activation = capture.need("activation").float().abs()
+    drawn = [_drawn(activation[:, i], own, random) for i, own in enumerate(slots)]
+    without = [
+        measured(prefix, capture, logits, tokens, chosen, single=0).together.tolist()
+        for chosen in (slots, drawn)
+    ]
+    return [
+        Control(str(r["subject"]), str(r["relation"]), str(r["object"]), float(str(r["p"])), *pair)
+        for r, token, *pair in zip(rows, tokens, *without, strict=True)
+        if _begins(str(r["object"]), engine.tokenizer.token(token))
+    ]
+
+
+def _drawn(activation: torch.Tensor, slots: Sequence[Slot], random: np.random.Generator) -> list[Slot]:
+    """For each slot another of its layer, with an absolute activation like its own; none twice, none listed."""
+    taken = set(slots)
+    out: list[Slot] = []
+    for layer, feature in slots:
+        near = (activation[layer] - activation[layer, feature]).abs().argsort().tolist()
+        free = [f for f in near[: len(taken) + _NEAREST] if (layer, f) not in taken][:_NEAREST]
+        if free:
+            chosen = (layer, int(random.choice(free)))
+            taken.add(chosen)
+            out.append(chosen)
+    return out
+
+
+def _begins(answer: str, token: str) -> bool:
+    head = normal(token)
+    return bool(head) and normal(answer).startswith(head)

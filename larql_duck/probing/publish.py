@@ -1,0 +1,167 @@
+"""What probing found, made part of a vindex: merged with what it knew, everything derived from it anew, published."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from larql_duck.catalog.schemas import SCHEMAS
+from larql_duck.errors import VindexError
+from larql_duck.probing.merge import PROBED, merge
+from larql_duck.vindex.derive import derive_entities, derive_triples, label_features, weight_edges
+from larql_duck.vindex.manifest import OURS, load_manifest
+from larql_duck.vindex.publish import commit_tables
+
+if TYPE_CHECKING:
+    from larql_duck.vindex.store import Vindex
+
+LABELS = "feature_labels.json"
+# Every table that a probing run changes.
+CHANGED = (*PROBED, "features", "triples", "entities")
+# Attempts to publish when other processes publish at the same time.
+_ATTEMPTS = 5
+
+
+class _Overtaken(Exception):
+    """Another process published between reading and writing."""
+
+
+def grown(
+    vindex: Vindex, known: Mapping[str, pa.Table], found: Mapping[str, pa.Table], many: Collection[str]
+) -> dict[str, pa.Table]:
+    """All tables of CHANGED after `found` was merged into `known` (the tables of PROBED as they are now).
+
+    features, weight edges, triples and entities are derived anew, so that a new label shows everywhere. many names
+    the relations whose further answers are triples too.
+    """
+    out = merge(known, found)
+    rows = out["relations"].to_pylist()
+    asked = {r["relation"] for r in rows if r["source"] == "probe"}
+    # A relation that was asked about no longer needs the row that clustering gave it.
+    kept = [r["source"] != "cluster" or r["relation"] not in asked for r in rows]
+    out["relations"] = out["relations"].filter(pa.array(kept, pa.bool_()))
+    return out | derived(vindex, out, many)
+
+
+def derived(
+    vindex: Vindex, probed: Mapping[str, pa.Table], many: Collection[str], features: pa.Table | None = None
+) -> dict[str, pa.Table]:
+    """features, edges, triples and entities that follow from facts, edges and feature_relations.
+
+    features: the table to label, by default the stored one.
+    """
+    base = _file(vindex, "features") if features is None else features
+    features = label_features(base, probed["feature_relations"])
+    edges = pa.concat_tables(
+        [without(probed["edges"], "weights"), weight_edges(_file(vindex, "feature_tokens"), features)]
+    ).cast(SCHEMAS["edges"])
+    triples = derive_triples(probed["facts"], edges, many)
+    return {
+        "features": features,
+        "edges": edges,
+        "triples": triples,
+        "entities": derive_entities(triples),
+    }
+
+
+def publish(
+    vindex: Vindex,
+    found: Mapping[str, pa.Table],
+    *,
+    name: str,
+    many: Collection[str] = (),
+    statistics: Mapping[str, Any] | None = None,
+) -> dict[str, pa.Table]:
+    """The vindex's tables of CHANGED after `found` was merged into them and published in one transaction.
+
+    The manifest then lists the pack `name` with the relations that have many answers, and the run's `statistics`
+    (see `probe_section`). vindex.manifest is read again. VindexError where the directory is LARQL's or cannot be
+    written.
+    """
+    need_ours(vindex)
+    for _ in range(_ATTEMPTS):
+        manifest = load_manifest(vindex.path)
+        revision = _revision(manifest.raw[OURS])
+        vindex.manifest = manifest
+        tables = grown(vindex, {t: vindex.table(t) for t in PROBED}, found, many_of(vindex) | set(many))
+
+        def change(section: dict[str, Any], revision: int = revision) -> None:
+            if _revision(section) != revision:
+                raise _Overtaken
+            section["revision"] = revision + 1
+            _note_pack(section, name, many)
+            probe_section(section, statistics or {})
+
+        try:
+            commit_tables(vindex.path, tables, change, {LABELS: feature_labels(tables["features"])})
+        except _Overtaken:
+            continue
+        vindex.manifest = load_manifest(vindex.path)
+        return tables
+    raise VindexError(
+        f"{vindex.path}: other processes keep changing this vindex; try again when they have finished",
+        path=vindex.path,
+    )
+
+
+def need_ours(vindex: Vindex) -> None:
+    """Nothing; VindexError for a directory that LARQL wrote, whose tables cannot grow."""
+    if not vindex.ours:
+        raise VindexError(
+            f"{vindex.path}: written by LARQL, so it has no tables to add to; "
+            "make a vindex of the model with: larql-duck extract MODEL -o OUT.vindex",
+            path=vindex.path,
+        )
+
+
+def many_of(vindex: Vindex) -> set[str]:
+    """The relations with many answers that the manifest names."""
+    packs = vindex.manifest.raw.get(OURS, {}).get("packs") or []
+    return {relation for pack in packs for relation in pack.get("many", ())}
+
+
+def feature_labels(features: pa.Table) -> bytes:
+    """feature_labels.json in LARQL's format, from the probed labels of `features`: {"L26_F9515": "capital"}."""
+    columns = features.select(["layer", "feature", "relation", "relation_source"]).to_pydict()
+    labels = {
+        f"L{layer}_F{feature}": relation
+        for layer, feature, relation, source in zip(*columns.values(), strict=True)
+        if source == "probe"
+    }
+    return json.dumps(labels, indent=1, ensure_ascii=False).encode()
+
+
+def probe_section(section: dict[str, Any], statistics: Mapping[str, Any]) -> None:
+    """Adds a run's statistics to our section of the manifest, under "probe": later runs win, relation by relation.
+
+    statistics may hold "calibration" (maps by family) and "relations" (figures by relation).
+    """
+    kept = section.setdefault("probe", {})
+    for part, values in statistics.items():
+        kept[part] = {**kept.get(part, {}), **values}
+
+
+def without(table: pa.Table, source: str) -> pa.Table:
+    """The rows of a table that do not have this source."""
+    return table.filter(pa.array([s != source for s in table.column("source").to_pylist()], pa.bool_()))
+
+
+def _note_pack(section: dict[str, Any], name: str, many: Collection[str]) -> None:
+    packs = section.setdefault("packs", [])
+    for pack in packs:
+        if pack.get("name") == name:
+            pack["many"] = sorted({*pack.get("many", ()), *many})
+            return
+    packs.append({"name": name, "many": sorted(many)})
+
+
+def _revision(section: Mapping[str, Any]) -> int:
+    return int(section.get("revision", 0))
+
+
+def _file(vindex: Vindex, table: str) -> Path:
+    return vindex.path / vindex.manifest.tables[table]["file"]

@@ -1,0 +1,109 @@
+"""DuckDB's errors as ours: one line that says what is wrong and what to write instead."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import duckdb
+
+from larql_duck.errors import LarqlError, QueryError, SemanticError
+from larql_duck.lowering.checks import did_you_mean
+from larql_duck.lowering.names import TABLES
+
+if TYPE_CHECKING:
+    from larql_duck.lql.statements import Position, Statement
+    from larql_duck.session.udfs.vectors import Failures
+
+_COLUMN = re.compile(
+    r'Referenced column "((?:[^"]|"")*)" not found|does not have a column named "((?:[^"]|"")*)"'
+)
+_TABLE = re.compile(r"Table with name (\S+) does not exist")
+_VALUE = re.compile(r"Could not convert string '(.*?)' to ")
+_QUALIFIER = re.compile(r'Referenced table "((?:[^"]|"")*)" not found')
+
+
+def query_error(error: duckdb.Error, sql: str, failures: Failures) -> LarqlError:
+    """The error of a plain SQL query, with the hint to use single quotes where double ones named no column."""
+    message = str(error)
+    cause = failures.behind(message)
+    if cause is not None:
+        return cause
+    line = _one_line(message)
+    column = _name(_COLUMN.search(message))
+    if column is not None and f'"{column}"' in sql:
+        text = "'" + column.replace('""', '"').replace("'", "''") + "'"
+        line += f"; double quotes name a column: for text write {text}"
+    return QueryError(line, sql=sql)
+
+
+def statement_error(
+    error: duckdb.Error, sql: str, statement: Statement, text: str, failures: Failures
+) -> LarqlError:
+    """The error of an LQL statement's query: semantic where a name is unknown, with the place in the text."""
+    message = str(error)
+    cause = failures.behind(message)
+    if cause is not None:
+        return cause
+    for pattern, what in ((_COLUMN, "column"), (_QUALIFIER, "table"), (_TABLE, "table")):
+        name = _name(pattern.search(message))
+        if name is not None:
+            return _unknown(what, name, statement, text)
+    wrong_type = isinstance(error, duckdb.ConversionException) and _is_typed(error, statement, text)
+    if wrong_type or isinstance(error, duckdb.BinderException | duckdb.CatalogException):
+        place = statement.at
+        return SemanticError(
+            f"line {place.line}, column {place.column}: {_one_line(message)}",
+            line=place.line,
+            column=place.column,
+        )
+    return QueryError(_one_line(message), sql=sql)
+
+
+def _is_typed(error: duckdb.Error, statement: Statement, text: str) -> bool:
+    """Whether the value that does not convert stands in the statement: then it was found before anything ran."""
+    value = _VALUE.search(str(error))
+    typed = text[statement.at.start : statement.at.end]
+    return value is not None and any(f"{q}{value[1]}{q}" in typed for q in "'\"")
+
+
+def _unknown(what: str, name: str, statement: Statement, text: str) -> SemanticError:
+    place = statement.at
+    source = text[place.start : place.end]
+    if what == "column":
+        used = {t for t in re.findall(r"\w+", source.lower()) if t in TABLES}
+        hint = did_you_mean(name, {c for t in used for c in (*TABLES[t].columns, *TABLES[t].aliases)})
+    elif name == "_":
+        hint = ": it is the result piped in, as in DESCRIBE ... |> SELECT ... FROM _"
+    else:
+        hint = did_you_mean(name, [n.upper() if n != "model_graph" else n for n in TABLES])
+    line, column = _place_of(name, source, place)
+    return SemanticError(
+        f"line {line}, column {column}: unknown {what} {name}{hint}", line=line, column=column
+    )
+
+
+def _place_of(name: str, source: str, place: Position) -> tuple[int, int]:
+    """Line and column of a name within the statement; the statement's own where it is not found."""
+    found = re.search(rf"(?<!\w){re.escape(name)}(?!\w)", source, re.IGNORECASE)
+    if found is None:
+        return place.line, place.column
+    before = source[: found.start()].replace("\r\n", "\n")
+    if "\n" not in before:
+        return place.line, place.column + len(before)
+    return place.line + before.count("\n"), len(before) - before.rindex("\n")
+
+
+def _name(match: re.Match[str] | None) -> str | None:
+    return None if match is None else next(g for g in match.groups() if g is not None)
+
+
+def _one_line(message: str) -> str:
+    """DuckDB's message without its picture of the query, on one line."""
+    kept = []
+    for line in message.split("\n"):
+        if line.startswith("LINE "):
+            break
+        if line.strip():
+            kept.append(line.strip())
+    return " ".join(kept)

@@ -1,0 +1,53 @@
+"""Edits of tiny models that tests of compiling and comparing share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from larql_duck.patches.operations import Delete, Insert, InsertKnn, Operation, Update
+from larql_duck.patches.rounding import rounded
+
+if TYPE_CHECKING:
+    from larql_duck.vindex.store import Vindex
+
+PROMPTS = ["The capital of France is", "Paris is a city in Europe", "the currency of Japan", "hot"]
+
+
+def vector(vindex: Vindex, seed: int, scale: float = 1.0) -> np.ndarray:
+    """A random vector that the vindex can store."""
+    return rounded(
+        np.random.default_rng(seed).normal(0, scale, vindex.hidden).astype(np.float32), vindex.dtype
+    )
+
+
+def insert(
+    vindex: Vindex,
+    entity: str,
+    target: str,
+    *,
+    layer: int = 1,
+    number: int = 0,
+    seed: int = 10,
+    **more: object,
+) -> Insert:
+    """An appended feature with random vectors that carries `entity capital target`."""
+    up = None if vindex.family.up == "" else vector(vindex, seed + 1)
+    fields = {"relation": "capital", "gate": vector(vindex, seed), "up": up, "down": vector(vindex, seed + 2)}
+    return Insert(layer, vindex.n_features[layer] + number, entity, target, **(fields | more))  # type: ignore[arg-type]
+
+
+def some(vindex: Vindex) -> list[Operation]:
+    """One edit of every kind: a changed slot, a deleted one, another gate row, an appended feature."""
+    return [
+        Update(1, 3, down=vector(vindex, 1)),
+        Delete(0, 5),
+        Update(2, 1, gate=vector(vindex, 2)),
+        insert(vindex, "Atlantis", "Poseidon"),
+    ]
+
+
+def database_fact(vindex: Vindex) -> InsertKnn:
+    """A database fact."""
+    return InsertKnn(1, "Italy", "currency", "euro", 5, vector(vindex, 3), 0.75, ("The currency of {} is",))

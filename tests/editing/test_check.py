@@ -1,0 +1,186 @@
+"""check-edits: what edits do to the facts, to what is near them and to ordinary text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from larql_duck import connect
+from larql_duck.cli.app import run
+from larql_duck.compilation.slot_replacement import perplexity
+from larql_duck.editing import evaluate as check
+from larql_duck.editing.keys import answer_ids, filled
+from larql_duck.editing.relation_prompts import stating
+from larql_duck.errors import LarqlError
+from larql_duck.extraction import extract
+from tests.editing.edits import insert, vector
+from tests.tiny import make_tiny
+
+FAMILIES = ["llama", "gemma3_text", "qwen3"]
+TEXT = "The capital of France is Paris and the city of Rome is in Italy. " * 8
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory):
+    """A function family -> vindex of a tiny model."""
+    made: dict[str, Path] = {}
+
+    def get(family: str) -> Path:
+        if family not in made:
+            root = tmp_path_factory.mktemp("check")
+            model = make_tiny(family, root / family, hidden=48, intermediate=96)
+            made[family] = extract(
+                model, root / f"{family}.vindex", level="all", in_basis="embedding", probe=False
+            )
+        return made[family]
+
+    return get
+
+
+def strong(session, entity: str, target: str, **more):
+    """A feature that fires nearly everywhere and changes a good deal."""
+    vindex = session.need()
+    fields = {"templates": ("The capital of {} is",), "down": vector(vindex, 3, 4.0)}
+    return insert(vindex, entity, target, **(fields | more))
+
+
+def first(engine, prompt: str) -> int:
+    return int(engine.logits(prompt)[0].argmax())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_figures_are_those_of_the_model_before_and_after(family: str, base, tmp_path: Path) -> None:
+    with connect(base(family)) as s:
+        engine = s.engine()
+        ids = answer_ids(engine.tokenizer, "The capital of {} is", "Paris")
+        prompt = "The capital of Italy is"
+
+        def p() -> float:
+            import torch
+
+            whole = [*engine.tokenizer.encode(prompt), *ids]
+            logits = engine.run(torch.tensor([whole]), None, torch.arange(len(whole))[None], keep=0)[0]
+            log_p = torch.log_softmax(logits.double(), -1)
+            return float(sum(log_p[len(whole) - len(ids) - 1 + i, t] for i, t in enumerate(ids)).exp())
+
+        rows = [engine.tokenizer.encode(TEXT)]
+        before, p_before = perplexity(engine, rows)[0], p()
+        own = stating(s, "capital")
+        near = [filled("The capital of {} is", x)[0] for x in own.subjects]
+        s.edits.add([strong(s, "Italy", "Paris")])
+        found = s.check_edits(texts=TEXT)
+        row, whole = found.dicts()
+        assert (row["entity"], row["kind"], row["mode"], row["layer"]) == ("Italy", "insert", "compose", 1)
+        assert np.isclose(row["p_before"], p_before, rtol=1e-3) and np.isclose(row["p"], p(), rtol=1e-3)
+        assert row["neighbours"] <= check.NEIGHBOURS and 0 <= row["neighbours_kept"] <= row["neighbours"]
+        assert row["neighbour_kl"] > 0 and row["relation_kl"] > 0 and row["relations"] > 0
+        # The pack's own other templates had no part in inserting: they are paraphrases.
+        assert row["paraphrases"] == len(own.templates) - 1 + 3
+        assert whole["kind"] == "all" and whole["p"] == row["p"]
+        assert np.isclose(whole["perplexity_before"], before, rtol=1e-3)
+        assert np.isclose(whole["perplexity"], perplexity(engine, rows)[0], rtol=1e-3)
+        assert abs(whole["perplexity"] - before) > 1e-3 * before
+        assert len(near) > check.NEIGHBOURS
+        page = found.plot().save(tmp_path / "check.html").read_text()
+        assert (
+            "Italy capital" in page
+            and "<script" not in page
+            and "http" not in page.replace("http://www.w3.org", "")
+        )
+        s.edits.rollback()
+
+
+def test_kept_answers_are_counted(base) -> None:
+    with connect(base("llama")) as s:
+        engine = s.engine()
+        own = stating(s, "capital")
+        prompts = {filled("The capital of {} is", x)[0]: x for x in own.subjects}
+        import random
+
+        others = [x for x in own.subjects if x != "Italy"]
+        sample = random.Random(0).sample(others, check.NEIGHBOURS)
+        asked = [p for p, x in prompts.items() if x in sample]
+        before = {}
+        for prompt in asked:
+            best = engine.logits(prompt)[0].softmax(-1).topk(2).values
+            if float(best[0] - best[1]) >= check.LEAD:
+                before[prompt] = first(engine, prompt)
+        s.edits.add([strong(s, "Italy", "Paris")])
+        after = sum(first(engine, prompt) == answer for prompt, answer in before.items())
+        row = s.check_edits(texts=TEXT).dicts()[0]
+        assert (row["neighbours"], row["neighbours_kept"]) == (len(before), after)
+        assert after < len(before)
+        s.edits.rollback()
+
+
+def test_a_feature_that_writes_nothing_changes_nothing(base) -> None:
+    with connect(base("qwen3")) as s:
+        s.edits.add([strong(s, "Italy", "Paris", down=np.zeros(s.need().hidden, np.float32))])
+        row, whole = s.check_edits(texts=TEXT).dicts()
+        assert row["neighbours"] == row["neighbours_kept"] and row["relations"] == row["relations_kept"]
+        assert row["neighbour_kl"] < 1e-6 and np.isclose(row["p"], row["p_before"], rtol=1e-4)
+        assert np.isclose(whole["perplexity"], whole["perplexity_before"], rtol=1e-5)
+        s.edits.rollback()
+
+
+def test_database_facts_are_checked_by_what_infer_shows(base) -> None:
+    with connect(base("gemma3_text")) as s:
+        s.lql(
+            'INSERT INTO EDGES (entity, relation, target) VALUES ("Italy", "capital", "the cold city") MODE KNN'
+        )
+        row, whole = s.check_edits(texts=TEXT).dicts()
+        assert (row["mode"], row["holds"]) == ("knn", True)
+        assert row["p"] == row["p_before"]
+        assert row["neighbours"] == row["neighbours_kept"] == check.NEIGHBOURS
+        assert whole["perplexity"] == whole["perplexity_before"]
+        s.edits.rollback()
+
+
+def test_without_edits_only_the_text_is_measured(base, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "TOKENS", 64)
+    with connect(base("llama")) as s:
+        found = s.check_edits()
+        assert found.notices[0] == "there are no edited facts to check"
+        assert len(found) == 1 and found.dicts()[0]["perplexity"] > 1
+        with pytest.raises(LarqlError, match="no token to predict"):
+            s.check_edits(texts="")
+        with pytest.raises(LarqlError, match="no such file"):
+            s.check_edits(texts=Path("nowhere.txt"))
+
+
+def test_facts_of_a_compiled_vindex_have_no_before(base, tmp_path: Path) -> None:
+    with connect(base("llama")) as s:
+        s.edits.add([strong(s, "Italy", "Paris")])
+        expected = s.check_edits(texts=TEXT).dicts()[0]
+        s.lql(f'COMPILE CURRENT INTO VINDEX "{tmp_path / "out.vindex"}"')
+        s.edits.rollback()
+    with connect(tmp_path / "out.vindex") as s:
+        found = s.check_edits(texts=TEXT)
+        row = found.dicts()[0]
+        assert (row["entity"], row["target"]) == ("Italy", "Paris")
+        assert row["p_before"] is None and row["neighbours"] is None
+        assert np.isclose(row["p"], expected["p"], rtol=1e-3)
+        assert "compiled" in found.notices[0]
+
+
+def test_the_command_writes_a_table_and_a_plot(
+    base, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.txt").write_text(TEXT)
+    with connect(base("llama")) as s:
+        s.edits.add([strong(s, "Italy", "Paris")])
+        s.lql(f'SAVE PATCH "{tmp_path / "italy.vlp"}"')
+    arguments = ["check-edits", str(base("llama")), "--patch", str(tmp_path / "italy.vlp")]
+    arguments += ["--texts", str(tmp_path / "text.txt"), "--plot", str(tmp_path / "plot.svg"), "--json"]
+    assert run(arguments) == 0
+    out = capsys.readouterr().out
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [r["entity"] for r in rows] == ["Italy", None]
+    assert rows[1]["perplexity"] > 1
+    assert (tmp_path / "plot.svg").read_text().startswith("<svg")
+    assert run(["check-edits", str(base("llama")), "--texts", str(tmp_path / "missing.txt")]) == 1
+    assert "no such file" in capsys.readouterr().err
+    assert run(["check-edits", str(base("llama")), "--plot", "x.pdf"]) == 1

@@ -1,0 +1,230 @@
+"""DELETE and UPDATE as statements."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from larql_duck.errors import SemanticError
+from larql_duck.patches.operations import Insert, InsertKnn
+from larql_duck.session import Session, connect
+from tests.conftest import UPSTREAM
+from tests.editing.tables import FAMILIES, contents, probed_vindex, rows, vector
+
+__all__ = ["probed_vindex"]
+
+
+def _slot(session: Session) -> tuple[int, int]:
+    [found] = rows(
+        session,
+        "SELECT layer, feature FROM lq.edges WHERE source = 'probe' GROUP BY ALL"
+        " ORDER BY count(DISTINCT (subject, relation)) DESC, layer, feature LIMIT 1",
+    )
+    return found["layer"], found["feature"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_deleted_feature_writes_nothing(family: str, probed_vindex) -> None:
+    with connect(probed_vindex(family)) as session:
+        before = contents(session)
+        mark = session.edits.mark()
+        layer, feature = _slot(session)
+        prompt = "The capital of France is"
+        plain = session.engine().logits([prompt]).clone()
+        statement = f"DELETE FROM EDGES WHERE layer = {layer} AND feature = {feature}"
+        dry = session.lql(f"{statement} DRY RUN").arrow().to_pylist()
+        assert contents(session)["features"].equals(before["features"])
+        done = session.lql(statement).arrow().to_pylist()
+        assert dry == done
+        assert [(r["layer"], r["feature"], r["down_norm"]) for r in done] == [(layer, feature, 0.0)]
+        assert done[0]["n_facts"] == len(done[0]["facts"]) > 1
+        [row] = rows(session, f"SELECT * FROM lq.features WHERE layer = {layer} AND feature = {feature}")
+        assert (row["down_norm"], row["top_token"]) == (0.0, None)
+        with session.engine().zeroed([(layer, feature)]):
+            zeroed = session.engine().logits([prompt])
+        now = session.engine().logits([prompt])
+        assert np.allclose(zeroed.numpy(), now.numpy(), atol=1e-5)
+        assert not np.allclose(plain.numpy(), now.numpy(), atol=1e-4)
+        session.edits.rollback_to(mark)
+        assert np.array_equal(session.engine().logits([prompt]).numpy(), plain.numpy())
+        for name, table in contents(session).items():
+            assert table.equals(before[name]), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_feature_given_another_target_points_to_it(family: str, probed_vindex) -> None:
+    from larql_duck.models.source import head_matrix
+    from larql_duck.models.tokenizer import load_tokenizer
+
+    with connect(probed_vindex(family)) as session:
+        vindex = session.need()
+        length = float(vindex.down(1)[:, 5].float().norm())
+        [row] = (
+            session.lql('UPDATE EDGES SET target = "Paris" WHERE layer = 1 AND feature = 5')
+            .arrow()
+            .to_pylist()
+        )
+        token = load_tokenizer(vindex).entity_ids("Paris")[0]
+        head = head_matrix(vindex)[token].float().numpy()
+        down = session.overlay.rows[1][5].down
+        assert np.allclose(down, length * head / np.linalg.norm(head), atol=1e-5)
+        assert row["new_token"] == "Paris"
+        assert row["down_norm"] == pytest.approx(length, rel=1e-3)
+        # A deleted feature that gets a target has its old length again.
+        session.lql("DELETE FROM EDGES WHERE layer = 1 AND feature = 5")
+        session.lql('UPDATE EDGES SET target = "Paris" WHERE layer = 1 AND feature = 5')
+        assert np.array_equal(session.overlay.rows[1][5].down, down)
+        assert not session.overlay.rows[1][5].deleted
+
+
+def test_inserted_features_are_edited_like_others(probed_vindex) -> None:
+    with connect(probed_vindex("llama")) as session:
+        n, hidden = session.need().n_features[1], session.need().hidden
+        up = vector(1, hidden, 4)
+        session.edits.add(
+            [
+                Insert(1, n, "Peru", "Rome", "capital", gate=up, up=up, down=up),
+                Insert(1, n + 1, "Cuba", "Rome", "capital", gate=-up, up=up, down=up),
+            ]
+        )
+        session.lql(f'UPDATE EDGES SET target = "Paris" WHERE layer = 1 AND feature = {n}')
+        found = rows(session, "SELECT subject, object FROM lq.facts WHERE source = 'patch' ORDER BY subject")
+        assert found == [{"subject": "Cuba", "object": "Rome"}, {"subject": "Peru", "object": "Paris"}]
+        assert np.linalg.norm(session.overlay.rows[1][n].down) == pytest.approx(np.linalg.norm(up), rel=1e-3)
+        result = session.lql(f"DELETE FROM EDGES WHERE layer = 1 AND feature = {n}")
+        assert any("Peru capital" in notice for notice in result.notices)
+        assert [f.entity for f in session.overlay.facts] == ["Cuba"]
+        assert session.overlay.n_features[1] == n + 1
+
+
+def test_what_cannot_be_set_is_said(probed_vindex) -> None:
+    with connect(probed_vindex("llama")) as session:
+        for text, message in [
+            ("SET score = 1 WHERE entity = 'France'", "score is measured"),
+            ("SET confidence = 1 WHERE layer = 1 AND feature = 2", "SET can change target alone"),
+            ("SET target = 5 WHERE layer = 1 AND feature = 2", "target must be a text"),
+            ("SET confidence = 0.5 WHERE entity = 'France'", "it can be set of inserted facts only"),
+            ("SET nothing = 1 WHERE entity = 'France'", "no column nothing"),
+            ("SET target = 'x' WHERE nothing = 1", "no column nothing"),
+        ]:
+            with pytest.raises(SemanticError, match=message):
+                session.lql(f"UPDATE EDGES {text}")
+        for statement in ("DELETE FROM EDGES", "UPDATE EDGES SET target = 'x'"):
+            nobody = session.lql(f"{statement} WHERE entity = 'Nobody'")
+            assert (len(nobody.rows()), nobody.notices) == (0, ["no facts match: nothing is changed"])
+        assert not session.overlay
+
+
+def test_database_facts(probed_vindex) -> None:
+    with connect(probed_vindex("qwen2")) as session:
+        key = vector(1, session.need().hidden)
+        session.edits.add(
+            [InsertKnn(1, "Peru", "river", "Ucayali", 5, key), InsertKnn(1, "Peru", "food", "rice", 5, key)]
+        )
+        dry = session.lql(
+            "UPDATE EDGES SET target = 'Paris', confidence = 0.5 WHERE relation = 'river' DRY RUN"
+        )
+        assert dry.arrow().to_pylist()[0]["new_target"] == "Paris"
+        assert [f.target for f in session.overlay.knn] == ["Ucayali", "rice"]
+        session.lql("UPDATE EDGES SET target = 'Paris', confidence = 0.5 WHERE relation = 'river'")
+        fact = session.overlay.fact("Peru", "river")
+        assert (fact.target, fact.confidence, fact.mode) == ("Paris", 0.5, "knn")
+        assert np.array_equal(fact.key, key)
+        session.lql("DELETE FROM EDGES WHERE entity = 'Peru' AND relation = 'food'")
+        assert [f.relation for f in session.overlay.knn] == ["river"]
+        assert rows(session, "SELECT object FROM lq.triples WHERE source = 'patch'") == [{"object": "Paris"}]
+
+
+def test_the_confidence_of_inserted_facts(probed_vindex) -> None:
+    with connect(probed_vindex("qwen2")) as session:
+        n, hidden = session.need().n_features[1], session.need().hidden
+        up = vector(1, hidden, 4)
+        session.edits.add([Insert(1, n, "Peru", "Rome", "capital", gate=up, up=up, down=up)])
+        row = session.overlay.rows[1][n]
+        session.lql("UPDATE EDGES SET confidence = 0.25 WHERE entity = 'Peru'")
+        assert session.overlay.fact("Peru", "capital").confidence == 0.25
+        for name in ("gate", "up", "down"):
+            assert np.array_equal(getattr(session.overlay.rows[1][n], name), getattr(row, name))
+        [fact] = rows(session, "SELECT confidence FROM lq.facts WHERE subject = 'Peru'")
+        assert fact["confidence"] == 0.25
+
+
+def test_facts_of_the_model_go_to_the_solver_together(probed_vindex, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple] = []  # type: ignore[type-arg]
+    solver = ModuleType("larql_duck.editing.inserting")
+
+    def delete_facts(session, facts):
+        calls.append(("delete", facts))
+        return session.run_sql("SELECT 1 AS n")
+
+    def update_facts(session, facts, target):
+        calls.append(("update", facts, target))
+        return session.run_sql("SELECT 1 AS n")
+
+    solver.delete_facts, solver.update_facts = delete_facts, update_facts  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "larql_duck.editing.inserting", solver)
+    with connect(probed_vindex("llama")) as session:
+        known = rows(
+            session, "SELECT DISTINCT subject, relation FROM lq.edges WHERE source = 'probe' ORDER BY ALL"
+        )
+        pairs = [tuple(r.values()) for r in known]
+        session.lql("DELETE FROM EDGES WHERE source = 'probe'")
+        session.lql("UPDATE EDGES SET target = 'Rome' WHERE source = 'probe' LIMIT 2")
+        session.lql("UPDATE EDGES SET target = upper(entity) WHERE source = 'probe' LIMIT 2")
+        by_target: dict[str, list] = {}  # type: ignore[type-arg]
+        for pair in pairs[:2]:
+            by_target.setdefault(pair[0].upper(), []).append(pair)
+        assert calls == [
+            ("delete", pairs),
+            ("update", pairs[:2], "Rome"),
+            *(("update", own, target) for target, own in by_target.items()),
+        ]
+
+
+def test_an_error_half_way_takes_everything_back(probed_vindex, monkeypatch: pytest.MonkeyPatch) -> None:
+    solver = ModuleType("larql_duck.editing.inserting")
+
+    def delete_facts(session, facts):
+        raise RuntimeError("interrupted")
+
+    solver.delete_facts = delete_facts  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "larql_duck.editing.inserting", solver)
+    with connect(probed_vindex("llama")) as session:
+        [name] = rows(
+            session, "SELECT subject, relation FROM lq.edges WHERE source = 'probe' ORDER BY ALL LIMIT 1"
+        )
+        key = vector(1, session.need().hidden)
+        session.edits.add([InsertKnn(1, "Peru", "river", "Ucayali", 5, key)])
+        shown = contents(session)
+        with pytest.raises(RuntimeError, match="interrupted"):
+            session.lql(f"DELETE FROM EDGES WHERE entity IN ('Peru', '{name['subject']}')")
+        assert [f.entity for f in session.overlay.facts] == ["Peru"]
+        for table, before in shown.items():
+            assert contents(session)[table].equals(before), table
+
+
+def test_a_larql_directory_without_weights(tmp_path: Path) -> None:
+    shutil.copytree(UPSTREAM / "browse-f16.vindex", tmp_path / "v")
+    with connect(tmp_path / "v") as session:
+        session.lql("DELETE FROM EDGES WHERE layer = 2 AND feature = 5")
+        result = session.lql('UPDATE EDGES SET target = "London" WHERE layer = 2 AND feature = 6')
+        assert any("only the token that is shown" in notice for notice in result.notices)
+        found = rows(
+            session,
+            "SELECT top_token FROM lq.features WHERE layer = 2 AND feature IN (5, 6) ORDER BY feature",
+        )
+        assert [r["top_token"] for r in found] == [None, "London"]
+
+
+def test_a_statement_says_what_the_tables_cannot_show(probed_vindex, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("larql_duck.editing.fact_views.MOST_FACTS", 0)
+    with connect(probed_vindex("llama")) as session:
+        layer, feature = _slot(session)
+        result = session.lql(f"DELETE FROM EDGES WHERE layer = {layer} AND feature = {feature}")
+        assert len([notice for notice in result.notices if "NULL" in notice]) == 1
+        assert not [n for n in session.lql("SHOW PATCHES").notices if "NULL" in n]

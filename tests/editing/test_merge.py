@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from larql_duck.compilation import compile_vindex
+from larql_duck.editing import inserting
+from larql_duck.errors import SemanticError, VindexError
+from larql_duck.patches.operations import Delete, Update
+from larql_duck.result import Result
+from larql_duck.session import connect
+from tests.editing.edits import database_fact, insert, vector
+from tests.editing.tables import probed_vindex
+
+__all__ = ["probed_vindex"]
+
+PROBED = Callable[[str], Path]
+
+
+@pytest.fixture
+def source(tiny_vindex: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A version of the tiny model with changed slots, an appended fact and a database fact, compiled."""
+    out = tmp_path / "source.vindex"
+    with connect(tiny_vindex("llama")) as s:
+        v = s.need()
+        s.edits.add(
+            [
+                Update(1, 3, down=vector(v, 1)),
+                Delete(0, 5),
+                insert(v, "Atlantis", "Poseidon", confidence=0.8),
+                database_fact(v),
+            ]
+        )
+        compile_vindex(s, s.overlay, out, None)
+        s.edits.rollback()
+    return out
+
+
+def test_a_version_of_the_model_gives_its_slots_and_facts(
+    source: Path, tiny_vindex: Callable[[str], Path]
+) -> None:
+    with connect(tiny_vindex("llama")) as s, connect(source) as other:
+        planned = s.lql(f'MERGE "{source}" DRY RUN')
+        assert not s.overlay and not s.edits.dirty
+        done = s.lql(f'MERGE "{source}" INTO "{s.need().path}"')
+        assert done.rows() == planned.rows()
+        assert {(r["kind"], r["entity"], r["layer"], r["action"]) for r in done.arrow().to_pylist()} == {
+            ("slot", None, 1, "added"), ("slot", None, 0, "added"),
+            ("fact", "Atlantis", 1, "added"), ("fact", "Italy", 1, "added"),
+        }  # fmt: skip
+        ask = 'INFER "The capital of France is" TOP 400'
+        model = [r[:5] for r in s.lql(ask).rows() if r[-1] != "patch"]
+        theirs = [r[:5] for r in other.lql(ask).rows() if r[-1] != "patch"]
+        assert [r[2] for r in model] == [r[2] for r in theirs]
+        assert np.allclose([r[4] for r in model], [r[4] for r in theirs], atol=1e-5)
+        assert s.overlay.rows[0][5].deleted
+        assert s.lql(f'MERGE "{source}"').rows() == [], "it is all there"
+        s.edits.rollback()
+
+
+@pytest.mark.parametrize(
+    ("rule", "mine", "target"),
+    [
+        ("", 0.9, "Poseidon"),
+        ("ON CONFLICT KEEP_SOURCE", 0.9, "Poseidon"),
+        ("ON CONFLICT KEEP_TARGET", 0.1, "Plato"),
+        ("ON CONFLICT HIGHEST_CONFIDENCE", 0.9, "Plato"),
+        ("ON CONFLICT HIGHEST_CONFIDENCE", 0.5, "Poseidon"),
+    ],
+)
+def test_conflicts_go_by_the_rule_and_are_reported(
+    rule: str, mine: float, target: str, source: Path, tiny_vindex: Callable[[str], Path]
+) -> None:
+    with connect(tiny_vindex("llama")) as s:
+        v = s.need()
+        s.edits.add(
+            [insert(v, "atlantis", "Plato", confidence=mine, seed=60), Update(1, 3, gate=vector(v, 8))]
+        )
+        found = s.lql(f'MERGE "{source}" {rule}')
+        rows = {(r["kind"], r["entity"] or r["feature"]): r for r in found.arrow().to_pylist()}
+        fact = rows["fact", "Atlantis"]
+        assert fact["conflict"] and (fact["target"], fact["source"]) == ("Plato", "Poseidon")
+        assert fact["action"] == ("replaced" if target == "Poseidon" else "kept")
+        assert s.overlay.fact("Atlantis", "capital").target == target  # type: ignore[union-attr]
+        assert rows["slot", 3]["conflict"] and not rows["slot", 5]["conflict"]
+        assert "conflicts" in found.notices[0]
+        s.edits.rollback()
+
+
+def test_another_model_gives_facts_by_insert(
+    probed_vindex: PROBED,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What INSERT is asked for: the source's facts that the target states otherwise or not at all."""
+    asked: list[tuple[str, str, str]] = []
+
+    def insert_(session: Any, rows: list[tuple[str, str, str]], **_: Any) -> Result:
+        import pyarrow as pa
+
+        asked.extend(rows)
+        return Result(pa.table({"entity": [r[0] for r in rows]}))
+
+    monkeypatch.setattr(inserting, "insert", insert_)
+    source = probed_vindex("gemma3_text")
+    with connect(probed_vindex("llama")) as s:
+        kept = s.lql(f'MERGE "{source}" ON CONFLICT KEEP_TARGET DRY RUN').arrow().to_pylist()
+        assert kept and not asked
+        done = s.lql(f'MERGE "{source}"').arrow().to_pylist()
+        assert asked == [(r["entity"], r["relation"], r["source"]) for r in done]
+        assert {r["action"] for r in done if r["conflict"]} <= {"replaced"}
+        assert all(r["action"] == "kept" for r in kept if r["conflict"])
+
+
+def test_what_merge_refuses(tiny_vindex: Callable[[str], Path], source: Path) -> None:
+    with connect(tiny_vindex("llama")) as s:
+        with pytest.raises(SemanticError, match="vindex in use"):
+            s.lql(f'MERGE "{source}" INTO "{source}"')
+        with pytest.raises(VindexError, match="no such vindex"):
+            s.lql('MERGE "nowhere.vindex"')
+        assert not s.overlay

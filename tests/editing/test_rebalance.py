@@ -1,0 +1,40 @@
+"""REBALANCE: features scaled until every fact lies in the band."""
+
+from __future__ import annotations
+
+import pytest
+
+from larql_duck.errors import SemanticError
+from larql_duck.inference.scoring import said
+from larql_duck.session import Session
+from tests.editing.features import FAMILIES, TEMPLATE, feature_vindex, insert, session
+
+__all__ = ["feature_vindex", "session"]
+
+FACTS = [("France", "capital", "Tokyo"), ("Spain", "capital", "Rome")]
+
+
+@pytest.mark.parametrize("session", FAMILIES, indirect=True)
+def test_every_fact_comes_into_the_band(session: Session) -> None:
+    insert(session, FACTS)
+    n = len(session.overlay.slots())
+    result = session.lql("REBALANCE FLOOR 0.3 CEILING 0.6;")
+    for row in result.dicts():
+        p = said(session.engine(), [(TEMPLATE, row["entity"], row["target"])])[0].p
+        assert p == pytest.approx(row["p"], abs=1e-4)
+        assert 0.3 <= p <= 0.6 and row["state"] == "in"
+    assert len(session.overlay.slots()) == n
+    assert "2 of 2 facts" in result.notices[0]
+    live = len(session.edits.live)
+    assert all(row["scale"] == 1 for row in session.lql("REBALANCE FLOOR 0.3 CEILING 0.6;").dicts())
+    assert len(session.edits.live) == live
+
+
+@pytest.mark.parametrize("session", ["llama"], indirect=True)
+def test_limits_and_an_empty_session(session: Session) -> None:
+    with pytest.raises(SemanticError, match="is above CEILING"):
+        session.lql("REBALANCE FLOOR 0.9 CEILING 0.3;")
+    with pytest.raises(SemanticError, match="MAX 0 is out of range"):
+        session.lql("REBALANCE MAX 0;")
+    result = session.lql("REBALANCE;")
+    assert not result.dicts() and "nothing to balance" in result.notices[0]

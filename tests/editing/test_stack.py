@@ -1,0 +1,286 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from larql_duck.errors import PatchError
+from larql_duck.inference.gate_search import ORDERS
+from larql_duck.patches.edit_log import Patch
+from larql_duck.patches.operations import Delete, DeleteKnn, InsertKnn, Operation, Update
+from larql_duck.patches.overlay import Overlay
+from larql_duck.patches.vlp import write_patch
+from larql_duck.session import Session, attach, connect
+from larql_duck.vindex.store import Vindex
+from tests.conftest import UPSTREAM
+from tests.editing.edits import database_fact, insert, vector
+from tests.editing.tables import contents
+
+BASE = UPSTREAM / "all-f32.vindex"
+PROMPT = "The capital of France is"
+
+
+def operations(vindex: Vindex) -> dict[str, list[Operation]]:
+    """Patches by name: b touches a's slot, d a's fact, f what c inserts; e nothing that others touch."""
+    last = vindex.n_layers - 1
+    up = {"up": vector(vindex, 5)} if vindex.family.up else {"gate": vector(vindex, 5)}
+    return {
+        "a": [Update(1, 3, down=vector(vindex, 1)), insert(vindex, "Atlantis", "Poseidon", seed=20)],
+        "b": [Delete(1, 3), Update(0, 2, gate=vector(vindex, 2))],
+        "c": [Delete(2, 5), insert(vindex, "Mu", "Ra", number=1, seed=30), database_fact(vindex)],
+        "d": [insert(vindex, "atlantis", "Plato", layer=2, seed=40)],
+        "e": [insert(vindex, "Lemuria", "Deva", seed=50), Update(last, 0, **up)],
+        "f": [DeleteKnn("Italy")],
+    }
+
+
+CONFLICTS = [{"a", "b"}, {"a", "d"}, {"c", "f"}]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return written(Vindex.open(BASE), tmp_path_factory.mktemp("patches"))
+
+
+def written(vindex: Vindex, folder: Path) -> dict[str, Path]:
+    """The patches of `operations` as files."""
+    return {
+        name: Path(write_patch(folder / f"{name}.vlp", Patch(tuple(ops)), vindex).path or "")
+        for name, ops in operations(vindex).items()
+    }
+
+
+@pytest.fixture(scope="module")
+def session() -> Session:
+    return connect(BASE)
+
+
+class State:
+    """Everything that a user sees of a session's weights: numbers, hits, rows."""
+
+    def __init__(self, s: Session) -> None:
+        query = np.random.default_rng(0).normal(size=s.need().hidden).astype(np.float32)
+        self.overlay = s.overlay.fingerprint()
+        # All of the vocabulary: logits and probabilities to the last bit.
+        self.table = s.lql(f'INFER "{PROMPT}" TOP 1000').arrow()
+        layers = range(s.need().n_layers)
+        self.hits = [s.search().search(layers, query, 100, o) for o in ORDERS]
+        self.features = s.sql(f"SELECT * FROM {s.schema}.features ORDER BY ALL").arrow()
+
+    def __eq__(self, other: object) -> bool:
+        assert isinstance(other, State)
+        hits = all(
+            np.array_equal(getattr(a, n), getattr(b, n))
+            for a, b in zip(self.hits, other.hits, strict=True)
+            for n in ("layer", "feature", "gate", "activation")
+        )
+        return (
+            hits and self.overlay == other.overlay
+            and self.table.equals(other.table) and self.features.equals(other.features)
+        )  # fmt: skip
+
+
+def walk(s: Session, files: dict[str, Path], steps: list[str]) -> None:
+    """Each step applies a patch that is not applied, or removes it; what must be refused is, everything else holds."""
+    vindex = s.need()
+    parts = operations(vindex)
+    before = State(s)
+    seen: dict[tuple[str, ...], State] = {(): before}
+    applied: list[str] = []
+    for name in steps:
+        if name not in applied:
+            s.edits.apply(files[name])
+            applied.append(name)
+        else:
+            later = applied[applied.index(name) + 1 :]
+            depends = [o for o in later if {name, o} in CONFLICTS]
+            if depends:
+                with pytest.raises(PatchError, match=rf"{depends[0]}\.vlp"):
+                    s.edits.remove(str(files[name]))
+            else:
+                s.edits.remove(str(files[name]))
+                applied.remove(name)
+        folded = Overlay.of(vindex.n_features, vindex.hidden, [parts[n] for n in applied], s.edits.stored)
+        assert s.overlay.fingerprint() == folded.fingerprint()
+        state = State(s)
+        assert seen.setdefault(tuple(applied), state) == state
+    for name in reversed(applied):
+        s.edits.remove(name)
+    assert State(s) == before and not s.overlay
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=st.lists(st.sampled_from("abcdef"), max_size=8))
+def test_any_order_of_applying_and_removing_restores_exactly(
+    steps: list[str], files: dict[str, Path], session: Session
+) -> None:
+    walk(session, files, steps)
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "qwen3", "gpt2"])
+def test_other_families_are_restored_exactly(
+    family: str, tiny_vindex: Callable[[str], Path], tmp_path: Path
+) -> None:
+    with connect(tiny_vindex(family)) as s:
+        walk(s, written(s.need(), tmp_path), list("acbaebcdfcab"))
+
+
+def test_a_patch_on_which_a_later_one_depends_stays_and_names_it(files: dict[str, Path]) -> None:
+    with connect(BASE, patches=[files["a"], files["c"], files["b"]]) as s:
+        before = s.overlay.fingerprint()
+        with pytest.raises(PatchError, match=r"a\.vlp.*b\.vlp.*layer 1, feature 3"):
+            s.lql('REMOVE PATCH "a"')
+        assert s.overlay.fingerprint() == before
+        s.lql(f'REMOVE PATCH "{files["b"]}"')
+        s.lql('REMOVE PATCH "a"')
+        assert [p.name for p in s.edits.applied] == ["c"]
+
+
+def test_edits_that_are_not_saved_count_as_a_later_patch(files: dict[str, Path]) -> None:
+    with connect(BASE, patches=[files["a"]]) as s:
+        s.edits.add([insert(s.need(), "ATLANTIS", "Zeus", seed=60)])
+        with pytest.raises(PatchError, match="not saved yet"):
+            s.lql('REMOVE PATCH "a"')
+        s.lql("ROLLBACK PATCH")
+        s.lql('REMOVE PATCH "a"')
+        assert not s.overlay
+
+
+def test_the_statements_of_a_recording(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.vlp", tmp_path / "two.vlp"
+    with connect(BASE) as s:
+        assert s.lql("SHOW PATCHES").rows() == []
+        s.lql("DELETE FROM EDGES WHERE layer = 1 AND feature = 3")
+        assert [r[-1] for r in s.lql("SHOW PATCHES").rows()] == [True]
+        with pytest.raises(PatchError, match="SAVE PATCH"):
+            s.lql("SAVE PATCH")
+        s.lql(f'BEGIN PATCH "{one}"')
+        with pytest.raises(PatchError, match=r"one\.vlp.*open already"):
+            s.lql(f'BEGIN PATCH "{two}"')
+        s.lql("DELETE FROM EDGES WHERE layer = 1 AND feature = 4")
+        s.lql("SAVE PATCH")
+        assert s.lql("SELECT name, deletes, recording FROM PATCHES").rows() == [("one", 2, False)]
+        with pytest.raises(PatchError, match="nothing to save"):
+            s.lql(f'SAVE PATCH "{two}"')
+        kept = s.overlay.fingerprint()
+        s.lql(f'BEGIN PATCH "{two}"; DELETE FROM EDGES WHERE layer = 2 AND feature = 5; ROLLBACK PATCH')
+        assert s.overlay.fingerprint() == kept and not two.exists() and s.edits.recording is None
+        s.lql("DELETE FROM EDGES WHERE layer = 2 AND feature = 5")
+        with pytest.raises(PatchError, match="a saved patch never changes"):
+            s.lql(f'SAVE PATCH "{one}"')
+        s.lql(f'SAVE PATCH "{two}"')
+        with pytest.raises(PatchError, match="applied already"):
+            s.lql(f'APPLY PATCH "{two}"')
+        with pytest.raises(PatchError, match=r"no patch 'three' is applied; applied: .*one\.vlp, .*two\.vlp"):
+            s.lql('REMOVE PATCH "three"')
+    with connect(BASE, patches=[one, two]) as s:
+        assert s.overlay.slots() == [(1, 3), (1, 4), (2, 5)]
+
+
+def test_appended_features_get_the_next_free_numbers(files: dict[str, Path]) -> None:
+    with connect(BASE, patches=[files["e"], files["a"], files["c"]]) as s:
+        numbers = {f.entity: f.feature for f in s.overlay.facts if f.mode == "compose"}
+        assert numbers == {"Lemuria": 64, "Atlantis": 65, "Mu": 66}
+        s.lql('REMOVE PATCH "e"')
+        assert s.overlay.fact("Atlantis", "capital").feature == 64  # type: ignore[union-attr]
+
+
+def test_a_later_operation_of_a_patch_may_name_its_own_feature(tmp_path: Path) -> None:
+    vindex = Vindex.open(BASE)
+    down = vector(vindex, 9)
+    ops = (insert(vindex, "Mu", "Ra", number=7), Update(1, 71, down=down))
+    path = write_patch(tmp_path / "own.vlp", Patch(ops), vindex).path
+    with connect(BASE, patches=[str(path)]) as s:
+        row = s.overlay.rows[1][64]
+        assert row.down is not None and np.array_equal(row.down, down)
+        with pytest.raises(PatchError, match="features 0-63"):
+            s.edits.add([Delete(1, 71)])
+
+
+def test_leaving_with_unsaved_edits_says_so_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with connect(BASE) as s:
+        s.edits.add([Delete(0, 1)])
+        s.use(BASE)
+        assert capsys.readouterr().err.count("\n") == 1
+        assert not s.overlay and s.lql("SHOW PATCHES").rows() == []
+        s.edits.add([Delete(0, 1), Delete(0, 2)])
+    assert "2 edits not saved" in capsys.readouterr().err
+    with connect(BASE) as s:
+        s.edits.add([Delete(0, 1)])
+        s.lql(f'SAVE PATCH "{tmp_path / "x.vlp"}"')
+    assert capsys.readouterr().err == ""
+
+
+def test_two_sessions_do_not_see_each_other(files: dict[str, Path]) -> None:
+    con = duckdb.connect()
+    with (
+        connect(BASE) as plain,
+        attach(con, BASE, "one", patches=[files["a"]]) as one,
+        attach(con, BASE, "two") as two,
+    ):
+        before, other = contents(plain), State(one)
+        two.edits.apply(files["b"])
+        two.edits.apply(files["c"])
+        assert contents(plain) == before and not plain.overlay
+        assert one.overlay.slots() == [(1, 3), (1, 64)] and State(one) == other
+        assert con.sql("SELECT name FROM one.patches").fetchall() == [("a",)]
+        assert con.sql("SELECT name FROM two.patches ORDER BY position").fetchall() == [("b",), ("c",)]
+        ask = f'INFER "{PROMPT}" TOP 400'
+        assert plain.lql(ask).rows() != two.lql(ask).rows() != one.lql(ask).rows()
+
+
+def test_a_refresh_that_fails_takes_everything_back(
+    monkeypatch: pytest.MonkeyPatch, files: dict[str, Path]
+) -> None:
+    with connect(BASE, patches=[files["a"]]) as s:
+        before = State(s)
+        calls = []
+        real = s.edited.show
+
+        def once() -> list[str]:
+            calls.append(1)
+            if len(calls) == 1:
+                raise KeyboardInterrupt
+            return real()
+
+        monkeypatch.setattr(s.edited, "show", once)
+        with pytest.raises(KeyboardInterrupt):
+            s.edits.apply(files["c"])
+        assert State(s) == before and [p.name for p in s.edits.applied] == ["a"]
+
+
+def test_the_command_line_applies_patches(files: dict[str, Path], capfd: pytest.CaptureFixture[str]) -> None:
+    from larql_duck.cli.app import run
+
+    command = ["lql", "SHOW PATCHES", "--csv", "--vindex", str(BASE)]
+    assert run([*command, "--patch", str(files["a"]), "--patch", str(files["c"])]) == 0
+    out = capfd.readouterr().out
+    assert f"1,a,{files['a']}" in out and f"2,c,{files['c']}" in out
+    assert run([*command, "--patch", "missing.vlp"]) == 1
+    refused = capfd.readouterr().err
+    assert refused.count("\n") == 1 and "missing.vlp" in refused
+
+
+def test_run_writes_under_patches(tmp_path: Path) -> None:
+    from larql_duck.inference.opening import open_live, written
+
+    vindex = Vindex.open(BASE)
+    ops = tuple(Delete(2, f) for f in range(64))
+    path = write_patch(tmp_path / "none.vlp", Patch(ops), vindex).path
+    base = "".join(written(open_live(BASE), PROMPT, tokens=3))
+    edited = open_live(BASE, patches=[str(path)])
+    assert "".join(written(edited, PROMPT, tokens=3)) != base
+
+
+def test_a_database_fact_under_two_patches_is_the_later_ones(files: dict[str, Path]) -> None:
+    with connect(BASE, patches=[files["c"]]) as s:
+        first = database_fact(s.need())
+        s.edits.add([InsertKnn(1, "italy", "Currency", "lira", 5, first.key)])
+        assert [(f.target, f.patch) for f in s.overlay.knn] == [("lira", 1)]
+        s.edits.rollback()
+        assert [f.target for f in s.overlay.knn] == ["euro"]

@@ -1,0 +1,190 @@
+"""Packs from the user's lists, tables and files."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from larql_duck.errors import PackError
+from larql_duck.probing.packs import known_relations, load_pack, pack_from_frames, read_entities
+
+NAMES = ["France", "Atlantis"]
+
+
+def entity_sources() -> dict[str, object]:
+    con = duckdb.connect()
+    return {
+        "list": NAMES,
+        "tuple": tuple(NAMES),
+        "generator": (n for n in NAMES),
+        "numpy": np.array(NAMES),
+        "series": pd.Series(NAMES),
+        "pandas": pd.DataFrame({"name": NAMES}),
+        "polars": pl.DataFrame({"Entity": NAMES, "size": [1, 2]}),
+        "polars series": pl.Series(NAMES),
+        "arrow": pa.table({"subject": NAMES}),
+        "batch": pa.RecordBatch.from_pydict({"subject": NAMES}),
+        "array": pa.array(NAMES),
+        "categories": pa.table({"subject": pa.array(NAMES).dictionary_encode()}),
+        "dict": {"anything": NAMES},
+        "duckdb": con.sql("SELECT unnest(['France', 'Atlantis']) AS country"),
+    }
+
+
+@pytest.mark.parametrize("kind", list(entity_sources()))
+def test_every_kind_of_table(kind: str) -> None:
+    pack = pack_from_frames(entity_sources()[kind], ["capital"], name="mine")
+    (capital,) = pack.relations
+    assert (pack.name, capital.entities) == ("mine", ("France", "Atlantis"))
+    assert capital.references == {"France": ("Paris",)}
+    assert capital.templates == known_relations()["capital"].templates
+
+
+def test_text_and_object_columns_go_before_what_is_known() -> None:
+    table = pa.table(
+        {
+            "subject": ["Netherlands", "Congo", "France", "Chad"],
+            "text": [None, "the Congo", "", "Chad"],
+            "object": [["Amsterdam"], ["Kinshasa", "Brazzaville"], ["Lutetia"], []],
+        }
+    )
+    (capital,) = pack_from_frames(table, "capital").relations
+    assert capital.texts == {"Netherlands": "the Netherlands", "Congo": "the Congo"}
+    assert capital.references == {
+        "Netherlands": ("Amsterdam",),
+        "Congo": ("Kinshasa", "Brazzaville"),
+        "France": ("Lutetia",),
+        "Chad": ("N'Djamena",),
+    }
+
+
+def test_empty_and_repeated_names_are_dropped_and_order_is_kept() -> None:
+    (capital,) = pack_from_frames(["b", None, "a", " ", "b", float("nan"), 1984], ["capital"]).relations
+    assert capital.entities == ("b", "a", "1984")
+
+
+def test_own_templates() -> None:
+    own = {"moon": "A moon of {} is", "ring": ["{} has a ring called", "A ring of {} is"]}
+    moon, ring = pack_from_frames(["Saturn"], own).relations
+    assert (moon.name, moon.templates, moon.family, moon.references) == (
+        "moon",
+        ("A moon of {} is",),
+        "custom",
+        {},
+    )
+    assert ring.templates == ("{} has a ring called", "A ring of {} is")
+    assert ring.entities == ("Saturn",)
+
+
+def test_own_templates_of_a_known_relation_keep_its_answers() -> None:
+    (capital,) = pack_from_frames(None, {"capital": ["The main city of {} is"]}).relations
+    known = known_relations()["capital"]
+    assert capital.templates == ("The main city of {} is",)
+    assert (capital.entities, capital.references) == (known.entities, known.references)
+
+
+def test_names_templates_and_relations_may_be_mixed() -> None:
+    opposite = load_pack("core").relation("opposite")
+    pack = pack_from_frames(["hot"], ["plural", {"mood": ["{} makes me"]}, opposite])
+    assert [r.name for r in pack.relations] == ["plural", "mood", "opposite"]
+    assert all(r.entities == ("hot",) for r in pack.relations)
+
+
+def test_without_relations_each_entity_is_asked_what_suits_it() -> None:
+    pack = pack_from_frames(["France", "gold"])
+    asked = {r.name: r.entities for r in pack.relations}
+    assert asked["capital"] == asked["language"] == ("France",)
+    assert asked["chemical symbol"] == ("gold",)
+    assert "past tense" not in asked
+
+
+def test_an_entity_that_no_pack_knows_is_asked_the_general_relations() -> None:
+    pack = pack_from_frames(["Zaphod Beeblebrox"])
+    general = {r.name for r in known_relations().values() if r.general}
+    assert {r.name for r in pack.relations} == general
+    assert {"occupation", "category"} <= general
+
+
+def test_a_table_holds_entities_of_any_text() -> None:
+    names = ["O'Brien; DROP TABLE t", 'a "quoted" {} name', "🐘", "x" * 10_000]
+    (relation,) = pack_from_frames(names, {"r": "About {} we know"}).relations
+    assert relation.entities == tuple(names)
+
+
+BAD = [
+    ("France", ["capital"], "entities", "give a list of names"),
+    ([], ["capital"], "entities", "no entities"),
+    ([" ", None], ["capital"], "entities", "no entities"),
+    ([["France"]], ["capital"], "entities", "entity 1 is a list"),
+    ([datetime.date(2025, 1, 1)], ["capital"], "entities", "entity 1 is a date"),
+    (42, ["capital"], "entities", "entities is a int"),
+    (
+        pa.table({"a": ["x"], "b": ["y"]}),
+        ["capital"],
+        "entities",
+        "no column subject, entity or name among a, b",
+    ),
+    (pa.table({"name": [["x"]]}), ["capital"], "entities", "column 'name' holds list"),
+    (["x"], ["capitol"], "relation", "did you mean 'capital'"),
+    (["x"], {"r": []}, "templates", "give a template"),
+    (["x"], {"r": [1]}, "templates", "give a template"),
+    (["x"], {"r": "no slot"}, "templates", "has 0 slots"),
+    (["x"], {"r": "{} and {}"}, "templates", "has 2 slots"),
+    (["x"], {"r": "ends with a blank {} "}, "templates", "white space"),
+    (["x"], {"": "about {} is"}, "relations", "a name is a text"),
+    (["x"], [3], "relations", "not a int"),
+    (["x"], 3, "relations", "relations are names"),
+    (["x"], ["capital", "Capital"], "relations", "'capital' is given twice"),
+    (None, None, "relations", "give at least one"),
+    (None, {"r": "about {} is"}, "entities", "relation 'r' has no entities of its own"),
+]
+
+
+@pytest.mark.parametrize(("entities", "relations", "field", "message"), BAD)
+def test_bad_input_names_what_is_wrong(entities: object, relations: object, field: str, message: str) -> None:
+    with pytest.raises(PackError) as caught:
+        pack_from_frames(entities, relations)
+    assert message in str(caught.value)
+    assert caught.value.field == field
+
+
+def test_entities_from_files(tmp_path: Path) -> None:
+    csv = tmp_path / "countries.csv"
+    csv.write_text("id,name,object\n1,Namibia,Windhoek\n2,NA,a; b\n3,1984,\n", encoding="utf-8")
+    (capital,) = pack_from_frames(read_entities(csv), ["capital"]).relations
+    # NA is a name, not a missing value.
+    assert capital.entities == ("Namibia", "NA", "1984")
+    assert capital.references["NA"] == ("a", "b")
+    parquet = tmp_path / "countries.parquet"
+    pyarrow.parquet.write_table(pa.table({"entity": ["Chad"]}), parquet)
+    assert pack_from_frames(read_entities(parquet), ["capital"]).relations[0].entities == ("Chad",)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("missing.csv", None, "cannot be read"),
+        ("broken.parquet", b"not parquet", "cannot be read"),
+        ("latin.csv", "name\nM\xe4rs\n".encode("latin-1"), "cannot be read"),
+        ("ragged.csv", b"a,b\n1\n", "cannot be read"),
+        ("names.txt", b"Mars\n", r"a .csv or a .parquet file"),
+    ],
+)
+def test_entity_files_that_cannot_be_read(
+    tmp_path: Path, name: str, content: bytes | None, message: str
+) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(PackError, match=message) as caught:
+        read_entities(path)
+    assert caught.value.file == path
+    assert "\n" not in str(caught.value)

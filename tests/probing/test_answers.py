@@ -1,0 +1,132 @@
+"""Asking: whole answers and their probabilities, against what a bigram model makes them to be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from larql_duck.inference.engine import Engine
+from larql_duck.probing.answers import NO_ARTICLE, Asked, ask
+from tests.probing.support import bigram_engine
+
+TABLE = {
+    # a plain answer, and a rival
+    " France": {" Paris": 0.7, " Rome": 0.15, " of": 0.05},
+    " Paris": {".": 0.8},
+    " Rome": {".": 0.9},
+    # an article in front, with the same answer without it
+    " Spain": {" the": 0.6, " Madrid": 0.2},
+    " the": {" Madrid": 0.5, " euro": 0.4},
+    " Madrid": {",": 0.9},
+    " euro": {" and": 0.9},
+    " and": {" cold": 0.9},
+    # several tokens: "Tokyo" + "city" stays one answer, p of the string is the product
+    " Japan": {" Tokyo": 0.8},
+    " Tokyo": {" Paris": 0.5},
+    # a function word, punctuation, a byte that is no character
+    " Germany": {" of": 0.6, " Berlin": 0.3},
+    " Italy": {".": 0.6, " Rome": 0.3},
+    # a capitalised article belongs to the name
+    " hot": {" The": 0.9},
+    " The": {" Rome": 0.8},
+    # an opening quotation mark
+    " cold": {' "'[1:]: 0.9},
+    '"': {"Paris": 0.9},
+    "Paris": {'"': 0.9},
+}
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    return bigram_engine(tmp_path_factory.mktemp("bigram"), TABLE)
+
+
+def asked(engine: Engine, prompt: str, form: str = "name") -> Asked:
+    return ask(engine, form, [engine.tokenizer.encode(prompt)])[0]
+
+
+def test_the_most_probable_next_token_is_the_prediction(engine: Engine) -> None:
+    outcome = asked(engine, "The capital of France")
+    assert (outcome.predicted, outcome.p) == (" Paris", pytest.approx(0.7, abs=1e-3))
+    log_p = engine.logits("The capital of France")[0].double().log_softmax(-1)
+    assert outcome.entropy == pytest.approx(float(-(log_p.exp() * log_p).sum()), abs=1e-4)
+
+
+def test_answers_from_their_probability_on(engine: Engine) -> None:
+    outcome = asked(engine, "The capital of France")
+    assert [(c.object, c.article) for c in outcome.candidates] == [
+        ("Paris", NO_ARTICLE),
+        ("Rome", NO_ARTICLE),
+    ]
+    assert [c.p for c in outcome.candidates] == pytest.approx([0.7, 0.15], abs=1e-3)
+    assert [c.p_string for c in outcome.candidates] == pytest.approx([0.7, 0.15], abs=1e-3)
+
+
+def test_an_article_is_looked_past(engine: Engine) -> None:
+    outcome = asked(engine, "The capital of Spain")
+    assert outcome.predicted == " the"  # what the model says first stays what it says first
+    best, second = outcome.candidates
+    # Madrid comes directly and behind the article: both ways count.
+    assert (best.object, best.p) == ("Madrid", pytest.approx(0.2 + 0.6 * 0.5, abs=2e-3))
+    assert engine.tokenizer.token(best.article) == " the"
+    assert (second.object, second.p) == ("euro", pytest.approx(0.6 * 0.4, abs=2e-3))
+    (the,) = engine.tokenizer.encode(" the", special=False)
+    assert the not in outcome.top
+
+
+def test_a_longer_answer_has_the_product_of_its_tokens(engine: Engine) -> None:
+    (answer,) = asked(engine, "The capital of Japan").candidates
+    assert answer.object == "Tokyo Paris"
+    assert answer.p == pytest.approx(0.8, abs=1e-3)
+    assert answer.p_string == pytest.approx(0.8 * 0.5, abs=3e-3)
+
+
+def test_one_word_answers_stop_at_the_word(engine: Engine) -> None:
+    (answer,) = asked(engine, "The capital of Japan", "word").candidates
+    assert (answer.object, answer.p_string) == ("Tokyo", pytest.approx(0.8, abs=1e-3))
+
+
+@pytest.mark.parametrize("prompt", ["The capital of Germany", "The capital of Italy"])
+def test_a_prediction_that_is_no_answer_makes_none(engine: Engine, prompt: str) -> None:
+    outcome = asked(engine, prompt)
+    assert outcome.candidates == ()
+    assert outcome.p == pytest.approx(0.6, abs=1e-3)
+
+
+def test_a_capitalised_article_belongs_to_the_name(engine: Engine) -> None:
+    assert asked(engine, " hot").candidates[0].object == "The Rome"
+
+
+def test_an_opening_quotation_mark_is_looked_past(engine: Engine) -> None:
+    (answer,) = asked(engine, " cold").candidates
+    assert (answer.object, answer.p) == ("Paris", pytest.approx(0.81, abs=1e-2))
+
+
+def test_batched_equals_single(engine: Engine) -> None:
+    prompts = [f"The capital of {c}" for c in ("France", "Spain", "Japan", "Germany")] + [" hot", "of Spain"]
+    together = ask(engine, "name", [engine.tokenizer.encode(p) for p in prompts])
+    for prompt, outcome in zip(prompts, together, strict=True):
+        single = asked(engine, prompt)
+        assert outcome.predicted == single.predicted
+        assert outcome.p == pytest.approx(single.p, abs=1e-4)
+        assert [c.object for c in outcome.candidates] == [c.object for c in single.candidates]
+        assert [c.p_string for c in outcome.candidates] == pytest.approx(
+            [c.p_string for c in single.candidates], abs=1e-4
+        )
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gpt2", "qwen2", "mistral"])
+def test_the_first_token_equals_a_plain_forward_pass(tiny_model, family: str) -> None:
+    from larql_duck.models.opening import open_model
+
+    engine = Engine.load(open_model(tiny_model(family)))
+    prompts = ["The capital of France is", "The capital of the city of Tokyo is", "hot"]
+    outcomes = ask(engine, "name", [engine.tokenizer.encode(p) for p in prompts])
+    for prompt, outcome in zip(prompts, outcomes, strict=True):
+        p = torch.softmax(engine.logits(prompt)[0], -1)
+        assert outcome.predicted_id == int(p.argmax())
+        assert outcome.p == pytest.approx(float(p.max()), abs=1e-4)
+        for candidate in outcome.candidates:
+            if candidate.article == NO_ARTICLE:
+                assert candidate.p >= float(p[candidate.first]) - 1e-4
+            assert 0 < candidate.p_string <= candidate.p <= 1

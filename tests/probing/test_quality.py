@@ -1,0 +1,106 @@
+"""The quality report: its figures from tables made to order, its page, and the control by random features."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from larql_duck.cli import app as cli
+from larql_duck.probing.calibrate import REPORT, third
+from larql_duck.probing.control import _drawn, controls
+from larql_duck.probing.page import page
+from larql_duck.probing.quality import quality
+from larql_duck.session import connect
+from larql_duck.vindex.store import Vindex
+from tests.sql.world import write_vindex
+
+WHERE = {"found <in>": ["The capital of {} is", "{}'s capital is"]}
+
+
+@pytest.fixture(scope="module")
+def probed(tiny_vindex, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = shutil.copytree(tiny_vindex("gpt2"), tmp_path_factory.mktemp("report") / "m.vindex")
+    with connect(path) as session:
+        session.probe(["France", "Germany", "Japan", "Italy"], WHERE, specific=True)
+    return path
+
+
+def test_accuracy_counts_the_report_third_only(tmp_path: Path) -> None:
+    vindex = Vindex.open(write_vindex(tmp_path / "world.vindex"))
+    names = ["France", "Germany", "Japan", "Turkey"]
+    references = {"capital": dict(zip(names, [("Paris",), ("Bonn",), ("Tokyo",), ("Ankara",)], strict=True))}
+    judged = [n for n in names if third(n) == REPORT]
+    right = [n for n in judged if n != "Germany"]
+    found = quality(vindex, references=references)
+    capital = next(r for r in found["relations"] if r["relation"] == "capital")
+    assert capital["judged"] == len(judged) > 0
+    assert capital["accuracy"] == pytest.approx(len(right) / len(judged))
+    assert found["pooled"]["answered"] == len(judged)
+    assert sum(b["n"] for b in found["calibration"]) == len(judged)
+    assert quality(vindex, references={})["pooled"]["accuracy"] is None
+
+
+def test_facts_and_layers_are_counted(probed: Path) -> None:
+    vindex = Vindex.open(probed)
+    found = quality(vindex, references={})
+    stated = [r for r in vindex.table("facts").to_pylist() if r["rank"] == 1 and r["p"] >= 0.3]
+    assert found["effects"]["facts"] == len(stated)
+    (relation,) = found["relations"]
+    assert relation["facts"] == 4
+    assert sum(relation["layers"]) == pytest.approx(1)
+
+
+def test_random_features_are_of_the_same_layers_and_not_the_listed_ones() -> None:
+    import numpy as np
+    import torch
+
+    activation = torch.rand(3, 50, generator=torch.Generator().manual_seed(0))
+    slots = [(0, 1), (0, 2), (2, 7)]
+    drawn = _drawn(activation, slots, np.random.default_rng(0))
+    assert [layer for layer, _ in drawn] == [0, 0, 2]
+    assert not set(drawn) & set(slots) and len(set(drawn)) == 3
+    for (layer, feature), (_, other) in zip(slots, drawn, strict=True):
+        nearer = (activation[layer] - activation[layer, feature]).abs() < abs(
+            activation[layer, feature] - activation[layer, other]
+        )
+        assert int(nearer.sum()) <= 20
+
+
+def test_controls_measure_the_stored_effect_again(probed: Path) -> None:
+    with connect(probed) as session:
+        vindex = session.need()
+        facts, edges = vindex.table("facts"), vindex.table("edges")
+        found = controls(session.engine(), facts, edges, least_p=0.0)
+        assert found and found == controls(session.engine(), facts, edges, least_p=0.0)
+        stored = {(r["subject"], r["object"]): r["effect"] for r in facts.to_pylist() if r["rank"] == 1}
+        for control in found:
+            assert control.listed == pytest.approx(stored[control.subject, control.object], abs=1e-3)
+            assert control.random != control.listed
+
+
+def test_page_is_whole_and_escaped(probed: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli.run(["report", str(probed), "-o", str(tmp_path / "out"), "--measure", "5"]) == 0
+    out = tmp_path / "out" / "report.html"
+    assert capsys.readouterr().out == f"{out}\n"
+    text = out.read_text()
+    assert "found &lt;in&gt;" in text and "found <in>" not in text
+    assert not re.search(r"(src|href)=|url\(|@import", text)
+    plots = re.findall(r"<svg.*?</svg>", text, re.S)
+    assert len(plots) >= 3
+    for plot in plots:
+        for node in ElementTree.fromstring(plot).iter():
+            for name in ("x", "y", "width", "height", "cx", "cy"):
+                assert math.isfinite(float(node.get(name, "0")))
+    figures = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert figures["facts"] == 4
+
+
+def test_report_of_a_vindex_without_facts(tiny_vindex) -> None:
+    text = page(quality(Vindex.open(tiny_vindex("gpt2"))))
+    assert "No facts yet" in text and "nan" not in text.lower().replace("name", "")
