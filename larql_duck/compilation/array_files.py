@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from larql_duck.compilation.staging import link
 from larql_duck.errors import VindexError
+from larql_duck.progress import Progress
 from larql_duck.vindex import layout
 from larql_duck.vindex.arrays import ArrayWriter, hash_file, write_file
 from larql_duck.vindex.manifest import load_manifest
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from larql_duck.compilation.source import Edited
 
 Entry = dict[str, Any]
-Progress = Callable[[str, float, float], None]
 
 # Smaller files, and those that people edit, are copied.
 _LINKED = 1 << 20

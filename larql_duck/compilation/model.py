@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from larql_duck.compilation.array_files import Progress, check_source
+from larql_duck.compilation.array_files import check_source
 from larql_duck.compilation.gguf import OF_DTYPE, write_gguf
 from larql_duck.compilation.huggingface import write_directory
 from larql_duck.compilation.safetensors import SHARD_BYTES
@@ -14,6 +14,7 @@ from larql_duck.compilation.source import Edited
 from larql_duck.compilation.staging import staged
 from larql_duck.errors import VindexError
 from larql_duck.models.opening import open_model
+from larql_duck.progress import Progress
 
 if TYPE_CHECKING:
     from larql_duck.patches.overlay import Overlay

@@ -15,7 +15,7 @@ from larql_duck.probing.words import normal
 from larql_duck.vindex.derive import UNLABELLED
 
 if TYPE_CHECKING:
-    from larql_duck.editing.feature_views import Slot
+    from larql_duck.aliases import Slot
     from larql_duck.editing.reprobe import Held
     from larql_duck.patches.overlay import Fact
 

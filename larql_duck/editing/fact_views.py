@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from larql_duck.aliases import Slot
 from larql_duck.catalog.schemas import SCHEMAS
 from larql_duck.editing.fact_tables import Pair, Triple, earlier, inserted, relation_of, relations, unknown
-from larql_duck.editing.feature_views import Slot, Stored, slot_keys
+from larql_duck.editing.feature_views import Stored, slot_keys
 from larql_duck.editing.reprobe import Held, Wanted, ask_again, hold, prompts_of
 from larql_duck.patches.operations import InsertKnn, fact_key
 from larql_duck.patches.overlay import Overlay
 from larql_duck.probing.labels import feature_relations
 from larql_duck.probing.words import normal
+from larql_duck.progress import Ticker
 
 if TYPE_CHECKING:
     from larql_duck.inference.engine import Engine
@@ -50,7 +52,7 @@ class FactShower:
         self,
         stored: Stored,
         engine: Callable[[], Engine] | None,
-        progress: Callable[[int, int], None] = lambda done, total: None,
+        progress: Ticker = lambda done, total: None,
     ) -> None:
         self.stored = stored
         self.engine = engine
@@ -74,7 +76,7 @@ class FactShower:
 class _Ticker:
     """Tells how many of `total` facts are done, given how many more are."""
 
-    def __init__(self, progress: Callable[[int, int], None], total: int) -> None:
+    def __init__(self, progress: Ticker, total: int) -> None:
         self._progress, self._total, self._done = progress, total, 0
 
     def __call__(self, more: int) -> None:

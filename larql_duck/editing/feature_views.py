@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
+from larql_duck.aliases import Slot
 from larql_duck.catalog.schemas import SCHEMAS, as_table, empty_table
 from larql_duck.patches.overlay import Overlay, Row
+from larql_duck.progress import Ticker
 
 if TYPE_CHECKING:
     from larql_duck.editing.input_tokens import InRow, Inside
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     from larql_duck.extraction.table_rows import Vocabulary
     from larql_duck.vindex.store import Vindex
 
-Slot = tuple[int, int]
 TOKEN_FEATURES = 32
 
 
@@ -72,9 +73,7 @@ class _Measured:
 class SlotShower:
     """Rows of edited slots over one vindex; vectors that were measured once are not measured again."""
 
-    def __init__(
-        self, stored: Stored, progress: Callable[[int, int], None] = lambda done, total: None
-    ) -> None:
+    def __init__(self, stored: Stored, progress: Ticker = lambda done, total: None) -> None:
         self.stored = stored
         self.vindex = stored.vindex
         self.progress = progress

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from larql_duck.progress import Ticker
+
 if TYPE_CHECKING:
     import torch
 
@@ -79,7 +81,7 @@ class Inside:
         counts = self.vindex.n_features[: max(missing) + 1]
         return 2.0 * len(self.ids) * sum(3 * hidden * n + 4 * hidden * hidden for n in counts)
 
-    def collect(self, layers: Sequence[int], progress: Callable[[int, int], None]) -> None:
+    def collect(self, layers: Sequence[int], progress: Ticker) -> None:
         """Makes the inputs of these layers ready for `row`; progress is called with (layers done, layers)."""
         missing = sorted({layer for layer in layers if layer not in self._inputs})
         if not missing:
@@ -142,7 +144,7 @@ class Inside:
 
 
 def _context_inputs(
-    vindex: Vindex, ids: np.ndarray, layers: Sequence[int], progress: Callable[[int, int], None]
+    vindex: Vindex, ids: np.ndarray, layers: Sequence[int], progress: Ticker
 ) -> dict[int, LayerInputs]:
     import torch
 

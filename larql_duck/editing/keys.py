@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from larql_duck.inference.batch import pad
+from larql_duck.progress import Ticker
 
 if TYPE_CHECKING:
     from larql_duck.inference.engine import Engine
@@ -129,7 +130,7 @@ def read_inputs(
     rows: Sequence[Sequence[int]],
     layer: int,
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Ticker | None = None,
 ) -> torch.Tensor:
     """What the FFN of `layer` reads (behind its norm) at each row's last token, f32 [n, hidden]; equal rows run once."""
     unique = {tuple(row): i for i, row in enumerate(dict.fromkeys(tuple(r) for r in rows))}

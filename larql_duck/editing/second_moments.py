@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -17,6 +17,7 @@ from larql_duck.editing.background_corpus import (
     publish,
     text_file,
 )
+from larql_duck.progress import Progress
 from larql_duck.vindex.manifest import OURS
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 Kind = Literal["ffn_in", "ffn_act"]
 """ffn_in: the normed input of the FFN [hidden]; ffn_act: the input of W_down [features of the base]."""
 
-Progress = Callable[[str, float, float], None]
 
 # Tokens a pass.
 _PASS = 2048

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,6 +28,7 @@ from larql_duck.errors import NotSupportedError, SemanticError
 from larql_duck.inference.loading import return_memory
 from larql_duck.knowledge.relations import relation_key
 from larql_duck.patches.rounding import rounded
+from larql_duck.progress import Progress
 
 if TYPE_CHECKING:
     from larql_duck.editing.background_corpus import Inputs
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from larql_duck.editing.second_moments import SecondMoment
     from larql_duck.inference.engine import Engine
 
-Progress = Callable[[str, float, float], None]
 
 # The layer of new facts, as a share of the depth.
 DEPTH = 0.4

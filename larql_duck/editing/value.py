@@ -16,6 +16,7 @@ import torch
 from larql_duck.inference.batch import pad
 from larql_duck.inference.loading import return_memory
 from larql_duck.inference.prefix import cheapest_groups, fork, prefill, starting_at
+from larql_duck.progress import Ticker
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
@@ -83,7 +84,7 @@ def values(
     start: torch.Tensor | None = None,
     steps: int = STEPS,
     keep: float | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Ticker | None = None,
     trace: Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None] | None = None,
 ) -> Values:
     """The value of every fact, found together by Adam: at each lesson's subject the FFN's raw output gets the sum of

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from larql_duck.errors import LarqlError
 from larql_duck.vindex.manifest import LEVELS
 
-Progress = Callable[[str, float, float], None]
 """Called with the stage's name, what is done and what there is to do (same unit)."""
 
 Basis = Literal["auto", "context", "embedding"]

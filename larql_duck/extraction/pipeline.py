@@ -11,8 +11,9 @@ import numpy as np
 
 from larql_duck.errors import LarqlError, LevelError, ModelError, VindexError
 from larql_duck.extraction.estimate import Estimate, estimate_cost, matrix_speed
-from larql_duck.extraction.options import Options, Progress
+from larql_duck.extraction.options import Options
 from larql_duck.extraction.state import Staging, open_staging
+from larql_duck.progress import Progress
 from larql_duck.vindex.manifest import INDEX
 
 if TYPE_CHECKING:

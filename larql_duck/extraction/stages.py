@@ -32,9 +32,9 @@ from larql_duck.vindex.manifest import INDEX, OURS
 from larql_duck.vindex.publish import TABLES, publish_directory, rebuild_database, seal_manifest, write_table
 
 if TYPE_CHECKING:
-    from larql_duck.extraction.options import Progress
     from larql_duck.extraction.pipeline import Job
     from larql_duck.extraction.state import Staging
+    from larql_duck.progress import Progress
 
 # A checkpoint may cost this share of the time since the last one.
 _CHECKPOINT_SHARE = 0.04

@@ -21,11 +21,11 @@ from larql_duck.inference.batch import pad
 from larql_duck.inference.corpus import Corpus, Window, open_corpus, windows
 from larql_duck.inference.hooks import watching
 from larql_duck.inference.max_activating import write_contexts
+from larql_duck.progress import Progress
 
 if TYPE_CHECKING:
     from larql_duck.inference.engine import Engine
 
-Progress = Callable[[str, float, float], None]
 TOP = 20
 RAW_TOP = 8
 WINDOW = 256

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from larql_duck.aliases import Slot
 from larql_duck.errors import LarqlError
-from larql_duck.inference.interventions import Edit, ResidualEdit, Slot, check, feature_edits
+from larql_duck.inference.interventions import Edit, ResidualEdit, check, feature_edits
 
 if TYPE_CHECKING:
     from larql_duck.inference.engine import Engine

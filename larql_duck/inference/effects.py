@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from larql_duck.aliases import Slot
 from larql_duck.errors import LarqlError
 from larql_duck.inference.capture import Capture
-from larql_duck.inference.interventions import FeatureEdit, Slot
+from larql_duck.inference.interventions import FeatureEdit
 from larql_duck.inference.prefix import Prefix, starting_at
 
 if TYPE_CHECKING:

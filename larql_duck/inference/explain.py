@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from larql_duck.aliases import Slot
 from larql_duck.catalog.forward_tables import SCHEMAS, as_table
 from larql_duck.errors import LarqlError
 from larql_duck.inference.capture import FOR_ATTRIBUTION
 from larql_duck.inference.feature_labels import Labels, no_labels
-from larql_duck.inference.interventions import Edit, Slot
+from larql_duck.inference.interventions import Edit
 from larql_duck.inference.targets import Target, find_target, known_target, token_text, top_tokens
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 if TYPE_CHECKING:
-    from larql_duck.inference.interventions import Slot
+    from larql_duck.aliases import Slot
     from larql_duck.vindex.store import Vindex
 
 SCHEMA = pa.schema(

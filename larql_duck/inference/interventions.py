@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from larql_duck.aliases import Slot
 from larql_duck.errors import LarqlError
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
     from larql_duck.inference.modules import Anatomy
-
-Slot = tuple[int, int]
 
 
 @dataclass(frozen=True)

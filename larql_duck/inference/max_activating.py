@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from larql_duck.files import write_whole
 from larql_duck.inference.activation_stats import Firing
 from larql_duck.inference.corpus import Corpus
 from larql_duck.inference.targets import token_text
+from larql_duck.progress import Progress
 from larql_duck.vindex.database import quoted
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def write_contexts(
     layers: Sequence[Firing],
     tokens: int,
     out: Path,
-    progress: Callable[[str, float, float], None] | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """None; `out` has the columns of SCHEMAS['contexts'], by layer, feature and rank.
 
@@ -90,7 +91,7 @@ def _pieces(
     corpus: Corpus,
     tokenizer: Tokenizer,
     kept: dict[str, np.ndarray],
-    progress: Callable[[str, float, float], None] | None,
+    progress: Progress | None,
 ) -> Iterator[pa.Table]:
     """The contexts with their texts, a piece at a time."""
     texts = kept["text"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 
 from larql_duck.inference.batch import pad
 from larql_duck.inference.prefix import fork, prefill
+from larql_duck.progress import Ticker
 
 if TYPE_CHECKING:
     from larql_duck.inference.engine import Engine
@@ -18,9 +18,7 @@ LENGTH, TOGETHER = 192, 64
 
 
 @torch.inference_mode()
-def written_ids(
-    engine: Engine, n: int, *, seed: int = 0, progress: Callable[[int, int], None] | None = None
-) -> list[list[int]]:
+def written_ids(engine: Engine, n: int, *, seed: int = 0, progress: Ticker | None = None) -> list[list[int]]:
     """Token ids of texts with at least n tokens together, sampled at temperature 1; equal seeds give equal texts.
 
     Each starts with the tokenizer's BOS, or with a word of the vocabulary; after an end-of-text token it goes on with

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
+from larql_duck.aliases import Slot
 from larql_duck.probing.words import normal
+from larql_duck.progress import Ticker
 
 if TYPE_CHECKING:
     import torch
 
     from larql_duck.inference.engine import Engine
 
-Slot = tuple[int, int]
 # Features whose absolute activation is nearest to the listed one's: one of these is drawn in its place.
 _NEAREST = 16
 _BATCH = 16
@@ -43,7 +44,7 @@ def controls(
     sample: int = 200,
     least_p: float = 0.3,
     seed: int = 0,
-    done: Callable[[int, int], None] = lambda n, total: None,
+    done: Ticker = lambda n, total: None,
 ) -> list[Control]:
     """Controls of at most `sample` probed facts of rank 1 with p >= least_p, drawn by a hash: the same every time.
 

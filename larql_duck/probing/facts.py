@@ -19,13 +19,13 @@ from larql_duck.probing.prompts import Question, questions
 from larql_duck.probing.replies import Reply, replies
 from larql_duck.probing.specific import Specific, specifics
 from larql_duck.probing.tables import Found, tables_of
+from larql_duck.progress import Ticker
 
 if TYPE_CHECKING:
     import torch
 
     from larql_duck.inference.engine import Engine
 
-Progress = Callable[[int, int], None]
 # A further answer of a relation with many answers becomes a triple, and so has features, from this p on.
 MANY_P = 0.1
 
@@ -49,7 +49,7 @@ def probe_facts(
     *,
     relations: Iterable[str] | None = None,
     limit: int | None = None,
-    progress: Progress | None = None,
+    progress: Ticker | None = None,
     checkpoint: Path | None = None,
     top_n: int = 3,
     **options: Any,
@@ -79,7 +79,7 @@ def probe(
     specific: bool = False,
     ablation: Literal["zero", "mean"] = "zero",
     calibration: Calibration | None = None,
-    progress: Progress | None = None,
+    progress: Ticker | None = None,
     checkpoint: Path | None = None,
 ) -> Probed:
     """The facts that the model states about the subjects of a pack (or its name or file, or Relation objects).
@@ -143,7 +143,7 @@ def stated(
 class _Ticker:
     """Counts steps: one a prompt, then one a subject whose facts are measured."""
 
-    def __init__(self, asked: Sequence[Question], progress: Progress | None) -> None:
+    def __init__(self, asked: Sequence[Question], progress: Ticker | None) -> None:
         self._progress = progress
         self.done = 0
         self._total = sum(q.n_prompts + len(q.relation.entities) for q in asked)

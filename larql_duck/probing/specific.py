@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from larql_duck.aliases import Slot
 from larql_duck.probing.checkpoint import Checkpoint
 from larql_duck.probing.combine import Fact, prompt_ids
 from larql_duck.probing.measure import SINGLE, Measured
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     from larql_duck.inference.engine import Engine
 
-Slot = tuple[int, int]
 # Facts of a relation on which every set and feature is tried; one more is drawn, as a fact is no other to itself.
 SAMPLE = 16
 _SCHEMA = pa.schema([("drops", pa.list_(pa.float64()))])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from larql_duck.catalog.schemas import SCHEMAS
+from larql_duck.progress import Ticker
 
 if TYPE_CHECKING:
     from larql_duck.editing.fact_views import FactShower
@@ -154,7 +154,7 @@ class Edited:
     def _engine(self) -> Engine:
         return self._session.engine()
 
-    def _progress(self, stage: str) -> Callable[[int, int], None]:
+    def _progress(self, stage: str) -> Ticker:
         def say(done: int, total: int) -> None:
             if self._session.progress is not None:
                 self._session.progress(stage, done, total)

@@ -17,6 +17,7 @@ from larql_duck.inference.settings import Settings
 from larql_duck.lowering import Operation, Query, joined, pipe_sql, plan, verb_of
 from larql_duck.lowering.checks import did_you_mean
 from larql_duck.lowering.types import Facts
+from larql_duck.progress import Progress
 from larql_duck.result import Result
 from larql_duck.session import caller_scope as scope
 from larql_duck.session.mount import Mount
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
     from larql_duck.vindex.store import Vindex
 
 Parameters = Mapping[str, Any]
-Progress = Callable[[str, float, float], None]
 
 
 class Session:

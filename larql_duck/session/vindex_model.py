@@ -19,7 +19,7 @@ from larql_duck.vindex.bands import layer_bands
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from larql_duck.inference.interventions import Slot
+    from larql_duck.aliases import Slot
     from larql_duck.inference.settings import Settings
     from larql_duck.lql.statements import Statement
     from larql_duck.models.checkpoint import ModelSource

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from larql_duck.catalog.schemas import SCHEMAS
 from larql_duck.errors import LarqlError
+from larql_duck.progress import Progress
 from larql_duck.vindex import layout
 from larql_duck.vindex.arrays import hash_file, read_down_meta
 from larql_duck.vindex.manifest import manifest_hash
@@ -19,7 +20,6 @@ from larql_duck.vindex.store import Vindex
 if TYPE_CHECKING:
     import torch
 
-Progress = Callable[[str, float, float], None]
 
 # Norms in the tables come from the model itself, arrays may have been rounded to 16 bits since.
 _NORM_TOLERANCE = 4e-3
