@@ -269,7 +269,7 @@ def _most(counts: Counter[str], n: int) -> list[str]:
 
 def _tail(count: int, n: int, rate: float) -> float:
     """The chance of at least `count` among n at this rate."""
-    from scipy.stats import binom  # type: ignore[import-untyped]
+    from scipy.stats import binom
 
     return float(binom.sf(count - 1, n, min(rate, 1.0)))
 
