@@ -53,7 +53,7 @@ def compile_model(
     after an error. VindexError for a directory of LARQL's, which keeps no config, and for an `out` that is not free;
     ModelError for what GGUF cannot express.
     """
-    if not vindex.ours:
+    if not vindex.has_tables:
         raise VindexError(
             f"{vindex.path}: LARQL keeps no config.json, so no complete model can be written; extract the model "
             "itself: larql-duck extract MODEL -o OUT.vindex, then apply the patch there and compile",

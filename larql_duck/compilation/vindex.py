@@ -28,7 +28,7 @@ from larql_duck.patches.knn_store import STORE, write_knn_store
 from larql_duck.probing.publish import LABELS, feature_labels
 from larql_duck.vindex import layout
 from larql_duck.vindex.arrays import write_file
-from larql_duck.vindex.manifest import INDEX, OURS, render
+from larql_duck.vindex.manifest import INDEX, SECTION, render
 from larql_duck.vindex.publish import TABLES, rebuild_database, seal_manifest, write_table
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class _Compilation:
             self.arrays(staging)
             self.small_files(staging)
             raw = self.manifest()
-            if self.vindex.ours:
+            if self.vindex.has_tables:
                 self.publish(staging, raw)
             else:
                 write_file(staging / INDEX, render(raw))
@@ -119,7 +119,7 @@ class _Compilation:
     def small_files(self, staging: Path) -> None:
         """Config, down_meta, labels and the store of database facts; then whatever else the source has."""
         shown = outputs = None
-        if self.vindex.ours:
+        if self.vindex.has_tables:
             self.put(staging, "config.json", _json(self.source.config))
             if self.overlay.rows:
                 shown, outputs = self.touched("features"), self.touched("feature_tokens")
@@ -128,7 +128,7 @@ class _Compilation:
             self.put(staging, layout.DOWN_META, meta)
         if self.overlay.knn:
             self.put(staging, STORE, write_knn_store(self.overlay.knn, self.vindex.hidden))
-        if self.vindex.ours and LABELS in self.vindex.manifest.files:
+        if self.vindex.has_tables and LABELS in self.vindex.manifest.files:
             self.put(staging, LABELS, feature_labels(self.rows("features")))
         for name in self.others():
             if name not in self.files:
@@ -137,7 +137,7 @@ class _Compilation:
     def others(self) -> list[str]:
         """Names of the source's files that are taken over as they are."""
         vindex = self.vindex
-        if not vindex.ours:
+        if not vindex.has_tables:
             names = [layout.EMBED, *layout.TOKENIZER_FILES, *_LABEL_FILES]
             return [name for name in names if (vindex.path / name).is_file()]
         tables = {entry["file"] for entry in vindex.manifest.tables.values()}
@@ -200,7 +200,7 @@ class _Compilation:
         return raw
 
     def publish(self, staging: Path, raw: dict[str, Any]) -> None:
-        section = raw[OURS]
+        section = raw[SECTION]
         section["files"] = self.files
         if not any(name.startswith(f"{_MEASURED}/") for name in self.files):
             section.pop(_MEASURED, None)
@@ -215,7 +215,7 @@ class _Compilation:
             if self.replaced(name):
                 tables[name] = write_table(staging / TABLES / f"{name}.parquet", name, self.table(name))
             else:
-                entry = dict(self.vindex.manifest.raw[OURS]["tables"][name])
+                entry = dict(self.vindex.manifest.section["tables"][name])
                 carry(self.source, entry["file"], staging)
                 tables[name] = entry
             self.say("tables", len(tables), len(SCHEMAS))

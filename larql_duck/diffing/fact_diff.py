@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from larql_duck.patches.overlay import Fact
-from larql_duck.vindex.manifest import OURS
 
 if TYPE_CHECKING:
     from larql_duck.vindex.store import Vindex
@@ -16,7 +15,7 @@ _MODES = ("compose", "fold", "knn")
 
 def compiled_facts(vindex: Vindex) -> list[Fact]:
     """The facts that were edits when the vindex was compiled; none for any other. Malformed entries are left out."""
-    section = vindex.manifest.raw.get(OURS)
+    section = vindex.manifest.section
     compiled = section.get("compiled") if isinstance(section, dict) else None
     entries = compiled.get("facts") if isinstance(compiled, dict) else None
     found = [_fact(entry, vindex) for entry in entries] if isinstance(entries, list) else []

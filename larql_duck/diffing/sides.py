@@ -77,7 +77,7 @@ def directory(path: str | Path) -> Side:
     """The side that a vindex directory is, without any overlay."""
     vindex = Vindex.open(path)
     overlay = Overlay.of(vindex.n_features, vindex.hidden, [], stored_facts(vindex))
-    if vindex.ours:
+    if vindex.has_tables:
         return Side(str(path), vindex, overlay, vindex.table)
     # What LARQL's files say of tokens and database facts is worked out where a session shows them.
     from larql_duck.session import connect

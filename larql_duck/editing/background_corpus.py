@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from larql_duck.errors import LarqlError, VindexError
-from larql_duck.vindex.manifest import OURS
 
 if TYPE_CHECKING:
     import torch
@@ -119,7 +118,7 @@ def publish(vindex: Vindex, files: dict[str, bytes], entries: dict[str, Any]) ->
     from larql_duck.vindex.manifest import load_manifest
     from larql_duck.vindex.publish import commit_tables
 
-    if not vindex.ours:
+    if not vindex.has_tables:
         return "written by LARQL"
     try:
         commit_tables(vindex.path, {}, lambda section: section.setdefault(FOLDER, {}).update(entries), files)
@@ -132,7 +131,7 @@ def publish(vindex: Vindex, files: dict[str, bytes], entries: dict[str, Any]) ->
 def _stored(vindex: Vindex, need: int, vocab: int) -> Text | None:
     from larql_duck.inference.sampling import LENGTH
 
-    section = vindex.manifest.raw.get(OURS, {}).get(FOLDER, {}).get(FILE)
+    section = vindex.manifest.section.get(FOLDER, {}).get(FILE)
     if not section or not (vindex.path / FILE).is_file():
         return None
     data = (vindex.path / FILE).read_bytes()

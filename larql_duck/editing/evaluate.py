@@ -173,11 +173,10 @@ def check_edits(session: Session, *, texts: str | Path | Sequence[str] | None = 
 
 def _facts(session: Session) -> tuple[list[Fact], set[tuple[str, str]]]:
     """The facts to check, and the names of those that were compiled into the vindex."""
-    from larql_duck.vindex.manifest import OURS
 
     facts = [f for f in session.overlay.facts if f.entity.strip() and f.target]
     known = {fact_key(f.entity, f.relation) for f in session.overlay.facts}
-    told = session.need().manifest.raw.get(OURS, {}).get("compiled", {}).get("facts", [])
+    told = session.need().manifest.section.get("compiled", {}).get("facts", [])
     older = [
         Fact(
             str(t["entity"]), t["relation"], str(t["target"]), t["kind"], t["mode"], int(t["layer"]), t["feature"],

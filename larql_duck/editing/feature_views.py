@@ -89,7 +89,7 @@ class SlotShower:
         rows = {slot: overlay.rows[slot[0]][slot[1]] for slot in slots}
         before = self._before(slots)
         out = self._out_rows(rows) if self.vindex.has_weights else {}
-        inner, unknown, notices = self._in_rows(rows, overlay) if self.vindex.ours else ({}, set(), [])
+        inner, unknown, notices = self._in_rows(rows, overlay) if self.vindex.has_tables else ({}, set(), [])
         features = [
             self._feature(slot, row, before.get(slot), out.get(slot), inner.get(slot), slot in unknown)
             for slot, row in rows.items()
@@ -238,7 +238,7 @@ class SlotShower:
             new["c_score"] = float(out.logits[0]) if texts else 0.0
         elif row.deleted:
             new |= {"top_token": None, "top_token_id": None, "down_tokens": [], "c_score": 0.0}
-        if row.meta is not None and not row.deleted and (out is None or not self.vindex.ours):
+        if row.meta is not None and not row.deleted and (out is None or not self.vindex.has_tables):
             new |= {"top_token": row.meta.token, "top_token_id": row.meta.token_id, "c_score": row.meta.score}
         if inner is not None:
             new |= {"gate_mean": inner.mean, "gate_std": inner.std, "basis": self.inside().basis}
@@ -263,7 +263,7 @@ class SlotShower:
     ) -> pa.Table:
         """The feature_tokens of slots with new vectors: measured sides anew, the others as they were."""
         touched = [slot for slot, row in rows.items() if row.vectors]
-        if not touched or not self.vindex.ours:
+        if not touched or not self.vindex.has_tables:
             return empty_table("feature_tokens")
         columns: dict[str, list[Any]] = {name: [] for name in SCHEMAS["feature_tokens"].names}
 

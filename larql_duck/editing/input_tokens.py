@@ -59,9 +59,8 @@ class Inside:
     """Inputs of a vindex's word-like tokens, layer by layer, in its own basis."""
 
     def __init__(self, vindex: Vindex, vocabulary: Vocabulary) -> None:
-        from larql_duck.vindex.manifest import OURS
 
-        options = vindex.manifest.raw.get(OURS, {}).get("options", {})
+        options = vindex.manifest.options
         self.vindex = vindex
         self.basis: str = options.get("in_basis", "embedding")
         self.k = int(options.get("top_k", 10))

@@ -20,7 +20,7 @@ from larql_duck.probing.prompts import Question, Variant
 from larql_duck.probing.replies import Reply, replies
 from larql_duck.probing.tables import Found, tables_of
 from larql_duck.probing.words import normal
-from larql_duck.vindex.manifest import OURS
+from larql_duck.vindex.manifest import SECTION
 
 if TYPE_CHECKING:
     from larql_duck.inference.engine import Engine
@@ -89,7 +89,7 @@ def ask_again(
     probes are rows of that table: their prompts are asked. before gives each pair's earlier objects (normalised) with
     their priors, which stay; raw is the vindex's manifest, whose calibration and weights of templates are used.
     """
-    kept = raw.get(OURS, {}).get("probe", {})
+    kept = raw.get(SECTION, {}).get("probe", {})
     calibration = _calibration(kept)
     by_relation: dict[str, dict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
     columns = probes.select(["relation", "template", "subject", "prompt"]).to_pydict()

@@ -18,7 +18,6 @@ from larql_duck.editing.background_corpus import (
     text_file,
 )
 from larql_duck.progress import Progress
-from larql_duck.vindex.manifest import OURS
 
 if TYPE_CHECKING:
     from larql_duck.inference.engine import Engine
@@ -114,7 +113,7 @@ def measured(
 
 def _stored(vindex: Vindex, name: str) -> SecondMoment | None:
     """What the vindex holds; None where there is nothing that can be used, so that it is measured again."""
-    section = vindex.manifest.raw.get(OURS, {}).get(FOLDER, {}).get(name)
+    section = vindex.manifest.section.get(FOLDER, {}).get(name)
     if not section or not (vindex.path / name).is_file():
         return None
     width = int(section["width"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from larql_duck.vindex.manifest import OURS, SCHEMA_VERSION
+from larql_duck.vindex.manifest import SCHEMA_VERSION, SECTION
 
 if TYPE_CHECKING:
     from larql_duck.extraction.pipeline import Job
@@ -65,7 +65,7 @@ def index_json(
         "down_top_k": options.top_k,
         "has_model_weights": options.level != "browse",
         "model_config": _model_config(job),
-        OURS: {
+        SECTION: {
             "schema_version": SCHEMA_VERSION,
             "version": __version__,
             "seal": "",

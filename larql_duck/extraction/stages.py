@@ -28,7 +28,7 @@ from larql_duck.vindex import layout
 from larql_duck.vindex.arrays import hash_file, write_file
 from larql_duck.vindex.bands import band_of, layer_bands
 from larql_duck.vindex.derive import derive_entities, derive_triples, label_features, weight_edges
-from larql_duck.vindex.manifest import INDEX, OURS
+from larql_duck.vindex.manifest import INDEX, SECTION
 from larql_duck.vindex.publish import TABLES, publish_directory, rebuild_database, seal_manifest, write_table
 
 if TYPE_CHECKING:
@@ -376,7 +376,7 @@ class Extraction:
             extracted_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
         if "probe" in facts:
-            raw[OURS]["probe"] = facts["probe"]
+            raw[SECTION]["probe"] = facts["probe"]
         write_file(directory / INDEX, seal_manifest(raw))
         rebuild_database(directory)
         shutil.rmtree(self.staging.work)

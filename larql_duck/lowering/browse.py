@@ -230,7 +230,7 @@ def _size_on_disk(path: str) -> int:
 
 
 def _unknown_entity(entity: str, facts: Facts) -> str:
-    if facts.opened and facts.foreign:
+    if facts.opened and facts.is_larql_directory:
         return (
             f"{facts.path} was written by LARQL and has no facts; make a vindex that has: "
             f"larql-duck extract {facts.path} -o NEW.vindex"

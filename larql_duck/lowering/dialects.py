@@ -47,7 +47,7 @@ class _NoVindex:
     """The planner's questions about a vindex, when there is none and forms are all that counts."""
 
     schema = _SCHEMA
-    opened = foreign = has_model = False
+    opened = is_larql_directory = has_model = False
     path = ""
     n_layers = 0
     n_features = ()

@@ -138,7 +138,7 @@ def _model_row(path: Path) -> tuple[Any, ...]:
         v = Vindex.open(path)
     except LarqlError as error:
         return (name, str(path), size, None, None, None, None, str(error))
-    status = "ready" if v.ours else "written by LARQL: no facts"
+    status = "ready" if v.has_tables else "written by LARQL: no facts"
     return (name, str(path), size, v.n_layers, sum(v.n_features), v.level, v.dtype, status)
 
 

@@ -65,7 +65,7 @@ class Facts(Protocol):
         """Whether there is a vindex; without one, statements are only translated."""
 
     @property
-    def foreign(self) -> bool:
+    def is_larql_directory(self) -> bool:
         """Whether it is a directory that LARQL wrote, without our tables."""
 
     @property

@@ -13,7 +13,7 @@ from larql_duck.catalog.schemas import SCHEMAS
 from larql_duck.errors import VindexError
 from larql_duck.probing.merge import PROBED, merge
 from larql_duck.vindex.derive import derive_entities, derive_triples, label_features, weight_edges
-from larql_duck.vindex.manifest import OURS, load_manifest
+from larql_duck.vindex.manifest import load_manifest
 from larql_duck.vindex.publish import commit_tables
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def publish(
     need_ours(vindex)
     for _ in range(_ATTEMPTS):
         manifest = load_manifest(vindex.path)
-        revision = _revision(manifest.raw[OURS])
+        revision = _revision(manifest.section)
         vindex.manifest = manifest
         tables = grown(vindex, {t: vindex.table(t) for t in PROBED}, found, many_of(vindex) | set(many))
 
@@ -110,7 +110,7 @@ def publish(
 
 def need_ours(vindex: Vindex) -> None:
     """Nothing; VindexError for a directory that LARQL wrote, whose tables cannot grow."""
-    if not vindex.ours:
+    if not vindex.has_tables:
         raise VindexError(
             f"{vindex.path}: written by LARQL, so it has no tables to add to; "
             "make a vindex of the model with: larql-duck extract MODEL -o OUT.vindex",
@@ -120,7 +120,7 @@ def need_ours(vindex: Vindex) -> None:
 
 def many_of(vindex: Vindex) -> set[str]:
     """The relations with many answers that the manifest names."""
-    packs = vindex.manifest.raw.get(OURS, {}).get("packs") or []
+    packs = vindex.manifest.section.get("packs") or []
     return {relation for pack in packs for relation in pack.get("many", ())}
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from larql_duck.vindex.store import Vindex
 
 
-def foreign_tables(vindex: Vindex) -> dict[str, pa.Table]:
+def tables_of_larql(vindex: Vindex) -> dict[str, pa.Table]:
     """layers, tokens, features and meta of a LARQL directory; what LARQL does not keep is NULL."""
     from larql_duck.models.tokenizer import load_tokenizer
 

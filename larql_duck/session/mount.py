@@ -89,11 +89,11 @@ class Mount:
         with self._lock:
             self.clear()
             try:
-                if vindex.ours:
+                if vindex.has_tables:
                     self._attach(vindex)
                     self._run("".join(self._seam(name) for name in SEAMS))
                 else:
-                    self._fill_foreign(vindex)
+                    self._fill_from_larql(vindex)
                 self._load(20, 54)
             except BaseException:
                 self.clear()
@@ -291,18 +291,18 @@ class Mount:
         if used.fetchone() is None:
             self._run(f"DETACH {alias}")
 
-    def _fill_foreign(self, vindex: Vindex) -> None:
-        from larql_duck.session.larql_tables import foreign_tables
+    def _fill_from_larql(self, vindex: Vindex) -> None:
+        from larql_duck.session.larql_tables import tables_of_larql
 
         for name, text in sql_text(10, 14):
             stored = re.sub(r"\blq\.(\w+)", r"lq.stored_\1", text)
             run_sql(self.con, name, renamed(stored, self.schema))
-        for table, rows in foreign_tables(vindex).items():
-            self.con.register("larql_foreign_rows", rows)
+        for table, rows in tables_of_larql(vindex).items():
+            self.con.register("larql_rows", rows)
             try:
-                self._run(f"INSERT INTO {self.schema}.stored_{table} FROM larql_foreign_rows")
+                self._run(f"INSERT INTO {self.schema}.stored_{table} FROM larql_rows")
             finally:
-                self.con.unregister("larql_foreign_rows")
+                self.con.unregister("larql_rows")
         self._run("".join(self._seam(name) for name in SEAMS))
         self.refresh_lookups()
 

@@ -58,7 +58,7 @@ class Edited:
             )
         replaced: dict[str, pa.Table] = dict(probed)
         slots: SlotTables | None = None
-        if overlay and (session.edits.applied or session.edits.live or not vindex.ours):
+        if overlay and (session.edits.applied or session.edits.live or not vindex.has_tables):
             slots, replaced = self._edited(vindex, overlay, probed)
         self._present(vindex, replaced, slots)
         return list(self.notices)
@@ -81,7 +81,7 @@ class Edited:
             self._stored = _Stored(self._session, vindex)
             self._slots = SlotShower(self._stored, self._progress("features"))
             self._facts = FactShower(
-                self._stored, self._engine if vindex.ours and vindex.has_weights else None
+                self._stored, self._engine if vindex.has_tables and vindex.has_weights else None
             )
         assert self._slots is not None and self._facts is not None
         stored = self._stored
@@ -138,13 +138,13 @@ class Edited:
         shown = set(replaced)
         for name, table in replaced.items():
             mount.shadow(name, table, replace=True)
-        if slots is not None and vindex.ours:
+        if slots is not None and vindex.has_tables:
             mount.shadow("feature_tokens", slots.feature_tokens, hidden=slots.hidden_tokens)
             mount.shadow("token_features", slots.token_features, hidden=slots.hidden_ids)
             shown |= {"feature_tokens", "token_features"}
         for name in set(mount.shadowed) - shown - set(LOOKUPS):
             mount.unshadow(name)
-        if shown or not vindex.ours:
+        if shown or not vindex.has_tables:
             if shown or mount.shadowed:
                 mount.refresh_lookups()
         else:

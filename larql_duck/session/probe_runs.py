@@ -171,9 +171,9 @@ def _rows(facts: pa.Table, many: set[str]) -> pa.Table:
 
 def _calibration(raw: Mapping[str, Any]) -> Any:
     from larql_duck.probing.calibrate import Calibration
-    from larql_duck.vindex.manifest import OURS
+    from larql_duck.vindex.manifest import SECTION
 
-    kept = raw.get(OURS, {}).get("probe", {}).get("calibration")
+    kept = raw.get(SECTION, {}).get("probe", {}).get("calibration")
     return None if not kept else Calibration.from_json(kept)
 
 

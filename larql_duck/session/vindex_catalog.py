@@ -14,7 +14,7 @@ class NoVindex:
 
     opened = False
     has_model = False
-    foreign = False
+    is_larql_directory = False
     path = ""
     n_layers = 0
     n_features: Sequence[int] = ()
@@ -47,7 +47,7 @@ class VindexFacts:
         self.vindex = vindex
         self.schema = schema
         self._ask = ask
-        self.foreign = not vindex.ours
+        self.is_larql_directory = not vindex.has_tables
         self.path = str(vindex.path)
         self.n_layers = vindex.n_layers
         self.n_features = vindex.n_features

@@ -1,4 +1,4 @@
-"""index.json: the manifest of a vindex, LARQL's version 2 fields and our own section."""
+"""index.json: the manifest of a vindex, LARQL's version 2 fields and a section of larql-duck's own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any
 from larql_duck.errors import VindexError
 
 INDEX = "index.json"
-OURS = "larql_duck"
+# The field of index.json under which stands what LARQL does not know: tables, sizes, options.
+SECTION = "larql_duck"
 SCHEMA_VERSION = "1.0"
 DTYPE_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 LEVELS = ("browse", "inference", "all")
@@ -54,14 +55,19 @@ class Manifest:
     tables: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
-    def ours(self) -> bool:
-        """True where the directory carries our tables; False for one that LARQL wrote."""
-        return OURS in self.raw
+    def has_tables(self) -> bool:
+        """True where the directory carries tables; False for one that LARQL wrote."""
+        return SECTION in self.raw
+
+    @property
+    def section(self) -> Mapping[str, Any]:
+        """What larql-duck adds to LARQL's fields (tables, files, options, probe, ...); empty for a LARQL directory."""
+        return self.raw.get(SECTION, {})
 
     @property
     def options(self) -> dict[str, Any]:
         """The extraction's options; empty for a LARQL directory."""
-        return dict(self.raw.get(OURS, {}).get("options", {}))
+        return dict(self.section.get("options", {}))
 
 
 def render(raw: Mapping[str, Any]) -> bytes:
@@ -235,10 +241,10 @@ def _ours(
     raw: Mapping[str, Any], path: Path
 ) -> tuple[dict[str, int], dict[str, dict[str, Any]], dict[str, str]]:
     """Sizes of all files, the tables and the checksums of our section; empty where there is none."""
-    if OURS not in raw:
+    if SECTION not in raw:
         return {}, {}, {}
-    section = _Reader(raw, path).mapping(OURS)
-    reader = _Reader(section, path, f"{OURS}.")
+    section = _Reader(raw, path).mapping(SECTION)
+    reader = _Reader(section, path, f"{SECTION}.")
     version = reader.text("schema_version")
     if version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
         raise VindexError(
@@ -249,12 +255,12 @@ def _ours(
     sizes: dict[str, int] = {}
     sums: dict[str, str] = {}
     for name, entry in reader.mapping("files").items():
-        item = _Reader(entry if isinstance(entry, dict) else {}, path, f"{OURS}.files[{name}].")
+        item = _Reader(entry if isinstance(entry, dict) else {}, path, f"{SECTION}.files[{name}].")
         sizes[safe_name(name, path)] = item.integer("bytes")
         sums[name] = item.text("sha256")
     tables: dict[str, dict[str, Any]] = {}
     for name, entry in reader.mapping("tables").items():
-        item = _Reader(entry if isinstance(entry, dict) else {}, path, f"{OURS}.tables[{name}].")
+        item = _Reader(entry if isinstance(entry, dict) else {}, path, f"{SECTION}.tables[{name}].")
         file = safe_name(item.text("file"), path)
         tables[name] = {"file": file, "rows": item.integer("rows")}
         sizes[file] = item.integer("bytes")

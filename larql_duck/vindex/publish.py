@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from larql_duck.catalog.schemas import SCHEMAS
 from larql_duck.errors import VindexError
 from larql_duck.vindex.arrays import hash_file, write_file
-from larql_duck.vindex.manifest import INDEX, OURS, load_manifest, manifest_hash, render
+from larql_duck.vindex.manifest import INDEX, SECTION, load_manifest, manifest_hash, render
 
 DATABASE = "model.duckdb"
 TABLES = "tables"
@@ -72,9 +72,9 @@ def seal_manifest(raw: dict[str, Any]) -> bytes:
 
     The digest is taken with its own 64 digits set to zeros.
     """
-    raw[OURS][_SEAL] = _BLANK
+    raw[SECTION][_SEAL] = _BLANK
     blank = render(raw)
-    raw[OURS][_SEAL] = hashlib.sha256(blank).hexdigest()
+    raw[SECTION][_SEAL] = hashlib.sha256(blank).hexdigest()
     return render(raw)
 
 
@@ -143,7 +143,7 @@ def commit_tables(
         with lock:
             _roll_forward(directory)
             raw = dict(load_manifest(directory).raw)
-            section = raw[OURS]
+            section = raw[SECTION]
             pending = directory / TABLES / _NEXT
             pending.mkdir()
             for name, table in tables.items():

@@ -17,7 +17,7 @@ from larql_duck.models.families import Family, family_for
 from larql_duck.vindex import layout
 from larql_duck.vindex.arrays import map_tensor
 from larql_duck.vindex.larql_directory import config_of_larql
-from larql_duck.vindex.manifest import DTYPE_BYTES, OURS, Manifest, load_manifest
+from larql_duck.vindex.manifest import DTYPE_BYTES, Manifest, load_manifest
 from larql_duck.vindex.publish import DATABASE, TABLES, recover, seal_holds
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Vindex:
         recover(directory)
         manifest = load_manifest(directory)
         _check_files(directory, manifest)
-        if manifest.ours:
+        if manifest.has_tables:
             _check_seal(directory, manifest)
             _check_tables(directory, manifest)
             config = _read_config(directory)
@@ -62,9 +62,9 @@ class Vindex:
     # -- what it is ---------------------------------------------------------------------------------------
 
     @property
-    def ours(self) -> bool:
-        """True where our tables are there; False for a directory that LARQL wrote."""
-        return self.manifest.ours
+    def has_tables(self) -> bool:
+        """True where tables are there; False for a directory that LARQL wrote."""
+        return self.manifest.has_tables
 
     @property
     def level(self) -> str:
@@ -298,7 +298,7 @@ def _check_size(path: Path, expected: int) -> None:
 
 
 def _check_files(directory: Path, manifest: Manifest) -> None:
-    if manifest.ours:
+    if manifest.has_tables:
         for name, size in manifest.files.items():
             _check_size(directory / name, size)
         return
@@ -317,7 +317,7 @@ def _check_files(directory: Path, manifest: Manifest) -> None:
 
 
 def _check_seal(directory: Path, manifest: Manifest) -> None:
-    seal = manifest.raw[OURS].get("seal")
+    seal = manifest.section.get("seal")
     if not isinstance(seal, str) or not seal_holds(manifest.path.read_bytes(), seal):
         raise VindexError(
             f"{manifest.path}: changed after it was written (its seal does not match); "

@@ -37,7 +37,7 @@ def verify(path: str | Path, progress: Progress | None = None) -> list[str]:
     except LarqlError as error:
         return [str(error)]
     problems = list(_checksums(vindex, say))
-    if problems or not vindex.ours:
+    if problems or not vindex.has_tables:
         return problems
     return [*_layers(vindex), *_features(vindex), *_tokens(vindex), *_down_meta(vindex), *_database(vindex)]
 

@@ -17,7 +17,7 @@ from larql_duck.errors import LarqlError, LevelError, PackError, SemanticError
 from larql_duck.probing import publish as publish_module
 from larql_duck.session import Session, attach, connect
 from larql_duck.vindex.derive import derive_triples, label_features
-from larql_duck.vindex.manifest import OURS, load_manifest
+from larql_duck.vindex.manifest import SECTION, load_manifest
 from larql_duck.vindex.publish import commit_tables
 from larql_duck.vindex.store import Vindex
 from larql_duck.vindex.verify import verify
@@ -145,7 +145,7 @@ def test_extraction_keeps_labels_and_what_was_judged(tiny_model, tmp_path: Path)
     labelled = [r for r in vindex.table("features").to_pylist() if r["relation_source"] == "probe"]
     labels = json.loads((path / "feature_labels.json").read_text())
     assert labels == {f"L{r['layer']}_F{r['feature']}": r["relation"] for r in labelled} != {}
-    assert set(vindex.manifest.raw[OURS]["probe"]) == {"calibration", "relations"}
+    assert set(vindex.manifest.raw[SECTION]["probe"]) == {"calibration", "relations"}
     assert verify(path) == []
 
 
@@ -167,7 +167,7 @@ def test_probing_again_replaces_rows_and_keeps_others(copy: Path) -> None:
         assert columns(s, "FROM facts WHERE subject NOT IN ('Japan', 'Italy') ORDER BY ALL") == before
         counts = columns(s, "SELECT subject, count(*) FROM facts WHERE rank = 1 GROUP BY 1 ORDER BY 1")
         assert counts == [("France", 1), ("Germany", 1), ("Italy", 1), ("Japan", 1)]
-    assert load_manifest(copy).raw[OURS]["packs"] == [{"name": "custom", "many": []}]
+    assert load_manifest(copy).raw[SECTION]["packs"] == [{"name": "custom", "many": []}]
 
 
 def test_unsaved_facts_are_the_sessions_own(copy: Path) -> None:
@@ -190,7 +190,7 @@ def test_many_answers_become_triples_and_stay_so(copy: Path) -> None:
     relation = Relation("near", "what is near", "geo", ("Near {} lies",), many=True, entities=("France",))
     with connect(copy) as s:
         s.probe(pack=Pack("mine", (relation,)))
-        assert load_manifest(copy).raw[OURS]["packs"] == [{"name": "mine", "many": ["near"]}]
+        assert load_manifest(copy).raw[SECTION]["packs"] == [{"name": "mine", "many": ["near"]}]
         s.probe(["Japan"], WHERE)
         expected = columns(
             s, "SELECT object FROM facts WHERE relation = 'near' AND (rank = 1 OR p >= 0.1) ORDER BY 1"
@@ -421,7 +421,7 @@ def test_cli_lists_packs(capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_a_larql_directory_cannot_grow(copy: Path) -> None:
     raw = json.loads((copy / "index.json").read_text())
-    del raw[OURS]
+    del raw[SECTION]
     raw["extract_level"] = "browse"
     (copy / "index.json").write_text(json.dumps(raw))
     with connect(copy) as s, pytest.raises(LarqlError, match="written by LARQL"):

@@ -48,7 +48,7 @@ def test_manifests_have_larqls_fields(ours: Path) -> None:
 @pytest.mark.parametrize("name", ["all-f32", "inference-f16", "browse-f16"])
 def test_larqls_directories_open(name: str) -> None:
     vindex = Vindex.open(UPSTREAM / f"{name}.vindex")
-    assert not vindex.ours
+    assert not vindex.has_tables
     assert vindex.table("facts").num_rows == 0
     tops = {"L1F10": 1, "L2F5": 2, "L2F6": 2, "L2F8": 2, "L2F9": 2, "L3F20": 3}
     layers = read_down_meta(vindex.path / "down_meta.bin")
@@ -87,7 +87,7 @@ def test_the_forward_pass_gives_larqls_printed_probabilities() -> None:
 def test_extract_from_a_larql_directory_builds_our_tables(tmp_path: Path) -> None:
     out = extract(UPSTREAM / "all-f32.vindex", tmp_path / "y.vindex", probe=False, in_basis="context")
     vindex = Vindex.open(out)
-    assert vindex.ours and vindex.table("features").num_rows == 4 * 64
+    assert vindex.has_tables and vindex.table("features").num_rows == 4 * 64
     assert (out / "gate_vectors.bin").read_bytes() == (
         UPSTREAM / "all-f32.vindex/gate_vectors.bin"
     ).read_bytes()
