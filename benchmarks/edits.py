@@ -230,10 +230,10 @@ def updating(work: Path) -> Iterator[Row]:
         # Two new objects a relation: as many statements.
         known = {r: sorted({o for _, q, o in stated if q == r}) for r in FICTIONAL}
         objects = {r: chance.sample(found, min(2, len(found))) for r, found in known.items()}
-        wanted = [(s, r, chance.choice([x for x in objects[r] if x != o])) for s, r, o in stated]
-        before = _Looks(session, wanted)
-        for target in sorted({o for _, _, o in wanted}):
-            update_facts(session, [(s, r) for s, r, o in wanted if o == target], target)
+        requests = [(s, r, chance.choice([x for x in objects[r] if x != o])) for s, r, o in stated]
+        before = _Looks(session, requests)
+        for target in sorted({o for _, _, o in requests}):
+            update_facts(session, [(s, r) for s, r, o in requests if o == target], target)
         yield Row("perplexity", 100 * (before.perplexity(session) / before.base - 1), None, "%", "+1 %")
         yield from before.rows(session)
 
@@ -246,7 +246,7 @@ def deleting(work: Path) -> Iterator[Row]:
         stated = stated_facts(session, _FACTS)
         before = _Looks(session, stated)
         delete_facts(session, [(s, r) for s, r, _ in stated])
-        p = [x.first for x in before.said(session)]
+        p = [x.first for x in before.targets(session)]
         low = [now <= 2 * prior for now, prior in zip(p, before.priors, strict=True)]
         yield Row("deleted: p at most twice the prior", 100 * sum(low) / len(low), None, "%", "90 %")
         yield from before.neighbour_rows(session)
@@ -254,15 +254,15 @@ def deleting(work: Path) -> Iterator[Row]:
 
 def stated_facts(session: Session, n: int) -> list[Fact]:
     """n facts that the model says greedily on the first template, of five relations in turns."""
-    from larql_duck.editing.relation_prompts import stating
-    from larql_duck.inference.scoring import said
+    from larql_duck.editing.relation_prompts import prompts_for
+    from larql_duck.inference.scoring import target_probabilities
 
     found: dict[str, list[Fact]] = {}
     for relation in FICTIONAL:
-        own = stating(session, relation)
+        own = prompts_for(session, relation)
         assert own.known is not None
         known = [(s, o[0]) for s, o in own.known.references.items()][:150]
-        answers = said(session.engine(), [(own.templates[0], own.text(s), o) for s, o in known])
+        answers = target_probabilities(session.engine(), [(own.templates[0], own.text(s), o) for s, o in known])
         found[relation] = [(s, relation, o) for (s, o), a in zip(known, answers, strict=True) if a.greedy]
     out: list[Fact] = []
     while len(out) < n:
@@ -280,13 +280,13 @@ class _Looks:
     """What the model says before any edit of these facts: their prompts, other subjects, other relations, a text."""
 
     def __init__(self, session: Session, facts: Sequence[Fact]) -> None:
-        from larql_duck.editing.keys import filled
-        from larql_duck.editing.relation_prompts import stating
-        from larql_duck.inference.scoring import next_p
+        from larql_duck.inference.fact_prompts import filled
+        from larql_duck.editing.relation_prompts import prompts_for
+        from larql_duck.inference.scoring import next_token_probabilities
         from larql_duck.probing.packs import known_relations
 
         self.facts = facts
-        own = {r: stating(session, r) for _, r, _ in facts}
+        own = {r: prompts_for(session, r) for _, r, _ in facts}
         self.first = [(own[r].templates[0], own[r].text(s), o) for s, r, o in facts]
         self.paraphrases = [(t, own[r].text(s), o) for s, r, o in facts for t in PARAPHRASES[r]]
         named = {own[r].text(s) for s, r, _ in facts}
@@ -307,10 +307,10 @@ class _Looks:
         }  # fmt: skip
         self.same = [filled(t, own[r].text(s))[0] for s, r, _ in facts for t in kin[r]]
         engine = session.engine()
-        self.p_neighbours, self.p_same = next_p(engine, self.neighbours), next_p(engine, self.same)
+        self.p_neighbours, self.p_same = next_token_probabilities(engine, self.neighbours), next_token_probabilities(engine, self.same)
         ids = {r: [filled(st.templates[0], s)[0] for s in others[r][:40]] for r, st in own.items()}
-        p = {r: next_p(engine, prompts) for r, prompts in ids.items()}
-        from larql_duck.editing.keys import answer_ids
+        p = {r: next_token_probabilities(engine, prompts) for r, prompts in ids.items()}
+        from larql_duck.inference.fact_prompts import answer_ids
 
         self.priors = [
             max(float(p[r][:, answer_ids(engine.tokenizer, own[r].templates[0], o)[0]].mean()), 1e-4)
@@ -319,16 +319,16 @@ class _Looks:
         self.text = _text(engine)
         self.base = self.perplexity(session)
 
-    def said(self, session: Session) -> list[Any]:
-        from larql_duck.inference.scoring import said
+    def targets(self, session: Session) -> list[Any]:
+        from larql_duck.inference.scoring import target_probabilities
 
-        return said(session.engine(), self.first)
+        return target_probabilities(session.engine(), self.first)
 
     def rows(self, session: Session) -> Iterator[Row]:
         """The figures of facts that are to be said."""
-        from larql_duck.inference.scoring import said
+        from larql_duck.inference.scoring import target_probabilities
 
-        first, more = self.said(session), said(session.engine(), self.paraphrases)
+        first, more = self.targets(session), target_probabilities(session.engine(), self.paraphrases)
         yield Row("whole target, greedy", 100 * _mean([x.greedy for x in first]), None, "%", "95 %")
         yield Row("on templates never used", 100 * _mean([x.greedy for x in more]), None, "%", "60 %")
         yield from self.neighbour_rows(session)
@@ -343,9 +343,9 @@ class _Looks:
 
     def _kept(self, session: Session, prompts: Sequence[str], before: Any) -> tuple[float, float]:
         """How many first answers that led by 0.05 are the same, and the mean KL over all prompts."""
-        from larql_duck.inference.scoring import next_p
+        from larql_duck.inference.scoring import next_token_probabilities
 
-        now = next_p(session.engine(), prompts)
+        now = next_token_probabilities(session.engine(), prompts)
         best = before.topk(2).values
         sure = best[:, 0] - best[:, 1] >= 0.05
         kept = (before.argmax(-1) == now.argmax(-1))[sure].float().mean()

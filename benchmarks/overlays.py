@@ -20,7 +20,7 @@ def walking(work: Path) -> Iterator[Row]:
     """WALK with 1,000 appended features beside WALK without, and what is left of them after ROLLBACK PATCH."""
     import torch
 
-    from larql_duck.patches.operations import Insert
+    from larql_duck.patches.operations import InsertOp
     from larql_duck.patches.rounding import rounded
     from larql_duck.session import connect
 
@@ -39,7 +39,7 @@ def walking(work: Path) -> Iterator[Row]:
         passes = median_time(lambda: engine.logits(prompt), 25, 3)
         session.edits.add(
             [
-                Insert(_LAYER, vindex.n_features[_LAYER] + i, f"Thing{i}", "x", "thing", None, *(vector() for _ in range(3)))
+                InsertOp(_LAYER, vindex.n_features[_LAYER] + i, f"Thing{i}", "x", "thing", None, *(vector() for _ in range(3)))
                 for i in range(_FEATURES)
             ]
         )  # fmt: skip
@@ -55,15 +55,15 @@ def walking(work: Path) -> Iterator[Row]:
 
 def database_facts(work: Path) -> Iterator[Row]:
     """100 database facts: shown where they are asked for, and never for another subject."""
-    from larql_duck.editing.keys import filled
+    from larql_duck.inference.fact_prompts import filled
     from larql_duck.editing.knn import DatabaseFacts, insert_knn
-    from larql_duck.editing.relation_prompts import stating
+    from larql_duck.editing.relation_prompts import prompts_for
     from larql_duck.session import connect
 
     with connect(vindex_of(work, "f16")) as session:
         facts = [*facts_of(FICTIONAL), *facts_of(COUNTERFACTUAL)]
         insert_knn(session, facts)
-        own = {r: stating(session, r) for _, r, _ in facts}
+        own = {r: prompts_for(session, r) for _, r, _ in facts}
         find = DatabaseFacts(session)
         asked = [(filled(t, own[r].text(s))[0], o) for s, r, o in facts for t in own[r].templates]
         shown = [any(f.target == o for f in found) for found, (_, o) in zip(find([p for p, _ in asked]), asked, strict=True)]  # fmt: skip

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from larql_duck.errors import PatchError
-from larql_duck.patches.operations import Delete, Insert, InsertKnn, Operation, Update, fact_key
+from larql_duck.patches.operations import DeleteOp, InsertOp, InsertKnnOp, Operation, UpdateOp, fact_key
 
 Key: TypeAlias = tuple[int, int] | tuple[str, str]
 # What LARQL takes an insert without a stated confidence for.
@@ -72,17 +72,17 @@ def resolve(
 def _keys(operation: Operation, n_base: Sequence[int]) -> list[Key]:
     """What an operation writes: a slot of the base, a fact, or both. Scales, folds and removals only follow others."""
     keys: list[Key] = []
-    if isinstance(operation, Insert | Update | Delete) and operation.feature < n_base[operation.layer]:
+    if isinstance(operation, InsertOp | UpdateOp | DeleteOp) and operation.feature < n_base[operation.layer]:
         keys.append((operation.layer, operation.feature))
-    if isinstance(operation, Insert) and operation.kind in ("scale", "fold", "remove"):
+    if isinstance(operation, InsertOp) and operation.kind in ("scale", "fold", "remove"):
         return []
-    if isinstance(operation, Insert | InsertKnn):
+    if isinstance(operation, InsertOp | InsertKnnOp):
         keys.append(fact_key(operation.entity, operation.relation))
     return keys
 
 
 def _confidence(operation: Operation) -> float:
-    if isinstance(operation, Insert | InsertKnn):
+    if isinstance(operation, InsertOp | InsertKnnOp):
         return _UNSTATED if operation.confidence is None else operation.confidence
     return -1.0
 
@@ -91,6 +91,6 @@ def _conflict(key: Key, operation: Operation, patches: tuple[int, ...], kept: in
     first, second = key
     if isinstance(first, int) and isinstance(second, int):
         return Conflict(f"L{first} F{second}", first, second, None, None, patches, kept)
-    assert isinstance(operation, Insert | InsertKnn)
+    assert isinstance(operation, InsertOp | InsertKnnOp)
     entity, relation = operation.entity, operation.relation
     return Conflict(f"{entity} {relation or ''}".strip(), None, None, entity, relation, patches, kept)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from larql_duck.compilation.source import Edited
-    from larql_duck.patches.overlay import Row
+    from larql_duck.patches.overlay import OverlayRow
 
 Written = tuple[list[int], list[float]]
 """Token ids and logits, most written first."""
@@ -56,7 +56,7 @@ def _put(record: np.ndarray, ids: list[int], logits: list[float]) -> None:
         record["top"]["logit"][0, : len(ids)] = logits
 
 
-def _of_edit(row: Row) -> Written:
+def _of_edit(row: OverlayRow) -> Written:
     return ([], []) if row.meta is None else ([row.meta.token_id], [row.meta.score])
 
 

@@ -16,7 +16,7 @@ from larql_duck.errors import PatchError
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.sampling import written_ids
 from larql_duck.models.family import bias_of
-from larql_duck.patches.overlay import Overlay, Row
+from larql_duck.patches.overlay import Overlay, OverlayRow
 
 if TYPE_CHECKING:
     from larql_duck.vindex.store import Vindex
@@ -56,7 +56,7 @@ def place(vindex: Vindex, overlay: Overlay, texts: Texts | None = None, seed: in
     use = usage(engine, texts[:half])
     before, positions = perplexity(engine, texts[half:] or texts)
     del engine
-    rows: dict[int, dict[int, Row]] = {}
+    rows: dict[int, dict[int, OverlayRow]] = {}
     moved: dict[tuple[int, int], int] = {}
     for layer, own in overlay.rows.items():
         n = vindex.n_features[layer]

@@ -32,7 +32,7 @@ from larql_duck.vindex.manifest import INDEX, SECTION, render
 from larql_duck.vindex.publish import TABLES, rebuild_database, seal_manifest, write_table
 
 if TYPE_CHECKING:
-    from larql_duck.patches.overlay import Fact, Overlay
+    from larql_duck.patches.overlay import EditedFact, Overlay
     from larql_duck.session import Session
 
 # How the rows of a table follow each other in its file. The others keep the order in which the session shows them.
@@ -224,7 +224,7 @@ class _Compilation:
         rebuild_database(staging)
 
 
-def _told(fact: Fact) -> dict[str, Any]:
+def _told(fact: EditedFact) -> dict[str, Any]:
     """An edited fact for index.json: tables say what holds, this which feature carries it and why."""
     names = ("entity", "relation", "target", "kind", "mode", "layer", "feature", "confidence")
     return {name: getattr(fact, name) for name in names} | {"templates": list(fact.templates)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from larql_duck.patches.overlay import Fact
+from larql_duck.patches.overlay import EditedFact
 
 if TYPE_CHECKING:
     from larql_duck.vindex.store import Vindex
@@ -13,7 +13,7 @@ _KINDS = ("insert", "update", "delete", "scale", "fold")
 _MODES = ("compose", "fold", "knn")
 
 
-def compiled_facts(vindex: Vindex) -> list[Fact]:
+def compiled_facts(vindex: Vindex) -> list[EditedFact]:
     """The facts that were edits when the vindex was compiled; none for any other. Malformed entries are left out."""
     section = vindex.manifest.section
     compiled = section.get("compiled") if isinstance(section, dict) else None
@@ -22,7 +22,7 @@ def compiled_facts(vindex: Vindex) -> list[Fact]:
     return [fact for fact in found if fact is not None]
 
 
-def _fact(entry: Any, vindex: Vindex) -> Fact | None:
+def _fact(entry: Any, vindex: Vindex) -> EditedFact | None:
     if not isinstance(entry, dict):
         return None
     entity: Any = entry.get("entity")
@@ -46,7 +46,7 @@ def _fact(entry: Any, vindex: Vindex) -> Fact | None:
     )
     if not sound:
         return None
-    return Fact(
+    return EditedFact(
         entity, relation, str(target), layer=layer, feature=feature, confidence=confidence,
         templates=tuple(templates), **fact,
     )  # fmt: skip

@@ -15,8 +15,8 @@ from larql_duck.catalog.schemas import SCHEMAS
 from larql_duck.compilation.source import Edited
 from larql_duck.diffing.fact_diff import compiled_facts
 from larql_duck.patches.knn_store import stored_facts
-from larql_duck.patches.operations import InsertKnn, Operation
-from larql_duck.patches.overlay import Fact, Overlay
+from larql_duck.patches.operations import InsertKnnOp, Operation
+from larql_duck.patches.overlay import EditedFact, Overlay
 from larql_duck.vindex.store import Vindex
 
 if TYPE_CHECKING:
@@ -42,23 +42,23 @@ class Side:
         return Edited(self.vindex, self.overlay)
 
     @cached_property
-    def carried(self) -> list[Fact]:
+    def carried(self) -> list[EditedFact]:
         """The edited facts that features carry, each with its slot; the overlay's last, which count."""
-        found: dict[tuple[int, int], Fact] = {}
+        found: dict[tuple[int, int], EditedFact] = {}
         edges = self.table("edges").select(["subject", "relation", "object", "layer", "feature", "source"])
         for r in edges.filter(pc.equal(edges["source"], "patch")).to_pylist():
             slot = (r["layer"], r["feature"])
-            found[slot] = Fact(r["subject"], r["relation"], r["object"], "insert", "compose", *slot)
+            found[slot] = EditedFact(r["subject"], r["relation"], r["object"], "insert", "compose", *slot)
         for fact in (*compiled_facts(self.vindex), *self.overlay.facts):
             if fact.feature is not None:
                 found[fact.layer, fact.feature] = fact
         return list(found.values())
 
     @cached_property
-    def knn(self) -> list[InsertKnn]:
+    def knn(self) -> list[InsertKnnOp]:
         """The database facts, with their keys."""
         return [
-            InsertKnn(
+            InsertKnnOp(
                 f.layer, f.entity, f.relation or "", f.target, f.target_id or 0, f.key,
                 1.0 if f.confidence is None else f.confidence, f.templates,
             )

@@ -10,16 +10,16 @@ import numpy as np
 from larql_duck.diffing.slot_diff import Slot, comparable, differing, outside, stored
 from larql_duck.errors import PatchError
 from larql_duck.patches.operations import (
-    Delete,
-    DeleteKnn,
-    Insert,
-    InsertKnn,
+    DeleteOp,
+    DeleteKnnOp,
+    InsertOp,
+    InsertKnnOp,
     Meta,
     Operation,
-    Update,
+    UpdateOp,
     fact_key,
 )
-from larql_duck.patches.overlay import Fact
+from larql_duck.patches.overlay import EditedFact
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +51,7 @@ def as_patch(a: Side, b: Side, found: Difference, *, whole: bool = True) -> list
         ):
             meta = shown.meta(layer, feature)
             if meta is not None:
-                operations.append(Update(layer, feature, meta=meta))
+                operations.append(UpdateOp(layer, feature, meta=meta))
     if whole:
         operations += _database(a, b)
     _prove(a, b, operations, None if whole else {(s.layer, s.feature) for s in slots})
@@ -98,7 +98,7 @@ def _forgotten(a: Side, b: Side) -> list[Operation]:
             appended = feature >= a.vindex.n_features[layer]
             removing = removing or (appended and feature in different)
             if row.entity is not None and (removing if appended else feature in different):
-                gone.append(Insert(layer, feature, row.entity, "", row.relation, kind="remove"))
+                gone.append(InsertOp(layer, feature, row.entity, "", row.relation, kind="remove"))
     return gone
 
 
@@ -130,15 +130,15 @@ def _operation(a: Side, b: Side, slot: Slot, shown: _Shown) -> Operation:
     if slot.status == "added":
         name = f"L{layer}_F{feature}"
         shows = name if meta is None or not meta.token.strip() else meta.token
-        fact = shown.facts.get((layer, feature)) or Fact(name, None, shows, "insert", "compose", layer)
-        return Insert(
+        fact = shown.facts.get((layer, feature)) or EditedFact(name, None, shows, "insert", "compose", layer)
+        return InsertOp(
             layer, feature, fact.entity, fact.target, fact.relation, fact.confidence,
             vectors["gate"], vectors.get("up"), vectors["down"], meta, fact.kind, fact.templates,
         )  # fmt: skip
     changed = {w: v for w, v in vectors.items() if getattr(slot, w)}
     if set(changed) == {"down"} and not changed["down"].any():
-        return Delete(layer, feature)
-    return Update(layer, feature, changed.get("gate"), changed.get("up"), changed.get("down"), meta)
+        return DeleteOp(layer, feature)
+    return UpdateOp(layer, feature, changed.get("gate"), changed.get("up"), changed.get("down"), meta)
 
 
 def _vector(side: Side, layer: int, feature: int, which: str) -> np.ndarray:
@@ -163,12 +163,12 @@ def _database(a: Side, b: Side) -> list[Operation]:
     """Deletions of the database facts that b lacks, and b's that a lacks or has otherwise."""
     left = {fact_key(f.entity, f.relation): f for f in a.knn}
     right = {fact_key(f.entity, f.relation): f for f in b.knn}
-    gone = [DeleteKnn(f.entity, f.relation) for key, f in left.items() if key not in right]
+    gone = [DeleteKnnOp(f.entity, f.relation) for key, f in left.items() if key not in right]
     new = [f for key, f in right.items() if key not in left or not _same(left[key], f)]
     return [*gone, *new]
 
 
-def _same(x: InsertKnn, y: InsertKnn) -> bool:
+def _same(x: InsertKnnOp, y: InsertKnnOp) -> bool:
     return (x.layer, x.target, x.target_id, x.confidence) == (y.layer, y.target, y.target_id, y.confidence)
 
 

@@ -52,7 +52,7 @@ class Inputs:
         raise IndexError(i)
 
 
-def ordinary_text(session: Session, texts: Texts | None = None) -> Text:
+def background_text(session: Session, texts: Texts | None = None) -> Text:
     """At least POSITIONS x hidden tokens: of `texts` (a file or texts), else of `session.texts`, else what the vindex
     holds, else what the model writes by seeded sampling, without the session's edits. LarqlError for texts that are too short.
     """
@@ -72,7 +72,7 @@ def ordinary_text(session: Session, texts: Texts | None = None) -> Text:
     return kept
 
 
-def ordinary_inputs(session: Session, layer: int) -> Inputs:
+def background_inputs(session: Session, layer: int) -> Inputs:
     """What the layer's FFN reads in that text, without the session's edits; the last layer that was asked for is kept."""
     key = ("inputs", str(session.need().path))
     kept: tuple[int, Texts | None, Inputs] | None = session.kept.get(key)
@@ -80,7 +80,7 @@ def ordinary_inputs(session: Session, layer: int) -> Inputs:
         from larql_duck.editing.keys import every_input
         from larql_duck.inference.weight_overlay import under
 
-        rows = sorted(ordinary_text(session).rows, key=len)
+        rows = sorted(background_text(session).rows, key=len)
         with under(session.engine(), None) as engine:
             x = every_input(engine, rows, layer)
         kept = session.kept[key] = (layer, session.texts, Inputs(x, rows))

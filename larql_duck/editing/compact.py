@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from larql_duck.editing.keys import layer_input, spot
+from larql_duck.editing.keys import layer_input
+from larql_duck.inference.fact_prompts import subject_position
 from larql_duck.errors import PatchError, SemanticError
-from larql_duck.patches.operations import Insert, Operation, Update, fact_key
+from larql_duck.patches.operations import InsertOp, Operation, UpdateOp, fact_key
 
 if TYPE_CHECKING:
-    from larql_duck.editing.solve import Earlier, Wanted
+    from larql_duck.editing.solve import ExistingFact, RewriteRequest
     from larql_duck.inference.engine import Engine
-    from larql_duck.patches.overlay import Fact, Overlay
+    from larql_duck.patches.overlay import EditedFact, Overlay
     from larql_duck.result import Result
     from larql_duck.session import Session
 
@@ -46,22 +47,22 @@ def compact_minor(session: Session) -> Result:
         need_features,
         solve_and_add,
     )
-    from larql_duck.editing.relation_prompts import stating
-    from larql_duck.editing.solve import Wanted
+    from larql_duck.editing.relation_prompts import prompts_for
+    from larql_duck.editing.solve import RewriteRequest
 
     facts = session.overlay.knn
     if not facts:
         return fact_result([], ["there are no database facts, so there is nothing to compact"])
     need_features(session)
-    groups: dict[tuple[int, float | None], list[Wanted]] = {}
+    groups: dict[tuple[int, float | None], list[RewriteRequest]] = {}
     for fact in facts:
-        own = stating(session, fact.relation or "", fact.templates)
-        wanted = Wanted(fact.entity, fact.relation or "", fact.target, own.templates, own)
-        groups.setdefault((fact.layer, fact.confidence), []).append(wanted)
-    with session.edits.whole():
+        own = prompts_for(session, fact.relation or "", fact.templates)
+        requests = RewriteRequest(fact.entity, fact.relation or "", fact.target, own.templates, own)
+        groups.setdefault((fact.layer, fact.confidence), []).append(requests)
+    with session.edits.transaction():
         results = [
-            solve_and_add(session, wanted, layer, confidence, 1.0)
-            for (layer, confidence), wanted in groups.items()
+            solve_and_add(session, requests, layer, confidence, 1.0)
+            for (layer, confidence), requests in groups.items()
         ]
     result = joined_results(results)
     result.notices.append(f"{len(facts)} database facts became features")
@@ -92,19 +93,19 @@ def compact_major(session: Session, *, full: bool = False, lambda_: float | None
     if not layers:
         return fact_result([], ["no feature is appended, so there is nothing to fold"])
     need_features(session)
-    wanted = {layer: _wanted(session, own) for layer, own in layers.items()}
+    requests = {layer: _requests(session, own) for layer, own in layers.items()}
     engine = session.engine()
     operations: list[Operation] = []
     notices: list[str] = []
     for layer, facts in layers.items():
         # Layers below are as they will be: what reaches this one depends on them.
-        below = session.edits.try_(operations) if operations else None
-        folded = _fold_layer(session, source, below, layer, facts, wanted[layer], weight)
+        below = session.edits.preview(operations) if operations else None
+        folded = _fold_layer(session, source, below, layer, facts, requests[layer], weight)
         notices += folded.notices
         operations += folded.operations
-    every = [w for own in wanted.values() for w in own]
+    every = [w for own in requests.values() for w in own]
     before = measure_facts(engine, every)
-    with under(engine, session.edits.try_(operations)):
+    with under(engine, session.edits.preview(operations)):
         after = measure_facts(engine, every)
     session.edits.add(operations)
     rows = [
@@ -119,10 +120,10 @@ def compact_major(session: Session, *, full: bool = False, lambda_: float | None
             "neighbour_change": largest_change(b, a),
         }
         for (layer, w), b, a in zip(
-            [(layer, w) for layer, own in wanted.items() for w in own], before, after, strict=True
+            [(layer, w) for layer, own in requests.items() for w in own], before, after, strict=True
         )
     ]
-    columns = sum(isinstance(op, Update) for op in operations)
+    columns = sum(isinstance(op, UpdateOp) for op in operations)
     notices.append(
         f"{len(every)} features were folded into {columns} columns of W_down; none is appended now"
     )
@@ -142,25 +143,25 @@ class _Folded:
     notices: list[str]
 
 
-def _appended(overlay: Overlay) -> dict[int, list[Fact]]:
+def _appended(overlay: Overlay) -> dict[int, list[EditedFact]]:
     """The facts that appended features carry, by layer."""
-    found: dict[int, list[Fact]] = {}
+    found: dict[int, list[EditedFact]] = {}
     for fact in overlay.facts:
         if fact.mode == "compose" and fact.feature is not None and fact.feature >= overlay.n_base[fact.layer]:
             found.setdefault(fact.layer, []).append(fact)
     return dict(sorted(found.items()))
 
 
-def _wanted(session: Session, facts: Sequence[Fact]) -> list[Wanted]:
-    from larql_duck.editing.relation_prompts import stating
-    from larql_duck.editing.solve import Wanted
+def _requests(session: Session, facts: Sequence[EditedFact]) -> list[RewriteRequest]:
+    from larql_duck.editing.relation_prompts import prompts_for
+    from larql_duck.editing.solve import RewriteRequest
 
     kinds: dict[str, Any] = {"update": "update", "delete": "delete"}
     out = []
     for f in facts:
-        own = stating(session, f.relation or "", f.templates)
+        own = prompts_for(session, f.relation or "", f.templates)
         out.append(
-            Wanted(f.entity, f.relation or "", f.target, own.templates, own, kinds.get(f.kind, "insert"))
+            RewriteRequest(f.entity, f.relation or "", f.target, own.templates, own, kinds.get(f.kind, "insert"))
         )
     return out
 
@@ -170,8 +171,8 @@ def _fold_layer(
     source: Overlay,
     below: Overlay | None,
     layer: int,
-    facts: Sequence[Fact],
-    wanted: Sequence[Wanted],
+    facts: Sequence[EditedFact],
+    requests: Sequence[RewriteRequest],
     weight: float,
 ) -> _Folded:
     """The operations that fold one layer's features: other down columns, then the facts as folded ones."""
@@ -194,7 +195,7 @@ def _fold_layer(
             session,
             engine,
             layer,
-            wanted,
+            requests,
             [*earlier_facts(session, source, layer), *_of(session, others, layer)],
         )
     free = np.array([f for f in range(n) if not _taken(source, layer, f)])
@@ -210,12 +211,12 @@ def _fold_layer(
     new = rounded((columns + change).astype(np.float32), vindex.dtype)
     shown = session.overlay.matrix(layer, "down", vindex.down(layer))[:, :n].t().float().numpy()
     operations: list[Operation] = [
-        Update(layer, f, down=np.ascontiguousarray(new[f]))
+        UpdateOp(layer, f, down=np.ascontiguousarray(new[f]))
         for f in range(n)
         if not np.array_equal(new[f], shown[f])
     ]
     operations += [
-        Insert(layer, n, f.entity, f.target, f.relation, f.confidence, kind="fold", templates=f.templates)
+        InsertOp(layer, n, f.entity, f.target, f.relation, f.confidence, kind="fold", templates=f.templates)
         for f in facts
     ]
     return _Folded(operations, [found.notice] if found.notice else [])
@@ -246,7 +247,7 @@ def fitted(keys: torch.Tensor, targets: torch.Tensor, second: torch.Tensor, weig
 
 
 def _activations(
-    session: Session, engine: Engine, layer: int, wanted: Sequence[Wanted], earlier: Sequence[Earlier]
+    session: Session, engine: Engine, layer: int, requests: Sequence[RewriteRequest], earlier: Sequence[ExistingFact]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What W_down reads, f64 [n, features, appended ones included]: where it has to write what it wrote, and in whole
     prompts about other subjects.
@@ -256,18 +257,18 @@ def _activations(
     tokenizer = engine.tokenizer
     ends: list[tuple[int, ...]] = []
     whole: list[tuple[int, ...]] = []
-    for w in wanted:
-        ends += _starts(engine, frames_of(w.templates, w.stating.others)[:_CONTEXTS], w.text)
-        whole += [spot(tokenizer, t, w.text).ids for t in w.templates[:_WHOLE]]
+    for w in requests:
+        ends += _starts(engine, frames_of(w.templates, w.prompts.others)[:_CONTEXTS], w.text)
+        whole += [subject_position(tokenizer, t, w.text).ids for t in w.templates[:_WHOLE]]
     prompts: list[tuple[int, ...]] = []
-    named = {fact_key(w.text, None)[0] for w in wanted}
-    relations = {w.relation: w for w in wanted}
+    named = {fact_key(w.text, None)[0] for w in requests}
+    relations = {w.relation: w for w in requests}
     most = min(_NEIGHBOURS, max(24, _PROMPTS // len(relations)))
     for w in relations.values():
-        others = [s for s in w.stating.subjects or w.stating.varied if fact_key(s, None)[0] not in named]
+        others = [s for s in w.prompts.subjects or w.prompts.varied if fact_key(s, None)[0] not in named]
         for i, subject in enumerate(others[:most]):
             stated = dict.fromkeys((w.templates[0], w.templates[i % len(w.templates)]))
-            prompts += [spot(tokenizer, t, subject).ids for t in stated]
+            prompts += [subject_position(tokenizer, t, subject).ids for t in stated]
             ends += _starts(engine, [*stated, FRAMES[i % len(FRAMES)]], subject)
     for fact in earlier:
         ends += _starts(engine, (fact.templates or FRAMES)[:_WHOLE], fact.text)
@@ -278,7 +279,7 @@ def _activations(
 
 def _starts(engine: Engine, frames: Sequence[str], text: str) -> list[tuple[int, ...]]:
     """The tokens up to a subject's last one in every frame, but not where that is the first of all."""
-    places = [spot(engine.tokenizer, frame, text) for frame in frames]
+    places = [subject_position(engine.tokenizer, frame, text) for frame in frames]
     return [place.start for place in places if place.at > 0]
 
 
@@ -315,16 +316,16 @@ def _joint(source: Overlay, below: Overlay | None, layer: int) -> Overlay:
     return replace(source, rows=MappingProxyType(dict(sorted(rows.items()))))
 
 
-def _of(session: Session, facts: Sequence[Fact], layer: int) -> list[Earlier]:
+def _of(session: Session, facts: Sequence[EditedFact], layer: int) -> list[ExistingFact]:
     """Folded facts of the layer, whose subjects are left alone."""
-    from larql_duck.editing.relation_prompts import stating
-    from larql_duck.editing.solve import Earlier
+    from larql_duck.editing.relation_prompts import prompts_for
+    from larql_duck.editing.solve import ExistingFact
 
     out = []
     for f in facts:
         if f.layer == layer:
-            own = stating(session, f.relation or "", f.templates)
-            out.append(Earlier(own.text(f.entity), own.templates))
+            own = prompts_for(session, f.relation or "", f.templates)
+            out.append(ExistingFact(own.text(f.entity), own.templates))
     return out
 
 
@@ -364,7 +365,7 @@ def without_folds(operations: Sequence[Operation]) -> list[Operation]:
     """The operations without those that COMPACT MAJOR made: folded facts, and the down columns that stand before them."""
     out: list[Operation] = []
     for op in operations:
-        if isinstance(op, Insert) and op.kind == "fold":
+        if isinstance(op, InsertOp) and op.kind == "fold":
             while out and _is_column(out[-1], op.layer):
                 out.pop()
         else:
@@ -373,8 +374,8 @@ def without_folds(operations: Sequence[Operation]) -> list[Operation]:
 
 
 def _is_column(op: Operation, layer: int) -> bool:
-    only = isinstance(op, Update) and op.layer == layer and op.gate is None and op.up is None
-    return only and isinstance(op, Update) and op.down is not None and op.meta is None
+    only = isinstance(op, UpdateOp) and op.layer == layer and op.gate is None and op.up is None
+    return only and isinstance(op, UpdateOp) and op.down is not None and op.meta is None
 
 
 # -- status ---------------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ class Condition:
 
 
 @dataclass(frozen=True)
-class Picked:
+class EdgeSelection:
     """One fact (entity, relation; targets, confidence and sources over its rows) or one slot (layer, feature).
 
     values are those of the SET clause, by column; others (slots only) are facts that use the slot beside those the WHERE
@@ -85,7 +85,7 @@ def set_columns(s: Update) -> list[str]:
     return out
 
 
-def pick(session: Session, s: Delete | Update, found: Condition) -> tuple[list[Picked], list[str]]:
+def select_edges(session: Session, s: Delete | Update, found: Condition) -> tuple[list[EdgeSelection], list[str]]:
     """What the statement changes, and notices; facts by entity and relation, slots by layer and feature.
 
     SemanticError above MOST without a LIMIT, and where SET has several values for one of them.
@@ -227,7 +227,7 @@ def _nothing(session: Session, s: Delete | Update, found: Condition, sets: Mappi
     return f"no {what} match: nothing is changed"
 
 
-def _picked(s: Delete | Update, row: Mapping[str, Any], names: Sequence[str]) -> Picked:
+def _picked(s: Delete | Update, row: Mapping[str, Any], names: Sequence[str]) -> EdgeSelection:
     values = {}
     for i, name in enumerate(names):
         several = list(row[f"set_{i}"] or [None])
@@ -239,7 +239,7 @@ def _picked(s: Delete | Update, row: Mapping[str, Any], names: Sequence[str]) ->
         # DuckDB reads 0.5 as a decimal number.
         values[name] = float(several[0]) if isinstance(several[0], Decimal) else several[0]
     if "entity" in row:
-        return Picked(
+        return EdgeSelection(
             row["entity"],
             row["relation"],
             tuple(row["targets"]),
@@ -247,7 +247,7 @@ def _picked(s: Delete | Update, row: Mapping[str, Any], names: Sequence[str]) ->
             tuple(row["sources"]),
             values=values,
         )
-    return Picked(layer=row["layer"], feature=row["feature"], values=values)
+    return EdgeSelection(layer=row["layer"], feature=row["feature"], values=values)
 
 
 def _slot(row: Mapping[str, Any]) -> str:
@@ -255,8 +255,8 @@ def _slot(row: Mapping[str, Any]) -> str:
 
 
 def _with_others(
-    session: Session, s: Delete | Update, found: Condition, picked: Iterable[Picked]
-) -> list[Picked]:
+    session: Session, s: Delete | Update, found: Condition, picked: Iterable[EdgeSelection]
+) -> list[EdgeSelection]:
     """The slots with the facts that use them and that the condition does not select (all, where it names none)."""
     import dataclasses
 

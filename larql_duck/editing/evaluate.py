@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 from larql_duck.editing.background_corpus import is_file
 from larql_duck.errors import LarqlError
 from larql_duck.patches.operations import fact_key
-from larql_duck.patches.overlay import Fact
+from larql_duck.patches.overlay import EditedFact
 from larql_duck.result import Result
 
 if TYPE_CHECKING:
     import torch
 
     from larql_duck.charts.charts import Chart
-    from larql_duck.editing.relation_prompts import Stating
+    from larql_duck.editing.relation_prompts import RelationPrompts
     from larql_duck.inference.engine import Engine
-    from larql_duck.inference.scoring import Said
+    from larql_duck.inference.scoring import TargetProbability
     from larql_duck.session import Session
 
 # Other subjects of a relation; the lead that a first answer must have had to count; tokens of a text.
@@ -92,8 +92,8 @@ class _Asked:
     neighbours are other subjects as they stand in a sentence, relations are prompts about the same subject.
     """
 
-    fact: Fact
-    stating: Stating
+    fact: EditedFact
+    prompts: RelationPrompts
     paraphrases: list[str]
     neighbours: list[str]
     relations: list[str]
@@ -102,18 +102,18 @@ class _Asked:
 
     @property
     def text(self) -> str:
-        return self.stating.text(self.fact.entity)
+        return self.prompts.text(self.fact.entity)
 
     @property
     def templates(self) -> list[str]:
-        return [self.stating.templates[0], *self.paraphrases]
+        return [self.prompts.templates[0], *self.paraphrases]
 
 
 @dataclass(frozen=True)
 class _State:
     """What a model says: of every template of every fact, and next-token probabilities of every other prompt."""
 
-    said: list[list[Said]]
+    targets: list[list[TargetProbability]]
     next: Mapping[str, torch.Tensor]
     perplexity: float
 
@@ -145,7 +145,7 @@ def check_edits(session: Session, *, texts: str | Path | Sequence[str] | None = 
             if a.fact.kind == "delete":
                 from larql_duck.editing.inserting import relation_prior
 
-                a.prior = relation_prior(engine, a.stating, a.fact.entity, (a.fact.target,))
+                a.prior = relation_prior(engine, a.prompts, a.fact.entity, (a.fact.target,))
     after = _state(session, engine, asked, rows) if overlay.changes_weights else before
     for i, a in enumerate(asked):
         own = fact_key(a.fact.entity, a.fact.relation) in compiled
@@ -171,14 +171,14 @@ def check_edits(session: Session, *, texts: str | Path | Sequence[str] | None = 
 # -- what is asked --------------------------------------------------------------------------------------------
 
 
-def _facts(session: Session) -> tuple[list[Fact], set[tuple[str, str]]]:
+def _facts(session: Session) -> tuple[list[EditedFact], set[tuple[str, str]]]:
     """The facts to check, and the names of those that were compiled into the vindex."""
 
     facts = [f for f in session.overlay.facts if f.entity.strip() and f.target]
     known = {fact_key(f.entity, f.relation) for f in session.overlay.facts}
     told = session.need().manifest.section.get("compiled", {}).get("facts", [])
     older = [
-        Fact(
+        EditedFact(
             str(t["entity"]), t["relation"], str(t["target"]), t["kind"], t["mode"], int(t["layer"]), t["feature"],
             t["confidence"], tuple(t["templates"]),
         )
@@ -188,25 +188,25 @@ def _facts(session: Session) -> tuple[list[Fact], set[tuple[str, str]]]:
     return [*older, *facts], {fact_key(f.entity, f.relation) for f in older}
 
 
-def _prompts(session: Session, facts: Sequence[Fact]) -> list[_Asked]:
-    from larql_duck.editing.relation_prompts import stating
+def _prompts(session: Session, facts: Sequence[EditedFact]) -> list[_Asked]:
+    from larql_duck.editing.relation_prompts import prompts_for
 
     edited: dict[str, set[str]] = {}
     used: dict[str, set[str]] = {}
     for f in facts:
         edited.setdefault(fact_key("", f.relation)[1], set()).add(fact_key(f.entity, None)[0])
         used.setdefault(fact_key(f.entity, None)[0], set()).update(f.templates)
-    statings: dict[tuple[str, tuple[str, ...]], Stating] = {}
+    prompts_by_relation: dict[tuple[str, tuple[str, ...]], RelationPrompts] = {}
     near: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     out = []
     for f in facts:
         key = (fact_key("", f.relation)[1], f.templates)
-        if key not in statings:
-            own = statings[key] = stating(session, f.relation or "", f.templates)
+        if key not in prompts_by_relation:
+            own = prompts_by_relation[key] = prompts_for(session, f.relation or "", f.templates)
             named = edited[key[0]] | {fact_key(own.text(e), None)[0] for e in edited[key[0]]}
             others = [s for s in own.subjects or own.varied if fact_key(s, None)[0] not in named]
             near[key] = random.Random(0).sample(others, min(NEIGHBOURS, len(others)))
-        own = statings[key]
+        own = prompts_by_relation[key]
         subject = fact_key(f.entity, None)[0]
         fronts = {t.partition("{}")[0] for t in used[subject]}
         relations = [t for t in own.others if t.partition("{}")[0] not in fronts] or list(_PLAIN)
@@ -214,7 +214,7 @@ def _prompts(session: Session, facts: Sequence[Fact]) -> list[_Asked]:
     return out
 
 
-def _paraphrases(fact: Fact, own: Stating) -> list[str]:
+def _paraphrases(fact: EditedFact, own: RelationPrompts) -> list[str]:
     """Templates that state the relation and had no part in inserting the fact."""
     from larql_duck.knowledge.relations import relation_key
 
@@ -265,39 +265,39 @@ def _texts(
 
 def _state(session: Session, engine: Engine, asked: Sequence[_Asked], rows: list[list[int]]) -> _State:
     from larql_duck.compilation.slot_replacement import perplexity
-    from larql_duck.inference.scoring import next_p, said
+    from larql_duck.inference.scoring import next_token_probabilities, target_probabilities
 
     every = [(t, a.text, a.fact.target) for a in asked for t in a.templates]
-    found = iter(said(engine, every))
+    found = iter(target_probabilities(engine, every))
     answers = [[next(found) for _ in a.templates] for a in asked]
     prompts = list(dict.fromkeys(p for a in asked for p in (*_near(a), *_same(a))))
-    p = next_p(engine, prompts)
+    p = next_token_probabilities(engine, prompts)
     if session.progress is not None:
         session.progress("prompts", len(prompts), len(prompts))
     return _State(answers, dict(zip(prompts, p, strict=True)), perplexity(engine, rows)[0])
 
 
 def _near(a: _Asked) -> list[str]:
-    from larql_duck.editing.keys import filled
+    from larql_duck.inference.fact_prompts import filled
 
-    return [filled(a.stating.templates[0], s)[0] for s in a.neighbours]
+    return [filled(a.prompts.templates[0], s)[0] for s in a.neighbours]
 
 
 def _same(a: _Asked) -> list[str]:
-    from larql_duck.editing.keys import filled
+    from larql_duck.inference.fact_prompts import filled
 
     return [filled(t, a.text)[0] for t in a.relations]
 
 
 def _measure(session: Session, a: _Asked, before: _State, after: _State, i: int, *, compared: bool) -> None:
     """None; a.row is filled in."""
-    from larql_duck.editing.keys import filled
+    from larql_duck.inference.fact_prompts import filled
 
     fact = a.fact
     lost = fact.kind == "delete"
-    now = after.said[i]
+    now = after.targets[i]
     first = [s.first if lost else s.p for s in now]
-    then = before.said[i][0]
+    then = before.targets[i][0]
     limit = PRIORS * a.prior
     holds = [s.first <= limit if lost else s.greedy for s in now]
     near, same = _near(a), _same(a)

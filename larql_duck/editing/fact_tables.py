@@ -16,8 +16,8 @@ from larql_duck.vindex.derive import UNLABELLED
 
 if TYPE_CHECKING:
     from larql_duck.aliases import Slot
-    from larql_duck.editing.reprobe import Held
-    from larql_duck.patches.overlay import Fact
+    from larql_duck.editing.reprobe import FactScore
+    from larql_duck.patches.overlay import EditedFact
 
 Pair = tuple[str, str]
 Triple = tuple[str, str, str]
@@ -52,7 +52,7 @@ def earlier(
     facts: pa.Table,
     edges: pa.Table,
     superseded: Collection[Triple],
-    held: Mapping[Triple, Held | None],
+    held: Mapping[Triple, FactScore | None],
     is_database: Callable[[Triple], bool],
 ) -> tuple[pa.Table, pa.Table]:
     """Both tables without the superseded rows of earlier sessions, and with new figures for those measured again.
@@ -93,7 +93,7 @@ def earlier(
 
 
 def inserted(
-    facts: pa.Table, edges: pa.Table, wanted: Sequence[Fact], held: Mapping[int, Held | None]
+    facts: pa.Table, edges: pa.Table, wanted: Sequence[EditedFact], held: Mapping[int, FactScore | None]
 ) -> tuple[pa.Table, pa.Table]:
     """Both tables with the wanted facts: each goes before what the model says of its subject and relation.
 
@@ -137,7 +137,7 @@ def inserted(
 
 
 def relations(
-    before: Sequence[Mapping[str, Any]], wanted: Sequence[Fact], facts: pa.Table, edges: pa.Table
+    before: Sequence[Mapping[str, Any]], wanted: Sequence[EditedFact], facts: pa.Table, edges: pa.Table
 ) -> pa.Table:
     """relations, with inserted facts counted; a relation that has none but those has source 'patch'."""
     known = {fact_key("", r["relation"])[1] for r in before if r["source"] == "probe"}
@@ -172,12 +172,12 @@ def relations(
     return pa.Table.from_pylist([*rows, *others], schema=SCHEMAS["relations"])
 
 
-def relation_of(fact: Fact) -> str:
+def relation_of(fact: EditedFact) -> str:
     """The relation under which a fact is shown."""
     return fact.relation or UNLABELLED
 
 
-def _fact_row(fact: Fact, held: Held | None, before: Mapping[str, Any] | None) -> dict[str, Any]:
+def _fact_row(fact: EditedFact, held: FactScore | None, before: Mapping[str, Any] | None) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(SCHEMAS["facts"].names)
     knn = fact.mode == "knn"
     row["n_features"] = int(fact.feature is not None)
@@ -205,7 +205,7 @@ def _fact_row(fact: Fact, held: Held | None, before: Mapping[str, Any] | None) -
     }
 
 
-def _edge_row(fact: Fact, held: Held | None) -> dict[str, Any]:
+def _edge_row(fact: EditedFact, held: FactScore | None) -> dict[str, Any]:
     return {
         "subject": fact.entity.strip(),
         "relation": relation_of(fact),

@@ -18,8 +18,8 @@ from larql_duck.aliases import Slot
 from larql_duck.catalog.schemas import SCHEMAS
 from larql_duck.editing.fact_tables import Pair, Triple, earlier, inserted, relation_of, relations, unknown
 from larql_duck.editing.feature_views import Stored, slot_keys
-from larql_duck.editing.reprobe import Held, Wanted, ask_again, hold, prompts_of
-from larql_duck.patches.operations import InsertKnn, fact_key
+from larql_duck.editing.reprobe import FactScore, StatedFact, reprobe_pairs, score_facts, prompts_of
+from larql_duck.patches.operations import InsertKnnOp, fact_key
 from larql_duck.patches.overlay import Overlay
 from larql_duck.probing.labels import feature_relations
 from larql_duck.probing.words import normal
@@ -39,7 +39,7 @@ class _Known:
     """What was measured, by what decides it. None: not measured, because there was too much at once."""
 
     facts: dict[bytes, Rows | None] = field(default_factory=dict)
-    held: dict[bytes, Held | None] = field(default_factory=dict)
+    held: dict[bytes, FactScore | None] = field(default_factory=dict)
 
 
 class FactShower:
@@ -60,7 +60,7 @@ class FactShower:
         self._known = _Known()
 
     def tables(
-        self, overlay: Overlay, many: Collection[str], database: Sequence[InsertKnn] = ()
+        self, overlay: Overlay, many: Collection[str], database: Sequence[InsertKnnOp] = ()
     ) -> tuple[dict[str, pa.Table], list[str]]:
         """The tables that differ from the stored ones (none where no fact is concerned), and notices.
 
@@ -88,7 +88,7 @@ class _Work:
     """One overlay's facts, worked out."""
 
     def __init__(
-        self, shower: FactShower, overlay: Overlay, many: set[str], database: Sequence[InsertKnn]
+        self, shower: FactShower, overlay: Overlay, many: set[str], database: Sequence[InsertKnnOp]
     ) -> None:
         self.stored, self.engine, self.known = shower.stored, shower.engine, shower._known
         self.overlay, self.many = overlay, many
@@ -111,7 +111,7 @@ class _Work:
         self.database = {fact_key(op.entity, op.relation): normal(op.target) for op in database}
         # Facts that an earlier session inserted, by (subject, relation, object): gone, or to be measured again.
         self.superseded: set[Triple] = set()
-        self.again: dict[Triple, Wanted] = {}
+        self.again: dict[Triple, StatedFact] = {}
         self._inserted_before(set(changed))
 
     # -- which facts --------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ class _Work:
                 self.superseded.add(triple)
                 lost |= {triple[:2]} if slot in self.zeroed else set()
             elif slot in changed and row["prompt"]:
-                self.again[triple] = Wanted(*triple, (row["prompt"],), slot)
+                self.again[triple] = StatedFact(*triple, (row["prompt"],), slot)
         if lost:
             # Without it the model says something else again.
             asked = self.stored.query(
@@ -208,18 +208,18 @@ class _Work:
 
     def _measured(
         self,
-    ) -> tuple[dict[Pair, Rows | None], dict[int, Held | None], dict[Triple, Held | None]]:
+    ) -> tuple[dict[Pair, Rows | None], dict[int, FactScore | None], dict[Triple, FactScore | None]]:
         """What the base's pairs, the wanted facts and those of earlier sessions are found to be now."""
         keys = {pair: _key(pair, self._about(pair[0])) for pair in self.pairs}
         templates = self._templates()
-        wants: dict[int, Wanted] = {}
+        wants: dict[int, StatedFact] = {}
         for i, fact in enumerate(self.wanted):
             prompts = prompts_of(
                 fact.entity, fact.relation, fact.templates, templates.get(relation_of(fact), ())
             )
             if fact.mode != "knn" and prompts:
                 slot = None if fact.feature is None else (fact.layer, fact.feature)
-                wants[i] = Wanted(fact.entity, relation_of(fact), fact.target, prompts, slot)
+                wants[i] = StatedFact(fact.entity, relation_of(fact), fact.target, prompts, slot)
         earlier = list(self.again)
         for k, triple in enumerate(earlier):
             wants[len(self.wanted) + k] = self.again[triple]
@@ -243,7 +243,7 @@ class _Work:
             tick = _Ticker(self.progress, len(pairs) + len(facts))
             again = self._again(engine, pairs, tick)
             self.known.facts.update((keys[pair], rows) for pair, rows in again.items())
-            held = hold(engine, [wants[i] for i in facts], tick)
+            held = score_facts(engine, [wants[i] for i in facts], tick)
             self.known.held.update(zip((held_keys[i] for i in facts), held, strict=True))
         known = {pair: self.known.facts[keys[pair]] for pair in self.pairs}
         return (
@@ -269,7 +269,7 @@ class _Work:
         before: dict[Pair, dict[str, float | None]] = defaultdict(dict)
         for row in facts.to_pylist():
             before[row["subject"], row["relation"]][normal(row["object"])] = row["prior"]
-        found = ask_again(engine, probes, before, self.stored.vindex.manifest.raw, self.many, progress)
+        found = reprobe_pairs(engine, probes, before, self.stored.vindex.manifest.raw, self.many, progress)
         out: dict[Pair, Rows] = {pair: {name: [] for name in _CHANGED} for pair in pairs}
         for name, table in found.items():
             for row in table.to_pylist():

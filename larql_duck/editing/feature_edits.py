@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from larql_duck.errors import PatchError
-from larql_duck.patches.operations import Delete, Insert, Meta, Operation, Update
+from larql_duck.patches.operations import DeleteOp, InsertOp, Meta, Operation, UpdateOp
 from larql_duck.patches.rounding import rounded
 
 if TYPE_CHECKING:
     from larql_duck.models.tokenizer import Tokenizer
-    from larql_duck.patches.overlay import Row
+    from larql_duck.patches.overlay import OverlayRow
     from larql_duck.session import Session
 
 
@@ -46,10 +46,10 @@ class SlotEdits:
         row = self._row(layer, feature)
         norm = 0.0 if self.vindex.has_weights else None
         if feature < self.overlay.n_base[layer]:
-            return SlotChange(Delete(layer, feature), self._token(layer, feature), None, norm)
+            return SlotChange(DeleteOp(layer, feature), self._token(layer, feature), None, norm)
         assert row is not None
         fact = self.overlay.fact(row.entity or "", row.relation)
-        operation = Insert(
+        operation = InsertOp(
             layer, feature, row.entity or "", "" if fact is None else fact.target, row.relation,
             kind="remove",
         )  # fmt: skip
@@ -69,7 +69,7 @@ class SlotEdits:
         if not self.vindex.has_weights:
             meta = Meta(target, found.token_id, self._score(layer, feature))
             note = "no weights are stored here: only the token that is shown changes"
-            operation: Operation = Update(layer, feature, meta=meta)
+            operation: Operation = UpdateOp(layer, feature, meta=meta)
             return SlotChange(operation, before, meta.token, None, (*found.notices, note))
         from larql_duck.models.source import head_matrix
 
@@ -84,7 +84,7 @@ class SlotEdits:
         meta = Meta(found.token.strip(), found.token_id, float(down @ output))
         norm = float(np.linalg.norm(down))
         if feature < self.overlay.n_base[layer]:
-            operation = Update(layer, feature, down=down, meta=meta)
+            operation = UpdateOp(layer, feature, down=down, meta=meta)
         else:
             operation = self._inserted(layer, feature, target, down, meta)
         return SlotChange(operation, before, meta.token, norm, found.notices)
@@ -96,7 +96,7 @@ class SlotEdits:
         row = self.overlay.rows[layer][feature]
         fact = self.overlay.fact(row.entity or "", row.relation)
         assert fact is not None
-        return Insert(
+        return InsertOp(
             layer, self._local(layer), fact.entity, target, fact.relation, None, row.gate, row.up, down, meta,
             fact.kind, fact.templates,
         )  # fmt: skip
@@ -106,10 +106,10 @@ class SlotEdits:
         self._counts[layer] = n + 1
         return int(self.session.edits.next_feature(layer, n))
 
-    def _row(self, layer: int, feature: int) -> Row | None:
+    def _row(self, layer: int, feature: int) -> OverlayRow | None:
         return self.overlay.rows.get(layer, {}).get(feature)
 
-    def _down(self, layer: int, feature: int, row: Row | None) -> np.ndarray:
+    def _down(self, layer: int, feature: int, row: OverlayRow | None) -> np.ndarray:
         if row is not None and row.down is not None and row.down.any():
             return row.down
         if feature >= self.overlay.n_base[layer]:

@@ -11,12 +11,12 @@ import pyarrow as pa
 
 from larql_duck.aliases import Slot
 from larql_duck.catalog.schemas import SCHEMAS, as_table, empty_table
-from larql_duck.patches.overlay import Overlay, Row
+from larql_duck.patches.overlay import Overlay, OverlayRow
 from larql_duck.progress import Ticker
 
 if TYPE_CHECKING:
-    from larql_duck.editing.input_tokens import InRow, Inside
-    from larql_duck.editing.output_tokens import OutRow, Outside
+    from larql_duck.editing.input_tokens import InputTokenRow, InputTokens
+    from larql_duck.editing.output_tokens import OutputTokenRow, OutputTokens
     from larql_duck.extraction.table_rows import Vocabulary
     from larql_duck.vindex.store import Vindex
 
@@ -66,8 +66,8 @@ def slot_keys(slots: Sequence[Slot]) -> pa.Table:
 class _Measured:
     """What was computed about one slot, by the vectors that it was computed from."""
 
-    out: dict[bytes, OutRow] = field(default_factory=dict)
-    inner: dict[tuple[int, int | None, bytes, bytes], InRow] = field(default_factory=dict)
+    out: dict[bytes, OutputTokenRow] = field(default_factory=dict)
+    inner: dict[tuple[int, int | None, bytes, bytes], InputTokenRow] = field(default_factory=dict)
 
 
 class SlotShower:
@@ -78,8 +78,8 @@ class SlotShower:
         self.vindex = stored.vindex
         self.progress = progress
         self._cache = _Measured()
-        self._out: Outside | None = None
-        self._in: Inside | None = None
+        self._out: OutputTokens | None = None
+        self._in: InputTokens | None = None
         self._words: Vocabulary | None = None
         self._least: np.ndarray | None = None
 
@@ -117,23 +117,23 @@ class SlotShower:
             self._words = vocabulary_of(load_tokenizer(self.vindex), self.vindex.vocab)
         return self._words
 
-    def outside(self) -> Outside:
+    def outside(self) -> OutputTokens:
         """The output head."""
         if self._out is None:
-            from larql_duck.editing.output_tokens import Outside
+            from larql_duck.editing.output_tokens import OutputTokens
 
-            self._out = Outside(self.vindex, self.vocabulary(), self.inside().k)
+            self._out = OutputTokens(self.vindex, self.vocabulary(), self.inside().k)
         return self._out
 
-    def inside(self) -> Inside:
+    def inside(self) -> InputTokens:
         """The inputs of the in side."""
         if self._in is None:
-            from larql_duck.editing.input_tokens import Inside
+            from larql_duck.editing.input_tokens import InputTokens
 
-            self._in = Inside(self.vindex, self.vocabulary())
+            self._in = InputTokens(self.vindex, self.vocabulary())
         return self._in
 
-    def _out_rows(self, rows: Mapping[Slot, Row]) -> dict[Slot, OutRow]:
+    def _out_rows(self, rows: Mapping[Slot, OverlayRow]) -> dict[Slot, OutputTokenRow]:
         known = self._cache.out
         downs = {slot: row.down for slot, row in rows.items() if row.down is not None}
         missing = {d.tobytes(): d for d in downs.values() if d.tobytes() not in known}
@@ -143,8 +143,8 @@ class SlotShower:
         return {slot: known[down.tobytes()] for slot, down in downs.items()}
 
     def _in_rows(
-        self, rows: Mapping[Slot, Row], overlay: Overlay
-    ) -> tuple[dict[Slot, InRow], set[Slot], list[str]]:
+        self, rows: Mapping[Slot, OverlayRow], overlay: Overlay
+    ) -> tuple[dict[Slot, InputTokenRow], set[Slot], list[str]]:
         """In sides of the slots whose gate or up row differs; the slots for which that would take too long; notices."""
         from larql_duck.editing.input_tokens import MOST_WORK
 
@@ -178,7 +178,7 @@ class SlotShower:
                 self._cache.inner.update(zip((keys[s] for s in own), found, strict=True))
         return {s: self._cache.inner[keys[s]] for s in touched if s not in unknown}, unknown, notices
 
-    def _gate_up(self, layer: int, base: int | None, row: Row) -> tuple[np.ndarray, np.ndarray | None]:
+    def _gate_up(self, layer: int, base: int | None, row: OverlayRow) -> tuple[np.ndarray, np.ndarray | None]:
         zeros = np.zeros(self.vindex.hidden, np.float32)
         gate = row.gate
         if gate is None:
@@ -215,10 +215,10 @@ class SlotShower:
     def _feature(
         self,
         slot: Slot,
-        row: Row,
+        row: OverlayRow,
         before: dict[str, Any] | None,
-        out: OutRow | None,
-        inner: InRow | None,
+        out: OutputTokenRow | None,
+        inner: InputTokenRow | None,
         unknown: bool,
     ) -> dict[str, Any]:
         """The slot's row of `features`; what no edit touches is as before."""
@@ -256,9 +256,9 @@ class SlotShower:
 
     def _feature_tokens(
         self,
-        rows: Mapping[Slot, Row],
-        out: Mapping[Slot, OutRow],
-        inner: Mapping[Slot, InRow],
+        rows: Mapping[Slot, OverlayRow],
+        out: Mapping[Slot, OutputTokenRow],
+        inner: Mapping[Slot, InputTokenRow],
         unknown: set[Slot],
     ) -> pa.Table:
         """The feature_tokens of slots with new vectors: measured sides anew, the others as they were."""
@@ -296,7 +296,7 @@ class SlotShower:
         both = pa.concat_tables([new, left.cast(SCHEMAS["feature_tokens"])])
         return both.sort_by([(name, "ascending") for name in ("layer", "feature", "side", "rank")])
 
-    def _token_features(self, inner: Mapping[Slot, InRow], unknown: set[Slot]) -> tuple[pa.Table, pa.Table]:
+    def _token_features(self, inner: Mapping[Slot, InputTokenRow], unknown: set[Slot]) -> tuple[pa.Table, pa.Table]:
         """All rows of the tokens whose most specific features changed, and those tokens' ids."""
         ids = pa.schema([("token_id", pa.int32())])
         gone = [*inner, *unknown]

@@ -37,7 +37,7 @@ class LayerInputs:
 
 
 @dataclass(frozen=True)
-class InRow:
+class InputTokenRow:
     """One slot's in side: its k best tokens' ids, gate values and activations, and mean and std over all tokens.
 
     token_ids, gates, activations and z are the candidates for token_features: tokens to which the slot is specific
@@ -55,7 +55,7 @@ class InRow:
     z: np.ndarray
 
 
-class Inside:
+class InputTokens:
     """Inputs of a vindex's word-like tokens, layer by layer, in its own basis."""
 
     def __init__(self, vindex: Vindex, vocabulary: Vocabulary) -> None:
@@ -105,7 +105,7 @@ class Inside:
         gate: np.ndarray,
         up: np.ndarray | None,
         least_z: np.ndarray,
-    ) -> list[InRow]:
+    ) -> list[InputTokenRow]:
         """The in sides of slots of a layer that was collected: gate and up f32 [slots, hidden].
 
         features says which slot of the base each row replaces (None: an appended one), for its bias. least_z [tokens]:
@@ -114,7 +114,7 @@ class Inside:
         import torch
 
         found = self._inputs[layer]
-        out: list[InRow] = []
+        out: list[InputTokenRow] = []
         # As many at a time as keep the values below 32 MB.
         step = max(1, (1 << 23) // max(len(self.ids), 1))
         for start in range(0, len(gate), step):
@@ -130,13 +130,13 @@ class Inside:
                 out.append(self._row(values[:, i].numpy(), acts[:, i].numpy(), least_z))
         return out
 
-    def _row(self, values: np.ndarray, acts: np.ndarray, least_z: np.ndarray) -> InRow:
+    def _row(self, values: np.ndarray, acts: np.ndarray, least_z: np.ndarray) -> InputTokenRow:
         exact = values.astype(np.float64)
         mean, std = float(exact.mean()), float(exact.std())
         z = ((values - np.float32(mean)) / np.float32(std)) if std > 0 else np.full_like(values, -np.inf)
         top = np.argsort(-values, kind="stable")[: self.k]
         near = np.flatnonzero(z > least_z)
-        return InRow(
+        return InputTokenRow(
             self.ids[top], values[top], acts[top], mean, std,
             self.ids[near], values[near], acts[near], z[near].astype(np.float32),
         )  # fmt: skip

@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from larql_duck.errors import SemanticError
-from larql_duck.patches.operations import Insert, Meta, Operation, fact_key
+from larql_duck.patches.operations import InsertOp, Meta, Operation, fact_key
 
 if TYPE_CHECKING:
-    from larql_duck.editing.relation_prompts import Stating
-    from larql_duck.editing.solve import Earlier, Solved, Wanted
+    from larql_duck.editing.relation_prompts import RelationPrompts
+    from larql_duck.editing.solve import ExistingFact, Solved, RewriteRequest
     from larql_duck.inference.engine import Engine
     from larql_duck.patches.overlay import Overlay
     from larql_duck.result import Result
@@ -60,31 +60,31 @@ def insert(
         result: Result = insert_knn(session, facts, layer=layer, confidence=confidence, template=template)
         return result
     need_features(session)
-    from larql_duck.editing.relation_prompts import stating
-    from larql_duck.editing.solve import Wanted
+    from larql_duck.editing.relation_prompts import prompts_for
+    from larql_duck.editing.solve import RewriteRequest
 
-    statings = _Statings(lambda name: stating(session, name, () if template is None else (template,)))
-    wanted = [Wanted(e, r, t, statings(r).templates, statings(r)) for e, r, t in facts]
-    return solve_and_add(session, wanted, layer, confidence, 1.0 if alpha is None else alpha)
+    prompts_by_relation = _PromptsByRelation(lambda name: prompts_for(session, name, () if template is None else (template,)))
+    requests = [RewriteRequest(e, r, t, prompts_by_relation(r).templates, prompts_by_relation(r)) for e, r, t in facts]
+    return solve_and_add(session, requests, layer, confidence, 1.0 if alpha is None else alpha)
 
 
 def update_facts(session: Session, facts: Sequence[tuple[str, str]], target: str) -> Result:
     """Like `insert` for facts (entity, relation) whose object becomes `target`; an inserted fact is replaced."""
-    from larql_duck.editing.relation_prompts import stating
-    from larql_duck.editing.solve import Wanted
+    from larql_duck.editing.relation_prompts import prompts_for
+    from larql_duck.editing.solve import RewriteRequest
 
     need_features(session)
     overlay = session.edits.overlay
-    wanted = []
-    layers: dict[int | None, list[Wanted]] = {}
+    requests = []
+    layers: dict[int | None, list[RewriteRequest]] = {}
     for entity, relation in facts:
         old = overlay.fact(entity, relation)
-        own = stating(session, relation, () if old is None else old.templates)
+        own = prompts_for(session, relation, () if old is None else old.templates)
         kind: Any = "insert" if old is not None and old.kind == "insert" else "update"
-        w = Wanted(entity, relation, _word(target, "target"), own.templates, own, kind)
-        wanted.append(w)
+        w = RewriteRequest(entity, relation, _word(target, "target"), own.templates, own, kind)
+        requests.append(w)
         layers.setdefault(old.layer if old is not None and old.mode == "compose" else None, []).append(w)
-    with session.edits.whole():
+    with session.edits.transaction():
         results = [solve_and_add(session, own, layer, None, 1.0) for layer, own in layers.items()]
     return joined_results(results)
 
@@ -107,13 +107,13 @@ def delete_facts(session: Session, facts: Sequence[tuple[str, str]]) -> Result:
         elif old.kind == "delete":
             notices.append(f"{entity}, {relation}: was deleted already")
         else:
-            removals.append(Insert(old.layer, 0, old.entity, old.target, old.relation, kind="remove"))
+            removals.append(InsertOp(old.layer, 0, old.entity, old.target, old.relation, kind="remove"))
             rows.append(
                 {"entity": entity, "relation": relation, "target": old.target, "layer": old.layer}
                 | {"feature": old.feature}
             )
     results = []
-    with session.edits.whole():
+    with session.edits.transaction():
         if removals:
             session.edits.add([_numbered(session, op) for op in removals])
             results.append(fact_result(rows, ["removed: the model says what it said before"]))
@@ -127,10 +127,10 @@ def delete_facts(session: Session, facts: Sequence[tuple[str, str]]) -> Result:
 
 
 def solve_and_add(
-    session: Session, wanted: Sequence[Wanted], layer: int | None, confidence: float | None, alpha: float
+    session: Session, requests: Sequence[RewriteRequest], layer: int | None, confidence: float | None, alpha: float
 ) -> Result:
     """The facts solved, measured and added; nothing is added where anything fails."""
-    from larql_duck.editing.background_corpus import ordinary_inputs
+    from larql_duck.editing.background_corpus import background_inputs
     from larql_duck.editing.second_moments import second_moments
     from larql_duck.editing.solve import default_layer, need_gated, solve
     from larql_duck.inference.weight_overlay import under
@@ -144,22 +144,22 @@ def solve_and_add(
         raise SemanticError(f"layer {layer} is out of range: the model has layers 0-{vindex.n_layers - 1}")
     second = second_moments(session, layer, "ffn_in")
     edits = session.edits
-    names = {fact_key(w.entity, w.relation) for w in wanted}
+    names = {fact_key(w.entity, w.relation) for w in requests}
     replaced = [f for f in edits.overlay.facts if fact_key(f.entity, f.relation) in names]
     removals = [
-        _numbered(session, Insert(f.layer, 0, f.entity, f.target, f.relation, kind="remove"))
+        _numbered(session, InsertOp(f.layer, 0, f.entity, f.target, f.relation, kind="remove"))
         for f in replaced
         if f.mode == "compose"
     ]
-    without = edits.try_(removals)
+    without = edits.preview(removals)
     with under(engine, without):
-        before = measure_facts(engine, wanted)
+        before = measure_facts(engine, requests)
         solved = solve(
             engine,
-            wanted,
+            requests,
             layer=layer,
             second=second,
-            text=ordinary_inputs(session, layer),
+            text=background_inputs(session, layer),
             dtype=vindex.dtype,
             alpha=alpha,
             earlier=earlier_facts(session, without, layer),
@@ -168,8 +168,8 @@ def solve_and_add(
     operations = [
         _operation(session, engine, s, edits.next_feature(layer, n), confidence) for n, s in enumerate(solved)
     ]
-    with under(engine, edits.try_(operations)):
-        after = measure_facts(engine, wanted)
+    with under(engine, edits.preview(operations)):
+        after = measure_facts(engine, requests)
     solved = [
         replace(s, p_before=b.p, p_after=a.p, paraphrase_p=a.others, neighbour_change=largest_change(b, a))
         for s, b, a in zip(solved, before, after, strict=True)
@@ -180,9 +180,9 @@ def solve_and_add(
     edits.add(operations)
     rows = [_row(session, s) for s in solved]
     notices = [second.notice] if second.notice else []
-    weak = [s for s in solved if s.wanted.kind != "delete" and (s.p_after or 0) < 0.1]
+    weak = [s for s in solved if s.request.kind != "delete" and (s.p_after or 0) < 0.1]
     if weak:
-        named = ", ".join(f"{s.wanted.entity} {s.wanted.relation}" for s in weak[:5])
+        named = ", ".join(f"{s.request.entity} {s.request.relation}" for s in weak[:5])
         notices.append(
             f"{len(weak)} of {len(solved)} facts do not hold (p below 0.1): {named}; "
             "try another AT LAYER, or a TEMPLATE that states it as people write it"
@@ -190,69 +190,69 @@ def solve_and_add(
     return fact_result(rows, notices)
 
 
-def _operation(session: Session, engine: Engine, s: Solved, feature: int, confidence: float | None) -> Insert:
-    w = s.wanted
+def _operation(session: Session, engine: Engine, s: Solved, feature: int, confidence: float | None) -> InsertOp:
+    w = s.request
     ids = engine.tokenizer.entity_ids(w.target)
     token = engine.tokenizer.token(ids[0]).strip() if ids else w.target
     meta = Meta(token or w.target, ids[0] if ids else 0, 1.0 if confidence is None else confidence)
-    return Insert(
+    return InsertOp(
         s.layer, feature, w.entity, w.target, w.relation, confidence, s.gate, s.up, s.down, meta, w.kind, w.templates
     )  # fmt: skip
 
 
-def _scored(op: Insert, p: float | None) -> Insert:
+def _scored(op: InsertOp, p: float | None) -> InsertOp:
     return op if op.meta is None or p is None else replace(op, meta=replace(op.meta, score=p))
 
 
-def _numbered(session: Session, op: Operation) -> Insert:
+def _numbered(session: Session, op: Operation) -> InsertOp:
     """A removal with a feature number that belongs to no slot of the base."""
-    assert isinstance(op, Insert)
+    assert isinstance(op, InsertOp)
     return replace(op, feature=session.edits.next_feature(op.layer))
 
 
-def earlier_facts(session: Session, overlay: Overlay, layer: int) -> list[Earlier]:
+def earlier_facts(session: Session, overlay: Overlay, layer: int) -> list[ExistingFact]:
     """The facts that features of this layer carry already."""
-    from larql_duck.editing.relation_prompts import stating
-    from larql_duck.editing.solve import Earlier
+    from larql_duck.editing.relation_prompts import prompts_for
+    from larql_duck.editing.solve import ExistingFact
 
-    statings = _Statings(lambda name: stating(session, name))
+    prompts_by_relation = _PromptsByRelation(lambda name: prompts_for(session, name))
     return [
-        Earlier(
-            statings(f.relation or "").text(f.entity), f.templates or statings(f.relation or "").templates
+        ExistingFact(
+            prompts_by_relation(f.relation or "").text(f.entity), f.templates or prompts_by_relation(f.relation or "").templates
         )
         for f in overlay.facts
         if f.mode == "compose" and f.layer == layer
     ]
 
 
-class _Statings:
+class _PromptsByRelation:
     """Statings by relation, each made once."""
 
     def __init__(self, make: Any) -> None:
         self._make = make
-        self._known: dict[str, Stating] = {}
+        self._known: dict[str, RelationPrompts] = {}
 
-    def __call__(self, relation: str) -> Stating:
+    def __call__(self, relation: str) -> RelationPrompts:
         if relation not in self._known:
             self._known[relation] = self._make(relation)
         return self._known[relation]
 
 
-def _lost(session: Session, facts: Sequence[tuple[str, str]]) -> list[Wanted]:
+def _lost(session: Session, facts: Sequence[tuple[str, str]]) -> list[RewriteRequest]:
     """What the model is no longer to say: the objects that it names for each fact, and what is said of the others."""
-    from larql_duck.editing.keys import filled
-    from larql_duck.editing.relation_prompts import stating
-    from larql_duck.editing.solve import Wanted
-    from larql_duck.inference.scoring import next_p
+    from larql_duck.inference.fact_prompts import filled
+    from larql_duck.editing.relation_prompts import prompts_for
+    from larql_duck.editing.solve import RewriteRequest
+    from larql_duck.inference.scoring import next_token_probabilities
 
-    statings = _Statings(lambda name: stating(session, name))
+    prompts_by_relation = _PromptsByRelation(lambda name: prompts_for(session, name))
     engine = session.engine()
     out = []
     for entity, relation in facts:
-        own = statings(relation)
+        own = prompts_by_relation(relation)
         objects, prior = _objects(session, entity, relation)
         text = own.text(entity)
-        p = next_p(engine, [filled(own.templates[0], text)[0]])[0]
+        p = next_token_probabilities(engine, [filled(own.templates[0], text)[0]])[0]
         best = int(p.argmax())
         first = engine.tokenizer.token(best).strip()
         objects = objects or (first or engine.tokenizer.piece(best),)
@@ -260,7 +260,7 @@ def _lost(session: Session, facts: Sequence[tuple[str, str]]) -> list[Wanted]:
         firsts = (best,) if (first and objects[0].startswith(first)) or not first else ()
         if prior is None:
             prior = relation_prior(engine, own, entity, objects)
-        out.append(Wanted(entity, relation, objects[0], own.templates, own, "delete", objects, firsts, prior))
+        out.append(RewriteRequest(entity, relation, objects[0], own.templates, own, "delete", objects, firsts, prior))
     return out
 
 
@@ -275,13 +275,13 @@ def _objects(session: Session, entity: str, relation: str) -> tuple[tuple[str, .
     return tuple(str(row[0]) for row in kept), (max(priors[0], 1e-4) if priors else None)
 
 
-def relation_prior(engine: Engine, own: Stating, entity: str, objects: Sequence[str]) -> float:
+def relation_prior(engine: Engine, own: RelationPrompts, entity: str, objects: Sequence[str]) -> float:
     """The mean probability of the objects' first tokens over other subjects of the relation."""
-    from larql_duck.editing.keys import answer_ids, filled
-    from larql_duck.inference.scoring import next_p
+    from larql_duck.inference.fact_prompts import answer_ids, filled
+    from larql_duck.inference.scoring import next_token_probabilities
 
     others = [s for s in own.subjects if s != own.text(entity)][:24] or list(own.varied[:24])
-    p = next_p(engine, [filled(own.templates[0], s)[0] for s in others])
+    p = next_token_probabilities(engine, [filled(own.templates[0], s)[0] for s in others])
     firsts = [answer_ids(engine.tokenizer, own.templates[0], o)[0] for o in objects]
     return max(float(p[:, firsts].sum(1).mean()), 1e-4)
 
@@ -296,26 +296,26 @@ class _Measure:
         self.p, self.others, self.neighbours = p, others, neighbours
 
 
-def measure_facts(engine: Engine, wanted: Sequence[Wanted]) -> list[_Measure]:
-    from larql_duck.editing.keys import filled
-    from larql_duck.inference.scoring import next_p, said
+def measure_facts(engine: Engine, requests: Sequence[RewriteRequest]) -> list[_Measure]:
+    from larql_duck.inference.fact_prompts import filled
+    from larql_duck.inference.scoring import next_token_probabilities, target_probabilities
 
     asked, sizes = [], []
-    for w in wanted:
+    for w in requests:
         prompts = list(w.templates)
         if len(prompts) == 1:
             prompts += [opening + prompts[0] for opening in _OPENINGS]
         asked += [(t, w.text, w.target) for t in prompts]
         sizes.append(len(prompts))
-    found = [s.p for s in said(engine, asked)]
-    named = {w.text for w in wanted}
+    found = [s.p for s in target_probabilities(engine, asked)]
+    named = {w.text for w in requests}
     neighbours = {}
-    for w in wanted:
+    for w in requests:
         if w.relation not in neighbours:
-            subjects = [s for s in w.stating.subjects or w.stating.varied if s not in named][:_NEIGHBOURS]
-            neighbours[w.relation] = next_p(engine, [filled(w.templates[0], s)[0] for s in subjects])
+            subjects = [s for s in w.prompts.subjects or w.prompts.varied if s not in named][:_NEIGHBOURS]
+            neighbours[w.relation] = next_token_probabilities(engine, [filled(w.templates[0], s)[0] for s in subjects])
     out, at = [], 0
-    for w, size in zip(wanted, sizes, strict=True):
+    for w, size in zip(requests, sizes, strict=True):
         others = found[at + 1 : at + size]
         out.append(_Measure(found[at], sum(others) / len(others) if others else None, neighbours[w.relation]))
         at += size
@@ -335,11 +335,11 @@ def largest_change(before: _Measure, after: _Measure) -> float | None:
 
 
 def _row(session: Session, s: Solved) -> dict[str, Any]:
-    fact = session.edits.overlay.fact(s.wanted.entity, s.wanted.relation)
+    fact = session.edits.overlay.fact(s.request.entity, s.request.relation)
     return {
-        "entity": s.wanted.entity,
-        "relation": s.wanted.relation,
-        "target": s.wanted.target,
+        "entity": s.request.entity,
+        "relation": s.request.relation,
+        "target": s.request.target,
         "layer": s.layer,
         "feature": None if fact is None else fact.feature,
         "p_before": s.p_before,

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from larql_duck.errors import SemanticError
-from larql_duck.patches.operations import InsertKnn, fact_key
+from larql_duck.patches.operations import InsertKnnOp, fact_key
 
 if TYPE_CHECKING:
     import torch
 
-    from larql_duck.editing.keys import Spot
-    from larql_duck.editing.relation_prompts import Stating
+    from larql_duck.inference.fact_prompts import SubjectPosition
+    from larql_duck.editing.relation_prompts import RelationPrompts
     from larql_duck.inference.engine import Engine
-    from larql_duck.patches.overlay import Fact
+    from larql_duck.patches.overlay import EditedFact
     from larql_duck.result import Result
     from larql_duck.session import Session
 
@@ -60,7 +60,7 @@ def insert_knn(
     weights the mean of the entity's scaled embeddings. confidence None is 1.0. SemanticError for a layer out of range.
     """
     from larql_duck.editing.inserting import fact_result
-    from larql_duck.editing.relation_prompts import stating
+    from larql_duck.editing.relation_prompts import prompts_for
     from larql_duck.editing.solve import default_layer
     from larql_duck.patches.rounding import rounded
 
@@ -69,13 +69,13 @@ def insert_knn(
     if not 0 <= layer < vindex.n_layers:
         raise SemanticError(f"layer {layer} is out of range: the model has layers 0-{vindex.n_layers - 1}")
     given = () if template is None else (template,)
-    statings = {r: stating(session, r, given) for r in dict.fromkeys(r for _, r, _ in rows)}
-    keys = rounded(_keys(session, [(statings[r], e) for e, r, _ in rows], layer), vindex.dtype)
+    prompts_by_relation = {r: prompts_for(session, r, given) for r in dict.fromkeys(r for _, r, _ in rows)}
+    keys = rounded(_keys(session, [(prompts_by_relation[r], e) for e, r, _ in rows], layer), vindex.dtype)
     tokenizer = session.vectors().tokenizer
     operations = [
-        InsertKnn(
+        InsertKnnOp(
             layer, e, r, t, next(iter(tokenizer.entity_ids(t)), 0), keys[i],
-            1.0 if confidence is None else confidence, statings[r].templates,
+            1.0 if confidence is None else confidence, prompts_by_relation[r].templates,
         )
         for i, (e, r, t) in enumerate(rows)
     ]  # fmt: skip
@@ -89,11 +89,12 @@ def insert_knn(
     return fact_result([row | {"layer": layer} for row in made], notices)
 
 
-def _keys(session: Session, asked: Sequence[tuple[Stating, str]], layer: int) -> np.ndarray:
-    """The keys of (stating, entity), f32 [n, hidden]."""
+def _keys(session: Session, asked: Sequence[tuple[RelationPrompts, str]], layer: int) -> np.ndarray:
+    """The keys of (relation prompts, entity), f32 [n, hidden]."""
     vindex = session.need()
     if vindex.has_weights:
-        from larql_duck.editing.keys import filled, read_inputs
+        from larql_duck.editing.keys import read_inputs
+        from larql_duck.inference.fact_prompts import filled
 
         engine = session.engine()
         prompts = [filled(own.templates[0], own.text(entity))[0] for own, entity in asked]
@@ -127,16 +128,16 @@ class DatabaseFacts:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._known: dict[tuple[object, ...], _Detector] = {}
-        self._statings: dict[tuple[str, tuple[str, ...]], Stating] = {}
+        self._statings: dict[tuple[str, tuple[str, ...]], RelationPrompts] = {}
         self._lock = threading.Lock()
 
-    def __call__(self, prompts: Sequence[str]) -> list[list[Fact]]:
+    def __call__(self, prompts: Sequence[str]) -> list[list[EditedFact]]:
         """The facts that each prompt asks for, in the order in which they were inserted."""
         facts = self._session.overlay.knn
-        out: list[list[Fact]] = [[] for _ in prompts]
+        out: list[list[EditedFact]] = [[] for _ in prompts]
         if not facts:
             return out
-        asked: list[tuple[int, Fact, tuple[str, str]]] = []
+        asked: list[tuple[int, EditedFact, tuple[str, str]]] = []
         for i, prompt in enumerate(prompts):
             asked += [(i, fact, place) for fact in facts for place in self._places(fact, prompt)]
         if asked:
@@ -149,19 +150,19 @@ class DatabaseFacts:
 
     # -- text -----------------------------------------------------------------------------------------------
 
-    def _stating(self, fact: Fact) -> Stating:
-        from larql_duck.editing.relation_prompts import default_template, stating
+    def _stating(self, fact: EditedFact) -> RelationPrompts:
+        from larql_duck.editing.relation_prompts import plain_template, prompts_for
 
         # Without the session: it may be answering a query of its own right now.
         key = (fact_key("", fact.relation)[1], fact.templates)
         if key not in self._statings:
-            own = stating(None, fact.relation or "", fact.templates)
+            own = prompts_for(None, fact.relation or "", fact.templates)
             # What LARQL asks a fact with counts as well.
-            templates = dict.fromkeys((*own.templates, default_template(fact.relation or "")))
+            templates = dict.fromkeys((*own.templates, plain_template(fact.relation or "")))
             self._statings[key] = replace(own, templates=tuple(templates))
         return self._statings[key]
 
-    def _places(self, fact: Fact, prompt: str) -> list[tuple[str, str]]:
+    def _places(self, fact: EditedFact, prompt: str) -> list[tuple[str, str]]:
         """(prompt with {} for the subject, the subject as it stands there), where the prompt asks for the fact."""
         own = self._stating(fact)
         names = {_bare(fact.entity), _bare(own.text(fact.entity))} - {""}
@@ -181,7 +182,7 @@ class DatabaseFacts:
 
     # -- detectors ------------------------------------------------------------------------------------------
 
-    def _answers(self, facts: Sequence[Fact], asked: Sequence[tuple[Fact, tuple[str, str]]]) -> list[float]:
+    def _answers(self, facts: Sequence[EditedFact], asked: Sequence[tuple[EditedFact, tuple[str, str]]]) -> list[float]:
         """The answer of each fact's detector at the subject, as a share of its full value."""
 
         from larql_duck.editing.detector import fired
@@ -201,7 +202,7 @@ class DatabaseFacts:
                     out[i] = float(fired(detector.gate, detector.up, key[None], act)[0, 0]) / detector.full
         return out
 
-    def _learn(self, engine: Engine, layer: int, facts: Sequence[Fact], wanted: Sequence[Fact]) -> None:
+    def _learn(self, engine: Engine, layer: int, facts: Sequence[EditedFact], wanted: Sequence[EditedFact]) -> None:
         """None; the detectors of the wanted facts, all of one layer, are known afterwards."""
         import torch
 
@@ -227,7 +228,7 @@ class DatabaseFacts:
             self._known[_name(fact)] = _Detector(gate, up, max(full, _LEAST))
 
     def _contexts(
-        self, engine: Engine, new: Sequence[Fact], facts: Sequence[Fact]
+        self, engine: Engine, new: Sequence[EditedFact], facts: Sequence[EditedFact]
     ) -> tuple[list[tuple[int, ...]], torch.Tensor, list[tuple[int, ...]]]:
         """Starts of prompts up to the subject of each new fact, the fact each belongs to, and starts up to others."""
         import torch
@@ -259,12 +260,12 @@ class DatabaseFacts:
         return rows, torch.tensor(owner), list(zeros)
 
 
-def _spot(engine: Engine, frame: str, text: str) -> Spot:
+def _spot(engine: Engine, frame: str, text: str) -> SubjectPosition:
     """The Spot of a frame filled with a subject, behind an opening where it would come first of all."""
-    from larql_duck.editing.keys import spot
+    from larql_duck.inference.fact_prompts import subject_position
 
-    place = spot(engine.tokenizer, frame, text)
-    return place if place.at > 0 else spot(engine.tokenizer, _OPENING + frame, text)
+    place = subject_position(engine.tokenizer, frame, text)
+    return place if place.at > 0 else subject_position(engine.tokenizer, _OPENING + frame, text)
 
 
 def _act(engine: Engine, layer: int) -> Any:
@@ -273,7 +274,7 @@ def _act(engine: Engine, layer: int) -> Any:
     return getattr(ffn, "act_fn", None) or ffn.act
 
 
-def _name(fact: Fact) -> tuple[object, ...]:
+def _name(fact: EditedFact) -> tuple[object, ...]:
     return (*fact_key(fact.entity, fact.relation), fact.layer, fact.templates)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from larql_duck.patches.operations import Delete, Insert, Operation, Update, fact_key
+from larql_duck.patches.operations import DeleteOp, InsertOp, Operation, UpdateOp, fact_key
 from larql_duck.vindex import layout
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def same_lineage(a: Vindex, b: Vindex) -> bool:
 
 
 def _carry_out(session: Session, taken: Sequence[Item]) -> list[str]:
-    mark = session.edits.mark()
+    mark = session.edits.savepoint()
     notices: list[str] = []
     try:
         operations = [item.operation for item in taken if item.operation is not None]
@@ -132,7 +132,7 @@ def _slots(session: Session, other: Side, rule: str) -> list[Item]:
             confidences = (None if known is None else known.confidence, fact.confidence)
             taken = not same and (known is None or _wins(rule, *confidences))
             number = session.edits.next_feature(slot.layer, added.get(slot.layer, 0))
-            operation = Insert(
+            operation = InsertOp(
                 slot.layer,
                 number,
                 fact.entity,
@@ -180,14 +180,14 @@ def _slots(session: Session, other: Side, rule: str) -> list[Item]:
         if slot.feature < overlay.n_base[slot.layer]:
             changed = {w: v for w, v in vectors.items() if getattr(slot, w)}
             if set(changed) == {"down"} and not changed["down"].any():
-                operation_ = Delete(*at)
+                operation_ = DeleteOp(*at)
             else:
-                operation_ = Update(*at, **changed, meta=meta)
+                operation_ = UpdateOp(*at, **changed, meta=meta)
         else:
             number = session.edits.next_feature(slot.layer, added.get(slot.layer, 0))
             added[slot.layer] = added.get(slot.layer, 0) + 1
             name = f"L{slot.layer}_F{slot.feature}"
-            operation_ = Insert(slot.layer, number, name, there.token(at) or name, **vectors, meta=meta)
+            operation_ = InsertOp(slot.layer, number, name, there.token(at) or name, **vectors, meta=meta)
         items.append(Item("slot", None, None, *at, shown, there.token(at), *scores, mine, taken, operation_))
     return items + _database(session, other, rule)
 

@@ -21,7 +21,7 @@ _SPARE = 6
 
 
 @dataclass(frozen=True)
-class OutRow:
+class OutputTokenRow:
     """What a down column writes and suppresses: ids, scores (cosines) and z, [2, k] each (out, out_neg).
 
     logits [k] are the column's raw dot products with the output embeddings of the out tokens; norm is its length.
@@ -35,12 +35,12 @@ class OutRow:
     norm: float
 
 
-NOTHING = OutRow(
+NOTHING = OutputTokenRow(
     np.zeros((2, 0), np.int64), np.zeros((2, 0), np.float32), np.zeros((2, 0), np.float32), np.zeros(0), 0.0
 )
 
 
-class Outside:
+class OutputTokens:
     """Searches of a source's output head; see extract.outputs for what a score is."""
 
     def __init__(self, source: WeightSource, vocabulary: Vocabulary, k: int) -> None:
@@ -58,7 +58,7 @@ class Outside:
             total += self.head[start : start + _BLOCK].float().sum(0, dtype=torch.float64)
         self._mean = (total / len(self.head)).float()
 
-    def rows(self, down: np.ndarray) -> list[OutRow]:
+    def rows(self, down: np.ndarray) -> list[OutputTokenRow]:
         """The out sides of down columns, f32 [columns, hidden]."""
         import torch
 
@@ -77,7 +77,7 @@ class Outside:
         row: torch.Tensor = self.head[token_id].float()
         return row / row.norm()
 
-    def _search(self, columns: torch.Tensor) -> list[OutRow]:
+    def _search(self, columns: torch.Tensor) -> list[OutputTokenRow]:
         import torch
 
         norms = columns.norm(dim=1)
@@ -98,7 +98,7 @@ class Outside:
             z = (kept - mean[i]) / (std[i] if std[i] > 0 else torch.nan)
             ids = torch.stack([self.candidates[side] for side in sides])
             logits = self.head[ids[0]].float() @ column
-            out.append(OutRow(ids.numpy(), kept.numpy(), z.float().numpy(), logits.numpy(), float(norms[i])))
+            out.append(OutputTokenRow(ids.numpy(), kept.numpy(), z.float().numpy(), logits.numpy(), float(norms[i])))
         return out
 
     def _best(self, scores: torch.Tensor, sign: float) -> torch.Tensor:

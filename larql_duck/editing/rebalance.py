@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from larql_duck.patches.operations import Insert
+from larql_duck.patches.operations import InsertOp
 
 if TYPE_CHECKING:
-    from larql_duck.patches.overlay import Fact, Row
+    from larql_duck.patches.overlay import EditedFact, OverlayRow
     from larql_duck.result import Result
     from larql_duck.session import Session
 
@@ -24,8 +24,8 @@ _MOST, _STEP = 8.0, 1.6
 class _Scaled:
     """One fact with the scale of its feature; low and high bracket the scale once p was seen on both sides."""
 
-    fact: Fact
-    row: Row
+    fact: EditedFact
+    row: OverlayRow
     prompt: tuple[str, str, str]
     scale: float = 1.0
     low: float | None = None
@@ -87,7 +87,7 @@ def rebalance(
         if not any(moved):
             break
         used += 1
-        with under(engine, session.edits.try_(_operations(session, scaled))):
+        with under(engine, session.edits.preview(_operations(session, scaled))):
             _measure(session, scaled)
         if session.progress is not None:
             session.progress("rebalance", used, rounds)
@@ -99,21 +99,21 @@ def rebalance(
     return _result([_row(session, s, floor, ceiling) for s in scaled], notices)
 
 
-def _prompt(session: Session, fact: Fact) -> tuple[str, str, str]:
-    from larql_duck.editing.relation_prompts import stating
+def _prompt(session: Session, fact: EditedFact) -> tuple[str, str, str]:
+    from larql_duck.editing.relation_prompts import prompts_for
 
-    own = stating(session, fact.relation or "", fact.templates)
+    own = prompts_for(session, fact.relation or "", fact.templates)
     return own.templates[0], own.text(fact.entity), fact.target
 
 
 def _measure(session: Session, scaled: Sequence[_Scaled]) -> None:
-    from larql_duck.inference.scoring import said
+    from larql_duck.inference.scoring import target_probabilities
 
-    for s, found in zip(scaled, said(session.engine(), [s.prompt for s in scaled]), strict=True):
+    for s, found in zip(scaled, target_probabilities(session.engine(), [s.prompt for s in scaled]), strict=True):
         s.p = found.p
 
 
-def _operations(session: Session, scaled: Sequence[_Scaled]) -> list[Insert]:
+def _operations(session: Session, scaled: Sequence[_Scaled]) -> list[InsertOp]:
     from larql_duck.patches.rounding import rounded
 
     dtype = session.need().dtype
@@ -131,7 +131,7 @@ def _operations(session: Session, scaled: Sequence[_Scaled]) -> list[Insert]:
             counts[f.layer] = counts.get(f.layer, 0) + 1
         down = rounded(s.row.down.astype(np.float64) * s.scale, dtype)
         out.append(
-            Insert(
+            InsertOp(
                 f.layer, number, f.entity, f.target, f.relation, f.confidence, s.row.gate, s.row.up, down,
                 s.row.meta, "scale", f.templates,
             )

@@ -29,7 +29,7 @@ _VARIED = (
 
 
 @dataclass(frozen=True)
-class Stating:
+class RelationPrompts:
     """templates state the relation, the first one first. others are prompts of other relations about the same kind of
     subject. subjects are other subjects of it, as they stand in a sentence; varied are names of all kinds.
     """
@@ -46,7 +46,7 @@ class Stating:
         return entity if self.known is None else self.known.text(entity)
 
 
-def stating(session: Session | None, relation: str, templates: Sequence[str] = ()) -> Stating:
+def prompts_for(session: Session | None, relation: str, templates: Sequence[str] = ()) -> RelationPrompts:
     """The Stating of a relation: `templates` where given, else its pack's, else those that the vindex holds, else
     "The {relation} of {entity} is".
     """
@@ -73,7 +73,7 @@ def stating(session: Session | None, relation: str, templates: Sequence[str] = (
         for r in [max((r for r in shipped.values() if r.subjects == kind), key=lambda r: len(r.entities))]
         for e in r.entities[:6]
     ]
-    return Stating(
+    return RelationPrompts(
         relation=relation,
         templates=chosen,
         others=tuple(others[:OTHERS]),
@@ -83,7 +83,7 @@ def stating(session: Session | None, relation: str, templates: Sequence[str] = (
     )
 
 
-def default_template(relation: str) -> str:
+def plain_template(relation: str) -> str:
     """The prompt that states a relation of which nothing is known."""
     return f"The {relation_key(relation)} of {SLOT} is"
 

@@ -47,7 +47,7 @@ class StoredVariant(Variant):
 
 
 @dataclass(frozen=True)
-class Wanted:
+class StatedFact:
     """A fact that is to be true: the prompts that state it, and the (layer, feature) that carries it, if one does."""
 
     subject: str
@@ -58,7 +58,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Held:
+class FactScore:
     """How far a wanted fact holds: mean probabilities of its target's first token and of the whole target.
 
     prompt is the one with the highest p; there, effect is the drop of log p (nats) of the first token, and score that of
@@ -76,7 +76,7 @@ class Held:
 # -- facts of the vindex --------------------------------------------------------------------------------------
 
 
-def ask_again(
+def reprobe_pairs(
     engine: Engine,
     probes: pa.Table,
     before: Mapping[Pair, Mapping[str, float | None]],
@@ -96,7 +96,7 @@ def ask_again(
     for relation, template, subject, prompt in zip(*columns.values(), strict=True):
         by_relation[relation][template][subject] = prompt
     asked: list[Question] = []
-    said: list[list[Reply]] = []
+    replies_by_question: list[list[Reply]] = []
     found: list[Found] = []
     for name, templates in by_relation.items():
         relation = known_relation(name, tuple(templates), name in many)
@@ -117,11 +117,11 @@ def ask_again(
         measured = measure(engine, [facts[i] for i in chosen], checkpoint=Checkpoint(None))
         place = {i: k for k, i in enumerate(chosen)}
         asked.append(question)
-        said.append(own)
+        replies_by_question.append(own)
         listed = [measured[place[i]] if i in place else None for i in range(len(facts))]
         found.append(Found(facts, confidence, listed, [None] * len(facts)))
         progress(len(subjects))
-    tables = tables_of(engine.tokenizer, asked, said, found)
+    tables = tables_of(engine.tokenizer, asked, replies_by_question, found)
     return {name: tables[name] for name in ("facts", "edges", "probes")}
 
 
@@ -158,9 +158,9 @@ def _weights(kept: Mapping[str, Any], relation: str, n: int) -> dict[int, float]
 # -- facts that are to be true --------------------------------------------------------------------------------
 
 
-def hold(
-    engine: Engine, wanted: Sequence[Wanted], progress: Callable[[int], None] = lambda n: None
-) -> list[Held | None]:
+def score_facts(
+    engine: Engine, wanted: Sequence[StatedFact], progress: Callable[[int], None] = lambda n: None
+) -> list[FactScore | None]:
     """How far each wanted fact holds now; None for one without prompts or whose target has no token.
 
     progress is called with the number of facts that are done since the last call.
@@ -187,7 +187,7 @@ def hold(
     return [
         None
         if i not in best
-        else Held(
+        else FactScore(
             sum(math.exp(now[k].log_p[0]) for k in by_fact[i]) / len(by_fact[i]),
             sum(math.exp(sum(now[k].log_p)) for k in by_fact[i]) / len(by_fact[i]),
             len(by_fact[i]),

@@ -12,7 +12,7 @@ from larql_duck.editing.background_corpus import (
     FOLDER,
     Text,
     Texts,
-    ordinary_text,
+    background_text,
     origin_of,
     publish,
     text_file,
@@ -66,7 +66,7 @@ def second_moments(
     if found is None or wanted not in (None, found.origin):
         from larql_duck.inference.weight_overlay import under
 
-        text = ordinary_text(session, texts)
+        text = background_text(session, texts)
         with under(session.engine(), None) as engine:
             found = measured(engine, text.rows, layer, which, text.origin, session.progress)
         found = _publish(vindex, name, found, text)

@@ -12,18 +12,10 @@ import torch
 
 from larql_duck.editing import value
 from larql_duck.editing.detector import GATE, Detectors, detectors, feature_rows, fired, steady_direction
-from larql_duck.editing.keys import (
-    FIRST,
-    FRAMES,
-    SLOT,
-    Spot,
-    answer_ids,
-    every_input,
-    frames_of,
-    read_inputs,
-    spot,
-)
-from larql_duck.editing.value import Lesson
+from larql_duck.editing.keys import FIRST, FRAMES, every_input, frames_of, read_inputs
+from larql_duck.inference.fact_prompts import SubjectPosition, answer_ids, subject_position
+from larql_duck.knowledge.relations import SLOT
+from larql_duck.editing.value import RewritePrompt
 from larql_duck.errors import NotSupportedError, SemanticError
 from larql_duck.inference.loading import return_memory
 from larql_duck.knowledge.relations import relation_key
@@ -32,7 +24,7 @@ from larql_duck.progress import Progress
 
 if TYPE_CHECKING:
     from larql_duck.editing.background_corpus import Inputs
-    from larql_duck.editing.relation_prompts import Stating
+    from larql_duck.editing.relation_prompts import RelationPrompts
     from larql_duck.editing.second_moments import SecondMoment
     from larql_duck.inference.engine import Engine
 
@@ -71,18 +63,18 @@ _GENERAL = (
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RewriteRequest:
     """A fact to make true: after each of `templates` ({} for the entity) the model is to say `target`.
 
     kind 'delete': it is to say none of `objects` (nor begin with the tokens `firsts`) with more than probability `prior`. text is the entity as it
-    stands in a sentence. stating says what is known about the relation.
+    stands in a sentence. prompts says what is known about the relation.
     """
 
     entity: str
     relation: str
     target: str
     templates: tuple[str, ...]
-    stating: Stating
+    prompts: RelationPrompts
     kind: Literal["insert", "update", "delete"] = "insert"
     objects: tuple[str, ...] = ()
     firsts: tuple[int, ...] = ()
@@ -91,11 +83,11 @@ class Wanted:
     @property
     def text(self) -> str:
         """The entity as it stands in a sentence."""
-        return self.stating.text(self.entity)
+        return self.prompts.text(self.entity)
 
 
 @dataclass(frozen=True)
-class Earlier:
+class ExistingFact:
     """A fact that holds already: the subject as it stands in a sentence, the templates that state it."""
 
     text: str
@@ -125,7 +117,7 @@ class Solved:
     over the other templates, the largest change of p at other subjects.
     """
 
-    wanted: Wanted
+    request: RewriteRequest
     layer: int
     gate: np.ndarray = field(repr=False)
     up: np.ndarray = field(repr=False)
@@ -152,14 +144,14 @@ def need_gated(engine: Engine) -> None:
 
 def solve(
     engine: Engine,
-    wanted: Sequence[Wanted],
+    requests: Sequence[RewriteRequest],
     *,
     layer: int,
     second: SecondMoment,
     text: Inputs,
     dtype: str,
     alpha: float = 1.0,
-    earlier: Sequence[Earlier] = (),
+    earlier: Sequence[ExistingFact] = (),
     progress: Progress | None = None,
 ) -> list[Solved]:
     """The facts as features on top of what the engine runs under.
@@ -169,16 +161,16 @@ def solve(
     """
     need_gated(engine)
     found = detect(
-        engine, wanted, layer=layer, second=second, text=text, dtype=dtype, earlier=earlier, progress=progress
+        engine, requests, layer=layer, second=second, text=text, dtype=dtype, earlier=earlier, progress=progress
     )
     return_memory()
-    down = np.zeros((len(wanted), engine.hidden), np.float32)
-    for part in _together(wanted):
-        d = _values(engine, [wanted[i] for i in part], found, part, layer, progress, (part[0], len(wanted)))
+    down = np.zeros((len(requests), engine.hidden), np.float32)
+    for part in _together(requests):
+        d = _values(engine, [requests[i] for i in part], found, part, layer, progress, (part[0], len(requests)))
         own = alpha * d / found.mean[part][:, None]
         down[part] = rounded(own, dtype)
         return_memory()
-    return [Solved(w, layer, found.gate[i], found.up[i], down[i]) for i, w in enumerate(wanted)]
+    return [Solved(w, layer, found.gate[i], found.up[i], down[i]) for i, w in enumerate(requests)]
 
 
 # -- detectors ------------------------------------------------------------------------------------------------
@@ -186,27 +178,27 @@ def solve(
 
 def detect(
     engine: Engine,
-    wanted: Sequence[Wanted],
+    requests: Sequence[RewriteRequest],
     *,
     layer: int,
     second: SecondMoment,
     text: Inputs,
     dtype: str,
-    earlier: Sequence[Earlier] = (),
+    earlier: Sequence[ExistingFact] = (),
     progress: Progress | None = None,
 ) -> Detected:
     """The detectors of all facts, solved together; SemanticError for a subject that no context can hold."""
-    rows, owner, weights = _own_rows(engine, wanted)
-    same = _same(wanted)
+    rows, owner, weights = _own_rows(engine, requests)
+    same = _same(requests)
 
     def step(done: int, total: int) -> None:
         if progress is not None:
             progress("keys", done, total)
 
-    zero_rows, prompts = _zero_rows(engine, wanted, earlier)
+    zero_rows, prompts = _zero_rows(engine, requests, earlier)
     every = read_inputs(engine, [*rows, *zero_rows], layer, progress=step)
     keys, zeros = every[: len(rows)], every[len(rows) :]
-    own = [keys[owner == i] for i in range(len(wanted))]
+    own = [keys[owner == i] for i in range(len(requests))]
     pool = every_input(engine, list(dict.fromkeys(prompts)), layer)
     ordinary = torch.from_numpy(second.matrix).double()
     steady = steady_direction(torch.from_numpy(second.mean), ordinary)
@@ -217,22 +209,22 @@ def detect(
     for _ in range(_ROUNDS):
         rows_of = [rows.float() for rows in feature_rows(found.w, steady)]
         fires = _fires(engine, layer, rows_of[0], rows_of[1], places).abs().amax(1)
-        hard = _without_subjects(engine, fires > _HARD * GATE, len(pool), text, wanted)
+        hard = _without_subjects(engine, fires > _HARD * GATE, len(pool), text, requests)
         if not len(hard):
             break
         zeros = torch.cat([zeros, places[hard]])
         found = detectors(own, same, zeros, metric, weights=weights)
     gate, up = (rounded(rows.float(), dtype) for rows in feature_rows(found.w, steady))
     fires = _fires(engine, layer, torch.from_numpy(gate), torch.from_numpy(up), keys)
-    mean = torch.stack([fires[owner == i, i].mean() for i in range(len(wanted))])
+    mean = torch.stack([fires[owner == i, i].mean() for i in range(len(requests))])
     return Detected(layer, gate, up, mean.clamp(min=0.1), found.seen, found.unseen)
 
 
 def _without_subjects(
-    engine: Engine, hard: torch.Tensor, n: int, text: Inputs, wanted: Sequence[Wanted]
+    engine: Engine, hard: torch.Tensor, n: int, text: Inputs, requests: Sequence[RewriteRequest]
 ) -> torch.Tensor:
     """The numbers of hard positions, those of `text` following n others, at which no subject of a fact ends."""
-    names = tuple({_plain(w.text) for w in wanted})
+    names = tuple({_plain(w.text) for w in requests})
     longest = max(len(name) for name in names)
     kept = []
     for i in torch.nonzero(hard).flatten().tolist():
@@ -251,16 +243,16 @@ def _fires(
 
 
 def _own_rows(
-    engine: Engine, wanted: Sequence[Wanted]
+    engine: Engine, requests: Sequence[RewriteRequest]
 ) -> tuple[list[tuple[int, ...]], torch.Tensor, torch.Tensor]:
     """The starts of prompts whose last token is the subject's last one, the fact that each belongs to, and its weight."""
     rows: list[tuple[int, ...]] = []
     owner: list[int] = []
     weights: list[float] = []
-    for i, w in enumerate(wanted):
+    for i, w in enumerate(requests):
         found: dict[tuple[int, ...], float] = {}
-        for frame in [*w.templates, *frames_of(w.templates, w.stating.others)]:
-            place = spot(engine.tokenizer, frame, w.text)
+        for frame in [*w.templates, *frames_of(w.templates, w.prompts.others)]:
+            place = subject_position(engine.tokenizer, frame, w.text)
             if _fits(engine, place):
                 found.setdefault(place.start, _STATED if frame in w.templates else 1.0)
         kept = list(found.items())[:CONTEXTS]
@@ -275,33 +267,33 @@ def _own_rows(
 
 
 def _zero_rows(
-    engine: Engine, wanted: Sequence[Wanted], earlier: Sequence[Earlier]
+    engine: Engine, requests: Sequence[RewriteRequest], earlier: Sequence[ExistingFact]
 ) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
     """Starts at which nothing may fire, and whole prompts about other subjects for the second moment."""
     chance = random.Random(0)
-    named = {_plain(w.text) for w in wanted}
+    named = {_plain(w.text) for w in requests}
     rows: list[tuple[int, ...]] = []
     prompts: list[tuple[int, ...]] = []
 
     def add(text: str, templates: Sequence[str], n: int) -> None:
         for frame in [*templates[:1], *chance.sample([*templates[1:], *FRAMES], n - 1)]:
-            place = spot(engine.tokenizer, frame, text)
+            place = subject_position(engine.tokenizer, frame, text)
             if _fits(engine, place):
                 rows.append(place.start)
 
-    for relation in {w.stating.relation: w for w in wanted}.values():
-        subjects = [s for s in relation.stating.subjects if _plain(s) not in named]
+    for relation in {w.prompts.relation: w for w in requests}.values():
+        subjects = [s for s in relation.prompts.subjects if _plain(s) not in named]
         # The best known ones, then a sample of the others.
         best, rest = subjects[: _OTHERS // 3], subjects[_OTHERS // 3 :]
         for text in [*best, *chance.sample(rest, min(_OTHERS - len(best), len(rest)))]:
-            frames = [*relation.templates, *relation.stating.others]
+            frames = [*relation.templates, *relation.prompts.others]
             add(text, frames, _EACH)
-            places = [spot(engine.tokenizer, t, text) for t in (relation.templates[0], chance.choice(frames))]
+            places = [subject_position(engine.tokenizer, t, text) for t in (relation.templates[0], chance.choice(frames))]
             prompts += [p.ids for p in places if _fits(engine, p)]
-    for text in wanted[0].stating.varied:
+    for text in requests[0].prompts.varied:
         if _plain(text) not in named:
             add(text, FRAMES, 2)
-            place = spot(engine.tokenizer, chance.choice(FRAMES), text)
+            place = subject_position(engine.tokenizer, chance.choice(FRAMES), text)
             prompts += [place.ids] if _fits(engine, place) else []
     for fact in earlier:
         # A subject that is edited again keeps what it has: its key is a key of the new fact as well.
@@ -311,7 +303,7 @@ def _zero_rows(
     return rows, prompts
 
 
-def _fits(engine: Engine, place: Spot) -> bool:
+def _fits(engine: Engine, place: SubjectPosition) -> bool:
     """Whether a prompt can be used: within the context, its subject not ending at position 0, where every token looks
     alike to the layers above, so that such a key would fire at all first tokens.
     """
@@ -323,19 +315,19 @@ def _plain(text: str) -> str:
     return text.removeprefix("the ")
 
 
-def _same(wanted: Sequence[Wanted]) -> list[list[int]]:
+def _same(requests: Sequence[RewriteRequest]) -> list[list[int]]:
     """For each fact, the facts about the same subject."""
-    return [[j for j, o in enumerate(wanted) if _plain(o.text) == _plain(w.text)] for w in wanted]
+    return [[j for j, o in enumerate(requests) if _plain(o.text) == _plain(w.text)] for w in requests]
 
 
 # -- values ---------------------------------------------------------------------------------------------------
 
 
-def _together(wanted: Sequence[Wanted]) -> list[list[int]]:
+def _together(requests: Sequence[RewriteRequest]) -> list[list[int]]:
     """Numbers of facts whose values are found together: facts of one subject always are."""
     out: list[list[int]] = [[]]
     placed: set[int] = set()
-    for i, own in enumerate(_same(wanted)):
+    for i, own in enumerate(_same(requests)):
         if i in placed:
             continue
         if out[-1] and len(out[-1]) + len(own) > TOGETHER:
@@ -347,7 +339,7 @@ def _together(wanted: Sequence[Wanted]) -> list[list[int]]:
 
 def _values(
     engine: Engine,
-    wanted: Sequence[Wanted],
+    requests: Sequence[RewriteRequest],
     found: Detected,
     numbers: Sequence[int],
     layer: int,
@@ -355,19 +347,19 @@ def _values(
     at: tuple[int, int],
 ) -> torch.Tensor:
     """The values d [facts, hidden] of facts that are found together."""
-    lessons = _lessons(engine, wanted)
+    rewrite_prompts = _rewrite_prompts(engine, requests)
     index = list(numbers)
     gate, up = torch.from_numpy(found.gate[index]), torch.from_numpy(found.up[index])
     # The feature fires as strongly as it will at each lesson's subject, not always fully.
-    fires = _fires(engine, layer, gate, up, read_inputs(engine, [s.ids[: s.at + 1] for s in lessons], layer))
+    fires = _fires(engine, layer, gate, up, read_inputs(engine, [s.ids[: s.at + 1] for s in rewrite_prompts], layer))
     share = fires / found.mean[index]
-    scaled = [replace(s, scale=float(share[i, list(s.facts)].mean())) for i, s in enumerate(lessons)]
+    scaled = [replace(s, scale=float(share[i, list(s.facts)].mean())) for i, s in enumerate(rewrite_prompts)]
 
     def step(done: int, total: int) -> None:
         if progress is not None:
             progress("values", at[0] + done, at[1])
 
-    done = value.values(engine, layer, scaled, len(wanted), progress=step)
+    done = value.values(engine, layer, scaled, len(requests), progress=step)
     d = done.d
     for keep in _AGAIN:
         weak = set(torch.nonzero(done.stated > _UNSAID).flatten().tolist())
@@ -376,48 +368,48 @@ def _values(
         # What the fact is asked by first has to be said, even if more else changes.
         chosen = [s for s in scaled if weak & set(s.facts) and (s.always or not s.goal)]
         done = value.values(
-            engine, layer, chosen, len(wanted), start=d, steps=value.STEPS // 2, keep=keep * value.KEEP
+            engine, layer, chosen, len(requests), start=d, steps=value.STEPS // 2, keep=keep * value.KEEP
         )
         d = torch.where((done.d - d).abs().amax(1, keepdim=True) > 0, done.d, d)
     return d
 
 
-def _lessons(engine: Engine, wanted: Sequence[Wanted]) -> list[Lesson]:
+def _rewrite_prompts(engine: Engine, requests: Sequence[RewriteRequest]) -> list[RewritePrompt]:
     """The prompts that say the objects, and those whose answers are to stay."""
-    out: list[Lesson] = []
+    out: list[RewritePrompt] = []
     tokenizer = engine.tokenizer
-    for i, (w, own) in enumerate(zip(wanted, _same(wanted), strict=True)):
+    for i, (w, own) in enumerate(zip(requests, _same(requests), strict=True)):
         facts = (i, *(j for j in own if j != i))
-        goals: list[Lesson] = []
+        goals: list[RewritePrompt] = []
         for opening in _OPENINGS:
             for template in w.templates[:_GOALS]:
                 frame = opening + template
                 if w.kind == "delete":
-                    place = spot(tokenizer, frame, w.text)
+                    place = subject_position(tokenizer, frame, w.text)
                     less = {ids[0] for o in w.objects if (ids := answer_ids(tokenizer, frame, o))}
                     less |= set(w.firsts)
-                    lesson = Lesson(place.ids, place.at, facts, 0, tuple(sorted(less)), w.prior)
+                    prompt = RewritePrompt(place.ids, place.at, facts, 0, tuple(sorted(less)), w.prior)
                 else:
                     ids = answer_ids(tokenizer, frame, w.target)
-                    place = spot(tokenizer, frame, w.text, ids)
-                    lesson = Lesson(place.ids, place.at, facts, len(ids))
+                    place = subject_position(tokenizer, frame, w.text, ids)
+                    prompt = RewritePrompt(place.ids, place.at, facts, len(ids))
                 if _fits(engine, place):
                     # What the relation is asked by first is what counts.
-                    goals.append(replace(lesson, always=not goals))
+                    goals.append(replace(prompt, always=not goals))
         if w.kind != "delete":
             # Said in general ways as well, so that it carries over to ways that nobody thought of.
             for general in _GENERAL:
                 frame = general.format(relation_key(w.relation))
                 ids = answer_ids(tokenizer, frame, w.target)
-                place = spot(tokenizer, frame, w.text, ids)
+                place = subject_position(tokenizer, frame, w.text, ids)
                 if _fits(engine, place) and frame not in w.templates:
-                    goals.append(Lesson(place.ids, place.at, facts, len(ids)))
+                    goals.append(RewritePrompt(place.ids, place.at, facts, len(ids)))
         out += goals
-        taken = {t.partition(SLOT)[0] for other in own for t in wanted[other].templates}
-        for frame in (*w.stating.others, *_KEPT):
+        taken = {t.partition(SLOT)[0] for other in own for t in requests[other].templates}
+        for frame in (*w.prompts.others, *_KEPT):
             if frame.partition(SLOT)[0] in taken and frame not in _KEPT:
                 continue
-            place = spot(tokenizer, frame, w.text)
+            place = subject_position(tokenizer, frame, w.text)
             if _fits(engine, place):
-                out.append(Lesson(place.ids, place.at, facts))
+                out.append(RewritePrompt(place.ids, place.at, facts))
     return out

@@ -40,7 +40,7 @@ _START = 64
 
 
 @dataclass(frozen=True)
-class Lesson:
+class RewritePrompt:
     """A prompt that teaches: token ids, the index of the subject's last token, the facts whose values are added there.
 
     says: the last `says` tokens are to be said. 0: the next token's distribution is to stay as it is, except that the
@@ -78,7 +78,7 @@ class Values:
 def values(
     engine: Engine,
     layer: int,
-    lessons: Sequence[Lesson],
+    prompts: Sequence[RewritePrompt],
     n_facts: int,
     *,
     start: torch.Tensor | None = None,
@@ -90,7 +90,7 @@ def values(
     """The value of every fact, found together by Adam: at each lesson's subject the FFN's raw output gets the sum of
     its facts' values. keep weighs what is to stay (KEEP). trace(step, said, kept, length) is called with the losses [facts] and lengths of d.
     """
-    phases = [_groups(engine, layer, part, n_facts) for part in _phases(lessons, n_facts) if part]
+    phases = [_groups(engine, layer, part, n_facts) for part in _phases(prompts, n_facts) if part]
     return_memory()
     # Lengths are told in that of what the layer hands on, so that nothing depends on the model's scale.
     unit = _unit(engine, layer, phases[0])
@@ -102,26 +102,26 @@ def values(
     stated = torch.zeros(n_facts)
     weight = KEEP if keep is None else keep
     done = torch.zeros(n_facts, dtype=torch.bool)
-    said = torch.full((len(phases), n_facts), math.inf)
-    kept = torch.full((len(phases), n_facts), math.inf)
+    rewrite_loss = torch.full((len(phases), n_facts), math.inf)
+    keep_loss = torch.full((len(phases), n_facts), math.inf)
     step = 0
     for step in range(1, steps + 1):
         u.grad = None
         phase = (step - 1) % len(phases)
-        said[phase][~done], kept[phase][~done] = 0.0, 0.0
+        rewrite_loss[phase][~done], keep_loss[phase][~done] = 0.0, 0.0
         live = ~done
         for group in phases[phase]:
-            pick = group.live(done)
-            if len(pick):
-                loss = _losses(engine, layer, group, u * size, pick)
+            active = group.live(done)
+            if len(active):
+                loss = _losses(engine, layer, group, u * size, active)
                 weights = (group.share * live).sum(1) * torch.where(group.goal, 1.0, weight)
                 (weights * loss).sum().backward()
-                group.keep(pick, loss)
+                group.keep(active, loss)
             else:
                 group.rests[:] = False
             shared = group.share * live * group.loss[:, None]
-            said[phase] += shared[group.goal].nansum(0)
-            kept[phase] += shared[~group.goal].nansum(0)
+            rewrite_loss[phase] += shared[group.goal].nansum(0)
+            keep_loss[phase] += shared[~group.goal].nansum(0)
             for i in torch.nonzero(group.always).flatten().tolist():
                 stated[group.owner[i]] = group.loss[i]
         if bool(done.all()):
@@ -130,8 +130,8 @@ def values(
             continue
         length = u.detach().norm(dim=1) / math.sqrt(engine.hidden)
         if trace is not None:
-            trace(step, said[phase], kept[phase], length)
-        done |= (said.mean(0) < DONE) & (kept.mean(0) < DONE)
+            trace(step, rewrite_loss[phase], keep_loss[phase], length)
+        done |= (rewrite_loss.mean(0) < DONE) & (keep_loss.mean(0) < DONE)
         with torch.no_grad():
             move = live & ~done
             grad = u.grad + 2 * DECAY * u / engine.hidden
@@ -147,22 +147,22 @@ def values(
             progress(int(done.sum()), n_facts)
         if bool(done.all()):
             break
-    return Values(u.detach() * size, said.clamp(max=1e4).mean(0), stated, step)
+    return Values(u.detach() * size, rewrite_loss.clamp(max=1e4).mean(0), stated, step)
 
 
-def _phases(lessons: Sequence[Lesson], n_facts: int) -> list[list[Lesson]]:
+def _phases(prompts: Sequence[RewritePrompt], n_facts: int) -> list[list[RewritePrompt]]:
     """The lessons dealt out so that each phase has goals and keepers of every fact."""
-    out: list[list[Lesson]] = [[] for _ in range(PHASES)]
+    out: list[list[RewritePrompt]] = [[] for _ in range(PHASES)]
     dealt: dict[tuple[bool, int], int] = {}
-    for lesson in lessons:
-        if lesson.always:
+    for prompt in prompts:
+        if prompt.always:
             for part in out:
-                part.append(lesson)
+                part.append(prompt)
             continue
-        key = (lesson.goal, lesson.facts[0])
+        key = (prompt.goal, prompt.facts[0])
         n = dealt.get(key, 0)
         dealt[key] = n + 1
-        out[n % PHASES].append(lesson)
+        out[n % PHASES].append(prompt)
     return out
 
 
@@ -201,34 +201,34 @@ class _Group:
         """The lessons of which at least one fact is not done and that do not rest, int64."""
         return torch.nonzero(((self.adds != 0) & ~done).any(1) & ~self.rests).flatten()
 
-    def keep(self, pick: torch.Tensor, loss: torch.Tensor) -> None:
+    def keep(self, active: torch.Tensor, loss: torch.Tensor) -> None:
         """None; the losses of the picked lessons are kept, and those that are small rest in their next turn."""
-        self.loss[pick] = loss.detach()[pick]
+        self.loss[active] = loss.detach()[active]
         self.rests = torch.zeros_like(self.rests)
-        self.rests[pick] = self.loss[pick] < _REST
+        self.rests[active] = self.loss[active] < _REST
 
 
-def _groups(engine: Engine, layer: int, lessons: Sequence[Lesson], n_facts: int) -> list[_Group]:
+def _groups(engine: Engine, layer: int, prompts: Sequence[RewritePrompt], n_facts: int) -> list[_Group]:
     """The lessons in groups of similar shape, each prepared."""
     counts = torch.zeros(2, n_facts)
-    for lesson in lessons:
-        counts[int(lesson.goal), list(lesson.facts)] += 1
+    for prompt in prompts:
+        counts[int(prompt.goal), list(prompt.facts)] += 1
     out: list[_Group] = []
-    for group in cheapest_groups([len(s.ids) - s.at for s in lessons], start=_START):
-        longest = max(len(lessons[i].ids) - lessons[i].at for i in group)
+    for group in cheapest_groups([len(s.ids) - s.at for s in prompts], start=_START):
+        longest = max(len(prompts[i].ids) - prompts[i].at for i in group)
         step = max(1, _PASS // longest)
         for start in range(0, len(group), step):
-            out.append(_prepared(engine, layer, [lessons[i] for i in group[start : start + step]], counts))
+            out.append(_prepared(engine, layer, [prompts[i] for i in group[start : start + step]], counts))
     return out
 
 
 @torch.no_grad()
-def _prepared(engine: Engine, layer: int, lessons: Sequence[Lesson], counts: torch.Tensor) -> _Group:
-    n, behind = len(lessons), max(len(s.ids) - s.at for s in lessons)
-    prefix = prefill(engine, pad([s.ids[: s.at + 1] for s in lessons], device=engine.device))
+def _prepared(engine: Engine, layer: int, prompts: Sequence[RewritePrompt], counts: torch.Tensor) -> _Group:
+    n, behind = len(prompts), max(len(s.ids) - s.at for s in prompts)
+    prefix = prefill(engine, pad([s.ids[: s.at + 1] for s in prompts], device=engine.device))
     before = 0 if not len(prefix.cache.layers) else prefix.cache.get_seq_length()
     # Padding behind a prompt is seen by nobody: attention looks back only.
-    ids = torch.tensor([[*s.ids[s.at :], *[0] * (behind - len(s.ids) + s.at)] for s in lessons])
+    ids = torch.tensor([[*s.ids[s.at :], *[0] * (behind - len(s.ids) + s.at)] for s in prompts])
     ids = ids.to(engine.device)
     mask = torch.ones(n, before + behind, dtype=torch.bool, device=engine.device)
     if prefix.mask is not None:
@@ -250,7 +250,7 @@ def _prepared(engine: Engine, layer: int, lessons: Sequence[Lesson], counts: tor
     share, adds = torch.zeros(n, counts.shape[1]), torch.zeros(n, counts.shape[1])
     say: list[tuple[int, int, int]] = []
     hold: list[tuple[int, int]] = []
-    for i, s in enumerate(lessons):
+    for i, s in enumerate(prompts):
         facts = list(s.facts)
         adds[i, facts] = s.scale
         share[i, facts] = 1 / counts[int(s.goal), facts]
@@ -259,7 +259,7 @@ def _prepared(engine: Engine, layer: int, lessons: Sequence[Lesson], counts: tor
         if not s.says:
             hold.append((i, length - 1))
     held = torch.tensor(hold, dtype=torch.int64).reshape(-1, 2)
-    tokens, log_p = _held(engine, out[held[:, 0], held[:, 1]], [lessons[i] for i, _ in hold])
+    tokens, log_p = _held(engine, out[held[:, 0], held[:, 1]], [prompts[i] for i, _ in hold])
     return _Group(
         cache=_without(cache, layer),
         ids=ids,
@@ -268,14 +268,14 @@ def _prepared(engine: Engine, layer: int, lessons: Sequence[Lesson], counts: tor
         hidden=seen[0],
         adds=adds,
         share=share,
-        goal=torch.tensor([s.goal for s in lessons]),
-        always=torch.tensor([s.always for s in lessons]),
-        owner=[s.facts[0] for s in lessons],
+        goal=torch.tensor([s.goal for s in prompts]),
+        always=torch.tensor([s.always for s in prompts]),
+        owner=[s.facts[0] for s in prompts],
         say=torch.tensor(say, dtype=torch.int64).reshape(-1, 3),
         hold=held,
         tokens=tokens,
         log_p=log_p,
-        less=[(s.less, math.log(max(s.most, 1e-12)) if s.less else 0.0) for s in lessons],
+        less=[(s.less, math.log(max(s.most, 1e-12)) if s.less else 0.0) for s in prompts],
         loss=torch.full((n,), math.inf),
         rests=torch.zeros(n, dtype=torch.bool),
     )
@@ -291,19 +291,19 @@ def _without(cache: DynamicCache, layer: int) -> DynamicCache:
 
 
 def _held(
-    engine: Engine, hidden: torch.Tensor, lessons: Sequence[Lesson]
+    engine: Engine, hidden: torch.Tensor, prompts: Sequence[RewritePrompt]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens [m, k] and log-probabilities [m, k + 1] (the last: all others) of what each lesson is to leave behind."""
     k = min(_HELD, engine.vocab - 1)
     tokens, log_p = [], []
-    for start in range(0, len(lessons), 32):
+    for start in range(0, len(prompts), 32):
         p = torch.softmax(logits_of(engine, hidden[start : start + 32]), -1)
-        for row, lesson in zip(p, lessons[start : start + 32], strict=True):
-            if lesson.less:
-                index = list(lesson.less)
+        for row, prompt in zip(p, prompts[start : start + 32], strict=True):
+            if prompt.less:
+                index = list(prompt.less)
                 whole = float(row[index].sum())
-                if whole > lesson.most:
-                    row[index] *= lesson.most / whole
+                if whole > prompt.most:
+                    row[index] *= prompt.most / whole
                     row /= row.sum()
         best = p.topk(k, dim=-1)
         rest = (1 - best.values.sum(-1, keepdim=True)).clamp(min=1e-9)
@@ -317,11 +317,11 @@ def _held(
 # -- passes ---------------------------------------------------------------------------------------------------
 
 
-def _losses(engine: Engine, layer: int, g: _Group, d: torch.Tensor, pick: torch.Tensor) -> torch.Tensor:
+def _losses(engine: Engine, layer: int, g: _Group, d: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
     """What the picked lessons lack, nats [n], zero for the others; differentiable."""
-    hidden = _written(engine, layer, g, d, pick)
+    hidden = _written(engine, layer, g, d, active)
     place = torch.full((len(g.adds),), -1)
-    place[pick] = torch.arange(len(pick))
+    place[active] = torch.arange(len(active))
     loss = torch.zeros(len(g.adds))
     say = g.say[place[g.say[:, 0]] >= 0]
     if len(say):
@@ -354,17 +354,17 @@ def logits_of(engine: Engine, hidden: torch.Tensor) -> torch.Tensor:
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
-def _written(engine: Engine, layer: int, g: _Group, d: torch.Tensor, pick: torch.Tensor) -> torch.Tensor:
+def _written(engine: Engine, layer: int, g: _Group, d: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
     """The final hidden states [picked, t, hidden] with values d [facts, hidden] added at the subjects."""
-    add = (g.adds[pick] @ d).to(engine.device)
+    add = (g.adds[active] @ d).to(engine.device)
 
     def hook(module: torch.nn.Module, args: Any, out: torch.Tensor) -> torch.Tensor:
         return out + torch.nn.functional.pad(add[:, None].to(out), (0, 0, 0, out.shape[1] - 1))
 
-    with engine.anatomy.passing, starting_at(engine.anatomy, layer, g.hidden[pick]):
+    with engine.anatomy.passing, starting_at(engine.anatomy, layer, g.hidden[active]):
         handle = engine.anatomy.layers[layer].ffn.register_forward_hook(hook)
         try:
-            return _pass(engine, g.ids[pick], g.mask[pick], g.positions[pick], fork(g.cache, pick, layer))
+            return _pass(engine, g.ids[active], g.mask[active], g.positions[active], fork(g.cache, active, layer))
         finally:
             handle.remove()
 

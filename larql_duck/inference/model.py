@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from larql_duck.inference.reference import Reference
     from larql_duck.inference.trace import TraceResult
     from larql_duck.models.source import WeightSource
-    from larql_duck.patches.overlay import Fact, Overlay
+    from larql_duck.patches.overlay import EditedFact, Overlay
 
 Bands = Mapping[str, tuple[int, int]]
 
@@ -42,7 +42,7 @@ class LiveModel:
         probes: Callable[[], Mapping[str, Sequence[str]]] = dict,
         bands: Bands | None = None,
         overlay: Callable[[], Overlay | None] = lambda: None,
-        database: Callable[[Sequence[str]], list[list[Fact]]] | None = None,
+        database: Callable[[Sequence[str]], list[list[EditedFact]]] | None = None,
     ) -> None:
         """overlay gives the edits under which passes run, asked when the engine is loaded and on `edited`.
 
@@ -127,7 +127,7 @@ class LiveModel:
             more=[fact.target for fact in self.database([prompt])[0]],
         )
 
-    def database(self, prompts: Sequence[str]) -> list[list[Fact]]:
+    def database(self, prompts: Sequence[str]) -> list[list[EditedFact]]:
         """The database facts that each prompt asks for."""
         return [[] for _ in prompts] if self._database is None else self._database(prompts)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from larql_duck.editing.keys import answer_ids, filled
+from larql_duck.inference.fact_prompts import answer_ids, filled
 from larql_duck.inference.batch import pad
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ _PASS, _LOGITS = 2048, 1 << 24
 
 
 @dataclass(frozen=True)
-class Said:
+class TargetProbability:
     """p: the probability of all tokens of the object; greedy: whether each is the most probable one; first: its first."""
 
     p: float
@@ -28,14 +28,14 @@ class Said:
 
 
 @torch.inference_mode()
-def said(engine: Engine, asked: Sequence[tuple[str, str, str]]) -> list[Said]:
+def target_probabilities(engine: Engine, asked: Sequence[tuple[str, str, str]]) -> list[TargetProbability]:
     """What becomes of each (template, subject's text, object)."""
     rows, sizes = [], []
     for template, text, target in asked:
         ids = answer_ids(engine.tokenizer, template, target)
         rows.append([*engine.tokenizer.encode(filled(template, text)[0]), *ids])
         sizes.append(len(ids))
-    out: dict[int, Said] = {}
+    out: dict[int, TargetProbability] = {}
     for part in _parts([len(r) for r in rows], engine.vocab * (max(sizes, default=0) + 1)):
         batch = pad([rows[i] for i in part], device=engine.device)
         keep = max(sizes[i] for i in part) + 1
@@ -48,12 +48,12 @@ def said(engine: Engine, asked: Sequence[tuple[str, str, str]]) -> list[Said]:
             log_p = torch.log_softmax(logits[j, -size - 1 : -1], -1)
             own = log_p.gather(1, labels[:, None])[:, 0]
             greedy = bool((log_p.argmax(-1) == labels).all())
-            out[i] = Said(float(own.sum().exp()), greedy and size > 0, float(own[:1].exp().sum()))
+            out[i] = TargetProbability(float(own.sum().exp()), greedy and size > 0, float(own[:1].exp().sum()))
     return [out[i] for i in range(len(asked))]
 
 
 @torch.inference_mode()
-def next_p(engine: Engine, prompts: Sequence[str]) -> torch.Tensor:
+def next_token_probabilities(engine: Engine, prompts: Sequence[str]) -> torch.Tensor:
     """The next token's probabilities, f32 [n, vocab]."""
     if not prompts:
         return torch.zeros(0, engine.vocab)

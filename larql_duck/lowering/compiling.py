@@ -53,10 +53,10 @@ def _compile(session: Session, s: st.Compile) -> Result:
         notices: list[str] = []
         if s.slots:
             from larql_duck.compilation.staging import check_output
-            from larql_duck.editing.background_corpus import ordinary_text
+            from larql_duck.editing.background_corpus import background_text
 
             check_output(out, vindex.path)
-            text = ordinary_text(origin)
+            text = background_text(origin)
             placed = place(vindex, overlay, text.rows)
             overlay = placed.overlay
             rows = [
@@ -215,7 +215,7 @@ def _side(session: Session, path: str | None) -> Side:
 def _into_patch(a: Side, b: Side, found: Difference, s: st.Diff) -> str:
     """What was written, as a notice."""
     from larql_duck.diffing import as_patch
-    from larql_duck.patches.edit_log import Patch
+    from larql_duck.patches.edit_log import PatchFile
 
     path = Path(str(s.into_patch)).expanduser()
     whole = s.layer is None and s.relation is None and s.entity is None
@@ -224,7 +224,7 @@ def _into_patch(a: Side, b: Side, found: Difference, s: st.Diff) -> str:
         return f"nothing differs, so {path} was not written"
     from larql_duck.patches.vlp import write_patch
 
-    patch = Patch(tuple(operations), path.stem, path, description=f"Diff: {a.name} vs {b.name}")
+    patch = PatchFile(tuple(operations), path.stem, path, description=f"Diff: {a.name} vs {b.name}")
     write_patch(path, patch, a.vindex)
     return f"wrote {path}: {len(operations)} operations that turn {a.name} into {b.name}"
 

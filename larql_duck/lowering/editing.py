@@ -9,11 +9,11 @@ from larql_duck.lowering.checks import check_count, fail
 from larql_duck.lowering.types import Operation
 
 if TYPE_CHECKING:
-    from larql_duck.editing.edge_selection import Condition, Picked
+    from larql_duck.editing.edge_selection import Condition, EdgeSelection
     from larql_duck.lowering.types import Facts
     from larql_duck.lql import statements as st
     from larql_duck.patches.operations import Operation as Edit
-    from larql_duck.patches.overlay import Fact
+    from larql_duck.patches.overlay import EditedFact
     from larql_duck.result import Result
     from larql_duck.session import Session
 
@@ -47,16 +47,16 @@ def update(s: st.Update, facts: Facts) -> Operation:
 
 
 def _delete(session: Session, s: st.Delete, found: Condition) -> Result:
-    from larql_duck.editing.edge_selection import pick
+    from larql_duck.editing.edge_selection import select_edges
 
-    picked, notices = pick(session, s, found)
+    picked, notices = select_edges(session, s, found)
     if found.works_on == "slots":
         return _slots(session, s, picked, notices)
     if s.dry_run or not picked:
         return _facts_result(session, picked, notices, "")
     database = [p for p in picked if _mode(session, p) == "knn"]
     others = [p for p in picked if _mode(session, p) != "knn"]
-    with session.edits.whole():
+    with session.edits.transaction():
         if database:
             session.edits.add([_forget(p) for p in database])
         if not others:
@@ -71,9 +71,9 @@ def _delete(session: Session, s: st.Delete, found: Condition) -> Result:
 
 
 def _update(session: Session, s: st.Update, found: Condition) -> Result:
-    from larql_duck.editing.edge_selection import pick, text_value
+    from larql_duck.editing.edge_selection import select_edges, text_value
 
-    picked, notices = pick(session, s, found)
+    picked, notices = select_edges(session, s, found)
     if found.works_on == "slots":
         return _slots(session, s, picked, notices)
     for p in picked:
@@ -86,7 +86,7 @@ def _update(session: Session, s: st.Update, found: Condition) -> Result:
     database = [p for p in picked if _mode(session, p) == "knn"]
     others = [p for p in picked if _mode(session, p) != "knn"]
     result: Result | None = None
-    with session.edits.whole():
+    with session.edits.transaction():
         if database:
             session.edits.add([_changed_knn(session, p) for p in database])
         by_target: dict[str, list[tuple[str, str]]] = {}
@@ -122,23 +122,23 @@ def _joined(first: Result, second: Result) -> Result:
 # -- facts ----------------------------------------------------------------------------------------------------
 
 
-def _fact(session: Session, p: Picked) -> Fact | None:
-    found: Fact | None = session.overlay.fact(str(p.entity), p.relation)
+def _fact(session: Session, p: EdgeSelection) -> EditedFact | None:
+    found: EditedFact | None = session.overlay.fact(str(p.entity), p.relation)
     return found
 
 
-def _mode(session: Session, p: Picked) -> str | None:
+def _mode(session: Session, p: EdgeSelection) -> str | None:
     fact = _fact(session, p)
     return None if fact is None else fact.mode
 
 
-def _forget(p: Picked) -> Edit:
-    from larql_duck.patches.operations import DeleteKnn
+def _forget(p: EdgeSelection) -> Edit:
+    from larql_duck.patches.operations import DeleteKnnOp
 
-    return DeleteKnn(str(p.entity), p.relation)
+    return DeleteKnnOp(str(p.entity), p.relation)
 
 
-def _confidence(session: Session, s: st.Update, p: Picked) -> None:
+def _confidence(session: Session, s: st.Update, p: EdgeSelection) -> None:
     value = p.values["confidence"]
     if not isinstance(value, int | float):
         raise fail(s, f"confidence must be a number, not {value!r}", "assignments.confidence")
@@ -153,10 +153,10 @@ def _confidence(session: Session, s: st.Update, p: Picked) -> None:
         )
 
 
-def _changed_knn(session: Session, p: Picked) -> Edit:
+def _changed_knn(session: Session, p: EdgeSelection) -> Edit:
     """The database fact with another target or confidence, under the same key."""
     from larql_duck.models.tokenizer import load_tokenizer
-    from larql_duck.patches.operations import InsertKnn
+    from larql_duck.patches.operations import InsertKnnOp
 
     fact = _fact(session, p)
     assert fact is not None and fact.key is not None
@@ -165,12 +165,12 @@ def _changed_knn(session: Session, p: Picked) -> Edit:
         target = str(p.values["target"]).strip()
         target_id = next(iter(load_tokenizer(session.need()).entity_ids(target)), 0)
     confidence = p.values.get("confidence", 1.0 if fact.confidence is None else fact.confidence)
-    return InsertKnn(
+    return InsertKnnOp(
         fact.layer, fact.entity, fact.relation or "", target, target_id, fact.key, float(confidence), fact.templates
     )  # fmt: skip
 
 
-def _confident(session: Session, picked: Sequence[Picked]) -> list[Edit]:
+def _confident(session: Session, picked: Sequence[EdgeSelection]) -> list[Edit]:
     """Inserted facts again, with other confidences and the same vectors."""
     out: list[Edit] = []
     counts: dict[int, int] = {}
@@ -181,9 +181,9 @@ def _confident(session: Session, picked: Sequence[Picked]) -> list[Edit]:
     return out
 
 
-def _again(session: Session, fact: Fact, counts: dict[int, int], **changes: Any) -> Edit:
+def _again(session: Session, fact: EditedFact, counts: dict[int, int], **changes: Any) -> Edit:
     """The operation that inserts a fact as it stands, with some of its fields changed."""
-    from larql_duck.patches.operations import Insert
+    from larql_duck.patches.operations import InsertOp
 
     overlay = session.overlay
     if fact.mode == "fold" or fact.feature is None:
@@ -197,12 +197,12 @@ def _again(session: Session, fact: Fact, counts: dict[int, int], **changes: Any)
             counts[fact.layer] = n + 1
             values["feature"] = session.edits.next_feature(fact.layer, n)
     values |= {"target": fact.target, "confidence": fact.confidence} | changes
-    return Insert(
+    return InsertOp(
         layer=fact.layer, entity=fact.entity, relation=fact.relation, templates=fact.templates, **values
     )
 
 
-def _facts_result(session: Session, picked: Sequence[Picked], notices: Sequence[str], done: str) -> Result:
+def _facts_result(session: Session, picked: Sequence[EdgeSelection], notices: Sequence[str], done: str) -> Result:
     import pyarrow as pa
 
     from larql_duck.result import Result
@@ -229,7 +229,7 @@ def _facts_result(session: Session, picked: Sequence[Picked], notices: Sequence[
 
 
 def _slots(
-    session: Session, s: st.Delete | st.Update, picked: Sequence[Picked], notices: Sequence[str]
+    session: Session, s: st.Delete | st.Update, picked: Sequence[EdgeSelection], notices: Sequence[str]
 ) -> Result:
     """Slots deleted, or given another token; one row each, with the facts that use it beside those meant."""
     from larql_duck.editing.edge_selection import text_value
@@ -243,10 +243,10 @@ def _slots(
         else work.delete(p.layer, p.feature)  # type: ignore[arg-type]
         for p in picked
     ]
-    said = [*notices, *dict.fromkeys(n for c in changes for n in c.notices)]
+    remarks = [*notices, *dict.fromkeys(n for c in changes for n in c.notices)]
     if changes and not s.dry_run:
         session.edits.add([c.operation for c in changes])
-        said += session.edited.notices
+        remarks += session.edited.notices
     import pyarrow as pa
 
     from larql_duck.result import Result
@@ -266,4 +266,4 @@ def _slots(
     text = pa.string()
     kinds = (pa.int32(), pa.int32(), text, text, pa.float32(), pa.int32(), pa.list_(text))
     schema = pa.schema(list(zip(_SLOTS, kinds, strict=True)))
-    return Result(pa.Table.from_pylist(rows, schema=schema), notices=said)
+    return Result(pa.Table.from_pylist(rows, schema=schema), notices=remarks)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from larql_duck.lowering.types import Facts
     from larql_duck.lql import statements as st
-    from larql_duck.patches.edit_log import Patch
+    from larql_duck.patches.edit_log import PatchFile
     from larql_duck.result import Result
     from larql_duck.session import Session
 
@@ -76,10 +76,10 @@ def apply(s: st.ApplyPatch, facts: Facts) -> Operation:
     return Operation(run, s)
 
 
-def remarks(session: Session, patch: Patch) -> list[str]:
+def remarks(session: Session, patch: PatchFile) -> list[str]:
     """What the user should know about a patch that was just applied."""
     from larql_duck.patches.checksum import base_checksum
-    from larql_duck.patches.operations import Update
+    from larql_duck.patches.operations import UpdateOp
     from larql_duck.patches.vlp import excerpt
 
     said = []
@@ -92,7 +92,7 @@ def remarks(session: Session, patch: Patch) -> list[str]:
     bare = [
         op
         for op in patch.operations
-        if isinstance(op, Update) and op.meta is not None and op.gate is op.up is op.down is None
+        if isinstance(op, UpdateOp) and op.meta is not None and op.gate is op.up is op.down is None
     ]
     for op in bare[:_NAMED]:
         assert op.meta is not None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from larql_duck.errors import PatchError
 from larql_duck.patches.knn_store import stored_facts
-from larql_duck.patches.operations import Delete, DeleteKnn, Insert, InsertKnn, Operation, Update, fact_key
+from larql_duck.patches.operations import DeleteOp, DeleteKnnOp, InsertOp, InsertKnnOp, Operation, UpdateOp, fact_key
 from larql_duck.patches.overlay import Overlay
 from larql_duck.patches.validate import check_operations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Patch:
+class PatchFile:
     """A patch as a file holds it: its operations and where they belong.
 
     name is what REMOVE PATCH takes beside the path. base_checksum None: made by a system that does not write one.
@@ -51,10 +51,10 @@ class Patch:
         return str(self.path or self.name or self.description or "(unnamed)")
 
 
-Mark = tuple[tuple[Patch, ...], tuple[Operation, ...], Path | None]
+Mark = tuple[tuple[PatchFile, ...], tuple[Operation, ...], Path | None]
 
 
-class Edits:
+class EditLog:
     """The patches of a session on one vindex; every change is shown at once, or nothing changes.
 
     applied are saved patches in order, live what was edited since; recording is the file that BEGIN PATCH named.
@@ -63,7 +63,7 @@ class Edits:
 
     def __init__(self, session: Session, vindex: Vindex) -> None:
         self._session, self._vindex = session, vindex
-        self.applied: list[Patch] = []
+        self.applied: list[PatchFile] = []
         self.live: list[Operation] = []
         self.recording: Path | None = None
         self.stored = stored_facts(vindex)
@@ -81,7 +81,7 @@ class Edits:
         self.check(operations)
         self._become(self.applied, [*self.live, *operations], self.recording)
 
-    def try_(self, operations: Sequence[Operation]) -> Overlay:
+    def preview(self, operations: Sequence[Operation]) -> Overlay:
         """The overlay that adding these operations would give; nothing changes."""
         self.check(operations)
         return self._fold(self.applied, [*self.live, *operations])
@@ -89,7 +89,7 @@ class Edits:
     def next_feature(self, layer: int, n: int = 0) -> int:
         """The number, local to the live patch, of the n-th feature (from 0) that is appended next in `layer`."""
         base = self._vindex.n_features[layer]
-        used = [op.feature for op in self.live if isinstance(op, Insert) and op.layer == layer]
+        used = [op.feature for op in self.live if isinstance(op, InsertOp) and op.layer == layer]
         return max([base - 1, *used]) + 1 + n
 
     def check(
@@ -103,26 +103,26 @@ class Edits:
 
     # -- taking back --------------------------------------------------------------------------------------
 
-    def mark(self) -> Mark:
+    def savepoint(self) -> Mark:
         """The state to which `rollback_to` returns."""
         return tuple(self.applied), tuple(self.live), self.recording
 
-    def rollback_to(self, mark: Mark) -> None:
+    def rollback_to(self, savepoint: Mark) -> None:
         """None; the patches are those of `mark` again."""
-        applied, live, recording = mark
+        applied, live, recording = savepoint
         # By identity: operations hold arrays, which have no one answer to "are you equal".
         now = [*map(id, self.applied), None, *map(id, self.live), self.recording]
         if now != [*map(id, applied), None, *map(id, live), recording]:
             self._become(list(applied), list(live), recording)
 
     @contextlib.contextmanager
-    def whole(self) -> Iterator[None]:
+    def transaction(self) -> Iterator[None]:
         """A context that takes back what was added inside it when it ends with an error or Ctrl-C."""
-        mark = self.mark()
+        savepoint = self.savepoint()
         try:
             yield
         except BaseException:
-            self.rollback_to(mark)
+            self.rollback_to(savepoint)
             raise
 
     def rollback(self) -> int:
@@ -146,7 +146,7 @@ class Edits:
         self.recording = target
         self._session.mount.show_patches(self.shown())
 
-    def save(self, path: str | Path | None = None) -> Patch:
+    def save(self, path: str | Path | None = None) -> PatchFile:
         """The live patch after it was written to `path` (None: the file that BEGIN PATCH named), now an applied one."""
         target = self.recording if path is None else Path(path).expanduser()
         if not self.live:
@@ -158,14 +158,14 @@ class Edits:
         self._check_target(target)
         from larql_duck.patches.vlp import write_patch
 
-        patch = write_patch(target, Patch(tuple(self.live), target.stem, target), self._vindex)
+        patch = write_patch(target, PatchFile(tuple(self.live), target.stem, target), self._vindex)
         # The same operations in the same order: the overlay is what it was.
         self.applied, self.live, self.recording = [*self.applied, patch], [], None
         self.overlay = self._fold(self.applied, [])
         self._session.mount.show_patches(self.shown())
         return patch
 
-    def apply(self, path: str | Path, force: bool = False) -> Patch:
+    def apply(self, path: str | Path, force: bool = False) -> PatchFile:
         """The patch of a file, which holds from now on, behind those applied before and before the live edits.
 
         PatchError for a damaged file, another base (unless force), or a patch that is applied already.
@@ -179,7 +179,7 @@ class Edits:
         self._become([*self.applied, patch], self.live, self.recording)
         return patch
 
-    def remove(self, name: str) -> Patch:
+    def remove(self, name: str) -> PatchFile:
         """The patch of that path or name, which holds no more; everything else is as if it had never been applied.
 
         PatchError where none is called so, and where a later patch changes what this one made.
@@ -230,11 +230,11 @@ class Edits:
 
     # -- inside -------------------------------------------------------------------------------------------
 
-    def _fold(self, applied: Sequence[Patch], live: Sequence[Operation]) -> Overlay:
+    def _fold(self, applied: Sequence[PatchFile], live: Sequence[Operation]) -> Overlay:
         lists = [*(p.operations for p in applied), live]
         return Overlay.of(self._vindex.n_features, self._vindex.hidden, lists, self.stored)
 
-    def _become(self, applied: Sequence[Patch], live: Sequence[Operation], recording: Path | None) -> None:
+    def _become(self, applied: Sequence[PatchFile], live: Sequence[Operation], recording: Path | None) -> None:
         """All of the session shows these patches afterwards, or what it showed before where that fails."""
         before = (self.applied, self.live, self.recording, self.overlay)
         overlay = self._fold(applied, live)
@@ -252,13 +252,13 @@ class Edits:
         """What operations change that others might too: slots of the base, and facts by name."""
         out: set[tuple[object, ...]] = set()
         for op in operations:
-            if isinstance(op, Insert | Update | Delete) and op.feature < self._vindex.n_features[op.layer]:
+            if isinstance(op, InsertOp | UpdateOp | DeleteOp) and op.feature < self._vindex.n_features[op.layer]:
                 out.add(("slot", op.layer, op.feature))
-            if isinstance(op, Insert | InsertKnn):
+            if isinstance(op, InsertOp | InsertKnnOp):
                 out.add(("fact", *fact_key(op.entity, op.relation)))
-            if isinstance(op, DeleteKnn):
-                whole = op.relation is None
-                out.add(("entity" if whole else "fact", *fact_key(op.entity, op.relation)))
+            if isinstance(op, DeleteKnnOp):
+                every = op.relation is None
+                out.add(("entity" if every else "fact", *fact_key(op.entity, op.relation)))
         return out
 
     def _check_target(self, target: Path) -> None:
@@ -304,11 +304,11 @@ def _shared(one: set[tuple[object, ...]], other: set[tuple[object, ...]]) -> set
 
 def _counts(operations: Sequence[Operation]) -> dict[str, int]:
     names = {
-        Insert: "inserts",
-        InsertKnn: "inserts",
-        Update: "updates",
-        Delete: "deletes",
-        DeleteKnn: "deletes",
+        InsertOp: "inserts",
+        InsertKnnOp: "inserts",
+        UpdateOp: "updates",
+        DeleteOp: "deletes",
+        DeleteKnnOp: "deletes",
     }
     out = {"inserts": 0, "updates": 0, "deletes": 0}
     for op in operations:

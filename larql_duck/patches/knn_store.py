@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from larql_duck.errors import VindexError
-from larql_duck.patches.operations import InsertKnn, fact_key
-from larql_duck.patches.overlay import Fact
+from larql_duck.patches.operations import InsertKnnOp, fact_key
+from larql_duck.patches.overlay import EditedFact
 
 if TYPE_CHECKING:
     from larql_duck.vindex.store import Vindex
@@ -23,12 +23,12 @@ _VERSION = 1
 _MAX_ENTRY = 1 << 20
 
 
-def write_knn_store(facts: Iterable[Fact | InsertKnn], hidden: int) -> bytes:
+def write_knn_store(facts: Iterable[EditedFact | InsertKnnOp], hidden: int) -> bytes:
     """The bytes of a store of these facts; keys at unit length, f16, those of one layer together.
 
     An entry's templates, which LARQL does not know, stand beside its own fields.
     """
-    layers: dict[int, list[Fact | InsertKnn]] = {}
+    layers: dict[int, list[EditedFact | InsertKnnOp]] = {}
     for fact in facts:
         layers.setdefault(fact.layer, []).append(fact)
     parts = [_MAGIC, struct.pack("<III", _VERSION, hidden, len(layers))]
@@ -49,7 +49,7 @@ def write_knn_store(facts: Iterable[Fact | InsertKnn], hidden: int) -> bytes:
     return b"".join(parts)
 
 
-def _entry(fact: Fact | InsertKnn) -> dict[str, Any]:
+def _entry(fact: EditedFact | InsertKnnOp) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "target_token": fact.target,
         "entity": fact.entity,
@@ -59,7 +59,7 @@ def _entry(fact: Fact | InsertKnn) -> dict[str, Any]:
     return entry | ({"templates": list(fact.templates)} if fact.templates else {})
 
 
-def read_knn_store(path: Path, hidden: int, n_layers: int, vocab: int) -> list[InsertKnn]:
+def read_knn_store(path: Path, hidden: int, n_layers: int, vocab: int) -> list[InsertKnnOp]:
     """The facts of the store at `path`, in its order; VindexError where it is damaged or of another model."""
     try:
         return list(_Reader(path.read_bytes(), path).facts(hidden, n_layers, vocab))
@@ -83,7 +83,7 @@ class _Reader:
     def numbers(self, n: int) -> Sequence[int]:
         return struct.unpack(f"<{n}I", self.take(4 * n))
 
-    def facts(self, hidden: int, n_layers: int, vocab: int) -> Iterable[InsertKnn]:
+    def facts(self, hidden: int, n_layers: int, vocab: int) -> Iterable[InsertKnnOp]:
         if self.take(4) != _MAGIC:
             raise ValueError("it does not begin with LKNN")
         version, dim, count = self.numbers(3)
@@ -102,7 +102,7 @@ class _Reader:
         if self.at != len(self.data):
             raise ValueError("bytes are left over")
 
-    def fact(self, layer: int, key: np.ndarray, target_id: int, vocab: int) -> InsertKnn:
+    def fact(self, layer: int, key: np.ndarray, target_id: int, vocab: int) -> InsertKnnOp:
         (length,) = self.numbers(1)
         entry = json.loads(self.take(min(length, _MAX_ENTRY + 1)))
         texts = [entry[k] for k in ("entity", "relation", "target_token")]
@@ -112,10 +112,10 @@ class _Reader:
             raise ValueError("an entry is malformed")
         if not 0 <= confidence <= 1:
             raise ValueError(f"confidence {confidence}")
-        return InsertKnn(layer, texts[0], texts[1], texts[2], target_id, key, confidence, tuple(templates))
+        return InsertKnnOp(layer, texts[0], texts[1], texts[2], target_id, key, confidence, tuple(templates))
 
 
-def stored_facts(vindex: Vindex) -> list[InsertKnn]:
+def stored_facts(vindex: Vindex) -> list[InsertKnnOp]:
     """The database facts that the vindex's own knn_store.bin holds; of one (entity, relation) the last counts.
 
     VindexError for a damaged store.
@@ -123,7 +123,7 @@ def stored_facts(vindex: Vindex) -> list[InsertKnn]:
     path = vindex.path / STORE
     if not path.is_file():
         return []
-    found: dict[tuple[str, str], InsertKnn] = {}
+    found: dict[tuple[str, str], InsertKnnOp] = {}
     for op in read_knn_store(path, vindex.hidden, vindex.n_layers, vindex.vocab):
         if op.entity.strip():
             found.pop(fact_key(op.entity, op.relation), None)

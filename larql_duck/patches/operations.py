@@ -10,8 +10,8 @@ import numpy as np
 Vector = np.ndarray
 """float32 [hidden], already rounded to the dtype of the vindex that it was made for."""
 
-Kind = Literal["insert", "update", "delete", "remove", "scale", "fold"]
-"""What an Insert is for.
+EditKind = Literal["insert", "update", "delete", "remove", "scale", "fold"]
+"""What an InsertOp is for.
 
 insert: a new fact. update: a fact of the model gets another object. delete: a fact of the model loses its object.
 remove: an inserted fact of the same (entity, relation) is gone again; no vectors. scale: an inserted fact with another
@@ -29,7 +29,7 @@ class Meta:
 
 
 @dataclass(frozen=True)
-class Insert:
+class InsertOp:
     """A feature that carries a fact.
 
     feature is a slot of the base that is overwritten where it is below the layer's n_features, else a number local to
@@ -47,12 +47,12 @@ class Insert:
     up: Vector | None = None
     down: Vector | None = None
     meta: Meta | None = None
-    kind: Kind = "insert"
+    kind: EditKind = "insert"
     templates: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Update:
+class UpdateOp:
     """A slot with other vectors (None: as they are) and, with meta, another token to show."""
 
     layer: int
@@ -64,7 +64,7 @@ class Update:
 
 
 @dataclass(frozen=True)
-class Delete:
+class DeleteOp:
     """A slot whose down column is zero from now on."""
 
     layer: int
@@ -73,7 +73,7 @@ class Delete:
 
 
 @dataclass(frozen=True)
-class InsertKnn:
+class InsertKnnOp:
     """A database fact: shown and asked for, not part of any weight. key is the FFN input at the prompt's last token."""
 
     layer: int
@@ -87,14 +87,14 @@ class InsertKnn:
 
 
 @dataclass(frozen=True)
-class DeleteKnn:
+class DeleteKnnOp:
     """The database facts of an entity are gone: all of them, or those of one relation."""
 
     entity: str
     relation: str | None = None
 
 
-Operation = Insert | Update | Delete | InsertKnn | DeleteKnn
+Operation = InsertOp | UpdateOp | DeleteOp | InsertKnnOp | DeleteKnnOp
 
 
 def fact_key(entity: str, relation: str | None) -> tuple[str, str]:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from larql_duck.patches.operations import (
-    Delete,
-    DeleteKnn,
-    Insert,
-    InsertKnn,
-    Kind,
+    DeleteOp,
+    DeleteKnnOp,
+    InsertOp,
+    InsertKnnOp,
+    EditKind,
     Meta,
     Operation,
-    Update,
+    UpdateOp,
     Vector,
     fact_key,
 )
@@ -63,7 +63,7 @@ class Fact:
     entity: str
     relation: str | None
     target: str
-    kind: Kind
+    kind: EditKind
     mode: Literal["compose", "fold", "knn"]
     layer: int
     feature: int | None = None
@@ -100,7 +100,7 @@ class Overlay:
         n_base: Sequence[int],
         hidden: int,
         lists: Iterable[Sequence[Operation]],
-        stored: Sequence[InsertKnn] = (),
+        stored: Sequence[InsertKnnOp] = (),
     ) -> Overlay:
         """The overlay that several lists of operations make, one after the other (see `patch.stack`), over a base with
         the database facts `stored`.
@@ -190,7 +190,7 @@ class _Fold:
         # What slots of the base that carry a fact were before it.
         self.covered: dict[tuple[int, int], Row | None] = {}
 
-    def run(self, lists: Iterable[Sequence[Operation]], stored: Sequence[InsertKnn]) -> Overlay:
+    def run(self, lists: Iterable[Sequence[Operation]], stored: Sequence[InsertKnnOp]) -> Overlay:
         for own in stored:
             self._step(own, -1, {})
         base = tuple(self.facts.values())
@@ -212,16 +212,16 @@ class _Fold:
         return Overlay(self.n_base, self.hidden, MappingProxyType(frozen), tuple(self.facts.values()), base)
 
     def _step(self, op: Operation, number: int, local: dict[tuple[int, int], tuple[str, str]]) -> None:
-        if isinstance(op, Insert):
+        if isinstance(op, InsertOp):
             self._insert(op, number, local)
-        elif isinstance(op, InsertKnn):
+        elif isinstance(op, InsertKnnOp):
             key = fact_key(op.entity, op.relation)
             self._forget(key)
             self.facts[key] = Fact(
                 op.entity, op.relation, op.target, "insert", "knn", op.layer, None, op.confidence, op.templates,
                 op.key, op.target_id, number,
             )  # fmt: skip
-        elif isinstance(op, DeleteKnn):
+        elif isinstance(op, DeleteKnnOp):
             entity = fact_key(op.entity, None)[0]
             for key, fact in list(self.facts.items()):
                 wanted = op.relation is None or fact_key("", op.relation)[1] == key[1]
@@ -230,7 +230,7 @@ class _Fold:
         else:
             self._slot(op, local)
 
-    def _insert(self, op: Insert, number: int, local: dict[tuple[int, int], tuple[str, str]]) -> None:
+    def _insert(self, op: InsertOp, number: int, local: dict[tuple[int, int], tuple[str, str]]) -> None:
         key = fact_key(op.entity, op.relation)
         if op.kind == "remove":
             self._forget(key)
@@ -238,7 +238,7 @@ class _Fold:
         if op.kind == "fold":
             self.appended.pop(key, None)
             before = self.facts.get(key)
-            kind: Kind = before.kind if before is not None else "insert"
+            kind: EditKind = before.kind if before is not None else "insert"
             self.facts[key] = Fact(
                 op.entity, op.relation, op.target, kind, "fold", op.layer, None, op.confidence, op.templates,
                 patch=number,
@@ -278,13 +278,13 @@ class _Fold:
             op.feature if overwrites else None, op.confidence, op.templates, patch=number,
         )  # fmt: skip
 
-    def _slot(self, op: Update | Delete, local: dict[tuple[int, int], tuple[str, str]]) -> None:
+    def _slot(self, op: UpdateOp | DeleteOp, local: dict[tuple[int, int], tuple[str, str]]) -> None:
         at = (op.layer, op.feature)
         key = local.get(at)
         if op.feature >= self.n_base[op.layer] and key not in self.appended:
             return
         before = self.appended[key][1] if key is not None else self.slots.get(at, Row())
-        if isinstance(op, Delete):
+        if isinstance(op, DeleteOp):
             row = replace(before, down=np.zeros(self.hidden, np.float32), meta=None, deleted=True)
             for other in self._carried(at):
                 del self.facts[other]

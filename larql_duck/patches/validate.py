@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from larql_duck.errors import PatchError
-from larql_duck.patches.operations import Delete, DeleteKnn, Insert, InsertKnn, Operation
+from larql_duck.patches.operations import DeleteOp, DeleteKnnOp, InsertOp, InsertKnnOp, Operation
 
 if TYPE_CHECKING:
     from larql_duck.vindex.store import Vindex
@@ -20,30 +20,30 @@ def check_operations(
     A number from n_features on must have been inserted earlier in the same patch: in operations, or in `before`,
     which stands before them.
     """
-    local = {(op.layer, op.feature) for op in before if isinstance(op, Insert)}
+    local = {(op.layer, op.feature) for op in before if isinstance(op, InsertOp)}
     for number, op in enumerate(operations, 1):
         _check(vindex, op, f"{where}operation {number}: ", local)
-        if isinstance(op, Insert):
+        if isinstance(op, InsertOp):
             local.add((op.layer, op.feature))
 
 
 def _check(vindex: Vindex, op: Operation, where: str, local: Collection[tuple[int, int]]) -> None:
-    if isinstance(op, DeleteKnn):
+    if isinstance(op, DeleteKnnOp):
         return
     if not 0 <= op.layer < vindex.n_layers:
         raise PatchError(
             f"{where}layer {op.layer} is out of range: the model has layers 0-{vindex.n_layers - 1}"
         )
-    if isinstance(op, InsertKnn):
+    if isinstance(op, InsertKnnOp):
         _check_vector(op.key, vindex.hidden, f"{where}key")
         return
     n = vindex.n_features[op.layer]
     at = (op.layer, op.feature)
     if op.feature < 0:
         raise PatchError(f"{where}feature {op.feature} is negative", slot=at)
-    if op.feature >= n and not isinstance(op, Insert) and at not in local:
+    if op.feature >= n and not isinstance(op, InsertOp) and at not in local:
         raise PatchError(f"{where}layer {op.layer} has features 0-{n - 1}, found {op.feature}", slot=at)
-    if isinstance(op, Delete):
+    if isinstance(op, DeleteOp):
         return
     for name in ("gate", "up", "down"):
         vector = getattr(op, name)

@@ -19,26 +19,26 @@ from larql_duck.cli.render import printable
 from larql_duck.errors import PatchError
 from larql_duck.patches.checksum import base_checksum
 from larql_duck.patches.operations import (
-    Delete,
-    DeleteKnn,
-    Insert,
-    InsertKnn,
-    Kind,
+    DeleteOp,
+    DeleteKnnOp,
+    InsertOp,
+    InsertKnnOp,
+    EditKind,
     Meta,
     Operation,
-    Update,
+    UpdateOp,
     Vector,
 )
 from larql_duck.patches.rounding import rounded
 
 if TYPE_CHECKING:
-    from larql_duck.patches.edit_log import Patch
+    from larql_duck.patches.edit_log import PatchFile
     from larql_duck.vindex.store import Vindex
 
 VERSION = 1
 _MOST_BYTES = 4 << 30
 _NAMED = 3
-_KINDS = get_args(Kind)
+_KINDS = get_args(EditKind)
 # Kinds that say something about a fact and carry no feature of their own.
 _BARE = ("remove", "fold")
 
@@ -46,14 +46,14 @@ _BARE = ("remove", "fold")
 # -- reading --------------------------------------------------------------------------------------------------
 
 
-def read_patch(path: Path, vindex: Vindex, *, force: bool = False) -> Patch:
+def read_patch(path: Path, vindex: Vindex, *, force: bool = False) -> PatchFile:
     """The patch of a file, for `vindex`: its vectors are rounded to the vindex's dtype.
 
     PatchError, one line that names file, operation and field, for a file that is missing, damaged or no patch, for
     numbers that are not finite, layers, features and vectors that the vindex cannot have, and for a patch that was
     made for another base (unless force; shapes must fit all the same).
     """
-    from larql_duck.patches.edit_log import Patch
+    from larql_duck.patches.edit_log import PatchFile
 
     fields = _Fields(_load(path), path, vindex)
     version = fields.raw.get("version")
@@ -70,7 +70,7 @@ def read_patch(path: Path, vindex: Vindex, *, force: bool = False) -> Patch:
     entries = fields.raw.get("operations")
     if not isinstance(entries, list):
         raise fields.fail("operations", "a list")
-    return Patch(
+    return PatchFile(
         operations=tuple(_operation(entry, number, path, vindex) for number, entry in enumerate(entries, 1)),
         name=path.stem,
         path=path,
@@ -117,7 +117,7 @@ def _operation(entry: object, number: int, path: Path, vindex: Vindex) -> Operat
     f = _Fields(entry, path, vindex, f"operation {number}, ")
     op = entry.get("op")
     if op == "delete_knn":
-        return DeleteKnn(f.text("entity"), f.text("relation", optional=True))
+        return DeleteKnnOp(f.text("entity"), f.text("relation", optional=True))
     if op not in ("insert", "update", "delete", "insert_knn"):
         raise f.fail("op", "insert, update, delete, insert_knn or delete_knn")
     layer = f.integer("layer", vindex.n_layers - 1)
@@ -126,7 +126,7 @@ def _operation(entry: object, number: int, path: Path, vindex: Vindex) -> Operat
         if key is None:
             raise f.fail("key_vector_b64", "a vector")
         confidence = f.confidence()
-        return InsertKnn(
+        return InsertKnnOp(
             layer,
             f.word("entity"),
             f.text("relation"),
@@ -138,15 +138,15 @@ def _operation(entry: object, number: int, path: Path, vindex: Vindex) -> Operat
         )
     feature = f.integer("feature", 2**31 - 1)
     if op == "delete":
-        return Delete(layer, feature, f.text("reason", optional=True))
+        return DeleteOp(layer, feature, f.text("reason", optional=True))
     vectors = {which: f.vector(f"{which}_vector_b64", vindex.dtype) for which in ("gate", "up", "down")}
     if op == "update":
-        return Update(layer, feature, **vectors, meta=f.meta())
+        return UpdateOp(layer, feature, **vectors, meta=f.meta())
     kind = entry.get("kind")
     if kind is not None and kind not in _KINDS:
         raise f.fail("kind", ", ".join(_KINDS))
     target = f.text("target") if kind in ("remove", "delete") else f.word("target")
-    return Insert(
+    return InsertOp(
         layer,
         feature,
         f.word("entity"),
@@ -281,7 +281,7 @@ def excerpt(text: str) -> str:
 # -- writing --------------------------------------------------------------------------------------------------
 
 
-def write_patch(path: Path, patch: Patch, vindex: Vindex) -> Patch:
+def write_patch(path: Path, patch: PatchFile, vindex: Vindex) -> PatchFile:
     """The patch as the file at `path` holds it afterwards: with the base's checksum, the time and a description.
 
     Whatever happens while it is written, the file is the old one or the new one. PatchError where it cannot be.
@@ -343,11 +343,11 @@ def _replace(path: Path, data: bytes) -> None:
 
 
 def _entry(op: Operation) -> dict[str, Any]:
-    if isinstance(op, DeleteKnn):
+    if isinstance(op, DeleteKnnOp):
         return {"op": "delete_knn", "entity": op.entity, "relation": op.relation}
-    if isinstance(op, Delete):
+    if isinstance(op, DeleteOp):
         return {"op": "delete", "layer": op.layer, "feature": op.feature, "reason": op.reason}
-    if isinstance(op, InsertKnn):
+    if isinstance(op, InsertKnnOp):
         return {
             "op": "insert_knn",
             "layer": op.layer,
@@ -361,7 +361,7 @@ def _entry(op: Operation) -> dict[str, Any]:
     slot: dict[str, Any] = {"layer": op.layer, "feature": op.feature}
     vectors = {f"{which}_vector_b64": _text(getattr(op, which)) for which in ("gate", "up", "down")}
     meta = None if op.meta is None else {"t": op.meta.token, "i": op.meta.token_id, "c": op.meta.score}
-    if isinstance(op, Update):
+    if isinstance(op, UpdateOp):
         return {"op": "update"} | slot | vectors | {"down_meta": meta}
     names = {
         "relation": op.relation,
@@ -389,10 +389,10 @@ def _description(operations: Sequence[Operation]) -> str:
 
 
 def _said(op: Operation) -> str:
-    if isinstance(op, DeleteKnn):
+    if isinstance(op, DeleteKnnOp):
         return f"delete {op.entity} {op.relation or ''}".rstrip()
-    if isinstance(op, Insert | InsertKnn):
+    if isinstance(op, InsertOp | InsertKnnOp):
         fact = " ".join(word for word in (op.entity, op.relation, op.target) if word)
-        kind = op.kind if isinstance(op, Insert) else "insert"
+        kind = op.kind if isinstance(op, InsertOp) else "insert"
         return f"{kind} {fact}"
-    return f"{type(op).__name__.lower()} L{op.layer} F{op.feature}"
+    return f"{type(op).__name__.removesuffix("Op").lower()} L{op.layer} F{op.feature}"

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from larql_duck.knowledge.relations import Pack
     from larql_duck.lql.statements import Statement
     from larql_duck.models.checkpoint import ModelSource
-    from larql_duck.patches.edit_log import Edits
+    from larql_duck.patches.edit_log import EditLog
     from larql_duck.patches.overlay import Overlay
     from larql_duck.vindex.store import Vindex
 
@@ -94,7 +94,7 @@ class Session:
         self.unsaved = Unsaved(self)
         self.edited = Edited(self)
         self._registered = False
-        self._edits: Edits | None = None
+        self._edits: EditLog | None = None
         # Rises with every change of edits: what was computed under others is computed again.
         self.revision = 0
         if own:
@@ -168,7 +168,7 @@ class Session:
 
     def show(self, vindex: Vindex) -> None:
         """Like `use`, for a vindex that is open already."""
-        from larql_duck.patches.edit_log import Edits
+        from larql_duck.patches.edit_log import EditLog
 
         with self._lock:
             self._forget()
@@ -180,14 +180,14 @@ class Session:
                 self._registered = True
             self.mount.load_python_macros()
             self._facts = VindexFacts(vindex, self.schema, self._ask)
-            self._edits = Edits(self, vindex)
+            self._edits = EditLog(self, vindex)
             if self._edits.stored:
                 self.refresh()
 
     # -- edits --------------------------------------------------------------------------------------------
 
     @property
-    def edits(self) -> Edits:
+    def edits(self) -> EditLog:
         """The patches on the vindex that is open; VindexError where there is none."""
         self._need()
         assert self._edits is not None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from larql_duck.patches.operations import Delete, Insert, InsertKnn, Operation, Update
+from larql_duck.patches.operations import DeleteOp, InsertOp, InsertKnnOp, Operation, UpdateOp
 from larql_duck.patches.rounding import rounded
 
 if TYPE_CHECKING:
@@ -31,23 +31,23 @@ def insert(
     number: int = 0,
     seed: int = 10,
     **more: object,
-) -> Insert:
+) -> InsertOp:
     """An appended feature with random vectors that carries `entity capital target`."""
     up = None if vindex.family.up == "" else vector(vindex, seed + 1)
     fields = {"relation": "capital", "gate": vector(vindex, seed), "up": up, "down": vector(vindex, seed + 2)}
-    return Insert(layer, vindex.n_features[layer] + number, entity, target, **(fields | more))  # type: ignore[arg-type]
+    return InsertOp(layer, vindex.n_features[layer] + number, entity, target, **(fields | more))  # type: ignore[arg-type]
 
 
 def some(vindex: Vindex) -> list[Operation]:
     """One edit of every kind: a changed slot, a deleted one, another gate row, an appended feature."""
     return [
-        Update(1, 3, down=vector(vindex, 1)),
-        Delete(0, 5),
-        Update(2, 1, gate=vector(vindex, 2)),
+        UpdateOp(1, 3, down=vector(vindex, 1)),
+        DeleteOp(0, 5),
+        UpdateOp(2, 1, gate=vector(vindex, 2)),
         insert(vindex, "Atlantis", "Poseidon"),
     ]
 
 
-def database_fact(vindex: Vindex) -> InsertKnn:
+def database_fact(vindex: Vindex) -> InsertKnnOp:
     """A database fact."""
-    return InsertKnn(1, "Italy", "currency", "euro", 5, vector(vindex, 3), 0.75, ("The currency of {} is",))
+    return InsertKnnOp(1, "Italy", "currency", "euro", 5, vector(vindex, 3), 0.75, ("The currency of {} is",))

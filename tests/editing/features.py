@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from larql_duck.editing.keys import answer_ids
+from larql_duck.inference.fact_prompts import answer_ids
 from larql_duck.session import Session, connect
 from tests.tiny import make_tiny
 

@@ -12,8 +12,8 @@ from larql_duck import connect
 from larql_duck.cli.app import run
 from larql_duck.compilation.slot_replacement import perplexity
 from larql_duck.editing import evaluate as check
-from larql_duck.editing.keys import answer_ids, filled
-from larql_duck.editing.relation_prompts import stating
+from larql_duck.inference.fact_prompts import answer_ids, filled
+from larql_duck.editing.relation_prompts import prompts_for
 from larql_duck.errors import LarqlError
 from larql_duck.extraction import extract
 from tests.editing.edits import insert, vector
@@ -68,7 +68,7 @@ def test_the_figures_are_those_of_the_model_before_and_after(family: str, base, 
 
         rows = [engine.tokenizer.encode(TEXT)]
         before, p_before = perplexity(engine, rows)[0], p()
-        own = stating(s, "capital")
+        own = prompts_for(s, "capital")
         near = [filled("The capital of {} is", x)[0] for x in own.subjects]
         s.edits.add([strong(s, "Italy", "Paris")])
         found = s.check_edits(texts=TEXT)
@@ -96,7 +96,7 @@ def test_the_figures_are_those_of_the_model_before_and_after(family: str, base, 
 def test_kept_answers_are_counted(base) -> None:
     with connect(base("llama")) as s:
         engine = s.engine()
-        own = stating(s, "capital")
+        own = prompts_for(s, "capital")
         prompts = {filled("The capital of {} is", x)[0]: x for x in own.subjects}
         import random
 

@@ -14,12 +14,13 @@ from larql_duck.editing import background_corpus as ordinary
 from larql_duck.editing import compact
 from larql_duck.editing.compact import fitted, without_folds
 from larql_duck.editing.detector import shrunk
-from larql_duck.editing.keys import read_inputs, spot
+from larql_duck.editing.keys import read_inputs
+from larql_duck.inference.fact_prompts import subject_position
 from larql_duck.errors import PatchError, SemanticError
 from larql_duck.extraction import extract
 from larql_duck.inference.engine import Engine
-from larql_duck.inference.scoring import said
-from larql_duck.patches.operations import Delete, Insert, InsertKnn, Update
+from larql_duck.inference.scoring import target_probabilities
+from larql_duck.patches.operations import DeleteOp, InsertOp, InsertKnnOp, UpdateOp
 from larql_duck.patches.rounding import rounded
 from larql_duck.vindex.store import Vindex
 from tests.editing.edits import vector
@@ -61,9 +62,9 @@ def base(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="module")
 def detected(base):
     """A function family -> operations that insert three facts with real detectors of their subjects."""
-    made: dict[str, list[Insert]] = {}
+    made: dict[str, list[InsertOp]] = {}
 
-    def get(family: str) -> list[Insert]:
+    def get(family: str) -> list[InsertOp]:
         if family not in made:
             with connect(base(family)) as s:
                 made[family] = _facts(s)
@@ -72,17 +73,17 @@ def detected(base):
     return get
 
 
-def _facts(session) -> list[Insert]:
+def _facts(session) -> list[InsertOp]:
     """Detectors by plain least squares, down columns at random: what they carry does not matter for folding."""
-    from larql_duck.editing.relation_prompts import stating
+    from larql_duck.editing.relation_prompts import prompts_for
 
     triples = [("Italy", "capital", "cold"), ("Japan", "capital", "Berlin"), ("Italy", "currency", "Paris")]
     vindex, engine = session.need(), session.engine()
-    templates = {relation: stating(session, relation).templates for _, relation, _ in triples}
+    templates = {relation: prompts_for(session, relation).templates for _, relation, _ in triples}
     every = [t for own in templates.values() for t in own]
 
     def keys(subjects: list[str]) -> torch.Tensor:
-        places = [spot(engine.tokenizer, t, s) for s in subjects for t in every]
+        places = [subject_position(engine.tokenizer, t, s) for s in subjects for t in every]
         return read_inputs(engine, [place.start for place in places if place.at > 0], 1)
 
     out = []
@@ -91,7 +92,7 @@ def _facts(session) -> list[Insert]:
         x, y = torch.cat([own, others]), torch.cat([torch.ones(len(own)), torch.zeros(len(others))])
         w = rounded(torch.linalg.lstsq(x, y[:, None], driver="gelsd").solution[:, 0], vindex.dtype)
         out.append(
-            Insert(
+            InsertOp(
                 1, vindex.n_features[1] + i, entity, target, relation, 0.5 + i / 10, rounded(6 * w, vindex.dtype), w,
                 vector(vindex, 40 + i, 2.0), None, "insert", templates[relation],
             )
@@ -105,7 +106,7 @@ def logits(session, prompts=PROMPTS) -> torch.Tensor:
 
 def whole_p(session) -> list[float]:
     facts = [f for f in session.overlay.facts if f.mode in ("compose", "fold")]
-    return [s.p for s in said(session.engine(), [(f.templates[0], f.entity, f.target) for f in facts])]
+    return [s.p for s in target_probabilities(session.engine(), [(f.templates[0], f.entity, f.target) for f in facts])]
 
 
 def folded_features(session) -> list[str | None]:
@@ -122,7 +123,7 @@ def test_folding_keeps_what_the_facts_prompts_say_and_the_size(
         inserted, p = logits(s), whole_p(s)
         moved = (inserted - plain[:3]).abs().amax(1)
         assert s.engine().n_features[1] == sizes[1] + 3
-        before = s.edits.mark()
+        before = s.edits.savepoint()
         result = s.lql(f"COMPACT MAJOR {LITTLE}")
         assert s.engine().n_features == sizes
         assert folded_features(s) == ["fold"] * 3
@@ -183,9 +184,9 @@ def test_slots_that_were_deleted_or_carry_a_fact_are_left_alone(base, detected) 
         vindex = s.need()
         s.edits.add(
             [
-                Delete(1, 5),
-                Update(1, 6, down=vector(vindex, 7)),
-                Insert(1, 7, "France", "Rome", "river", down=vector(vindex, 8)),
+                DeleteOp(1, 5),
+                UpdateOp(1, 6, down=vector(vindex, 7)),
+                InsertOp(1, 7, "France", "Rome", "river", down=vector(vindex, 8)),
                 *detected("llama"),
             ]
         )
@@ -211,7 +212,7 @@ def test_minor_makes_features_of_database_facts(family: str, base) -> None:
             '("Japan", "capital", "Berlin") MODE KNN AT LAYER 1 CONFIDENCE 0.7'
         )
         assert s.lql("SHOW COMPACT STATUS").rows()[0][:3] == ("database", 1, 2)
-        mark, plain = s.edits.mark(), logits(s)
+        mark, plain = s.edits.savepoint(), logits(s)
         result = s.lql("COMPACT MINOR").dicts()
         assert [(r["entity"], r["layer"]) for r in result] == [("Italy", 1), ("Japan", 1)]
         assert not s.overlay.knn and folded_features(s) == ["compose", "compose"]
@@ -235,7 +236,7 @@ def test_what_cannot_be_folded_is_said(base, detected) -> None:
         with pytest.raises(SemanticError, match="LAMBDA 0 is out of range"):
             s.lql("COMPACT MAJOR WITH LAMBDA = 0")
         s.edits.rollback()
-        s.edits.add([Insert(1, s.need().n_features[1], "Italy", "Rome", "capital", kind="fold")])
+        s.edits.add([InsertOp(1, s.need().n_features[1], "Italy", "Rome", "capital", kind="fold")])
         with pytest.raises(PatchError, match="Italy capital: no patch"):
             s.lql("COMPACT MAJOR FULL")
         s.edits.rollback()
@@ -263,13 +264,13 @@ def test_fitted_is_the_least_squares_solution(n: int) -> None:
 
 def test_operations_without_folds() -> None:
     down = np.zeros(4, np.float32)
-    insert = Insert(1, 8, "a", "b", "c", gate=down)
-    other = Update(0, 1, down=down)
-    fold = Insert(1, 8, "a", "b", "c", kind="fold")
-    knn = InsertKnn(1, "x", "y", "z", 0, down)
-    operations = [insert, other, Update(1, 2, down=down), Update(1, 3, down=down), fold, fold, knn]
+    insert = InsertOp(1, 8, "a", "b", "c", gate=down)
+    other = UpdateOp(0, 1, down=down)
+    fold = InsertOp(1, 8, "a", "b", "c", kind="fold")
+    knn = InsertKnnOp(1, "x", "y", "z", 0, down)
+    operations = [insert, other, UpdateOp(1, 2, down=down), UpdateOp(1, 3, down=down), fold, fold, knn]
     assert without_folds(operations) == [insert, other, knn]
-    assert without_folds([Update(1, 2, down=down), knn]) == [Update(1, 2, down=down), knn]
+    assert without_folds([UpdateOp(1, 2, down=down), knn]) == [UpdateOp(1, 2, down=down), knn]
 
 
 def test_the_vindex_is_left_as_it_was(base, detected, tmp_path: Path) -> None:

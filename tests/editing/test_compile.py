@@ -20,7 +20,7 @@ from larql_duck.inference.engine import Engine
 from larql_duck.models.opening import open_model
 from larql_duck.models.tokenizer import load_tokenizer
 from larql_duck.patches.knn_store import read_knn_store, write_knn_store
-from larql_duck.patches.operations import Delete, Insert, Update
+from larql_duck.patches.operations import DeleteOp, InsertOp, UpdateOp
 from larql_duck.patches.overlay import Overlay
 from larql_duck.vindex.arrays import read_down_meta
 from larql_duck.vindex.store import Vindex
@@ -172,7 +172,7 @@ def test_a_compiled_vindex_is_edited_and_compiled_again(base, tmp_path: Path) ->
         s.lql(f'COMPILE CURRENT INTO VINDEX "{tmp_path / "one.vindex"}"')
         s.edits.rollback()
     with connect(tmp_path / "one.vindex") as s:
-        s.edits.add([insert(s.need(), "Lemuria", "Mu", seed=30), Delete(1, 64)])
+        s.edits.add([insert(s.need(), "Lemuria", "Mu", seed=30), DeleteOp(1, 64)])
         expected = logits(s.engine())
         s.lql(f'COMPILE CURRENT INTO VINDEX "{tmp_path / "two.vindex"}"')
         s.lql(f'COMPILE CURRENT INTO MODEL "{tmp_path / "two.gguf"}" FORMAT gguf F32')
@@ -363,8 +363,8 @@ def test_conflicts_are_found_and_settled(base) -> None:
     vindex = Vindex.open(base("llama"))
     sure = insert(vindex, "Atlantis", "Poseidon", confidence=0.95)
     doubt = insert(vindex, "atlantis", "Plato", confidence=0.4, seed=40)
-    over = Insert(0, 5, "France", "Seine", "river", 0.7, gate=vector(vindex, 4))
-    lists = [[sure, over], [doubt, Delete(0, 5)], [Update(2, 2, down=vector(vindex, 5))]]
+    over = InsertOp(0, 5, "France", "Seine", "river", 0.7, gate=vector(vindex, 4))
+    lists = [[sure, over], [doubt, DeleteOp(0, 5)], [UpdateOp(2, 2, down=vector(vindex, 5))]]
     names = ["a.vlp", "b.vlp", "c.vlp"]
     same, conflicts = resolve(lists, names, vindex.n_features)
     assert same == lists
@@ -403,7 +403,7 @@ def test_on_conflict_decides_what_is_compiled(base, tmp_path: Path) -> None:
 def test_into_slots_overwrites_the_least_used(base, tmp_path: Path) -> None:
     vindex = Vindex.open(base("llama"))
     # The least used slot of all is one that an edit changed: it is not to be taken.
-    edits = [insert(vindex, "Atlantis", "Poseidon", seed=50), Delete(1, 7)]
+    edits = [insert(vindex, "Atlantis", "Poseidon", seed=50), DeleteOp(1, 7)]
     overlay = overlay_of(vindex, edits)
     texts = [[3, 8, 20, 5, 30, 40, 22, 60], [9, 14, 33, 70, 4, 12, 90, 17]]
     placed = place(vindex, overlay, texts)
@@ -455,7 +455,7 @@ def test_a_real_model_three_ways(smollm2_vindex: Path, tmp_path: Path) -> None:
         vindex = s.need()
         plain = s.engine().logits(prompts)
         vectors = {w: vector(vindex, i, 0.05) for i, w in enumerate(("gate", "up", "down"))}
-        s.edits.add([Insert(10, 1536, "Atlantis", "Poseidon", "capital", **vectors), Delete(20, 5)])
+        s.edits.add([InsertOp(10, 1536, "Atlantis", "Poseidon", "capital", **vectors), DeleteOp(20, 5)])
         session = torch.cat([s.engine().logits(p) for p in prompts])
         assert (session - plain).abs().max() > 0.05
         s.lql(f'COMPILE CURRENT INTO VINDEX "{tmp_path / "out.vindex"}"')

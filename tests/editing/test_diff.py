@@ -15,7 +15,7 @@ from larql_duck import connect
 from larql_duck.diffing import as_patch, compare, current, directory
 from larql_duck.errors import PatchError, SemanticError, VindexError
 from larql_duck.extraction import extract
-from larql_duck.patches.operations import Delete, Insert, Update
+from larql_duck.patches.operations import DeleteOp, InsertOp, UpdateOp
 from larql_duck.patches.overlay import Overlay
 from larql_duck.vindex.store import Vindex
 from tests.conftest import UPSTREAM
@@ -115,7 +115,7 @@ def test_one_bit_is_a_difference(base: Path, tmp_path: Path) -> None:
     row = vindex.gate(1)[9].clone()
     row.view(torch.int32)[4] ^= 1
     with connect(base) as s:
-        s.edits.add([Update(1, 9, gate=row.numpy())])
+        s.edits.add([UpdateOp(1, 9, gate=row.numpy())])
         found = rows(s.lql(f'DIFF "{base}" CURRENT'), "slot")
         s.edits.rollback()
     assert [(r["layer"], r["feature"]) for r in found] == [(1, 9)] and 0 < found[0]["gate_change"] < 1e-6
@@ -231,7 +231,7 @@ def test_numbers_of_appended_features_are_those_of_the_other_side(base: Path, tm
     for which in ("gate", "up", "down"):
         matrix = getattr(vindex, which)(1)
         assert torch.equal(after.matrix(1, which, matrix), b.overlay.matrix(1, which, matrix))
-    removed = [op.entity for op in operations if isinstance(op, Insert) and op.kind == "remove"]
+    removed = [op.entity for op in operations if isinstance(op, InsertOp) and op.kind == "remove"]
     assert removed == ["Two", "Three"]
 
 
@@ -268,7 +268,7 @@ def test_the_report_names_all(base: Path, edited, tmp_path: Path) -> None:
 
 def test_current_is_what_the_session_shows(base: Path) -> None:
     with connect(base) as s:
-        s.edits.add([Delete(0, 5)])
+        s.edits.add([DeleteOp(0, 5)])
         found = compare(directory(base), current(s, s.overlay))
         s.edits.rollback()
     assert [(x.layer, x.feature) for x in found.slots] == [(0, 5)]

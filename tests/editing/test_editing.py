@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from larql_duck.errors import SemanticError
-from larql_duck.patches.operations import Insert, InsertKnn
+from larql_duck.patches.operations import InsertOp, InsertKnnOp
 from larql_duck.session import Session, connect
 from tests.conftest import UPSTREAM
 from tests.editing.tables import FAMILIES, contents, probed_vindex, rows, vector
@@ -32,7 +32,7 @@ def _slot(session: Session) -> tuple[int, int]:
 def test_a_deleted_feature_writes_nothing(family: str, probed_vindex) -> None:
     with connect(probed_vindex(family)) as session:
         before = contents(session)
-        mark = session.edits.mark()
+        mark = session.edits.savepoint()
         layer, feature = _slot(session)
         prompt = "The capital of France is"
         plain = session.engine().logits([prompt]).clone()
@@ -88,8 +88,8 @@ def test_inserted_features_are_edited_like_others(probed_vindex) -> None:
         up = vector(1, hidden, 4)
         session.edits.add(
             [
-                Insert(1, n, "Peru", "Rome", "capital", gate=up, up=up, down=up),
-                Insert(1, n + 1, "Cuba", "Rome", "capital", gate=-up, up=up, down=up),
+                InsertOp(1, n, "Peru", "Rome", "capital", gate=up, up=up, down=up),
+                InsertOp(1, n + 1, "Cuba", "Rome", "capital", gate=-up, up=up, down=up),
             ]
         )
         session.lql(f'UPDATE EDGES SET target = "Paris" WHERE layer = 1 AND feature = {n}')
@@ -124,7 +124,7 @@ def test_database_facts(probed_vindex) -> None:
     with connect(probed_vindex("qwen2")) as session:
         key = vector(1, session.need().hidden)
         session.edits.add(
-            [InsertKnn(1, "Peru", "river", "Ucayali", 5, key), InsertKnn(1, "Peru", "food", "rice", 5, key)]
+            [InsertKnnOp(1, "Peru", "river", "Ucayali", 5, key), InsertKnnOp(1, "Peru", "food", "rice", 5, key)]
         )
         dry = session.lql(
             "UPDATE EDGES SET target = 'Paris', confidence = 0.5 WHERE relation = 'river' DRY RUN"
@@ -144,7 +144,7 @@ def test_the_confidence_of_inserted_facts(probed_vindex) -> None:
     with connect(probed_vindex("qwen2")) as session:
         n, hidden = session.need().n_features[1], session.need().hidden
         up = vector(1, hidden, 4)
-        session.edits.add([Insert(1, n, "Peru", "Rome", "capital", gate=up, up=up, down=up)])
+        session.edits.add([InsertOp(1, n, "Peru", "Rome", "capital", gate=up, up=up, down=up)])
         row = session.overlay.rows[1][n]
         session.lql("UPDATE EDGES SET confidence = 0.25 WHERE entity = 'Peru'")
         assert session.overlay.fact("Peru", "capital").confidence == 0.25
@@ -199,7 +199,7 @@ def test_an_error_half_way_takes_everything_back(probed_vindex, monkeypatch: pyt
             session, "SELECT subject, relation FROM lq.edges WHERE source = 'probe' ORDER BY ALL LIMIT 1"
         )
         key = vector(1, session.need().hidden)
-        session.edits.add([InsertKnn(1, "Peru", "river", "Ucayali", 5, key)])
+        session.edits.add([InsertKnnOp(1, "Peru", "river", "Ucayali", 5, key)])
         shown = contents(session)
         with pytest.raises(RuntimeError, match="interrupted"):
             session.lql(f"DELETE FROM EDGES WHERE entity IN ('Peru', '{name['subject']}')")

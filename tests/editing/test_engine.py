@@ -8,7 +8,7 @@ import torch
 
 from larql_duck.inference.settings import Settings
 from larql_duck.inference.weight_overlay import patch_engine, under
-from larql_duck.patches.operations import Delete
+from larql_duck.patches.operations import DeleteOp
 from larql_duck.patches.overlay import Overlay
 from larql_duck.session import connect
 from larql_duck.vindex.store import Vindex
@@ -81,7 +81,7 @@ def test_layers_of_unequal_width_are_shown_with_zeros(tiny_vindex: Callable[[str
 def test_an_engine_that_is_loaded_later_starts_under_the_edits(tiny_vindex: Callable[[str], Path]) -> None:
     ask = f'INFER "{PROMPTS[0]}" TOP 400'
     with connect(tiny_vindex("qwen2")) as s, connect(tiny_vindex("qwen2")) as t:
-        edits = [Delete(layer, f) for layer in range(2) for f in range(8)]
+        edits = [DeleteOp(layer, f) for layer in range(2) for f in range(8)]
         base = s.lql(ask).rows()
         s.edits.add(edits)
         t.edits.add(edits)

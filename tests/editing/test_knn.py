@@ -13,7 +13,7 @@ from larql_duck import connect
 from larql_duck.editing.knn import place_of
 from larql_duck.errors import SemanticError, VindexError
 from larql_duck.extraction import extract
-from larql_duck.patches.operations import InsertKnn
+from larql_duck.patches.operations import InsertKnnOp
 from larql_duck.probing.packs import known_relations
 from tests.conftest import UPSTREAM
 from tests.tiny import make_tiny
@@ -261,6 +261,6 @@ def test_a_failing_statement_changes_nothing(base, monkeypatch: pytest.MonkeyPat
         with pytest.raises(KeyboardInterrupt):
             s.lql('INSERT INTO EDGES (entity, relation, target) VALUES ("Spain", "capital", "Rome") MODE KNN')
         monkeypatch.undo()
-        assert s.overlay is before and all(isinstance(op, InsertKnn) for op in s.edits.live)
+        assert s.overlay is before and all(isinstance(op, InsertKnnOp) for op in s.edits.live)
         assert len(s.edits.live) == 3
         s.edits.rollback()

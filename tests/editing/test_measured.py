@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from larql_duck.patches.operations import Delete, Insert, InsertKnn, Update
+from larql_duck.patches.operations import DeleteOp, InsertOp, InsertKnnOp, UpdateOp
 from larql_duck.session import connect
 from tests.editing.tables import FAMILIES, RELATIONS, SUBJECTS, contents, probed_vindex, rows, vector
 
@@ -40,7 +40,7 @@ def test_facts_that_list_a_touched_feature_are_asked_again(family: str, probed_v
     with connect(probed_vindex(family)) as session:
         slot = _listed(session)
         before = {name: _by_pair(session, name) for name in ("facts", "edges", "probes")}
-        session.edits.add([Delete(slot["layer"], slot["feature"])])
+        session.edits.add([DeleteOp(slot["layer"], slot["feature"])])
         after = {name: _by_pair(session, name) for name in ("facts", "edges", "probes")}
         everyone = {pair for name in before for pair in before[name]}
         for name in before:
@@ -78,7 +78,7 @@ def test_an_inserted_fact_is_asked_for_its_target(family: str, probed_vindex) ->
         base = {n_: session.engine().tokenizer.entity_ids(n_)[0] for n_ in ("Rome",)}["Rome"]
         prompts = [t.format("Spain") for t in RELATIONS["capital"]]
         plain = torch.log_softmax(session.engine().logits(prompts), -1)[:, base]
-        session.edits.add([Insert(1, n, "Spain", "Rome", "capital", **vectors)])
+        session.edits.add([InsertOp(1, n, "Spain", "Rome", "capital", **vectors)])
         [fact] = rows(
             session, "SELECT * FROM lq.facts WHERE subject = 'Spain' AND rank = 1 AND relation = 'capital'"
         )
@@ -102,7 +102,7 @@ def test_an_inserted_fact_is_asked_for_its_target(family: str, probed_vindex) ->
         assert {p: r for p, r in after.items() if p[0] != "Spain"} == {
             p: r for p, r in before.items() if p[0] != "Spain"
         }
-        session.edits.add([Insert(1, n, "Spain", "Rome", "capital", confidence=0.75, **vectors)])
+        session.edits.add([InsertOp(1, n, "Spain", "Rome", "capital", confidence=0.75, **vectors)])
         [fact] = rows(session, "SELECT confidence FROM lq.facts WHERE subject = 'Spain' AND source = 'patch'")
         assert fact["confidence"] == 0.75
 
@@ -110,11 +110,11 @@ def test_an_inserted_fact_is_asked_for_its_target(family: str, probed_vindex) ->
 def test_a_database_fact_is_a_row_beside_what_the_model_says(probed_vindex) -> None:
     with connect(probed_vindex("llama")) as session:
         key = vector(1, session.need().hidden)
-        [said] = rows(session, "SELECT * FROM lq.facts WHERE rank = 1 ORDER BY subject, relation LIMIT 1")
+        [stated] = rows(session, "SELECT * FROM lq.facts WHERE rank = 1 ORDER BY subject, relation LIMIT 1")
         before = contents(session)
         ops = [
-            InsertKnn(1, said["subject"], said["relation"], "Lima", 5, key),
-            InsertKnn(2, "Peru", "river", "Ucayali", 5, key, 0.6),
+            InsertKnnOp(1, stated["subject"], stated["relation"], "Lima", 5, key),
+            InsertKnnOp(2, "Peru", "river", "Ucayali", 5, key, 0.6),
         ]
         session.edits.add(ops)
         mine = rows(
@@ -124,22 +124,22 @@ def test_a_database_fact_is_a_row_beside_what_the_model_says(probed_vindex) -> N
             " AND source = 'probe') ORDER BY ALL",
         )
         expected = [
-            (said["subject"], "Lima", 1.0, None, "patch", [1]),
+            (stated["subject"], "Lima", 1.0, None, "patch", [1]),
             ("Peru", "Ucayali", 0.6, None, "patch", [2]),
         ]
         assert [tuple(r.values()) for r in mine if r["source"] == "patch"] == sorted(expected)
-        assert said["object"] in [r["object"] for r in mine if r["source"] == "probe"]
+        assert stated["object"] in [r["object"] for r in mine if r["source"] == "probe"]
         assert [r["relation"] for r in rows(session, "FROM lq.relations WHERE source = 'patch'")] == ["river"]
         assert contents(session)["feature_tokens"].equals(before["feature_tokens"])
         # The same triple is one row, with the features that the model has for it.
         edges = f"SELECT layer, feature FROM lq.edges WHERE subject = '{said['subject']}' AND object = '{said['object']}' AND source <> 'weights' ORDER BY ALL"
         listed = rows(session, edges)
-        session.edits.add([InsertKnn(1, said["subject"], said["relation"], said["object"], 5, key)])
+        session.edits.add([InsertKnnOp(1, stated["subject"], stated["relation"], stated["object"], 5, key)])
         [row] = rows(
             session,
             f"SELECT * FROM lq.facts WHERE subject = '{said['subject']}' AND relation = '{said['relation']}' AND source = 'patch'",
         )
-        assert (row["p"], row["confidence"]) == (said["p"], 1.0)
+        assert (row["p"], row["confidence"]) == (stated["p"], 1.0)
         assert rows(session, edges) == listed
 
 
@@ -148,7 +148,7 @@ def test_too_many_facts_are_not_asked(probed_vindex, monkeypatch: pytest.MonkeyP
     with connect(probed_vindex("llama")) as session:
         slot = _listed(session)
         before = _by_pair(session, "facts")
-        session.edits.add([Delete(slot["layer"], slot["feature"])])
+        session.edits.add([DeleteOp(slot["layer"], slot["feature"])])
         [notice] = session.edited.notices
         assert "NULL" in notice
         after = _by_pair(session, "facts")
@@ -174,17 +174,17 @@ def test_what_did_not_change_is_not_measured_again(probed_vindex, monkeypatch: p
     with connect(probed_vindex("qwen2")) as session:
         n, hidden = session.need().n_features[1], session.need().hidden
         up = vector(1, hidden)
-        session.edits.add([Insert(1, n, "Spain", "Rome", "capital", gate=up, up=up, down=up)])
+        session.edits.add([InsertOp(1, n, "Spain", "Rome", "capital", gate=up, up=up, down=up)])
         first = _by_pair(session, "facts")["Spain", "capital"]
-        mark = session.edits.mark()
-        session.edits.add([Insert(1, n + 1, "Peru", "Tokyo", "capital", gate=-up, up=up, down=up)])
+        mark = session.edits.savepoint()
+        session.edits.add([InsertOp(1, n + 1, "Peru", "Tokyo", "capital", gate=-up, up=up, down=up)])
         assert asked == [["Spain"], ["Peru"]]
         assert _by_pair(session, "facts")["Spain", "capital"] == first
         session.edits.rollback_to(mark)
-        session.edits.add([Insert(1, n + 1, "Peru", "Tokyo", "capital", gate=-up, up=up, down=up)])
+        session.edits.add([InsertOp(1, n + 1, "Peru", "Tokyo", "capital", gate=-up, up=up, down=up)])
         assert [names for names in asked if names] == [["Spain"], ["Peru"]]
         # Without the first fact the second has another number, and is the same feature.
-        session.edits.add([Insert(1, n, "Spain", "Rome", "capital", kind="remove")])
+        session.edits.add([InsertOp(1, n, "Spain", "Rome", "capital", kind="remove")])
         assert [names for names in asked if names] == [["Spain"], ["Peru"]]
         [edge] = rows(session, "SELECT subject, feature FROM lq.edges WHERE source = 'patch'")
         assert edge == {"subject": "Peru", "feature": n}
@@ -192,7 +192,7 @@ def test_what_did_not_change_is_not_measured_again(probed_vindex, monkeypatch: p
 
 def test_probing_and_edits_combine(probed_vindex) -> None:
     with connect(probed_vindex("llama")) as session:
-        mark = session.edits.mark()
+        mark = session.edits.savepoint()
         session.probe(["Paris", "Rome"], {"size": ["The size of {} is"]}, save=False)
         probed = contents(session)
         assert rows(session, "SELECT DISTINCT subject FROM lq.probes WHERE relation = 'size' ORDER BY ALL") == [
@@ -200,7 +200,7 @@ def test_probing_and_edits_combine(probed_vindex) -> None:
         ]  # fmt: skip
         n, hidden = session.need().n_features[1], session.need().hidden
         up = vector(1, hidden)
-        session.edits.add([Insert(1, n, "Rome", "Tokyo", "size", gate=up, up=up, down=up)])
+        session.edits.add([InsertOp(1, n, "Rome", "Tokyo", "size", gate=up, up=up, down=up)])
         found = rows(
             session, "SELECT object FROM lq.facts WHERE subject = 'Rome' AND relation = 'size' AND rank = 1"
         )
@@ -219,7 +219,7 @@ def test_an_update_of_a_listed_feature_keeps_its_neighbours(probed_vindex) -> No
     with connect(probed_vindex("gemma3_text")) as session:
         slot = _listed(session)
         down = vector(5, session.need().hidden, 3)
-        session.edits.add([Update(slot["layer"], slot["feature"], down=down)])
+        session.edits.add([UpdateOp(slot["layer"], slot["feature"], down=down)])
         from larql_duck.probing.labels import feature_relations
 
         shown = contents(session)
@@ -244,10 +244,10 @@ def test_a_compiled_vindex_says_the_same_and_can_be_edited_on(
         base = contents(session)
         session.edits.add(
             [
-                Insert(2, n, "Spain", "Rome", "capital", **vectors),
-                Delete(1, 3),
-                Update(2, 5, down=vector(4, hidden, 2)),
-                InsertKnn(1, "Peru", "river", "Ucayali", 5, vector(9, hidden)),
+                InsertOp(2, n, "Spain", "Rome", "capital", **vectors),
+                DeleteOp(1, 3),
+                UpdateOp(2, 5, down=vector(4, hidden, 2)),
+                InsertKnnOp(1, "Peru", "river", "Ucayali", 5, vector(9, hidden)),
             ]
         )
         session.lql("COMPILE CURRENT INTO VINDEX $out", {"out": str(out)})

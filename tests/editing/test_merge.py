@@ -10,7 +10,7 @@ import pytest
 from larql_duck.compilation import compile_vindex
 from larql_duck.editing import inserting
 from larql_duck.errors import SemanticError, VindexError
-from larql_duck.patches.operations import Delete, Update
+from larql_duck.patches.operations import DeleteOp, UpdateOp
 from larql_duck.result import Result
 from larql_duck.session import connect
 from tests.editing.edits import database_fact, insert, vector
@@ -29,8 +29,8 @@ def source(tiny_vindex: Callable[[str], Path], tmp_path: Path) -> Path:
         v = s.need()
         s.edits.add(
             [
-                Update(1, 3, down=vector(v, 1)),
-                Delete(0, 5),
+                UpdateOp(1, 3, down=vector(v, 1)),
+                DeleteOp(0, 5),
                 insert(v, "Atlantis", "Poseidon", confidence=0.8),
                 database_fact(v),
             ]
@@ -78,7 +78,7 @@ def test_conflicts_go_by_the_rule_and_are_reported(
     with connect(tiny_vindex("llama")) as s:
         v = s.need()
         s.edits.add(
-            [insert(v, "atlantis", "Plato", confidence=mine, seed=60), Update(1, 3, gate=vector(v, 8))]
+            [insert(v, "atlantis", "Plato", confidence=mine, seed=60), UpdateOp(1, 3, gate=vector(v, 8))]
         )
         found = s.lql(f'MERGE "{source}" {rule}')
         rows = {(r["kind"], r["entity"] or r["feature"]): r for r in found.arrow().to_pylist()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from larql_duck.errors import SemanticError
-from larql_duck.inference.scoring import said
+from larql_duck.inference.scoring import target_probabilities
 from larql_duck.session import Session
 from tests.editing.features import FAMILIES, TEMPLATE, feature_vindex, insert, session
 
@@ -20,7 +20,7 @@ def test_every_fact_comes_into_the_band(session: Session) -> None:
     n = len(session.overlay.slots())
     result = session.lql("REBALANCE FLOOR 0.3 CEILING 0.6;")
     for row in result.dicts():
-        p = said(session.engine(), [(TEMPLATE, row["entity"], row["target"])])[0].p
+        p = target_probabilities(session.engine(), [(TEMPLATE, row["entity"], row["target"])])[0].p
         assert p == pytest.approx(row["p"], abs=1e-4)
         assert 0.3 <= p <= 0.6 and row["state"] == "in"
     assert len(session.overlay.slots()) == n

@@ -10,7 +10,7 @@ import pytest
 
 from larql_duck.inference.gate_search import ORDERS, GateSearch
 from larql_duck.inference.search_overlay import LayerOverlay
-from larql_duck.patches.operations import Delete, Operation, Update
+from larql_duck.patches.operations import DeleteOp, Operation, UpdateOp
 from larql_duck.patches.overlay import Overlay
 from larql_duck.vindex.store import Vindex
 from tests.editing.edits import insert, some, vector
@@ -19,8 +19,8 @@ from tests.editing.edits import insert, some, vector
 def edits(vindex: Vindex) -> list[Operation]:
     """Rows that win, rows that lose, rows that tie; in the first, a middle and the last layer."""
     last = vindex.n_layers - 1
-    strong = [Update(0, f, gate=vector(vindex, 70 + f, 20.0)) for f in (0, 9)]
-    weak: list[Operation] = [Update(0, 4, gate=np.zeros(vindex.hidden, np.float32)), Delete(last, 2)]
+    strong = [UpdateOp(0, f, gate=vector(vindex, 70 + f, 20.0)) for f in (0, 9)]
+    weak: list[Operation] = [UpdateOp(0, 4, gate=np.zeros(vindex.hidden, np.float32)), DeleteOp(last, 2)]
     more = [insert(vindex, f"e{i}", "t", layer=last, number=i, seed=100 + 3 * (i // 2)) for i in range(6)]
     return [*some(vindex), *strong, *weak, *more]
 
@@ -89,7 +89,7 @@ def test_equal_rows_go_by_feature(tiny_vindex: Callable[[str], Path]) -> None:
 
 def test_layers_without_edits_are_searched_as_they_are(tiny_vindex: Callable[[str], Path]) -> None:
     vindex = Vindex.open(tiny_vindex("llama"))
-    overlay = Overlay.of(vindex.n_features, vindex.hidden, [[Delete(0, 1), insert(vindex, "Mu", "Ra")]])
+    overlay = Overlay.of(vindex.n_features, vindex.hidden, [[DeleteOp(0, 1), insert(vindex, "Mu", "Ra")]])
     layers = LayerOverlay(vindex, overlay)
     assert layers.edits(0) is None, "a deletion changes no gate row"
     found = layers.edits(1)

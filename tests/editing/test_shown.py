@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from larql_duck.patches.operations import Delete, Insert, InsertKnn, Meta, Update
+from larql_duck.patches.operations import DeleteOp, InsertOp, InsertKnnOp, Meta, UpdateOp
 from larql_duck.session import connect
 from tests.conftest import UPSTREAM
 from tests.editing.tables import FAMILIES, contents, edited_model, probed_vindex, rows, vector
@@ -25,11 +25,11 @@ def operations(n: int, hidden: int, plain: bool) -> list:  # type: ignore[type-a
         return own if plain else own | {"up": vector(seed + 2, hidden, 3)}
 
     return [
-        Insert(LAYER, n, "Atlantis", "Paris", "capital", **vectors(1)),
-        Insert(LAYER, n + 1, "Spain", "Rome", "capital", confidence=0.5, **vectors(4)),
-        Update(LAYER, 7, **vectors(7)),
-        Update(LAYER, 9, down=vector(11, hidden)),
-        Delete(LAYER, 3),
+        InsertOp(LAYER, n, "Atlantis", "Paris", "capital", **vectors(1)),
+        InsertOp(LAYER, n + 1, "Spain", "Rome", "capital", confidence=0.5, **vectors(4)),
+        UpdateOp(LAYER, 7, **vectors(7)),
+        UpdateOp(LAYER, 9, down=vector(11, hidden)),
+        DeleteOp(LAYER, 3),
     ]
 
 
@@ -105,10 +105,10 @@ def _same_tokens(session, other, n: int) -> None:
 def test_without_edits_every_table_is_exactly_as_before(family: str, probed_vindex) -> None:
     with connect(probed_vindex(family)) as session:
         before = contents(session)
-        mark = session.edits.mark()
+        mark = session.edits.savepoint()
         n, hidden = session.need().n_features[LAYER], session.need().hidden
         session.edits.add(operations(n, hidden, family == "gpt2"))
-        session.edits.add([InsertKnn(1, "Peru", "capital", "Lima", 5, vector(1, hidden))])
+        session.edits.add([InsertKnnOp(1, "Peru", "capital", "Lima", 5, vector(1, hidden))])
         changed = {name for name, table in contents(session).items() if not table.equals(before[name])}
         assert {
             "features", "feature_tokens", "token_features", "facts", "edges", "triples", "entities", "links",
@@ -172,7 +172,7 @@ def test_statements_see_the_edits(probed_vindex) -> None:
 def test_an_update_without_vectors_changes_the_shown_token_alone(probed_vindex) -> None:
     with connect(probed_vindex("qwen2")) as session:
         before = contents(session)
-        session.edits.add([Update(LAYER, 6, meta=Meta("London", 297, 0.9))])
+        session.edits.add([UpdateOp(LAYER, 6, meta=Meta("London", 297, 0.9))])
         [row] = rows(session, f"SELECT * FROM lq.features WHERE layer = {LAYER} AND feature = 6")
         assert (row["top_token"], row["top_token_id"]) == ("London", 297)
         after = contents(session)
@@ -208,8 +208,8 @@ def test_the_embedding_basis_and_browse_level(level: str, tiny_model, tmp_path: 
     with connect(path) as session:
         n, hidden = session.need().n_features[LAYER], session.need().hidden
         edits = [
-            Insert(LAYER, n, "Atlantis", "Paris", "capital", gate=vector(1, hidden), up=vector(2, hidden)),
-            Delete(LAYER, 3),
+            InsertOp(LAYER, n, "Atlantis", "Paris", "capital", gate=vector(1, hidden), up=vector(2, hidden)),
+            DeleteOp(LAYER, 3),
         ]
         session.edits.add(edits)
         copy = edited_model(model, tmp_path / "model", edits)
@@ -234,15 +234,15 @@ def test_a_larql_directory_shows_its_edits(tmp_path: Path) -> None:
     with connect(path) as session:
         before = contents(session)
         hidden = session.need().hidden
-        mark = session.edits.mark()
+        mark = session.edits.savepoint()
         meta = Meta("London", 297, 0.94)
         down = vector(1, hidden)
         session.edits.add(
             [
-                Delete(2, 5),
-                Update(2, 6, meta=meta),
-                Insert(2, 18, "France", "Seine", "river", 0.9, down, down, down, Meta("Seine", 402, 0.9)),
-                InsertKnn(1, "Spain", "language", "Spanish", 348, vector(2, hidden)),
+                DeleteOp(2, 5),
+                UpdateOp(2, 6, meta=meta),
+                InsertOp(2, 18, "France", "Seine", "river", 0.9, down, down, down, Meta("Seine", 402, 0.9)),
+                InsertKnnOp(1, "Spain", "language", "Spanish", 348, vector(2, hidden)),
             ]
         )
         found = rows(
@@ -266,8 +266,8 @@ def test_a_larql_directory_shows_its_edits(tmp_path: Path) -> None:
 def test_two_sessions_do_not_see_each_other(probed_vindex) -> None:
     path = probed_vindex("gemma3_text")
     with connect(path) as one, connect(path) as other:
-        one.edits.add([Delete(LAYER, 3)])
-        other.edits.add([Delete(LAYER, 4)])
+        one.edits.add([DeleteOp(LAYER, 3)])
+        other.edits.add([DeleteOp(LAYER, 4)])
         gone = f"SELECT feature FROM lq.features WHERE layer = {LAYER} AND down_norm = 0 ORDER BY feature"
         assert rows(one, gone) == [{"feature": 3}]
         assert rows(other, gone) == [{"feature": 4}]
@@ -277,14 +277,14 @@ def test_two_sessions_do_not_see_each_other(probed_vindex) -> None:
 def test_the_inputs_of_several_layers_are_those_of_each(family: str, probed_vindex) -> None:
     import torch
 
-    from larql_duck.editing.input_tokens import Inside
+    from larql_duck.editing.input_tokens import InputTokens
     from larql_duck.extraction.pipeline import vocabulary_of
     from larql_duck.models.tokenizer import load_tokenizer
     from larql_duck.vindex.store import Vindex
 
     vindex = Vindex.open(probed_vindex(family))
     words = vocabulary_of(load_tokenizer(vindex), vindex.vocab)
-    together, alone = Inside(vindex, words), Inside(vindex, words)
+    together, alone = InputTokens(vindex, words), InputTokens(vindex, words)
     together.collect([0, 2], lambda done, total: None)
     for layer in (0, 2):
         alone.collect([layer], lambda done, total: None)

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from larql_duck.editing.detector import detectors
-from larql_duck.editing.keys import FIRST, answer_ids, filled, frames_of, read_inputs, spot
-from larql_duck.editing.relation_prompts import stating
-from larql_duck.editing.solve import Wanted, _own_rows
-from larql_duck.editing.value import Lesson, values
-from larql_duck.inference.scoring import next_p, said
+from larql_duck.editing.keys import FIRST, frames_of, read_inputs
+from larql_duck.inference.fact_prompts import answer_ids, filled, subject_position
+from larql_duck.editing.relation_prompts import prompts_for
+from larql_duck.editing.solve import RewriteRequest, _own_rows
+from larql_duck.editing.value import RewritePrompt, values
+from larql_duck.inference.scoring import next_token_probabilities, target_probabilities
 from larql_duck.session import Session
 from tests.editing.features import FAMILIES, TEMPLATE, feature_vindex, session
 
@@ -67,8 +68,8 @@ def test_unseen_is_what_a_fit_without_the_key_gives() -> None:
 @pytest.mark.parametrize("session", ["llama"], indirect=True)
 def test_no_key_stands_at_position_0(session: Session) -> None:
     engine = session.engine()
-    own = stating(session, "capital", ("{} has the capital",))
-    rows, owner, weights = _own_rows(engine, [Wanted("Paris", "capital", "Rome", own.templates, own)])
+    own = prompts_for(session, "capital", ("{} has the capital",))
+    rows, owner, weights = _own_rows(engine, [RewriteRequest("Paris", "capital", "Rome", own.templates, own)])
     assert len(rows) == len(owner) == len(weights) > 20
     # This tokenizer puts nothing before a text, so Paris alone would be position 0.
     assert len(engine.tokenizer.encode("Paris")) == 1
@@ -98,7 +99,7 @@ def test_keys_and_probabilities_are_those_of_a_whole_pass(session: Session) -> N
         with engine.recording({"ffn_input"}) as capture:
             engine.logits(engine.pad(row))
         assert torch.allclose(capture.need("ffn_input")[1][0].float(), key, atol=1e-4)
-    place = spot(engine.tokenizer, "The capital of {} is", "France")
+    place = subject_position(engine.tokenizer, "The capital of {} is", "France")
     assert engine.tokenizer.decode([place.ids[place.at]]).strip() == "France"
     target = "euro cold"
     ids = answer_ids(engine.tokenizer, prompts[0], target)
@@ -106,9 +107,9 @@ def test_keys_and_probabilities_are_those_of_a_whole_pass(session: Session) -> N
     for token in ids:
         log_p += float(torch.log_softmax(engine.logits(engine.pad(now))[0], -1)[token])
         now.append(token)
-    [found] = said(engine, [("The capital of {} is", "France", target)])
+    [found] = target_probabilities(engine, [("The capital of {} is", "France", target)])
     assert found.p == pytest.approx(math.exp(log_p), rel=1e-3)
-    assert torch.allclose(next_p(engine, prompts)[0], engine.logits(prompts[:1])[0].softmax(-1), atol=1e-5)
+    assert torch.allclose(next_token_probabilities(engine, prompts)[0], engine.logits(prompts[:1])[0].softmax(-1), atol=1e-5)
 
 
 @pytest.mark.parametrize("session", FAMILIES, indirect=True)
@@ -116,16 +117,16 @@ def test_a_value_is_judged_as_the_model_will_say_it(session: Session) -> None:
     """The loss of the cached passes above the layer is that of whole passes with the value added."""
     engine = session.engine()
     ids = answer_ids(engine.tokenizer, TEMPLATE, "Tokyo")
-    lessons = []
+    rewrite_prompts = []
     for opening in ("", "Note: ", "and "):
-        place = spot(engine.tokenizer, opening + TEMPLATE, "France", ids)
-        lessons.append(Lesson(place.ids, place.at, (0,), len(ids)))
+        place = subject_position(engine.tokenizer, opening + TEMPLATE, "France", ids)
+        rewrite_prompts.append(RewritePrompt(place.ids, place.at, (0,), len(ids)))
     start = 0.1 * torch.randn(1, engine.hidden, generator=torch.Generator().manual_seed(1))
     seen: list[float] = []
     values(
-        engine, 1, lessons, 1, start=start, steps=3, trace=lambda step, said, *_: seen.append(float(said[0]))
+        engine, 1, rewrite_prompts, 1, start=start, steps=3, trace=lambda step, loss, *_: seen.append(float(loss[0]))
     )
-    [first, *_] = lessons
+    [first, *_] = rewrite_prompts
 
     def add(module, args, out):
         out = out.clone()

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from larql_duck.errors import PatchError
 from larql_duck.inference.gate_search import ORDERS
-from larql_duck.patches.edit_log import Patch
-from larql_duck.patches.operations import Delete, DeleteKnn, InsertKnn, Operation, Update
+from larql_duck.patches.edit_log import PatchFile
+from larql_duck.patches.operations import DeleteOp, DeleteKnnOp, InsertKnnOp, Operation, UpdateOp
 from larql_duck.patches.overlay import Overlay
 from larql_duck.patches.vlp import write_patch
 from larql_duck.session import Session, attach, connect
@@ -30,12 +30,12 @@ def operations(vindex: Vindex) -> dict[str, list[Operation]]:
     last = vindex.n_layers - 1
     up = {"up": vector(vindex, 5)} if vindex.family.up else {"gate": vector(vindex, 5)}
     return {
-        "a": [Update(1, 3, down=vector(vindex, 1)), insert(vindex, "Atlantis", "Poseidon", seed=20)],
-        "b": [Delete(1, 3), Update(0, 2, gate=vector(vindex, 2))],
-        "c": [Delete(2, 5), insert(vindex, "Mu", "Ra", number=1, seed=30), database_fact(vindex)],
+        "a": [UpdateOp(1, 3, down=vector(vindex, 1)), insert(vindex, "Atlantis", "Poseidon", seed=20)],
+        "b": [DeleteOp(1, 3), UpdateOp(0, 2, gate=vector(vindex, 2))],
+        "c": [DeleteOp(2, 5), insert(vindex, "Mu", "Ra", number=1, seed=30), database_fact(vindex)],
         "d": [insert(vindex, "atlantis", "Plato", layer=2, seed=40)],
-        "e": [insert(vindex, "Lemuria", "Deva", seed=50), Update(last, 0, **up)],
-        "f": [DeleteKnn("Italy")],
+        "e": [insert(vindex, "Lemuria", "Deva", seed=50), UpdateOp(last, 0, **up)],
+        "f": [DeleteKnnOp("Italy")],
     }
 
 
@@ -50,7 +50,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def written(vindex: Vindex, folder: Path) -> dict[str, Path]:
     """The patches of `operations` as files."""
     return {
-        name: Path(write_patch(folder / f"{name}.vlp", Patch(tuple(ops)), vindex).path or "")
+        name: Path(write_patch(folder / f"{name}.vlp", PatchFile(tuple(ops)), vindex).path or "")
         for name, ops in operations(vindex).items()
     }
 
@@ -193,25 +193,25 @@ def test_appended_features_get_the_next_free_numbers(files: dict[str, Path]) -> 
 def test_a_later_operation_of_a_patch_may_name_its_own_feature(tmp_path: Path) -> None:
     vindex = Vindex.open(BASE)
     down = vector(vindex, 9)
-    ops = (insert(vindex, "Mu", "Ra", number=7), Update(1, 71, down=down))
-    path = write_patch(tmp_path / "own.vlp", Patch(ops), vindex).path
+    ops = (insert(vindex, "Mu", "Ra", number=7), UpdateOp(1, 71, down=down))
+    path = write_patch(tmp_path / "own.vlp", PatchFile(ops), vindex).path
     with connect(BASE, patches=[str(path)]) as s:
         row = s.overlay.rows[1][64]
         assert row.down is not None and np.array_equal(row.down, down)
         with pytest.raises(PatchError, match="features 0-63"):
-            s.edits.add([Delete(1, 71)])
+            s.edits.add([DeleteOp(1, 71)])
 
 
 def test_leaving_with_unsaved_edits_says_so_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with connect(BASE) as s:
-        s.edits.add([Delete(0, 1)])
+        s.edits.add([DeleteOp(0, 1)])
         s.use(BASE)
         assert capsys.readouterr().err.count("\n") == 1
         assert not s.overlay and s.lql("SHOW PATCHES").rows() == []
-        s.edits.add([Delete(0, 1), Delete(0, 2)])
+        s.edits.add([DeleteOp(0, 1), DeleteOp(0, 2)])
     assert "2 edits not saved" in capsys.readouterr().err
     with connect(BASE) as s:
-        s.edits.add([Delete(0, 1)])
+        s.edits.add([DeleteOp(0, 1)])
         s.lql(f'SAVE PATCH "{tmp_path / "x.vlp"}"')
     assert capsys.readouterr().err == ""
 
@@ -270,8 +270,8 @@ def test_run_writes_under_patches(tmp_path: Path) -> None:
     from larql_duck.inference.opening import open_live, written
 
     vindex = Vindex.open(BASE)
-    ops = tuple(Delete(2, f) for f in range(64))
-    path = write_patch(tmp_path / "none.vlp", Patch(ops), vindex).path
+    ops = tuple(DeleteOp(2, f) for f in range(64))
+    path = write_patch(tmp_path / "none.vlp", PatchFile(ops), vindex).path
     base = "".join(written(open_live(BASE), PROMPT, tokens=3))
     edited = open_live(BASE, patches=[str(path)])
     assert "".join(written(edited, PROMPT, tokens=3)) != base
@@ -280,7 +280,7 @@ def test_run_writes_under_patches(tmp_path: Path) -> None:
 def test_a_database_fact_under_two_patches_is_the_later_ones(files: dict[str, Path]) -> None:
     with connect(BASE, patches=[files["c"]]) as s:
         first = database_fact(s.need())
-        s.edits.add([InsertKnn(1, "italy", "Currency", "lira", 5, first.key)])
+        s.edits.add([InsertKnnOp(1, "italy", "Currency", "lira", 5, first.key)])
         assert [(f.target, f.patch) for f in s.overlay.knn] == [("lira", 1)]
         s.edits.rollback()
         assert [f.target for f in s.overlay.knn] == ["euro"]

@@ -17,8 +17,8 @@ import torch
 
 from larql_duck.errors import PatchError
 from larql_duck.patches.checksum import base_checksum
-from larql_duck.patches.edit_log import Patch
-from larql_duck.patches.operations import Delete, DeleteKnn, Insert, Meta, Operation, Update
+from larql_duck.patches.edit_log import PatchFile
+from larql_duck.patches.operations import DeleteOp, DeleteKnnOp, InsertOp, Meta, Operation, UpdateOp
 from larql_duck.patches.overlay import Overlay
 from larql_duck.patches.vlp import read_patch, write_patch
 from larql_duck.session import connect
@@ -121,19 +121,19 @@ def test_compose_gives_the_ffn_rows_that_the_reference_compiled() -> None:
 def test_an_update_without_vectors_changes_the_shown_token_alone_and_says_so() -> None:
     with connect(BASE) as s:
         base = s.lql('INFER "The capital of France is" TOP 400').rows()
-        said = s.lql(f'APPLY PATCH "{upstream("delete-update")}"').notices
-        assert any("London carries no vectors" in n for n in said)
+        notices = s.lql(f'APPLY PATCH "{upstream("delete-update")}"').notices
+        assert any("London carries no vectors" in n for n in notices)
         assert s.overlay.rows[2][6].meta is not None and not s.overlay.rows[2][6].vectors
         assert s.lql('INFER "The capital of France is" TOP 400').rows() != base, "the deletion counts"
 
 
 def test_many_updates_without_vectors_are_counted(tmp_path: Path) -> None:
     vindex = Vindex.open(BASE)
-    ops = tuple(Update(0, f, meta=Meta(f"a\nb{f}", 5, 1.0)) for f in range(20))
-    path = write_patch(tmp_path / "p.vlp", Patch(ops), vindex).path
+    ops = tuple(UpdateOp(0, f, meta=Meta(f"a\nb{f}", 5, 1.0)) for f in range(20))
+    path = write_patch(tmp_path / "p.vlp", PatchFile(ops), vindex).path
     with connect(BASE) as s:
-        said = s.lql(f'APPLY PATCH "{path}"').notices
-        assert len(said) == 6 and "15 more" in said[-1] and not any("\n" in n for n in said)
+        notices = s.lql(f'APPLY PATCH "{path}"').notices
+        assert len(notices) == 6 and "15 more" in notices[-1] and not any("\n" in n for n in notices)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen2"])
@@ -144,12 +144,12 @@ def test_written_files_are_read_as_they_were(
     operations = [
         *some(vindex),
         insert(vindex, "Ätlantis \"'", "Poseidon", number=1, kind="update", templates=("The capital of {} is",)),
-        Insert(1, vindex.n_features[1] + 2, "Gone", "", "capital", kind="remove"),
+        InsertOp(1, vindex.n_features[1] + 2, "Gone", "", "capital", kind="remove"),
         database_fact(vindex),
-        DeleteKnn("Italy", "language"),
-        DeleteKnn("Spain"),
+        DeleteKnnOp("Italy", "language"),
+        DeleteKnnOp("Spain"),
     ]  # fmt: skip
-    written = write_patch(tmp_path / "p.vlp", Patch(tuple(operations)), vindex)
+    written = write_patch(tmp_path / "p.vlp", PatchFile(tuple(operations)), vindex)
     assert written.base_checksum == base_checksum(vindex) and written.created_at and written.description
     read = read_patch(tmp_path / "p.vlp", vindex)
     assert len(read.operations) == len(operations)
@@ -246,7 +246,7 @@ def test_another_base_is_refused_unless_forced(tiny_vindex: Callable[[str], Path
     copy = tmp_path / "other.vindex"
     shutil.copytree(BASE, copy)
     with connect(BASE) as s:
-        s.edits.add([Delete(0, 3)])
+        s.edits.add([DeleteOp(0, 3)])
         s.lql(f'SAVE PATCH "{tmp_path / "p.vlp"}"')
     index = json.loads((copy / "index.json").read_text())
     index["checksums"].pop("gate_vectors.bin")
@@ -258,12 +258,12 @@ def test_another_base_is_refused_unless_forced(tiny_vindex: Callable[[str], Path
         with pytest.raises(PatchError, match="another base"):
             s.lql(f'APPLY PATCH "{tmp_path / "p.vlp"}"')
         assert not s.overlay
-        said = s.lql(f'APPLY PATCH "{tmp_path / "p.vlp"}" FORCE').notices
-        assert any("FORCE" in n for n in said) and s.overlay.slots() == [(0, 3)]
+        notices = s.lql(f'APPLY PATCH "{tmp_path / "p.vlp"}" FORCE').notices
+        assert any("FORCE" in n for n in notices) and s.overlay.slots() == [(0, 3)]
     # No checksum: shapes alone decide, and a notice says whom it was made for.
     with connect(tiny_vindex("gemma3_text")) as s:
-        said = s.lql(f'APPLY PATCH "{upstream("insert-compose")}"').notices
-        assert any("tiny-llama and carries no checksum" in n for n in said)
+        notices = s.lql(f'APPLY PATCH "{upstream("insert-compose")}"').notices
+        assert any("tiny-llama and carries no checksum" in n for n in notices)
 
 
 def test_vectors_are_rounded_to_what_the_vindex_stores(tmp_path: Path) -> None:
@@ -306,7 +306,7 @@ def test_saving_is_whole_or_not_at_all(when: str, tmp_path: Path) -> None:
     """A process that dies while it writes, before its file takes the name, and after: the old file, or the new one."""
     path = tmp_path / "p.vlp"
     vindex = Vindex.open(BASE)
-    write_patch(path, Patch((Delete(0, 3),)), vindex)
+    write_patch(path, PatchFile((DeleteOp(0, 3),)), vindex)
     old = path.read_bytes()
     command = [sys.executable, "-c", SAVE, str(BASE), str(path), when]
     died = subprocess.run(
@@ -318,17 +318,17 @@ def test_saving_is_whole_or_not_at_all(when: str, tmp_path: Path) -> None:
     else:
         assert path.read_bytes() == old
     # The next save is not disturbed by what the dead process left.
-    write_patch(path, Patch((Delete(0, 4),)), vindex)
-    assert read_patch(path, vindex).operations == (Delete(0, 4),)
+    write_patch(path, PatchFile((DeleteOp(0, 4),)), vindex)
+    assert read_patch(path, vindex).operations == (DeleteOp(0, 4),)
 
 
 def test_a_file_that_cannot_be_written_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "p.vlp"
     with connect(BASE) as s:
-        s.edits.add([Delete(0, 3)])
+        s.edits.add([DeleteOp(0, 3)])
         s.edits.save(path)
         before = path.read_bytes()
-        s.edits.add([Delete(0, 4)])
+        s.edits.add([DeleteOp(0, 4)])
         with pytest.raises(PatchError, match="no folder"):
             s.lql(f'SAVE PATCH "{tmp_path / "none" / "q.vlp"}"')
 
@@ -347,7 +347,7 @@ def test_a_file_that_cannot_be_written_loses_nothing(tmp_path: Path, monkeypatch
 def test_saved_vectors_are_those_of_the_session(tmp_path: Path) -> None:
     with connect(BASE) as s:
         vindex = s.need()
-        s.edits.add([insert(vindex, "Atlantis", "Poseidon"), Update(0, 1, gate=vector(vindex, 4))])
+        s.edits.add([insert(vindex, "Atlantis", "Poseidon"), UpdateOp(0, 1, gate=vector(vindex, 4))])
         before = s.overlay.fingerprint()
         s.lql(f'SAVE PATCH "{tmp_path / "p.vlp"}"')
         assert s.overlay.fingerprint() == before and not s.edits.dirty

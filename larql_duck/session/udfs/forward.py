@@ -9,7 +9,7 @@ import pyarrow as pa
 
 if TYPE_CHECKING:
     from larql_duck.inference.model import LiveModel
-    from larql_duck.patches.overlay import Fact
+    from larql_duck.patches.overlay import EditedFact
 
 _I32, _F32, _F64, _S = pa.int32(), pa.float32(), pa.float64(), pa.string()
 _SQL = {_I32: "INTEGER", _F32: "FLOAT", _F64: "DOUBLE", _S: "VARCHAR"}
@@ -123,7 +123,7 @@ def _prediction(engine: Any, ids: Any, probability: Any, logit: Any) -> dict[str
     }
 
 
-def _with_facts(row: dict[str, Any], facts: Sequence[Fact]) -> dict[str, Any]:
+def _with_facts(row: dict[str, Any], facts: Sequence[EditedFact]) -> dict[str, Any]:
     """A prediction with the source of its tokens, and database facts behind them."""
     row["source"] = ["dense"] * len(row["rank"]) + ["patch"] * len(facts)
     row["token"] = row["token"] + [fact.target for fact in facts]
