@@ -262,7 +262,9 @@ def stated_facts(session: Session, n: int) -> list[Fact]:
         own = prompts_for(session, relation)
         assert own.known is not None
         known = [(s, o[0]) for s, o in own.known.references.items()][:150]
-        answers = target_probabilities(session.engine(), [(own.templates[0], own.text(s), o) for s, o in known])
+        answers = target_probabilities(
+            session.engine(), [(own.templates[0], own.text(s), o) for s, o in known]
+        )
         found[relation] = [(s, relation, o) for (s, o), a in zip(known, answers, strict=True) if a.greedy]
     out: list[Fact] = []
     while len(out) < n:
@@ -280,8 +282,8 @@ class _Looks:
     """What the model says before any edit of these facts: their prompts, other subjects, other relations, a text."""
 
     def __init__(self, session: Session, facts: Sequence[Fact]) -> None:
-        from larql_duck.inference.fact_prompts import filled
         from larql_duck.editing.relation_prompts import prompts_for
+        from larql_duck.inference.fact_prompts import filled
         from larql_duck.inference.scoring import next_token_probabilities
         from larql_duck.probing.packs import known_relations
 
@@ -307,7 +309,10 @@ class _Looks:
         }  # fmt: skip
         self.same = [filled(t, own[r].text(s))[0] for s, r, _ in facts for t in kin[r]]
         engine = session.engine()
-        self.p_neighbours, self.p_same = next_token_probabilities(engine, self.neighbours), next_token_probabilities(engine, self.same)
+        self.p_neighbours, self.p_same = (
+            next_token_probabilities(engine, self.neighbours),
+            next_token_probabilities(engine, self.same),
+        )
         ids = {r: [filled(st.templates[0], s)[0] for s in others[r][:40]] for r, st in own.items()}
         p = {r: next_token_probabilities(engine, prompts) for r, prompts in ids.items()}
         from larql_duck.inference.fact_prompts import answer_ids

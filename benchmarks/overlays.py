@@ -55,9 +55,9 @@ def walking(work: Path) -> Iterator[Row]:
 
 def database_facts(work: Path) -> Iterator[Row]:
     """100 database facts: shown where they are asked for, and never for another subject."""
-    from larql_duck.inference.fact_prompts import filled
     from larql_duck.editing.knn import DatabaseFacts, insert_knn
     from larql_duck.editing.relation_prompts import prompts_for
+    from larql_duck.inference.fact_prompts import filled
     from larql_duck.session import connect
 
     with connect(vindex_of(work, "f16")) as session:

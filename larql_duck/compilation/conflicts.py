@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from larql_duck.errors import PatchError
-from larql_duck.patches.operations import DeleteOp, InsertOp, InsertKnnOp, Operation, UpdateOp, fact_key
+from larql_duck.patches.operations import DeleteOp, InsertKnnOp, InsertOp, Operation, UpdateOp, fact_key
 
 Key: TypeAlias = tuple[int, int] | tuple[str, str]
 # What LARQL takes an insert without a stated confidence for.

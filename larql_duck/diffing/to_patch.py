@@ -10,10 +10,10 @@ import numpy as np
 from larql_duck.diffing.slot_diff import Slot, comparable, differing, outside, stored
 from larql_duck.errors import PatchError
 from larql_duck.patches.operations import (
-    DeleteOp,
     DeleteKnnOp,
-    InsertOp,
+    DeleteOp,
     InsertKnnOp,
+    InsertOp,
     Meta,
     Operation,
     UpdateOp,

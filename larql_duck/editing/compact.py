@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from larql_duck.editing.keys import layer_input
-from larql_duck.inference.fact_prompts import subject_position
 from larql_duck.errors import PatchError, SemanticError
+from larql_duck.inference.fact_prompts import subject_position
 from larql_duck.patches.operations import InsertOp, Operation, UpdateOp, fact_key
 
 if TYPE_CHECKING:
@@ -161,7 +161,9 @@ def _requests(session: Session, facts: Sequence[EditedFact]) -> list[RewriteRequ
     for f in facts:
         own = prompts_for(session, f.relation or "", f.templates)
         out.append(
-            RewriteRequest(f.entity, f.relation or "", f.target, own.templates, own, kinds.get(f.kind, "insert"))
+            RewriteRequest(
+                f.entity, f.relation or "", f.target, own.templates, own, kinds.get(f.kind, "insert")
+            )
         )
     return out
 
@@ -247,7 +249,11 @@ def fitted(keys: torch.Tensor, targets: torch.Tensor, second: torch.Tensor, weig
 
 
 def _activations(
-    session: Session, engine: Engine, layer: int, requests: Sequence[RewriteRequest], earlier: Sequence[ExistingFact]
+    session: Session,
+    engine: Engine,
+    layer: int,
+    requests: Sequence[RewriteRequest],
+    earlier: Sequence[ExistingFact],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What W_down reads, f64 [n, features, appended ones included]: where it has to write what it wrote, and in whole
     prompts about other subjects.

@@ -85,7 +85,9 @@ def set_columns(s: Update) -> list[str]:
     return out
 
 
-def select_edges(session: Session, s: Delete | Update, found: Condition) -> tuple[list[EdgeSelection], list[str]]:
+def select_edges(
+    session: Session, s: Delete | Update, found: Condition
+) -> tuple[list[EdgeSelection], list[str]]:
     """What the statement changes, and notices; facts by entity and relation, slots by layer and feature.
 
     SemanticError above MOST without a LIMIT, and where SET has several values for one of them.

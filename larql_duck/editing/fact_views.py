@@ -18,7 +18,7 @@ from larql_duck.aliases import Slot
 from larql_duck.catalog.schemas import SCHEMAS
 from larql_duck.editing.fact_tables import Pair, Triple, earlier, inserted, relation_of, relations, unknown
 from larql_duck.editing.feature_views import Stored, slot_keys
-from larql_duck.editing.reprobe import FactScore, StatedFact, reprobe_pairs, score_facts, prompts_of
+from larql_duck.editing.reprobe import FactScore, StatedFact, prompts_of, reprobe_pairs, score_facts
 from larql_duck.patches.operations import InsertKnnOp, fact_key
 from larql_duck.patches.overlay import Overlay
 from larql_duck.probing.labels import feature_relations

@@ -296,7 +296,9 @@ class SlotShower:
         both = pa.concat_tables([new, left.cast(SCHEMAS["feature_tokens"])])
         return both.sort_by([(name, "ascending") for name in ("layer", "feature", "side", "rank")])
 
-    def _token_features(self, inner: Mapping[Slot, InputTokenRow], unknown: set[Slot]) -> tuple[pa.Table, pa.Table]:
+    def _token_features(
+        self, inner: Mapping[Slot, InputTokenRow], unknown: set[Slot]
+    ) -> tuple[pa.Table, pa.Table]:
         """All rows of the tokens whose most specific features changed, and those tokens' ids."""
         ids = pa.schema([("token_id", pa.int32())])
         gone = [*inner, *unknown]

@@ -11,7 +11,7 @@ from larql_duck.patches.operations import InsertOp, Meta, Operation, fact_key
 
 if TYPE_CHECKING:
     from larql_duck.editing.relation_prompts import RelationPrompts
-    from larql_duck.editing.solve import ExistingFact, Solved, RewriteRequest
+    from larql_duck.editing.solve import ExistingFact, RewriteRequest, Solved
     from larql_duck.inference.engine import Engine
     from larql_duck.patches.overlay import Overlay
     from larql_duck.result import Result
@@ -63,8 +63,12 @@ def insert(
     from larql_duck.editing.relation_prompts import prompts_for
     from larql_duck.editing.solve import RewriteRequest
 
-    prompts_by_relation = _PromptsByRelation(lambda name: prompts_for(session, name, () if template is None else (template,)))
-    requests = [RewriteRequest(e, r, t, prompts_by_relation(r).templates, prompts_by_relation(r)) for e, r, t in facts]
+    prompts_by_relation = _PromptsByRelation(
+        lambda name: prompts_for(session, name, () if template is None else (template,))
+    )
+    requests = [
+        RewriteRequest(e, r, t, prompts_by_relation(r).templates, prompts_by_relation(r)) for e, r, t in facts
+    ]
     return solve_and_add(session, requests, layer, confidence, 1.0 if alpha is None else alpha)
 
 
@@ -127,7 +131,11 @@ def delete_facts(session: Session, facts: Sequence[tuple[str, str]]) -> Result:
 
 
 def solve_and_add(
-    session: Session, requests: Sequence[RewriteRequest], layer: int | None, confidence: float | None, alpha: float
+    session: Session,
+    requests: Sequence[RewriteRequest],
+    layer: int | None,
+    confidence: float | None,
+    alpha: float,
 ) -> Result:
     """The facts solved, measured and added; nothing is added where anything fails."""
     from larql_duck.editing.background_corpus import background_inputs
@@ -190,7 +198,9 @@ def solve_and_add(
     return fact_result(rows, notices)
 
 
-def _operation(session: Session, engine: Engine, s: Solved, feature: int, confidence: float | None) -> InsertOp:
+def _operation(
+    session: Session, engine: Engine, s: Solved, feature: int, confidence: float | None
+) -> InsertOp:
     w = s.request
     ids = engine.tokenizer.entity_ids(w.target)
     token = engine.tokenizer.token(ids[0]).strip() if ids else w.target
@@ -218,7 +228,8 @@ def earlier_facts(session: Session, overlay: Overlay, layer: int) -> list[Existi
     prompts_by_relation = _PromptsByRelation(lambda name: prompts_for(session, name))
     return [
         ExistingFact(
-            prompts_by_relation(f.relation or "").text(f.entity), f.templates or prompts_by_relation(f.relation or "").templates
+            prompts_by_relation(f.relation or "").text(f.entity),
+            f.templates or prompts_by_relation(f.relation or "").templates,
         )
         for f in overlay.facts
         if f.mode == "compose" and f.layer == layer
@@ -240,9 +251,9 @@ class _PromptsByRelation:
 
 def _lost(session: Session, facts: Sequence[tuple[str, str]]) -> list[RewriteRequest]:
     """What the model is no longer to say: the objects that it names for each fact, and what is said of the others."""
-    from larql_duck.inference.fact_prompts import filled
     from larql_duck.editing.relation_prompts import prompts_for
     from larql_duck.editing.solve import RewriteRequest
+    from larql_duck.inference.fact_prompts import filled
     from larql_duck.inference.scoring import next_token_probabilities
 
     prompts_by_relation = _PromptsByRelation(lambda name: prompts_for(session, name))
@@ -260,7 +271,9 @@ def _lost(session: Session, facts: Sequence[tuple[str, str]]) -> list[RewriteReq
         firsts = (best,) if (first and objects[0].startswith(first)) or not first else ()
         if prior is None:
             prior = relation_prior(engine, own, entity, objects)
-        out.append(RewriteRequest(entity, relation, objects[0], own.templates, own, "delete", objects, firsts, prior))
+        out.append(
+            RewriteRequest(entity, relation, objects[0], own.templates, own, "delete", objects, firsts, prior)
+        )
     return out
 
 
@@ -313,7 +326,9 @@ def measure_facts(engine: Engine, requests: Sequence[RewriteRequest]) -> list[_M
     for w in requests:
         if w.relation not in neighbours:
             subjects = [s for s in w.prompts.subjects or w.prompts.varied if s not in named][:_NEIGHBOURS]
-            neighbours[w.relation] = next_token_probabilities(engine, [filled(w.templates[0], s)[0] for s in subjects])
+            neighbours[w.relation] = next_token_probabilities(
+                engine, [filled(w.templates[0], s)[0] for s in subjects]
+            )
     out, at = [], 0
     for w, size in zip(requests, sizes, strict=True):
         others = found[at + 1 : at + size]

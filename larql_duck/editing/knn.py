@@ -16,9 +16,9 @@ from larql_duck.patches.operations import InsertKnnOp, fact_key
 if TYPE_CHECKING:
     import torch
 
-    from larql_duck.inference.fact_prompts import SubjectPosition
     from larql_duck.editing.relation_prompts import RelationPrompts
     from larql_duck.inference.engine import Engine
+    from larql_duck.inference.fact_prompts import SubjectPosition
     from larql_duck.patches.overlay import EditedFact
     from larql_duck.result import Result
     from larql_duck.session import Session
@@ -182,7 +182,9 @@ class DatabaseFacts:
 
     # -- detectors ------------------------------------------------------------------------------------------
 
-    def _answers(self, facts: Sequence[EditedFact], asked: Sequence[tuple[EditedFact, tuple[str, str]]]) -> list[float]:
+    def _answers(
+        self, facts: Sequence[EditedFact], asked: Sequence[tuple[EditedFact, tuple[str, str]]]
+    ) -> list[float]:
         """The answer of each fact's detector at the subject, as a share of its full value."""
 
         from larql_duck.editing.detector import fired
@@ -202,7 +204,9 @@ class DatabaseFacts:
                     out[i] = float(fired(detector.gate, detector.up, key[None], act)[0, 0]) / detector.full
         return out
 
-    def _learn(self, engine: Engine, layer: int, facts: Sequence[EditedFact], wanted: Sequence[EditedFact]) -> None:
+    def _learn(
+        self, engine: Engine, layer: int, facts: Sequence[EditedFact], wanted: Sequence[EditedFact]
+    ) -> None:
         """None; the detectors of the wanted facts, all of one layer, are known afterwards."""
         import torch
 

@@ -98,7 +98,9 @@ class OutputTokens:
             z = (kept - mean[i]) / (std[i] if std[i] > 0 else torch.nan)
             ids = torch.stack([self.candidates[side] for side in sides])
             logits = self.head[ids[0]].float() @ column
-            out.append(OutputTokenRow(ids.numpy(), kept.numpy(), z.float().numpy(), logits.numpy(), float(norms[i])))
+            out.append(
+                OutputTokenRow(ids.numpy(), kept.numpy(), z.float().numpy(), logits.numpy(), float(norms[i]))
+            )
         return out
 
     def _best(self, scores: torch.Tensor, sign: float) -> torch.Tensor:

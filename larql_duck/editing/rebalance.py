@@ -109,7 +109,9 @@ def _prompt(session: Session, fact: EditedFact) -> tuple[str, str, str]:
 def _measure(session: Session, scaled: Sequence[_Scaled]) -> None:
     from larql_duck.inference.scoring import target_probabilities
 
-    for s, found in zip(scaled, target_probabilities(session.engine(), [s.prompt for s in scaled]), strict=True):
+    for s, found in zip(
+        scaled, target_probabilities(session.engine(), [s.prompt for s in scaled]), strict=True
+    ):
         s.p = found.p
 
 

@@ -13,12 +13,11 @@ import torch
 from larql_duck.editing import value
 from larql_duck.editing.detector import GATE, Detectors, detectors, feature_rows, fired, steady_direction
 from larql_duck.editing.keys import FIRST, FRAMES, every_input, frames_of, read_inputs
-from larql_duck.inference.fact_prompts import SubjectPosition, answer_ids, subject_position
-from larql_duck.knowledge.relations import SLOT
 from larql_duck.editing.value import RewritePrompt
 from larql_duck.errors import NotSupportedError, SemanticError
+from larql_duck.inference.fact_prompts import SubjectPosition, answer_ids, subject_position
 from larql_duck.inference.loading import return_memory
-from larql_duck.knowledge.relations import relation_key
+from larql_duck.knowledge.relations import SLOT, relation_key
 from larql_duck.patches.rounding import rounded
 from larql_duck.progress import Progress
 
@@ -161,12 +160,21 @@ def solve(
     """
     need_gated(engine)
     found = detect(
-        engine, requests, layer=layer, second=second, text=text, dtype=dtype, earlier=earlier, progress=progress
+        engine,
+        requests,
+        layer=layer,
+        second=second,
+        text=text,
+        dtype=dtype,
+        earlier=earlier,
+        progress=progress,
     )
     return_memory()
     down = np.zeros((len(requests), engine.hidden), np.float32)
     for part in _together(requests):
-        d = _values(engine, [requests[i] for i in part], found, part, layer, progress, (part[0], len(requests)))
+        d = _values(
+            engine, [requests[i] for i in part], found, part, layer, progress, (part[0], len(requests))
+        )
         own = alpha * d / found.mean[part][:, None]
         down[part] = rounded(own, dtype)
         return_memory()
@@ -288,7 +296,10 @@ def _zero_rows(
         for text in [*best, *chance.sample(rest, min(_OTHERS - len(best), len(rest)))]:
             frames = [*relation.templates, *relation.prompts.others]
             add(text, frames, _EACH)
-            places = [subject_position(engine.tokenizer, t, text) for t in (relation.templates[0], chance.choice(frames))]
+            places = [
+                subject_position(engine.tokenizer, t, text)
+                for t in (relation.templates[0], chance.choice(frames))
+            ]
             prompts += [p.ids for p in places if _fits(engine, p)]
     for text in requests[0].prompts.varied:
         if _plain(text) not in named:
@@ -351,7 +362,9 @@ def _values(
     index = list(numbers)
     gate, up = torch.from_numpy(found.gate[index]), torch.from_numpy(found.up[index])
     # The feature fires as strongly as it will at each lesson's subject, not always fully.
-    fires = _fires(engine, layer, gate, up, read_inputs(engine, [s.ids[: s.at + 1] for s in rewrite_prompts], layer))
+    fires = _fires(
+        engine, layer, gate, up, read_inputs(engine, [s.ids[: s.at + 1] for s in rewrite_prompts], layer)
+    )
     share = fires / found.mean[index]
     scaled = [replace(s, scale=float(share[i, list(s.facts)].mean())) for i, s in enumerate(rewrite_prompts)]
 

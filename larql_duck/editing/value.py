@@ -364,7 +364,9 @@ def _written(engine: Engine, layer: int, g: _Group, d: torch.Tensor, active: tor
     with engine.anatomy.passing, starting_at(engine.anatomy, layer, g.hidden[active]):
         handle = engine.anatomy.layers[layer].ffn.register_forward_hook(hook)
         try:
-            return _pass(engine, g.ids[active], g.mask[active], g.positions[active], fork(g.cache, active, layer))
+            return _pass(
+                engine, g.ids[active], g.mask[active], g.positions[active], fork(g.cache, active, layer)
+            )
         finally:
             handle.remove()
 

@@ -37,7 +37,9 @@ def filled(template: str, text: str) -> tuple[str, int]:
     return f"{before}{text}{after}", len(before) + len(text)
 
 
-def subject_position(tokenizer: Tokenizer, template: str, text: str, more: Sequence[int] = ()) -> SubjectPosition:
+def subject_position(
+    tokenizer: Tokenizer, template: str, text: str, more: Sequence[int] = ()
+) -> SubjectPosition:
     """The Spot of a template filled with a subject's text, with the token ids `more` behind it."""
     prompt, end = filled(template, text)
     ids = tokenizer.encode(prompt)

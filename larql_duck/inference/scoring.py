@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from larql_duck.inference.fact_prompts import answer_ids, filled
 from larql_duck.inference.batch import pad
+from larql_duck.inference.fact_prompts import answer_ids, filled
 
 if TYPE_CHECKING:
     from larql_duck.inference.engine import Engine
@@ -48,7 +48,9 @@ def target_probabilities(engine: Engine, asked: Sequence[tuple[str, str, str]]) 
             log_p = torch.log_softmax(logits[j, -size - 1 : -1], -1)
             own = log_p.gather(1, labels[:, None])[:, 0]
             greedy = bool((log_p.argmax(-1) == labels).all())
-            out[i] = TargetProbability(float(own.sum().exp()), greedy and size > 0, float(own[:1].exp().sum()))
+            out[i] = TargetProbability(
+                float(own.sum().exp()), greedy and size > 0, float(own[:1].exp().sum())
+            )
     return [out[i] for i in range(len(asked))]
 
 

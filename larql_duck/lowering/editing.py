@@ -202,7 +202,9 @@ def _again(session: Session, fact: EditedFact, counts: dict[int, int], **changes
     )
 
 
-def _facts_result(session: Session, picked: Sequence[EdgeSelection], notices: Sequence[str], done: str) -> Result:
+def _facts_result(
+    session: Session, picked: Sequence[EdgeSelection], notices: Sequence[str], done: str
+) -> Result:
     import pyarrow as pa
 
     from larql_duck.result import Result

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from larql_duck.errors import PatchError
 from larql_duck.patches.knn_store import stored_facts
-from larql_duck.patches.operations import DeleteOp, DeleteKnnOp, InsertOp, InsertKnnOp, Operation, UpdateOp, fact_key
+from larql_duck.patches.operations import (
+    DeleteKnnOp,
+    DeleteOp,
+    InsertKnnOp,
+    InsertOp,
+    Operation,
+    UpdateOp,
+    fact_key,
+)
 from larql_duck.patches.overlay import Overlay
 from larql_duck.patches.validate import check_operations
 
@@ -234,7 +242,9 @@ class EditLog:
         lists = [*(p.operations for p in applied), live]
         return Overlay.of(self._vindex.n_features, self._vindex.hidden, lists, self.stored)
 
-    def _become(self, applied: Sequence[PatchFile], live: Sequence[Operation], recording: Path | None) -> None:
+    def _become(
+        self, applied: Sequence[PatchFile], live: Sequence[Operation], recording: Path | None
+    ) -> None:
         """All of the session shows these patches afterwards, or what it showed before where that fails."""
         before = (self.applied, self.live, self.recording, self.overlay)
         overlay = self._fold(applied, live)
@@ -252,7 +262,10 @@ class EditLog:
         """What operations change that others might too: slots of the base, and facts by name."""
         out: set[tuple[object, ...]] = set()
         for op in operations:
-            if isinstance(op, InsertOp | UpdateOp | DeleteOp) and op.feature < self._vindex.n_features[op.layer]:
+            if (
+                isinstance(op, InsertOp | UpdateOp | DeleteOp)
+                and op.feature < self._vindex.n_features[op.layer]
+            ):
                 out.add(("slot", op.layer, op.feature))
             if isinstance(op, InsertOp | InsertKnnOp):
                 out.add(("fact", *fact_key(op.entity, op.relation)))

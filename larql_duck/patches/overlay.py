@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from larql_duck.patches.operations import (
-    DeleteOp,
     DeleteKnnOp,
-    InsertOp,
-    InsertKnnOp,
+    DeleteOp,
     EditKind,
+    InsertKnnOp,
+    InsertOp,
     Meta,
     Operation,
     UpdateOp,
@@ -30,7 +30,7 @@ Which = Literal["gate", "up", "down"]
 
 
 @dataclass(frozen=True)
-class Row:
+class OverlayRow:
     """One changed or appended slot. A vector that is None is the base's (an appended slot has no base: zeros).
 
     deleted: the down column was zeroed by a deletion (down is then zeros). relation and entity name the fact that the
@@ -52,7 +52,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Fact:
+class EditedFact:
     """A fact that was inserted, updated or deleted, as it stands after all operations.
 
     mode is 'compose' (a feature carries it: layer, feature), 'fold' (W_down carries it: layer, feature None) or 'knn'
@@ -85,9 +85,9 @@ class Overlay:
 
     n_base: tuple[int, ...]
     hidden: int
-    rows: Mapping[int, Mapping[int, Row]] = field(default_factory=lambda: MappingProxyType({}))
-    facts: tuple[Fact, ...] = ()
-    stored: tuple[Fact, ...] = ()
+    rows: Mapping[int, Mapping[int, OverlayRow]] = field(default_factory=lambda: MappingProxyType({}))
+    facts: tuple[EditedFact, ...] = ()
+    stored: tuple[EditedFact, ...] = ()
 
     @classmethod
     def empty(cls, n_base: Sequence[int], hidden: int) -> Overlay:
@@ -119,7 +119,7 @@ class Overlay:
         return any(row.vectors for rows in self.rows.values() for row in rows.values())
 
     @property
-    def knn(self) -> list[Fact]:
+    def knn(self) -> list[EditedFact]:
         """The database facts."""
         return [fact for fact in self.facts if fact.mode == "knn"]
 
@@ -131,7 +131,7 @@ class Overlay:
             for layer, base in enumerate(self.n_base)
         ]
 
-    def fact(self, entity: str, relation: str | None) -> Fact | None:
+    def fact(self, entity: str, relation: str | None) -> EditedFact | None:
         """The fact of this (entity, relation), None where there is none."""
         key = fact_key(entity, relation)
         return next((f for f in self.facts if fact_key(f.entity, f.relation) == key), None)
@@ -184,11 +184,11 @@ class _Fold:
         self.n_base = n_base
         self.hidden = hidden
         # Changed slots of the base, and appended features by the fact they carry, in order of insertion.
-        self.slots: dict[tuple[int, int], Row] = {}
-        self.appended: dict[tuple[str, str], tuple[int, Row]] = {}
-        self.facts: dict[tuple[str, str], Fact] = {}
+        self.slots: dict[tuple[int, int], OverlayRow] = {}
+        self.appended: dict[tuple[str, str], tuple[int, OverlayRow]] = {}
+        self.facts: dict[tuple[str, str], EditedFact] = {}
         # What slots of the base that carry a fact were before it.
-        self.covered: dict[tuple[int, int], Row | None] = {}
+        self.covered: dict[tuple[int, int], OverlayRow | None] = {}
 
     def run(self, lists: Iterable[Sequence[Operation]], stored: Sequence[InsertKnnOp]) -> Overlay:
         for own in stored:
@@ -199,7 +199,7 @@ class _Fold:
             local: dict[tuple[int, int], tuple[str, str]] = {}
             for operation in operations:
                 self._step(operation, number, local)
-        rows: dict[int, dict[int, Row]] = {}
+        rows: dict[int, dict[int, OverlayRow]] = {}
         for (layer, feature), row in self.slots.items():
             rows.setdefault(layer, {})[feature] = row
         counts = list(self.n_base)
@@ -217,7 +217,7 @@ class _Fold:
         elif isinstance(op, InsertKnnOp):
             key = fact_key(op.entity, op.relation)
             self._forget(key)
-            self.facts[key] = Fact(
+            self.facts[key] = EditedFact(
                 op.entity, op.relation, op.target, "insert", "knn", op.layer, None, op.confidence, op.templates,
                 op.key, op.target_id, number,
             )  # fmt: skip
@@ -239,7 +239,7 @@ class _Fold:
             self.appended.pop(key, None)
             before = self.facts.get(key)
             kind: EditKind = before.kind if before is not None else "insert"
-            self.facts[key] = Fact(
+            self.facts[key] = EditedFact(
                 op.entity, op.relation, op.target, kind, "fold", op.layer, None, op.confidence, op.templates,
                 patch=number,
             )  # fmt: skip
@@ -248,7 +248,7 @@ class _Fold:
         if kind == "scale":
             earlier = self.facts.get(key)
             kind = earlier.kind if earlier is not None and earlier.kind != "scale" else "insert"
-        row = Row(op.gate, op.up, op.down, op.meta, False, op.entity, op.relation)
+        row = OverlayRow(op.gate, op.up, op.down, op.meta, False, op.entity, op.relation)
         overwrites = op.feature < self.n_base[op.layer]
         if overwrites:
             at = (op.layer, op.feature)
@@ -273,7 +273,7 @@ class _Fold:
             # In place: a fact that is inserted again keeps its number.
             self.appended[key] = (op.layer, row)
             local[op.layer, op.feature] = key
-        self.facts[key] = Fact(
+        self.facts[key] = EditedFact(
             op.entity, op.relation, op.target, kind, "compose", op.layer,
             op.feature if overwrites else None, op.confidence, op.templates, patch=number,
         )  # fmt: skip
@@ -283,7 +283,7 @@ class _Fold:
         key = local.get(at)
         if op.feature >= self.n_base[op.layer] and key not in self.appended:
             return
-        before = self.appended[key][1] if key is not None else self.slots.get(at, Row())
+        before = self.appended[key][1] if key is not None else self.slots.get(at, OverlayRow())
         if isinstance(op, DeleteOp):
             row = replace(before, down=np.zeros(self.hidden, np.float32), meta=None, deleted=True)
             for other in self._carried(at):

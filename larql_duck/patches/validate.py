@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from larql_duck.errors import PatchError
-from larql_duck.patches.operations import DeleteOp, DeleteKnnOp, InsertOp, InsertKnnOp, Operation
+from larql_duck.patches.operations import DeleteKnnOp, DeleteOp, InsertKnnOp, InsertOp, Operation
 
 if TYPE_CHECKING:
     from larql_duck.vindex.store import Vindex

@@ -19,11 +19,11 @@ from larql_duck.cli.render import printable
 from larql_duck.errors import PatchError
 from larql_duck.patches.checksum import base_checksum
 from larql_duck.patches.operations import (
-    DeleteOp,
     DeleteKnnOp,
-    InsertOp,
-    InsertKnnOp,
+    DeleteOp,
     EditKind,
+    InsertKnnOp,
+    InsertOp,
     Meta,
     Operation,
     UpdateOp,
@@ -395,4 +395,4 @@ def _said(op: Operation) -> str:
         fact = " ".join(word for word in (op.entity, op.relation, op.target) if word)
         kind = op.kind if isinstance(op, InsertOp) else "insert"
         return f"{kind} {fact}"
-    return f"{type(op).__name__.removesuffix("Op").lower()} L{op.layer} F{op.feature}"
+    return f"{type(op).__name__.removesuffix('Op').lower()} L{op.layer} F{op.feature}"

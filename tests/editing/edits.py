@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from larql_duck.patches.operations import DeleteOp, InsertOp, InsertKnnOp, Operation, UpdateOp
+from larql_duck.patches.operations import DeleteOp, InsertKnnOp, InsertOp, Operation, UpdateOp
 from larql_duck.patches.rounding import rounded
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from larql_duck import connect
 from larql_duck.cli.app import run
 from larql_duck.compilation.slot_replacement import perplexity
 from larql_duck.editing import evaluate as check
-from larql_duck.inference.fact_prompts import answer_ids, filled
 from larql_duck.editing.relation_prompts import prompts_for
 from larql_duck.errors import LarqlError
 from larql_duck.extraction import extract
+from larql_duck.inference.fact_prompts import answer_ids, filled
 from tests.editing.edits import insert, vector
 from tests.tiny import make_tiny
 

@@ -15,12 +15,12 @@ from larql_duck.editing import compact
 from larql_duck.editing.compact import fitted, without_folds
 from larql_duck.editing.detector import shrunk
 from larql_duck.editing.keys import read_inputs
-from larql_duck.inference.fact_prompts import subject_position
 from larql_duck.errors import PatchError, SemanticError
 from larql_duck.extraction import extract
 from larql_duck.inference.engine import Engine
+from larql_duck.inference.fact_prompts import subject_position
 from larql_duck.inference.scoring import target_probabilities
-from larql_duck.patches.operations import DeleteOp, InsertOp, InsertKnnOp, UpdateOp
+from larql_duck.patches.operations import DeleteOp, InsertKnnOp, InsertOp, UpdateOp
 from larql_duck.patches.rounding import rounded
 from larql_duck.vindex.store import Vindex
 from tests.editing.edits import vector
@@ -106,7 +106,10 @@ def logits(session, prompts=PROMPTS) -> torch.Tensor:
 
 def whole_p(session) -> list[float]:
     facts = [f for f in session.overlay.facts if f.mode in ("compose", "fold")]
-    return [s.p for s in target_probabilities(session.engine(), [(f.templates[0], f.entity, f.target) for f in facts])]
+    return [
+        s.p
+        for s in target_probabilities(session.engine(), [(f.templates[0], f.entity, f.target) for f in facts])
+    ]
 
 
 def folded_features(session) -> list[str | None]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from larql_duck.errors import SemanticError
-from larql_duck.patches.operations import InsertOp, InsertKnnOp
+from larql_duck.patches.operations import InsertKnnOp, InsertOp
 from larql_duck.session import Session, connect
 from tests.conftest import UPSTREAM
 from tests.editing.tables import FAMILIES, contents, probed_vindex, rows, vector
@@ -124,7 +124,10 @@ def test_database_facts(probed_vindex) -> None:
     with connect(probed_vindex("qwen2")) as session:
         key = vector(1, session.need().hidden)
         session.edits.add(
-            [InsertKnnOp(1, "Peru", "river", "Ucayali", 5, key), InsertKnnOp(1, "Peru", "food", "rice", 5, key)]
+            [
+                InsertKnnOp(1, "Peru", "river", "Ucayali", 5, key),
+                InsertKnnOp(1, "Peru", "food", "rice", 5, key),
+            ]
         )
         dry = session.lql(
             "UPDATE EDGES SET target = 'Paris', confidence = 0.5 WHERE relation = 'river' DRY RUN"

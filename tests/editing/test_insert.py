@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from larql_duck.editing import inserting
-from larql_duck.editing import relation_prompts
+from larql_duck.editing import inserting, relation_prompts
 from larql_duck.editing.inserting import delete_facts, update_facts
-from larql_duck.inference.fact_prompts import answer_ids
 from larql_duck.errors import LevelError, NotSupportedError, SemanticError
+from larql_duck.inference.fact_prompts import answer_ids
 from larql_duck.session import Session, connect
 from tests.editing.features import FAMILIES, TEMPLATE, feature_vindex, insert, says, session
 
@@ -76,7 +75,9 @@ def test_a_fact_of_the_model_is_deleted_down_to_the_prior(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = relation_prompts.prompts_for
-    monkeypatch.setattr(relation_prompts, "prompts_for", lambda s, name, t=(): real(s, name, t or (TEMPLATE,)))
+    monkeypatch.setattr(
+        relation_prompts, "prompts_for", lambda s, name, t=(): real(s, name, t or (TEMPLATE,))
+    )
     monkeypatch.setattr(inserting, "relation_prior", lambda *_: 0.01)
     engine = session.engine()
     before = engine.logits(["The capital France"])[0].softmax(-1)

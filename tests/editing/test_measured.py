@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from larql_duck.patches.operations import DeleteOp, InsertOp, InsertKnnOp, UpdateOp
+from larql_duck.patches.operations import DeleteOp, InsertKnnOp, InsertOp, UpdateOp
 from larql_duck.session import connect
 from tests.editing.tables import FAMILIES, RELATIONS, SUBJECTS, contents, probed_vindex, rows, vector
 
@@ -120,7 +120,7 @@ def test_a_database_fact_is_a_row_beside_what_the_model_says(probed_vindex) -> N
         mine = rows(
             session,
             "SELECT subject, object, confidence, p, source, layers FROM lq.triples"
-            f" WHERE source = 'patch' OR (subject = '{said['subject']}' AND relation = '{said['relation']}'"
+            f" WHERE source = 'patch' OR (subject = '{stated['subject']}' AND relation = '{stated['relation']}'"
             " AND source = 'probe') ORDER BY ALL",
         )
         expected = [
@@ -132,12 +132,12 @@ def test_a_database_fact_is_a_row_beside_what_the_model_says(probed_vindex) -> N
         assert [r["relation"] for r in rows(session, "FROM lq.relations WHERE source = 'patch'")] == ["river"]
         assert contents(session)["feature_tokens"].equals(before["feature_tokens"])
         # The same triple is one row, with the features that the model has for it.
-        edges = f"SELECT layer, feature FROM lq.edges WHERE subject = '{said['subject']}' AND object = '{said['object']}' AND source <> 'weights' ORDER BY ALL"
+        edges = f"SELECT layer, feature FROM lq.edges WHERE subject = '{stated['subject']}' AND object = '{stated['object']}' AND source <> 'weights' ORDER BY ALL"
         listed = rows(session, edges)
         session.edits.add([InsertKnnOp(1, stated["subject"], stated["relation"], stated["object"], 5, key)])
         [row] = rows(
             session,
-            f"SELECT * FROM lq.facts WHERE subject = '{said['subject']}' AND relation = '{said['relation']}' AND source = 'patch'",
+            f"SELECT * FROM lq.facts WHERE subject = '{stated['subject']}' AND relation = '{stated['relation']}' AND source = 'patch'",
         )
         assert (row["p"], row["confidence"]) == (stated["p"], 1.0)
         assert rows(session, edges) == listed

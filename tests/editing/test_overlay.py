@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from larql_duck.patches.operations import DeleteOp, DeleteKnnOp, InsertOp, InsertKnnOp, Operation, UpdateOp
+from larql_duck.patches.operations import DeleteKnnOp, DeleteOp, InsertKnnOp, InsertOp, Operation, UpdateOp
 from larql_duck.patches.overlay import Overlay
 
 N, HIDDEN = (4, 4, 6), 3

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from larql_duck.patches.operations import DeleteOp, InsertOp, InsertKnnOp, Meta, UpdateOp
+from larql_duck.patches.operations import DeleteOp, InsertKnnOp, InsertOp, Meta, UpdateOp
 from larql_duck.session import connect
 from tests.conftest import UPSTREAM
 from tests.editing.tables import FAMILIES, contents, edited_model, probed_vindex, rows, vector

@@ -9,10 +9,10 @@ import torch
 
 from larql_duck.editing.detector import detectors
 from larql_duck.editing.keys import FIRST, frames_of, read_inputs
-from larql_duck.inference.fact_prompts import answer_ids, filled, subject_position
 from larql_duck.editing.relation_prompts import prompts_for
 from larql_duck.editing.solve import RewriteRequest, _own_rows
 from larql_duck.editing.value import RewritePrompt, values
+from larql_duck.inference.fact_prompts import answer_ids, filled, subject_position
 from larql_duck.inference.scoring import next_token_probabilities, target_probabilities
 from larql_duck.session import Session
 from tests.editing.features import FAMILIES, TEMPLATE, feature_vindex, session
@@ -109,7 +109,9 @@ def test_keys_and_probabilities_are_those_of_a_whole_pass(session: Session) -> N
         now.append(token)
     [found] = target_probabilities(engine, [("The capital of {} is", "France", target)])
     assert found.p == pytest.approx(math.exp(log_p), rel=1e-3)
-    assert torch.allclose(next_token_probabilities(engine, prompts)[0], engine.logits(prompts[:1])[0].softmax(-1), atol=1e-5)
+    assert torch.allclose(
+        next_token_probabilities(engine, prompts)[0], engine.logits(prompts[:1])[0].softmax(-1), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("session", FAMILIES, indirect=True)
@@ -124,7 +126,13 @@ def test_a_value_is_judged_as_the_model_will_say_it(session: Session) -> None:
     start = 0.1 * torch.randn(1, engine.hidden, generator=torch.Generator().manual_seed(1))
     seen: list[float] = []
     values(
-        engine, 1, rewrite_prompts, 1, start=start, steps=3, trace=lambda step, loss, *_: seen.append(float(loss[0]))
+        engine,
+        1,
+        rewrite_prompts,
+        1,
+        start=start,
+        steps=3,
+        trace=lambda step, loss, *_: seen.append(float(loss[0])),
     )
     [first, *_] = rewrite_prompts
 

@@ -18,7 +18,7 @@ import torch
 from larql_duck.errors import PatchError
 from larql_duck.patches.checksum import base_checksum
 from larql_duck.patches.edit_log import PatchFile
-from larql_duck.patches.operations import DeleteOp, DeleteKnnOp, InsertOp, Meta, Operation, UpdateOp
+from larql_duck.patches.operations import DeleteKnnOp, DeleteOp, InsertOp, Meta, Operation, UpdateOp
 from larql_duck.patches.overlay import Overlay
 from larql_duck.patches.vlp import read_patch, write_patch
 from larql_duck.session import connect
