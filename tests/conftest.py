@@ -1,12 +1,19 @@
-"""Fixtures that many tests share: tiny models of every family, and the real SmolLM2, extracted once a run."""
+"""Fixtures that many tests share: tiny models and vindexes of every family, the synthetic world, the real SmolLM2.
+
+What takes seconds to make is made once a run, whatever the number of pytest-xdist's workers: see `made_once`.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 # No test may wait for a network that is not there.
@@ -14,6 +21,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # As the command line does: spinning threads are ruinous where cores are shared. Before torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# The workers of pytest-xdist share the cores, and several threads of a tiny model only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A machine that decides over a change must decide the same twice; people's runs go on looking for new cases.
 settings.register_profile("ci", derandomize=True)
@@ -23,36 +32,140 @@ if os.environ.get("CI"):
 DATA = Path(__file__).parent / "data"
 UPSTREAM = DATA / "upstream"
 
+# family, or another name -> a directory
+Make = Callable[[str], Path]
+# (name, what builds it at a path) -> the path, for reading only
+MadeOnce = Callable[[str, Callable[[Path], object]], Path]
+
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory):
-    """A function family -> Hugging Face directory of that family's tiny seeded model, made once a run."""
-    made: dict[str, Path] = {}
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    """A function (name, build) -> path of what `build(path)` wrote, by whichever worker asked first. Only to be read."""
+    base = tmp_path_factory.getbasetemp()
+    # Every worker of pytest-xdist has a directory of its own in the run's.
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    shared.mkdir(exist_ok=True)
 
-    def get(family: str) -> Path:
-        if family not in made:
-            from tests.tiny import make_tiny
-
-            made[family] = make_tiny(family, tmp_path_factory.mktemp("tiny") / family)
-        return made[family]
+    def get(name: str, build: Callable[[Path], object]) -> Path:
+        path, ready = shared / name, shared / f"{name}.ready"
+        with FileLock(shared / f"{name}.lock"):
+            if not ready.exists():
+                build(path)
+                ready.touch()
+        return path
 
     return get
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The cache directory of the run, so that nobody's own is read or filled."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LARQL_DUCK_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
-def tiny_vindex(tiny_model, tmp_path_factory: pytest.TempPathFactory):
-    """A function family -> vindex of level all of the tiny model, context basis, without probing."""
-    made: dict[str, Path] = {}
+def tiny_model(made_once: MadeOnce) -> Make:
+    """A function family -> Hugging Face directory of that family's tiny seeded model."""
 
     def get(family: str) -> Path:
-        if family not in made:
-            from larql_duck.extraction import extract
+        from tests.tiny import make_tiny
 
-            out = tmp_path_factory.mktemp("vindex") / f"{family}.vindex"
-            made[family] = extract(tiny_model(family), out, level="all", in_basis="context", probe=False)
-        return made[family]
+        return made_once(f"{family}.model", lambda path: make_tiny(family, path))
 
-    return get
+    return cache(get)
+
+
+@pytest.fixture(scope="session")
+def tiny_vindex(tiny_model: Make, made_once: MadeOnce, tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """A function family -> vindex of level all of the tiny model, context basis, without probing.
+
+    Every worker has a copy of its own.
+    """
+
+    def get(family: str) -> Path:
+        from larql_duck.extraction import extract
+
+        def build(path: Path) -> None:
+            extract(tiny_model(family), path, level="all", in_basis="context", probe=False)
+
+        made = made_once(f"{family}.vindex", build)
+        return Path(shutil.copytree(made, tmp_path_factory.mktemp("vindex") / made.name))
+
+    return cache(get)
+
+
+@pytest.fixture(scope="session")
+def probed_vindex(tiny_vindex: Make, made_once: MadeOnce, tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """A function family -> tiny vindex with facts of two relations. Every worker has a copy of its own."""
+
+    def get(family: str) -> Path:
+        from larql_duck.session import connect
+        from tests.editing.tables import RELATIONS, SUBJECTS
+
+        def build(path: Path) -> None:
+            shutil.copytree(tiny_vindex(family), path)
+            with connect(path) as session:
+                session.probe(SUBJECTS, RELATIONS)
+
+        made = made_once(f"{family}-probed.vindex", build)
+        return Path(shutil.copytree(made, tmp_path_factory.mktemp("probed") / made.name))
+
+    return cache(get)
+
+
+@pytest.fixture(scope="session")
+def world(made_once: MadeOnce) -> Path:
+    """A vindex of level browse of the synthetic world, which needs no model code."""
+    from tests.world import write_vindex
+
+    return made_once("world.vindex", write_vindex)
+
+
+@pytest.fixture(scope="session")
+def database(made_once: MadeOnce) -> Path:
+    """model.duckdb of the synthetic world, beside its tables."""
+    from tests.world import write_database
+
+    return made_once("world", write_database) / "model.duckdb"
+
+
+@pytest.fixture
+def con(database: Path) -> Iterator[object]:
+    """A Python connection that has the database open as the CLI has it."""
+    import duckdb
+
+    connection = duckdb.connect(str(database), read_only=True)
+    yield connection
+    connection.close()
+
+
+@pytest.fixture(scope="session")
+def s(world: Path) -> Iterator[object]:
+    """A session over the synthetic world that many tests share: they only ask."""
+    from larql_duck.session import connect
+
+    with connect(world) as session:
+        yield session
+
+
+@pytest.fixture
+def fresh(world: Path) -> Iterator[object]:
+    """A session over the synthetic world for one test, which may change it."""
+    from larql_duck.session import connect
+
+    with connect(world) as session:
+        yield session
+
+
+@pytest.fixture(scope="session")
+def tiny_session(tiny_vindex: Make) -> Iterator[object]:
+    """A session over a real tiny model with weights."""
+    from larql_duck.session import connect
+
+    with connect(tiny_vindex("llama")) as session:
+        yield session
 
 
 @pytest.fixture(scope="session")
@@ -65,8 +178,8 @@ def smollm2_gguf() -> Path:
 
 
 @pytest.fixture(scope="session")
-def smollm2_vindex(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2 as an f32 vindex with three relations probed (capital, currency, opposite), made once a run.
+def smollm2_vindex(smollm2_gguf: Path, made_once: MadeOnce) -> Path:
+    """SmolLM2 as an f32 vindex with three relations probed (capital, currency, opposite). Only to be read.
 
     Set LARQL_DUCK_TEST_VINDEX to a vindex made with the same options to save the time while developing.
     """
@@ -75,7 +188,8 @@ def smollm2_vindex(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory)
         return Path(ready)
     from larql_duck.extraction import extract
 
-    out = tmp_path_factory.mktemp("real") / "smollm2.vindex"
-    return extract(
-        smollm2_gguf, out, dtype="f32", in_basis="embedding", relations=("capital", "currency", "opposite")
-    )
+    def build(path: Path) -> None:
+        relations = ("capital", "currency", "opposite")
+        extract(smollm2_gguf, path, dtype="f32", in_basis="embedding", relations=relations)
+
+    return made_once("smollm2.vindex", build)

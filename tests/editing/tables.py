@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pytest
 
 from larql_duck.patches.operations import Operation
 from larql_duck.patches.overlay import Overlay
-from larql_duck.session import Session, connect
+from larql_duck.session import Session
 from larql_duck.session.mount import SEAMS
 
 FAMILIES = ["llama", "gemma3_text", "qwen2", "gpt2"]
@@ -23,25 +22,6 @@ RELATIONS = {
     "capital": ["The capital of {} is", "{} has the capital"],
     "currency": ["The currency of {} is", "In {} the currency is"],
 }
-
-
-@pytest.fixture(scope="session")
-def probed_vindex(
-    tiny_vindex: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Path]:
-    """A function family -> tiny vindex with facts of two relations, made once a run. Not to be written into."""
-    made: dict[str, Path] = {}
-
-    def get(family: str) -> Path:
-        if family not in made:
-            copy = tmp_path_factory.mktemp("probed") / f"{family}.vindex"
-            shutil.copytree(tiny_vindex(family), copy)
-            with connect(copy) as session:
-                session.probe(SUBJECTS, RELATIONS)
-            made[family] = copy
-        return made[family]
-
-    return get
 
 
 def contents(session: Session) -> dict[str, pa.Table]:

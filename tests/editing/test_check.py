@@ -16,7 +16,7 @@ from larql_duck.editing.relation_prompts import prompts_for
 from larql_duck.errors import LarqlError
 from larql_duck.extraction import extract
 from larql_duck.inference.fact_prompts import answer_ids, filled
-from tests.editing.edits import insert, vector
+from tests.edits import insert, vector
 from tests.tiny import make_tiny
 
 FAMILIES = ["llama", "gemma3_text", "qwen3"]

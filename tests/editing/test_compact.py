@@ -23,7 +23,7 @@ from larql_duck.inference.scoring import target_probabilities
 from larql_duck.patches.operations import DeleteOp, InsertKnnOp, InsertOp, UpdateOp
 from larql_duck.patches.rounding import rounded
 from larql_duck.vindex.store import Vindex
-from tests.editing.edits import vector
+from tests.edits import vector
 from tests.tiny import make_tiny
 
 DTYPES = {"llama": "f32", "gemma3_text": "f32", "qwen3": "f16"}

@@ -14,9 +14,7 @@ from larql_duck.errors import SemanticError
 from larql_duck.patches.operations import InsertKnnOp, InsertOp
 from larql_duck.session import Session, connect
 from tests.conftest import UPSTREAM
-from tests.editing.tables import FAMILIES, contents, probed_vindex, rows, vector
-
-__all__ = ["probed_vindex"]
+from tests.editing.tables import FAMILIES, contents, rows, vector
 
 
 def _slot(session: Session) -> tuple[int, int]:

@@ -13,9 +13,7 @@ from larql_duck.editing.inserting import delete_facts, update_facts
 from larql_duck.errors import LevelError, NotSupportedError, SemanticError
 from larql_duck.inference.fact_prompts import answer_ids
 from larql_duck.session import Session, connect
-from tests.editing.features import FAMILIES, TEMPLATE, feature_vindex, insert, says, session
-
-__all__ = ["feature_vindex", "session"]
+from tests.editing.features import FAMILIES, TEMPLATE, insert, says
 
 FACTS = [("France", "capital", "Tokyo"), ("Spain", "capital", "Rome")]
 OTHERS = ["The capital Germany", "The capital Italy", "The language of Japan is", "Europe is a hot"]

@@ -8,9 +8,7 @@ import pytest
 
 from larql_duck.patches.operations import DeleteOp, InsertKnnOp, InsertOp, UpdateOp
 from larql_duck.session import connect
-from tests.editing.tables import FAMILIES, RELATIONS, SUBJECTS, contents, probed_vindex, rows, vector
-
-__all__ = ["probed_vindex"]
+from tests.editing.tables import FAMILIES, RELATIONS, SUBJECTS, contents, rows, vector
 
 
 def _listed(session) -> dict:  # type: ignore[type-arg]

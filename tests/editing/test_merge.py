@@ -13,10 +13,7 @@ from larql_duck.errors import SemanticError, VindexError
 from larql_duck.patches.operations import DeleteOp, UpdateOp
 from larql_duck.result import Result
 from larql_duck.session import connect
-from tests.editing.edits import database_fact, insert, vector
-from tests.editing.tables import probed_vindex
-
-__all__ = ["probed_vindex"]
+from tests.edits import database_fact, insert, vector
 
 PROBED = Callable[[str], Path]
 

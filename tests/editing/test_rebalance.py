@@ -7,9 +7,7 @@ import pytest
 from larql_duck.errors import SemanticError
 from larql_duck.inference.scoring import target_probabilities
 from larql_duck.session import Session
-from tests.editing.features import FAMILIES, TEMPLATE, feature_vindex, insert, session
-
-__all__ = ["feature_vindex", "session"]
+from tests.editing.features import FAMILIES, TEMPLATE, insert
 
 FACTS = [("France", "capital", "Tokyo"), ("Spain", "capital", "Rome")]
 

@@ -11,9 +11,7 @@ from larql_duck.editing.second_moments import second_moments
 from larql_duck.errors import LarqlError
 from larql_duck.session import Session, connect
 from larql_duck.vindex.verify import verify
-from tests.editing.features import FAMILIES, feature_vindex, session
-
-__all__ = ["feature_vindex", "session"]
+from tests.editing.features import FAMILIES
 
 
 @pytest.mark.parametrize("session", FAMILIES, indirect=True)

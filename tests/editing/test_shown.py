@@ -11,9 +11,8 @@ import pytest
 from larql_duck.patches.operations import DeleteOp, InsertKnnOp, InsertOp, Meta, UpdateOp
 from larql_duck.session import connect
 from tests.conftest import UPSTREAM
-from tests.editing.tables import FAMILIES, contents, edited_model, probed_vindex, rows, vector
+from tests.editing.tables import FAMILIES, contents, edited_model, rows, vector
 
-__all__ = ["probed_vindex"]
 LAYER = 2
 
 

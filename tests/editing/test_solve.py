@@ -15,9 +15,7 @@ from larql_duck.editing.value import RewritePrompt, values
 from larql_duck.inference.fact_prompts import answer_ids, filled, subject_position
 from larql_duck.inference.scoring import next_token_probabilities, target_probabilities
 from larql_duck.session import Session
-from tests.editing.features import FAMILIES, TEMPLATE, feature_vindex, session
-
-__all__ = ["feature_vindex", "session"]
+from tests.editing.features import FAMILIES, TEMPLATE
 
 
 def _keys(seed: int = 0) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:

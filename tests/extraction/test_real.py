@@ -2,44 +2,29 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from larql_duck.vindex.store import Vindex
+from tests.duckdb_cli import run_cli
 
 pytestmark = pytest.mark.real
 
 
-def cli(database: Path, query: str, cwd: Path) -> list[dict]:
-    """Rows that the DuckDB command line prints for a query."""
-    duckdb = Path(sys.executable).with_name("duckdb")
-    done = subprocess.run(
-        [str(duckdb), "-readonly", "-json", str(database), "-c", query],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout or "[]")
-
-
-def test_the_sentence_everything_serves(smollm2_vindex: Path, tmp_path: Path) -> None:
+def test_the_sentence_everything_serves(smollm2_vindex: Path) -> None:
     database = smollm2_vindex / "model.duckdb"
-    rows = cli(database, "SELECT relationship, object FROM model_graph WHERE subject = 'France';", tmp_path)
+    (rows,) = run_cli(database, "SELECT relationship, object FROM model_graph WHERE subject = 'France';")
     assert rows[0] == {"relationship": "capital", "object": "Paris"}
     query = (
         "SELECT relationship, object FROM model_graph WHERE subject = 'France' AND relationship = 'capital'"
     )
-    assert cli(database, query, tmp_path)[0]["object"] == "Paris"
+    assert run_cli(database, query)[0][0]["object"] == "Paris"
 
 
-def test_probabilities_are_the_models_own(smollm2_vindex: Path, tmp_path: Path) -> None:
+def test_probabilities_are_the_models_own(smollm2_vindex: Path) -> None:
     query = "SELECT p FROM probes WHERE prompt = 'The capital of France is'"
-    rows = cli(smollm2_vindex / "model.duckdb", query, tmp_path)
+    (rows,) = run_cli(smollm2_vindex / "model.duckdb", query)
     assert rows and abs(rows[0]["p"] - 0.773) < 0.01
 
 

@@ -11,10 +11,7 @@ import torch
 
 from larql_duck.inference.engine import Engine
 from tests.inference.support import PROMPTS, StateSource
-from tests.threads import one_thread
 from tests.tiny import TINY_FAMILIES
-
-__all__ = ["one_thread"]
 
 
 @dataclass

@@ -21,7 +21,7 @@ from larql_duck.vindex.manifest import SECTION, load_manifest
 from larql_duck.vindex.publish import commit_tables
 from larql_duck.vindex.store import Vindex
 from larql_duck.vindex.verify import verify
-from tests.sql.world import write_vindex
+from tests.world import write_vindex
 
 WHERE = {"found in": ["The capital of {} is", "{}'s capital is"]}
 NAMES = ["France", "Germany", "Japan"]

@@ -18,7 +18,7 @@ from larql_duck.probing.page import page
 from larql_duck.probing.quality import quality
 from larql_duck.session import connect
 from larql_duck.vindex.store import Vindex
-from tests.sql.world import write_vindex
+from tests.world import write_vindex
 
 WHERE = {"found <in>": ["The capital of {} is", "{}'s capital is"]}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from larql_duck.session import connect
-from tests.sql.conftest import run_cli
+from tests.duckdb_cli import run_cli
 
 pytestmark = pytest.mark.real
 

@@ -19,7 +19,7 @@ from larql_duck.errors import LarqlError, QueryError, VindexError
 from larql_duck.session import Session, attach, connect
 from larql_duck.vindex.database import database_hash
 from tests.conftest import UPSTREAM
-from tests.sql.world import write_vindex
+from tests.world import write_vindex
 
 CAPITAL = "SELECT target FROM lq.describe_entity('Japan') WHERE relation = 'capital'"
 

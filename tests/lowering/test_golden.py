@@ -1,6 +1,6 @@
 """The SQL of every query form, against golden files: the statements in one file, their SQL in the other.
 
-`python -m tests.session.test_golden` writes the SQL anew; read the difference before committing it.
+`python -m tests.lowering.test_golden` writes the SQL anew; read the difference before committing it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from larql_duck.session import Session, connect, transpile
-from tests.sql.conftest import run_cli
+from tests.duckdb_cli import run_cli
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 _LINE = "\n----\n"

@@ -1,4 +1,4 @@
-"""The synthetic world's database, once as a file; the DuckDB CLI and Python over it."""
+"""The DuckDB CLI, which is an older version than Python's."""
 
 from __future__ import annotations
 
@@ -6,14 +6,10 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pytest
-
-from tests.sql.world import write_database
 
 Rows = list[dict[str, Any]]
 
@@ -44,27 +40,3 @@ def run_cli(database: Path, *queries: str) -> list[Rows]:
         else:
             rows = found
     return results
-
-
-@pytest.fixture(scope="session")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """model.duckdb of the synthetic world."""
-    return write_database(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture
-def con(database: Path):
-    """A Python connection that has the database open as the CLI has it."""
-    connection = duckdb.connect(str(database), read_only=True)
-    yield connection
-    connection.close()
-
-
-@pytest.fixture
-def ask(con: duckdb.DuckDBPyConnection) -> Callable[..., Rows]:
-    """A function (query, parameters) -> rows as dictionaries."""
-
-    def rows(query: str, parameters: list[Any] | None = None) -> Rows:
-        return con.sql(query, params=parameters).to_arrow_table().to_pylist()
-
-    return rows

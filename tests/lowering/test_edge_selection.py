@@ -10,9 +10,7 @@ from larql_duck.editing import edge_selection as where
 from larql_duck.errors import SemanticError
 from larql_duck.lql import parse
 from larql_duck.session import Session, connect
-from tests.editing.tables import probed_vindex, rows
-
-__all__ = ["probed_vindex"]
+from tests.editing.tables import rows
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from larql_duck.catalog.schemas import COMMENTS, SCHEMAS
-from tests.sql.conftest import run_cli
+from tests.duckdb_cli import run_cli
 
 _TYPES = {
     pa.int32(): "INTEGER",

@@ -26,7 +26,7 @@ from larql_duck.vindex.arrays import read_down_meta
 from larql_duck.vindex.store import Vindex
 from larql_duck.vindex.verify import verify
 from tests.conftest import UPSTREAM
-from tests.editing.edits import PROMPTS, database_fact, insert, some, vector
+from tests.edits import PROMPTS, database_fact, insert, some, vector
 from tests.tiny import make_tiny
 
 CASES = {"llama": "f32", "gemma3_text": "bf16", "qwen3": "f16", "gpt2": "f32"}

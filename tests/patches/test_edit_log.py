@@ -18,8 +18,8 @@ from larql_duck.patches.vlp import write_patch
 from larql_duck.session import Session, attach, connect
 from larql_duck.vindex.store import Vindex
 from tests.conftest import UPSTREAM
-from tests.editing.edits import database_fact, insert, vector
 from tests.editing.tables import contents
+from tests.edits import database_fact, insert, vector
 
 BASE = UPSTREAM / "all-f32.vindex"
 PROMPT = "The capital of France is"

@@ -19,7 +19,7 @@ from larql_duck.patches.operations import DeleteOp, InsertOp, UpdateOp
 from larql_duck.patches.overlay import Overlay
 from larql_duck.vindex.store import Vindex
 from tests.conftest import UPSTREAM
-from tests.editing.edits import database_fact, insert, some, vector
+from tests.edits import database_fact, insert, some, vector
 from tests.tiny import make_tiny
 
 

@@ -14,8 +14,8 @@ import pytest
 from larql_duck.catalog.schemas import SCHEMAS
 from larql_duck.errors import VindexError
 from larql_duck.vindex.database import build_database, database_hash, quoted, sql_dir, sql_text
-from tests.sql.conftest import cli_path, run_cli
-from tests.sql.world import tables, write_tables
+from tests.duckdb_cli import cli_path, run_cli
+from tests.world import tables, write_tables
 
 SENTENCE = "SELECT object FROM model_graph WHERE subject = 'France' AND relationship = 'capital'"
 

@@ -13,7 +13,7 @@ from larql_duck.inference.search_overlay import LayerOverlay
 from larql_duck.patches.operations import DeleteOp, Operation, UpdateOp
 from larql_duck.patches.overlay import Overlay
 from larql_duck.vindex.store import Vindex
-from tests.editing.edits import insert, some, vector
+from tests.edits import insert, some, vector
 
 
 def edits(vindex: Vindex) -> list[Operation]:

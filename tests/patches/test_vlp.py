@@ -24,7 +24,7 @@ from larql_duck.patches.vlp import read_patch, write_patch
 from larql_duck.session import connect
 from larql_duck.vindex.store import Vindex
 from tests.conftest import UPSTREAM
-from tests.editing.edits import database_fact, insert, some, vector
+from tests.edits import database_fact, insert, some, vector
 
 BASE = UPSTREAM / "all-f32.vindex"
 FILES = ("insert-knn", "insert-compose", "delete-update")

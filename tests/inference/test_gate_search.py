@@ -13,7 +13,7 @@ from larql_duck.errors import LevelError, SemanticError
 from larql_duck.inference.gate_search import GateSearch, LayerEdits
 from larql_duck.models.families import FAMILIES
 from larql_duck.vindex.store import Vindex
-from tests.sql.world import FEATURES, LAYERS, gates, write_vindex
+from tests.world import FEATURES, LAYERS, gates, write_vindex
 
 DTYPES = ["f32", "f16", "bf16"]
 

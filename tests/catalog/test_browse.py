@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.sql.conftest import run_cli
-from tests.sql.world import FACTS, NASTY
+from tests.duckdb_cli import run_cli
+from tests.world import FACTS, NASTY
 
 
 def test_the_sentence_everything_serves(database) -> None:

@@ -13,7 +13,7 @@ import pytest
 from larql_duck.catalog.schemas import SCHEMAS
 from larql_duck.vindex.database import build_database
 from larql_duck.vindex.publish import write_table
-from tests.sql.world import _table
+from tests.world import _table
 
 Triple = tuple[str, str, str]
 

@@ -12,8 +12,8 @@ from larql_duck.patches.operations import DeleteOp
 from larql_duck.patches.overlay import Overlay
 from larql_duck.session import connect
 from larql_duck.vindex.store import Vindex
-from tests.editing.edits import PROMPTS, insert, some
 from tests.editing.tables import FAMILIES, edited_model
+from tests.edits import PROMPTS, insert, some
 
 
 def logits(engine: object, prompt: str) -> torch.Tensor:

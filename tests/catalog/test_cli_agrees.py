@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.sql.conftest import run_cli
+from tests.duckdb_cli import run_cli
 
 QUERIES = [
     "SELECT relationship, object FROM model_graph WHERE subject = 'France'",

@@ -18,8 +18,7 @@ from larql_duck.errors import (
 from larql_duck.lowering import NOT_RUN, PLANNERS
 from larql_duck.lql.table import STATEMENTS
 from larql_duck.session import Session, connect
-from tests.session.conftest import rows
-from tests.sql.world import NASTY
+from tests.world import NASTY
 
 DESCRIBE = [
     "band",
@@ -38,6 +37,10 @@ WALK = [
     "layer", "feature", "gate", "activation", "z", "relation", "top_token", "down_tokens", "basis", "mode", "token", "band",
 ]  # fmt: skip
 NEIGHBORS = ["hop", "subject", "relation", "object", "confidence"]
+
+
+def rows(session: Session, text: str, **parameters: object) -> list[tuple[object, ...]]:
+    return session.lql(text, parameters).rows()
 
 
 def test_the_sentence_in_double_quotes(s: Session) -> None:
@@ -133,7 +136,7 @@ def test_walk_takes_the_index_for_a_token_and_vectors_for_the_rest(s: Session) -
 def test_walk_embedding_is_the_last_tokens_row_against_all_gates(s: Session) -> None:
     import numpy as np
 
-    from tests.sql.world import embeddings, gates, tokens
+    from tests.world import embeddings, gates, tokens
 
     token_id = next(t[0] for t in tokens() if t[1] == " France")
     values = gates() @ embeddings()[token_id]
