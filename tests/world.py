@@ -306,10 +306,7 @@ def write_vindex(directory: Path, *, dtype: str = "f32", seed: int = 0) -> Path:
         "tokenizer.json": json.dumps(_TOKENIZER | {"model": model}).encode(),
         "tokenizer_config.json": b"{}",
     }
-    listed = {}
-    for name, data in files.items():
-        written = write_file(directory / name, data)
-        listed[name] = {"bytes": written.bytes, "sha256": written.sha256}
+    listed = {name: write_file(directory / name, data) for name, data in files.items()}
     row = FEATURES * HIDDEN * size
     raw = {
         "version": 2, "model": "synthetic", "family": "llama", "num_layers": LAYERS, "hidden_size": HIDDEN,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from larql_duck.errors import LarqlError
-from larql_duck.files import write_whole
+from larql_duck.files import replacing, write_whole
 
 FORMATS = (".html", ".svg", ".png")
 
@@ -82,9 +82,10 @@ class Chart:
         if suffix == ".png":
             from larql_duck.charts.png import draw_png
 
-            return write_whole(path, lambda temporary: draw_png(self, temporary))
-        text = self.html() if suffix == ".html" else self.svg()
-        return write_whole(path, lambda temporary: _write(temporary, text))
+            with replacing(path) as temporary:
+                draw_png(self, temporary)
+            return Path(path).expanduser()
+        return write_whole(path, self.html() if suffix == ".html" else self.svg())
 
     def _repr_html_(self) -> str:
         return self.svg()
@@ -96,10 +97,6 @@ def check_format(path: str | Path) -> str:
     if suffix not in FORMATS:
         raise LarqlError(f"{path}: a chart can be saved as {', '.join(FORMATS)}")
     return suffix
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def finite(series: Sequence[Series]) -> list[float]:

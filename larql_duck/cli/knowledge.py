@@ -106,7 +106,7 @@ def packs(
 @contextmanager
 def _checkpoint(vindex: Path, resume: bool) -> Iterator[Path | None]:
     """A directory beside the vindex for finished batches, gone when the run succeeds; one run at a time has it."""
-    from larql_duck.vindex.publish import locked
+    from larql_duck.files import locked
 
     place = vindex.resolve()
     directory = place.parent / f".{place.name}.probe"

@@ -11,13 +11,11 @@ from larql_duck.compilation.staging import link
 from larql_duck.errors import VindexError
 from larql_duck.progress import Progress
 from larql_duck.vindex import layout
-from larql_duck.vindex.arrays import ArrayWriter, hash_file, write_file
+from larql_duck.vindex.arrays import ArrayWriter, FileEntry, hash_file, write_file
 from larql_duck.vindex.manifest import load_manifest
 
 if TYPE_CHECKING:
     from larql_duck.compilation.source import Edited
-
-Entry = dict[str, Any]
 
 # Smaller files, and those that people edit, are copied.
 _LINKED = 1 << 20
@@ -32,7 +30,7 @@ def check_source(source: Edited, unread: Collection[str] = (), progress: Progres
     skipped = {manifest.tables[name]["file"] for name in unread if name in manifest.tables}
     for i, (name, stated) in enumerate(manifest.checksums.items(), 1):
         path = source.path / name
-        if name not in skipped and path.is_file() and hash_file(path).sha256 != stated:
+        if name not in skipped and path.is_file() and hash_file(path)["sha256"] != stated:
             if load_manifest(source.path).checksums.get(name) != stated:
                 raise VindexError(
                     f'{source.path}: changed since it was opened; open it again with USE "{source.path}", then compile',
@@ -47,7 +45,7 @@ def check_source(source: Edited, unread: Collection[str] = (), progress: Progres
             progress("checking", i, len(manifest.checksums))
 
 
-def write_gates(source: Edited, directory: Path) -> tuple[Entry, list[Entry]]:
+def write_gates(source: Edited, directory: Path) -> tuple[FileEntry, list[dict[str, Any]]]:
     """The manifest entry of gate_vectors.bin after it was made, and index.json's rows of layers."""
     vindex = source.vindex
     family = source.family
@@ -63,18 +61,17 @@ def write_gates(source: Edited, directory: Path) -> tuple[Entry, list[Entry]]:
             gate = source.matrix(layer, "gate")
             offset, length = writer.append(gate, family.gate_name(layer), source.path)
             rows.append({"layer": layer, "num_features": gate.shape[0], "offset": offset, "length": length})
-    assert writer.written is not None
-    return {"bytes": writer.written.bytes, "sha256": writer.written.sha256}, rows
+    return writer.entry, rows
 
 
-def write_weights(source: Edited, directory: Path) -> dict[str, Entry]:
+def write_weights(source: Edited, directory: Path) -> dict[str, FileEntry]:
     """File name -> manifest entry of the weight files and weight_manifest.json, after they were made.
 
     The order of tensors and whatever else the source's manifest says of them are kept.
     """
     vindex = source.vindex
     rows = [dict(row) for row in json.loads((source.path / layout.WEIGHT_MANIFEST).read_bytes())]
-    entries: dict[str, Entry] = {}
+    entries: dict[str, FileEntry] = {}
     for file in dict.fromkeys(row["file"] for row in rows):
         own = sorted((row for row in rows if row["file"] == file), key=lambda row: int(row["offset"]))
         names = [layout.name_of(row["key"], source.family) for row in own]
@@ -88,13 +85,12 @@ def write_weights(source: Edited, directory: Path) -> dict[str, Entry]:
                     tensor = tensor.t()
                 row["offset"], row["length"] = writer.append(tensor, name, source.path)
                 row["shape"] = list(tensor.shape)
-        assert writer.written is not None
-        entries[file] = {"bytes": writer.written.bytes, "sha256": writer.written.sha256}
+        entries[file] = writer.entry
     written = write_file(directory / layout.WEIGHT_MANIFEST, json.dumps(rows, indent=2).encode())
-    return entries | {layout.WEIGHT_MANIFEST: {"bytes": written.bytes, "sha256": written.sha256}}
+    return entries | {layout.WEIGHT_MANIFEST: written}
 
 
-def carry(source: Edited, name: str, directory: Path) -> Entry:
+def carry(source: Edited, name: str, directory: Path) -> FileEntry:
     """The manifest entry of a file that is taken over as it is."""
     origin, target = source.path / name, directory / name
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -102,6 +98,5 @@ def carry(source: Edited, name: str, directory: Path) -> Entry:
     if size >= _LINKED and origin.suffix in (".bin", ".parquet"):
         link(origin, target)
         known = source.vindex.manifest.checksums.get(name)
-        return {"bytes": size, "sha256": known or hash_file(target).sha256}
-    written = write_file(target, origin.read_bytes())
-    return {"bytes": written.bytes, "sha256": written.sha256}
+        return {"bytes": size, "sha256": known or hash_file(target)["sha256"]}
+    return write_file(target, origin.read_bytes())

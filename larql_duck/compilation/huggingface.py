@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from larql_duck.compilation.safetensors import SHARD_BYTES, Planned, write_model
+from larql_duck.files import write_whole
 
 if TYPE_CHECKING:
     from larql_duck.compilation.source import Edited
@@ -27,9 +28,7 @@ def write_directory(source: Edited, directory: Path, limit: int = SHARD_BYTES) -
     if generation and "generation_config.json" not in documents:
         documents["generation_config.json"] = _json(generation)
     for name, data in documents.items():
-        path = directory / name
-        path.write_bytes(data)
-        files.append(path)
+        files.append(write_whole(directory / name, data, error=None))
     shapes = shapes_of(source)
     planned = [Planned(name, shapes[name]) for name in source.names()]
     return [*files, *write_model(source, planned, source.vindex.dtype, directory, limit)]

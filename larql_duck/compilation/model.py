@@ -13,6 +13,7 @@ from larql_duck.compilation.safetensors import SHARD_BYTES
 from larql_duck.compilation.source import Edited
 from larql_duck.compilation.staging import staged
 from larql_duck.errors import VindexError
+from larql_duck.files import replacing
 from larql_duck.models.opening import open_model
 from larql_duck.progress import Progress
 
@@ -71,7 +72,8 @@ def compile_model(
             write_directory(source, staging, limit)
             open_model(staging).validate()
         else:
-            notices = write_gguf(source, staging / "model.gguf", gguf_type, title)
+            with replacing(staging / "model.gguf", error=None) as temporary:
+                notices = write_gguf(source, temporary, gguf_type, title)
             open_model(staging / "model.gguf").validate()
     files = [out] if out.is_file() else sorted(p for p in out.rglob("*") if p.is_file())
     root = out.parent if out.is_file() else out

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from larql_duck.files import open_replacing, write_whole
 from larql_duck.vindex.manifest import DTYPE_BYTES
 
 if TYPE_CHECKING:
@@ -58,9 +59,8 @@ def write_model(
         "metadata": {"total_size": sum(tensor.bytes(dtype) for tensor in planned)},
         "weight_map": dict(sorted(places.items())),
     }
-    path = directory / "model.safetensors.index.json"
-    path.write_text(json.dumps(index, indent=2))
-    return [*files, path]
+    text = json.dumps(index, indent=2)
+    return [*files, write_whole(directory / "model.safetensors.index.json", text, error=None)]
 
 
 def _write(source: WeightSource, planned: Sequence[Planned], dtype: str, path: Path) -> Path:
@@ -77,7 +77,7 @@ def _write(source: WeightSource, planned: Sequence[Planned], dtype: str, path: P
     text = json.dumps(header).encode()
     # The data begins at a multiple of eight bytes, so that readers may map it.
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
+    with open_replacing(path, error=None) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in planned:
             for piece in _pieces(source.tensor(tensor.name), tensor, dtype):

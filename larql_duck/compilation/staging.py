@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from larql_duck.errors import LarqlError, VindexError
-from larql_duck.vindex.publish import locked, publish_directory, sync_directory
+from larql_duck.files import locked, replacing, sync_directory
+from larql_duck.vindex.publish import publish_directory
 
 
 def check_output(out: Path, source: Path) -> None:
@@ -46,9 +47,6 @@ def staged(out: Path, source: Path, file: str | None = None) -> Iterator[Path]:
                 shutil.rmtree(staging, ignore_errors=True)
                 staging.mkdir()
                 yield staging
-                for made in staging.rglob("*"):
-                    if made.is_file():
-                        _sync(made)
                 if file is None:
                     publish_directory(staging, out)
                 else:
@@ -72,9 +70,5 @@ def link(source: Path, target: Path) -> None:
     try:
         os.link(source.resolve(), target)
     except OSError:
-        shutil.copyfile(source, target)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+        with replacing(target, error=None) as temporary:
+            shutil.copyfile(source, temporary)

@@ -14,8 +14,6 @@ import pyarrow as pa
 
 from larql_duck.catalog.schemas import SCHEMAS
 from larql_duck.compilation.array_files import (
-    Entry,
-    Progress,
     carry,
     check_source,
     write_gates,
@@ -26,8 +24,9 @@ from larql_duck.compilation.source import Edited
 from larql_duck.compilation.staging import staged
 from larql_duck.patches.knn_store import STORE, write_knn_store
 from larql_duck.probing.publish import LABELS, feature_labels
+from larql_duck.progress import Progress
 from larql_duck.vindex import layout
-from larql_duck.vindex.arrays import write_file
+from larql_duck.vindex.arrays import FileEntry, write_file
 from larql_duck.vindex.manifest import INDEX, SECTION, render
 from larql_duck.vindex.publish import TABLES, rebuild_database, seal_manifest, write_table
 
@@ -80,8 +79,8 @@ class _Compilation:
         self.session, self.overlay, self.say = session, overlay, say
         self.vindex = session.need()
         self.source = Edited(self.vindex, overlay)
-        self.files: dict[str, Entry] = {}
-        self.layers: list[Entry] = []
+        self.files: dict[str, FileEntry] = {}
+        self.layers: list[dict[str, Any]] = []
         self.notices: list[str] = []
 
     def run(self, out: Path) -> CompiledVindex:
@@ -106,8 +105,7 @@ class _Compilation:
     # -- files --------------------------------------------------------------------------------------------
 
     def put(self, staging: Path, name: str, data: bytes) -> None:
-        written = write_file(staging / name, data)
-        self.files[name] = {"bytes": written.bytes, "sha256": written.sha256}
+        self.files[name] = write_file(staging / name, data)
 
     def arrays(self, staging: Path) -> None:
         self.files[layout.GATE], self.layers = write_gates(self.source, staging)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from larql_duck.extraction.context import NEUTRAL, InSide, TokenFeatures, run_la
 from larql_duck.extraction.embedding import EmbeddingInputs
 from larql_duck.extraction.outputs import OutputHead
 from larql_duck.extraction.topk import row_blocks
+from larql_duck.files import open_replacing
 from larql_duck.models.source import ffn_matrix, final_norm_multiplier, head_matrix
 from larql_duck.probing.publish import LABELS, feature_labels
 from larql_duck.vindex import layout
@@ -351,18 +351,13 @@ class Extraction:
             self._measured(i) if i in self.layers else self.sizes.intermediate[i]
             for i in range(self.sizes.n_layers)
         ]
-        with (directory / layout.DOWN_META).open("wb") as file:
-            for piece in tables.down_meta_bytes(measured, self.options.top_k):
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
+        with open_replacing(directory / layout.DOWN_META, error=None) as file:
+            file.writelines(tables.down_meta_bytes(measured, self.options.top_k))
         del measured
-        written = hash_file(directory / layout.DOWN_META)
-        files[layout.DOWN_META] = {"bytes": written.bytes, "sha256": written.sha256}
+        files[layout.DOWN_META] = hash_file(directory / layout.DOWN_META)
         if "probe" in facts:
             features = pq.read_table(directory / TABLES / "features.parquet")
-            written = write_file(directory / LABELS, feature_labels(features))
-            files[LABELS] = {"bytes": written.bytes, "sha256": written.sha256}
+            files[LABELS] = write_file(directory / LABELS, feature_labels(features))
         raw = index_json(
             self.job,
             family=self._family_name,

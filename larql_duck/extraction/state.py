@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from larql_duck.errors import VindexError
-from larql_duck.vindex.arrays import write_file
-from larql_duck.vindex.publish import locked, staging_of
+from larql_duck.files import locked, open_replacing, write_whole
+from larql_duck.vindex.publish import staging_of
 
 _STATE = "state.json"
 WORK = ".work"
@@ -66,17 +65,13 @@ class Staging:
     def record(self, step: str, value: Any = True) -> None:
         """Note on the disk that `step` is finished, with a JSON value to read back."""
         self._done[step] = value
-        temporary = self.work / (_STATE + ".tmp")
-        write_file(temporary, json.dumps({"key": self.key, "done": self._done}).encode())
-        os.replace(temporary, self.work / _STATE)
+        write_whole(self.work / _STATE, json.dumps({"key": self.key, "done": self._done}), error=None)
 
     def save(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Keep named arrays as the checkpoint `name`, replacing an older one at once or not at all."""
-        temporary = self.work / f"{name}.tmp"
         # Written piece by piece: a copy of the whole residual in memory would be the peak of the extraction.
-        with temporary.open("wb") as file:
+        with open_replacing(self.work / f"{name}.npz", error=None, sync=False) as file:
             np.savez(file, allow_pickle=False, **arrays)
-        os.replace(temporary, self.work / f"{name}.npz")
 
     def load(self, name: str) -> dict[str, np.ndarray] | None:
         """The arrays of checkpoint `name`; None where there is none."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from larql_duck.models.source import ffn_matrix
 from larql_duck.vindex import layout
-from larql_duck.vindex.arrays import ArrayWriter, Written, write_file
+from larql_duck.vindex.arrays import ArrayWriter, FileEntry, write_file
 
 if TYPE_CHECKING:
     from larql_duck.models.source import WeightSource
@@ -29,21 +29,21 @@ def write_gates(
             name = source.family.gate_name(layer)
             layers.append([*writer.append(gate, name, source.path), gate.shape[0]])
             step(gate.numel())
-    return {"file": _entry(writer.written), "layers": layers}
+    return {"file": writer.entry, "layers": layers}
 
 
-def write_embeddings(source: WeightSource, dtype: str, directory: Path, step: Step) -> dict[str, Any]:
+def write_embeddings(source: WeightSource, dtype: str, directory: Path, step: Step) -> FileEntry:
     """The manifest entry of embeddings.bin after it was written."""
     with ArrayWriter(directory / layout.EMBED, dtype) as writer:
         tensor = source.tensor(source.family.embed)
         writer.append(tensor, source.family.embed, source.path)
         step(tensor.numel())
-    return _entry(writer.written)
+    return writer.entry
 
 
 def write_weights(
     source: WeightSource, n_layers: int, dtype: str, directory: Path, step: Step
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, FileEntry]:
     """File name -> manifest entry of every weight file and of weight_manifest.json, after they were written.
 
     The manifest has one row a tensor: key, kind, shape, offset, length, file, as LARQL writes it.
@@ -69,18 +69,13 @@ def write_weights(
                 }
             )
             step(tensor.numel())
-    entries = {name: _entry(writer.written) for name, writer in files.items()}
+    entries = {name: writer.entry for name, writer in files.items()}
     manifest = write_file(directory / layout.WEIGHT_MANIFEST, json.dumps(rows, indent=2).encode())
-    return entries | {layout.WEIGHT_MANIFEST: _entry(manifest)}
+    return entries | {layout.WEIGHT_MANIFEST: manifest}
 
 
-def write_config_files(source: WeightSource, directory: Path) -> dict[str, dict[str, Any]]:
+def write_config_files(source: WeightSource, directory: Path) -> dict[str, FileEntry]:
     """File name -> manifest entry of the model's own config and tokenizer files, copied whole."""
     files = {"config.json": json.dumps(source.config, indent=2, ensure_ascii=False).encode()}
     files |= {n: data for n, data in source.tokenizer_files().items() if n in layout.TOKENIZER_FILES}
-    return {name: _entry(write_file(directory / name, data)) for name, data in files.items()}
-
-
-def _entry(written: Written | None) -> dict[str, Any]:
-    assert written is not None
-    return {"bytes": written.bytes, "sha256": written.sha256}
+    return {name: write_file(directory / name, data) for name, data in files.items()}

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import torch
 
 from larql_duck.catalog.forward_tables import SCHEMAS, as_table
-from larql_duck.files import write_whole
+from larql_duck.files import replacing
 from larql_duck.inference.activation_stats import stack, top_features
 from larql_duck.inference.targets import token_text
 
@@ -83,13 +83,12 @@ class RawParts:
 
     def join(self, out: Path) -> None:
         """All parts as one Parquet file at `out`."""
-
-        def write(path: Path) -> None:
-            with pq.ParquetWriter(path, SCHEMAS["raw"], compression="zstd") as writer:
-                for i in range(self.count):
-                    writer.write_table(pq.read_table(self._part(i), schema=SCHEMAS["raw"]))
-
-        write_whole(out, write)
+        with (
+            replacing(out) as path,
+            pq.ParquetWriter(path, SCHEMAS["raw"], compression="zstd") as writer,
+        ):
+            for i in range(self.count):
+                writer.write_table(pq.read_table(self._part(i), schema=SCHEMAS["raw"]))
 
     def _part(self, number: int) -> Path:
         return self._directory / f"part-{number:08d}.parquet"

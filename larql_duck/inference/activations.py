@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from larql_duck.errors import LarqlError
+from larql_duck.files import write_whole
 from larql_duck.inference.activation_rows import RawParts
 from larql_duck.inference.activation_stats import Firing
 from larql_duck.inference.batch import pad
@@ -146,9 +147,7 @@ class _State:
             }
             starts = np.asarray(self.starts, np.int64).reshape(-1, 3)
             np.savez(self.directory / meta["arrays"], **{"starts": starts, **arrays})  # type: ignore[arg-type]
-        temporary = self.directory / "state.tmp"
-        temporary.write_text(json.dumps(meta))
-        temporary.replace(self.directory / "state.json")
+        write_whole(self.directory / "state.json", json.dumps(meta), sync=False)
         for old in self.directory.glob("*.npz"):
             if old.name != meta.get("arrays"):
                 old.unlink()

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from larql_duck.catalog.forward_tables import SCHEMAS
-from larql_duck.files import write_whole
+from larql_duck.files import replacing
 from larql_duck.inference.activation_stats import Firing
 from larql_duck.inference.corpus import Corpus
 from larql_duck.inference.targets import token_text
@@ -50,21 +50,14 @@ def write_contexts(
     once more, for the texts that are needed; rows are sorted on disk.
     """
     kept = _kept(layers, places)
-
-    def write(path: Path) -> None:
-        placed = path.with_name(path.name + ".placed")
-        features = path.with_name(path.name + ".features")
-        try:
-            with pq.ParquetWriter(placed, _PLACED, compression="zstd") as writer:
-                for table in _pieces(corpus, engine.tokenizer, kept, progress):
-                    writer.write_table(table)
-            pq.write_table(_features(layers, tokens), features)
-            _sorted(placed, features, path)
-        finally:
-            placed.unlink(missing_ok=True)
-            features.unlink(missing_ok=True)
-
-    write_whole(out, write)
+    with replacing(out) as path:
+        # Both lie in the directory that goes when the file is there.
+        placed, features = path.with_name("placed"), path.with_name("features")
+        with pq.ParquetWriter(placed, _PLACED, compression="zstd") as writer:
+            for table in _pieces(corpus, engine.tokenizer, kept, progress):
+                writer.write_table(table)
+        pq.write_table(_features(layers, tokens), features)
+        _sorted(placed, features, path)
 
 
 def _kept(layers: Sequence[Firing], places: np.ndarray) -> dict[str, np.ndarray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from larql_duck.catalog.forward_tables import SCHEMAS, as_table
 from larql_duck.errors import LarqlError
-from larql_duck.files import write_whole
+from larql_duck.files import open_replacing, replacing
 from larql_duck.inference.captured import STATES
 from larql_duck.inference.targets import Target
 from larql_duck.inference.trace import TraceResult
@@ -30,8 +30,12 @@ _META = b"larql_duck.trace"
 def save(result: TraceResult, path: str | Path) -> Path:
     """The path, after the trace was written: `.trace` and `.bin` as TRAC, any other name as Parquet."""
     if Path(path).suffix.lower() in TRAC_SUFFIXES:
-        return write_whole(path, lambda temporary: _write_trac(result, temporary))
-    return write_whole(path, lambda temporary: _write_parquet(result, temporary))
+        with open_replacing(path) as file:
+            _write_trac(result, file)
+    else:
+        with replacing(path) as temporary:
+            _write_parquet(result, temporary)
+    return Path(path).expanduser()
 
 
 def read_trace(path: str | Path) -> TraceResult:
@@ -56,11 +60,10 @@ def read_trace(path: str | Path) -> TraceResult:
 # -- TRAC ----------------------------------------------------------------------------------------------------
 
 
-def _write_trac(result: TraceResult, path: Path) -> None:
+def _write_trac(result: TraceResult, file: BinaryIO) -> None:
     n, depth, _, hidden = result.states.shape
-    with path.open("wb") as handle:
-        handle.write(_HEAD.pack(_MAGIC, _VERSION, hidden, depth - 1, n).ljust(_HEADER, b"\0"))
-        handle.write(np.ascontiguousarray(result.states, "<f4").tobytes())
+    file.write(_HEAD.pack(_MAGIC, _VERSION, hidden, depth - 1, n).ljust(_HEADER, b"\0"))
+    file.write(np.ascontiguousarray(result.states, "<f4").tobytes())
 
 
 def _read_trac(path: Path) -> TraceResult:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from larql_duck.errors import LarqlError
+from larql_duck.files import write_whole
 from larql_duck.lowering.checks import check_count, check_layer, fail
 from larql_duck.lowering.types import Operation
 
@@ -194,7 +193,7 @@ def _diff(session: Session, s: st.Diff) -> Result:
     if s.into_patch is not None:
         notices.append(_into_patch(a, b, found, s))
     if s.into_report is not None:
-        _write(Path(s.into_report).expanduser(), report(a.name, b.name, found))
+        write_whole(s.into_report, report(a.name, b.name, found))
         notices.append(f"wrote {s.into_report}")
     limit = _SHOWN if s.limit is None else s.limit
     if found.rows.num_rows > limit:
@@ -231,14 +230,3 @@ def _into_patch(a: Side, b: Side, found: Difference, s: st.Diff) -> str:
 
 def _counts(found: dict[str, int], names: Sequence[str]) -> str:
     return ", ".join(f"{found.get(name, 0)} {name}" for name in names)
-
-
-def _write(path: Path, text: str) -> None:
-    """Nothing; the file has the text afterwards, or is as it was."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise LarqlError(f"{path}: cannot be written ({error.strerror}); name another file") from None

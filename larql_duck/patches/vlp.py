@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import os
 import stat
@@ -17,6 +16,7 @@ import numpy as np
 
 from larql_duck.cli.render import printable
 from larql_duck.errors import PatchError
+from larql_duck.files import write_whole
 from larql_duck.patches.checksum import base_checksum
 from larql_duck.patches.operations import (
     DeleteKnnOp,
@@ -309,37 +309,13 @@ def write_patch(path: Path, patch: PatchFile, vindex: Vindex) -> PatchFile:
         data = json.dumps(raw, indent=2, ensure_ascii=False, allow_nan=False).encode()
     except ValueError as error:
         raise PatchError(f"{path}: cannot be written ({error})", path=path) from None
-    _replace(path, data)
+    write_whole(
+        os.path.realpath(path),
+        data,
+        error=lambda message: PatchError(message, path=path),
+        next_step="the edits are still here: save to another file",
+    )
     return patch
-
-
-def _replace(path: Path, data: bytes) -> None:
-    target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-        # The name, too, has to outlive a power cut; not every system can say so of a folder.
-        with contextlib.suppress(OSError):
-            folder = os.open(target.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise PatchError(
-            f"{path}: cannot be written ({error.strerror}); the edits are still here: save to another file",
-            path=path,
-        ) from None
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
 
 
 def _entry(op: Operation) -> dict[str, Any]:

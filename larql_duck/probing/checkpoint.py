@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from larql_duck.files import replacing
 
 # Counted up whenever a batch's content changes its meaning.
 _FORMAT = 1
@@ -47,15 +46,8 @@ class Checkpoint:
         return table if table.schema.equals(schema) else None
 
     def save(self, key: str, table: pa.Table) -> None:
-        """None; the batch is stored whole or not at all."""
+        """Store the batch, whole or not at all."""
         if self.directory is None:
             return
-        handle, name = tempfile.mkstemp(dir=self.directory, prefix=".", suffix=".part")
-        os.close(handle)
-        try:
-            pq.write_table(table, name, compression="zstd")
-            os.replace(name, self.directory / f"{key}.parquet")
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
-            raise
+        with replacing(self.directory / f"{key}.parquet", sync=False) as temporary:
+            pq.write_table(table, temporary, compression="zstd")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
 from larql_duck.errors import ModelError, VindexError
+from larql_duck.files import open_replacing, write_whole
 from larql_duck.vindex.manifest import DTYPE_BYTES
 
 if TYPE_CHECKING:
@@ -20,9 +19,8 @@ _DOWN_META_MAGIC = 0x444D4554
 _CHUNK = 1 << 22  # elements converted at a time, so that a large tensor needs no second copy
 
 
-@dataclass(frozen=True)
-class Written:
-    """A finished file: its size in bytes and hexadecimal sha256."""
+class FileEntry(TypedDict):
+    """What a manifest says of a file: its size in bytes and hexadecimal sha256."""
 
     bytes: int
     sha256: str
@@ -38,26 +36,27 @@ def torch_dtype(dtype: str) -> torch.dtype:
 class ArrayWriter:
     """Writes tensors one after another into one file, rounded to nearest, hashing as it goes.
 
-    Use as a context manager; after it `written` holds size and checksum and the bytes are on the disk. NaN, and a
-    value that the dtype cannot hold, raise ModelError: they would pass every later check as legal numbers.
+    Use as a context manager: the file is there when the block ends, `entry` is then what a manifest says of it. NaN,
+    and a value that the dtype cannot hold, raise ModelError: they would pass every later check as legal numbers.
     """
 
     def __init__(self, path: Path, dtype: str) -> None:
         self.path, self.dtype = path, dtype
         self.offset = 0
-        self.written: Written | None = None
         self._hash = hashlib.sha256()
-        self._file = path.open("wb")
+        self._context = open_replacing(path, error=None)
 
     def __enter__(self) -> ArrayWriter:
+        self._file = self._context.__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self.written = Written(self.offset, self._hash.hexdigest())
-        self._file.close()
+    def __exit__(self, *error: Any) -> None:
+        self._context.__exit__(*error)
+
+    @property
+    def entry(self) -> FileEntry:
+        """Size and checksum of what was written."""
+        return {"bytes": self.offset, "sha256": self._hash.hexdigest()}
 
     def append(self, tensor: torch.Tensor, name: str, source: Path | None = None) -> tuple[int, int]:
         """Byte offset and length of `tensor` (any shape, row-major) after it was written in the file's dtype."""
@@ -96,20 +95,17 @@ def map_tensor(path: Path, dtype: str, shape: tuple[int, ...], offset: int = 0) 
     return torch.from_numpy(flat).view(torch_dtype(dtype)).view(shape)
 
 
-def write_file(path: Path, data: bytes) -> Written:
-    """Size and checksum of `data` after it was written to `path` and synced."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return Written(len(data), hashlib.sha256(data).hexdigest())
+def write_file(path: Path, data: bytes) -> FileEntry:
+    """Size and checksum of `data` after it was written to `path`."""
+    write_whole(path, data, error=None)
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def hash_file(path: Path) -> Written:
+def hash_file(path: Path) -> FileEntry:
     """Size and sha256 of the file at `path`, read in chunks."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
-        return Written(file.tell(), digest.hexdigest())
+        return {"bytes": file.tell(), "sha256": digest.hexdigest()}
 
 
 def down_meta_header(n_layers: int, top_k: int) -> bytes:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import functools
 import glob
 import hashlib
-import os
-import secrets
-import shutil
 from pathlib import Path
 
 import duckdb
 
 from larql_duck.catalog.schemas import SCHEMAS
 from larql_duck.errors import QueryError, VindexError
+from larql_duck.files import replacing
 
 # The oldest format that has all we use: the DuckDB CLI 1.5 and later read it.
 _STORAGE = "v1.5.0"
@@ -68,28 +66,22 @@ def build_database(tables_dir: Path, out: Path, manifest_hash: str) -> None:
     depends on the tables alone. `manifest_hash` is kept inside (see `database_hash`). Raises VindexError where a
     table's file is missing or unreadable.
     """
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    spill = temporary.with_name(temporary.name + ".spill")
     try:
-        for limit in _MEMORY:
-            try:
-                _build(tables_dir, temporary, manifest_hash, limit, spill)
-                break
-            except (duckdb.Error, QueryError) as error:
-                if limit is None or not _out_of_memory(error):
-                    raise
-                temporary.unlink(missing_ok=True)
-        os.replace(temporary, out)
+        with replacing(out, error=None) as temporary:
+            for limit in _MEMORY:
+                try:
+                    _build(tables_dir, temporary, manifest_hash, limit, temporary.with_name("spill"))
+                    break
+                except (duckdb.Error, QueryError) as error:
+                    if limit is None or not _out_of_memory(error):
+                        raise
+                    temporary.unlink(missing_ok=True)
     except duckdb.Error as error:
         raise VindexError(
             f"{out}: cannot be built from {tables_dir} ({_first_line(error)}); "
             "run: larql-duck verify, or extract the model again",
             path=out,
         ) from error
-    finally:
-        for leftover in (temporary, temporary.with_name(temporary.name + ".wal")):
-            leftover.unlink(missing_ok=True)
-        shutil.rmtree(spill, ignore_errors=True)
 
 
 def database_hash(path: Path) -> str | None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import pyarrow.parquet as pq
 
 from larql_duck.catalog.schemas import SCHEMAS
 from larql_duck.errors import VindexError
+from larql_duck.files import locked, replacing, sync_directory
 from larql_duck.vindex.arrays import hash_file, write_file
 from larql_duck.vindex.manifest import INDEX, SECTION, load_manifest, manifest_hash, render
 
@@ -30,26 +29,6 @@ _BLANK = "0" * 64
 def staging_of(out: Path) -> Path:
     """The sibling directory in which `out` is built: hidden, and the same for every attempt so that one can resume."""
     return out.parent / f".{out.name}.partial"
-
-
-@contextmanager
-def locked(path: Path, busy: str) -> Iterator[None]:
-    """An exclusive lock on the file `path` for the block; VindexError with the text `busy` when another holds it."""
-    with path.open("a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise VindexError(busy, path=path.parent) from None
-        yield
-
-
-def sync_directory(path: Path) -> None:
-    """Make renames and new files in the directory `path` survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def publish_directory(staging: Path, out: Path) -> None:
@@ -88,10 +67,7 @@ def seal_holds(data: bytes, seal: str) -> bool:
 
 def replace_manifest(directory: Path, raw: dict[str, Any]) -> None:
     """Put a new index.json in place with one rename: the commit of whatever it describes."""
-    temporary = directory / f".{INDEX}.tmp"
-    write_file(temporary, seal_manifest(raw))
-    os.replace(temporary, directory / INDEX)
-    sync_directory(directory)
+    write_file(directory / INDEX, seal_manifest(raw))
 
 
 # -- tables -------------------------------------------------------------------------------------------------
@@ -106,23 +82,23 @@ def write_table(path: Path, name: str, table: pa.Table | Iterator[pa.Table]) -> 
     floats = [f.name for f in schema if pa.types.is_floating(f.type)]
     dictionaries = [f.name for f in schema if f.name not in floats]
     rows = 0
-    with pq.ParquetWriter(
-        path,
-        schema,
-        compression="zstd",
-        compression_level=3,
-        use_dictionary=dictionaries,
-        # Floats have nothing to repeat; split by byte they still lose their exponents to zstd.
-        use_byte_stream_split=floats,
-        write_page_index=True,
-    ) as writer:
+    with (
+        replacing(path, error=None) as temporary,
+        pq.ParquetWriter(
+            temporary,
+            schema,
+            compression="zstd",
+            compression_level=3,
+            use_dictionary=dictionaries,
+            # Floats have nothing to repeat; split by byte they still lose their exponents to zstd.
+            use_byte_stream_split=floats,
+            write_page_index=True,
+        ) as writer,
+    ):
         for piece in [table] if isinstance(table, pa.Table) else table:
             writer.write_table(piece.cast(schema), row_group_size=122_880)
             rows += piece.num_rows
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-    written = hash_file(path)
-    return {"file": f"{TABLES}/{path.name}", "rows": rows, "bytes": written.bytes, "sha256": written.sha256}
+    return {"file": f"{TABLES}/{path.name}", "rows": rows, **hash_file(path)}
 
 
 def commit_tables(
@@ -139,8 +115,7 @@ def commit_tables(
     """
     busy = f"{directory}: another process is changing this vindex; try again when it has finished"
     try:
-        lock = locked(directory / _LOCK, busy)
-        with lock:
+        with locked(directory / _LOCK, busy):
             _roll_forward(directory)
             raw = dict(load_manifest(directory).raw)
             section = raw[SECTION]
@@ -150,8 +125,7 @@ def commit_tables(
                 section["tables"][name] = write_table(pending / f"{name}.parquet", name, table)
             for name, data in (files or {}).items():
                 (pending / name).parent.mkdir(parents=True, exist_ok=True)
-                written = write_file(pending / name, data)
-                section["files"][name] = {"bytes": written.bytes, "sha256": written.sha256}
+                section["files"][name] = write_file(pending / name, data)
             if change is not None:
                 change(section)
             sync_directory(pending)
@@ -191,7 +165,7 @@ def _roll_forward(directory: Path) -> None:
     for file in sorted(f for f in pending.rglob("*") if f.is_file()):
         own = file.relative_to(pending).as_posix()
         name = f"{TABLES}/{own}" if file.suffix == ".parquet" else own
-        if sums.get(name) == hash_file(file).sha256:
+        if sums.get(name) == hash_file(file)["sha256"]:
             target = directory / name
             target.parent.mkdir(exist_ok=True)
             os.replace(file, target)

@@ -47,7 +47,7 @@ def _checksums(vindex: Vindex, say: Progress) -> Iterator[str]:
     sizes = {name: (vindex.path / name).stat().st_size for name in names}
     total, done = sum(sizes.values()), 0
     for name in names:
-        if hash_file(vindex.path / name).sha256 != vindex.manifest.checksums[name]:
+        if hash_file(vindex.path / name)["sha256"] != vindex.manifest.checksums[name]:
             yield (
                 f"{vindex.path / name}: its sha256 differs from the manifest's, so its bytes changed; "
                 "restore it from a copy or extract the model again"
