@@ -28,8 +28,8 @@ _WORLD = 45
 
 
 def answers(work: Path) -> Iterator[Row]:
-    """Accuracy and calibration on the report third, pooled: the pack core whole, world with its first subjects."""
-    from larql_duck.probing.calibrate import Judged, calibrate
+    """Accuracy and calibration on the test split, pooled: the pack core whole, world with its first subjects."""
+    from larql_duck.probing.calibrate import RelationReplies, calibrate
     from larql_duck.probing.checkpoint import Checkpoint
     from larql_duck.probing.packs import load_pack
     from larql_duck.probing.prompts import questions
@@ -41,14 +41,18 @@ def answers(work: Path) -> Iterator[Row]:
         judged = []
         for question in questions(load_pack(name).select(None, limit)):
             said = [r for v in question.variants for r in replies(engine, question, v, checkpoint=store)[0]]
-            judged.append(Judged(question.relation, tuple(said)))
+            judged.append(RelationReplies(question.relation, tuple(said)))
         pooled = calibrate(judged).report["pooled"]
         own, raw = pooled["confidence"], pooled["p"]
         n = f"{pooled['n']} subjects, {pooled['answered']} answered"
         best = pooled["best_template"]
         yield Row(f"{name}: right answers, combined", pooled["accuracy"], best, "", "at least 1.00", n)
         yield Row(
-            f"{name}: the same, best in hindsight", pooled["accuracy"], pooled["hindsight"], "", "reported"
+            f"{name}: the same, best in hindsight",
+            pooled["accuracy"],
+            pooled["oracle_template"],
+            "",
+            "reported",
         )
         yield Row(f"{name}: calibration error", own["ece"], raw["ece"], "", "0.05 absolute")
         yield Row(f"{name}: Brier score", own["brier"], raw["brier"], "", "1.00")
@@ -117,9 +121,9 @@ def labels(work: Path) -> Iterator[Row]:
     def half(table: Any, held_out: bool) -> Any:
         import pyarrow as pa
 
-        from larql_duck.probing.calibrate import REPORT, third
+        from larql_duck.probing.calibrate import TEST, split_of
 
-        mask = [(third(s) == REPORT) == held_out for s in table.column("subject").to_pylist()]
+        mask = [(split_of(s) == TEST) == held_out for s in table.column("subject").to_pylist()]
         return table.filter(pa.array(mask, pa.bool_()))
 
     fitted = feature_relations(half(facts, False), half(edges, False))

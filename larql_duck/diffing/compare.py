@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import duckdb
 import pyarrow as pa
 
-from larql_duck.diffing.slot_diff import Slot, comparable, differing
+from larql_duck.diffing.slot_diff import SlotDifference, comparable, slot_differences
 
 if TYPE_CHECKING:
-    from larql_duck.diffing.sides import Side
+    from larql_duck.diffing.sides import DiffSide
 
 DIFF_SCHEMA = pa.schema(
     [
@@ -42,7 +42,7 @@ class Difference:
     only counted. slots are those of the rows."""
 
     rows: pa.Table
-    slots: list[Slot]
+    slots: list[SlotDifference]
     kept: int
     notices: list[str] = field(default_factory=list)
 
@@ -119,7 +119,12 @@ ORDER BY layer, feature
 
 
 def compare(
-    a: Side, b: Side, *, layer: int | None = None, relation: str | None = None, entity: str | None = None
+    a: DiffSide,
+    b: DiffSide,
+    *,
+    layer: int | None = None,
+    relation: str | None = None,
+    entity: str | None = None,
 ) -> Difference:
     """What differs between a and b, limited to a layer, a relation, an entity where they are given.
 
@@ -127,10 +132,10 @@ def compare(
     which a notice says.
     """
     notices = []
-    slots: list[Slot] = []
+    slots: list[SlotDifference] = []
     reason = comparable(a, b)
     if reason is None:
-        slots = list(differing(a, b, None if layer is None else [layer]))
+        slots = list(slot_differences(a, b, None if layer is None else [layer]))
         if not (a.vindex.has_weights and b.vindex.has_weights):
             notices.append(
                 "one side stores no up and down vectors (level browse): slots are compared by their gates"
@@ -160,7 +165,7 @@ def compare(
     return Difference(table, [s for s in slots if (s.layer, s.feature) in shown], kept, notices)
 
 
-def _carried(a: Side, b: Side) -> pa.Table:
+def _carried(a: DiffSide, b: DiffSide) -> pa.Table:
     """The facts that features carry, b's (side 1) and a's (side 2): layer, feature, side, entity, relation."""
     rows = [
         (f.layer, f.feature, number, f.entity, f.relation)
@@ -173,7 +178,7 @@ def _carried(a: Side, b: Side) -> pa.Table:
     return pa.table(dict(zip(names, columns, strict=True)))
 
 
-def _table(slots: Sequence[Slot]) -> pa.Table:
+def _table(slots: Sequence[SlotDifference]) -> pa.Table:
     return pa.table(
         {
             "layer": pa.array([s.layer for s in slots], pa.int32()),

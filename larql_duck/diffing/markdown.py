@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 _MOST = 1000
 
 
-def report(a: str, b: str, found: Difference) -> str:
+def markdown_report(a: str, b: str, found: Difference) -> str:
     """Markdown: figures, then the facts and the slots that differ, at most 1,000 of each."""
     facts, slots = found.count("fact"), found.count("slot")
     lines = [

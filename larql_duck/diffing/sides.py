@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Side:
+class DiffSide:
     """name for people; the vindex, the overlay over it with the lists of operations that make it, and the tables.
 
     table(name) gives a table of the schema as this side shows it.
@@ -66,29 +66,29 @@ class Side:
             if f.key is not None
         ]  # fmt: skip
 
-    def under(self, lists: Sequence[Sequence[Operation]]) -> Side:
+    def under(self, lists: Sequence[Sequence[Operation]]) -> DiffSide:
         """The side with these lists of operations instead of its own; its tables stay as they are."""
         stored = stored_facts(self.vindex)
         overlay = Overlay.of(self.vindex.n_features, self.vindex.hidden, lists, stored)
         return replace(self, overlay=overlay, lists=lists)
 
 
-def directory(path: str | Path) -> Side:
+def directory_side(path: str | Path) -> DiffSide:
     """The side that a vindex directory is, without any overlay."""
     vindex = Vindex.open(path)
     overlay = Overlay.of(vindex.n_features, vindex.hidden, [], stored_facts(vindex))
     if vindex.has_tables:
-        return Side(str(path), vindex, overlay, vindex.table)
+        return DiffSide(str(path), vindex, overlay, vindex.table)
     # What LARQL's files say of tokens and database facts is worked out where a session shows them.
     from larql_duck.session import connect
 
     with connect(path) as session:
-        shown = current(session, overlay)
+        shown = current_side(session, overlay)
         tables = {name: shown.table(name) for name in ("features", "edges", "triples")}
-    return Side(str(path), vindex, overlay, tables.__getitem__)
+    return DiffSide(str(path), vindex, overlay, tables.__getitem__)
 
 
-def current(session: Session, overlay: Overlay, lists: Sequence[Sequence[Operation]] = ()) -> Side:
+def current_side(session: Session, overlay: Overlay, lists: Sequence[Sequence[Operation]] = ()) -> DiffSide:
     """The side that a session is: its vindex under its overlay, its tables as it shows them."""
     vindex = session.need()
 
@@ -96,4 +96,4 @@ def current(session: Session, overlay: Overlay, lists: Sequence[Sequence[Operati
         columns = ", ".join(SCHEMAS[name].names)
         return session.run_sql(f"SELECT {columns} FROM {session.schema}.{name}").arrow().cast(SCHEMAS[name])
 
-    return Side("CURRENT", vindex, overlay, table, lists)
+    return DiffSide("CURRENT", vindex, overlay, table, lists)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from larql_duck.compilation.source import Edited
-    from larql_duck.diffing.sides import Side
+    from larql_duck.diffing.sides import DiffSide
     from larql_duck.patches.overlay import Which
 
 Status = Literal["changed", "added", "removed"]
@@ -22,7 +22,7 @@ _FILES: dict[Which, str] = {"gate": layout.GATE, "up": layout.UP, "down": layout
 
 
 @dataclass(frozen=True)
-class Slot:
+class SlotDifference:
     """A slot that differs: how long the difference b - a is in each vector, None where neither side stores one.
 
     A slot that one side lacks counts as zeros there.
@@ -36,7 +36,7 @@ class Slot:
     down: float | None
 
 
-def comparable(a: Side, b: Side) -> str | None:
+def comparable(a: DiffSide, b: DiffSide) -> str | None:
     """None where slots can be compared, else why not."""
     left, right = a.vindex, b.vindex
     for name, x, y in (
@@ -50,16 +50,18 @@ def comparable(a: Side, b: Side) -> str | None:
     return None
 
 
-def stored(a: Side, b: Side) -> list[Which]:
+def stored_matrices(a: DiffSide, b: DiffSide) -> list[Which]:
     """The matrices that both sides store."""
     if not (a.vindex.has_weights and b.vindex.has_weights):
         return ["gate"]
     return ["gate", "up", "down"] if a.vindex.up(0) is not None else ["gate", "down"]
 
 
-def differing(a: Side, b: Side, layers: Iterable[int] | None = None) -> Iterator[Slot]:
+def slot_differences(
+    a: DiffSide, b: DiffSide, layers: Iterable[int] | None = None
+) -> Iterator[SlotDifference]:
     """The slots in which a and b differ, by layer and feature. Layers whose bytes are known to agree are not read."""
-    matrices = stored(a, b)
+    matrices = stored_matrices(a, b)
     for layer in range(a.vindex.n_layers) if layers is None else layers:
         found: dict[Which, dict[int, float]] = {}
         for which in matrices:
@@ -71,10 +73,10 @@ def differing(a: Side, b: Side, layers: Iterable[int] | None = None) -> Iterator
         for feature in touched:
             status: Status = "changed" if feature < min(n_a, n_b) else "added" if n_b > n_a else "removed"
             sizes = [found[w].get(feature, 0.0) if w in found else None for w in ("gate", "up", "down")]
-            yield Slot(layer, feature, status, *sizes)
+            yield SlotDifference(layer, feature, status, *sizes)
 
 
-def _lengths(a: Side, b: Side, layer: int, which: Which) -> dict[int, float]:
+def _lengths(a: DiffSide, b: DiffSide, layer: int, which: Which) -> dict[int, float]:
     """Feature -> length of b's vector minus a's, for the features whose vectors differ."""
     import torch
 
@@ -97,7 +99,7 @@ def _lengths(a: Side, b: Side, layer: int, which: Which) -> dict[int, float]:
     return out
 
 
-def _same_file(a: Side, b: Side, which: Which) -> bool:
+def _same_file(a: DiffSide, b: DiffSide, which: Which) -> bool:
     """Whether both sides start from the same bytes of a matrix in every layer."""
     file = _FILES[which]
     left, right = a.vindex.manifest.checksums.get(file), b.vindex.manifest.checksums.get(file)
@@ -122,7 +124,7 @@ def _part(rows: torch.Tensor, start: int, stop: int) -> torch.Tensor:
     return torch.cat([part, torch.zeros(missing, rows.shape[1])]) if missing else part
 
 
-def outside(a: Side, b: Side) -> list[str]:
+def tensors_outside_ffn(a: DiffSide, b: DiffSide) -> list[str]:
     """Names of the tensors outside gate, up and down that differ, in order."""
     family = a.vindex.family
     ffn = {
@@ -139,7 +141,7 @@ def outside(a: Side, b: Side) -> list[str]:
     return [n for n in names if n not in left or n not in right or not _equal(a, b, n, n in wide)]
 
 
-def _equal(a: Side, b: Side, name: str, wide: bool) -> bool:
+def _equal(a: DiffSide, b: DiffSide, name: str, wide: bool) -> bool:
     import torch
 
     x, y = a.weights.tensor(name), b.weights.tensor(name)

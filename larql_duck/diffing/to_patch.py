@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from larql_duck.diffing.slot_diff import Slot, comparable, differing, outside, stored
+from larql_duck.diffing.slot_diff import (
+    SlotDifference,
+    comparable,
+    slot_differences,
+    stored_matrices,
+    tensors_outside_ffn,
+)
 from larql_duck.errors import PatchError
 from larql_duck.patches.operations import (
     DeleteKnnOp,
@@ -25,12 +31,12 @@ if TYPE_CHECKING:
     import torch
 
     from larql_duck.diffing.compare import Difference
-    from larql_duck.diffing.sides import Side
+    from larql_duck.diffing.sides import DiffSide
 
 _NAMED = 3
 
 
-def as_patch(a: Side, b: Side, found: Difference, *, whole: bool = True) -> list[Operation]:
+def as_patch(a: DiffSide, b: DiffSide, found: Difference, *, whole: bool = True) -> list[Operation]:
     """The operations that, applied on a, give b's FFN and database facts; for the slots of `found` alone unless whole.
 
     Appended features become inserts under the fact that they carry (or under their own number), changed ones updates,
@@ -40,7 +46,7 @@ def as_patch(a: Side, b: Side, found: Difference, *, whole: bool = True) -> list
     _check(a, b)
     operations: list[Operation] = _forgotten(a, b) if whole else []
     start = a.under([*a.lists, operations]) if operations else a
-    slots = list(differing(start, b)) if operations else found.slots
+    slots = list(slot_differences(start, b)) if operations else found.slots
     shown = _Shown(b)
     # Slots that show another token for the same vectors are in the rows, not among the slots that differ.
     operations += [_operation(start, b, slot, shown) for slot in slots]
@@ -58,7 +64,7 @@ def as_patch(a: Side, b: Side, found: Difference, *, whole: bool = True) -> list
     return operations
 
 
-def _check(a: Side, b: Side) -> None:
+def _check(a: DiffSide, b: DiffSide) -> None:
     reason = comparable(a, b)
     if reason is not None:
         raise PatchError(
@@ -72,7 +78,7 @@ def _check(a: Side, b: Side) -> None:
             f"{a.name} stores {a.vindex.dtype} and {b.name} {b.vindex.dtype}: a patch cannot carry the difference "
             "exactly; extract one of them again with the other's --dtype"
         )
-    others = outside(a, b)
+    others = tensors_outside_ffn(a, b)
     if others:
         more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
         raise PatchError(
@@ -84,7 +90,7 @@ def _check(a: Side, b: Side) -> None:
 # -- what a has and b lacks -----------------------------------------------------------------------------------
 
 
-def _forgotten(a: Side, b: Side) -> list[Operation]:
+def _forgotten(a: DiffSide, b: DiffSide) -> list[Operation]:
     """Removals of the facts whose features a's overlay appended and b does not have at the same place.
 
     Numbers of appended features follow from the order of their facts, so everything behind the first one that differs
@@ -92,7 +98,7 @@ def _forgotten(a: Side, b: Side) -> list[Operation]:
     """
     gone: list[Operation] = []
     for layer, rows in a.overlay.rows.items():
-        different = {s.feature for s in differing(a, b, [layer])}
+        different = {s.feature for s in slot_differences(a, b, [layer])}
         removing = False
         for feature, row in sorted(rows.items()):
             appended = feature >= a.vindex.n_features[layer]
@@ -108,7 +114,7 @@ def _forgotten(a: Side, b: Side) -> list[Operation]:
 class _Shown:
     """What side b shows of its slots: tokens, and the facts that features carry."""
 
-    def __init__(self, side: Side) -> None:
+    def __init__(self, side: DiffSide) -> None:
         self.side = side
         features = side.table("features").select(["layer", "feature", "top_token", "top_token_id", "c_score"])
         self.tokens = (
@@ -123,9 +129,9 @@ class _Shown:
         return Meta(row["top_token"] or "", int(row["top_token_id"]), float(row["c_score"] or 0.0))
 
 
-def _operation(a: Side, b: Side, slot: Slot, shown: _Shown) -> Operation:
+def _operation(a: DiffSide, b: DiffSide, slot: SlotDifference, shown: _Shown) -> Operation:
     layer, feature = slot.layer, slot.feature
-    vectors = {w: _vector(b, layer, feature, w) for w in stored(a, b)}
+    vectors = {w: _vector(b, layer, feature, w) for w in stored_matrices(a, b)}
     meta = shown.meta(layer, feature)
     if slot.status == "added":
         name = f"L{layer}_F{feature}"
@@ -141,7 +147,7 @@ def _operation(a: Side, b: Side, slot: Slot, shown: _Shown) -> Operation:
     return UpdateOp(layer, feature, changed.get("gate"), changed.get("up"), changed.get("down"), meta)
 
 
-def _vector(side: Side, layer: int, feature: int, which: str) -> np.ndarray:
+def _vector(side: DiffSide, layer: int, feature: int, which: str) -> np.ndarray:
     """float32 [hidden] of a slot; zeros for one that the side lacks."""
     if feature >= side.weights.n_features[layer]:
         return np.zeros(side.vindex.hidden, np.float32)
@@ -159,7 +165,7 @@ def _tokens(found: Difference) -> Iterable[tuple[int, int]]:
 # -- database facts -------------------------------------------------------------------------------------------
 
 
-def _database(a: Side, b: Side) -> list[Operation]:
+def _database(a: DiffSide, b: DiffSide) -> list[Operation]:
     """Deletions of the database facts that b lacks, and b's that a lacks or has otherwise."""
     left = {fact_key(f.entity, f.relation): f for f in a.knn}
     right = {fact_key(f.entity, f.relation): f for f in b.knn}
@@ -175,11 +181,13 @@ def _same(x: InsertKnnOp, y: InsertKnnOp) -> bool:
 # -- the proof ------------------------------------------------------------------------------------------------
 
 
-def _prove(a: Side, b: Side, operations: Sequence[Operation], only: set[tuple[int, int]] | None) -> None:
+def _prove(
+    a: DiffSide, b: DiffSide, operations: Sequence[Operation], only: set[tuple[int, int]] | None
+) -> None:
     """Nothing; PatchError where the operations, carried out on a, leave a number of b's FFN other than it is."""
     after = a.under([*a.lists, operations])
     layers = None if only is None else sorted({layer for layer, _ in only})
-    for slot in differing(after, b, layers):
+    for slot in slot_differences(after, b, layers):
         left = any((slot.gate, slot.up, slot.down))
         if left and (only is None or (slot.layer, slot.feature) in only):
             raise PatchError(

@@ -11,7 +11,7 @@ from larql_duck.patches.operations import DeleteOp, InsertOp, Operation, UpdateO
 from larql_duck.vindex import layout
 
 if TYPE_CHECKING:
-    from larql_duck.diffing import Side
+    from larql_duck.diffing import DiffSide
     from larql_duck.result import Result
     from larql_duck.session import Session
     from larql_duck.vindex.store import Vindex
@@ -63,10 +63,10 @@ def merge(
     its database facts; of another model the facts come over by INSERT. All become edits of the session, or none.
     rule, where both say something: 'keep_source', 'keep_target' or 'highest_confidence' (the target's where equal).
     """
-    from larql_duck.diffing import directory
+    from larql_duck.diffing import directory_side
 
     here = session.need()
-    other = directory(source)
+    other = directory_side(source)
     lineage = same_lineage(here, other.vindex)
     items = _slots(session, other, rule) if lineage else _facts(session, other, rule)
     taken = [item for item in items if item.taken]
@@ -106,20 +106,20 @@ def _carry_out(session: Session, taken: Sequence[Item]) -> list[str]:
 # -- versions of one model ------------------------------------------------------------------------------------
 
 
-def _slots(session: Session, other: Side, rule: str) -> list[Item]:
+def _slots(session: Session, other: DiffSide, rule: str) -> list[Item]:
     """What the source changed against the vindex in use, slot by slot, then its database facts."""
-    from larql_duck.diffing import directory
-    from larql_duck.diffing.slot_diff import differing, stored
+    from larql_duck.diffing import directory_side
+    from larql_duck.diffing.slot_diff import slot_differences, stored_matrices
 
-    stored_here = directory(session.need().path)
+    stored_here = directory_side(session.need().path)
     overlay = session.overlay
-    which = stored(stored_here, other)
+    which = stored_matrices(stored_here, other)
     carried = {(f.layer, f.feature): f for f in other.carried}
     ours = {(f.layer, f.feature): f for f in stored_here.carried}
     here, there = _Tokens(stored_here), _Tokens(other)
     items: list[Item] = []
     added: dict[int, int] = {}
-    for slot in differing(stored_here, other):
+    for slot in slot_differences(stored_here, other):
         at = (slot.layer, slot.feature)
         if slot.status == "removed":
             continue
@@ -192,7 +192,7 @@ def _slots(session: Session, other: Side, rule: str) -> list[Item]:
     return items + _database(session, other, rule)
 
 
-def _database(session: Session, other: Side, rule: str) -> list[Item]:
+def _database(session: Session, other: DiffSide, rule: str) -> list[Item]:
     items = []
     for fact in other.knn:
         known = session.overlay.fact(fact.entity, fact.relation)
@@ -219,7 +219,7 @@ def _database(session: Session, other: Side, rule: str) -> list[Item]:
     return items
 
 
-def _vector(side: Side, layer: int, feature: int, which: Any) -> Any:
+def _vector(side: DiffSide, layer: int, feature: int, which: Any) -> Any:
     import numpy as np
 
     matrix = side.weights.matrix(layer, which)
@@ -227,7 +227,7 @@ def _vector(side: Side, layer: int, feature: int, which: Any) -> Any:
     return np.array(row.float().numpy(), np.float32)
 
 
-def _equal(row: Any, vectors: Mapping[Any, Any], here: Side, at: tuple[int, int]) -> bool:
+def _equal(row: Any, vectors: Mapping[Any, Any], here: DiffSide, at: tuple[int, int]) -> bool:
     import numpy as np
 
     return all(
@@ -239,7 +239,7 @@ def _equal(row: Any, vectors: Mapping[Any, Any], here: Side, at: tuple[int, int]
 class _Tokens:
     """What a side shows of its slots."""
 
-    def __init__(self, side: Side) -> None:
+    def __init__(self, side: DiffSide) -> None:
         columns = ["layer", "feature", "top_token", "top_token_id", "c_score"]
         rows = side.table("features").select(columns).to_pylist()
         self._rows = {(r["layer"], r["feature"]): r for r in rows}
@@ -273,7 +273,7 @@ ORDER BY confidence DESC NULLS LAST, subject, relation
 """
 
 
-def _facts(session: Session, other: Side, rule: str) -> list[Item]:
+def _facts(session: Session, other: DiffSide, rule: str) -> list[Item]:
     """The source's facts that the session does not show, the surest first."""
     import duckdb
 
@@ -320,7 +320,7 @@ def _key(fact: Any) -> tuple[str, str]:
     return fact_key(fact.entity, fact.relation)
 
 
-def _said(items: Sequence[Item], dry_run: bool, other: Side, lineage: bool) -> str:
+def _said(items: Sequence[Item], dry_run: bool, other: DiffSide, lineage: bool) -> str:
     added = sum(i.taken and not i.conflict for i in items)
     replaced = sum(i.taken and i.conflict for i in items)
     kept = sum(not i.taken for i in items)

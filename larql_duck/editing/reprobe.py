@@ -12,13 +12,12 @@ import pyarrow as pa
 
 from larql_duck.knowledge.relations import SLOT, Relation, relation_key
 from larql_duck.probing.checkpoint import Checkpoint
-from larql_duck.probing.combine import Fact as Answer
-from larql_duck.probing.combine import combine
+from larql_duck.probing.combine import Answer, combine
 from larql_duck.probing.facts import MANY_P
 from larql_duck.probing.measure import measure
 from larql_duck.probing.prompts import Question, Variant
 from larql_duck.probing.replies import Reply, replies
-from larql_duck.probing.tables import Found, tables_of
+from larql_duck.probing.tables import MeasuredFacts, tables_of
 from larql_duck.probing.words import normal
 from larql_duck.vindex.manifest import SECTION
 
@@ -97,7 +96,7 @@ def reprobe_pairs(
         by_relation[relation][template][subject] = prompt
     asked: list[Question] = []
     replies_by_question: list[list[Reply]] = []
-    found: list[Found] = []
+    found: list[MeasuredFacts] = []
     for name, templates in by_relation.items():
         relation = known_relation(name, tuple(templates), name in many)
         variants = [StoredVariant(i, t, 0, prompts) for i, (t, prompts) in enumerate(templates.items())]
@@ -119,7 +118,7 @@ def reprobe_pairs(
         asked.append(question)
         replies_by_question.append(own)
         listed = [measured[place[i]] if i in place else None for i in range(len(facts))]
-        found.append(Found(facts, confidence, listed, [None] * len(facts)))
+        found.append(MeasuredFacts(facts, confidence, listed, [None] * len(facts)))
         progress(len(subjects))
     tables = tables_of(engine.tokenizer, asked, replies_by_question, found)
     return {name: tables[name] for name in ("facts", "edges", "probes")}

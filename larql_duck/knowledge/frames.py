@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from larql_duck.errors import PackError
-from larql_duck.knowledge.marked import Row, split_answers
+from larql_duck.knowledge.marked import PackRow, split_answers
 from larql_duck.knowledge.packfile import template_problem
 from larql_duck.knowledge.relations import Pack, Relation, relation_key
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _SUBJECT_COLUMNS = ("subject", "entity", "name")
 
 
-def entities_of(entities: object) -> list[Row] | None:
+def entities_of(entities: object) -> list[PackRow] | None:
     """The entities as rows, first occurrences only, empty names dropped; None for None.
 
     Takes a list of names or anything that pyarrow takes as a table. PackError when there is no name at all or
@@ -60,7 +60,7 @@ def read_entities(path: str | Path) -> pa.Table:
     raise PackError("entities come from a .csv or a .parquet file", file=path, field="entities")
 
 
-def pack_of(name: str, rows: list[Row] | None, relations: object, known: Pack) -> Pack:
+def pack_of(name: str, rows: list[PackRow] | None, relations: object, known: Pack) -> Pack:
     """The pack of these entities and relations; `known` are the relations that a name may stand for."""
     if relations is None:
         if rows is None:
@@ -74,7 +74,7 @@ def pack_of(name: str, rows: list[Row] | None, relations: object, known: Pack) -
     return Pack(name, tuple(chosen))
 
 
-def _row(number: int, value: object, text: object = None, objects: object = None) -> Row:
+def _row(number: int, value: object, text: object = None, objects: object = None) -> PackRow:
     if value is not None and not isinstance(value, (str, int, float)):
         raise PackError(
             f"entity {number} is a {type(value).__name__}; an entity is a text", field="entities", line=number
@@ -83,7 +83,7 @@ def _row(number: int, value: object, text: object = None, objects: object = None
     answers = split_answers(objects) if isinstance(objects, str) else objects
     listed = answers if isinstance(answers, (list, tuple)) else [answers]
     kept = dict.fromkeys(str(a).strip() for a in listed if a is not None and str(a).strip())
-    return Row(number, subject, str(text or subject).strip(), tuple(kept), "")
+    return PackRow(number, subject, str(text or subject).strip(), tuple(kept), "")
 
 
 def _as_table(entities: Any) -> pa.Table:
@@ -106,7 +106,7 @@ def _as_table(entities: Any) -> pa.Table:
     )
 
 
-def _table_rows(table: pa.Table) -> list[Row]:
+def _table_rows(table: pa.Table) -> list[PackRow]:
     import pyarrow.types as types
 
     names = {column.lower(): column for column in table.column_names}
@@ -165,7 +165,7 @@ def _custom(name: object, templates: object, known: Pack) -> Relation:
     return Relation(name, name, "custom", own, answer="phrase")
 
 
-def _over(relation: Relation, rows: list[Row] | None) -> Relation:
+def _over(relation: Relation, rows: list[PackRow] | None) -> Relation:
     if rows is None:
         if not relation.entities:
             message = f"relation {relation.name!r} has no entities of its own; give entities"
@@ -174,7 +174,7 @@ def _over(relation: Relation, rows: list[Row] | None) -> Relation:
     return relation.over_rows(rows)
 
 
-def _suitable(rows: list[Row], known: Pack) -> list[Relation]:
+def _suitable(rows: list[PackRow], known: Pack) -> list[Relation]:
     """The known relations, each over the entities that it lists; general ones also take the unlisted."""
     listed = {entity for relation in known.relations for entity in relation.entities}
     chosen = []

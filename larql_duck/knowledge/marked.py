@@ -51,7 +51,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Row:
+class PackRow:
     """One CSV row: subject, the surface form for prompts, the accepted objects, the source; line is 1-based."""
 
     line: int
@@ -83,7 +83,7 @@ def read_yaml(path: Path) -> Node:
         _fail(f"not valid YAML: a character that YAML does not allow ({error.reason})", path, line)
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[PackRow]:
     """The rows of an entity CSV (comma, UTF-8, header with the columns of CSV_COLUMNS), in file order.
 
     `object` holds the accepted answers, separated by semicolons (`\\;` is a semicolon in an answer). Raises
@@ -93,7 +93,7 @@ def read_rows(path: Path) -> list[Row]:
     if "\0" in text:
         _fail("a NUL byte; is this a CSV file?", path, text.count("\n", 0, text.index("\0")) + 1)
     lines = csv.reader(io.StringIO(text, newline=""), strict=True)
-    rows: list[Row] = []
+    rows: list[PackRow] = []
     seen: dict[str, int] = {}
     line = 1
     try:
@@ -228,7 +228,7 @@ def _header(cells: list[str], path: Path) -> list[str]:
     return header
 
 
-def _row(header: list[str], cells: list[str], path: Path, line: int) -> Row:
+def _row(header: list[str], cells: list[str], path: Path, line: int) -> PackRow:
     if len(cells) != len(header):
         _fail(f"{len(cells)} cells where the header has {len(header)} (quote cells with commas)", path, line)
     values = dict(zip(header, cells, strict=True))
@@ -242,4 +242,4 @@ def _row(header: list[str], cells: list[str], path: Path, line: int) -> Row:
             _fail("object: an empty answer between semicolons", path, line, "object")
         if len(set(objects)) < len(objects):
             _fail("object: the same answer twice", path, line, "object")
-    return Row(line, subject, values.get("text") or subject, objects, values.get("source", ""))
+    return PackRow(line, subject, values.get("text") or subject, objects, values.get("source", ""))

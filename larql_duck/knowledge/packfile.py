@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from larql_duck.errors import PackError
-from larql_duck.knowledge.marked import Node, Row, beside, read_rows, read_yaml
+from larql_duck.knowledge.marked import Node, PackRow, beside, read_rows, read_yaml
 from larql_duck.knowledge.relations import ANSWER_FORMS, SLOT, Pack, Relation, relation_key, unknown
 
 MAX_TEMPLATE = 500
@@ -45,7 +45,7 @@ def read_pack(path: Path, shipped: Shipped) -> Pack:
 
 
 def _read(path: Path, sources: _Sources) -> Pack:
-    top = _Fields(read_yaml(path), path, _PACK_KEYS, "a pack")
+    top = _PackFields(read_yaml(path), path, _PACK_KEYS, "a pack")
     sources = replace(sources, trail=(*sources.trail, _real(path)))
     name = top.text("pack")
     _check_name(name, top, "pack")
@@ -59,13 +59,13 @@ def _read(path: Path, sources: _Sources) -> Pack:
     return Pack(name, tuple(relations.values()), path, top.text("description", ""))
 
 
-def _relations(item: Node, top: _Fields, sources: _Sources) -> list[Relation]:
+def _relations(item: Node, top: _PackFields, sources: _Sources) -> list[Relation]:
     if isinstance(item.value, dict) and "from" in item.value:
-        return _used(_Fields(item, top.path, _USE_KEYS, "a relation taken from another pack"), sources)
-    return [_defined(_Fields(item, top.path, _RELATION_KEYS, "a relation"), top)]
+        return _used(_PackFields(item, top.path, _USE_KEYS, "a relation taken from another pack"), sources)
+    return [_defined(_PackFields(item, top.path, _RELATION_KEYS, "a relation"), top)]
 
 
-def _used(fields: _Fields, sources: _Sources) -> list[Relation]:
+def _used(fields: _PackFields, sources: _Sources) -> list[Relation]:
     other = fields.text("from")
     pack = sources.shipped(other) or _beside(other, fields, sources)
     limit = fields.count("limit")
@@ -85,7 +85,7 @@ def _used(fields: _Fields, sources: _Sources) -> list[Relation]:
     return [relation.limited(limit)]
 
 
-def _beside(other: str, fields: _Fields, sources: _Sources) -> Pack:
+def _beside(other: str, fields: _PackFields, sources: _Sources) -> Pack:
     path = beside(other, fields.path, fields.line("from"), "from")
     if _real(path) in sources.trail:
         fields.fail("from", f"{other!r} leads back to this pack")
@@ -100,7 +100,7 @@ def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _defined(fields: _Fields, top: _Fields) -> Relation:
+def _defined(fields: _PackFields, top: _PackFields) -> Relation:
     name = fields.text("relation")
     _check_name(name, fields, "relation")
     answer = fields.text("answer", "name")
@@ -122,7 +122,7 @@ def _defined(fields: _Fields, top: _Fields) -> Relation:
     return relation.over_rows(_entities(fields)).limited(fields.count("limit"))
 
 
-def _templates(fields: _Fields) -> tuple[str, ...]:
+def _templates(fields: _PackFields) -> tuple[str, ...]:
     templates: list[str] = []
     for node in fields.items("templates"):
         template = fields.scalar("templates", node)
@@ -148,7 +148,7 @@ def template_problem(template: str) -> str | None:
     return None
 
 
-def _examples(fields: _Fields) -> tuple[tuple[str, str], ...]:
+def _examples(fields: _PackFields) -> tuple[tuple[str, str], ...]:
     pairs: list[tuple[str, str]] = []
     if "examples" not in fields:
         return ()
@@ -162,11 +162,11 @@ def _examples(fields: _Fields) -> tuple[tuple[str, str], ...]:
     return tuple(pairs)
 
 
-def _entities(fields: _Fields) -> list[Row]:
+def _entities(fields: _PackFields) -> list[PackRow]:
     node = fields.node("entities")
     if isinstance(node.value, str) and not node.is_null:
         return read_rows(beside(node.value, fields.path, node.line, "entities"))
-    rows: dict[str, Row] = {}
+    rows: dict[str, PackRow] = {}
     for item in fields.items("entities"):
         row = _entity(item, fields)
         if row.subject in rows:
@@ -175,11 +175,11 @@ def _entities(fields: _Fields) -> list[Row]:
     return list(rows.values())
 
 
-def _entity(item: Node, owner: _Fields) -> Row:
+def _entity(item: Node, owner: _PackFields) -> PackRow:
     if not isinstance(item.value, dict):
         subject = owner.scalar("entities", item)
-        return Row(item.line, subject, subject, (), "")
-    fields = _Fields(item, owner.path, _ENTITY_KEYS, "an entity")
+        return PackRow(item.line, subject, subject, (), "")
+    fields = _PackFields(item, owner.path, _ENTITY_KEYS, "an entity")
     subject = fields.text("subject")
     objects: tuple[str, ...] = ()
     if "object" in fields:
@@ -188,15 +188,15 @@ def _entity(item: Node, owner: _Fields) -> Row:
         objects = tuple(fields.scalar("object", part) for part in parts)
         if not objects or len(set(objects)) < len(objects):
             fields.fail("object", "must be one answer or a list of different answers")
-    return Row(item.line, subject, fields.text("text", subject), objects, "")
+    return PackRow(item.line, subject, fields.text("text", subject), objects, "")
 
 
-def _check_name(name: str, fields: _Fields, key: str) -> None:
+def _check_name(name: str, fields: _PackFields, key: str) -> None:
     if len(name) > MAX_NAME or not name.isprintable() or not relation_key(name):
         fields.fail(key, f"a name has at most {MAX_NAME} printable characters")
 
 
-class _Fields:
+class _PackFields:
     """A mapping of the file whose keys are checked; every getter fails with file, line and field."""
 
     def __init__(self, node: Node, path: Path, allowed: tuple[str, ...], what: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from larql_duck.errors import PackError
-from larql_duck.knowledge.marked import Row
+from larql_duck.knowledge.marked import PackRow
 
 ANSWER_FORMS = ("name", "word", "phrase", "number", "symbol")
 SLOT = "{}"
@@ -82,7 +82,7 @@ class Relation:
             texts={e: self.texts[e] for e in names if e in self.texts},
         )
 
-    def over_rows(self, rows: Iterable[Row]) -> Relation:
+    def over_rows(self, rows: Iterable[PackRow]) -> Relation:
         """The relation over the subjects of these rows; what a row says goes before what the relation knows."""
         rows = list(rows)
         base = self.over(row.subject for row in rows)

@@ -13,7 +13,7 @@ from larql_duck.lowering.types import Operation
 
 if TYPE_CHECKING:
     from larql_duck.compilation.conflicts import Conflict
-    from larql_duck.diffing import Difference, Side
+    from larql_duck.diffing import Difference, DiffSide
     from larql_duck.lowering.types import Facts
     from larql_duck.lql import statements as st
     from larql_duck.patches.operations import Operation as Edit
@@ -172,7 +172,7 @@ def diff(s: st.Diff, facts: Facts) -> Operation:
 
 def _diff(session: Session, s: st.Diff) -> Result:
     from larql_duck.diffing import compare
-    from larql_duck.diffing.markdown import report
+    from larql_duck.diffing.markdown import markdown_report
     from larql_duck.result import Result
 
     a, b = _side(session, s.left), _side(session, s.right)
@@ -193,7 +193,7 @@ def _diff(session: Session, s: st.Diff) -> Result:
     if s.into_patch is not None:
         notices.append(_into_patch(a, b, found, s))
     if s.into_report is not None:
-        write_whole(s.into_report, report(a.name, b.name, found))
+        write_whole(s.into_report, markdown_report(a.name, b.name, found))
         notices.append(f"wrote {s.into_report}")
     limit = _SHOWN if s.limit is None else s.limit
     if found.rows.num_rows > limit:
@@ -201,17 +201,17 @@ def _diff(session: Session, s: st.Diff) -> Result:
     return Result(found.rows.slice(0, limit), notices=tuple(notices))
 
 
-def _side(session: Session, path: str | None) -> Side:
-    from larql_duck.diffing import current, directory
+def _side(session: Session, path: str | None) -> DiffSide:
+    from larql_duck.diffing import current_side, directory_side
 
     if path is not None:
-        return directory(path)
+        return directory_side(path)
     session.need()
     edits = session.edits
-    return current(session, session.overlay, [*(p.operations for p in edits.applied), edits.live])
+    return current_side(session, session.overlay, [*(p.operations for p in edits.applied), edits.live])
 
 
-def _into_patch(a: Side, b: Side, found: Difference, s: st.Diff) -> str:
+def _into_patch(a: DiffSide, b: DiffSide, found: Difference, s: st.Diff) -> str:
     """What was written, as a notice."""
     from larql_duck.diffing import as_patch
     from larql_duck.patches.edit_log import PatchFile

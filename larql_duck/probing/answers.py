@@ -44,7 +44,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Outcome:
     """The outcome of one prompt: its most probable next token (decoded; p, entropy in nats), and the answers, best first.
 
     top maps token id -> probability of beginning the answer (articles looked past), TOP entries. candidates is
@@ -90,7 +90,7 @@ class _Chosen:
     p_tokens: list[float] = field(default_factory=list)
 
 
-def ask(engine: Engine, form: str, ids: Sequence[Sequence[int]]) -> list[Asked]:
+def ask(engine: Engine, form: str, ids: Sequence[Sequence[int]]) -> list[Outcome]:
     """The outcome of every prompt, given as token ids; `form` is the relation's answer form."""
     import torch
 
@@ -118,7 +118,7 @@ def ask(engine: Engine, form: str, ids: Sequence[Sequence[int]]) -> list[Asked]:
         if candidate is not None:
             answers[c.prompt].append(candidate)
     return [
-        Asked(
+        Outcome(
             predicted_id=int(best[i]),
             predicted=engine.tokenizer.token(int(best[i])),
             p=float(best_p[i]),

@@ -11,33 +11,33 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from larql_duck.knowledge.relations import Relation
-from larql_duck.probing.combine import Fact, combine
+from larql_duck.probing.combine import Answer, combine
 from larql_duck.probing.replies import Reply
 from larql_duck.probing.words import matches
 
-# Thirds of the subjects: on the first a map is fitted, on the second templates and map are chosen, on the third
-# both are judged.
-FIT, CHOOSE, REPORT = 0, 1, 2
+# The subjects' three splits: on train a map is fitted, on validation templates and map are chosen, on test both are
+# judged.
+TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
 # A family is calibrated on its own from so many fitted facts on; smaller ones share one map.
 ENOUGH = 30
-# Brier scores that differ by less are the same: small thirds would pick a map by chance.
+# Brier scores that differ by less are the same: small splits would pick a map by chance.
 CLEARLY = 0.01
-# Templates are only told apart when so many subjects of the second third have references.
+# Templates are only told apart when so many subjects of the validation split have references.
 ENOUGH_TO_CHOOSE = 8
 # Templates whose weight is below this share of the best one's do not count at all.
 DROPPED = 0.05
 
 
-def third(subject: str) -> int:
-    """FIT, CHOOSE or REPORT, by a hash of the subject: the same in every relation, run and version."""
-    return hashlib.sha256(subject.casefold().encode()).digest()[0] % 3
+def split_of(subject: str) -> str:
+    """The subject's split, one of SPLITS, by a hash of its name: the same in every relation, run and version."""
+    return SPLITS[hashlib.sha256(subject.casefold().encode()).digest()[0] % 3]
 
 
 @dataclass(frozen=True)
 class Calibration:
     """Per relation family a rising map from an answer's score to its chance of being right, as points to interpolate.
 
-    The score is the mean probability over all templates (Fact.score): unlike p it falls where templates disagree.
+    The score is the mean probability over all templates (Answer.score): unlike p it falls where templates disagree.
     Family '' is the map of all families together.
     """
 
@@ -59,7 +59,7 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Judged:
+class RelationReplies:
     """A relation and everything that was replied about it, all variants."""
 
     relation: Relation
@@ -67,23 +67,25 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class Confident:
+class Calibrated:
     """Per relation, in the given order: the combined facts, each one's confidence and whether it is calibrated.
 
     weights maps the templates that were combined (their variants' indices) to how much each counts.
     """
 
-    facts: list[list[Fact]]
+    facts: list[list[Answer]]
     confidence: list[list[tuple[float, bool]]]
     weights: list[dict[int, float]]
     calibration: Calibration
     report: dict[str, Any]
 
 
-def calibrate(judged: Sequence[Judged], *, top_n: int = 3, known: Calibration | None = None) -> Confident:
+def calibrate(
+    judged: Sequence[RelationReplies], *, top_n: int = 3, known: Calibration | None = None
+) -> Calibrated:
     """Facts with confidences. Relations without references take a `known` map of their family, or p itself.
 
-    report: counts, accuracy, expected calibration error, Brier score and AUROC on the third third, pooled and by
+    report: counts, accuracy, expected calibration error, Brier score and AUROC on the test split, pooled and by
     relation, for confidence and for raw p.
     """
     weights = [template_weights(j.relation, j.replies) for j in judged]
@@ -98,16 +100,16 @@ def calibrate(judged: Sequence[Judged], *, top_n: int = 3, known: Calibration | 
         )
     from larql_duck.probing.report import report
 
-    return Confident(facts, confidence, weights, calibration, report(judged, weights, facts, confidence))
+    return Calibrated(facts, confidence, weights, calibration, report(judged, weights, facts, confidence))
 
 
 def template_weights(relation: Relation, replies: Sequence[Reply]) -> dict[int, float]:
-    """How much each variant counts: its accuracy on the second third to the fourth power, the best one's being 1.
+    """How much each variant counts: its accuracy on the validation split to the fourth power, the best one's being 1.
 
     Variants below DROPPED are left out of the result; without enough references all count the same.
     """
     every = sorted({r.variant for r in replies})
-    own = [r for r in replies if third(r.subject) == CHOOSE and r.subject in relation.references]
+    own = [r for r in replies if split_of(r.subject) == VALIDATION and r.subject in relation.references]
     n = len({r.subject for r in own})
     if len(every) < 2 or n < ENOUGH_TO_CHOOSE:
         return dict.fromkeys(every, 1.0)
@@ -123,7 +125,7 @@ def _right(relation: Relation, replies: Sequence[Reply]) -> int:
     return sum(matches(f.object, relation.references[f.subject]) for f in combine(replies, top_n=1))
 
 
-def _graded(relation: Relation, facts: Sequence[Fact]) -> list[tuple[Fact, bool]]:
+def _graded(relation: Relation, facts: Sequence[Answer]) -> list[tuple[Answer, bool]]:
     """Best answers about subjects with references, and whether each is right."""
     return [
         (f, matches(f.object, relation.references[f.subject]))
@@ -133,14 +135,14 @@ def _graded(relation: Relation, facts: Sequence[Fact]) -> list[tuple[Fact, bool]
 
 
 def _fit(
-    families: Sequence[str], graded: Sequence[Sequence[tuple[Fact, bool]]], known: Calibration | None
+    families: Sequence[str], graded: Sequence[Sequence[tuple[Answer, bool]]], known: Calibration | None
 ) -> Calibration:
-    by_family: dict[str, list[tuple[Fact, bool]]] = defaultdict(list)
+    by_family: dict[str, list[tuple[Answer, bool]]] = defaultdict(list)
     for family, own in zip(families, graded, strict=True):
         by_family[family] += own
     pooled = [item for own in by_family.values() for item in own]
     maps = dict(known.maps) if known is not None else {}
-    if sum(third(f.subject) == FIT for f, _ in pooled) < ENOUGH:
+    if sum(split_of(f.subject) == TRAIN for f, _ in pooled) < ENOUGH:
         return Calibration(maps)
     maps[""] = _best_map(pooled, None)
     for family, own in by_family.items():
@@ -152,13 +154,13 @@ def _fit(
 Points = tuple[tuple[float, float], ...]
 
 
-def _best_map(graded: Sequence[tuple[Fact, bool]], pooled: Points | None) -> Points:
-    """The family's own logistic map, unless another has a clearly lower Brier score on the second third.
+def _best_map(graded: Sequence[tuple[Answer, bool]], pooled: Points | None) -> Points:
+    """The family's own logistic map, unless another has a clearly lower Brier score on the validation split.
 
     The others are the map of all families and the isotonic one. A family with few fitted facts takes the pooled map.
     """
-    fit = [(f.score, right) for f, right in graded if third(f.subject) == FIT]
-    judge = [(f.score, right) for f, right in graded if third(f.subject) == CHOOSE]
+    fit = [(f.score, right) for f, right in graded if split_of(f.subject) == TRAIN]
+    judge = [(f.score, right) for f, right in graded if split_of(f.subject) == VALIDATION]
     if pooled is not None and len(fit) < ENOUGH:
         return pooled
     options = [logistic(fit), *([] if pooled is None else [pooled]), isotonic(fit)]

@@ -1,6 +1,6 @@
-"""Relations without asking: features clustered by the direction from what they answer to, to what they write.
+"""Relations without asking: features clustered by the direction from what they activate on to what they promote.
 
-A feature that answers to " France" and writes " Paris" has the direction embedding(Paris) - embedding(France), and so
+A feature that activates on " France" and promotes " Paris" has the direction embedding(Paris) - embedding(France), and so
 have other features that turn a country into its capital. Every label says where it comes from and how sure it is.
 """
 
@@ -40,16 +40,16 @@ _KINDS = {word: kind for kind, words in _WORDS.items() for word in words.split()
 
 
 @dataclass(frozen=True)
-class Directions:
-    """n features with a direction: layer, feature [n]; the texts they answer to and write; unit vectors f32 [n, hidden].
+class FeatureDirections:
+    """n features with a direction: layer, feature [n]; the top activating and top promoted token's text; unit vectors f32 [n, hidden].
 
-    continues says whether what is written goes on within a word (no blank before it); empty where that is not known.
+    continues says whether the promoted token goes on within a word (no blank before it); empty where that is not known.
     """
 
     layer: np.ndarray
     feature: np.ndarray
-    answers: list[str]
-    writes: list[str]
+    activates_on: list[str]
+    promotes: list[str]
     unit: np.ndarray
     continues: Sequence[bool] = ()
 
@@ -67,10 +67,10 @@ class Label:
 class Clusters:
     """Clusters of directions: member [n] is each direction's cluster, centres f32 [k, hidden] have unit length.
 
-    labels[i] is None where no label is better than chance; top_tokens are the most frequent written texts.
+    labels[i] is None where no label is better than chance; top_tokens are the most frequent promoted texts.
     """
 
-    directions: Directions
+    directions: FeatureDirections
     member: np.ndarray
     centres: np.ndarray
     labels: list[Label | None]
@@ -82,12 +82,14 @@ def discover(
 ) -> Clusters:
     """The Clusters of the knowledge band's features (all layers where there are no bands), at most k, by seed.
 
-    LarqlError where no feature has both a token it answers to and one that it writes.
+    LarqlError where no feature has both a top activating and a promoted word.
     """
     progress("directions")
     found = directions(vindex)
     if not len(found.layer):
-        raise LarqlError(f"{vindex.path}: no feature has words on both sides, so there is nothing to cluster")
+        raise LarqlError(
+            f"{vindex.path}: no feature has a word among its top activating and among its promoted tokens, so there is nothing to cluster"
+        )
     progress("clusters")
     member, centres = _cluster(found.unit, min(k, len(found.layer)), seed)
     progress("labels")
@@ -95,8 +97,8 @@ def discover(
     return Clusters(found, member, centres, named.labels(), named.top_tokens())
 
 
-def directions(vindex: Vindex) -> Directions:
-    """The Directions of every feature whose strongest in token and top out token are two different words."""
+def directions(vindex: Vindex) -> FeatureDirections:
+    """The FeatureDirections of all features whose top activating and top promoted token are two different words."""
     import duckdb
 
     low, high = (vindex.bands or {}).get("knowledge", (0, vindex.n_layers - 1))
@@ -124,7 +126,7 @@ def directions(vindex: Vindex) -> Directions:
     offset = embedded(target) - embedded(source) if len(layer) else np.zeros((0, vindex.hidden), np.float32)
     length = np.linalg.norm(offset, axis=1, keepdims=True)
     kept = length[:, 0] > _LEAST_LENGTH
-    return Directions(
+    return FeatureDirections(
         layer[kept],
         feature[kept],
         [str(t) for t in answers[kept]],
@@ -159,11 +161,11 @@ def _cluster(unit: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, np.ndarra
 class _Namer:
     """Labels by evidence: what a member is counted for, compared with how often all features are."""
 
-    def __init__(self, vindex: Vindex, found: Directions, member: np.ndarray, k: int) -> None:
+    def __init__(self, vindex: Vindex, found: FeatureDirections, member: np.ndarray, k: int) -> None:
         self._k = k
         self._members: list[list[int]] = [np.flatnonzero(member == c).tolist() for c in range(k)]
-        self._writes = [t.casefold() for t in found.writes]
-        answers = [t.casefold() for t in found.answers]
+        self._writes = [t.casefold() for t in found.promotes]
+        answers = [t.casefold() for t in found.activates_on]
         self._evidence: list[tuple[str, Sequence[tuple[str, ...]], float]] = [
             ("probe", _probed(vindex, found), 0.0),
             ("reference", _referenced(answers, self._writes), 0.0),
@@ -189,7 +191,7 @@ class _Namer:
         return [self._label(c) for c in range(self._k)]
 
     def top_tokens(self) -> list[list[str]]:
-        """Each cluster's ten most frequent written texts, ties by text."""
+        """Each cluster's ten most frequent promoted texts, ties by text."""
         return [_most(Counter(self._writes[i] for i in own), 10) for own in self._members]
 
     def _label(self, c: int) -> Label | None:
@@ -221,7 +223,7 @@ def _judged(own: Sequence[int], evidence: Sequence[Sequence[str]], source: str) 
     return sum(bool(evidence[i]) for i in own) if source == "probe" else len(own)
 
 
-def _probed(vindex: Vindex, found: Directions) -> list[tuple[str, ...]]:
+def _probed(vindex: Vindex, found: FeatureDirections) -> list[tuple[str, ...]]:
     columns = vindex.table("features").select(["layer", "feature", "relation", "relation_source"]).to_pydict()
     known = {
         (layer, feature): (relation,)
@@ -232,7 +234,7 @@ def _probed(vindex: Vindex, found: Directions) -> list[tuple[str, ...]]:
 
 
 def _referenced(answers: Sequence[str], writes: Sequence[str]) -> list[tuple[str, ...]]:
-    """Per feature the shipped relations in which what it writes answers for what it answers to (by first words)."""
+    """Per feature the shipped relations in which the promoted text is the object of the activating one (by first words)."""
     from larql_duck.probing.packs import known_relations
 
     pairs: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
@@ -314,14 +316,14 @@ def tables_of(vindex: Vindex, found: Clusters) -> dict[str, pa.Table]:
 
 def publish_clusters(vindex: Vindex, found: Clusters) -> dict[str, pa.Table]:
     """The tables that were published: those of `tables_of`, and edges, triples and entities with the new labels."""
-    from larql_duck.probing.publish import derived, many_of, need_ours
+    from larql_duck.probing.publish import derived_tables, many_relations, require_tables
     from larql_duck.vindex.manifest import load_manifest
     from larql_duck.vindex.publish import commit_tables
 
-    need_ours(vindex)
+    require_tables(vindex)
     tables = tables_of(vindex, found)
     known = {name: vindex.table(name) for name in ("facts", "edges", "feature_relations")}
-    tables |= derived(vindex, known, many_of(vindex), tables["features"])
+    tables |= derived_tables(vindex, known, many_relations(vindex), tables["features"])
     commit_tables(vindex.path, tables, None, files_of(found))
     vindex.manifest = load_manifest(vindex.path)
     return tables
@@ -379,9 +381,9 @@ def _features(vindex: Vindex, found: Clusters) -> pa.Table:
 
 def _relations(vindex: Vindex, features: pa.Table) -> pa.Table:
     """relations without earlier clusters' rows, and one for each cluster label that is no relation already."""
-    from larql_duck.probing.publish import without
+    from larql_duck.probing.publish import drop_source
 
-    kept = without(vindex.table("relations"), "cluster")
+    kept = drop_source(vindex.table("relations"), "cluster")
     known = set(kept.column("relation").to_pylist())
     layers: dict[str, list[int]] = defaultdict(list)
     columns = features.select(["layer", "relation", "relation_source"]).to_pydict()
@@ -394,7 +396,7 @@ def _relations(vindex: Vindex, features: pa.Table) -> pa.Table:
         {
             "relation": names,
             "source": ["cluster"] * len(names),
-            "description": ["Found by clustering what features answer to and write."] * len(names),
+            "description": ["Found by clustering what features activate on and promote."] * len(names),
             "templates": [[] for _ in names],
             "n_facts": [0] * len(names),
             "n_features": [len(layers[n]) for n in names],

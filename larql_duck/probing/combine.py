@@ -12,7 +12,7 @@ from larql_duck.probing.words import normal
 
 
 @dataclass(frozen=True)
-class Fact:
+class Answer:
     """One answer about a subject, ranked (from 1) among the subject's answers.
 
     score is its mean probability over all variants, by their weights, 0 where it does not occur: answers are ranked
@@ -43,7 +43,7 @@ class Fact:
 
 
 @dataclass
-class _Answer:
+class _AnswerEvidence:
     """One normalised answer of a subject over its replies: per variant p, p of the string, and how it was written."""
 
     p: dict[int, float]
@@ -54,7 +54,7 @@ class _Answer:
 
 def combine(
     replies: Sequence[Reply], *, top_n: int = 3, weights: Mapping[int, float] | None = None
-) -> list[Fact]:
+) -> list[Answer]:
     """The facts of one relation from all of its replies: at most top_n a subject, subjects in order of appearance.
 
     Ranked by the mean probability over the subject's variants; ties go to the answer that came first. weights says
@@ -66,7 +66,7 @@ def combine(
     for reply in replies:
         by_subject[reply.subject].append(reply)
     sums, counts = _token_sums(replies)
-    out: list[Fact] = []
+    out: list[Answer] = []
     for subject, own in by_subject.items():
         out += _facts(subject, own, weights, sums, counts, top_n)
     return out
@@ -80,7 +80,7 @@ def _token_sums(
     counts: dict[int, int] = defaultdict(int)
     for reply in replies:
         counts[reply.variant] += 1
-        for token, p in reply.asked.top.items():
+        for token, p in reply.outcome.top.items():
             sums[reply.variant][token] += p
     return sums, counts
 
@@ -92,14 +92,14 @@ def _facts(
     sums: Mapping[int, Mapping[int, float]],
     counts: Mapping[int, int],
     top_n: int,
-) -> list[Fact]:
+) -> list[Answer]:
     answers, leaders = _answers(replies)
     weight = {r.variant: 1.0 if weights is None else weights[r.variant] for r in replies}
     total = sum(weight.values())
     scores = {key: sum(weight[v] * p for v, p in a.p.items()) / total for key, a in answers.items()}
     order = sorted(answers, key=lambda key: -scores[key])  # stable: first seen first
     prompts = {reply.variant: reply.prompt for reply in replies}
-    out: list[Fact] = []
+    out: list[Answer] = []
     for rank, key in enumerate(order[:top_n], start=1):
         answer = answers[key]
         agree = [v for v, leader in leaders.items() if leader == key]
@@ -112,7 +112,7 @@ def _facts(
         variant = max((v for v in ways if v in answer.best), key=lambda v: (answer.best[v][0], -v))
         _, written, first, article = answer.best[variant]
         out.append(
-            Fact(
+            Answer(
                 subject=subject,
                 object=written,
                 rank=rank,
@@ -130,15 +130,15 @@ def _facts(
     return out
 
 
-def _answers(replies: Sequence[Reply]) -> tuple[dict[str, _Answer], dict[int, str]]:
+def _answers(replies: Sequence[Reply]) -> tuple[dict[str, _AnswerEvidence], dict[int, str]]:
     """Normalised answer -> what every variant says of it, and each variant's best answer."""
-    answers: dict[str, _Answer] = {}
+    answers: dict[str, _AnswerEvidence] = {}
     leaders: dict[int, str] = {}
     for reply in replies:
         own: dict[str, float] = defaultdict(float)
-        for c in reply.asked.candidates:
+        for c in reply.outcome.candidates:
             key = normal(c.object)
-            answer = answers.setdefault(key, _Answer({}, {}, {}, set()))
+            answer = answers.setdefault(key, _AnswerEvidence({}, {}, {}, set()))
             own[key] += c.p
             answer.p_string[reply.variant] = answer.p_string.get(reply.variant, 0.0) + c.p_string
             answer.firsts.add(c.first)
@@ -153,8 +153,8 @@ def _answers(replies: Sequence[Reply]) -> tuple[dict[str, _Answer], dict[int, st
             if reply.variant in answer.p:
                 continue
             # Not decoded there: its first tokens' probability counts, unless they began another answer.
-            taken = {c.first for c in reply.asked.candidates if normal(c.object) != key}
-            answer.p[reply.variant] = sum(reply.asked.top.get(t, 0.0) for t in answer.firsts - taken)
+            taken = {c.first for c in reply.outcome.candidates if normal(c.object) != key}
+            answer.p[reply.variant] = sum(reply.outcome.top.get(t, 0.0) for t in answer.firsts - taken)
     return answers, leaders
 
 
@@ -169,13 +169,13 @@ def _prior(
         others = counts[reply.variant] - 1
         if others < 1:
             continue
-        own = sum(reply.asked.top.get(t, 0.0) for t in firsts)
+        own = sum(reply.outcome.top.get(t, 0.0) for t in firsts)
         every = sum(sums[reply.variant].get(t, 0.0) for t in firsts)
         total += max(0.0, every - own) / others
         n += 1
     return total / n if n else None
 
 
-def prompt_ids(encoded: Sequence[int], fact: Fact) -> list[int]:
+def prompt_ids(encoded: Sequence[int], fact: Answer) -> list[int]:
     """The token ids after which the fact's first token stands: the encoded prompt and the article looked past."""
     return [*encoded] if fact.article == NO_ARTICLE else [*encoded, fact.article]

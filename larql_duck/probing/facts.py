@@ -11,14 +11,14 @@ import pyarrow as pa
 
 from larql_duck.errors import LarqlError
 from larql_duck.knowledge.relations import Pack, Relation
-from larql_duck.probing.calibrate import Calibration, Judged, calibrate
+from larql_duck.probing.calibrate import Calibration, RelationReplies, calibrate
 from larql_duck.probing.checkpoint import Checkpoint
-from larql_duck.probing.combine import Fact, combine
+from larql_duck.probing.combine import Answer, combine
 from larql_duck.probing.measure import measure
 from larql_duck.probing.prompts import Question, questions
 from larql_duck.probing.replies import Reply, replies
-from larql_duck.probing.specific import Specific, specifics
-from larql_duck.probing.tables import Found, tables_of
+from larql_duck.probing.specific import SpecificEffects, specifics
+from larql_duck.probing.tables import MeasuredFacts, tables_of
 from larql_duck.progress import Ticker
 
 if TYPE_CHECKING:
@@ -109,25 +109,25 @@ def probe(
     notices: list[str] = []
     said = [_ask(engine, q, store, tick, notices) for q in asked_questions]
     judged = calibrate(
-        [Judged(q.relation, tuple(own)) for q, own in zip(asked_questions, said, strict=True)],
+        [RelationReplies(q.relation, tuple(own)) for q, own in zip(asked_questions, said, strict=True)],
         top_n=top_n,
         known=calibration,
     )
-    found: list[Found] = []
+    found: list[MeasuredFacts] = []
     for question, facts, confidence in zip(asked_questions, judged.facts, judged.confidence, strict=True):
         found.append(_carry(engine, question, facts, confidence, ablation, specific, checkpoint, tick))
     tables = tables_of(engine.tokenizer, asked_questions, said, found)
     return Probed(tables, judged.calibration, judged.report, notices)
 
 
-def stated(
+def ask_subjects(
     engine: Engine,
     relation: Relation,
     subjects: Iterable[str] | None = None,
     *,
     top_n: int = 1,
     few_shot: bool = True,
-) -> list[Fact]:
+) -> list[Answer]:
     """What the model answers about the subjects (default: the relation's own), ranked: no features, no confidence.
 
     Subjects without an answer are missing. One batched pass per template; for the questions of a query.
@@ -188,13 +188,13 @@ def _ask(
 def _carry(
     engine: Engine,
     question: Question,
-    facts: list[Fact],
+    facts: list[Answer],
     confidence: list[tuple[float, bool]],
     ablation: str,
     specific: bool,
     checkpoint: Path | None,
     tick: _Ticker,
-) -> Found:
+) -> MeasuredFacts:
     """The facts with the features that carry them, for those that become triples."""
     relation = question.relation
     chosen = [i for i, f in enumerate(facts) if f.rank == 1 or (relation.many and f.p >= MANY_P)]
@@ -209,12 +209,12 @@ def _carry(
     target = tick.done + steps
     counted = tick.within(steps, len(own))
     measured = measure(engine, own, checkpoint=store, replacement=replacement, done=counted)
-    beyond: Sequence[Specific | None] = [None] * len(own)
+    beyond: Sequence[SpecificEffects | None] = [None] * len(own)
     if specific:
         beyond = specifics(engine, own, measured, checkpoint=store, replacement=replacement)
     tick.reach(target)
     place = {i: k for k, i in enumerate(chosen)}
-    return Found(
+    return MeasuredFacts(
         facts,
         confidence,
         [measured[place[i]] if i in place else None for i in range(len(facts))],

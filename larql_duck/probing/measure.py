@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from larql_duck.probing.checkpoint import Checkpoint
-from larql_duck.probing.combine import Fact, prompt_ids
+from larql_duck.probing.combine import Answer, prompt_ids
 from larql_duck.probing.replies import BATCH_CACHE, chunks
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _SCHEMA = pa.schema([("edges", pa.list_(_EDGE)), ("effect", pa.float64()), ("att
 
 
 @dataclass(frozen=True)
-class FeaturePart:
+class FeatureEffect:
     """A feature's part in a fact: its contribution in logits, and the drop of log p without it (None: unmeasured)."""
 
     layer: int
@@ -42,33 +42,33 @@ class FeaturePart:
 
 
 @dataclass(frozen=True)
-class Measured:
+class FactFeatures:
     """A fact's features, strongest contribution first; effect is the drop of log p (nats) without all of them.
 
     attention_share is the part of the centred logit that attention wrote directly.
     """
 
-    edges: tuple[FeaturePart, ...]
+    edges: tuple[FeatureEffect, ...]
     effect: float
     attention_share: float
 
 
 def measure(
     engine: Engine,
-    facts: Sequence[Fact],
+    facts: Sequence[Answer],
     *,
     checkpoint: Checkpoint,
     replacement: torch.Tensor | None = None,
     done: Callable[[int], None] = lambda n: None,
-) -> list[Measured]:
-    """Every fact's Measured, in the facts' order; `done` is called with the number of facts after each batch.
+) -> list[FactFeatures]:
+    """Every fact's FactFeatures, in the facts' order; `done` is called with the number of facts after each batch.
 
     replacement [layers, features] is what a feature's activation becomes when it is taken away (None: zero). It has
     to be part of the checkpoint's context.
     """
     encoded = engine.tokenizer.encode_batch([f.prompt for f in facts])
     ids = [prompt_ids(row, fact) for row, fact in zip(encoded, facts, strict=True)]
-    found: dict[int, Measured] = {}
+    found: dict[int, FactFeatures] = {}
     most = max(8, min(BATCH_FACTS, BATCH_CONTRIBUTIONS // sum(engine.n_features)))
     # Facts of one variant share their prompts' beginning.
     for variant in sorted({f.variant for f in facts}):
@@ -137,8 +137,10 @@ def strongest(contributions: torch.Tensor) -> list[tuple[int, int, float]]:
     return out
 
 
-def _from_table(table: pa.Table) -> list[Measured]:
+def _from_table(table: pa.Table) -> list[FactFeatures]:
     return [
-        Measured(tuple(FeaturePart(**edge) for edge in row["edges"]), row["effect"], row["attention_share"])
+        FactFeatures(
+            tuple(FeatureEffect(**edge) for edge in row["edges"]), row["effect"], row["attention_share"]
+        )
         for row in table.to_pylist()
     ]

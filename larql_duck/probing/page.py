@@ -32,8 +32,8 @@ def page(found: dict[str, Any]) -> str:
         _cards(found),
         "<h2>Relations by accuracy and confidence</h2>",
         _note(
-            "Accuracy on the third of the subjects that decided nothing (templates and calibration were chosen on the "
-            f"others), where there are reference answers; confidence is the mean over all facts. {more}"
+            "Accuracy on the test split of the subjects (templates and calibration were chosen on train and "
+            f"validation), where there are reference answers; confidence is the mean over all facts. {more}"
         ),
         _bars(shown) if shown else _note("No facts yet: run larql-duck probe."),
         "<h2>Calibration</h2>",
@@ -112,11 +112,11 @@ def _calibration(confidence: Sequence[dict[str, float]], raw: Sequence[dict[str,
         f'<line x1="{left}" y1="{top + side}" x2="{left + side}" y2="{top}" stroke="{_GREY}" stroke-dasharray="4 4"/>'
     )
     for colour, bins in ((_GREY, raw), (_ORANGE, confidence)):
-        points = " ".join(f"{x(b['stated']):.1f},{y(b['right']):.1f}" for b in bins)
+        points = " ".join(f"{x(b['probability']):.1f},{y(b['accuracy']):.1f}" for b in bins)
         parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
         parts += [
-            f'<circle cx="{x(b["stated"]):.1f}" cy="{y(b["right"]):.1f}" r="4" fill="{colour}">'
-            f"<title>stated {_percent(b['stated'])}, right {_percent(b['right'])} of {int(b['n'])}</title></circle>"
+            f'<circle cx="{x(b["probability"]):.1f}" cy="{y(b["accuracy"]):.1f}" r="4" fill="{colour}">'
+            f"<title>stated {_percent(b['probability'])}, right {_percent(b['accuracy'])} of {int(b['n'])}</title></circle>"
             for b in bins
         ]
     parts += _legend([(_ORANGE, "confidence"), (_GREY, "the model's own p")], left)
@@ -204,7 +204,17 @@ def _heat(relations: Sequence[dict[str, Any]], n_layers: int) -> str:
 
 
 def _table(relations: Sequence[dict[str, Any]]) -> str:
-    names = ("relation", "facts", "judged", "accuracy", "confidence", "p", "effect", "attention", "examples")
+    names = (
+        "relation",
+        "facts",
+        "test facts",
+        "accuracy",
+        "confidence",
+        "p",
+        "effect",
+        "attention",
+        "examples",
+    )
     head = "".join(f"<th>{name}</th>" for name in names)
     body = "".join(
         "<tr>"
@@ -213,7 +223,7 @@ def _table(relations: Sequence[dict[str, Any]]) -> str:
             for cell in (
                 _e(r["relation"]),
                 r["facts"],
-                r["judged"],
+                r["test_facts"],
                 _percent(r["accuracy"]),
                 _percent(r["confidence"]),
                 _percent(r["p"]),

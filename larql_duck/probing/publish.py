@@ -30,7 +30,7 @@ class _Overtaken(Exception):
     """Another process published between reading and writing."""
 
 
-def grown(
+def merged_tables(
     vindex: Vindex, known: Mapping[str, pa.Table], found: Mapping[str, pa.Table], many: Collection[str]
 ) -> dict[str, pa.Table]:
     """All tables of CHANGED after `found` was merged into `known` (the tables of PROBED as they are now).
@@ -44,10 +44,10 @@ def grown(
     # A relation that was asked about no longer needs the row that clustering gave it.
     kept = [r["source"] != "cluster" or r["relation"] not in asked for r in rows]
     out["relations"] = out["relations"].filter(pa.array(kept, pa.bool_()))
-    return out | derived(vindex, out, many)
+    return out | derived_tables(vindex, out, many)
 
 
-def derived(
+def derived_tables(
     vindex: Vindex, probed: Mapping[str, pa.Table], many: Collection[str], features: pa.Table | None = None
 ) -> dict[str, pa.Table]:
     """features, edges, triples and entities that follow from facts, edges and feature_relations.
@@ -57,7 +57,7 @@ def derived(
     base = _file(vindex, "features") if features is None else features
     features = label_features(base, probed["feature_relations"])
     edges = pa.concat_tables(
-        [without(probed["edges"], "weights"), weight_edges(_file(vindex, "feature_tokens"), features)]
+        [drop_source(probed["edges"], "weights"), weight_edges(_file(vindex, "feature_tokens"), features)]
     ).cast(SCHEMAS["edges"])
     triples = derive_triples(probed["facts"], edges, many)
     return {
@@ -82,12 +82,14 @@ def publish(
     (see `probe_section`). vindex.manifest is read again. VindexError where the directory is LARQL's or cannot be
     written.
     """
-    need_ours(vindex)
+    require_tables(vindex)
     for _ in range(_ATTEMPTS):
         manifest = load_manifest(vindex.path)
         revision = _revision(manifest.section)
         vindex.manifest = manifest
-        tables = grown(vindex, {t: vindex.table(t) for t in PROBED}, found, many_of(vindex) | set(many))
+        tables = merged_tables(
+            vindex, {t: vindex.table(t) for t in PROBED}, found, many_relations(vindex) | set(many)
+        )
 
         def change(section: dict[str, Any], revision: int = revision) -> None:
             if _revision(section) != revision:
@@ -108,7 +110,7 @@ def publish(
     )
 
 
-def need_ours(vindex: Vindex) -> None:
+def require_tables(vindex: Vindex) -> None:
     """Nothing; VindexError for a directory that LARQL wrote, whose tables cannot grow."""
     if not vindex.has_tables:
         raise VindexError(
@@ -118,7 +120,7 @@ def need_ours(vindex: Vindex) -> None:
         )
 
 
-def many_of(vindex: Vindex) -> set[str]:
+def many_relations(vindex: Vindex) -> set[str]:
     """The relations with many answers that the manifest names."""
     packs = vindex.manifest.section.get("packs") or []
     return {relation for pack in packs for relation in pack.get("many", ())}
@@ -145,7 +147,7 @@ def probe_section(section: dict[str, Any], statistics: Mapping[str, Any]) -> Non
         kept[part] = {**kept.get(part, {}), **values}
 
 
-def without(table: pa.Table, source: str) -> pa.Table:
+def drop_source(table: pa.Table, source: str) -> pa.Table:
     """The rows of a table that do not have this source."""
     return table.filter(pa.array([s != source for s in table.column("source").to_pylist()], pa.bool_()))
 

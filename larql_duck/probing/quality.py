@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from larql_duck.probing.calibrate import REPORT, third
+from larql_duck.probing.calibrate import TEST, split_of
 from larql_duck.probing.report import figures
 from larql_duck.probing.words import matches
 
@@ -28,7 +28,7 @@ def quality(
 ) -> dict[str, Any]:
     """The report as JSON values: model, pooled, calibration, relations, effects, layers.
 
-    Accuracy and calibration are judged on the third of the subjects that decided nothing, for best answers whose
+    Accuracy and calibration are judged on the test split of the subjects, which decided nothing, for best answers whose
     subject has references (by relation, then subject; default: those of the shipped packs). relations are ordered by
     number of facts. effects speaks of facts with p >= 0.3: halved = the share whose probability falls by half or more
     without the listed features, stays_specific = the share where other facts fall by less than half as much (None
@@ -39,7 +39,7 @@ def quality(
     judged: dict[str, list[tuple[float, float, bool]]] = defaultdict(list)
     for row in facts:
         right = known.get(row["relation"], {}).get(row["subject"])
-        if right and third(row["subject"]) == REPORT:
+        if right and split_of(row["subject"]) == TEST:
             judged[row["relation"]].append(
                 (row["confidence"], row["p"], matches(row["object"], tuple(right)))
             )
@@ -65,13 +65,13 @@ def _shipped() -> dict[str, Mapping[str, Any]]:
 
 
 def _bins(pairs: Sequence[tuple[float, bool]]) -> list[dict[str, float]]:
-    """Bins of equal mass: mean stated probability, share that is right, and count."""
+    """Bins of equal mass: mean probability, accuracy, and count n."""
     ordered = sorted(pairs)
     parts = [ordered[i * len(ordered) // BINS : (i + 1) * len(ordered) // BINS] for i in range(BINS)]
     return [
         {
-            "stated": sum(p for p, _ in part) / len(part),
-            "right": sum(r for _, r in part) / len(part),
+            "probability": sum(p for p, _ in part) / len(part),
+            "accuracy": sum(r for _, r in part) / len(part),
             "n": len(part),
         }
         for part in parts
@@ -94,7 +94,7 @@ def _relations(
             {
                 "relation": name,
                 "facts": len(rows),
-                "judged": len(own),
+                "test_facts": len(own),
                 "accuracy": _share(r for *_, r in own),
                 "confidence": _mean(r["confidence"] for r in rows),
                 "p": _mean(r["p"] for r in rows),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from larql_duck.probing.answers import MAX_TOKENS, Asked, Candidate, ask
+from larql_duck.probing.answers import MAX_TOKENS, Candidate, Outcome, ask
 from larql_duck.probing.checkpoint import Checkpoint
 from larql_duck.probing.prompts import Question, Variant
 
@@ -48,7 +48,7 @@ class Reply:
     subject: str
     variant: int
     prompt: str
-    asked: Asked
+    outcome: Outcome
 
 
 def replies(
@@ -69,7 +69,7 @@ def replies(
     # Room for an article and an answer, which have positions too.
     room = None if engine.context is None else engine.context - MAX_TOKENS - 2
     fits = [i for i, row in enumerate(ids) if row and (room is None or len(row) <= room)]
-    found: dict[int, Asked] = {}
+    found: dict[int, Outcome] = {}
     most = max(8, min(BATCH_PROMPTS, BATCH_LOGITS // engine.vocab))
     for chunk in chunks(fits, [len(row) for row in ids], most, BATCH_CACHE // engine.cache_bytes):
         key = checkpoint.key("answers", relation.answer, [prompts[i] for i in chunk])
@@ -99,7 +99,7 @@ def chunks(
         yield chunk
 
 
-def _as_table(outcomes: Sequence[Asked]) -> pa.Table:
+def _as_table(outcomes: Sequence[Outcome]) -> pa.Table:
     rows: list[dict[str, Any]] = [
         {
             "predicted_id": o.predicted_id,
@@ -115,10 +115,10 @@ def _as_table(outcomes: Sequence[Asked]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=_SCHEMA)
 
 
-def _from_table(table: pa.Table) -> list[Asked]:
+def _from_table(table: pa.Table) -> list[Outcome]:
     # Always read back from the table, so that a resumed run sees exactly what an unbroken one saw.
     return [
-        Asked(
+        Outcome(
             predicted_id=row["predicted_id"],
             predicted=row["predicted"],
             p=row["p"],

@@ -1,30 +1,30 @@
-"""How good the facts are, on the third of the subjects that decided nothing: accuracy and calibration figures."""
+"""How good the facts are, on the test split (the third of the subjects that decided nothing): accuracy and calibration figures."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from larql_duck.probing.combine import Fact, combine
+from larql_duck.probing.combine import Answer, combine
 from larql_duck.probing.words import matches
 
 if TYPE_CHECKING:
-    from larql_duck.probing.calibrate import Judged
+    from larql_duck.probing.calibrate import RelationReplies
 
 # (confidence, p, right)
 _Row = tuple[float, float, bool]
 
 
 def report(
-    judged: Sequence[Judged],
+    judged: Sequence[RelationReplies],
     weights: Sequence[Mapping[int, float]],
-    facts: Sequence[Sequence[Fact]],
+    facts: Sequence[Sequence[Answer]],
     confidence: Sequence[Sequence[tuple[float, bool]]],
 ) -> dict[str, Any]:
-    """Figures on the report third, as JSON values: 'pooled' (None without references) and 'relations' by name.
+    """Figures on the test split, as JSON values: 'pooled' (None without references) and 'relations' by name.
 
     accuracy counts subjects whose combined best answer is right among those with references. best_template is the
-    accuracy of the template that was best on the second third, hindsight that of the one that is best here. The
+    accuracy of the template that was best on the validation split, oracle_template that of the one that is best here. The
     others judge best answers alone: see `figures`.
     """
     by_relation: dict[str, Any] = {}
@@ -40,23 +40,25 @@ def report(
         }
         right = sum(r for _, _, r in rows)
         single = singles[max(kept, key=lambda v: (kept[v], -v))]
-        hindsight = max(singles.values())
+        oracle = max(singles.values())
         by_relation[j.relation.name] = {
             "family": j.relation.family,
             "n": len(asked),
             "accuracy": right / len(asked),
             "best_template": single / len(asked),
-            "hindsight": hindsight / len(asked),
+            "oracle_template": oracle / len(asked),
             "templates": {str(v): n / len(asked) for v, n in singles.items()},
             "weights": {str(v): w for v, w in kept.items()},
             **figures(rows),
         }
         pooled += rows
-        counts = [a + b for a, b in zip(counts, (len(asked), right, single, hindsight), strict=True)]
+        counts = [a + b for a, b in zip(counts, (len(asked), right, single, oracle), strict=True)]
     n = counts[0]
     if not n:
         return {"pooled": None, "relations": by_relation}
-    shares = dict(zip(("accuracy", "best_template", "hindsight"), (c / n for c in counts[1:]), strict=True))
+    shares = dict(
+        zip(("accuracy", "best_template", "oracle_template"), (c / n for c in counts[1:]), strict=True)
+    )
     return {"pooled": {"n": n, **shares, **figures(pooled)}, "relations": by_relation}
 
 
@@ -114,13 +116,17 @@ def auroc(pairs: Sequence[tuple[float, bool]]) -> float | None:
     return wins / (right * wrong)
 
 
-def _subjects(j: Judged) -> set[str]:
-    from larql_duck.probing.calibrate import REPORT, third
+def _subjects(j: RelationReplies) -> set[str]:
+    from larql_duck.probing.calibrate import TEST, split_of
 
-    return {r.subject for r in j.replies if r.subject in j.relation.references and third(r.subject) == REPORT}
+    return {
+        r.subject for r in j.replies if r.subject in j.relation.references and split_of(r.subject) == TEST
+    }
 
 
-def _rows(j: Judged, facts: Sequence[Fact], confidence: Sequence[tuple[float, bool]]) -> list[_Row]:
+def _rows(
+    j: RelationReplies, facts: Sequence[Answer], confidence: Sequence[tuple[float, bool]]
+) -> list[_Row]:
     asked = _subjects(j)
     return [
         (c, f.p, matches(f.object, j.relation.references[f.subject]))
@@ -129,7 +135,7 @@ def _rows(j: Judged, facts: Sequence[Fact], confidence: Sequence[tuple[float, bo
     ]
 
 
-def _right(j: Judged, picked: Sequence[bool]) -> int:
+def _right(j: RelationReplies, picked: Sequence[bool]) -> int:
     asked = _subjects(j)
     own = [r for r, keep in zip(j.replies, picked, strict=True) if keep and r.subject in asked]
     return sum(matches(f.object, j.relation.references[f.subject]) for f in combine(own, top_n=1))

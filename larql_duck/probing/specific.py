@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from larql_duck.aliases import Slot
 from larql_duck.probing.checkpoint import Checkpoint
-from larql_duck.probing.combine import Fact, prompt_ids
-from larql_duck.probing.measure import SINGLE, Measured
+from larql_duck.probing.combine import Answer, prompt_ids
+from larql_duck.probing.measure import SINGLE, FactFeatures
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,7 @@ _SCHEMA = pa.schema([("drops", pa.list_(pa.float64()))])
 
 
 @dataclass(frozen=True)
-class Specific:
+class SpecificEffects:
     """A fact's specific effect and those of its measured features, in order; None without other facts."""
 
     fact: float | None
@@ -35,14 +35,14 @@ class Specific:
 
 def specifics(
     engine: Engine,
-    facts: Sequence[Fact],
-    measured: Sequence[Measured],
+    facts: Sequence[Answer],
+    measured: Sequence[FactFeatures],
     *,
     checkpoint: Checkpoint,
     replacement: torch.Tensor | None = None,
     done: Callable[[int], None] = lambda n: None,
-) -> list[Specific]:
-    """Every fact's Specific, for the facts of one relation: its effect minus the median effect on other facts.
+) -> list[SpecificEffects]:
+    """Every fact's SpecificEffects, for the facts of one relation: its effect minus the median effect on other facts.
 
     The others are a fixed sample of SAMPLE facts, the same for a set and for single features.
     """
@@ -55,7 +55,7 @@ def specifics(
     for i, (m, slots) in enumerate(zip(measured, sets, strict=True)):
         others = [k for k, s in enumerate(sample) if s != i][:SAMPLE]
         if not others:
-            out.append(Specific(None, (None,) * len(m.edges)))
+            out.append(SpecificEffects(None, (None,) * len(m.edges)))
             continue
 
         def beyond(effect: float | None, key: tuple[Slot, ...], others: list[int] = others) -> float | None:
@@ -64,11 +64,11 @@ def specifics(
         edges = tuple(
             beyond(e.effect, ((e.layer, e.feature),)) if e.effect is not None else None for e in m.edges
         )
-        out.append(Specific(beyond(m.effect, slots), edges))
+        out.append(SpecificEffects(beyond(m.effect, slots), edges))
     return out
 
 
-def _sample(facts: Sequence[Fact]) -> list[int]:
+def _sample(facts: Sequence[Answer]) -> list[int]:
     """Indices of SAMPLE + 1 facts of rank 1, drawn by a hash of the subject: the same in every run."""
     first = [i for i, f in enumerate(facts) if f.rank == 1]
     drawn = sorted(first, key=lambda i: hashlib.sha256(facts[i].subject.encode()).digest())
@@ -77,7 +77,7 @@ def _sample(facts: Sequence[Fact]) -> list[int]:
 
 def _drops(
     engine: Engine,
-    sample: Sequence[Fact],
+    sample: Sequence[Answer],
     wanted: Sequence[tuple[Slot, ...]],
     checkpoint: Checkpoint,
     replacement: torch.Tensor | None,

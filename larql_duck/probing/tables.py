@@ -10,26 +10,29 @@ import pyarrow as pa
 from larql_duck.catalog.schemas import SCHEMAS
 from larql_duck.models.tokenizer import Tokenizer
 from larql_duck.probing.answers import NO_ARTICLE
-from larql_duck.probing.combine import Fact
+from larql_duck.probing.combine import Answer
 from larql_duck.probing.labels import feature_relations, relations_table
-from larql_duck.probing.measure import Measured
+from larql_duck.probing.measure import FactFeatures
 from larql_duck.probing.prompts import Question
 from larql_duck.probing.replies import Reply
-from larql_duck.probing.specific import Specific
+from larql_duck.probing.specific import SpecificEffects
 
 
 @dataclass(frozen=True)
-class Found:
+class MeasuredFacts:
     """One relation's facts with confidences; measured and specific are None for facts without features."""
 
-    facts: list[Fact]
+    facts: list[Answer]
     confidence: list[tuple[float, bool]]
-    measured: list[Measured | None]
-    specific: list[Specific | None]
+    measured: list[FactFeatures | None]
+    specific: list[SpecificEffects | None]
 
 
 def tables_of(
-    tokenizer: Tokenizer, asked: Sequence[Question], said: Sequence[Sequence[Reply]], found: Sequence[Found]
+    tokenizer: Tokenizer,
+    asked: Sequence[Question],
+    said: Sequence[Sequence[Reply]],
+    found: Sequence[MeasuredFacts],
 ) -> dict[str, pa.Table]:
     """The tables facts, probes, edges, relations and feature_relations, with the public schemas.
 
@@ -54,7 +57,7 @@ def tables_of(
     }
 
 
-def _facts_table(tokenizer: Tokenizer, asked: Sequence[Question], found: Sequence[Found]) -> pa.Table:
+def _facts_table(tokenizer: Tokenizer, asked: Sequence[Question], found: Sequence[MeasuredFacts]) -> pa.Table:
     rows = [
         {
             "subject": f.subject,
@@ -83,7 +86,7 @@ def _facts_table(tokenizer: Tokenizer, asked: Sequence[Question], found: Sequenc
     return pa.Table.from_pylist(rows, schema=SCHEMAS["facts"])
 
 
-def _edges_table(asked: Sequence[Question], found: Sequence[Found]) -> pa.Table:
+def _edges_table(asked: Sequence[Question], found: Sequence[MeasuredFacts]) -> pa.Table:
     rows = [
         {
             "subject": f.subject,
@@ -114,9 +117,9 @@ def _probes_table(asked: Sequence[Question], said: Sequence[Sequence[Reply]]) ->
                 "subject": r.subject,
                 "relation": q.relation.name,
                 "template": templates[r.variant],
-                "predicted": r.asked.predicted,
-                "p": r.asked.p,
-                "entropy": r.asked.entropy,
+                "predicted": r.outcome.predicted,
+                "p": r.outcome.p,
+                "entropy": r.outcome.entropy,
             }
             for r in own
         ]

@@ -75,7 +75,7 @@ class Edited:
     ) -> tuple[SlotTables, dict[str, pa.Table]]:
         from larql_duck.editing.fact_views import FactShower
         from larql_duck.editing.feature_views import SlotShower
-        from larql_duck.probing.publish import many_of
+        from larql_duck.probing.publish import many_relations
 
         if self._stored is None or self._stored.vindex is not vindex:
             self._stored = _Stored(self._session, vindex)
@@ -86,7 +86,7 @@ class Edited:
         assert self._slots is not None and self._facts is not None
         stored = self._stored
         stored.probed = probed
-        many = many_of(vindex) | self._session.unsaved.many
+        many = many_relations(vindex) | self._session.unsaved.many
         slots = self._slots.tables(overlay)
         facts, notices = self._facts.tables(overlay, many, self._session.edits.stored)
         self.notices += [*slots.notices, *notices]
@@ -100,7 +100,7 @@ class Edited:
         self, stored: _Stored, slots: SlotTables, facts: dict[str, pa.Table], many: set[str]
     ) -> dict[str, pa.Table]:
         """features, edges, triples and entities that follow from the slots' rows and the facts."""
-        from larql_duck.probing.publish import without
+        from larql_duck.probing.publish import drop_source
         from larql_duck.vindex.derive import (
             Changed,
             derive_entities,
@@ -118,7 +118,7 @@ class Edited:
         ).cast(SCHEMAS["features"])
         features = label_features(features, facts.get("feature_relations", stored.table("feature_relations")))
         path = stored.file("feature_tokens")
-        parts = [without(facts.get("edges", stored.table("edges")), "weights")]
+        parts = [drop_source(facts.get("edges", stored.table("edges")), "weights")]
         if path is not None:
             tokens = Changed(path, slots.hidden_tokens, slots.feature_tokens)
             parts.append(weight_edges(tokens, features))

@@ -37,11 +37,11 @@ def probe(
     See `Session.probe`. The new rows are shown by the session at once; with save they are published first.
     """
     from larql_duck.probing.facts import probe as run
-    from larql_duck.probing.publish import need_ours, publish
+    from larql_duck.probing.publish import publish, require_tables
     from larql_duck.session.overlay_views import show_tables
 
     vindex = session.need()
-    need_ours(vindex)
+    require_tables(vindex)
     vindex.require("inference", "PROBE")
     asked = pack_of(session, entities, relations, pack)
     many = {r.name for r in asked.relations if r.many}
@@ -136,7 +136,7 @@ class Unsaved:
         Runs under other edits than `edits` are left out: the model no longer is the one that answered.
         """
         from larql_duck.probing.merge import PROBED
-        from larql_duck.probing.publish import grown, many_of
+        from larql_duck.probing.publish import many_relations, merged_tables
 
         tables = dict(self._published)
         runs = [found for found, under in self._found if under in (None, edits)]
@@ -144,7 +144,7 @@ class Unsaved:
             vindex = self._session.need()
             known = {name: tables.get(name, vindex.table(name)) for name in PROBED}
             for found in runs:
-                tables = grown(vindex, known, found, many_of(vindex) | self._many)
+                tables = merged_tables(vindex, known, found, many_relations(vindex) | self._many)
                 known = {name: tables[name] for name in PROBED}
         return tables
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from larql_duck.inference.engine import Engine
 from larql_duck.models.opening import open_model
 from larql_duck.models.tokenizer import load_tokenizer
-from larql_duck.probing.answers import NO_ARTICLE, Asked, Candidate
+from larql_duck.probing.answers import NO_ARTICLE, Candidate, Outcome
 from larql_duck.probing.replies import Reply
 from tests.tiny import make_tiny
 
@@ -60,7 +60,7 @@ def reply(subject: str, variant: int = 0, /, **answers: float) -> Reply:
         subject=subject,
         variant=variant,
         prompt=f"template {variant} about {subject}",
-        asked=Asked(
+        outcome=Outcome(
             predicted_id=ids[ordered[0][0]] if ordered else 0,
             predicted=f" {ordered[0][0]}" if ordered else " of",
             p=ordered[0][1] if ordered else 0.5,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from larql_duck.inference.engine import Engine
-from larql_duck.probing.answers import NO_ARTICLE, Asked, ask
+from larql_duck.probing.answers import NO_ARTICLE, Outcome, ask
 from tests.probing.support import bigram_engine
 
 TABLE = {
@@ -41,7 +41,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     return bigram_engine(tmp_path_factory.mktemp("bigram"), TABLE)
 
 
-def asked(engine: Engine, prompt: str, form: str = "name") -> Asked:
+def asked(engine: Engine, prompt: str, form: str = "name") -> Outcome:
     return ask(engine, form, [engine.tokenizer.encode(prompt)])[0]
 
 

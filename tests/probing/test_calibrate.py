@@ -9,21 +9,22 @@ import pytest
 
 from larql_duck.knowledge.relations import Relation
 from larql_duck.probing.calibrate import (
-    CHOOSE,
+    SPLITS,
+    VALIDATION,
     Calibration,
-    Judged,
+    RelationReplies,
     calibrate,
     isotonic,
     logistic,
+    split_of,
     template_weights,
-    third,
 )
 from larql_duck.probing.replies import Reply
 from larql_duck.probing.report import auroc, brier, ece
 from tests.probing.support import reply
 
 
-def world(n: int, seed: int = 0, family: str = "geo", name: str = "capital") -> Judged:
+def world(n: int, seed: int = 0, family: str = "geo", name: str = "capital") -> RelationReplies:
     """n subjects whose answer is right with probability p squared: p overstates, and calibration must say so."""
     rng = random.Random(seed)
     replies: list[Reply] = []
@@ -33,13 +34,13 @@ def world(n: int, seed: int = 0, family: str = "geo", name: str = "capital") -> 
         references[subject] = ("right",)
         replies.append(reply(subject, 0, **{"right" if rng.random() < p * p else "wrong": max(p, 0.1)}))
     relation = Relation(name, "", family, ("{} is",), entities=tuple(references), references=references)
-    return Judged(relation, tuple(replies))
+    return RelationReplies(relation, tuple(replies))
 
 
-def test_the_thirds_are_fixed_and_even() -> None:
-    assert [third(s) for s in ("France", "Japan", "Ghana", "gold")] == [2, 2, 0, 0]
-    assert third("FRANCE") == third("France")
-    counts = [sum(third(f"subject {i}") == k for i in range(3000)) for k in range(3)]
+def test_the_splits_are_fixed_and_even() -> None:
+    assert [split_of(s) for s in ("France", "Japan", "Ghana", "gold")] == ["test", "test", "train", "train"]
+    assert split_of("FRANCE") == split_of("France")
+    counts = [sum(split_of(f"subject {i}") == split for i in range(3000)) for split in SPLITS]
     assert all(900 < c < 1100 for c in counts)
 
 
@@ -62,7 +63,7 @@ def test_confidence_never_falls_as_the_score_rises() -> None:
 
 def test_without_references_confidence_is_p() -> None:
     replies = (reply("A", 0, x=0.7), reply("B", 0, y=0.4))
-    judged = calibrate([Judged(Relation("r", "", "f", ("{} is",), entities=("A", "B")), replies)])
+    judged = calibrate([RelationReplies(Relation("r", "", "f", ("{} is",), entities=("A", "B")), replies)])
     assert judged.confidence == [[(0.7, False), (0.4, False)]]
     assert judged.report == {"pooled": None, "relations": {}}
     assert judged.calibration == Calibration()
@@ -76,7 +77,7 @@ def test_an_earlier_calibration_serves_its_family() -> None:
     earlier = calibrate([world(600)]).calibration
     stored = Calibration.from_json(earlier.as_json())
     relation = Relation("other", "", "geo", ("{} is",), entities=("A",))
-    judged = calibrate([Judged(relation, (reply("A", 0, x=0.9),))], known=stored)
+    judged = calibrate([RelationReplies(relation, (reply("A", 0, x=0.9),))], known=stored)
     ((value, calibrated),) = judged.confidence[0]
     assert calibrated and value == pytest.approx(earlier.confidence("geo", 0.9))
 
@@ -98,18 +99,18 @@ def test_templates_that_mislead_are_left_out() -> None:
         replies.append(reply(subject, 2, **{"right" if i % 2 else "wrong": 0.4}))
     weights = template_weights(relation, replies)
     assert set(weights) == {0, 2} and weights[0] == 1.0 > weights[2]
-    judged = calibrate([Judged(relation, tuple(replies))])
+    judged = calibrate([RelationReplies(relation, tuple(replies))])
     assert judged.report["pooled"]["accuracy"] == 1.0
     assert judged.weights == [weights]
     assert {f.object for f in judged.facts[0] if f.rank == 1} == {"right"}
 
 
-def test_templates_are_weighed_on_the_second_third_alone() -> None:
+def test_templates_are_weighed_on_the_validation_split_alone() -> None:
     references = {f"s{i}": ("right",) for i in range(90)}
     relation = Relation("r", "", "f", ("a {}", "b {}"), entities=tuple(references), references=references)
     replies = []
     for subject in references:
-        good = third(subject) == CHOOSE
+        good = split_of(subject) == VALIDATION
         replies.append(reply(subject, 0, **{"right" if good else "wrong": 0.5}))
         replies.append(reply(subject, 1, **{"wrong" if good else "right": 0.5}))
     assert set(template_weights(relation, replies)) == {0}

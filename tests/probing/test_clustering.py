@@ -13,7 +13,7 @@ import pytest
 from larql_duck.cli import app as cli
 from larql_duck.probing.clustering import (
     Clusters,
-    Directions,
+    FeatureDirections,
     Label,
     _Namer,
     _patterns,
@@ -38,14 +38,14 @@ def copy(base: Path, tmp_path: Path) -> Path:
 
 def named(base: Path, answers: list[str], writes: list[str], member: list[int]) -> list[Label | None]:
     n = len(answers)
-    found = Directions(np.zeros(n, int), np.arange(n), answers, writes, np.zeros((n, 2), np.float32))
+    found = FeatureDirections(np.zeros(n, int), np.arange(n), answers, writes, np.zeros((n, 2), np.float32))
     return _Namer(Vindex.open(base), found, np.array(member), max(member) + 1).labels()
 
 
-def test_directions_are_unit_and_lead_from_the_in_token_to_the_out_token(base: Path) -> None:
+def test_directions_are_unit_and_lead_from_the_activating_to_the_promoted_token(base: Path) -> None:
     vindex = Vindex.open(base)
     found = directions(vindex)
-    assert len(found.layer) == len(found.answers) == len(found.unit) > 10
+    assert len(found.layer) == len(found.activates_on) == len(found.unit) > 10
     assert np.linalg.norm(found.unit, axis=1) == pytest.approx(np.ones(len(found.unit)), abs=1e-5)
     tokens = {r["token_id"]: r for r in vindex.table("tokens").to_pylist()}
     rows = vindex.table("feature_tokens").to_pylist()
@@ -58,7 +58,7 @@ def test_directions_are_unit_and_lead_from_the_in_token_to_the_out_token(base: P
         outer = at[*slot, side, 1]
         offset = embeddings[outer["token_id"]] - embeddings[inner["token_id"]]
         assert found.unit[i] == pytest.approx(offset / np.linalg.norm(offset), abs=1e-5)
-        assert found.writes[i] == tokens[outer["token_id"]]["text"]
+        assert found.promotes[i] == tokens[outer["token_id"]]["text"]
 
 
 def test_clusters_are_the_same_for_a_seed_and_cover_every_direction(base: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from larql_duck.probing.answers import NO_ARTICLE, Asked, Candidate
+from larql_duck.probing.answers import NO_ARTICLE, Candidate, Outcome
 from larql_duck.probing.combine import combine
 from larql_duck.probing.replies import Reply
 from tests.probing.support import reply
@@ -72,7 +72,7 @@ def test_prior_is_the_mean_over_the_other_subjects() -> None:
 def test_the_whole_answer_is_never_more_probable_than_its_beginning() -> None:
     def ask(variant: int, p: float, p_string: float) -> Reply:
         candidate = Candidate("Buenos Aires", 7, NO_ARTICLE, p, p_string)
-        return Reply("Argentina", variant, "", Asked(7, " Buenos", p, 1.0, {7: p}, (candidate,)))
+        return Reply("Argentina", variant, "", Outcome(7, " Buenos", p, 1.0, {7: p}, (candidate,)))
 
     fact = combine([ask(0, 0.4, 0.3), ask(1, 0.8, 0.4)])[0]
     assert fact.p == pytest.approx(0.6)

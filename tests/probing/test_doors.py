@@ -96,7 +96,7 @@ def test_weight_edges_carry_the_new_labels(base: Path) -> None:
     n = len(slots["layer"])
     labels = as_table("feature_relations", {**slots, "relation": ["r"] * n, "support": [1.0] * n,
                                             "specificity": [1.0] * n, "mean_contribution": [1.0] * n})  # fmt: skip
-    tables = publish_module.derived(
+    tables = publish_module.derived_tables(
         vindex,
         {"facts": empty_table("facts"), "edges": empty_table("edges"), "feature_relations": labels},
         (),
@@ -311,13 +311,13 @@ def test_ask_runs_one_batch_and_remembers(base: Path, monkeypatch: pytest.Monkey
     from larql_duck.probing import facts as facts_module
 
     calls: list[list[str]] = []
-    real = facts_module.stated
+    real = facts_module.ask_subjects
 
     def counting(engine, relation, subjects=None, **options):  # type: ignore[no-untyped-def]
         calls.append(list(subjects))
         return real(engine, relation, subjects, **options)
 
-    monkeypatch.setattr(facts_module, "stated", counting)
+    monkeypatch.setattr(facts_module, "ask_subjects", counting)
     with connect(base) as s:
         query = "SELECT lq_ask('country ' || (i % 5), 'capital') FROM range(300) AS t(i)"
         first = columns(s, query)

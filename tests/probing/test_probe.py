@@ -15,7 +15,7 @@ from larql_duck.inference.interventions import feature_edits
 from larql_duck.knowledge.relations import Pack, Relation
 from larql_duck.models.opening import open_model
 from larql_duck.probing import facts as facts_module
-from larql_duck.probing.facts import probe, probe_facts, stated
+from larql_duck.probing.facts import ask_subjects, probe, probe_facts
 from larql_duck.probing.measure import MOST_FEATURES, SHARE, SINGLE, strongest
 from larql_duck.probing.prompts import questions
 
@@ -214,7 +214,7 @@ def test_mean_ablation_is_another_measurement(engine: Engine) -> None:
 
 
 def test_answers_alone_are_those_of_a_probing_run(tables: dict[str, pa.Table], engine: Engine) -> None:
-    asked = stated(engine, CAPITAL, ["Japan", "France"], top_n=2)
+    asked = ask_subjects(engine, CAPITAL, ["Japan", "France"], top_n=2)
     for subject in ("Japan", "France"):
         expected = [f for f in rows(tables["facts"], relation="capital", subject=subject) if f["rank"] <= 2]
         own = [f for f in asked if f.subject == subject]

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from larql_duck.cli import app as cli
-from larql_duck.probing.calibrate import REPORT, third
+from larql_duck.probing.calibrate import TEST, split_of
 from larql_duck.probing.control import _drawn, controls
 from larql_duck.probing.page import page
 from larql_duck.probing.quality import quality
@@ -31,15 +31,15 @@ def probed(tiny_vindex, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_accuracy_counts_the_report_third_only(tmp_path: Path) -> None:
+def test_accuracy_counts_the_test_split_only(tmp_path: Path) -> None:
     vindex = Vindex.open(write_vindex(tmp_path / "world.vindex"))
     names = ["France", "Germany", "Japan", "Turkey"]
     references = {"capital": dict(zip(names, [("Paris",), ("Bonn",), ("Tokyo",), ("Ankara",)], strict=True))}
-    judged = [n for n in names if third(n) == REPORT]
+    judged = [n for n in names if split_of(n) == TEST]
     right = [n for n in judged if n != "Germany"]
     found = quality(vindex, references=references)
     capital = next(r for r in found["relations"] if r["relation"] == "capital")
-    assert capital["judged"] == len(judged) > 0
+    assert capital["test_facts"] == len(judged) > 0
     assert capital["accuracy"] == pytest.approx(len(right) / len(judged))
     assert found["pooled"]["answered"] == len(judged)
     assert sum(b["n"] for b in found["calibration"]) == len(judged)

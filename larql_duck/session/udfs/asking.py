@@ -114,14 +114,14 @@ class Asker:
         return {(s, r): (o, p) for s, r, o, p in found}
 
     def _run(self, pairs: Sequence[tuple[str, str]]) -> None:
-        from larql_duck.probing.facts import stated
+        from larql_duck.probing.facts import ask_subjects
 
         by_relation: dict[str, list[str]] = {}
         for subject, relation in pairs:
             by_relation.setdefault(relation, []).append(subject)
         for key, names in by_relation.items():
             asked = self._relation(key)
-            found = {f.subject: f for f in stated(self._engine("lq_ask"), asked, names) if f.rank == 1}
+            found = {f.subject: f for f in ask_subjects(self._engine("lq_ask"), asked, names) if f.rank == 1}
             for name in names:
                 fact = found.get(name)
                 self._answers[name, key] = None if fact is None else (fact.object, fact.p)
