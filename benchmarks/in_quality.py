@@ -33,6 +33,7 @@ def in_quality(work: Path) -> Iterator[Row]:
 
     from larql_duck.inference.batch import pad
     from larql_duck.inference.engine import Engine
+    from larql_duck.inference.prefix import prefill
     from larql_duck.models import load_tokenizer, open_model
 
     source = open_model(smollm2())
@@ -58,7 +59,7 @@ def in_quality(work: Path) -> Iterator[Row]:
         for start in range(0, _WORDS, 250):
             rows = [[*ids, w] for w in words[start : start + 250]]
             # The sentence runs once, its last words one batch a time.
-            prefix = engine.prefix(pad(rows, device=engine.device))
+            prefix = prefill(engine, pad(rows, device=engine.device))
             for layer in found:
                 del layer[start // 250 :]
             prefix.step()

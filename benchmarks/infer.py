@@ -60,9 +60,9 @@ def vindex_of(work: Path, dtype: str) -> Path:
 
 def engine_of(path: Path) -> Engine:
     """The engine on a vindex."""
-    from larql_duck.inference.opening import open_live
+    from larql_duck.inference.model import Model
 
-    return open_live(path).engine
+    return Model.open(path).engine
 
 
 def reference(path: Path) -> Any:
@@ -142,6 +142,7 @@ def infer_sums(work: Path) -> Iterator[Row]:
     """Whether what layers add is all there is: residuals, and contributions to the predicted token's centred logit."""
     import numpy as np
 
+    from larql_duck.inference.attribution import attribute
     from larql_duck.inference.capture import FOR_ATTRIBUTION
     from larql_duck.inference.trace import trace
 
@@ -155,7 +156,7 @@ def infer_sums(work: Path) -> Iterator[Row]:
     )
     capture = engine.capture(_PROMPT, FOR_ATTRIBUTION)
     token = int(capture.need("logits")[0].argmax())
-    parts = engine.attribute(capture, [token])
+    parts = attribute(engine, capture, [token])
     off = abs(float(parts.summed()[0] - parts.total[0]))
     yield Row(
         "contributions against the centred logit",

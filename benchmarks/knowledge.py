@@ -64,6 +64,7 @@ def answers(work: Path) -> Iterator[Row]:
 
 def causality(work: Path) -> Iterator[Row]:
     """Zeroing the listed features, and as many random ones, of facts with p >= 0.3; additivity of contributions."""
+    from larql_duck.inference.attribution import attribute
     from larql_duck.probing.control import controls
 
     opened, engine = _opened(work)
@@ -79,7 +80,7 @@ def causality(work: Path) -> Iterator[Row]:
     prompts = [r["prompt"] for r in stated[:64]]
     capture = engine.capture(prompts)
     tokens = capture.need("logits").argmax(dim=1)
-    attribution = engine.attribute(capture, tokens)
+    attribution = attribute(engine, capture, tokens)
     error = float((attribution.summed() - attribution.total).abs().max())
     yield Row("contributions add up, largest error", error, None, "logits", "0.01", f"{len(prompts)} prompts")
     yield from _specific(engine)

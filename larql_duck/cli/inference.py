@@ -39,11 +39,11 @@ def run(
     device: DeviceOption = None,
 ) -> int:
     """Write on after a prompt, token by token."""
-    from larql_duck.inference.opening import open_live, written
+    from larql_duck.inference.model import Model
 
-    live = open_live(model, dtype=dtype, device=device, patches=patch or ())
-    pieces = written(
-        live, prompt, tokens=tokens, chat=chat, system=system, temperature=temperature, seed=seed
+    source = Model.open(model, dtype=dtype, device=device, patches=patch or ())
+    pieces = source.generate(
+        prompt, tokens=tokens, chat=chat, system=system, temperature=temperature, seed=seed
     )
     for piece in pieces:
         sys.stdout.write(piece)
@@ -72,15 +72,14 @@ def trace(
     """Show how a prompt becomes a prediction, layer by layer."""
     from larql_duck.charts.charts import check_format
     from larql_duck.cli import output
-    from larql_duck.inference.opening import open_live
+    from larql_duck.inference.model import Model
     from larql_duck.result import Result
 
     chosen = cli._format(form, json=json, csv=csv, parquet=parquet)
     if plot is not None:
         check_format(plot)
     shown = cli._layers(layers)
-    live = open_live(model, dtype=dtype, device=device)
-    found = live.trace(
+    found = Model.open(model, dtype=dtype, device=device).trace(
         prompt,
         target=target,
         decompose=decompose,
@@ -110,11 +109,11 @@ def activations(
     device: DeviceOption = None,
 ) -> int:
     """Find the texts that fire each feature."""
-    from larql_duck.inference.opening import open_live
+    from larql_duck.inference.model import Model
 
-    live = open_live(model, dtype=dtype, device=device)
+    source = Model.open(model, dtype=dtype, device=device)
     with cli._progress() as report:
-        path = live.fire(
+        path = source.write_activations(
             texts, out, raw=raw, top=top, window=window, column=column, progress=report, notice=cli._note
         )
     cli._say(f"made {path}" if raw else f"made {path}; ask it: SELECT * FROM lq_contexts('{path}', 24, 1005)")

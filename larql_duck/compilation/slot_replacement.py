@@ -113,7 +113,7 @@ def usage(engine: Engine, texts: Texts) -> list[torch.Tensor]:
         for ids in texts:
             _pass(engine, ids)
             count += len(ids)
-    norms = [parts.down_rows().float().norm(dim=1).double().cpu() for parts in engine.anatomy.layers]
+    norms = [parts.down_rows().float().norm(dim=1).double().cpu() for parts in engine.modules.layers]
     return [total / max(count, 1) * norm for total, norm in zip(sums, norms, strict=True)]
 
 
@@ -127,9 +127,9 @@ def _activations(engine: Engine, sums: list[torch.Tensor]) -> Iterator[None]:
 
         return add
 
-    with engine.anatomy.passing:
+    with engine.modules.pass_lock:
         hooks = [
-            parts.down.register_forward_pre_hook(hook(i)) for i, parts in enumerate(engine.anatomy.layers)
+            parts.down.register_forward_pre_hook(hook(i)) for i, parts in enumerate(engine.modules.layers)
         ]
         try:
             yield

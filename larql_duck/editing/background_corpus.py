@@ -78,10 +78,9 @@ def background_inputs(session: Session, layer: int) -> Inputs:
     kept: tuple[int, Texts | None, Inputs] | None = session.kept.get(key)
     if kept is None or kept[:2] != (layer, session.texts):
         from larql_duck.editing.keys import every_input
-        from larql_duck.inference.weight_overlay import under
 
         rows = sorted(background_text(session).rows, key=len)
-        with under(session.engine(), None) as engine:
+        with session.engine().under(None) as engine:
             x = every_input(engine, rows, layer)
         kept = session.kept[key] = (layer, session.texts, Inputs(x, rows))
     return kept[2]
@@ -146,13 +145,12 @@ def _stored(vindex: Vindex, need: int, vocab: int) -> Text | None:
 
 def _written(session: Session, need: int) -> Text:
     from larql_duck.inference.sampling import written_ids
-    from larql_duck.inference.weight_overlay import under
 
     def progress(done: int, total: int) -> None:
         if session.progress is not None:
             session.progress("text for second moments", done, total)
 
-    with under(session.engine(), None) as engine:
+    with session.engine().under(None) as engine:
         rows = written_ids(engine, need, seed=SEED, progress=progress)
     return Text(rows, f"written by the model, seed {SEED}")
 

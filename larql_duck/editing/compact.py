@@ -82,7 +82,6 @@ def compact_major(session: Session, *, full: bool = False, lambda_: float | None
     folded fact has no feature left to fold again; then nothing changes.
     """
     from larql_duck.editing.inserting import fact_result, largest_change, measure_facts, need_features
-    from larql_duck.inference.weight_overlay import under
 
     weight = LAMBDA if lambda_ is None else lambda_
     if not (math.isfinite(weight) and weight > 0):
@@ -105,7 +104,7 @@ def compact_major(session: Session, *, full: bool = False, lambda_: float | None
         operations += folded.operations
     every = [w for own in requests.values() for w in own]
     before = measure_facts(engine, every)
-    with under(engine, session.edits.preview(operations)):
+    with engine.under(session.edits.preview(operations)):
         after = measure_facts(engine, every)
     session.edits.add(operations)
     rows = [
@@ -180,7 +179,6 @@ def _fold_layer(
     """The operations that fold one layer's features: other down columns, then the facts as folded ones."""
     from larql_duck.editing.inserting import earlier_facts
     from larql_duck.editing.second_moments import second_moments
-    from larql_duck.inference.weight_overlay import under
     from larql_duck.patches.rounding import rounded
 
     vindex = session.need()
@@ -192,7 +190,7 @@ def _fold_layer(
         f for f in session.overlay.facts if f.mode == "fold" and fact_key(f.entity, f.relation) not in carried
     ]
     # The layer itself is the source's: its features are still there.
-    with under(engine, _joint(source, below, layer)):
+    with engine.under(_joint(source, below, layer)):
         acts, prompts = _activations(
             session,
             engine,

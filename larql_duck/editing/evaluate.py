@@ -130,7 +130,6 @@ def check_edits(session: Session, *, texts: str | Path | Sequence[str] | None = 
     Facts of a compiled vindex are checked too, without "before". LevelError without weights, LarqlError for a text
     that is too short.
     """
-    from larql_duck.inference.weight_overlay import under
 
     session.need().require("inference", "checking edits")
     engine = session.engine()
@@ -138,7 +137,7 @@ def check_edits(session: Session, *, texts: str | Path | Sequence[str] | None = 
     facts, compiled = _facts(session)
     asked = _prompts(session, facts)
     notices: list[str] = []
-    with under(engine, None):
+    with engine.under(None):
         rows, origin = _texts(session, engine, texts)
         before = _state(session, engine, asked, rows)
         for a in asked:

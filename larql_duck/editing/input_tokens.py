@@ -147,10 +147,11 @@ def _context_inputs(
 ) -> dict[int, LayerInputs]:
     import torch
 
-    from larql_duck.extraction.context import NEUTRAL, TokenFeatures, run_layer
+    from larql_duck.extraction.context import TokenFeatures, run_layer
     from larql_duck.extraction.parallel import workers
     from larql_duck.extraction.stream import TokenStream
-    from larql_duck.extraction.topk import row_blocks
+    from larql_duck.inference.query_vectors import NEUTRAL
+    from larql_duck.inference.topk import row_blocks
     from larql_duck.models.tokenizer import load_tokenizer
 
     stream = TokenStream(vindex, load_tokenizer(vindex).encode(NEUTRAL), torch.from_numpy(ids))

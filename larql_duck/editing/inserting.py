@@ -141,7 +141,6 @@ def solve_and_add(
     from larql_duck.editing.background_corpus import background_inputs
     from larql_duck.editing.second_moments import second_moments
     from larql_duck.editing.solve import default_layer, need_gated, solve
-    from larql_duck.inference.weight_overlay import under
 
     vindex = session.need()
     engine = session.engine()
@@ -160,7 +159,7 @@ def solve_and_add(
         if f.mode == "compose"
     ]
     without = edits.preview(removals)
-    with under(engine, without):
+    with engine.under(without):
         before = measure_facts(engine, requests)
         solved = solve(
             engine,
@@ -176,7 +175,7 @@ def solve_and_add(
     operations = [
         _operation(session, engine, s, edits.next_feature(layer, n), confidence) for n, s in enumerate(solved)
     ]
-    with under(engine, edits.preview(operations)):
+    with engine.under(edits.preview(operations)):
         after = measure_facts(engine, requests)
     solved = [
         replace(s, p_before=b.p, p_after=a.p, paraphrase_p=a.others, neighbour_change=largest_change(b, a))

@@ -134,8 +134,8 @@ def layer_input(
         kept.append(args[0] if args else kwargs["hidden_states"])
         raise _Reached
 
-    with engine.anatomy.passing:
-        handle = getattr(engine.anatomy.layers[layer], part).register_forward_pre_hook(stop, with_kwargs=True)
+    with engine.modules.pass_lock:
+        handle = getattr(engine.modules.layers[layer], part).register_forward_pre_hook(stop, with_kwargs=True)
         try:
             engine.model.base_model(
                 input_ids=batch.ids,

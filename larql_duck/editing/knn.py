@@ -189,10 +189,9 @@ class DatabaseFacts:
 
         from larql_duck.editing.detector import fired
         from larql_duck.editing.keys import read_inputs
-        from larql_duck.inference.weight_overlay import under
 
         out = [0.0] * len(asked)
-        with under(self._session.engine(), None) as engine:
+        with self._session.engine().under(None) as engine:
             for layer in sorted({fact.layer for fact, _ in asked}):
                 own = [i for i, (fact, _) in enumerate(asked) if fact.layer == layer]
                 self._learn(engine, layer, facts, [asked[i][0] for i in own])
@@ -274,7 +273,7 @@ def _spot(engine: Engine, frame: str, text: str) -> SubjectPosition:
 
 def _act(engine: Engine, layer: int) -> Any:
     """The activation function of a layer's FFN."""
-    ffn: Any = engine.anatomy.layers[layer].ffn
+    ffn: Any = engine.modules.layers[layer].ffn
     return getattr(ffn, "act_fn", None) or ffn.act
 
 

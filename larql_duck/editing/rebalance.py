@@ -63,7 +63,6 @@ def rebalance(
     p is the probability of the whole target on the fact's first template, with all facts active. Scales multiply down
     columns; a fact that needs none is left alone. At most `rounds` rounds. Deletions are not scaled.
     """
-    from larql_duck.inference.weight_overlay import under
 
     vindex = session.need()
     vindex.require("inference", "REBALANCE")
@@ -87,7 +86,7 @@ def rebalance(
         if not any(moved):
             break
         used += 1
-        with under(engine, session.edits.preview(_operations(session, scaled))):
+        with engine.under(session.edits.preview(_operations(session, scaled))):
             _measure(session, scaled)
         if session.progress is not None:
             session.progress("rebalance", used, rounds)

@@ -64,10 +64,8 @@ def second_moments(
         return found
     found = _stored(vindex, name)
     if found is None or wanted not in (None, found.origin):
-        from larql_duck.inference.weight_overlay import under
-
         text = background_text(session, texts)
-        with under(session.engine(), None) as engine:
+        with session.engine().under(None) as engine:
             found = measured(engine, text.rows, layer, which, text.origin, session.progress)
         found = _publish(vindex, name, found, text)
     session.kept[key] = found

@@ -134,7 +134,7 @@ def default_layer(n_layers: int) -> int:
 
 def need_gated(engine: Engine) -> None:
     """Nothing; NotSupportedError where the FFN has no up matrix, so that no detector can be made."""
-    if any(parts.up is None for parts in engine.anatomy.layers):
+    if any(parts.up is None for parts in engine.modules.layers):
         raise NotSupportedError(
             f"{engine.family.name} has plain feed-forward networks, in which a fact cannot be inserted as a feature; "
             "write MODE KNN"
@@ -245,7 +245,7 @@ def _without_subjects(
 def _fires(
     engine: Engine, layer: int, gate: torch.Tensor, up: torch.Tensor, keys: torch.Tensor
 ) -> torch.Tensor:
-    ffn: Any = engine.anatomy.layers[layer].ffn
+    ffn: Any = engine.modules.layers[layer].ffn
     act = getattr(ffn, "act_fn", None) or ffn.act
     return fired(gate, up, keys, act)
 

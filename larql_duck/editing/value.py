@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from larql_duck.inference.batch import pad
+from larql_duck.inference.hooks import starting_at
 from larql_duck.inference.loading import return_memory
-from larql_duck.inference.prefix import cheapest_groups, fork, prefill, starting_at
+from larql_duck.inference.prefix import cheapest_groups, fork_cache, prefill
 from larql_duck.progress import Ticker
 
 if TYPE_CHECKING:
@@ -240,11 +241,11 @@ def _prepared(engine: Engine, layer: int, prompts: Sequence[RewritePrompt], coun
     def watch(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
         seen.append(args[0] if args else kwargs["hidden_states"])
 
-    with engine.anatomy.passing:
-        block = engine.anatomy.layers[layer].block
+    with engine.modules.pass_lock:
+        block = engine.modules.layers[layer].block
         handle = block.register_forward_pre_hook(watch, with_kwargs=True)
         try:
-            out = _pass(engine, ids, mask, positions, fork(cache))
+            out = _pass(engine, ids, mask, positions, fork_cache(cache))
         finally:
             handle.remove()
     share, adds = torch.zeros(n, counts.shape[1]), torch.zeros(n, counts.shape[1])
@@ -283,7 +284,7 @@ def _prepared(engine: Engine, layer: int, prompts: Sequence[RewritePrompt], coun
 
 def _without(cache: DynamicCache, layer: int) -> DynamicCache:
     """The cache without what layers below `layer` hold, in the same shape: many of them are held at a time."""
-    out = fork(cache)
+    out = fork_cache(cache)
     for own in out.layers[:layer]:
         if own.is_initialized:
             own.keys, own.values = (t.new_zeros(()).expand(t.shape) for t in (own.keys, own.values))
@@ -349,7 +350,7 @@ def _losses(engine: Engine, layer: int, g: _Group, d: torch.Tensor, active: torc
 
 def logits_of(engine: Engine, hidden: torch.Tensor) -> torch.Tensor:
     """Logits, f32 [n, vocab], of hidden states behind the last norm [n, hidden], differentiable."""
-    logits = engine.anatomy.head(hidden.to(engine.model.dtype)).float() * engine.anatomy.logit_scale
+    logits = engine.modules.head(hidden.to(engine.model.dtype)).float() * engine.modules.logit_scale
     cap = getattr(engine.model.config, "final_logit_softcapping", None)
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
@@ -361,11 +362,11 @@ def _written(engine: Engine, layer: int, g: _Group, d: torch.Tensor, active: tor
     def hook(module: torch.nn.Module, args: Any, out: torch.Tensor) -> torch.Tensor:
         return out + torch.nn.functional.pad(add[:, None].to(out), (0, 0, 0, out.shape[1] - 1))
 
-    with engine.anatomy.passing, starting_at(engine.anatomy, layer, g.hidden[active]):
-        handle = engine.anatomy.layers[layer].ffn.register_forward_hook(hook)
+    with engine.modules.pass_lock, starting_at(engine.modules, layer, g.hidden[active]):
+        handle = engine.modules.layers[layer].ffn.register_forward_hook(hook)
         try:
             return _pass(
-                engine, g.ids[active], g.mask[active], g.positions[active], fork(g.cache, active, layer)
+                engine, g.ids[active], g.mask[active], g.positions[active], fork_cache(g.cache, active, layer)
             )
         finally:
             handle.remove()
@@ -389,15 +390,15 @@ def _pass(
 @torch.no_grad()
 def _unit(engine: Engine, layer: int, groups: Sequence[_Group]) -> float:
     """The mean length of the residual at the subjects; of the FFN's raw output where a post-norm scales it away."""
-    parts = engine.anatomy.layers[layer]
+    parts = engine.modules.layers[layer]
     if parts.ffn_post is None:
         return float(torch.cat([g.hidden[:, 0] for g in groups]).float().norm(dim=1).mean())
     found: list[torch.Tensor] = []
     g = groups[0]
-    with engine.anatomy.passing, starting_at(engine.anatomy, layer, g.hidden):
+    with engine.modules.pass_lock, starting_at(engine.modules, layer, g.hidden):
         handle = parts.ffn.register_forward_hook(lambda module, args, out: found.append(out[:, 0].float()))
         try:
-            _pass(engine, g.ids, g.mask, g.positions, fork(g.cache))
+            _pass(engine, g.ids, g.mask, g.positions, fork_cache(g.cache))
         finally:
             handle.remove()
     return _POST * float(found[0].norm(dim=1).mean())

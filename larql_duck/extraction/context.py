@@ -14,14 +14,12 @@ import torch
 
 from larql_duck.extraction.moments import Moments
 from larql_duck.extraction.parallel import Workers, workers
-from larql_duck.extraction.topk import TopK, block_rows, row_blocks, scratch
+from larql_duck.inference.topk import TopK, block_rows, row_blocks, scratch
 
 if TYPE_CHECKING:
     from larql_duck.extraction.stream import TokenStream
-    from larql_duck.inference.modules import LayerParts
+    from larql_duck.inference.modules import LayerModules
 
-# The neutral first word; a BOS comes before it where the tokenizer adds one.
-NEUTRAL = "The"
 TOKEN_FEATURES = 32
 
 
@@ -141,7 +139,7 @@ def run_layer(
 
 
 def _gate_statistics(
-    stream: TokenStream, part: LayerParts, blocks: list[tuple[int, int]], pool: Workers
+    stream: TokenStream, part: LayerModules, blocks: list[tuple[int, int]], pool: Workers
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of each feature's gate value over all tokens, before any gate is computed.
 

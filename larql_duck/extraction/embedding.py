@@ -16,7 +16,7 @@ import torch
 from larql_duck.extraction.context import InSide, LayerAnswers, TokenFeatures
 from larql_duck.extraction.moments import Moments
 from larql_duck.extraction.parallel import workers
-from larql_duck.extraction.topk import block_rows, row_blocks, scratch
+from larql_duck.inference.topk import block_rows, row_blocks, scratch
 from larql_duck.models.source import ffn_matrix
 
 if TYPE_CHECKING:

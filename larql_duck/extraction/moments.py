@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from larql_duck.extraction.topk import row_blocks
+from larql_duck.inference.topk import row_blocks
 
 Sums = tuple[int, torch.Tensor, torch.Tensor]
 """Of some rows about the pilot: their number, their sum and the sum of their outer products."""

@@ -14,7 +14,7 @@ import torch
 
 from larql_duck.extraction.moments import Moments
 from larql_duck.extraction.parallel import workers
-from larql_duck.extraction.topk import TopK, block_rows, row_blocks, scratch
+from larql_duck.inference.topk import TopK, block_rows, row_blocks, scratch
 
 # Kept beyond k while candidates are found, so that rounding at the border cannot cost a true member.
 _SPARE = 6

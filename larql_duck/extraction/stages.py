@@ -17,11 +17,12 @@ import torch
 from larql_duck.catalog.schemas import SCHEMAS, empty_table
 from larql_duck.extraction import table_rows as tables
 from larql_duck.extraction import weight_arrays as arrays
-from larql_duck.extraction.context import NEUTRAL, InSide, TokenFeatures, run_layer
+from larql_duck.extraction.context import InSide, TokenFeatures, run_layer
 from larql_duck.extraction.embedding import EmbeddingInputs
 from larql_duck.extraction.outputs import OutputHead
-from larql_duck.extraction.topk import row_blocks
 from larql_duck.files import open_replacing
+from larql_duck.inference.query_vectors import NEUTRAL
+from larql_duck.inference.topk import row_blocks
 from larql_duck.models.source import ffn_matrix, final_norm_multiplier, head_matrix
 from larql_duck.probing.publish import LABELS, feature_labels
 from larql_duck.vindex import layout

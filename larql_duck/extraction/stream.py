@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from larql_duck.extraction.parallel import Workers
-from larql_duck.extraction.topk import row_blocks
 from larql_duck.inference.loading import load_parameters, skeleton, unload_parameters
-from larql_duck.inference.modules import LayerParts, find_parts
+from larql_duck.inference.modules import LayerModules, find_modules
+from larql_duck.inference.topk import row_blocks
 
 if TYPE_CHECKING:
     from larql_duck.models.source import WeightSource
@@ -60,7 +60,7 @@ class TokenStream:
         self.model = skeleton(source)
         # Explicit masks are made only by the eager implementation, and a mask that is there can be cut to one row.
         self.model.config._attn_implementation = "eager"
-        self.parts = find_parts(self.model, source.family)
+        self.parts = find_modules(self.model, source.family)
         self._arguments: list[Arguments] = [{} for _ in self.parts.layers]
         self.n_prefix = len(prefix)
         self.residual = torch.empty(len(tokens), self.model.config.hidden_size)
@@ -112,7 +112,7 @@ class TokenStream:
         unload_parameters(self.model, names)
 
     @contextmanager
-    def layer(self, i: int, pool: Workers) -> Iterator[LayerParts]:
+    def layer(self, i: int, pool: Workers) -> Iterator[LayerModules]:
         """Layer i's modules with their weights, after attention has been added to `residual`; the FFN is the caller's.
 
         Inside the block `residual` is the stream between attention and FFN. Whoever runs the FFN adds its result
@@ -143,7 +143,7 @@ class TokenStream:
             yield part
         unload_parameters(self.model, names)
 
-    def add_ffn(self, part: LayerParts, start: int, stop: int, out: torch.Tensor) -> None:
+    def add_ffn(self, part: LayerModules, start: int, stop: int, out: torch.Tensor) -> None:
         """Add the FFN's raw output [n, hidden] of tokens start..stop to the residual, through the family's post-norm."""
         if part.ffn_post is not None:
             out = part.ffn_post(out)

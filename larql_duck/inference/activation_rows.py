@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +13,7 @@ from larql_duck.catalog.forward_tables import SCHEMAS, as_table
 from larql_duck.files import replacing
 from larql_duck.inference.activation_stats import stack, top_features
 from larql_duck.inference.targets import token_text
-
-if TYPE_CHECKING:
-    from larql_duck.models.tokenizer import Tokenizer
+from larql_duck.models.tokenizer import Tokenizer
 
 
 class RawParts:

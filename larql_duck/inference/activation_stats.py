@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from larql_duck.extraction.topk import TopK
+from larql_duck.inference.topk import TopK
 
 # Histogram of |activation| by powers of two: bin 0 is below 2^LOW, the last one from 2^HIGH on.
 LOW, HIGH = -12, 16
@@ -16,7 +16,7 @@ BINS = HIGH - LOW + 2
 _ROWS = 256
 
 
-class Firing:
+class FeatureStats:
     """One layer's features: the `top` strongest tokens of each, by absolute activation, and how often they fire.
 
     Tokens are numbered by the caller, ascending; memory depends on features and `top` alone.

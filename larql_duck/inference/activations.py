@@ -1,4 +1,4 @@
-"""Which texts fire each feature: a corpus streamed through the model, the strongest contexts of every feature kept."""
+"""Which texts activate each feature: a corpus streamed through the model, the max-activating contexts kept."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,15 +17,13 @@ import torch
 from larql_duck.errors import LarqlError
 from larql_duck.files import write_whole
 from larql_duck.inference.activation_rows import RawParts
-from larql_duck.inference.activation_stats import Firing
+from larql_duck.inference.activation_stats import FeatureStats
 from larql_duck.inference.batch import pad
 from larql_duck.inference.corpus import Corpus, Window, open_corpus, windows
-from larql_duck.inference.hooks import watching
+from larql_duck.inference.engine import Engine
+from larql_duck.inference.hooks import watch_activations
 from larql_duck.inference.max_activating import write_contexts
 from larql_duck.progress import Progress
-
-if TYPE_CHECKING:
-    from larql_duck.inference.engine import Engine
 
 TOP = 20
 RAW_TOP = 8
@@ -35,7 +33,7 @@ _PASS, _BLOCK, _EVERY = 2048, 4096, 30.0
 _MOST_TOKENS = 2**31 - 1
 
 
-def activations(
+def write_activations(
     engine: Engine,
     texts: str | Path,
     out: str | Path,
@@ -47,7 +45,7 @@ def activations(
     progress: Progress | None = None,
     notice: Callable[[str], None] | None = None,
 ) -> Path:
-    """The path of `out`, a Parquet file of what fires the features in a corpus.
+    """The path of `out`, a Parquet file of what activates the features in a corpus.
 
     By default a row per feature and context with the columns of SCHEMAS['contexts']: the `top` (20) tokens with the
     largest absolute activation, with density, mean and histogram of the feature; its size depends on the features
@@ -62,18 +60,18 @@ def activations(
     size = min(window, engine.context or window)
     if size < 2:
         raise LarqlError(f"window {window} is too short; it must be at least 2 tokens")
-    kept = (RAW_TOP if raw else TOP) if top is None else top
-    if kept < 1:
-        raise LarqlError(f"top {kept} is out of range; it must be at least 1")
+    k = (RAW_TOP if raw else TOP) if top is None else top
+    if k < 1:
+        raise LarqlError(f"top {k} is out of range; it must be at least 1")
     target = Path(out).expanduser()
     if target.is_dir() or not target.parent.is_dir():
         raise LarqlError(f"{target}: cannot be written; give a file in an existing directory")
     key = {
         "corpus": corpus.identity(),
         "model": engine.fingerprint,
-        "options": {"raw": raw, "top": kept, "window": size},
+        "options": {"raw": raw, "top": k, "window": size},
     }
-    state = _State.begin(target.with_name(f".{target.name}.partial"), key, engine, kept, raw, notice)
+    state = RunState.begin(target.with_name(f".{target.name}.partial"), key, engine, k, raw, notice)
     _stream(engine, corpus, size, state, progress or (lambda *_: None))
     if state.tokens == 0:
         state.remove()
@@ -88,12 +86,12 @@ def activations(
 
 
 @dataclass
-class _State:
+class RunState:
     """Where a run is: windows done, tokens seen, and what is known about the features so far; lives in `directory`."""
 
     directory: Path
     key: dict[str, Any]
-    layers: list[Firing]
+    layers: list[FeatureStats]
     raw: RawParts | None
     windows: int = 0
     tokens: int = 0
@@ -109,8 +107,8 @@ class _State:
         top: int,
         raw: bool,
         notice: Callable[[str], None] | None,
-    ) -> _State:
-        layers = [] if raw else [Firing(n, top) for n in engine.n_features]
+    ) -> RunState:
+        layers = [] if raw else [FeatureStats(n, top) for n in engine.n_features]
         parts = RawParts(directory, engine.tokenizer, top) if raw else None
         state = cls(directory, key, layers, parts)
         meta = directory / "state.json"
@@ -122,21 +120,21 @@ class _State:
             directory.mkdir()
         return state
 
-    def _restore(self, found: dict[str, Any]) -> bool:
-        if found["key"] != self.key:
+    def _restore(self, meta: dict[str, Any]) -> bool:
+        if meta["key"] != self.key:
             return False
-        self.windows, self.tokens = found["windows"], found["tokens"]
+        self.windows, self.tokens = meta["windows"], meta["tokens"]
         if self.raw is not None:
-            self.raw.keep(found["parts"])
+            self.raw.keep(meta["parts"])
             return True
-        with np.load(self.directory / found["arrays"]) as arrays:
+        with np.load(self.directory / meta["arrays"]) as arrays:
             for i, layer in enumerate(self.layers):
                 layer.restore({name: arrays[f"{name}_{i}"] for name in layer.arrays()})
             self.starts = [tuple(row) for row in arrays["starts"].tolist()]
         return True
 
     def save(self) -> None:
-        """The state on disk; a crash in between leaves the one before."""
+        """Write the state to disk; a crash in between leaves the one before."""
         meta: dict[str, Any] = {"key": self.key, "windows": self.windows, "tokens": self.tokens}
         if self.raw is not None:
             meta["parts"] = self.raw.count
@@ -157,11 +155,12 @@ class _State:
         return np.asarray(self.starts, np.int64).reshape(-1, 3)
 
     def remove(self) -> None:
+        """Delete the state."""
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
-def _stream(engine: Engine, corpus: Corpus, size: int, state: _State, progress: Progress) -> None:
-    """Runs what is left of the corpus, a block of windows at a time."""
+def _stream(engine: Engine, corpus: Corpus, size: int, state: RunState, progress: Progress) -> None:
+    """Run what is left of the corpus, a block of windows at a time."""
     left = islice(windows(corpus, engine.tokenizer, size), state.windows, None)
     saved = time.monotonic()
     for block in _blocks(left):
@@ -207,7 +206,7 @@ def _passes(block: list[Window]) -> Iterator[list[int]]:
         yield sorted(rows)
 
 
-def _run(engine: Engine, rows: list[Window], numbers: list[int], state: _State) -> None:
+def _run(engine: Engine, rows: list[Window], numbers: list[int], state: RunState) -> None:
     """One pass over some windows, whose first tokens have these numbers."""
     batch = pad([w.ids for w in rows], device=engine.device)
     lengths = torch.tensor(batch.lengths)
@@ -239,5 +238,5 @@ def _run(engine: Engine, rows: list[Window], numbers: list[int], state: _State) 
         ]
         text = np.repeat([w.text for w in rows], [int(n) for n in lengths - skips])
         state.raw.place(chosen[order], text, at, batch.ids.cpu()[own].numpy()[order])
-    with watching(engine.anatomy, seen):
+    with watch_activations(engine.modules, seen):
         engine.run(batch.ids, batch.mask if batch.padded else None, batch.positions)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from larql_duck.inference.capture import Capture
-from larql_duck.inference.modules import LayerParts, linear_norm
-
-if TYPE_CHECKING:
-    from larql_duck.inference.engine import Engine
+from larql_duck.inference.engine import Engine
+from larql_duck.inference.modules import LayerModules, linear_norm
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,29 @@ class Attribution:
         return self.attention.sum(1) / self.total
 
 
+class LogitDirection:
+    """One token a row, and the directions along which a row's residual adds to the token's centred logit.
+
+    after f32 [rows, hidden] reads the residual after the final norm, before f32 [rows, hidden] the residual before it,
+    with the norm's actual factor. head_constant [rows] is what the head's bias adds, constant [rows] what the biases
+    of final norm and head add together.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, engine: Engine, residual: torch.Tensor, tokens: torch.Tensor) -> None:
+        """residual f32 [rows, hidden] is the last layer's; tokens int64 [rows]."""
+        modules = engine.modules
+        self.tokens = tokens.to(engine.device)
+        final = linear_norm(modules.final_norm, residual)
+        self.after = (engine.head_weight[self.tokens].float() - engine.head_mean) * modules.logit_scale
+        self.before = final.pull(self.after)
+        self.head_constant = torch.zeros(len(self.tokens), device=engine.device)
+        bias = getattr(modules.head, "bias", None)
+        if isinstance(bias, torch.Tensor):
+            self.head_constant = (bias[self.tokens].float() - bias.float().mean()) * modules.logit_scale
+        self.constant = final.constant(self.after) + self.head_constant
+
+
 @torch.inference_mode()
 def attribute(
     engine: Engine,
@@ -72,27 +92,20 @@ def attribute(
             value = value.flatten(1, 2)
         return value[:, index].float()
 
-    anatomy, scale = engine.anatomy, engine.anatomy.residual_scale
+    modules, scale = engine.modules, engine.modules.residual_scale
     residual = picked("residual")
-    final = linear_norm(anatomy.final_norm, residual[-1])
-    # What one unit along each axis of the normed residual adds to the token's centred logit.
-    direction = (engine.head_weight[tokens].float() - engine.head_mean) * anatomy.logit_scale
-    before = final.pull(direction)
-    bias = final.constant(direction)
-    head_bias = getattr(anatomy.head, "bias", None)
-    constant = torch.zeros_like(bias)
-    if isinstance(head_bias, torch.Tensor):
-        constant = (head_bias[tokens] - head_bias.mean()) * anatomy.logit_scale
+    direction = LogitDirection(engine, residual[-1], tokens)
+    before = direction.before
 
     activation = picked("activation")
     width = activation.shape[-1]
     by_feature = torch.zeros(len(tokens), engine.n_layers, width, device=device)
     ffn_bias = torch.zeros(len(tokens), engine.n_layers, device=device)
-    by_head = torch.zeros(len(tokens), engine.n_layers, anatomy.n_heads, device=device) if heads else None
-    attn_branch = picked("attn_branch") if any(p.attn_post for p in anatomy.layers) and heads else None
-    ffn_branch = picked("ffn_branch") if any(p.ffn_post for p in anatomy.layers) else None
+    by_head = torch.zeros(len(tokens), engine.n_layers, modules.n_heads, device=device) if heads else None
+    attn_branch = picked("attn_branch") if any(p.attn_post for p in modules.layers) and heads else None
+    ffn_branch = picked("ffn_branch") if any(p.ffn_post for p in modules.layers) else None
     head_inputs = picked("heads") if heads else None
-    for i, parts in enumerate(anatomy.layers):
+    for i, parts in enumerate(modules.layers):
         along = before * scale
         if parts.ffn_post is not None and ffn_branch is not None:
             post = linear_norm(parts.ffn_post, ffn_branch[i])
@@ -104,26 +117,19 @@ def attribute(
         if down_bias is not None:
             ffn_bias[:, i] += along @ down_bias.float()
         if by_head is not None and head_inputs is not None:
-            by_head[:, i] = _heads(parts, before * scale, head_inputs[i], attn_branch, i, anatomy.n_heads)
-    normed = final_hidden(capture, index)
+            by_head[:, i] = _heads(parts, before * scale, head_inputs[i], attn_branch, i, modules.n_heads)
+    normed = capture.need("normed")
+    normed = (normed.flatten(0, 1) if capture.positions == "all" else normed)[index].float()
     return Attribution(
         token_ids=tokens,
         features=by_feature,
         attention=torch.einsum("lkh,kh->kl", picked("attn_delta"), before),
         ffn_bias=ffn_bias,
         embedding=(residual[0] * before).sum(-1),
-        bias=bias + constant,
-        total=(normed * direction).sum(-1) + constant,
+        bias=direction.constant,
+        total=(normed * direction.after).sum(-1) + direction.head_constant,
         heads=by_head,
     )
-
-
-def final_hidden(capture: Capture, rows: torch.Tensor) -> torch.Tensor:
-    """The residual after the final norm at the captured rows, f32 [k, hidden]."""
-    value = capture.need("normed")
-    if capture.positions == "all":
-        value = value.flatten(0, 1)
-    return value[rows].float()
 
 
 def _project(direction: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -132,7 +138,7 @@ def _project(direction: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
 
 def _heads(
-    parts: LayerParts,
+    parts: LayerModules,
     along: torch.Tensor,
     inputs: torch.Tensor,
     branch: torch.Tensor | None,
@@ -141,5 +147,5 @@ def _heads(
 ) -> torch.Tensor:
     if parts.attn_post is not None and branch is not None:
         along = linear_norm(parts.attn_post, branch[layer]).pull(along)
-    products = _project(along, parts.out_rows()) * inputs
+    products = _project(along, parts.attn_out_rows()) * inputs
     return products.unflatten(-1, (n_heads, -1)).sum(-1)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from larql_duck.errors import LarqlError
-
-if TYPE_CHECKING:
-    from larql_duck.models.tokenizer import Tokenizer
+from larql_duck.models.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -84,18 +81,18 @@ def encode(
     if not prompts:
         raise LarqlError("no prompt was given; give at least one")
     rows = [_ids(tokenizer, prompt) if prompt else [] for prompt in prompts]
-    checked(rows, context=context, vocab=vocab, texts=prompts)
+    check_ids(rows, context=context, vocab=vocab, texts=prompts)
     return pad(rows, device=device)
 
 
-def checked(
+def check_ids(
     rows: Sequence[Sequence[int]],
     *,
     context: int | None = None,
     vocab: int | None = None,
     texts: Sequence[str] | None = None,
 ) -> None:
-    """None; LarqlError for a row of token ids that is empty, too long for the context or beyond the vocabulary."""
+    """Raise LarqlError for a row of token ids that is empty, too long for the context or beyond the vocabulary."""
     for i, ids in enumerate(rows):
         shown = "" if texts is None else f": {texts[i][:40]!r}..."
         if not ids:

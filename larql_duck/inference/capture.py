@@ -8,18 +8,41 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from larql_duck.errors import LarqlError
+from larql_duck.inference.modules import ModelModules
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
-    from larql_duck.inference.modules import Anatomy
-
 PARTS = frozenset({"residual", "ffn_input", "gate", "activation", "deltas", "branches", "heads", "attention"})
 # What direct attribution reads.
 FOR_ATTRIBUTION = frozenset({"residual", "activation", "deltas", "branches"})
+# What a residual's state consists of, in the order in which arrays and files keep it, and what a capture needs for it.
+STATES = ("residual", "attn_delta", "ffn_delta")
+FOR_STATES = frozenset({"residual", "deltas"})
+
+
+class ResidualStates:
+    """Rows of residuals through the layers, f32 [layers + 1, rows, hidden]; index layer + 1, 0 is the embedding.
+
+    A row is a position of a prompt, or the last position of one prompt of several. attn and ffn are what each branch
+    added (zeros at the embedding).
+    """
+
+    def __init__(self, residual: torch.Tensor, attn: torch.Tensor, ffn: torch.Tensor) -> None:
+        """residual [layers + 1, rows, hidden]; attn and ffn [layers, rows, hidden]."""
+        self.residual = residual.float()
+        zero = torch.zeros_like(self.residual[:1])
+        self.attn = torch.cat([zero, attn.float()])
+        self.ffn = torch.cat([zero, ffn.float()])
+
+    def arrays(self) -> np.ndarray:
+        """Residual, attention delta and FFN delta, f32 [rows, layers + 1, 3, hidden]."""
+        stacked = torch.stack([self.residual, self.attn, self.ffn], dim=2)
+        return np.ascontiguousarray(stacked.transpose(0, 1).cpu().numpy())
 
 
 @dataclass
@@ -63,11 +86,15 @@ class Capture:
         assert isinstance(value, torch.Tensor)
         return value
 
+    def states(self) -> ResidualStates:
+        """The residuals as ResidualStates: a row per prompt, or with positions='all' per position of the first one."""
+        parts = (self.need(name) for name in STATES)
+        return ResidualStates(*(part if self.positions == "last" else part[:, 0] for part in parts))
+
 
 @dataclass
 class _Recorder:
     last: bool
-    n_layers: int
     values: dict[str, dict[int, torch.Tensor]] = field(default_factory=lambda: defaultdict(dict))
 
     def keep(self, name: str, layer: int, value: torch.Tensor) -> None:
@@ -88,26 +115,28 @@ class _Recorder:
 
 @contextlib.contextmanager
 def recording(
-    anatomy: Anatomy, parts: Iterable[str] = FOR_ATTRIBUTION, *, positions: str = "last"
+    modules: ModelModules, parts: Iterable[str] = FOR_ATTRIBUTION, *, positions: str = "last"
 ) -> Iterator[Capture]:
     """A Capture that is filled, when the context ends, with the last forward pass run inside.
 
-    LarqlError for an unknown part. 'attention' needs eager attention, which the caller switches on.
+    LarqlError for an unknown part, and for positions other than 'last' and 'all'. 'attention' needs eager attention, which the caller switches on.
     """
     wanted = set(parts)
     if unknown := wanted - PARTS:
         raise LarqlError(
             f"nothing called {sorted(unknown)[0]!r} to capture; known: {', '.join(sorted(PARTS))}"
         )
-    recorder = _Recorder(positions == "last", len(anatomy.layers))
-    handles = _install(anatomy, recorder, wanted)
+    if positions not in ("last", "all"):
+        raise LarqlError(f"positions {positions!r} is not known; use 'last' or 'all'")
+    recorder = _Recorder(positions == "last")
+    handles = _install(modules, recorder, wanted)
     capture = Capture(positions=positions)
     try:
         yield capture
     finally:
         for handle in handles:
             handle.remove()
-    scale = anatomy.residual_scale
+    scale = modules.residual_scale
     for name in ("residual", "ffn_input", "gate", "activation", "attn_branch", "ffn_branch", "heads"):
         setattr(capture, name, recorder.stacked(name))
     capture.attn_delta = recorder.stacked("attn_delta", scale)
@@ -116,7 +145,7 @@ def recording(
     capture.normed = recorder.values["normed"].get(0)
 
 
-def _install(anatomy: Anatomy, recorder: _Recorder, wanted: set[str]) -> list[RemovableHandle]:
+def _install(modules: ModelModules, recorder: _Recorder, wanted: set[str]) -> list[RemovableHandle]:
     handles: list[RemovableHandle] = []
 
     def output_of(module: torch.nn.Module, *names: str, layer: int) -> None:
@@ -130,7 +159,7 @@ def _install(anatomy: Anatomy, recorder: _Recorder, wanted: set[str]) -> list[Re
     def input_of(module: torch.nn.Module, name: str, layer: int) -> None:
         handles.append(module.register_forward_pre_hook(_keep_input(recorder, name, layer), with_kwargs=True))
 
-    for i, parts in enumerate(anatomy.layers):
+    for i, parts in enumerate(modules.layers):
         if "residual" in wanted:
             if i == 0:
                 input_of(parts.block, "residual", 0)
@@ -151,7 +180,7 @@ def _install(anatomy: Anatomy, recorder: _Recorder, wanted: set[str]) -> list[Re
             output_of(parts.ffn_post or parts.down, "ffn_delta", layer=i)
         if "attention" in wanted:
             handles.append(parts.attn.register_forward_hook(_keep_attention(recorder, i)))
-    output_of(anatomy.final_norm, "normed", layer=0)
+    output_of(modules.final_norm, "normed", layer=0)
     return handles
 
 
@@ -168,7 +197,6 @@ def _keep_attention(recorder: _Recorder, layer: int) -> Callable[..., None]:
         if weights is None:
             raise LarqlError("attention weights are only there under eager attention")
         # [n, heads, queries, keys]: keep() cuts the axis after n, so the queries go there first.
-        rows = weights.transpose(1, 2)
-        recorder.keep("attention", layer, rows)
+        recorder.keep("attention", layer, weights.transpose(1, 2))
 
     return hook

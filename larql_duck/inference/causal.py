@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from larql_duck.catalog.forward_tables import as_table
+from larql_duck.inference.batch import Batch
 from larql_duck.inference.effects import log_probability
-from larql_duck.inference.prefix import starting_at
-from larql_duck.inference.targets import Target, find_target, known_target, token_text, top_tokens
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from larql_duck.charts.trace_plot import Chart
-    from larql_duck.inference.batch import Batch
-    from larql_duck.inference.engine import Engine
+from larql_duck.inference.engine import Engine
+from larql_duck.inference.hooks import starting_at
+from larql_duck.inference.targets import Target, target_or_prediction, token_text
 
 # Positions of one pass times the hidden size of the prompt stay below this many numbers, and its logits too.
 _NUMBERS = 1 << 24
@@ -43,7 +39,7 @@ class CausalTrace:
         """A column as a matrix, f64 [layers + 1, positions]; row 0 is the embedding (layer -1)."""
         return np.asarray(self.table[column].to_numpy()).reshape(-1, len(self.tokens))
 
-    def plot(self) -> Chart:
+    def plot(self) -> Any:
         """A heat map of the recovery by layer and position; `.save("x.html" | "x.svg" | "x.png")` writes it."""
         from larql_duck.charts.trace_plot import causal_chart
 
@@ -65,12 +61,9 @@ def causal_trace(engine: Engine, clean: str, corrupted: str, *, target: str | No
     of_clean = engine.capture(good, ["residual"], positions="all")
     of_corrupted = engine.capture(bad, ["residual"], positions="all")
     clean_logits, bad_logits = of_clean.need("logits"), of_corrupted.need("logits")
-    if target is None:
-        wanted = known_target(engine.tokenizer, int(top_tokens(clean_logits[0], 1)[0]))
-    else:
-        wanted = find_target(engine.tokenizer, target)
-    token = torch.tensor([wanted.token_id], device=engine.device)
-    high, low = (float(logits[0, wanted.token_id]) for logits in (clean_logits, bad_logits))
+    answer = target_or_prediction(engine.tokenizer, target, clean_logits[0])
+    token = torch.tensor([answer.token_id], device=engine.device)
+    high, low = (float(logits[0, answer.token_id]) for logits in (clean_logits, bad_logits))
     p_clean, p_bad = (float(log_probability(logits, token).exp()) for logits in (clean_logits, bad_logits))
     shared = min(good.lengths[0], bad.lengths[0])
     t = bad.lengths[0]
@@ -82,7 +75,7 @@ def causal_trace(engine: Engine, clean: str, corrupted: str, *, target: str | No
         for logits in _patched(engine, bad, layer, base[layer + 1], source[layer + 1], at):
             tokens = token.expand(len(logits))
             probability += log_probability(logits, tokens).double().exp().tolist()
-            logit += logits[:, wanted.token_id].tolist()
+            logit += logits[:, answer.token_id].tolist()
     depth = engine.n_layers + 1
     names = [token_text(engine.tokenizer, i) for i in bad.row(0)[-shared:]]
     clean_names = [token_text(engine.tokenizer, i) for i in good.row(0)[-shared:]]
@@ -100,14 +93,14 @@ def causal_trace(engine: Engine, clean: str, corrupted: str, *, target: str | No
             "recovery": [(value - low) / gap if gap else None for value in logit],
         },
     )
-    notices = list(wanted.notices)
+    notices = list(answer.notices)
     if good.lengths != bad.lengths:
         notices.append(
             f"the prompts have {good.lengths[0]} and {bad.lengths[0]} tokens: their last {shared} are compared"
         )
     if gap <= 0:
-        notices.append(f"the corrupted prompt favours {wanted.token!r} no less than the clean one")
-    return CausalTrace(table, wanted, p_clean, p_bad, tuple(names), tuple(notices))
+        notices.append(f"the corrupted prompt favours {answer.token!r} no less than the clean one")
+    return CausalTrace(table, answer, p_clean, p_bad, tuple(names), tuple(notices))
 
 
 def _patched(
@@ -128,6 +121,6 @@ def _patched(
             out.append(engine.unembed(rows[:, -1]))
             continue
         ids, positions = (x.expand(len(columns), -1) for x in (batch.ids, batch.positions))
-        with starting_at(engine.anatomy, layer + 1, rows):
+        with starting_at(engine.modules, layer + 1, rows):
             out.append(engine.run(ids, None, positions))
     return out

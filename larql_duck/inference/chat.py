@@ -5,12 +5,10 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from larql_duck.errors import LarqlError, ModelError
-
-if TYPE_CHECKING:
-    from larql_duck.models.tokenizer import Tokenizer
+from larql_duck.models.tokenizer import Tokenizer
 
 _TEMPLATE = "chat_template.jinja"
 _SETTINGS = "tokenizer_config.json"

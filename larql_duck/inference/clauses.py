@@ -1,18 +1,16 @@
-"""ABLATE, STEER and PATCH: what a user asks of one forward pass, turned into edits of it."""
+"""Ablate, Steer, Patch: interventions in one forward pass as a user states them, turned into edits of it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from larql_duck.aliases import Slot
 from larql_duck.errors import LarqlError
+from larql_duck.inference.engine import Engine
 from larql_duck.inference.interventions import Edit, ResidualEdit, check, feature_edits
-
-if TYPE_CHECKING:
-    from larql_duck.inference.engine import Engine
-    from larql_duck.inference.reference import Reference
+from larql_duck.inference.reference import Reference
 
 
 @dataclass(frozen=True)
@@ -48,50 +46,45 @@ class Patch:
     position: int = -1
 
 
-Clause = Ablate | Steer | Patch
+Intervention = Ablate | Steer | Patch
 
 
 def edits_of(
-    engine: Engine, prompt: str, clauses: Sequence[Clause], reference: Reference | None = None
+    engine: Engine, prompt: str, interventions: Sequence[Intervention], reference: Reference | None = None
 ) -> list[Edit]:
-    """The edits that the clauses mean for a pass over `prompt`, in their order.
+    """The edits that the interventions mean for a pass over `prompt`, in their order.
 
-    LarqlError for a layer, feature or position that is not there, and where a clause needs probe prompts and
+    LarqlError for a layer, feature or position that is not there, and where an intervention needs probe prompts and
     `reference` has none.
     """
-    edits: list[Edit] = []
-    for clause in clauses:
-        edits += _edits(engine, prompt, clause, reference)
-    return edits
+    return [edit for one in interventions for edit in _edits(engine, prompt, one, reference)]
 
 
-def _edits(engine: Engine, prompt: str, clause: Clause, reference: Reference | None) -> list[Edit]:
-    if isinstance(clause, Ablate):
+def _edits(
+    engine: Engine, prompt: str, intervention: Intervention, reference: Reference | None
+) -> Sequence[Edit]:
+    if isinstance(intervention, Ablate):
         # Checked before means are looked up in a table of the model's shape.
-        plain = feature_edits(clause.slots)
-        check(plain, engine.n_features)
-        if clause.by == "zero":
-            return [*plain]
-        return [*feature_edits(clause.slots, value=_needed(reference, "ABLATE BY MEAN").means)]
-    _check_layer(engine, clause.layer)
-    if isinstance(clause, Steer):
-        direction = _needed(reference, "STEER").direction(clause.relation)
-        return [ResidualEdit(clause.layer, direction[clause.layer] * clause.by, "add", None, clause.position)]
+        zeros = feature_edits(intervention.slots)
+        check(zeros, engine.n_features)
+        if intervention.by == "zero":
+            return zeros
+        return feature_edits(intervention.slots, value=_needed(reference, "ABLATE BY MEAN").means)
+    layer, position = intervention.layer, intervention.position
+    engine.select_layers([layer])
+    if isinstance(intervention, Steer):
+        direction = _needed(reference, "STEER").direction(intervention.relation)
+        return [ResidualEdit(layer, direction[layer] * intervention.by, "add", None, position)]
     length = engine.encode(prompt).lengths[0]
-    if not -length <= clause.position < length:
+    if not -length <= intervention.position < length:
         raise LarqlError(
-            f"position {clause.position} is out of range; the prompt has positions 0 to {length - 1}"
+            f"position {intervention.position} is out of range; the prompt has positions 0 to {length - 1}"
         )
-    other = engine.capture(clause.prompt, ["residual"]).need("residual")
-    return [ResidualEdit(clause.layer, other[clause.layer + 1][0], "replace", None, clause.position)]
+    other = engine.capture(intervention.prompt, ["residual"]).need("residual")
+    return [ResidualEdit(layer, other[layer + 1][0], "replace", None, position)]
 
 
 def _needed(reference: Reference | None, clause: str) -> Reference:
     if reference is None:
         raise LarqlError(f"{clause} needs a reference; pass Reference(engine, prompts)")
     return reference
-
-
-def _check_layer(engine: Engine, layer: int) -> None:
-    if not 0 <= layer < engine.n_layers:
-        raise LarqlError(f"layer {layer} is out of range; this model has layers 0 to {engine.n_layers - 1}")

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from larql_duck.errors import LarqlError
-
-if TYPE_CHECKING:
-    from larql_duck.models.tokenizer import Tokenizer
+from larql_duck.models.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

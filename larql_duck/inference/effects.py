@@ -1,22 +1,19 @@
-"""Causal effects: how far a token's log-probability falls when features are taken away at the last position."""
+"""Ablation effects: how far a token's log-probability falls when features are ablated at the last position."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from larql_duck.aliases import Slot
 from larql_duck.errors import LarqlError
 from larql_duck.inference.capture import Capture
+from larql_duck.inference.engine import Engine, Prompts
+from larql_duck.inference.hooks import starting_at
 from larql_duck.inference.interventions import FeatureEdit
-from larql_duck.inference.prefix import Prefix, starting_at
-
-if TYPE_CHECKING:
-    from larql_duck.inference.batch import Batch
-    from larql_duck.inference.engine import Engine
+from larql_duck.inference.prefix import Prefix, prefill
 
 # Logits of one pass stay below this many numbers, its copies of keys and values below this many bytes.
 _LOGITS, _CACHE = 1 << 25, 1 << 26
@@ -26,10 +23,10 @@ _WORTH = 24
 
 @dataclass(frozen=True)
 class Effects:
-    """Drops of log p, in nats: positive where taking the feature away lowers the probability.
+    """Drops of log p, in nats, f32: positive where ablating the features lowers the probability.
 
     log_p [n] is the undisturbed log-probability; single[i] holds the drop for each of prompt i's features that was
-    taken away alone, in the given order; together [n] the drop when all of prompt i's features are.
+    ablated alone, in the given order; together [n] the drop when all of prompt i's features are.
     """
 
     log_p: torch.Tensor
@@ -38,36 +35,41 @@ class Effects:
 
 
 @dataclass(frozen=True)
-class Removal:
-    """One row to compute: prompt `row` with `slots` taken away, watching `token`."""
+class Ablation:
+    """One row to compute: log p of `token` after prompt `row` (from 0) with `slots` ablated."""
 
     row: int
     slots: tuple[Slot, ...]
     token: int
 
 
-def effects(
+def ablation_effects(
     engine: Engine,
-    prompts: Batch | str | Sequence[str],
+    prompts: Prompts,
     token_ids: Sequence[int],
     features: Sequence[Sequence[Slot]],
     *,
     single: int | None = None,
     replacement: torch.Tensor | None = None,
 ) -> Effects:
-    """The Effects of each prompt's features on its token: one cached pass, then one position a removal."""
+    """The Effects of each prompt's features on its token: one cached pass, then one position per ablation.
+
+    features[i] lists prompt i's (layer, feature) slots; the first `single` of them (None: all) are ablated one at a
+    time, and all of them together, at the last position. An ablated activation is zero, or its value in replacement
+    f32 [layers, features].
+    """
     batch = engine.batch(prompts)
     if not len(batch) == len(token_ids) == len(features):
         raise LarqlError(
             f"{len(batch)} prompts, {len(token_ids)} tokens and {len(features)} feature lists do not match"
         )
-    prefix = engine.prefix(batch)
+    prefix = prefill(engine, batch)
     with engine.recording({"residual"}) as capture:
         logits = prefix.step()
-    return measured(prefix, capture, logits, token_ids, features, single=single, replacement=replacement)
+    return effects_after(prefix, capture, logits, token_ids, features, single=single, replacement=replacement)
 
 
-def measured(
+def effects_after(
     prefix: Prefix,
     capture: Capture,
     logits: torch.Tensor,
@@ -80,49 +82,44 @@ def measured(
     """The Effects, given a prefix, its captured last step (residual) and that step's logits [n, vocab]."""
     tokens = torch.as_tensor(list(token_ids), dtype=torch.int64, device=logits.device)
     log_p = log_probability(logits, tokens)
-    removals: list[Removal] = []
+    ablations: list[Ablation] = []
     counts = []
     for row, slots in enumerate(features):
         alone = list(slots)[: len(slots) if single is None else single]
         counts.append(len(alone))
-        removals += [Removal(row, (slot,), int(token_ids[row])) for slot in alone]
-        removals.append(Removal(row, tuple(slots), int(token_ids[row])))
-    after = removed(prefix, capture, removals, replacement=replacement)
-    singles, together, at = [], [], 0
-    for row, count in enumerate(counts):
-        drops = log_p[row] - after[at : at + count + 1]
-        singles.append(drops[:count])
-        together.append(drops[count])
-        at += count + 1
-    return Effects(log_p, singles, torch.stack(together))
+        ablations += [Ablation(row, (slot,), int(token_ids[row])) for slot in alone]
+        ablations.append(Ablation(row, tuple(slots), int(token_ids[row])))
+    after = ablated_log_probability(prefix, capture, ablations, replacement=replacement)
+    drops = [log_p[row] - part for row, part in enumerate(after.split([count + 1 for count in counts]))]
+    return Effects(log_p, [d[:-1] for d in drops], torch.stack([d[-1] for d in drops]))
 
 
 @torch.inference_mode()
-def removed(
+def ablated_log_probability(
     prefix: Prefix,
     capture: Capture,
-    removals: Sequence[Removal],
+    ablations: Sequence[Ablation],
     *,
     replacement: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """log p of each removal's token with its features taken away at the last position, f32 [removals].
+    """log p (nats) of each ablation's token with its features ablated at the last position, f32 [ablations].
 
-    A removal changes nothing below its first layer, so passes start there: rows are sorted by first layer and each
+    An ablation changes nothing below its first layer, so passes start there: rows are sorted by first layer and each
     chunk enters its lowest layer with the residuals of the undisturbed step.
     """
     engine = prefix.engine
     residual = capture.need("residual")
-    first = [min((layer for layer, _ in r.slots), default=engine.n_layers - 1) for r in removals]
-    order = sorted(range(len(removals)), key=lambda i: (first[i], i))
-    out = torch.empty(len(removals), device=residual.device)
+    first = [min((layer for layer, _ in r.slots), default=engine.n_layers - 1) for r in ablations]
+    order = sorted(range(len(ablations)), key=lambda i: (first[i], i))
+    out = torch.empty(len(ablations), device=residual.device)
     row_bytes = engine.cache_bytes * (int(prefix.positions.max()) + 1)
     for chunk in _chunks(order, first, engine.n_layers, engine.vocab, row_bytes):
         layer = first[chunk[0]]
-        picked = [removals[i] for i in chunk]
+        picked = [ablations[i] for i in chunk]
         rows = torch.tensor([r.row for r in picked], device=residual.device)
         edits = _edits(picked, replacement)
         with (
-            starting_at(engine.anatomy, layer, residual[layer][rows][:, None, :]),
+            starting_at(engine.modules, layer, residual[layer][rows][:, None, :]),
             engine.intervene(*edits),
         ):
             logits = prefix.step(rows, first_layer=layer)
@@ -134,9 +131,9 @@ def removed(
 def _chunks(
     order: Sequence[int], first: Sequence[int], n_layers: int, vocab: int, row_bytes: int
 ) -> Iterator[list[int]]:
-    """Removals, given by ascending first layer, in the chunks that run together, within the memory bounds.
+    """Ablations, given by ascending first layer, in the chunks that run together, within the memory bounds.
 
-    A chunk of some size ends where the next removal could skip many more layers than its first one.
+    A chunk of some size ends where the next ablation could skip many more layers than its first one.
     """
     most = max(8, min(256, _LOGITS // vocab))
     chunk: list[int] = []
@@ -162,10 +159,10 @@ def log_probability(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     return logits.gather(1, tokens[:, None])[:, 0] - torch.logsumexp(logits, dim=-1)
 
 
-def _edits(removals: Sequence[Removal], replacement: torch.Tensor | None) -> list[FeatureEdit]:
+def _edits(ablations: Sequence[Ablation], replacement: torch.Tensor | None) -> list[FeatureEdit]:
     by_layer: dict[int, list[tuple[int, int]]] = {}
-    for row, removal in enumerate(removals):
-        for layer, feature in removal.slots:
+    for row, ablation in enumerate(ablations):
+        for layer, feature in ablation.slots:
             by_layer.setdefault(layer, []).append((row, feature))
     edits = []
     for layer, pairs in sorted(by_layer.items()):

@@ -5,33 +5,34 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from larql_duck.aliases import Slot
 from larql_duck.errors import LarqlError
-from larql_duck.inference import attribution, effects, generate, interventions, loading, prefix
-from larql_duck.inference.batch import Batch, checked, encode, pad
+from larql_duck.inference import interventions, loading
+from larql_duck.inference.batch import Batch, check_ids, encode, pad
 from larql_duck.inference.capture import FOR_ATTRIBUTION, Capture, recording
-from larql_duck.inference.modules import find_parts
+from larql_duck.inference.modules import find_modules
+from larql_duck.inference.weight_overlay import WeightOverlay
+from larql_duck.models.source import WeightSource
+from larql_duck.models.tokenizer import Tokenizer, load_tokenizer
+from larql_duck.patches.overlay import Overlay
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
-
-    from larql_duck.inference.weight_overlay import Patched
-    from larql_duck.models.source import WeightSource
-    from larql_duck.models.tokenizer import Tokenizer
 
 Prompts = Batch | str | Sequence[str]
 
 
 class Engine:
-    """A transformers model on the weights of a source, with the operations that this package needs of it.
+    """A transformers model on the weights of a source: forward passes, captures of them, interventions in them.
 
-    Public attributes: model, tokenizer, config (the source's, a dict), family, n_layers, n_features (one a layer),
-    hidden, vocab, context (longest prompt in tokens, None where the config sets none), window (sliding window or
-    None), device, fingerprint (names the weights), patched (see infer.patched). Safe to use from several threads:
-    passes wait for each other.
+    Public attributes: model, modules (where its layers' parts are), tokenizer, config (the source's, a dict), family,
+    n_layers, n_features (one a layer), hidden, vocab, context (longest prompt in tokens, None where the config sets
+    none), window (sliding window or None), device, fingerprint (names the weights), overlay (the edits that they are
+    under, None where there are none). Safe to use from several threads: passes wait for each other.
     """
 
     def __init__(
@@ -42,9 +43,9 @@ class Engine:
         self.config = source.config
         self.family = source.family
         self.path = source.path
-        self.anatomy = find_parts(model, source.family)
-        self.n_layers = len(self.anatomy.layers)
-        self.n_features = [parts.down_rows().shape[0] for parts in self.anatomy.layers]
+        self.modules = find_modules(model, source.family)
+        self.n_layers = len(self.modules.layers)
+        self.n_features = self._feature_counts()
         embeddings = model.get_input_embeddings().weight
         self.vocab, self.hidden = int(embeddings.shape[0]), int(embeddings.shape[1])
         self.device = embeddings.device
@@ -52,9 +53,9 @@ class Engine:
         self.context: int | None = int(context) if context else None
         window = getattr(model.config, "sliding_window", None)
         self.window: int | None = int(window) if window else None
-        self.fingerprint = fingerprint
+        self.fingerprint = self._loaded_fingerprint = fingerprint
         self._starts: torch.Tensor | None = None
-        self.patched: Patched | None = None
+        self._weights = WeightOverlay(self.modules)
 
     @classmethod
     def load(
@@ -68,18 +69,18 @@ class Engine:
         """An Engine on the weights of `source` (a model, or a vindex of level inference or all).
 
         compute_dtype is 'f32', 'f16' or 'bf16': tensors stored in it are used where they lie, others are converted
-        one by one. device is 'cpu' or a torch device such as 'cuda'. threads sets torch's thread count. Raises
+        one by one. device is 'cpu', a torch device such as 'cuda', or 'auto': cuda where there is one. threads sets torch's thread count. Raises
         LevelError for a vindex without weights, ModelError for weights that do not make a model.
         """
         require = getattr(source, "require", None)
         if callable(require):
             require("inference", "a forward pass")
-        if device != "cpu" and device.startswith("cuda") and not torch.cuda.is_available():
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device.startswith("cuda") and not torch.cuda.is_available():
             raise LarqlError(f"device {device!r} is not available here; use device 'cpu'")
         if threads is not None:
             torch.set_num_threads(threads)
-        from larql_duck.models.tokenizer import load_tokenizer
-
         model = loading.build_model(source, dtype=loading.torch_dtype(compute_dtype), device=device)
         return cls(model, load_tokenizer(source), source, fingerprint=loading.fingerprint(source))
 
@@ -98,8 +99,21 @@ class Engine:
 
     def pad(self, ids: Sequence[int]) -> Batch:
         """The token ids of one prompt as a Batch; LarqlError for none, or for more than the context holds."""
-        checked([list(ids)], context=self.context, vocab=self.vocab)
+        check_ids([list(ids)], context=self.context, vocab=self.vocab)
         return pad([ids], device=self.device)
+
+    def select_layers(self, layers: Iterable[int] | None, *, embedding: bool = False) -> list[int]:
+        """The layers, ascending, each once (None: all); with `embedding`, -1 stands for it and counts among all.
+
+        LarqlError for a layer that the model does not have.
+        """
+        every = range(-1 if embedding else 0, self.n_layers)
+        selected = list(every) if layers is None else sorted(set(layers))
+        for layer in selected:
+            if layer not in every:
+                known = f"layers 0 to {self.n_layers - 1}" + (" and -1, the embedding" if embedding else "")
+                raise LarqlError(f"layer {layer} is out of range; this model has {known}")
+        return selected
 
     def batch(self, prompts: Prompts) -> Batch:
         """`prompts` itself when it is a Batch, else the encoded prompts."""
@@ -140,7 +154,7 @@ class Engine:
     def run_body(
         self, ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: DynamicCache
     ) -> None:
-        """None; the cache grows by the t positions of ids [n, t]. The head is not computed."""
+        """Grow the cache by the t positions of ids [n, t]; the head is not computed."""
         with self._frame(ids, mask):
             self.model.base_model(
                 input_ids=ids,
@@ -154,7 +168,7 @@ class Engine:
     def _frame(self, ids: torch.Tensor, mask: torch.Tensor | None) -> Iterator[None]:
         # Where each row's own tokens start in this pass, for edits that name a position.
         own = None if mask is None else mask[:, -ids.shape[1] :]
-        with self.anatomy.passing, loading.quiet():
+        with self.modules.pass_lock, loading.quiet():
             outer = self._starts
             self._starts = None if own is None else own.long().argmax(dim=1)
             try:
@@ -176,10 +190,6 @@ class Engine:
 
         return DynamicCache()
 
-    def prefix(self, prompts: Prompts) -> prefix.Prefix:
-        """The prompts run up to their last token; tokens shared at the start of all of them run once."""
-        return prefix.prefill(self, self.batch(prompts))
-
     # -- looking inside ----------------------------------------------------------------------------------
 
     def capture(
@@ -196,11 +206,10 @@ class Engine:
         self, parts: Iterable[str] = FOR_ATTRIBUTION, *, positions: str = "last"
     ) -> Iterator[Capture]:
         """A context whose Capture holds the last forward pass run inside, once it has ended."""
-        wanted = set(parts)
-        with self.anatomy.passing, contextlib.ExitStack() as stack:
-            if "attention" in wanted:
-                stack.enter_context(self._eager())
-            yield stack.enter_context(recording(self.anatomy, wanted, positions=positions))
+        names = set(parts)
+        eager = self._eager() if "attention" in names else contextlib.nullcontext()
+        with self.modules.pass_lock, eager, recording(self.modules, names, positions=positions) as capture:
+            yield capture
 
     @contextlib.contextmanager
     def _eager(self) -> Iterator[None]:
@@ -217,8 +226,8 @@ class Engine:
     @torch.inference_mode()
     def unembed(self, residual: torch.Tensor) -> torch.Tensor:
         """The logits that a residual [..., hidden] would give as the final one: norm, head, scaling, soft-cap; f32."""
-        hidden = self.anatomy.final_norm(residual.to(self.model.dtype))
-        logits = self.anatomy.head(hidden).float() * self.anatomy.logit_scale
+        hidden = self.modules.final_norm(residual.to(self.model.dtype))
+        logits = self.modules.head(hidden).float() * self.modules.logit_scale
         cap = getattr(self.model.config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
@@ -234,24 +243,9 @@ class Engine:
     @property
     def head_weight(self) -> torch.Tensor:
         """The output head [vocab, hidden] in the compute dtype."""
-        weight = self.anatomy.head.weight
+        weight = self.modules.head.weight
         assert isinstance(weight, torch.Tensor)
         return weight
-
-    def attribute(
-        self,
-        capture: Capture,
-        token_ids: Sequence[int] | torch.Tensor,
-        *,
-        rows: Sequence[int] | torch.Tensor | None = None,
-        heads: bool = False,
-    ) -> attribution.Attribution:
-        """Each part's direct contribution to the centred logit of token_ids [k], before any soft-cap.
-
-        rows [k] says which prompt of the capture each token belongs to (default: one token a prompt). The parts add
-        up to the centred logit; see Attribution.
-        """
-        return attribution.attribute(self, capture, token_ids, rows=rows, heads=heads)
 
     # -- changing a pass ---------------------------------------------------------------------------------
 
@@ -259,29 +253,39 @@ class Engine:
     def intervene(self, *edits: interventions.Edit) -> Iterator[None]:
         """A context in which every forward pass carries the edits; LarqlError for a layer or feature out of range."""
         interventions.check(edits, self.n_features)
-        with self.anatomy.passing, interventions.applied(self.anatomy, edits, lambda: self._starts):
+        with self.modules.pass_lock, interventions.applied(self.modules, edits, lambda: self._starts):
             yield
 
-    def zeroed(self, features: Iterable[interventions.Slot]) -> contextlib.AbstractContextManager[None]:
+    def zeroed(self, features: Iterable[Slot]) -> contextlib.AbstractContextManager[None]:
         """A context in which these (layer, feature) activations are zero at every position."""
         return self.intervene(*interventions.feature_edits(features))
 
-    def effects(
-        self,
-        prompts: Prompts,
-        token_ids: Sequence[int],
-        features: Sequence[Sequence[interventions.Slot]],
-        *,
-        single: int | None = None,
-        replacement: torch.Tensor | None = None,
-    ) -> effects.Effects:
-        """How far log p (nats) of each prompt's token falls when its features are zeroed at the last position.
+    @property
+    def overlay(self) -> Overlay | None:
+        """The edits that the weights are under; None where the model runs on its own."""
+        return self._weights.overlay
 
-        features[i] lists prompt i's (layer, feature) slots; the first `single` of them (None: all) are zeroed one at
-        a time, and all of them together. replacement [layers, features] replaces activations instead of zero.
+    def apply_overlay(self, overlay: Overlay | None) -> None:
+        """Run every later pass on the weights that `overlay` makes of the model's own (None: on those alone).
+
+        n_features then counts appended features, and fingerprint names the edits.
         """
-        return effects.effects(self, prompts, token_ids, features, single=single, replacement=replacement)
+        with self.modules.pass_lock:
+            self._weights.apply(overlay)
+            self.n_features[:] = self._feature_counts()
+            edits = "" if self.overlay is None else f"-{self.overlay.fingerprint()[:16]}"
+            self.fingerprint = self._loaded_fingerprint + edits
 
-    def generate(self, prompt: str | Sequence[int], **options: Any) -> Iterator[generate.Piece]:
-        """The continuation of a prompt, token by token; options as in generate.stream."""
-        return generate.stream(self, prompt, **options)
+    @contextlib.contextmanager
+    def under(self, overlay: Overlay | None) -> Iterator[Engine]:
+        """A context in which the engine runs under another overlay; afterwards it is under its own again."""
+        with self.modules.pass_lock:
+            before = self.overlay
+            self.apply_overlay(overlay)
+            try:
+                yield self
+            finally:
+                self.apply_overlay(before)
+
+    def _feature_counts(self) -> list[int]:
+        return [parts.down_rows().shape[0] for parts in self.modules.layers]

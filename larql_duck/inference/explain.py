@@ -4,25 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pyarrow as pa
 import torch
 
 from larql_duck.aliases import Slot
 from larql_duck.catalog.forward_tables import SCHEMAS, as_table
 from larql_duck.errors import LarqlError
-from larql_duck.inference.capture import FOR_ATTRIBUTION
+from larql_duck.inference.attribution import Attribution, attribute
+from larql_duck.inference.batch import Batch
+from larql_duck.inference.capture import FOR_ATTRIBUTION, Capture
+from larql_duck.inference.engine import Engine
 from larql_duck.inference.feature_labels import Labels, no_labels
 from larql_duck.inference.interventions import Edit
-from larql_duck.inference.targets import Target, find_target, known_target, token_text, top_tokens
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from larql_duck.inference.attribution import Attribution
-    from larql_duck.inference.batch import Batch
-    from larql_duck.inference.capture import Capture
-    from larql_duck.inference.engine import Engine
+from larql_duck.inference.targets import Target, target_or_prediction, token_text, top_tokens
 
 TOP = 3
 TOP_VERBOSE = 10
@@ -68,39 +64,28 @@ def explain_infer(
     the `top` heads by contribution (kind 'head') and for each the positions it attends to most (kind 'attention');
     attention is then computed in the form that shows its weights. LarqlError as for `infer_table`.
     """
-    shown = _layers(engine, layers)
+    selected = engine.select_layers(layers)
     if top < 0:
         raise LarqlError(f"TOP {top} is out of range; it must be at least 0")
     batch = engine.encode(prompt)
-    parts = set(FOR_ATTRIBUTION) | {"gate"} | ({"heads", "attention"} if attention else set())
+    names = set(FOR_ATTRIBUTION) | {"gate"} | ({"heads", "attention"} if attention else set())
     with engine.intervene(*edits):
-        capture = engine.capture(batch, parts)
+        capture = engine.capture(batch, names)
     logits = capture.need("logits")[0]
-    if target is None:
-        wanted = known_target(engine.tokenizer, int(top_tokens(logits, 1)[0]))
-    else:
-        wanted = find_target(engine.tokenizer, target)
-    found = engine.attribute(capture, [wanted.token_id], heads=attention)
+    explained = target_or_prediction(engine.tokenizer, target, logits)
+    parts = attribute(engine, capture, [explained.token_id], heads=attention)
     known = _known(engine, labels) if relations_only else None
-    slots = [s for layer in shown for s in _best_features(found, layer, engine.n_features[layer], top, known)]
-    rows = _feature_rows(capture, found, slots, labels)
+    slots = [
+        s for layer in selected for s in _best_features(parts, layer, engine.n_features[layer], top, known)
+    ]
+    rows = _feature_rows(capture, parts, slots, labels)
     if attention:
-        for layer in shown:
-            rows += _attention_rows(engine, batch, capture, found, layer, top)
+        for layer in selected:
+            rows += _attention_rows(engine, batch, capture, parts, layer, top)
     rows.sort(key=lambda row: row["layer"])
     columns = {name: [row.get(name) for row in rows] for name in SCHEMAS["explain"].names}
-    probability = float((logits[wanted.token_id] - torch.logsumexp(logits, 0)).exp())
-    return Explanation(as_table("explain", columns), wanted, probability, float(found.total[0]))
-
-
-def _layers(engine: Engine, layers: Iterable[int] | None) -> list[int]:
-    shown = list(range(engine.n_layers)) if layers is None else sorted(set(layers))
-    for layer in shown:
-        if not 0 <= layer < engine.n_layers:
-            raise LarqlError(
-                f"layer {layer} is out of range; this model has layers 0 to {engine.n_layers - 1}"
-            )
-    return shown
+    probability = float((logits[explained.token_id] - torch.logsumexp(logits, 0)).exp())
+    return Explanation(as_table("explain", columns), explained, probability, float(parts.total[0]))
 
 
 def _known(engine: Engine, labels: Labels) -> list[torch.Tensor]:
@@ -114,9 +99,9 @@ def _known(engine: Engine, labels: Labels) -> list[torch.Tensor]:
 
 
 def _best_features(
-    found: Attribution, layer: int, n_features: int, top: int, known: list[torch.Tensor] | None
+    parts: Attribution, layer: int, n_features: int, top: int, known: list[torch.Tensor] | None
 ) -> list[Slot]:
-    values = found.features[0, layer, :n_features]
+    values = parts.features[0, layer, :n_features]
     if known is None:
         return [(layer, feature) for feature in top_tokens(values, top).tolist()]
     candidates = torch.nonzero(known[layer]).flatten()
@@ -124,33 +109,30 @@ def _best_features(
 
 
 def _feature_rows(
-    capture: Capture, found: Attribution, slots: Sequence[Slot], labels: Labels
+    capture: Capture, parts: Attribution, slots: Sequence[Slot], labels: Labels
 ) -> list[dict[str, Any]]:
     gate, activation = capture.need("gate"), capture.need("activation")
     named = {(row["layer"], row["feature"]): row for row in labels(slots).to_pylist()} if slots else {}
-    rows = []
-    for layer, feature in slots:
-        label = named.get((layer, feature), {})
-        rows.append(
-            {
-                "kind": "feature",
-                "layer": layer,
-                "feature": feature,
-                "relation": label.get("relation"),
-                "gate": float(gate[layer, 0, feature]),
-                "activation": float(activation[layer, 0, feature]),
-                "contribution": float(found.features[0, layer, feature]),
-                "token": label.get("top_token"),
-            }
-        )
-    return rows
+    return [
+        {
+            "kind": "feature",
+            "layer": layer,
+            "feature": feature,
+            "relation": named.get((layer, feature), {}).get("relation"),
+            "gate": float(gate[layer, 0, feature]),
+            "activation": float(activation[layer, 0, feature]),
+            "contribution": float(parts.features[0, layer, feature]),
+            "token": named.get((layer, feature), {}).get("top_token"),
+        }
+        for layer, feature in slots
+    ]
 
 
 def _attention_rows(
-    engine: Engine, batch: Batch, capture: Capture, found: Attribution, layer: int, top: int
+    engine: Engine, batch: Batch, capture: Capture, parts: Attribution, layer: int, top: int
 ) -> list[dict[str, Any]]:
-    assert found.heads is not None
-    values = found.heads[0, layer]
+    assert parts.heads is not None
+    values = parts.heads[0, layer]
     heads = top_tokens(values, top).tolist()
     rows: list[dict[str, Any]] = [
         {"kind": "head", "layer": layer, "head": head, "contribution": float(values[head])} for head in heads

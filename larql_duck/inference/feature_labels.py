@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-if TYPE_CHECKING:
-    from larql_duck.aliases import Slot
-    from larql_duck.vindex.store import Vindex
+from larql_duck.aliases import Slot
+from larql_duck.vindex.store import Vindex
 
 SCHEMA = pa.schema(
     [

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
-from larql_duck.inference.prefix import Prefix, fork
-
-if TYPE_CHECKING:
-    from larql_duck.inference.engine import Engine
+from larql_duck.inference.engine import Engine
+from larql_duck.inference.prefix import Prefix, fork_cache, prefill
 
 
 @dataclass(frozen=True)
-class Piece:
+class GeneratedToken:
     """One generated token: its id, the text it adds, its probability."""
 
     token_id: int
@@ -31,15 +28,15 @@ def stream(
     temperature: float = 0.0,
     seed: int = 0,
     stop_ids: Sequence[int] = (),
-) -> Iterator[Piece]:
-    """Pieces of the continuation until a special token, a stop id, the context's end or max_tokens.
+) -> Iterator[GeneratedToken]:
+    """The continuation, token by token, until a special token, a stop id, the context's end or max_tokens.
 
     prompt is text, or token ids that hold their special tokens already.
     temperature 0 takes the most probable token each time; above 0 it samples, reproducibly by seed.
     """
     generator = torch.Generator(device="cpu").manual_seed(seed)
     batch = engine.encode(prompt) if isinstance(prompt, str) else engine.pad(prompt)
-    prefix = engine.prefix(batch)
+    prefix = prefill(engine, batch)
     rows = torch.zeros(1, dtype=torch.int64, device=engine.device)
     room = (
         max_tokens
@@ -67,7 +64,7 @@ def stream(
         whole = engine.tokenizer.decode([*before, *ids])
         piece = "" if whole.endswith("\ufffd") else whole[len(text) :]
         text += piece
-        yield Piece(token, piece, float(probabilities[token]))
+        yield GeneratedToken(token, piece, float(probabilities[token]))
         prefix = prefix.then(torch.tensor([token], device=engine.device), rows, cache)
 
 
@@ -105,5 +102,5 @@ def greedy(prefix: Prefix, *, max_tokens: int, stop: Callable[[int, list[int]], 
             break
         kept = torch.tensor(keep, device=tokens.device)
         alive = [alive[at] for at in keep]
-        prefix = prefix.then(tokens[kept], kept, fork(cache, kept))
+        prefix = prefix.then(tokens[kept], kept, fork_cache(cache, kept))
     return [Continuation(tuple(ids), tuple(p)) for ids, p in out]

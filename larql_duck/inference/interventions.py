@@ -12,11 +12,11 @@ import torch
 
 from larql_duck.aliases import Slot
 from larql_duck.errors import LarqlError
+from larql_duck.inference.hooks import replace_input
+from larql_duck.inference.modules import ModelModules
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
-
-    from larql_duck.inference.modules import Anatomy
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def feature_edits(
 
 
 def check(edits: Sequence[Edit], n_features: Sequence[int]) -> None:
-    """None; LarqlError for a layer or feature that the model does not have."""
+    """Raise LarqlError for a layer or feature that the model does not have."""
     n_layers = len(n_features)
     for edit in edits:
         if isinstance(edit, Sparse):
@@ -113,7 +113,7 @@ Starts = Callable[[], torch.Tensor | None]
 
 
 @contextlib.contextmanager
-def applied(anatomy: Anatomy, edits: Sequence[Edit], starts: Starts) -> Iterator[None]:
+def applied(modules: ModelModules, edits: Sequence[Edit], starts: Starts) -> Iterator[None]:
     """A context in which every forward pass carries the edits.
 
     `starts` gives the index of each row's first real token in the running pass, None where nothing is padded.
@@ -122,13 +122,13 @@ def applied(anatomy: Anatomy, edits: Sequence[Edit], starts: Starts) -> Iterator
     try:
         for edit in edits:
             if isinstance(edit, FeatureEdit):
-                down = anatomy.layers[edit.layer].down
+                down = modules.layers[edit.layer].down
                 handles.append(down.register_forward_pre_hook(_feature_hook(edit, starts)))
             elif isinstance(edit, ResidualEdit):
-                handles.append(_hook_residual(anatomy, edit, starts))
+                handles.append(_hook_residual(modules, edit, starts))
             else:
-                for layer in range(len(anatomy.layers)) if edit.layers is None else edit.layers:
-                    handles.extend(_hook_sparse(anatomy, layer, edit.k))
+                for layer in range(len(modules.layers)) if edit.layers is None else edit.layers:
+                    handles.extend(_hook_sparse(modules, layer, edit.k))
         yield
     finally:
         for handle in handles:
@@ -182,7 +182,7 @@ def _feature_hook(edit: FeatureEdit, starts: Starts) -> Callable[..., tuple[torc
     return hook
 
 
-def _hook_residual(anatomy: Anatomy, edit: ResidualEdit, starts: Starts) -> RemovableHandle:
+def _hook_residual(modules: ModelModules, edit: ResidualEdit, starts: Starts) -> RemovableHandle:
     def change(hidden: torch.Tensor) -> torch.Tensor:
         n, t = hidden.shape[:2]
         columns = _columns(edit.position, n, t, starts, hidden.device)
@@ -198,7 +198,7 @@ def _hook_residual(anatomy: Anatomy, edit: ResidualEdit, starts: Starts) -> Remo
         return out
 
     if edit.layer < 0:
-        return anatomy.layers[0].block.register_forward_pre_hook(
+        return modules.layers[0].block.register_forward_pre_hook(
             lambda module, args, kwargs: replace_input(change, args, kwargs), with_kwargs=True
         )
 
@@ -207,20 +207,11 @@ def _hook_residual(anatomy: Anatomy, edit: ResidualEdit, starts: Starts) -> Remo
             return (change(output[0]), *output[1:])
         return change(output)
 
-    return anatomy.layers[edit.layer].block.register_forward_hook(after)
+    return modules.layers[edit.layer].block.register_forward_hook(after)
 
 
-def replace_input(
-    change: Callable[[torch.Tensor], torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A block's (args, kwargs) with its hidden states changed, whichever way the model passes them."""
-    if args:
-        return (change(args[0]), *args[1:]), kwargs
-    return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
-
-
-def _hook_sparse(anatomy: Anatomy, layer: int, k: int) -> list[RemovableHandle]:
-    parts = anatomy.layers[layer]
+def _hook_sparse(modules: ModelModules, layer: int, k: int) -> list[RemovableHandle]:
+    parts = modules.layers[layer]
     kept: list[torch.Tensor] = []
     bias = getattr(parts.gate, "bias", None)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -12,15 +11,13 @@ import pyarrow.parquet as pq
 
 from larql_duck.catalog.forward_tables import SCHEMAS
 from larql_duck.files import replacing
-from larql_duck.inference.activation_stats import Firing
+from larql_duck.inference.activation_stats import FeatureStats
 from larql_duck.inference.corpus import Corpus
+from larql_duck.inference.engine import Engine
 from larql_duck.inference.targets import token_text
+from larql_duck.models.tokenizer import Tokenizer
 from larql_duck.progress import Progress
 from larql_duck.vindex.database import quoted
-
-if TYPE_CHECKING:
-    from larql_duck.inference.engine import Engine
-    from larql_duck.models.tokenizer import Tokenizer
 
 # Tokens shown before and after the one that fires.
 BEFORE, AFTER = 24, 8
@@ -39,7 +36,7 @@ def write_contexts(
     engine: Engine,
     corpus: Corpus,
     places: np.ndarray,
-    layers: Sequence[Firing],
+    layers: Sequence[FeatureStats],
     tokens: int,
     out: Path,
     progress: Progress | None = None,
@@ -60,7 +57,7 @@ def write_contexts(
         _sorted(placed, features, path)
 
 
-def _kept(layers: Sequence[Firing], places: np.ndarray) -> dict[str, np.ndarray]:
+def _kept(layers: Sequence[FeatureStats], places: np.ndarray) -> dict[str, np.ndarray]:
     """Every context kept, ordered by text and position: layer, feature, rank, activation, text, position."""
     parts: dict[str, list[np.ndarray]] = {n: [] for n in ("layer", "feature", "rank", "activation", "number")}
     for i, layer in enumerate(layers):
@@ -130,7 +127,7 @@ def around(tokenizer: Tokenizer, ids: Sequence[int], position: int) -> tuple[str
     return token_text(tokenizer, ids[position]), before, whole[len(upto) :]
 
 
-def _features(layers: Sequence[Firing], tokens: int) -> pa.Table:
+def _features(layers: Sequence[FeatureStats], tokens: int) -> pa.Table:
     """Density, mean and histogram of every feature."""
     counts = [layer.n_features for layer in layers]
     histogram = np.concatenate([layer.histogram for layer in layers])

@@ -3,34 +3,54 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pyarrow as pa
 
 from larql_duck.errors import LarqlError
-from larql_duck.inference.feature_labels import Labels, no_labels
+from larql_duck.inference.activations import write_activations
+from larql_duck.inference.capture_tables import activation_table, residual_table
+from larql_duck.inference.causal import CausalTrace, causal_trace
+from larql_duck.inference.chat import chat_prompt, stop_ids
+from larql_duck.inference.clauses import Intervention, edits_of
+from larql_duck.inference.engine import Engine
+from larql_duck.inference.explain import Explanation, explain_infer
+from larql_duck.inference.feature_labels import Labels, labels_of, no_labels
+from larql_duck.inference.generate import stream
+from larql_duck.inference.interventions import Edit
+from larql_duck.inference.logit_lens import logit_lens
+from larql_duck.inference.predict import infer_table
+from larql_duck.inference.reference import Reference
 from larql_duck.inference.settings import Settings
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from larql_duck.inference.causal import CausalTrace
-    from larql_duck.inference.clauses import Clause
-    from larql_duck.inference.engine import Engine
-    from larql_duck.inference.explain import Explanation
-    from larql_duck.inference.reference import Reference
-    from larql_duck.inference.trace import TraceResult
-    from larql_duck.models.source import WeightSource
-    from larql_duck.patches.overlay import EditedFact, Overlay
+from larql_duck.inference.trace import TraceResult, trace
+from larql_duck.models.opening import open_model
+from larql_duck.models.source import WeightSource
+from larql_duck.patches.edit_log import overlay_of
+from larql_duck.patches.overlay import EditedFact, Overlay
+from larql_duck.vindex.manifest import INDEX
+from larql_duck.vindex.store import Vindex
 
 Bands = Mapping[str, tuple[int, int]]
 
 
-class LiveModel:
+def open_source(path: str | Path) -> WeightSource:
+    """The vindex (of level inference or all) or model at `path`; the error names what to do."""
+    if (Path(path).expanduser() / INDEX).is_file():
+        vindex = Vindex.open(Path(path).expanduser())
+        vindex.require("inference", "a forward pass")
+        return vindex
+    source = open_model(path)
+    source.validate()
+    return source
+
+
+class Model:
     """Forward passes on the weights of a source (a vindex or a model). Nothing is loaded before the first one.
 
-    labels names features, probes gives {relation: prompts}; both come from a vindex's tables. clauses (Ablate, Steer,
-    Patch) change one call's passes and nothing else. Usable from several threads: passes wait for each other.
+    labels names features, probes gives {relation: prompts}; both come from a vindex's tables. interventions (Ablate,
+    Steer, Patch) change one call's passes and nothing else. Usable from several threads: passes wait for each other.
     """
 
     def __init__(
@@ -42,44 +62,72 @@ class LiveModel:
         probes: Callable[[], Mapping[str, Sequence[str]]] = dict,
         bands: Bands | None = None,
         overlay: Callable[[], Overlay | None] = lambda: None,
-        database: Callable[[Sequence[str]], list[list[EditedFact]]] | None = None,
+        database: Callable[[Sequence[str]], list[list[EditedFact]]] = lambda prompts: [[] for _ in prompts],
     ) -> None:
-        """overlay gives the edits under which passes run, asked when the engine is loaded and on `edited`.
+        """overlay gives the edits under which passes run, asked when the engine is loaded and on `refresh_overlay`.
 
         database gives the database facts that each prompt asks for: additional answers, never the model's.
         """
-        self._overlay = overlay
-        self._database = database
         self.source = source
         self.settings = settings or Settings.from_environment()
         self.labels = labels
         self.bands = bands
+        self.database = database
+        self._overlay = overlay
         self._probes = probes
         self._lock = threading.RLock()
         self._engine: Engine | None = None
         self._reference: Reference | None = None
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        dtype: str | None = None,
+        device: str | None = None,
+        patches: Sequence[str | Path] = (),
+    ) -> Model:
+        """The Model of the vindex or model at `path`, with feature labels where it has them.
+
+        dtype and device (None: as the environment says) are those of Settings. patches are .vlp files under which the
+        passes run, in order; LarqlError where there are some and the path is no vindex.
+        """
+        defaults = Settings.from_environment()
+        settings = Settings(dtype or defaults.compute_dtype, device or defaults.device, defaults.threads)
+        source = open_source(path)
+        if isinstance(source, Vindex):
+            overlay = overlay_of(source, patches) if patches else None
+            labels = labels_of(source)
+            return cls(source, settings=settings, labels=labels, bands=source.bands, overlay=lambda: overlay)
+        if patches:
+            raise LarqlError(
+                f"{path}: patches belong to a vindex; make one with: larql-duck extract {path} -o OUT.vindex"
+            )
+        return cls(source, settings=settings)
 
     @property
     def engine(self) -> Engine:
         """The engine, loaded when first asked for. LevelError where no weights are stored."""
         with self._lock:
             if self._engine is None:
-                engine = self.settings.load(self.source)
-                self._patch(engine)
+                settings = self.settings
+                engine = Engine.load(
+                    self.source,
+                    compute_dtype=settings.compute_dtype,
+                    device=settings.device,
+                    threads=settings.threads,
+                )
+                engine.apply_overlay(self._overlay())
                 self._engine = engine
             return self._engine
 
-    def edited(self) -> None:
-        """None; passes run under what `overlay` gives now, and what was measured before is forgotten."""
+    def refresh_overlay(self) -> None:
+        """Run later passes under what `overlay` gives now, and forget what was measured before."""
         with self._lock:
             self._reference = None
             if self._engine is not None:
-                self._patch(self._engine)
-
-    def _patch(self, engine: Engine) -> None:
-        from larql_duck.inference.weight_overlay import patch_engine
-
-        patch_engine(engine, self._overlay())
+                self._engine.apply_overlay(self._overlay())
 
     @property
     def loaded(self) -> bool:
@@ -89,134 +137,101 @@ class LiveModel:
     @property
     def reference(self) -> Reference:
         """Mean activations and relation directions, measured when first needed."""
-        from larql_duck.inference.reference import Reference
-
         with self._lock:
             if self._reference is None:
                 self._reference = Reference(self.engine, self._probes)
             return self._reference
 
     def reload(self, settings: Settings) -> None:
-        """None; the next pass loads the weights anew, as `settings` say."""
+        """Load the weights anew for the next pass, as `settings` say."""
         with self._lock:
             self.settings = settings
             self._engine = self._reference = None
 
     # -- what to ask --------------------------------------------------------------------------------------
 
-    def infer(
-        self,
-        prompt: str,
-        *,
-        top: int = 5,
-        compare: bool = False,
-        walk_k: int | None = None,
-        clauses: Sequence[Clause] = (),
-    ) -> pa.Table:
-        """The most probable next tokens: see predict.infer_table. Database facts come last, a row each."""
-        from larql_duck.inference.predict import infer_table
-
-        edits = self._edits(prompt, clauses)
-        return infer_table(
-            self.engine,
-            prompt,
-            top=top,
-            compare=compare,
-            walk_k=walk_k,
-            edits=edits,
-            more=[fact.target for fact in self.database([prompt])[0]],
-        )
-
-    def database(self, prompts: Sequence[str]) -> list[list[EditedFact]]:
-        """The database facts that each prompt asks for."""
-        return [[] for _ in prompts] if self._database is None else self._database(prompts)
+    def infer(self, prompt: str, *, interventions: Sequence[Intervention] = (), **options: Any) -> pa.Table:
+        """The most probable next tokens; options as of predict.infer_table. Database facts come last, a row each."""
+        facts = [fact.target for fact in self.database([prompt])[0]]
+        edits = self._edits(prompt, interventions)
+        return infer_table(self.engine, prompt, edits=edits, more=facts, **options)
 
     def explain(
         self,
         prompt: str,
         *,
-        target: str | None = None,
-        top: int = 3,
         layers: Iterable[int] | None = None,
         band: str | None = None,
-        relations_only: bool = False,
-        attention: bool = False,
-        clauses: Sequence[Clause] = (),
+        interventions: Sequence[Intervention] = (),
+        **options: Any,
     ) -> Explanation:
-        """Which features and heads wrote the prediction: see explain.explain_infer; band limits the layers."""
-        from larql_duck.inference.explain import explain_infer
-
-        edits = self._edits(prompt, clauses)
-        return explain_infer(
-            self.engine,
-            prompt,
-            target=target,
-            top=top,
-            layers=self.layers_of(layers, band),
-            labels=self.labels,
-            relations_only=relations_only,
-            attention=attention,
-            edits=edits,
-        )
+        """Which features and heads wrote the prediction; options as of explain.explain_infer, band limits the layers."""
+        edits = self._edits(prompt, interventions)
+        layers = self.layers_of(layers, band)
+        return explain_infer(self.engine, prompt, layers=layers, labels=self.labels, edits=edits, **options)
 
     def trace(
-        self,
-        prompt: str,
-        *,
-        target: str | None = None,
-        decompose: bool = False,
-        layers: Iterable[int] | None = None,
-        positions: str = "last",
-        clauses: Sequence[Clause] = (),
+        self, prompt: str, *, interventions: Sequence[Intervention] = (), **options: Any
     ) -> TraceResult:
-        """How the residual becomes the prediction: see trace.trace."""
-        from larql_duck.inference.trace import trace
+        """How the residual becomes the prediction; options as of trace.trace."""
+        return trace(self.engine, prompt, edits=self._edits(prompt, interventions), **options)
 
-        edits = self._edits(prompt, clauses)
-        return trace(
-            self.engine,
-            prompt,
-            target=target,
-            decompose=decompose,
-            layers=layers,
-            positions=positions,
-            edits=edits,
-        )
-
-    def logit_lens(self, prompt: str, *, clauses: Sequence[Clause] = (), **options: Any) -> pa.Table:
-        """What every layer would predict: see lens.logit_lens."""
-        from larql_duck.inference.lens import logit_lens
-
-        return logit_lens(self.engine, prompt, edits=self._edits(prompt, clauses), **options)
+    def logit_lens(
+        self, prompt: str, *, interventions: Sequence[Intervention] = (), **options: Any
+    ) -> pa.Table:
+        """What every layer would predict; options as of logit_lens.logit_lens."""
+        return logit_lens(self.engine, prompt, edits=self._edits(prompt, interventions), **options)
 
     def causal_trace(self, clean: str, corrupted: str, *, target: str | None = None) -> CausalTrace:
         """Which layer and position carries the answer: see causal.causal_trace."""
-        from larql_duck.inference.causal import causal_trace
-
         return causal_trace(self.engine, clean, corrupted, target=target)
 
     def residuals(self, prompts: str | Sequence[str], **options: Any) -> pa.Table:
-        """Residuals and what each branch added: see captured.residual_table."""
-        from larql_duck.inference.captured import residual_table
-
+        """Residuals and what each branch added; options as of capture_tables.residual_table."""
         return residual_table(self.engine, prompts, **options)
 
     def activations(self, prompts: str | Sequence[str], **options: Any) -> pa.Table:
-        """Gate values and activations: see captured.activation_table."""
-        from larql_duck.inference.captured import activation_table
-
+        """Gate values and activations; options as of capture_tables.activation_table."""
         return activation_table(self.engine, prompts, **options)
 
-    def fire(self, texts: str | Path, out: str | Path, **options: Any) -> Path:
-        """The file of what fires each feature in a corpus: see activations.activations."""
-        from larql_duck.inference.activations import activations
+    def write_activations(self, texts: str | Path, out: str | Path, **options: Any) -> Path:
+        """The file of what activates each feature in a corpus; options as of activations.write_activations."""
+        return write_activations(self.engine, texts, out, **options)
 
-        return activations(self.engine, texts, out, **options)
+    def generate(
+        self,
+        prompt: str,
+        *,
+        tokens: int = 64,
+        chat: bool = False,
+        system: str | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> Iterator[str]:
+        """The text that the model writes after the prompt, piece by piece, at most `tokens` tokens.
+
+        chat puts the prompt into the model's own chat template (`system` before it), whose end of turn ends the
+        answer. temperature 0 takes the most probable token each time; above 0 it samples, reproducibly by seed.
+        """
+        if tokens < 0:
+            raise LarqlError(f"{tokens} tokens is out of range; it must be at least 0")
+        if temperature < 0:
+            raise LarqlError(f"temperature {temperature} is out of range; it must be at least 0")
+        if system is not None and not chat:
+            raise LarqlError("a system message belongs to a chat; add --chat")
+        files = self.source.tokenizer_files()
+        engine = self.engine
+        start: str | list[int] = prompt
+        if chat:
+            start = engine.tokenizer.encode(chat_prompt(files, prompt, system), special=False)
+        stops = stop_ids(files, self.source.config, engine.tokenizer)
+        pieces = stream(engine, start, max_tokens=tokens, temperature=temperature, seed=seed, stop_ids=stops)
+        return (piece.text for piece in pieces if piece.text)
 
     # -- inside -------------------------------------------------------------------------------------------
 
     def layers_of(self, layers: Iterable[int] | None, band: str | None) -> list[int] | None:
-        """The layers that both clauses leave; None for all. A model without bands has every layer in each."""
+        """The layers that both `layers` and `band` leave; None for all. A model without bands has every layer in each."""
         if band is None or band == "all" or self.bands is None:
             return None if layers is None else list(layers)
         if band not in self.bands:
@@ -225,9 +240,5 @@ class LiveModel:
         inside = range(low, high + 1)
         return [n for n in (inside if layers is None else layers) if n in inside]
 
-    def _edits(self, prompt: str, clauses: Sequence[Clause]) -> Sequence[Any]:
-        if not clauses:
-            return ()
-        from larql_duck.inference.clauses import edits_of
-
-        return edits_of(self.engine, prompt, clauses, self.reference)
+    def _edits(self, prompt: str, interventions: Sequence[Intervention]) -> Sequence[Edit]:
+        return edits_of(self.engine, prompt, interventions, self.reference)

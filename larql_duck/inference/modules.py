@@ -1,4 +1,4 @@
-"""Where a model's parts are: the modules of every layer that capture, attribution and interventions hook."""
+"""A model's modules: those of every layer that capture, attribution and interventions hook."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PROBE = 1e4
 
 
 @dataclass(frozen=True)
-class LayerParts:
+class LayerModules:
     """One transformer layer's modules. `attn_post` and `ffn_post` are norms on a branch's output, where there are."""
 
     block: nn.Module
@@ -48,7 +48,7 @@ class LayerParts:
         bias = getattr(self.down, "bias", None)
         return bias if isinstance(bias, torch.Tensor) else None
 
-    def out_rows(self) -> torch.Tensor:
+    def attn_out_rows(self) -> torch.Tensor:
         """The attention output matrix as [heads * head_dim, hidden], a view."""
         weight = self.attn_out.weight
         assert isinstance(weight, torch.Tensor)
@@ -56,25 +56,25 @@ class LayerParts:
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class ModelModules:
     """A model's layers, final norm and head, with the multipliers that its config puts between them.
 
     `residual_scale` multiplies what a branch adds to the residual; `logit_scale` multiplies head products before any
-    soft-cap. Both are 1 for every listed family. `passing` is held by whoever runs a pass or hooks into one: hooks
+    soft-cap. Both are 1 for every listed family. `pass_lock` is held by whoever runs a pass or hooks into one: hooks
     belong to the model, so another thread's pass would carry them too.
     """
 
-    layers: tuple[LayerParts, ...]
+    layers: tuple[LayerModules, ...]
     final_norm: nn.Module
     head: nn.Module
     residual_scale: float
     logit_scale: float
     n_heads: int
-    passing: AbstractContextManager[Any] = field(default_factory=threading.RLock, repr=False, compare=False)
+    pass_lock: AbstractContextManager[Any] = field(default_factory=threading.RLock, repr=False, compare=False)
 
 
-def find_parts(model: PreTrainedModel, family: Family) -> Anatomy:
-    """The anatomy of `model`, found by the family's tensor names; ModelError where a module is absent."""
+def find_modules(model: PreTrainedModel, family: Family) -> ModelModules:
+    """The modules of `model`, found by the family's tensor names; ModelError where a module is absent."""
 
     def module(weight: str) -> nn.Module:
         path = weight.removesuffix(".weight")
@@ -88,7 +88,7 @@ def find_parts(model: PreTrainedModel, family: Family) -> Anatomy:
     for i in range(config.num_hidden_layers):
         prefix = family.layer_prefix(i)
         layers.append(
-            LayerParts(
+            LayerModules(
                 block=module(prefix.rstrip(".")),
                 attn=module(prefix + family.o.split(".")[0]),
                 attn_out=module(prefix + family.o),
@@ -107,7 +107,7 @@ def find_parts(model: PreTrainedModel, family: Family) -> Anatomy:
         raise ModelError(f"model_type {family.name!r} has no output head")
     logit_scale = float(getattr(config, "logit_scale", None) or 1.0)
     logit_scale /= float(getattr(config, "logits_scaling", None) or 1.0)
-    return Anatomy(
+    return ModelModules(
         layers=tuple(layers),
         final_norm=module(family.final_norm),
         head=head,

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
+import pyarrow as pa
 import torch
 
 from larql_duck.catalog.forward_tables import as_table
 from larql_duck.errors import LarqlError
+from larql_duck.inference.engine import Engine
 from larql_duck.inference.interventions import Edit, Sparse
 from larql_duck.inference.targets import token_text, top_tokens
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from larql_duck.inference.engine import Engine
+from larql_duck.models.tokenizer import Tokenizer
 
 TOP = 5
 WALK_K = 128
@@ -33,6 +31,17 @@ class Prediction:
     probability: torch.Tensor
     logit: torch.Tensor
 
+    def columns(self, tokenizer: Tokenizer) -> dict[str, list[Any]]:
+        """The columns rank (from 1), token, token_id, probability and logit, one list of k values each."""
+        ids = self.ids.tolist()
+        return {
+            "rank": list(range(1, len(ids) + 1)),
+            "token": [token_text(tokenizer, i) for i in ids],
+            "token_id": ids,
+            "probability": self.probability.tolist(),
+            "logit": self.logit.tolist(),
+        }
+
 
 def infer_table(
     engine: Engine,
@@ -47,9 +56,9 @@ def infer_table(
     """The `top` most probable next tokens, with the columns of SCHEMAS['infer'].
 
     walk_k thins each FFN out to the walk_k features with the largest absolute gate value at each position (source
-    'walk'); compare gives the dense rows and the walk's. edits are carried by every pass. more are answers from elsewhere: a
-    last row each, source 'patch', of which only the token is known. LarqlError for an empty or
-    overlong prompt and for a layer or feature that the model lacks.
+    'walk'); compare gives the dense rows and the walk's. edits are carried by every pass. more are answers from
+    elsewhere: a last row each, source 'patch', of which only the token is known. LarqlError for an empty or overlong
+    prompt and for a layer or feature that the model lacks.
     """
     batch = engine.encode(prompt)
     runs: list[tuple[str, Prediction]] = []
@@ -59,22 +68,10 @@ def infer_table(
         if compare or walk_k is not None:
             with engine.intervene(Sparse(WALK_K if walk_k is None else walk_k)):
                 runs.append(("walk", prediction(engine.logits(batch)[0], top)))
-    parts = [_rows(engine, source, found) for source, found in runs]
-    unknown: dict[str, list[object]] = {key: [None] * len(more) for key in parts[0]}
+    parts = [{**p.columns(engine.tokenizer), "source": [source] * len(p.ids)} for source, p in runs]
+    unknown: dict[str, list[Any]] = {key: [None] * len(more) for key in parts[0]}
     parts.append(unknown | {"token": list(more), "source": ["patch"] * len(more)})
     return as_table("infer", {key: [v for part in parts for v in part[key]] for key in parts[0]})
-
-
-def _rows(engine: Engine, source: str, found: Prediction) -> dict[str, list[object]]:
-    ids = found.ids.tolist()
-    return {
-        "rank": list(range(1, len(ids) + 1)),
-        "token": [token_text(engine.tokenizer, i) for i in ids],
-        "token_id": ids,
-        "probability": found.probability.tolist(),
-        "logit": found.logit.tolist(),
-        "source": [source] * len(ids),
-    }
 
 
 def prediction(logits: torch.Tensor, top: int) -> Prediction:
@@ -89,13 +86,13 @@ def prediction(logits: torch.Tensor, top: int) -> Prediction:
 def predictions(engine: Engine, prompts: Sequence[str], top: int = TOP) -> list[Prediction]:
     """The Prediction of every prompt, in their order; prompts of like length share a pass."""
     out: dict[int, Prediction] = {}
-    for rows in groups(engine, prompts):
+    for rows in length_groups(engine, prompts):
         for row, logits in zip(rows, engine.logits([prompts[i] for i in rows]), strict=True):
             out[row] = prediction(logits, top)
     return [out[i] for i in range(len(prompts))]
 
 
-def groups(engine: Engine, prompts: Sequence[str], tokens: int = _TOKENS) -> Iterator[list[int]]:
+def length_groups(engine: Engine, prompts: Sequence[str], tokens: int = _TOKENS) -> Iterator[list[int]]:
     """Numbers of prompts that go through the model together: of like length, within a budget of tokens."""
     lengths = [engine.encode(prompt).lengths[0] for prompt in prompts]
     most = max(1, _LOGITS // engine.vocab)

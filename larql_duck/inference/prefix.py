@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from larql_duck.inference.batch import Batch, pad
-from larql_duck.inference.interventions import replace_input
+from larql_duck.inference.batch import pad
+from larql_duck.inference.engine import Engine, Prompts
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
-
-    from larql_duck.inference.engine import Engine
-    from larql_duck.inference.modules import Anatomy
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,7 @@ class Prefix:
         if rows is not None:
             ids, positions = ids[rows], positions[rows]
             mask = None if mask is None else mask[rows]
-        cache = fork(self.cache, rows, first_layer)
+        cache = fork_cache(self.cache, rows, first_layer)
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(len(ids), 1)], dim=1)
         logits = self.engine.run(ids, mask, positions, cache)
@@ -71,10 +67,11 @@ class Prefix:
 _PASS = 24
 
 
-def prefill(engine: Engine, batch: Batch) -> Prefix:
-    """The batch's Prefix. Tokens that all prompts share at their start run once; then prompts of similar length run
+def prefill(engine: Engine, prompts: Prompts) -> Prefix:
+    """The prompts' Prefix. Tokens that all prompts share at their start run once; then prompts of similar length run
     together, so that little is computed for padding. The caches are joined, padded on the left.
     """
+    batch = engine.batch(prompts)
     n = len(batch)
     rows = [batch.row(i) for i in range(n)]
     device = batch.ids.device
@@ -93,7 +90,9 @@ def prefill(engine: Engine, batch: Batch) -> Prefix:
     for group in cheapest_groups([len(m) for m in middles], exact=exact):
         width = max(len(middles[i]) for i in group)
         index = torch.tensor(group, device=device)
-        cache = fork(start, torch.zeros(len(group), dtype=torch.int64, device=device)) if shared else start
+        cache = (
+            fork_cache(start, torch.zeros(len(group), dtype=torch.int64, device=device)) if shared else start
+        )
         own = torch.ones(len(group), shared + width, dtype=torch.bool, device=device)
         if width:
             padded = pad([middles[i] for i in group], device=device)
@@ -107,7 +106,7 @@ def prefill(engine: Engine, batch: Batch) -> Prefix:
     else:
         group, cache = parts[0]
         if group != list(range(n)):  # back from the order of lengths
-            cache = fork(cache, torch.tensor(group, device=device).argsort())
+            cache = fork_cache(cache, torch.tensor(group, device=device).argsort())
     last = torch.tensor([[row[-1]] for row in rows], device=device)
     positions = torch.tensor([[len(row) - 1] for row in rows], device=device)
     return Prefix(engine, cache, None if bool(mask.all()) else mask, last, positions)
@@ -161,7 +160,7 @@ def _joined(
     return out
 
 
-def fork(cache: DynamicCache, rows: torch.Tensor | None = None, first_layer: int = 0) -> DynamicCache:
+def fork_cache(cache: DynamicCache, rows: torch.Tensor | None = None, first_layer: int = 0) -> DynamicCache:
     """A cache that can grow without touching `cache`; with `rows`, its prompts picked (each as often as named).
 
     Layers below first_layer are not picked from, only referred to.
@@ -173,28 +172,3 @@ def fork(cache: DynamicCache, rows: torch.Tensor | None = None, first_layer: int
             if layer.is_initialized:
                 layer.keys, layer.values = layer.keys[rows], layer.values[rows]
     return out
-
-
-@contextlib.contextmanager
-def starting_at(anatomy: Anatomy, layer: int, hidden: torch.Tensor) -> Iterator[None]:
-    """A context in which a forward pass skips the layers below `layer` and enters it with `hidden` [n, t, hidden].
-
-    Everything else of the pass (masks, positions, later layers, norm, head) is the model's own.
-    """
-    skipped = [parts.block for parts in anatomy.layers[:layer]]
-    with anatomy.passing:
-        handle = anatomy.layers[layer].block.register_forward_pre_hook(
-            lambda module, args, kwargs: replace_input(lambda _: hidden, args, kwargs), with_kwargs=True
-        )
-        for block in skipped:
-            block.forward = _pass_through
-        try:
-            yield
-        finally:
-            handle.remove()
-            for block in skipped:
-                del block.forward
-
-
-def _pass_through(*args: Any, **kwargs: Any) -> Any:
-    return args[0] if args else kwargs["hidden_states"]

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from larql_duck.vindex.store import Vindex
 
 BASES = ("embedding", "context")
+# The neutral first word before an entity or a token; a BOS comes before it where the tokenizer adds one.
+NEUTRAL = "The"
 
 
 class QueryVectors:
@@ -48,8 +50,6 @@ class QueryVectors:
         if not entity.strip():
             raise SemanticError("an empty name has no vector; name an entity")
         if basis == "context":
-            from larql_duck.extraction.context import NEUTRAL
-
             return self._context(f"{NEUTRAL} {entity.strip()}", layers)
         return self._embedding(self.tokenizer.entity_ids(entity))
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 
 from larql_duck.errors import LarqlError
-from larql_duck.inference.hooks import watching
-from larql_duck.inference.predict import groups
-
-if TYPE_CHECKING:
-    from larql_duck.inference.engine import Engine
+from larql_duck.inference.engine import Engine
+from larql_duck.inference.hooks import watch_activations
+from larql_duck.inference.predict import length_groups
 
 # How many prompts stand for a relation, for all others, and for text in general.
 PER_RELATION = 64
@@ -58,10 +55,10 @@ class Reference:
         shape = (engine.n_layers, max(engine.n_features))
         total = torch.zeros(shape, dtype=torch.float64, device=engine.device)
         count = 0
-        for rows in groups(engine, texts):
+        for rows in length_groups(engine, texts):
             batch = engine.encode([texts[i] for i in rows])
             own = batch.mask & (batch.positions > 0)
-            with watching(engine.anatomy, partial(_add, total, own)):
+            with watch_activations(engine.modules, partial(_add, total, own)):
                 engine.logits(batch)
             count += int(own.sum())
         return (total / max(count, 1)).float()
@@ -88,7 +85,7 @@ class Reference:
         if texts not in self._residuals:
             engine = self._engine
             total = torch.zeros(engine.n_layers, engine.hidden, dtype=torch.float64, device=engine.device)
-            for rows in groups(engine, texts):
+            for rows in length_groups(engine, texts):
                 residual = engine.capture([texts[i] for i in rows], ["residual"]).need("residual")
                 total += residual[1:].sum(1, dtype=torch.float64)
             self._residuals[texts] = (total / len(texts)).float()

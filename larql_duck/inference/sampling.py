@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from larql_duck.inference.batch import pad
-from larql_duck.inference.prefix import fork, prefill
+from larql_duck.inference.prefix import fork_cache, prefill
 from larql_duck.progress import Ticker
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def written_ids(engine: Engine, n: int, *, seed: int = 0, progress: Ticker | Non
             tokens = torch.multinomial(weights, 1, generator=generator)[:, 0]
             for row, token in zip(rows, tokens.tolist(), strict=True):
                 row.append(token)
-            prefix = prefix.then(tokens.to(engine.device), every, fork(cache))
+            prefix = prefix.then(tokens.to(engine.device), every, fork_cache(cache))
             if progress is not None:
                 progress(made + len(rows) * len(rows[0]), max(n, made + len(rows) * length))
         texts += rows

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from larql_duck.inference.gate_search import LayerEdits
-
-if TYPE_CHECKING:
-    from larql_duck.patches.overlay import Overlay
-    from larql_duck.vindex.store import Vindex
+from larql_duck.patches.overlay import Overlay
+from larql_duck.vindex.store import Vindex
 
 
-class LayerOverlay:
+class SearchOverlay:
     """An overlay as `vectors.Overlay`: a row of which one vector changed gets the other from the vindex."""
 
     def __init__(self, vindex: Vindex, overlay: Overlay) -> None:

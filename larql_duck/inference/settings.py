@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from larql_duck.errors import LarqlError
-
-if TYPE_CHECKING:
-    from larql_duck.inference.engine import Engine
-    from larql_duck.models.source import WeightSource
 
 _PREFIX = "LARQL_DUCK_"
 
@@ -36,25 +31,12 @@ class Settings:
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
         """Settings with what LARQL_DUCK_COMPUTE_DTYPE, LARQL_DUCK_DEVICE and LARQL_DUCK_THREADS say, if set."""
-        found = os.environ if environment is None else environment
-        settings = cls()
-        if value := found.get(_PREFIX + "COMPUTE_DTYPE"):
-            settings = replace(settings, compute_dtype=value)
-        if value := found.get(_PREFIX + "DEVICE"):
-            settings = replace(settings, device=value)
-        if value := found.get(_PREFIX + "THREADS"):
-            if not value.isdecimal():
-                raise LarqlError(f"{_PREFIX}THREADS is {value!r}; it must be a number")
-            settings = replace(settings, threads=int(value))
-        return settings
-
-    def load(self, source: WeightSource) -> Engine:
-        """An Engine on the weights of `source`; errors as of Engine.load."""
-        from larql_duck.inference.engine import Engine
-
-        device = self.device
-        if device == "auto":
-            import torch
-
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        return Engine.load(source, compute_dtype=self.compute_dtype, device=device, threads=self.threads)
+        values = os.environ if environment is None else environment
+        threads = values.get(_PREFIX + "THREADS") or None
+        if threads is not None and not threads.isdecimal():
+            raise LarqlError(f"{_PREFIX}THREADS is {threads!r}; it must be a number")
+        return cls(
+            values.get(_PREFIX + "COMPUTE_DTYPE") or cls.compute_dtype,
+            values.get(_PREFIX + "DEVICE") or cls.device,
+            None if threads is None else int(threads),
+        )

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from larql_duck.errors import LarqlError
-
-if TYPE_CHECKING:
-    from larql_duck.models.tokenizer import Tokenizer
+from larql_duck.models.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -43,6 +40,13 @@ def find_target(tokenizer: Tokenizer, text: str) -> Target:
 def known_target(tokenizer: Tokenizer, token_id: int) -> Target:
     """The Target of a token id."""
     return Target(token_id, token_text(tokenizer, token_id))
+
+
+def target_or_prediction(tokenizer: Tokenizer, text: str | None, logits: torch.Tensor) -> Target:
+    """The Target of a text, or where it is None that of the most probable token of logits [vocab]."""
+    if text is None:
+        return known_target(tokenizer, int(top_tokens(logits, 1)[0]))
+    return find_target(tokenizer, text)
 
 
 def token_text(tokenizer: Tokenizer, token_id: int) -> str:

@@ -1,9 +1,10 @@
-"""Traces on disk: LARQL's TRAC format (vectors alone) and Parquet (everything)."""
+"""A traced prompt, in memory and on disk: LARQL's TRAC format (vectors alone) and Parquet (everything)."""
 
 from __future__ import annotations
 
 import json
 import struct
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,9 +16,9 @@ import pyarrow.parquet as pq
 from larql_duck.catalog.forward_tables import SCHEMAS, as_table
 from larql_duck.errors import LarqlError
 from larql_duck.files import open_replacing, replacing
-from larql_duck.inference.captured import STATES
+from larql_duck.inference.capture import STATES
+from larql_duck.inference.capture_tables import residual_rows
 from larql_duck.inference.targets import Target
-from larql_duck.inference.trace import TraceResult
 
 TRAC_SUFFIXES = (".trace", ".bin")
 # Little-endian: magic, version, hidden, layers, tokens; zeros up to 64 bytes. Then f32, a token after the other, per
@@ -27,19 +28,62 @@ _HEAD = struct.Struct("<4s4I")
 _META = b"larql_duck.trace"
 
 
-def save(result: TraceResult, path: str | Path) -> Path:
-    """The path, after the trace was written: `.trace` and `.bin` as TRAC, any other name as Parquet."""
-    if Path(path).suffix.lower() in TRAC_SUFFIXES:
-        with open_replacing(path) as file:
-            _write_trac(result, file)
-    else:
-        with replacing(path) as temporary:
-            _write_parquet(result, temporary)
-    return Path(path).expanduser()
+@dataclass(frozen=True)
+class TraceResult:
+    """A traced prompt.
+
+    table has the columns of SCHEMAS['trace'], by position, layer and head. states holds the vectors behind it, f32
+    [positions, layers + 1, 3, hidden]: residual, attention delta, FFN delta; row 0 of the second axis is the
+    embedding (layer -1). positions and tokens name the traced positions; target is the FOR token, if any.
+    """
+
+    table: pa.Table
+    states: np.ndarray
+    positions: tuple[int, ...]
+    tokens: tuple[str, ...]
+    prompt: str = ""
+    target: Target | None = None
+    notices: tuple[str, ...] = field(default=())
+
+    @property
+    def n_layers(self) -> int:
+        """How many layers the model has."""
+        return self.states.shape[1] - 1
+
+    @property
+    def residuals(self) -> pa.Table:
+        """The vectors as an Arrow table with the columns of SCHEMAS['residuals'], by position and layer."""
+        return residual_rows(self.prompt, self.positions, self.tokens, self.states)
+
+    def save(self, path: str | Path) -> Path:
+        """The path, with the trace written there: `.trace` and `.bin` in LARQL's TRAC format, else Parquet.
+
+        TRAC keeps the vectors of every layer; Parquet keeps table and vectors, everything that `read_trace` needs to
+        give this result again. LarqlError where the file cannot be written.
+        """
+        if Path(path).suffix.lower() in TRAC_SUFFIXES:
+            with open_replacing(path) as file:
+                _write_trac(self, file)
+        else:
+            with replacing(path) as temporary:
+                _write_parquet(self, temporary)
+        return Path(path).expanduser()
+
+    def plot(self) -> Any:
+        """A chart of the last traced position: rank and probability over layers, attention against FFN.
+
+        It shows itself in notebooks; `.save("x.html" | "x.svg" | "x.png")` writes it.
+        """
+        from larql_duck.charts.trace_plot import trace_chart
+
+        return trace_chart(self)
+
+    def _repr_html_(self) -> str:
+        return self.plot()._repr_html_()
 
 
 def read_trace(path: str | Path) -> TraceResult:
-    """The TraceResult that was saved at `path`, by us or (TRAC) by LARQL; which format it is, the file says itself.
+    """The TraceResult that was saved at `path`, here or (TRAC) by LARQL; which format it is, the file says itself.
 
     TRAC keeps vectors alone: tokens are empty and the table has norms but no readings. LarqlError for a file that is
     neither, or damaged.

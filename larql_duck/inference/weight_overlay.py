@@ -1,84 +1,53 @@
-"""An engine under an overlay: the FFN matrices of edited layers are others, everything else stays where it is."""
+"""A model's weights under an overlay: the FFN matrices of edited layers are others, everything else stays as loaded."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    from larql_duck.inference.engine import Engine
-    from larql_duck.inference.modules import LayerParts
-    from larql_duck.patches.overlay import Overlay, Which
+from larql_duck.inference.modules import LayerModules, ModelModules
+from larql_duck.patches.overlay import Overlay, Which
 
 _PARTS: tuple[Which, ...] = ("gate", "up", "down")
+# Sizes that a linear module keeps beside its weight; Conv1D (nf) computes with it.
+_SIZES = ("in_features", "out_features", "nf", "nx")
 
 
-class Patched:
-    """What an engine's edited layers held before: kept in `engine.patched`, None while nothing is edited."""
+class WeightOverlay:
+    """The overlay that a model's FFN weights are under, and the loaded weights of the layers that it changes.
 
-    def __init__(self, engine: Engine) -> None:
-        self.overlay: Overlay | None = None
-        self.fingerprint = engine.fingerprint
-        self.n_features = list(engine.n_features)
-        self.kept: dict[int, list[tuple[nn.Module, dict[str, Any]]]] = {}
-
-
-def patch_engine(engine: Engine, overlay: Overlay | None) -> None:
-    """None; every pass of `engine` runs on the weights that `overlay` makes of the model's own (None: on those alone).
-
-    Layers that differ get new matrices in the compute dtype; the others, and all of them when the overlay goes, hold
-    the very tensors that were loaded. engine.n_features counts appended features, engine.fingerprint names the edits.
+    overlay is None while the model runs on its own weights.
     """
-    if overlay is not None and not overlay.changes_weights:
-        overlay = None
-    with engine.anatomy.passing:
-        state = engine.patched
-        if state is None:
-            if overlay is None:
-                return
-            state = engine.patched = Patched(engine)
-        for layer, modules in state.kept.items():
-            for module, values in modules:
-                _restore(module, values)
-            engine.n_features[layer] = state.n_features[layer]
-        state.kept.clear()
-        engine.fingerprint = state.fingerprint
-        if overlay is None:
-            engine.patched = None
+
+    def __init__(self, modules: ModelModules) -> None:
+        self._modules = modules
+        self.overlay: Overlay | None = None
+        self._loaded: list[tuple[nn.Module, dict[str, Any]]] = []
+
+    def apply(self, overlay: Overlay | None) -> None:
+        """Put the weights that `overlay` makes of the loaded ones in place; None puts the loaded ones back.
+
+        Layers that differ get new matrices in the compute dtype; the others hold the very tensors that were loaded.
+        """
+        for module, values in self._loaded:
+            _restore(module, values)
+        self._loaded.clear()
+        self.overlay = None
+        if overlay is None or not overlay.changes_weights:
             return
         for layer in overlay.layers():
-            parts = engine.anatomy.layers[layer]
-            state.kept[layer] = [(m, _values(m)) for m in (parts.gate, parts.up, parts.down) if m is not None]
+            parts = self._modules.layers[layer]
+            self._loaded += [(m, _values(m)) for m in (parts.gate, parts.up, parts.down) if m is not None]
             _change(parts, overlay, layer)
-            engine.n_features[layer] = int(parts.down_rows().shape[0])
-        state.overlay = overlay
-        engine.fingerprint = f"{state.fingerprint}-{overlay.fingerprint()[:16]}"
-
-
-@contextlib.contextmanager
-def under(engine: Engine, overlay: Overlay | None) -> Iterator[Engine]:
-    """A context in which the engine runs under another overlay; afterwards it is under its own again."""
-    with engine.anatomy.passing:
-        before = None if engine.patched is None else engine.patched.overlay
-        patch_engine(engine, overlay)
-        try:
-            yield engine
-        finally:
-            patch_engine(engine, before)
+        self.overlay = overlay
 
 
 def _values(module: nn.Module) -> dict[str, Any]:
     names = ("weight", "bias")
-    kept: dict[str, Any] = {name: module._parameters[name] for name in names if name in module._parameters}
-    return kept | {name: getattr(module, name) for name in _SIZES if hasattr(module, name)}
-
-
-# Sizes that a linear module keeps beside its weight; Conv1D (nf) computes with it.
-_SIZES = ("in_features", "out_features", "nf", "nx")
+    values: dict[str, Any] = {name: module._parameters[name] for name in names if name in module._parameters}
+    return values | {name: getattr(module, name) for name in _SIZES if hasattr(module, name)}
 
 
 def _restore(module: nn.Module, values: dict[str, Any]) -> None:
@@ -89,7 +58,7 @@ def _restore(module: nn.Module, values: dict[str, Any]) -> None:
             module._parameters[name] = value
 
 
-def _change(parts: LayerParts, overlay: Overlay, layer: int) -> None:
+def _change(parts: LayerModules, overlay: Overlay, layer: int) -> None:
     modules = dict(zip(_PARTS, (parts.gate, parts.up, parts.down), strict=True))
     for which, module in modules.items():
         if module is None:
@@ -104,7 +73,7 @@ def _change(parts: LayerParts, overlay: Overlay, layer: int) -> None:
             made = made.t().contiguous()
         module._parameters["weight"] = nn.Parameter(made, requires_grad=False)
         rows, columns = (made.shape[1], made.shape[0]) if parts.transposed else made.shape
-        for name, size in (("out_features", rows), ("in_features", columns), ("nf", rows), ("nx", columns)):
+        for name, size in zip(_SIZES, (columns, rows, rows, columns), strict=True):
             if hasattr(module, name):
                 setattr(module, name, int(size))
         bias = getattr(module, "bias", None)

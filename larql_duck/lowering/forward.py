@@ -8,7 +8,7 @@ from larql_duck.lowering.checks import check_count, check_layer, check_layers, f
 from larql_duck.lowering.types import Operation
 
 if TYPE_CHECKING:
-    from larql_duck.inference.clauses import Clause
+    from larql_duck.inference.clauses import Intervention
     from larql_duck.lowering.types import Facts
     from larql_duck.lql import statements as st
     from larql_duck.result import Result
@@ -40,18 +40,20 @@ def _infer(session: Session, s: st.Infer) -> Result:
     from larql_duck.result import Result
 
     top = TOP if s.top is None else s.top
-    table = session.model.infer(s.prompt, top=top, compare=s.compare, walk_k=s.walk_k, clauses=clauses_of(s))
+    table = session.model.infer(
+        s.prompt, top=top, compare=s.compare, walk_k=s.walk_k, interventions=clauses_of(s)
+    )
     notices = []
     if s.compare and s.walk_k is None:
         notices.append(f"walk keeps {WALK_K} features a layer; WALK K n says how many")
     return Result(table, con=session.con, notices=notices)
 
 
-def clauses_of(s: st.Infer) -> list[Clause]:
+def clauses_of(s: st.Infer) -> list[Intervention]:
     """ABLATE, STEER and PATCH as the engine takes them: ablations first, then in the order typed."""
     from larql_duck.inference.clauses import Ablate, Patch, Steer
 
-    found: list[Clause] = []
+    found: list[Intervention] = []
     if s.ablate:
         slots = tuple((slot.layer, slot.feature) for slot in s.ablate)
         found.append(Ablate(slots, "mean" if s.ablate_by == "mean" else "zero"))

@@ -95,9 +95,10 @@ def ask(engine: Engine, form: str, ids: Sequence[Sequence[int]]) -> list[Outcome
     import torch
 
     from larql_duck.inference.batch import pad
+    from larql_duck.inference.prefix import prefill
 
     with torch.inference_mode():
-        prefix = engine.prefix(pad(ids, device=engine.device))
+        prefix = prefill(engine, pad(ids, device=engine.device))
         logits, cache = prefix.advanced()
         log_p = torch.log_softmax(logits, dim=-1)
         direct = _Step(prefix, cache, log_p.exp())
@@ -146,12 +147,12 @@ def _direct_ways(engine: Engine, step: _Step) -> tuple[list[list[_Way]], list[_W
 def _after_articles(direct: _Step, articles: Sequence[_Way]) -> _Step:
     import torch
 
-    from larql_duck.inference.prefix import fork
+    from larql_duck.inference.prefix import fork_cache
 
     device = direct.probabilities.device
     rows = torch.tensor([w.row for w in articles], device=device)
     tokens = torch.tensor([w.token for w in articles], device=device)
-    prefix = direct.prefix.then(tokens, rows, fork(direct.cache, rows))
+    prefix = direct.prefix.then(tokens, rows, fork_cache(direct.cache, rows))
     logits, cache = prefix.advanced()
     return _Step(prefix, cache, torch.softmax(logits, dim=-1))
 
@@ -193,7 +194,7 @@ def _decode(engine: Engine, form: str, steps: Sequence[_Step], chosen: Sequence[
     import torch
 
     from larql_duck.inference.generate import greedy
-    from larql_duck.inference.prefix import fork
+    from larql_duck.inference.prefix import fork_cache
 
     for number, step in enumerate(steps):
         own = [c for c in chosen if c.way.step == number]
@@ -208,7 +209,7 @@ def _decode(engine: Engine, form: str, steps: Sequence[_Step], chosen: Sequence[
                 return True
             return find_answer(engine.tokenizer.decode([own[i].way.token, *ids]), form).closed
 
-        prefix = step.prefix.then(tokens, rows, fork(step.cache, rows))
+        prefix = step.prefix.then(tokens, rows, fork_cache(step.cache, rows))
         for c, more in zip(own, greedy(prefix, max_tokens=MAX_TOKENS, stop=ended), strict=True):
             c.ids, c.p_tokens = list(more.ids), list(more.p)
 

@@ -82,16 +82,17 @@ def _measured(
     slots: Sequence[list[Slot]],
     random: np.random.Generator,
 ) -> list[Control]:
-    from larql_duck.inference.effects import measured
+    from larql_duck.inference.effects import effects_after
+    from larql_duck.inference.prefix import prefill
 
-    prefix = engine.prefix([str(r["prompt"]) for r in rows])
+    prefix = prefill(engine, [str(r["prompt"]) for r in rows])
     with engine.recording({"residual", "activation"}) as capture:
         logits = prefix.step()
     tokens = [int(t) for t in logits.argmax(dim=1)]
     activation = capture.need("activation").float().abs()
     drawn = [_drawn(activation[:, i], own, random) for i, own in enumerate(slots)]
     without = [
-        measured(prefix, capture, logits, tokens, chosen, single=0).together.tolist()
+        effects_after(prefix, capture, logits, tokens, chosen, single=0).together.tolist()
         for chosen in (slots, drawn)
     ]
     return [

@@ -88,16 +88,18 @@ def measure(
 def _batch(
     engine: Engine, ids: Sequence[Sequence[int]], tokens: Sequence[int], replacement: torch.Tensor | None
 ) -> pa.Table:
+    from larql_duck.inference.attribution import attribute
     from larql_duck.inference.batch import pad
-    from larql_duck.inference.effects import measured
+    from larql_duck.inference.effects import effects_after
+    from larql_duck.inference.prefix import prefill
 
-    prefix = engine.prefix(pad(ids, device=engine.device))
+    prefix = prefill(engine, pad(ids, device=engine.device))
     with engine.recording() as capture:
         logits = prefix.step()
-    parts = engine.attribute(capture, tokens)
+    parts = attribute(engine, capture, tokens)
     listed = [strongest(row) for row in parts.features]
     slots = [[(layer, feature) for layer, feature, _ in row] for row in listed]
-    effects = measured(prefix, capture, logits, tokens, slots, single=SINGLE, replacement=replacement)
+    effects = effects_after(prefix, capture, logits, tokens, slots, single=SINGLE, replacement=replacement)
     rows = []
     for i, features in enumerate(listed):
         single = effects.single[i].tolist()

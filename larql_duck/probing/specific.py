@@ -85,7 +85,8 @@ def _drops(
 ) -> dict[tuple[Slot, ...], list[float]]:
     """For each wanted set of features, the drop of log p of every sampled fact without it."""
     from larql_duck.inference.batch import pad
-    from larql_duck.inference.effects import Removal, log_probability, removed
+    from larql_duck.inference.effects import Ablation, ablated_log_probability, log_probability
+    from larql_duck.inference.prefix import prefill
 
     if not sample:
         return {}
@@ -105,7 +106,7 @@ def _drops(
             if context is None:
                 import torch
 
-                prefix = engine.prefix(pad(ids, device=engine.device))
+                prefix = prefill(engine, pad(ids, device=engine.device))
                 with engine.recording({"residual"}) as capture:
                     logits = prefix.step()
                 context = (
@@ -114,8 +115,10 @@ def _drops(
                     log_probability(logits, torch.tensor(tokens, device=engine.device)),
                 )
             prefix, capture, base = context
-            removals = [Removal(row, s, tokens[row]) for s in chunk for row in range(len(sample))]
-            after = removed(prefix, capture, removals, replacement=replacement).view(len(chunk), len(sample))
+            removals = [Ablation(row, s, tokens[row]) for s in chunk for row in range(len(sample))]
+            after = ablated_log_probability(prefix, capture, removals, replacement=replacement).view(
+                len(chunk), len(sample)
+            )
             table = pa.table({"drops": pa.array((base - after).double().tolist(), _SCHEMA.field(0).type)})
             checkpoint.save(key, table)
         out.update(zip(chunk, table.column("drops").to_pylist(), strict=True))

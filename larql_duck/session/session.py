@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from larql_duck.editing.evaluate import Check
     from larql_duck.inference.engine import Engine
     from larql_duck.inference.gate_search import GateSearch
-    from larql_duck.inference.model import LiveModel
+    from larql_duck.inference.model import Model
     from larql_duck.inference.query_vectors import QueryVectors
     from larql_duck.inference.trace import TraceResult
     from larql_duck.knowledge.relations import Pack
@@ -87,7 +87,7 @@ class Session:
         self._failures = Failures()
         self._facts: Facts = NoVindex(schema)
         self.settings = Settings.from_environment()
-        self._model: LiveModel | None = None
+        self._model: Model | None = None
         self._search: GateSearch | None = None
         self._vectors: QueryVectors | None = None
         self.mount = Mount(con, schema)
@@ -200,7 +200,7 @@ class Session:
 
     def refresh(self) -> None:
         """None; gate search, passes and tables show the edits as they are now."""
-        from larql_duck.inference.search_overlay import LayerOverlay
+        from larql_duck.inference.search_overlay import SearchOverlay
         from larql_duck.session.overlay_views import show_tables
 
         with self._lock:
@@ -208,10 +208,10 @@ class Session:
             overlay, vindex = self.overlay, self._need()
             if isinstance(self._facts, VindexFacts):
                 self._facts.n_features = overlay.n_features
-            self.search().overlay = LayerOverlay(vindex, overlay) if overlay else None
+            self.search().overlay = SearchOverlay(vindex, overlay) if overlay else None
             self._vectors = None
             if self._model is not None:
-                self._model.edited()
+                self._model.refresh_overlay()
             show_tables(self)
 
     def probe(
@@ -260,7 +260,7 @@ class Session:
         return source
 
     @property
-    def model(self) -> LiveModel:
+    def model(self) -> Model:
         """The model behind the vindex: forward passes, interventions, captures. Loaded when a pass first needs it."""
         with self._lock:
             if self._model is None:
@@ -279,7 +279,7 @@ class Session:
                 self._model.reload(self.settings)
 
     def trace(self, prompt: str, **options: Any) -> TraceResult:
-        """How a prompt becomes a prediction, layer by layer, to plot and to save; options as in LiveModel.trace."""
+        """How a prompt becomes a prediction, layer by layer, to plot and to save; options as in Model.trace."""
         return self.model.trace(prompt, **options)
 
     def search(self) -> GateSearch:

@@ -10,7 +10,6 @@ import pyarrow as pa
 from larql_duck.editing.knn import DatabaseFacts
 from larql_duck.errors import VindexError
 from larql_duck.inference.feature_labels import ask
-from larql_duck.inference.model import LiveModel
 from larql_duck.session.udfs.forward import model_functions
 from larql_duck.session.udfs.vectors import Failures, watched
 from larql_duck.session.vindex_catalog import NoVindex
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from larql_duck.aliases import Slot
+    from larql_duck.inference.model import Model
     from larql_duck.inference.settings import Settings
     from larql_duck.lql.statements import Statement
     from larql_duck.models.checkpoint import ModelSource
@@ -38,8 +38,9 @@ class ModelFacts(NoVindex):
         self.auto_extract = auto_extract
 
 
-def model_of_vindex(session: Session, vindex: Vindex, settings: Settings | None = None) -> LiveModel:
+def model_of_vindex(session: Session, vindex: Vindex, settings: Settings | None = None) -> Model:
     """The model of an open vindex; labels and probe prompts as the session's tables show them at the time."""
+    from larql_duck.inference.model import Model
 
     def run(sql: str, values: list[object]) -> pa.Table:
         return session.run_sql(sql, values).arrow()
@@ -51,14 +52,15 @@ def model_of_vindex(session: Session, vindex: Vindex, settings: Settings | None 
         sql = f"SELECT relation, list(DISTINCT prompt) FROM {session.schema}.probes GROUP BY relation"
         return dict(session.run_sql(sql).rows())
 
-    return LiveModel(
+    return Model(
         vindex, settings=settings, labels=labels, probes=probes, bands=vindex.bands,
         overlay=lambda: session.overlay, database=DatabaseFacts(session),
     )  # fmt: skip
 
 
-def open_for_passes(target: str | Path) -> tuple[ModelSource, LiveModel]:
+def open_for_passes(target: str | Path) -> tuple[ModelSource, Model]:
     """The model that `target` names, checked, and its passes. ModelError where it cannot be used."""
+    from larql_duck.inference.model import Model
     from larql_duck.models.opening import open_model
     from larql_duck.vindex.manifest import INDEX
 
@@ -68,7 +70,7 @@ def open_for_passes(target: str | Path) -> tuple[ModelSource, LiveModel]:
     source = open_model(target)
     source.validate()
     n_layers = source.sizes().n_layers
-    return source, LiveModel(source, bands=layer_bands(source.family.name, n_layers))
+    return source, Model(source, bands=layer_bands(source.family.name, n_layers))
 
 
 def register_forward(session: Session, failures: Failures) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from larql_duck.extraction import extract
-from larql_duck.extraction.topk import TopK
+from larql_duck.inference.topk import TopK
 from larql_duck.models.opening import open_model
 from larql_duck.models.source import ffn_matrix, head_matrix
 from larql_duck.models.tokenizer import load_tokenizer

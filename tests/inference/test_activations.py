@@ -15,8 +15,8 @@ import torch
 from larql_duck.catalog.forward_tables import SCHEMAS
 from larql_duck.errors import LarqlError
 from larql_duck.inference import activations as module
-from larql_duck.inference.activation_stats import BINS, LOW, Firing
-from larql_duck.inference.activations import activations
+from larql_duck.inference.activation_stats import BINS, LOW, FeatureStats
+from larql_duck.inference.activations import write_activations
 from larql_duck.inference.corpus import open_corpus, windows
 from tests.inference.conftest import Tiny
 
@@ -68,7 +68,7 @@ def test_contexts_are_the_strongest_tokens_of_single_passes(
 ) -> None:
     tiny = tiny_of(family)
     engine = tiny.engine
-    out = activations(engine, corpus, tmp_path / "o.parquet", window=8, top=4)
+    out = write_activations(engine, corpus, tmp_path / "o.parquet", window=8, top=4)
     table = pq.read_table(out)
     assert table.schema.names == SCHEMAS["contexts"].names
     assert [t.id for t in table.schema.types] == [t.id for t in SCHEMAS["contexts"].types]
@@ -98,7 +98,7 @@ def test_contexts_are_the_strongest_tokens_of_single_passes(
 
 
 def test_raw_rows_are_each_tokens_strongest_features(llama: Tiny, corpus: Path, tmp_path: Path) -> None:
-    out = activations(llama.engine, corpus, tmp_path / "o.parquet", window=8, raw=True, top=3)
+    out = write_activations(llama.engine, corpus, tmp_path / "o.parquet", window=8, raw=True, top=3)
     table = pq.read_table(out)
     assert table.schema.equals(SCHEMAS["raw"])
     found = table.to_pylist()
@@ -123,7 +123,7 @@ def test_an_interrupted_run_goes_on(
 ) -> None:
     monkeypatch.setattr(module, "_BLOCK", 40)
     monkeypatch.setattr(module, "_EVERY", 0.0)
-    whole = pq.read_table(activations(llama.engine, corpus, tmp_path / "a.parquet", window=8, raw=raw))
+    whole = pq.read_table(write_activations(llama.engine, corpus, tmp_path / "a.parquet", window=8, raw=raw))
     calls = itertools.count()
 
     def stop(stage: str, done: float, total: float) -> None:
@@ -131,10 +131,12 @@ def test_an_interrupted_run_goes_on(
             raise Stopped
 
     with pytest.raises(Stopped):
-        activations(llama.engine, corpus, tmp_path / "b.parquet", window=8, raw=raw, progress=stop)
+        write_activations(llama.engine, corpus, tmp_path / "b.parquet", window=8, raw=raw, progress=stop)
     assert not (tmp_path / "b.parquet").exists()
     remarks: list[str] = []
-    out = activations(llama.engine, corpus, tmp_path / "b.parquet", window=8, raw=raw, notice=remarks.append)
+    out = write_activations(
+        llama.engine, corpus, tmp_path / "b.parquet", window=8, raw=raw, notice=remarks.append
+    )
     assert len(remarks) == 1 and remarks[0].startswith("continues after")
     assert pq.read_table(out).equals(whole)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.parquet", "b.parquet", "texts.txt"]
@@ -151,9 +153,9 @@ def test_a_run_with_other_options_starts_anew(
             raise Stopped
 
     with pytest.raises(Stopped):
-        activations(llama.engine, corpus, tmp_path / "b.parquet", window=8, progress=stop)
+        write_activations(llama.engine, corpus, tmp_path / "b.parquet", window=8, progress=stop)
     remarks: list[str] = []
-    activations(llama.engine, corpus, tmp_path / "b.parquet", window=16, notice=remarks.append)
+    write_activations(llama.engine, corpus, tmp_path / "b.parquet", window=16, notice=remarks.append)
     assert remarks == []
 
 
@@ -161,8 +163,8 @@ def test_parquet_corpora(llama: Tiny, corpus: Path, tmp_path: Path) -> None:
     lines = corpus.read_text(encoding="utf-8").splitlines()
     path = tmp_path / "t.parquet"
     pq.write_table(pa.table({"id": list(range(len(lines))), "text": lines, "other": lines}), path)
-    a = pq.read_table(activations(llama.engine, corpus, tmp_path / "a.parquet"))
-    b = pq.read_table(activations(llama.engine, path, tmp_path / "b.parquet"))
+    a = pq.read_table(write_activations(llama.engine, corpus, tmp_path / "a.parquet"))
+    b = pq.read_table(write_activations(llama.engine, path, tmp_path / "b.parquet"))
     assert a.equals(b)
     assert open_corpus(path, "other").column == "other"
     with pytest.raises(LarqlError, match="text columns here: text, other"):
@@ -197,16 +199,16 @@ def test_what_cannot_be_used_is_named(llama: Tiny, tmp_path: Path) -> None:
         (good, "", "existing directory"),
     ):
         with pytest.raises(LarqlError, match=words):
-            activations(llama.engine, texts, tmp_path / out)
+            write_activations(llama.engine, texts, tmp_path / out)
     with pytest.raises(LarqlError, match="at least 2"):
-        activations(llama.engine, good, tmp_path / "o", window=1)
+        write_activations(llama.engine, good, tmp_path / "o", window=1)
     with pytest.raises(LarqlError, match="top 0"):
-        activations(llama.engine, good, tmp_path / "o", top=0)
+        write_activations(llama.engine, good, tmp_path / "o", top=0)
     assert not list(tmp_path.glob(".*"))
 
 
 def test_histograms_count_powers_of_two() -> None:
-    firing = Firing(2, 2)
+    firing = FeatureStats(2, 2)
     values = torch.tensor([[0.0, 2.0**LOW], [-1.0, 1.5], [1e9, -(2.0**-13)], [2.0, 0.75]])
     firing.add(np.arange(4), values)
     expected = np.zeros((2, BINS), int)

@@ -9,7 +9,8 @@ import torch
 
 from larql_duck.catalog.forward_tables import SCHEMAS
 from larql_duck.errors import LarqlError
-from larql_duck.inference.batched import contributors, lenses, traces
+from larql_duck.inference.attribution import attribute
+from larql_duck.inference.batched import logit_lenses, top_contributions, traces
 from larql_duck.inference.causal import causal_trace
 from larql_duck.inference.explain import explain_infer
 from larql_duck.inference.feature_labels import SCHEMA, labels_of
@@ -43,7 +44,7 @@ def test_features_by_contribution(tiny: Tiny) -> None:
     assert found.target.token_id == int(logits.argmax())
     assert found.probability == pytest.approx(float(logits.softmax(-1).max()), abs=1e-5)
     capture = engine.capture(PROMPT)
-    parts = engine.attribute(capture, [found.target.token_id])
+    parts = attribute(engine, capture, [found.target.token_id])
     for layer in range(engine.n_layers):
         rows = [r for r in found.table.to_pylist() if r["layer"] == layer]
         best = parts.features[0, layer].topk(4)
@@ -137,13 +138,13 @@ def test_batches_give_what_each_prompt_gives_alone(tiny: Tiny) -> None:
             continue
         for name in ("residual_norm", "ffn_norm", "token_probability", "attn_logit", "ffn_logit"):
             assert columns[name] == pytest.approx(alone.table[name].to_numpy(), abs=1e-3), name
-    for prompt, found in zip(prompts, contributors(engine, prompts, [None] * 3, [6, 6, 6]), strict=True):
+    for prompt, found in zip(prompts, top_contributions(engine, prompts, [None] * 3, [6, 6, 6]), strict=True):
         rows = explain_infer(engine, prompt, top=100).table.to_pylist()
         rows.sort(key=lambda r: -r["contribution"])
         slots = list(zip(found.layer.tolist(), found.feature.tolist(), strict=True))
         assert slots == [(r["layer"], r["feature"]) for r in rows[:6]]
         assert found.contribution == pytest.approx([r["contribution"] for r in rows[:6]], abs=1e-4)
-    for prompt, per_layer in zip(prompts, lenses(engine, prompts, [2, 2, 2]), strict=True):
+    for prompt, per_layer in zip(prompts, logit_lenses(engine, prompts, [2, 2, 2]), strict=True):
         assert len(per_layer) == engine.n_layers + 1
         assert per_layer[-1].ids.tolist() == engine.logits(prompt)[0].topk(2).indices.tolist()
 

@@ -13,6 +13,8 @@ from larql_duck.errors import LarqlError, ModelError
 from larql_duck.inference import loading
 from larql_duck.inference.batch import pad
 from larql_duck.inference.engine import Engine
+from larql_duck.inference.generate import stream
+from larql_duck.inference.prefix import prefill
 from tests.inference.conftest import Tiny
 from tests.inference.support import PROMPTS, StateSource
 from tests.tiny import make_tiny
@@ -77,7 +79,7 @@ PREFIXED = {
 @pytest.mark.parametrize("case", PREFIXED)
 def test_last_step_from_a_cached_prefix_equals_a_full_pass(tiny: Tiny, case: str) -> None:
     prompts = PREFIXED[case]
-    prefix = tiny.engine.prefix(prompts)
+    prefix = prefill(tiny.engine, prompts)
     expected = tiny.engine.logits(prompts)
     for _ in range(2):  # the second step shows that the first left the prefix alone
         assert torch.allclose(prefix.step(), expected, atol=1e-4)
@@ -87,11 +89,11 @@ def test_last_step_from_a_cached_prefix_equals_a_full_pass(tiny: Tiny, case: str
 
 def test_shared_tokens_run_once_for_the_whole_batch(llama: Tiny) -> None:
     calls: list[tuple[int, ...]] = []
-    handle = llama.engine.anatomy.layers[0].block.register_forward_hook(
+    handle = llama.engine.modules.layers[0].block.register_forward_hook(
         lambda module, args, output: calls.append(tuple(args[0].shape[:2]))
     )
     try:
-        prefix = llama.engine.prefix(PREFIXED["shared"])
+        prefix = prefill(llama.engine, PREFIXED["shared"])
         prefix.step()
     finally:
         handle.remove()
@@ -100,11 +102,11 @@ def test_shared_tokens_run_once_for_the_whole_batch(llama: Tiny) -> None:
 
 def test_prompts_of_different_length_are_computed_with_little_padding(llama: Tiny) -> None:
     calls: list[tuple[int, ...]] = []
-    handle = llama.engine.anatomy.layers[0].block.register_forward_hook(
+    handle = llama.engine.modules.layers[0].block.register_forward_hook(
         lambda module, args, output: calls.append(tuple(args[0].shape[:2]))
     )
     try:
-        llama.engine.prefix([" of" * 2] * 40 + [" of" * 9] * 10 + [" of" * 10])
+        prefill(llama.engine, [" of" * 2] * 40 + [" of" * 9] * 10 + [" of" * 10])
     finally:
         handle.remove()
     # All share one token; a length of 10 alone is not worth a pass of its own.
@@ -114,7 +116,7 @@ def test_prompts_of_different_length_are_computed_with_little_padding(llama: Tin
 
 def test_greedy_generation_equals_transformers(tiny: Tiny) -> None:
     prompt = PROMPTS[0]
-    pieces = list(tiny.engine.generate(prompt, max_tokens=8))
+    pieces = list(stream(tiny.engine, prompt, max_tokens=8))
     with torch.no_grad():
         ids = torch.tensor([tiny.ids[0]])
         for piece in pieces:
@@ -130,7 +132,7 @@ def test_greedy_generation_equals_transformers(tiny: Tiny) -> None:
 def test_sampling_is_reproducible_and_differs_by_seed(llama: Tiny) -> None:
     def sample(seed: int) -> list[int]:
         options = {"max_tokens": 12, "temperature": 2.0, "seed": seed}
-        return [p.token_id for p in llama.engine.generate(PROMPTS[0], **options)]
+        return [p.token_id for p in stream(llama.engine, PROMPTS[0], **options)]
 
     assert sample(1) == sample(1)
     assert sample(1) != sample(2)

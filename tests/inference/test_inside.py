@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from larql_duck.errors import LarqlError
+from larql_duck.inference.attribution import attribute
 from larql_duck.inference.capture import FOR_ATTRIBUTION, PARTS
+from larql_duck.inference.effects import ablation_effects
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.interventions import FeatureEdit, ResidualEdit, Sparse, feature_edits
+from larql_duck.inference.prefix import prefill
 from tests.inference.conftest import Tiny
 from tests.inference.support import PROMPTS
 from tests.tiny import make_tiny
@@ -79,7 +82,7 @@ def test_the_final_residual_reads_as_the_logits(tiny: Tiny) -> None:
 def test_what_was_not_captured_is_named(llama: Tiny) -> None:
     capture = llama.engine.capture(PROMPTS, ["residual"])
     with pytest.raises(LarqlError, match="activation"):
-        llama.engine.attribute(capture, [1, 2, 3, 4])
+        attribute(llama.engine, capture, [1, 2, 3, 4])
     with pytest.raises(LarqlError, match="residuals"):
         llama.engine.capture(PROMPTS, ["residuals"])
 
@@ -100,7 +103,7 @@ def test_contributions_add_up_to_the_centred_logit(tiny: Tiny) -> None:
     engine = tiny.engine
     capture = engine.capture(PROMPTS, FOR_ATTRIBUTION | {"heads"})
     tokens = torch.tensor([5, 17, 40, 71])
-    parts = engine.attribute(capture, tokens, heads=True)
+    parts = attribute(engine, capture, tokens, heads=True)
     # The centred logit before any soft-cap, from the model's own logits.
     logits = capture.need("logits")
     cap = getattr(engine.model.config, "final_logit_softcapping", None)
@@ -114,7 +117,7 @@ def test_contributions_add_up_to_the_centred_logit(tiny: Tiny) -> None:
 def test_heads_add_up_to_their_layers_attention(tiny: Tiny) -> None:
     engine = tiny.engine
     capture = engine.capture(PROMPTS, FOR_ATTRIBUTION | {"heads"})
-    parts = engine.attribute(capture, [5, 17, 40, 71], heads=True)
+    parts = attribute(engine, capture, [5, 17, 40, 71], heads=True)
     assert parts.heads is not None
     missing = parts.attention - parts.heads.sum(-1)
     if tiny.source.family.name == "gpt2":  # the output projection's bias belongs to no head
@@ -128,7 +131,7 @@ def test_a_contribution_is_the_gradient_times_the_activation(tiny: Tiny) -> None
     engine = tiny.engine
     capture = engine.capture(PROMPTS[:1])
     token, last = 17, engine.n_layers - 1
-    parts = engine.anatomy.layers[last]
+    parts = engine.modules.layers[last]
     weight = parts.down_rows().double()
     y = capture.need("ffn_branch")[last][0].double()
     x = capture.need("residual")[-1][0].double()
@@ -138,24 +141,24 @@ def test_a_contribution_is_the_gradient_times_the_activation(tiny: Tiny) -> None
         eps = tiny.source.family.norm_eps(tiny.source.config)
         written = written * (1 + parts.ffn_post.weight.double()) / (y.pow(2).mean() + eps).sqrt()
     if tiny.source.family.norm == "layer":
-        norm = engine.anatomy.final_norm
+        norm = engine.modules.final_norm
         normed = (written - written.mean()) / (x.var(unbiased=False) + norm.eps).sqrt() * norm.weight.double()
     else:
-        norm_weight = engine.anatomy.final_norm.weight.double() + tiny.source.family.norm_offset
+        norm_weight = engine.modules.final_norm.weight.double() + tiny.source.family.norm_offset
         eps = tiny.source.family.norm_eps(tiny.source.config)
         normed = written * norm_weight / (x.pow(2).mean() + eps).sqrt()
     logits = normed @ engine.head_weight.double().t()
     (logits[token] - logits.mean()).backward()
     assert activation.grad is not None
     expected = (activation.grad * activation).detach()
-    got = engine.attribute(capture, [token]).features[0, last].double()
+    got = attribute(engine, capture, [token]).features[0, last].double()
     assert torch.allclose(got, expected, atol=1e-4)
 
 
 def test_several_tokens_of_one_prompt(llama: Tiny) -> None:
     capture = llama.engine.capture(PROMPTS)
-    one = llama.engine.attribute(capture, [5, 6, 7, 8])
-    many = llama.engine.attribute(capture, [7, 5, 9], rows=[2, 0, 2])
+    one = attribute(llama.engine, capture, [5, 6, 7, 8])
+    many = attribute(llama.engine, capture, [7, 5, 9], rows=[2, 0, 2])
     assert torch.allclose(many.features[0], one.features[2], atol=1e-6)
     assert torch.allclose(many.features[1], one.features[0], atol=1e-6)
     assert torch.allclose(many.summed(), many.total, atol=1e-4)
@@ -165,8 +168,8 @@ def test_attribution_at_every_position(llama: Tiny) -> None:
     capture = llama.engine.capture(PROMPTS[:2], positions="all")
     t = capture.need("residual").shape[2]
     rows = [t - 1, 2 * t - 1, 3]
-    parts = llama.engine.attribute(capture, [5, 6, 7], rows=rows)
-    last = llama.engine.attribute(llama.engine.capture(PROMPTS[:2]), [5, 6])
+    parts = attribute(llama.engine, capture, [5, 6, 7], rows=rows)
+    last = attribute(llama.engine, llama.engine.capture(PROMPTS[:2]), [5, 6])
     assert torch.allclose(parts.total[:2], last.total, atol=1e-5)
     assert torch.allclose(parts.summed(), parts.total, atol=1e-4)
 
@@ -281,7 +284,7 @@ def test_a_sparse_pass_keeps_the_strongest_gates(tiny: Tiny) -> None:
         capture = engine.capture(PROMPTS, ["gate", "activation"])
     for layer in range(engine.n_layers):
         gate, activation = capture.need("gate")[layer], capture.need("activation")[layer]
-        bias = getattr(engine.anatomy.layers[layer].gate, "bias", None)
+        bias = getattr(engine.modules.layers[layer].gate, "bias", None)
         strongest = (gate if bias is None else gate - bias).abs().topk(5).indices
         kept = torch.zeros_like(gate, dtype=torch.bool).scatter(1, strongest, True)
         assert not activation[~kept].any()
@@ -325,7 +328,7 @@ def test_effects_equal_full_passes_with_the_features_zeroed_at_the_last_position
         [],
     ]
     tokens = engine.logits(PROMPTS).argmax(-1).tolist()
-    effects = engine.effects(PROMPTS, tokens, features, single=2)
+    effects = ablation_effects(engine, PROMPTS, tokens, features, single=2)
     assert [len(s) for s in effects.single] == [2, 1, 2, 0]
     for i, prompt in enumerate(PROMPTS):
         base = log_p(engine, prompt, tokens[i])
@@ -343,7 +346,7 @@ def test_effects_of_mean_ablation(llama: Tiny) -> None:
     engine = llama.engine
     table = torch.full((engine.n_layers, engine.n_features[0]), 0.7)
     slots = [(0, 3), (2, 9)]
-    effects = engine.effects(PROMPTS[:1], [12], [slots], replacement=table)
+    effects = ablation_effects(engine, PROMPTS[:1], [12], [slots], replacement=table)
     base = log_p(engine, PROMPTS[0], 12)
     with engine.intervene(*feature_edits(slots, value=0.7, position=-1)):
         expected = base - log_p(engine, PROMPTS[0], 12)
@@ -353,18 +356,18 @@ def test_effects_of_mean_ablation(llama: Tiny) -> None:
 def test_removals_start_at_their_first_layer(llama: Tiny) -> None:
     """A feature of the last layer costs one layer and the head, not the whole model."""
     engine = llama.engine
-    prefix = engine.prefix(PROMPTS[:1])
+    prefix = prefill(engine, PROMPTS[:1])
     with engine.recording(["residual"]) as capture:
         logits = prefix.step()
-    from larql_duck.inference.effects import measured
+    from larql_duck.inference.effects import effects_after
 
     ran: list[int] = []
     handles = [
         parts.attn.register_forward_hook(lambda m, a, o, i=i: ran.append(i))
-        for i, parts in enumerate(engine.anatomy.layers)
+        for i, parts in enumerate(engine.modules.layers)
     ]
     try:
-        measured(prefix, capture, logits, [12], [[(2, 1), (2, 2)]])
+        effects_after(prefix, capture, logits, [12], [[(2, 1), (2, 2)]])
     finally:
         for handle in handles:
             handle.remove()
@@ -373,7 +376,7 @@ def test_removals_start_at_their_first_layer(llama: Tiny) -> None:
 
 def test_effects_need_one_token_and_one_list_a_prompt(llama: Tiny) -> None:
     with pytest.raises(LarqlError, match="4 prompts, 1 tokens"):
-        llama.engine.effects(PROMPTS, [1], [[]])
+        ablation_effects(llama.engine, PROMPTS, [1], [[]])
 
 
 # -- architectures beyond the table --------------------------------------------------------------------------
@@ -393,7 +396,7 @@ def test_a_configs_multipliers_are_accounted_for(tmp_path: Path) -> None:
     total = residual[0] + capture.need("attn_delta").sum(0) + capture.need("ffn_delta").sum(0)
     assert torch.allclose(total, residual[-1], atol=1e-4)
     tokens = torch.tensor([5, 17, 40, 71])
-    parts = engine.attribute(capture, tokens)
+    parts = attribute(engine, capture, tokens)
     assert torch.allclose(parts.total, logits.gather(1, tokens[:, None])[:, 0] - logits.mean(-1), atol=1e-4)
     assert torch.allclose(parts.summed(), parts.total, atol=1e-4)
     assert torch.allclose(engine.unembed(residual[-1]), logits, atol=1e-4)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from larql_duck.inference.gate_search import ORDERS, GateSearch
-from larql_duck.inference.search_overlay import LayerOverlay
+from larql_duck.inference.search_overlay import SearchOverlay
 from larql_duck.patches.operations import DeleteOp, Operation, UpdateOp
 from larql_duck.patches.overlay import Overlay
 from larql_duck.vindex.store import Vindex
@@ -50,7 +50,7 @@ def test_search_under_edits_is_exact(family: str, order: str, tiny_vindex: Calla
     vindex = Vindex.open(tiny_vindex(family))
     overlay = Overlay.of(vindex.n_features, vindex.hidden, [edits(vindex)])
     search = GateSearch(vindex)
-    search.overlay = LayerOverlay(vindex, overlay)
+    search.overlay = SearchOverlay(vindex, overlay)
     act = torch.nn.functional.silu
     if family in ("gemma3_text", "gpt2"):
         act = functools.partial(torch.nn.functional.gelu, approximate="tanh")
@@ -80,7 +80,7 @@ def test_equal_rows_go_by_feature(tiny_vindex: Callable[[str], Path]) -> None:
     twins = [insert(vindex, f"e{i}", "t", layer=1, number=i, seed=9) for i in range(4)]
     overlay = Overlay.of(vindex.n_features, vindex.hidden, [twins])
     search = GateSearch(vindex)
-    search.overlay = LayerOverlay(vindex, overlay)
+    search.overlay = SearchOverlay(vindex, overlay)
     gate = twins[0].gate
     assert gate is not None
     hits = search.search([1], gate, 3, "absolute")
@@ -90,7 +90,7 @@ def test_equal_rows_go_by_feature(tiny_vindex: Callable[[str], Path]) -> None:
 def test_layers_without_edits_are_searched_as_they_are(tiny_vindex: Callable[[str], Path]) -> None:
     vindex = Vindex.open(tiny_vindex("llama"))
     overlay = Overlay.of(vindex.n_features, vindex.hidden, [[DeleteOp(0, 1), insert(vindex, "Mu", "Ra")]])
-    layers = LayerOverlay(vindex, overlay)
+    layers = SearchOverlay(vindex, overlay)
     assert layers.edits(0) is None, "a deletion changes no gate row"
     found = layers.edits(1)
     assert found is not None and found.features.tolist() == [vindex.n_features[1]] and not len(found.hidden)

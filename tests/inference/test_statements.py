@@ -127,10 +127,10 @@ def test_explain_infer_honours_its_clauses(s) -> None:
 
 
 def test_bands_limit_an_explanation(tiny_model, tmp_path: Path) -> None:
-    from larql_duck.inference.model import LiveModel
+    from larql_duck.inference.model import Model
     from larql_duck.models.opening import open_model
 
-    live = LiveModel(open_model(tiny_model("llama")), bands={"syntax": (0, 0), "knowledge": (1, 2)})
+    live = Model(open_model(tiny_model("llama")), bands={"syntax": (0, 0), "knowledge": (1, 2)})
     assert set(live.explain(PROMPT, band="knowledge").table["layer"].to_pylist()) == {1, 2}
     assert set(live.explain(PROMPT, band="knowledge", layers=[0, 2]).table["layer"].to_pylist()) == {2}
     assert set(live.explain(PROMPT, band="all").table["layer"].to_pylist()) == {0, 1, 2}
@@ -210,7 +210,7 @@ def test_explaining_a_query_runs_no_pass(tiny_vindex) -> None:
 def test_contexts_of_a_feature_are_sql(s, tmp_path: Path) -> None:
     texts = tmp_path / "t.txt"
     texts.write_text("\n".join(PROMPTS))
-    out = s.model.fire(texts, tmp_path / "o.parquet", top=2)
+    out = s.model.write_activations(texts, tmp_path / "o.parquet", top=2)
     rows = s.sql(f"FROM lq_contexts('{out}', 1, 5)").dicts()
     assert [(r["rank"], r["relation"]) for r in rows] == [(1, "capital"), (2, "capital")]
     assert all(f"[{r['token']}]" in r["context"] for r in rows)

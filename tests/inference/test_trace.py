@@ -12,9 +12,9 @@ import torch
 
 from larql_duck.catalog.forward_tables import SCHEMAS
 from larql_duck.errors import LarqlError
-from larql_duck.inference.captured import activation_table, residual_table
+from larql_duck.inference.capture_tables import activation_table, residual_table
 from larql_duck.inference.engine import Engine
-from larql_duck.inference.lens import logit_lens
+from larql_duck.inference.logit_lens import logit_lens
 from larql_duck.inference.trace import trace
 from larql_duck.inference.trace_file import read_trace
 from larql_duck.vindex.store import Vindex

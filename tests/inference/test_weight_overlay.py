@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from larql_duck.inference.settings import Settings
-from larql_duck.inference.weight_overlay import patch_engine, under
+from larql_duck.inference.engine import Engine
 from larql_duck.patches.operations import DeleteOp
 from larql_duck.patches.overlay import Overlay
 from larql_duck.session import connect
@@ -25,20 +24,20 @@ def logits(engine: object, prompt: str) -> torch.Tensor:
 def test_passes_under_edits_are_those_of_a_model_with_the_edits_written_in(
     family: str, tiny_vindex: Callable[[str], Path], tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    from larql_duck.inference.opening import open_live
+    from larql_duck.inference.model import Model
 
     vindex = Vindex.open(tiny_vindex(family))
     operations = some(vindex)
     overlay = Overlay.of(vindex.n_features, vindex.hidden, [operations])
-    written = open_live(edited_model(tiny_model(family), tmp_path / "edited", operations)).engine
-    engine = Settings("f32").load(vindex)
+    written = Model.open(edited_model(tiny_model(family), tmp_path / "edited", operations)).engine
+    engine = Engine.load(vindex)
     base = {p: logits(engine, p) for p in PROMPTS}
-    patch_engine(engine, overlay)
+    engine.apply_overlay(overlay)
     for prompt in PROMPTS:
         found = logits(engine, prompt)
         assert torch.allclose(found, logits(written, prompt), atol=1e-4)
         assert not torch.equal(found, base[prompt])
-    patch_engine(engine, None)
+    engine.apply_overlay(None)
     assert all(torch.equal(logits(engine, p), base[p]) for p in PROMPTS)
 
 
@@ -47,13 +46,13 @@ def test_without_edits_everything_is_the_tensor_that_was_loaded(
     family: str, tiny_vindex: Callable[[str], Path]
 ) -> None:
     vindex = Vindex.open(tiny_vindex(family))
-    engine = Settings("f32").load(vindex)
+    engine = Engine.load(vindex)
     before = {name: p.data_ptr() for name, p in engine.model.named_parameters()}
     name, sizes = engine.fingerprint, list(engine.n_features)
-    patch_engine(engine, Overlay.empty(vindex.n_features, vindex.hidden))
-    assert engine.patched is None
+    engine.apply_overlay(Overlay.empty(vindex.n_features, vindex.hidden))
+    assert engine.overlay is None
     overlay = Overlay.of(vindex.n_features, vindex.hidden, [some(vindex)])
-    with under(engine, overlay):
+    with engine.under(overlay):
         changed = {n for n, p in engine.model.named_parameters() if p.data_ptr() != before[n]}
         assert changed and all(any(f".{layer}." in n for layer in overlay.layers()) for n in changed)
         assert engine.fingerprint != name and engine.n_features == overlay.n_features

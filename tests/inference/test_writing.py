@@ -12,7 +12,9 @@ import torch
 
 from larql_duck.errors import LarqlError, ModelError
 from larql_duck.inference.chat import chat_prompt, stop_ids
-from larql_duck.inference.opening import open_live, open_source, written
+from larql_duck.inference.engine import Engine
+from larql_duck.inference.generate import stream
+from larql_duck.inference.model import Model, open_source
 from larql_duck.inference.settings import Settings
 from larql_duck.vindex.store import Vindex
 from tests.conftest import UPSTREAM
@@ -32,7 +34,7 @@ def test_greedy_text_is_transformers_own(tiny: Tiny) -> None:
             ids, max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=None
         )
     engine = tiny.engine
-    found = [piece.token_id for piece in engine.generate(PROMPTS[0], max_tokens=8)]
+    found = [piece.token_id for piece in stream(engine, PROMPTS[0], max_tokens=8)]
     own = expected[0, ids.shape[1] :].tolist()
     special = next((i for i, token in enumerate(own) if engine.tokenizer.is_special(token)), 8)
     assert found == own[:special] and (found or special == 0)
@@ -40,8 +42,8 @@ def test_greedy_text_is_transformers_own(tiny: Tiny) -> None:
 
 def test_pieces_join_to_the_decoded_text(tiny: Tiny) -> None:
     engine = tiny.engine
-    pieces = list(engine.generate(PROMPTS[0], max_tokens=12, temperature=1.5, seed=3))
-    assert pieces == list(engine.generate(PROMPTS[0], max_tokens=12, temperature=1.5, seed=3))
+    pieces = list(stream(engine, PROMPTS[0], max_tokens=12, temperature=1.5, seed=3))
+    assert pieces == list(stream(engine, PROMPTS[0], max_tokens=12, temperature=1.5, seed=3))
     prompt = tiny.ids[0]
     whole = engine.tokenizer.decode([*prompt, *(p.token_id for p in pieces)])
     text = "".join(p.text for p in pieces)
@@ -51,13 +53,11 @@ def test_pieces_join_to_the_decoded_text(tiny: Tiny) -> None:
 
 def test_token_ids_start_a_text_as_they_are(llama: Tiny) -> None:
     engine = llama.engine
-    assert list(engine.generate(llama.ids[0], max_tokens=4)) == list(
-        engine.generate(PROMPTS[0], max_tokens=4)
-    )
+    assert list(stream(engine, llama.ids[0], max_tokens=4)) == list(stream(engine, PROMPTS[0], max_tokens=4))
     with pytest.raises(LarqlError, match="empty"):
-        list(engine.generate([], max_tokens=4))
+        list(stream(engine, [], max_tokens=4))
     with pytest.raises(LarqlError, match="does not belong"):
-        list(engine.generate([10**6], max_tokens=4))
+        list(stream(engine, [10**6], max_tokens=4))
 
 
 # -- chat ----------------------------------------------------------------------------------------------------
@@ -95,12 +95,12 @@ def test_what_ends_an_answer(llama: Tiny) -> None:
 
 
 def test_written_text_on_models_and_vindexes(tiny_model, tiny_vindex, tmp_path: Path) -> None:
-    from_model = "".join(written(open_live(tiny_model("llama")), PROMPTS[0], tokens=6))
-    from_vindex = "".join(written(open_live(tiny_vindex("llama")), PROMPTS[0], tokens=6))
+    from_model = "".join(Model.open(tiny_model("llama")).generate(PROMPTS[0], tokens=6))
+    from_vindex = "".join(Model.open(tiny_vindex("llama")).generate(PROMPTS[0], tokens=6))
     assert from_model == from_vindex != ""
-    chat = "".join(written(open_live(tiny_model("llama")), PROMPTS[0], tokens=6, chat=True))
+    chat = "".join(Model.open(tiny_model("llama")).generate(PROMPTS[0], tokens=6, chat=True))
     assert chat != from_model
-    live = open_live(tiny_model("mistral"))
+    live = Model.open(tiny_model("mistral"))
     for words, options in (
         ("chat template", {"chat": True}),
         ("add --chat", {"system": "x"}),
@@ -108,7 +108,7 @@ def test_written_text_on_models_and_vindexes(tiny_model, tiny_vindex, tmp_path: 
         ("at least 0", {"temperature": -1.0}),
     ):
         with pytest.raises(LarqlError, match=words):
-            list(written(live, PROMPTS[0], **options))
+            list(live.generate(PROMPTS[0], **options))
     with pytest.raises(LarqlError, match="--level inference"):
         open_source(UPSTREAM / "browse-f16.vindex")
 
@@ -126,7 +126,7 @@ def test_settings_from_the_environment() -> None:
 
 
 def test_compute_dtype_is_what_the_model_runs_in(llama: Tiny) -> None:
-    half = Settings(compute_dtype="bf16").load(llama.source)
+    half = Engine.load(llama.source, compute_dtype="bf16")
     assert half.model.dtype == torch.bfloat16
     assert torch.allclose(half.logits(PROMPTS[0]), llama.engine.logits(PROMPTS[0]), atol=1.0)
 
@@ -136,7 +136,7 @@ def test_passes_on_a_gpu_equal_those_on_the_cpu(tiny: Tiny) -> None:
     from larql_duck.inference.explain import explain_infer
     from larql_duck.inference.trace import trace
 
-    gpu = Settings(device="cuda").load(tiny.source)
+    gpu = Engine.load(tiny.source, device="cuda")
     assert torch.allclose(gpu.logits(PROMPTS).cpu(), tiny.engine.logits(PROMPTS), atol=1e-3)
     a, b = (trace(e, PROMPTS[0], target="Paris", decompose=True).table for e in (gpu, tiny.engine))
     assert a["residual_norm"].to_pylist() == pytest.approx(b["residual_norm"].to_pylist(), rel=1e-3)
@@ -147,8 +147,8 @@ def test_a_missing_gpu_is_named(llama: Tiny) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device here")
     with pytest.raises(LarqlError, match="use device 'cpu'"):
-        Settings(device="cuda").load(llama.source)
-    assert str(Settings(device="auto").load(llama.source).device) == "cpu"
+        Engine.load(llama.source, device="cuda")
+    assert str(Engine.load(llama.source, device="auto").device) == "cpu"
 
 
 # -- memory --------------------------------------------------------------------------------------------------
@@ -165,15 +165,15 @@ def resident_anonymous() -> float:
 
 @pytest.mark.real
 def test_weights_are_held_once_and_handed_back(smollm2_gguf: Path, smollm2_vindex: Path) -> None:
-    open_live(UPSTREAM / "all-f32.vindex").engine.logits(PROMPTS[0])
+    Model.open(UPSTREAM / "all-f32.vindex").engine.logits(PROMPTS[0])
     gc.collect()
     before = resident_anonymous()
-    engine = open_live(smollm2_vindex).engine
+    engine = Model.open(smollm2_vindex).engine
     engine.logits(PROMPTS[0])
     # An f32 vindex stays mapped: no copy of the weights is anonymous.
     assert resident_anonymous() - before < 200
     del engine
-    live = open_live(smollm2_gguf)
+    live = Model.open(smollm2_gguf)
     live.engine.logits(PROMPTS[0])
     weights = sum(p.numel() for p in live.engine.model.parameters()) * 4 / 2**20
     assert resident_anonymous() - before < weights + 200
@@ -184,7 +184,7 @@ def test_weights_are_held_once_and_handed_back(smollm2_gguf: Path, smollm2_vinde
 def test_a_dropped_engine_frees_its_weights(tiny_vindex) -> None:
     import weakref
 
-    live = open_live(Path(tiny_vindex("llama")))
+    live = Model.open(Path(tiny_vindex("llama")))
     live.infer(PROMPTS[0], compare=True)
     live.trace(PROMPTS[0], decompose=True)
     model = weakref.ref(live.engine.model)
@@ -197,7 +197,7 @@ def test_a_dropped_engine_frees_its_weights(tiny_vindex) -> None:
 
 
 def test_vindexes_of_every_family_predict_what_the_model_does(tiny: Tiny, tiny_vindex) -> None:
-    live = open_live(tiny_vindex(tiny.source.family.name))
+    live = Model.open(tiny_vindex(tiny.source.family.name))
     assert isinstance(live.source, Vindex)
     with torch.no_grad():
         expected = tiny.reference(torch.tensor([tiny.ids[2]])).logits[0, -1]

@@ -267,14 +267,14 @@ def test_the_command_line_applies_patches(files: dict[str, Path], capfd: pytest.
 
 
 def test_run_writes_under_patches(tmp_path: Path) -> None:
-    from larql_duck.inference.opening import open_live, written
+    from larql_duck.inference.model import Model
 
     vindex = Vindex.open(BASE)
     ops = tuple(DeleteOp(2, f) for f in range(64))
     path = write_patch(tmp_path / "none.vlp", PatchFile(ops), vindex).path
-    base = "".join(written(open_live(BASE), PROMPT, tokens=3))
-    edited = open_live(BASE, patches=[str(path)])
-    assert "".join(written(edited, PROMPT, tokens=3)) != base
+    base = "".join(Model.open(BASE).generate(PROMPT, tokens=3))
+    edited = Model.open(BASE, patches=[str(path)])
+    assert "".join(edited.generate(PROMPT, tokens=3)) != base
 
 
 def test_a_database_fact_under_two_patches_is_the_later_ones(files: dict[str, Path]) -> None:

@@ -10,10 +10,13 @@ import torch
 
 from larql_duck.catalog.schemas import SCHEMAS
 from larql_duck.errors import LarqlError, PackError
+from larql_duck.inference import prefix
+from larql_duck.inference.attribution import attribute
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.interventions import feature_edits
 from larql_duck.knowledge.relations import Pack, Relation
 from larql_duck.models.opening import open_model
+from larql_duck.probing import answers, control, measure, specific
 from larql_duck.probing import facts as facts_module
 from larql_duck.probing.facts import ask_subjects, probe, probe_facts
 from larql_duck.probing.measure import MOST_FEATURES, SHARE, SINGLE, strongest
@@ -112,13 +115,13 @@ def test_a_facts_features_and_effects_against_single_passes(
             t
             for t in engine.tokenizer.encode(f" {text}", special=False)[:1]
             + engine.tokenizer.encode(text, special=False)[:1]
-            if engine.attribute(capture, [t]).features[0, edges[0]["layer"], edges[0]["feature"]]
+            if attribute(engine, capture, [t]).features[0, edges[0]["layer"], edges[0]["feature"]]
             == pytest.approx(edges[0]["score"], abs=1e-4)
         } or {None}
         if token is None:  # written in a way that the text alone does not tell
             continue
         checked += 1
-        parts = engine.attribute(capture, [token])
+        parts = attribute(engine, capture, [token])
         assert [(e["layer"], e["feature"]) for e in edges] == [s[:2] for s in strongest(parts.features[0])]
         assert [e["score"] for e in edges] == pytest.approx(
             [float(parts.features[0, e["layer"], e["feature"]]) for e in edges], abs=1e-4
@@ -192,7 +195,7 @@ def test_specific_is_the_effect_beyond_that_on_other_facts(engine: Engine) -> No
         ids = engine.encode(other["prompt"])
         capture = engine.capture(ids)
         top = rows(found["edges"], subject=other["subject"])[0]
-        every = engine.attribute(capture, range(engine.vocab), rows=[0] * engine.vocab)
+        every = attribute(engine, capture, range(engine.vocab), rows=[0] * engine.vocab)
         scores = every.features[:, top["layer"], top["feature"]].tolist()
         first = next((t for t, s in enumerate(scores) if s == pytest.approx(top["score"], rel=1e-5)), None)
         assert first is not None
@@ -233,15 +236,16 @@ class Killed(Exception):
 def counting(engine: Engine, monkeypatch: pytest.MonkeyPatch, limit: int | None = None) -> list[int]:
     """Counts the engine's prefills; raises Killed after `limit` of them."""
     calls: list[int] = []
-    prefix = engine.prefix
+    prefill = prefix.prefill
 
-    def counted(prompts):
+    def counted(engine, prompts):
         if limit is not None and len(calls) == limit:
             raise Killed
         calls.append(len(prompts))
-        return prefix(prompts)
+        return prefill(engine, prompts)
 
-    monkeypatch.setattr(engine, "prefix", counted)
+    for module in (prefix, answers, control, measure, specific):
+        monkeypatch.setattr(module, "prefill", counted, raising=False)
     return calls
 
 

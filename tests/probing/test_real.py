@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from larql_duck.inference.attribution import attribute
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.interventions import feature_edits
 from larql_duck.knowledge.relations import Relation
@@ -80,7 +81,7 @@ def test_parts_add_up_on_the_real_model(engine: Engine) -> None:
     prompts = [CAPITAL.prompt(s) for s in CAPITAL.entities]
     capture = engine.capture(prompts)
     tokens = capture.need("logits").argmax(-1)
-    parts = engine.attribute(capture, tokens)
+    parts = attribute(engine, capture, tokens)
     assert float((parts.summed() - parts.total).abs().max()) <= 1e-2
     residual = capture.need("residual")
     total = residual[0] + capture.need("attn_delta").sum(0) + capture.need("ffn_delta").sum(0)

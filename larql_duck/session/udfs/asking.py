@@ -163,6 +163,7 @@ class Asker:
 
     def _continued(self, rows: Sequence[tuple[str, int]]) -> list[str | None]:
         from larql_duck.inference.generate import greedy
+        from larql_duck.inference.prefix import prefill
 
         engine = self._engine("lq_complete")
         ids = engine.tokenizer.encode_batch([prompt for prompt, _ in rows])
@@ -175,7 +176,7 @@ class Asker:
         def stop(i: int, tokens: list[int]) -> bool:
             return special(tokens[-1]) or len(tokens) >= rows[alive[i]][1]
 
-        prefix = engine.prefix([rows[i][0] for i in alive])
+        prefix = prefill(engine, [rows[i][0] for i in alive])
         for i, found in zip(
             alive, greedy(prefix, max_tokens=max(rows[i][1] for i in alive), stop=stop), strict=True
         ):

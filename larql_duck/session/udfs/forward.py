@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 if TYPE_CHECKING:
-    from larql_duck.inference.model import LiveModel
+    from larql_duck.inference.model import Model
     from larql_duck.patches.overlay import EditedFact
 
 _I32, _F32, _F64, _S = pa.int32(), pa.float32(), pa.float64(), pa.string()
@@ -30,13 +30,13 @@ Rows = list[dict[str, Any] | None]
 Function = tuple[str, Callable[..., pa.Array], list[str], str]
 
 
-def model_functions(model: Callable[[], LiveModel]) -> list[Function]:
+def model_functions(model: Callable[[], Model]) -> list[Function]:
     """(name, function over Arrow arrays, parameter types, result type); `model` gives the model that is open."""
 
     def infer_top(prompt: Any, k: Any) -> pa.Array:
         from larql_duck.inference.predict import predictions
 
-        def run(live: LiveModel, prompts: list[str], tops: list[int]) -> Rows:
+        def run(live: Model, prompts: list[str], tops: list[int]) -> Rows:
             engine = live.engine
             most = predictions(engine, prompts, max(tops))
             return [
@@ -49,7 +49,7 @@ def model_functions(model: Callable[[], LiveModel]) -> list[Function]:
     def trace(prompt: Any, target: Any) -> pa.Array:
         from larql_duck.inference.batched import traces
 
-        def run(live: LiveModel, prompts: list[str], targets: list[str | None]) -> Rows:
+        def run(live: Model, prompts: list[str], targets: list[str | None]) -> Rows:
             engine = live.engine
             rows: Rows = []
             for found in traces(engine, prompts, targets):
@@ -60,9 +60,9 @@ def model_functions(model: Callable[[], LiveModel]) -> list[Function]:
         return _answers(model, run, _TRACE, prompt, target, needed=1)
 
     def features(prompt: Any, target: Any, k: Any) -> pa.Array:
-        from larql_duck.inference.batched import contributors
+        from larql_duck.inference.batched import top_contributions
 
-        def run(live: LiveModel, prompts: list[str], targets: list[str | None], tops: list[int]) -> Rows:
+        def run(live: Model, prompts: list[str], targets: list[str | None], tops: list[int]) -> Rows:
             engine = live.engine
             return [
                 {
@@ -74,18 +74,18 @@ def model_functions(model: Callable[[], LiveModel]) -> list[Function]:
                     "contribution": c.contribution,
                     "predicted": [_token(engine, c.token_id)] * len(c.layer),
                 }
-                for c in contributors(engine, prompts, targets, tops)
+                for c in top_contributions(engine, prompts, targets, tops)
             ]
 
         return _answers(model, run, _FEATURES, prompt, target, k, needed=1)
 
     def lens(prompt: Any, k: Any) -> pa.Array:
-        from larql_duck.inference.batched import lenses
+        from larql_duck.inference.batched import logit_lenses
 
-        def run(live: LiveModel, prompts: list[str], tops: list[int]) -> Rows:
+        def run(live: Model, prompts: list[str], tops: list[int]) -> Rows:
             engine = live.engine
             rows: Rows = []
-            for per_layer in lenses(engine, prompts, tops):
+            for per_layer in logit_lenses(engine, prompts, tops):
                 parts = [_prediction(engine, p.ids, p.probability, p.logit) for p in per_layer]
                 row = {name: [v for part in parts for v in part[name]] for name in _TOP}
                 row["layer"] = [i - 1 for i, part in enumerate(parts) for _ in part["rank"]]
@@ -133,7 +133,7 @@ def _with_facts(row: dict[str, Any], facts: Sequence[EditedFact]) -> dict[str, A
 
 
 def _answers(
-    model: Callable[[], LiveModel],
+    model: Callable[[], Model],
     run: Callable[..., Rows],
     fields: dict[str, pa.DataType],
     *columns: Any,
