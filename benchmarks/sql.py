@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.cases import Case, Row, median_time, run, tool, vindex
-from larql_duck.catalog.schemas import SCHEMAS, as_table, empty_table
+from larql_duck.catalog import SCHEMAS, as_table, empty_table
 from larql_duck.vindex.database import build_database
 from larql_duck.vindex.derive import derive_entities
 

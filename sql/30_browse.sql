@@ -2,18 +2,11 @@
 -- Python session answer them alike. Text is looked up case-insensitively; where the exact spelling exists, only that
 -- counts. Parameters start with p_, because one that is named like a column would silently compare it with itself.
 
-CREATE MACRO lq.entity_named(p_entity) AS TABLE
-SELECT entity, entity_id, layers
-FROM lq.entity_names
-WHERE key = lower(trim(p_entity))
-QUALIFY entity = trim(p_entity) OR NOT bool_or(entity = trim(p_entity)) OVER ();
-COMMENT ON MACRO TABLE lq.entity_named IS 'The spellings of a name that the graph has: the exact one, else all that differ in case only.';
-
 -- A weight triple counts as labelled where its feature's label was probed, patched in, or comes from a cluster that
 -- is more likely right than wrong.
-CREATE MACRO lq.describe_entity(p_entity, p_band := NULL, p_layer := NULL, p_rows := 10, p_relations_only := false) AS TABLE
+CREATE MACRO {public}.describe_entity(p_entity, p_band := NULL, p_layer := NULL, p_rows := 10, p_relations_only := false) AS TABLE
 WITH named AS MATERIALIZED (
-    SELECT entity FROM lq.entity_named(p_entity)
+    SELECT entity FROM {schema}.entity_named(p_entity)
 ),
 parts AS MATERIALIZED (
     SELECT
@@ -24,7 +17,7 @@ parts AS MATERIALIZED (
             {'layer': e.layer, 'feature': e.feature}
             ORDER BY e.effect DESC NULLS LAST, abs(e.score) DESC, e.layer, e.feature
         ) AS best
-    FROM lq.edges AS e
+    FROM {schema}.edges AS e
     WHERE e.subject IN (SELECT entity FROM named)
     GROUP BY e.subject, e.relation, e.object
 ),
@@ -32,12 +25,12 @@ parts AS MATERIALIZED (
 slots AS MATERIALIZED (
     SELECT x.layer, x.feature, x.down_tokens, x.relation_source, c.confidence AS label_confidence
     FROM (SELECT DISTINCT best.layer AS layer, best.feature AS feature FROM parts) AS s
-    JOIN lq.features AS x ON x.layer = s.layer AND x.feature = s.feature
-    LEFT JOIN lq.clusters AS c ON c.cluster_id = x.cluster_id
+    JOIN {schema}.features AS x ON x.layer = s.layer AND x.feature = s.feature
+    LEFT JOIN {schema}.clusters AS c ON c.cluster_id = x.cluster_id
 ),
 answers AS MATERIALIZED (
     SELECT f.subject, f.relation, list(f.object ORDER BY f.rank, f.object) AS objects
-    FROM lq.facts AS f
+    FROM {schema}.facts AS f
     WHERE f.subject IN (SELECT entity FROM named)
     GROUP BY f.subject, f.relation
 ),
@@ -55,10 +48,10 @@ found AS (
         t.source <> 'weights'
             OR (t.relation <> 'associated with'
                 AND (x.relation_source IN ('probe', 'patch') OR x.label_confidence >= 0.5)) AS labelled
-    FROM lq.triples AS t
+    FROM {schema}.triples AS t
     LEFT JOIN parts ON parts.subject = t.subject AND parts.relation = t.relation AND parts.object = t.object
     LEFT JOIN answers AS a ON a.subject = t.subject AND a.relation = t.relation
-    LEFT JOIN lq.layers AS l ON l.layer = parts.best.layer
+    LEFT JOIN {schema}.layers AS l ON l.layer = parts.best.layer
     LEFT JOIN slots AS x ON x.layer = parts.best.layer AND x.feature = parts.best.feature
     WHERE t.subject IN (SELECT entity FROM named)
 )
@@ -75,12 +68,12 @@ QUALIFY row_number() OVER (
 ORDER BY
     weak, CASE band WHEN 'syntax' THEN 0 WHEN 'knowledge' THEN 1 ELSE 2 END * weak::INTEGER,
     confidence DESC NULLS LAST, p DESC NULLS LAST, score DESC NULLS LAST, layer, relation, target;
-COMMENT ON MACRO TABLE lq.describe_entity IS 'What the model knows about an entity: facts by confidence, then weight triples of a band (all, syntax, knowledge, output; knowledge if not given) or layer, at most p_rows a band.';
+COMMENT ON MACRO TABLE {public}.describe_entity IS 'What the model knows about an entity: facts by confidence, then weight triples of a band (all, syntax, knowledge, output; knowledge if not given) or layer, at most p_rows a band.';
 
-CREATE MACRO lq.relation_facts(p_relation) AS TABLE
+CREATE MACRO {public}.relation_facts(p_relation) AS TABLE
 WITH answers AS (
     SELECT subject, relation, object, rank, confidence, p, n_templates, effect, specific, n_features, source
-    FROM lq.facts
+    FROM {schema}.facts
     WHERE lower(relation) = lower(trim(p_relation))
 ),
 -- Of the other ranks those count that the graph took over (relations with many right answers).
@@ -89,101 +82,84 @@ chosen AS (
     UNION ALL
     SELECT a.*
     FROM answers AS a
-    JOIN lq.triples AS t
+    JOIN {schema}.triples AS t
         ON t.subject = a.subject AND t.relation = a.relation AND t.object = a.object AND t.source <> 'weights'
     WHERE a.rank > 1
 )
 SELECT subject, object, rank, confidence, p, n_templates, effect, specific, n_features, source
 FROM chosen
 ORDER BY confidence DESC NULLS LAST, p DESC NULLS LAST, subject, rank, object;
-COMMENT ON MACRO TABLE lq.relation_facts IS 'The facts of a relation, most confident first.';
+COMMENT ON MACRO TABLE {public}.relation_facts IS 'The facts of a relation, most confident first.';
 
-CREATE MACRO lq.who(p_relation, p_object) AS TABLE
+CREATE MACRO {public}.who(p_relation, p_object) AS TABLE
 SELECT s.entity AS subject, k.relation, o.entity AS object, k.confidence, k.p, k.source
-FROM lq.entity_named(p_object) AS o
-JOIN lq.links AS k ON k.entity_id = o.entity_id AND NOT k.outgoing
-JOIN lq.entity_names AS s ON s.entity_id = k.other_id
+FROM {schema}.entity_named(p_object) AS o
+JOIN {schema}.links AS k ON k.entity_id = o.entity_id AND NOT k.outgoing
+JOIN {schema}.entity_names AS s ON s.entity_id = k.other_id
 WHERE p_relation IS NULL OR lower(k.relation) = lower(trim(p_relation))
 ORDER BY k.source = 'weights', k.confidence DESC NULLS LAST, k.p DESC NULLS LAST, k.relation, s.entity, o.entity;
-COMMENT ON MACRO TABLE lq.who IS 'The reverse question: subjects that stand in a relation (NULL: any) to an object.';
+COMMENT ON MACRO TABLE {public}.who IS 'The reverse question: subjects that stand in a relation (NULL: any) to an object.';
 
-CREATE MACRO lq.explain_fact(p_subject, p_relation) AS TABLE
+CREATE MACRO {public}.explain_fact(p_subject, p_relation) AS TABLE
 SELECT
     e.subject, e.relation, e.object, e.layer, e.feature, l.band, e.score, e.effect, e.specific, x.top_token, x.down_tokens, e.source
-FROM lq.edges AS e
-LEFT JOIN lq.layers AS l ON l.layer = e.layer
-LEFT JOIN lq.features AS x ON x.layer = e.layer AND x.feature = e.feature
-WHERE e.subject IN (SELECT entity FROM lq.entity_named(p_subject))
+FROM {schema}.edges AS e
+LEFT JOIN {schema}.layers AS l ON l.layer = e.layer
+LEFT JOIN {schema}.features AS x ON x.layer = e.layer AND x.feature = e.feature
+WHERE e.subject IN (SELECT entity FROM {schema}.entity_named(p_subject))
     AND (p_relation IS NULL OR lower(e.relation) = lower(trim(p_relation)))
 ORDER BY
     e.source = 'weights', e.subject, e.relation, e.object, e.effect DESC NULLS LAST, e.score DESC, e.layer, e.feature;
-COMMENT ON MACRO TABLE lq.explain_fact IS 'The features behind a subject''s facts of a relation (NULL: any), with what each one writes and what zeroing it costs.';
+COMMENT ON MACRO TABLE {public}.explain_fact IS 'The features behind a subject''s facts of a relation (NULL: any), with what each one promotes and what zeroing it costs.';
 
-CREATE MACRO lq.entities_like(p_pattern) AS TABLE
+CREATE MACRO {public}.entities_like(p_pattern) AS TABLE
 SELECT e.entity, e.n_facts, e.as_subject, e.as_object, e.relations
-FROM lq.entities AS e
-WHERE e.entity IN (SELECT n.entity FROM lq.entity_names AS n WHERE n.key LIKE lower(p_pattern))
+FROM {schema}.entities AS e
+WHERE e.entity IN (SELECT n.entity FROM {schema}.entity_names AS n WHERE n.key LIKE lower(p_pattern))
 ORDER BY e.n_facts DESC, e.as_subject DESC, e.entity;
-COMMENT ON MACRO TABLE lq.entities_like IS 'Names that match a LIKE pattern in any case, those with most facts first.';
+COMMENT ON MACRO TABLE {public}.entities_like IS 'Names that match a LIKE pattern in any case, those with most facts first.';
 
-CREATE MACRO lq.tokens_of(p_layer, p_feature, p_side := NULL) AS TABLE
+CREATE MACRO {public}.tokens_of(p_layer, p_feature, p_side := NULL) AS TABLE
 SELECT side, rank, token_id, token, score, z, activation, basis
-FROM lq.feature_tokens
+FROM {schema}.feature_tokens
 WHERE layer = p_layer AND feature = p_feature AND (p_side IS NULL OR side = p_side)
 ORDER BY side, rank;
-COMMENT ON MACRO TABLE lq.tokens_of IS 'The tokens that a feature answers to (in), writes (out) and suppresses (out_neg).';
+COMMENT ON MACRO TABLE {public}.tokens_of IS 'A feature''s top activating tokens (in), promoted tokens (out) and suppressed tokens (out_neg).';
 
-CREATE MACRO lq.feature(p_layer, p_feature) AS TABLE
+CREATE MACRO {public}.feature(p_layer, p_feature) AS TABLE
 WITH sides AS MATERIALIZED (
     SELECT
         list(trim(token) ORDER BY rank) FILTER (side = 'in') AS in_tokens,
         list(trim(token) ORDER BY rank) FILTER (side = 'out') AS out_tokens,
         list(trim(token) ORDER BY rank) FILTER (side = 'out_neg') AS out_neg_tokens
-    FROM lq.feature_tokens
+    FROM {schema}.feature_tokens
     WHERE layer = p_layer AND feature = p_feature
 ),
 parts AS MATERIALIZED (
     SELECT list(relation ORDER BY specificity DESC, support DESC, relation) AS relations
-    FROM lq.feature_relations
+    FROM {schema}.feature_relations
     WHERE layer = p_layer AND feature = p_feature
 )
 SELECT
     x.layer, x.feature, l.band, x.relation, x.relation_source, s.in_tokens, s.out_tokens, s.out_neg_tokens,
     x.c_score, x.gate_norm, x.up_norm, x.down_norm, x.gate_mean, x.gate_std, x.basis, x.cluster_id, r.relations
-FROM lq.features AS x
+FROM {schema}.features AS x
 CROSS JOIN sides AS s
 CROSS JOIN parts AS r
-LEFT JOIN lq.layers AS l ON l.layer = x.layer
+LEFT JOIN {schema}.layers AS l ON l.layer = x.layer
 WHERE x.layer = p_layer AND x.feature = p_feature;
-COMMENT ON MACRO TABLE lq.feature IS 'One feature: its tokens on each side, its label, its relations and its norms.';
-
--- The token is meant as it stands in running text, so ' France' comes before 'France' where both exist.
-CREATE MACRO lq.token_hits(p_token, p_layers := NULL) AS TABLE
-WITH spelling AS MATERIALIZED (
-    SELECT token_id
-    FROM lq.token_names
-    WHERE key = lower(trim(p_token)) AND has_features
-    ORDER BY
-        (starts_with(p_token, ' ') AND token = p_token) DESC, token = ' ' || trim(p_token) DESC,
-        token = trim(p_token) DESC, starts_with(token, ' ') DESC, token_id
-    LIMIT 1
-)
-SELECT h.token_id, h.token, h.layer, h.feature, h.rank, h.gate, h.activation, h.z, h.basis
-FROM spelling AS s
-JOIN lq.token_features AS h ON h.token_id = s.token_id
-WHERE p_layers IS NULL OR list_contains(p_layers, h.layer);
-COMMENT ON MACRO TABLE lq.token_hits IS 'The rows of token_features for a token, in the spelling that has some.';
+COMMENT ON MACRO TABLE {public}.feature IS 'One feature: its tokens on each side, its label, its relations and its norms.';
 
 -- Features are fetched for the rows that are left after the cut: their lists of tokens are what costs time here. What
 -- constant arguments rule out (labels, more tokens) DuckDB takes out of the plan.
-CREATE MACRO lq.walk(
+CREATE MACRO {public}.walk(
     p_token, p_top := 10, p_layers := NULL, p_mode := NULL, p_band := NULL, p_relations_only := false,
     p_compare := false, p_explain := false, p_tokens := 3
 ) AS TABLE
 WITH found AS (
     SELECT h.*, l.band
-    FROM lq.token_hits(p_token, p_layers := p_layers) AS h
-    LEFT JOIN lq.layers AS l ON l.layer = h.layer
+    FROM {schema}.token_hits(p_token, p_layers := p_layers) AS h
+    LEFT JOIN {schema}.layers AS l ON l.layer = h.layer
     WHERE p_band IS NULL OR p_band = 'all' OR l.band IS NULL OR l.band = p_band
 ),
 hits AS (
@@ -191,8 +167,8 @@ hits AS (
     UNION ALL
     SELECT f.*
     FROM found AS f
-    JOIN lq.features AS x ON x.layer = f.layer AND x.feature = f.feature
-    LEFT JOIN lq.clusters AS c ON c.cluster_id = x.cluster_id
+    JOIN {schema}.features AS x ON x.layer = f.layer AND x.feature = f.feature
+    LEFT JOIN {schema}.clusters AS c ON c.cluster_id = x.cluster_id
     WHERE p_relations_only AND (x.relation_source IN ('probe', 'patch') OR c.confidence >= 0.5)
 ),
 modes AS (
@@ -225,12 +201,12 @@ chosen AS MATERIALIZED (
 slots AS (
     SELECT x.layer, x.feature, x.relation, x.top_token, x.down_tokens
     FROM (SELECT DISTINCT layer, feature FROM chosen) AS s
-    JOIN lq.features AS x ON x.layer = s.layer AND x.feature = s.feature
+    JOIN {schema}.features AS x ON x.layer = s.layer AND x.feature = s.feature
 ),
 written AS (
     SELECT o.layer, o.feature, list(trim(o.token) ORDER BY o.rank) AS tokens
     FROM (SELECT DISTINCT layer, feature FROM chosen) AS s
-    JOIN lq.feature_tokens AS o ON o.layer = s.layer AND o.feature = s.feature
+    JOIN {schema}.feature_tokens AS o ON o.layer = s.layer AND o.feature = s.feature
     WHERE p_tokens > 3 AND o.side = 'out' AND o.rank <= p_tokens
     GROUP BY o.layer, o.feature
 )
@@ -245,4 +221,4 @@ FROM chosen AS r
 LEFT JOIN slots AS x ON x.layer = r.layer AND x.feature = r.feature
 LEFT JOIN written AS w ON w.layer = r.layer AND w.feature = r.feature
 ORDER BY r.mode = 'dense', r.place;
-COMMENT ON MACRO TABLE lq.walk IS 'The features that answer to a token, most specific first (p_mode hybrid, pure or dense: by |gate|, gate or |activation|).';
+COMMENT ON MACRO TABLE {public}.walk IS 'The features that activate on a token, most specific first (p_mode hybrid, pure or dense: by |gate|, gate or |activation|).';

@@ -3,16 +3,12 @@
 -- was reached so far) reads the row groups that hold those numbers. A hop that nobody asked for, or that LIMIT makes
 -- needless, finds nothing to start from.
 
-CREATE MACRO lq.is_among(p_relation, p_relations) AS
-p_relations IS NULL OR list_contains(list_transform(p_relations, lambda r: lower(trim(r))), lower(p_relation));
-COMMENT ON MACRO lq.is_among IS 'Whether a relation is one of a list, in any case; a NULL list holds all.';
-
-CREATE MACRO lq.neighbors(p_entity, p_hops := 1, p_relations := NULL, p_limit := 100) AS TABLE
+CREATE MACRO {public}.neighbors(p_entity, p_hops := 1, p_relations := NULL, p_limit := 100) AS TABLE
 WITH reached_0 AS MATERIALIZED (
-    SELECT entity_id FROM lq.entity_named(p_entity)
+    SELECT entity_id FROM {schema}.entity_named(p_entity)
 ),
 links_1 AS MATERIALIZED (
-    FROM lq.links WHERE entity_id IN (SELECT entity_id FROM reached_0) AND lq.is_among(relation, p_relations)
+    FROM {schema}.links WHERE entity_id IN (SELECT entity_id FROM reached_0) AND {schema}.is_among(relation, p_relations)
 ),
 reached_1 AS MATERIALIZED (
     SELECT DISTINCT other_id AS entity_id
@@ -21,7 +17,7 @@ reached_1 AS MATERIALIZED (
         AND other_id NOT IN (SELECT entity_id FROM reached_0)
 ),
 links_2 AS MATERIALIZED (
-    FROM lq.links WHERE entity_id IN (SELECT entity_id FROM reached_1) AND lq.is_among(relation, p_relations)
+    FROM {schema}.links WHERE entity_id IN (SELECT entity_id FROM reached_1) AND {schema}.is_among(relation, p_relations)
 ),
 reached_2 AS MATERIALIZED (
     SELECT DISTINCT other_id AS entity_id
@@ -31,7 +27,7 @@ reached_2 AS MATERIALIZED (
         AND other_id NOT IN (SELECT entity_id FROM reached_1)
 ),
 links_3 AS MATERIALIZED (
-    FROM lq.links WHERE entity_id IN (SELECT entity_id FROM reached_2) AND lq.is_among(relation, p_relations)
+    FROM {schema}.links WHERE entity_id IN (SELECT entity_id FROM reached_2) AND {schema}.is_among(relation, p_relations)
 ),
 reached_3 AS MATERIALIZED (
     SELECT DISTINCT other_id AS entity_id
@@ -42,7 +38,7 @@ reached_3 AS MATERIALIZED (
         AND other_id NOT IN (SELECT entity_id FROM reached_2)
 ),
 links_4 AS MATERIALIZED (
-    FROM lq.links WHERE entity_id IN (SELECT entity_id FROM reached_3) AND lq.is_among(relation, p_relations)
+    FROM {schema}.links WHERE entity_id IN (SELECT entity_id FROM reached_3) AND {schema}.is_among(relation, p_relations)
 ),
 reached_4 AS MATERIALIZED (
     SELECT DISTINCT other_id AS entity_id
@@ -54,7 +50,7 @@ reached_4 AS MATERIALIZED (
         AND other_id NOT IN (SELECT entity_id FROM reached_3)
 ),
 links_5 AS MATERIALIZED (
-    FROM lq.links WHERE entity_id IN (SELECT entity_id FROM reached_4) AND lq.is_among(relation, p_relations)
+    FROM {schema}.links WHERE entity_id IN (SELECT entity_id FROM reached_4) AND {schema}.is_among(relation, p_relations)
 ),
 reached_5 AS MATERIALIZED (
     SELECT DISTINCT other_id AS entity_id
@@ -67,7 +63,7 @@ reached_5 AS MATERIALIZED (
         AND other_id NOT IN (SELECT entity_id FROM reached_4)
 ),
 links_6 AS MATERIALIZED (
-    FROM lq.links WHERE entity_id IN (SELECT entity_id FROM reached_5) AND lq.is_among(relation, p_relations)
+    FROM {schema}.links WHERE entity_id IN (SELECT entity_id FROM reached_5) AND {schema}.is_among(relation, p_relations)
 ),
 all_links AS (
     SELECT 1 AS hop, * FROM links_1
@@ -96,25 +92,25 @@ found AS (
 )
 SELECT f.hop, s.entity AS subject, f.relation, o.entity AS object, f.confidence
 FROM found AS f
-JOIN lq.entity_names AS s ON s.entity_id = f.subject_id
-JOIN lq.entity_names AS o ON o.entity_id = f.object_id
+JOIN {schema}.entity_names AS s ON s.entity_id = f.subject_id
+JOIN {schema}.entity_names AS o ON o.entity_id = f.object_id
 ORDER BY f.hop, f.weak, f.confidence DESC NULLS LAST, f.p DESC NULLS LAST, f.subject_id, f.relation, f.object_id;
-COMMENT ON MACRO TABLE lq.neighbors IS 'The triples around an entity, nearest first: those that touch it, then those that touch their other ends, up to p_hops (at most 6).';
+COMMENT ON MACRO TABLE {public}.neighbors IS 'The triples around an entity, nearest first: those that touch it, then those that touch their other ends, up to p_hops (at most 6).';
 
 -- Paths meet in the middle: partial paths from either end, half as long as the whole. At most 20,000 of them are kept
 -- at each length, the most confident ones, so that hubs cannot make a question endless.
-CREATE MACRO lq.paths(p_from, p_to, p_max := 3, p_relations := NULL, p_limit := 10) AS TABLE
+CREATE MACRO {public}.paths(p_from, p_to, p_max := 3, p_relations := NULL, p_limit := 10) AS TABLE
 WITH
 fore_0 AS MATERIALIZED (
     SELECT entity_id AS node, [entity_id] AS nodes, []::STRUCT(subject_id INTEGER, relation VARCHAR, object_id INTEGER)[] AS steps, 1.0::DOUBLE AS confidence
-    FROM lq.entity_named(p_from)
+    FROM {schema}.entity_named(p_from)
 ),
 back_0 AS MATERIALIZED (
     SELECT entity_id AS node, [entity_id] AS nodes, []::STRUCT(subject_id INTEGER, relation VARCHAR, object_id INTEGER)[] AS steps, 1.0::DOUBLE AS confidence
-    FROM lq.entity_named(p_to)
+    FROM {schema}.entity_named(p_to)
 ),
 fore_links_1 AS MATERIALIZED (
-    FROM lq.links WHERE entity_id IN (SELECT node FROM fore_0) AND lq.is_among(relation, p_relations)
+    FROM {schema}.links WHERE entity_id IN (SELECT node FROM fore_0) AND {schema}.is_among(relation, p_relations)
 ),
 fore_1 AS MATERIALIZED (
     SELECT
@@ -138,7 +134,7 @@ paths_1 AS MATERIALIZED (
     WHERE len(list_intersect(a.nodes, b.nodes)) = 1
 ),
 back_links_1 AS MATERIALIZED (
-    FROM lq.links WHERE entity_id IN (SELECT node FROM back_0 WHERE p_max >= 2 AND (SELECT count(*) FROM paths_1) < p_limit) AND lq.is_among(relation, p_relations)
+    FROM {schema}.links WHERE entity_id IN (SELECT node FROM back_0 WHERE p_max >= 2 AND (SELECT count(*) FROM paths_1) < p_limit) AND {schema}.is_among(relation, p_relations)
 ),
 back_1 AS MATERIALIZED (
     SELECT
@@ -162,7 +158,7 @@ paths_2 AS MATERIALIZED (
     WHERE p_max >= 2 AND len(list_intersect(a.nodes, b.nodes)) = 1
 ),
 fore_links_2 AS MATERIALIZED (
-    FROM lq.links WHERE entity_id IN (SELECT node FROM fore_1 WHERE p_max >= 3 AND (SELECT count(*) FROM paths_1) + (SELECT count(*) FROM paths_2) < p_limit) AND lq.is_among(relation, p_relations)
+    FROM {schema}.links WHERE entity_id IN (SELECT node FROM fore_1 WHERE p_max >= 3 AND (SELECT count(*) FROM paths_1) + (SELECT count(*) FROM paths_2) < p_limit) AND {schema}.is_among(relation, p_relations)
 ),
 fore_2 AS MATERIALIZED (
     SELECT
@@ -186,7 +182,7 @@ paths_3 AS MATERIALIZED (
     WHERE p_max >= 3 AND len(list_intersect(a.nodes, b.nodes)) = 1
 ),
 back_links_2 AS MATERIALIZED (
-    FROM lq.links WHERE entity_id IN (SELECT node FROM back_1 WHERE p_max >= 4 AND (SELECT count(*) FROM paths_1) + (SELECT count(*) FROM paths_2) + (SELECT count(*) FROM paths_3) < p_limit) AND lq.is_among(relation, p_relations)
+    FROM {schema}.links WHERE entity_id IN (SELECT node FROM back_1 WHERE p_max >= 4 AND (SELECT count(*) FROM paths_1) + (SELECT count(*) FROM paths_2) + (SELECT count(*) FROM paths_3) < p_limit) AND {schema}.is_among(relation, p_relations)
 ),
 back_2 AS MATERIALIZED (
     SELECT
@@ -210,7 +206,7 @@ paths_4 AS MATERIALIZED (
     WHERE p_max >= 4 AND len(list_intersect(a.nodes, b.nodes)) = 1
 ),
 fore_links_3 AS MATERIALIZED (
-    FROM lq.links WHERE entity_id IN (SELECT node FROM fore_2 WHERE p_max >= 5 AND (SELECT count(*) FROM paths_1) + (SELECT count(*) FROM paths_2) + (SELECT count(*) FROM paths_3) + (SELECT count(*) FROM paths_4) < p_limit) AND lq.is_among(relation, p_relations)
+    FROM {schema}.links WHERE entity_id IN (SELECT node FROM fore_2 WHERE p_max >= 5 AND (SELECT count(*) FROM paths_1) + (SELECT count(*) FROM paths_2) + (SELECT count(*) FROM paths_3) + (SELECT count(*) FROM paths_4) < p_limit) AND {schema}.is_among(relation, p_relations)
 ),
 fore_3 AS MATERIALIZED (
     SELECT
@@ -234,7 +230,7 @@ paths_5 AS MATERIALIZED (
     WHERE p_max >= 5 AND len(list_intersect(a.nodes, b.nodes)) = 1
 ),
 back_links_3 AS MATERIALIZED (
-    FROM lq.links WHERE entity_id IN (SELECT node FROM back_2 WHERE p_max >= 6 AND (SELECT count(*) FROM paths_1) + (SELECT count(*) FROM paths_2) + (SELECT count(*) FROM paths_3) + (SELECT count(*) FROM paths_4) + (SELECT count(*) FROM paths_5) < p_limit) AND lq.is_among(relation, p_relations)
+    FROM {schema}.links WHERE entity_id IN (SELECT node FROM back_2 WHERE p_max >= 6 AND (SELECT count(*) FROM paths_1) + (SELECT count(*) FROM paths_2) + (SELECT count(*) FROM paths_3) + (SELECT count(*) FROM paths_4) + (SELECT count(*) FROM paths_5) < p_limit) AND {schema}.is_among(relation, p_relations)
 ),
 back_3 AS MATERIALIZED (
     SELECT
@@ -282,8 +278,8 @@ SELECT
     list({'subject': s.entity, 'relation': p.step.relation, 'object': o.entity} ORDER BY p.i) AS path,
     p.length::INTEGER AS length, p.confidence
 FROM steps AS p
-JOIN lq.entity_names AS s ON s.entity_id = p.step.subject_id
-JOIN lq.entity_names AS o ON o.entity_id = p.step.object_id
+JOIN {schema}.entity_names AS s ON s.entity_id = p.step.subject_id
+JOIN {schema}.entity_names AS o ON o.entity_id = p.step.object_id
 GROUP BY p.place, p.length, p.confidence
 ORDER BY p.place;
-COMMENT ON MACRO TABLE lq.paths IS 'Ways from one entity to another, shortest first, then by confidence (the product over the path; NULL with a weight triple in it); p_max is at most 6.';
+COMMENT ON MACRO TABLE {public}.paths IS 'Ways from one entity to another, shortest first, then by confidence (the product over the path; NULL with a weight triple in it); p_max is at most 6.';

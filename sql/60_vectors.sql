@@ -1,22 +1,22 @@
--- Search by vector over the mapped gate rows. Needs the Python functions lq_udf_*, so these macros exist in Python
+-- Search by vector over the mapped gate rows. Needs the Python functions {schema}_udf_*, so these macros exist in Python
 -- sessions only. All layers are answered by one call.
 
-CREATE MACRO lq.gate_search(p_layers, p_query, p_top := 10, p_order := 'absolute') AS TABLE
-SELECT unnest(lq_udf_topk(p_layers::INTEGER[], p_query::FLOAT[], p_top::INTEGER, p_order), recursive := true);
-COMMENT ON MACRO TABLE lq.gate_search IS 'The p_top features of each layer for a vector (FLOAT[hidden], or one after another per layer), ordered by absolute, signed or activation value.';
+CREATE MACRO {schema}.gate_search(p_layers, p_query, p_top := 10, p_order := 'absolute') AS TABLE
+SELECT unnest({schema}_udf_topk(p_layers::INTEGER[], p_query::FLOAT[], p_top::INTEGER, p_order), recursive := true);
+COMMENT ON MACRO TABLE {schema}.gate_search IS 'The p_top features of each layer for a vector (FLOAT[hidden], or one after another per layer), ordered by absolute, signed or activation value.';
 
-CREATE MACRO lq.walk_vectors(
+CREATE MACRO {schema}.walk_vectors(
     p_prompt, p_basis := 'embedding', p_top := 10, p_layers := NULL, p_mode := NULL, p_band := NULL,
     p_relations_only := false, p_compare := false, p_explain := false, p_tokens := 3
 ) AS TABLE
 WITH asked AS MATERIALIZED (
     SELECT list(layer ORDER BY layer)::INTEGER[] AS layers
-    FROM lq.layers
+    FROM {schema}.layers
     WHERE (p_layers IS NULL OR list_contains(p_layers, layer))
         AND (p_band IS NULL OR p_band = 'all' OR band IS NULL OR band = p_band)
 ),
 vectors AS MATERIALIZED (
-    SELECT layers, lq_udf_prompt_vectors(p_prompt, p_basis, layers) AS query FROM asked
+    SELECT layers, {schema}_udf_prompt_vectors(p_prompt, p_basis, layers) AS query FROM asked
 ),
 modes AS (
     SELECT
@@ -32,7 +32,7 @@ searched AS (
     SELECT
         m.mode,
         unnest(
-            lq_udf_topk(
+            {schema}_udf_topk(
                 v.layers, v.query, CASE WHEN p_relations_only THEN 1000000000 ELSE p_top END::INTEGER,
                 CASE m.mode WHEN 'pure' THEN 'signed' WHEN 'dense' THEN 'activation' ELSE 'absolute' END
             )
@@ -51,8 +51,8 @@ slots AS (
         CASE WHEN x.basis = p_basis AND x.gate_std > 0 THEN x.gate_mean END AS mean, x.gate_std AS deviation,
         x.relation_source IN ('probe', 'patch') OR c.confidence >= 0.5 AS labelled
     FROM (SELECT DISTINCT layer, feature FROM hits) AS s
-    JOIN lq.features AS x ON x.layer = s.layer AND x.feature = s.feature
-    LEFT JOIN lq.clusters AS c ON c.cluster_id = x.cluster_id
+    JOIN {schema}.features AS x ON x.layer = s.layer AND x.feature = s.feature
+    LEFT JOIN {schema}.clusters AS c ON c.cluster_id = x.cluster_id
 ),
 chosen AS MATERIALIZED (
     SELECT
@@ -71,7 +71,7 @@ chosen AS MATERIALIZED (
 written AS (
     SELECT o.layer, o.feature, list(trim(o.token) ORDER BY o.rank) AS tokens
     FROM (SELECT DISTINCT layer, feature FROM chosen) AS s
-    JOIN lq.feature_tokens AS o ON o.layer = s.layer AND o.feature = s.feature
+    JOIN {schema}.feature_tokens AS o ON o.layer = s.layer AND o.feature = s.feature
     WHERE p_tokens > 3 AND o.side = 'out' AND o.rank <= p_tokens
     GROUP BY o.layer, o.feature
 )
@@ -83,29 +83,29 @@ SELECT
     CASE WHEN p_explain THEN t.token END AS token,
     CASE WHEN p_explain THEN coalesce(l.band, 'knowledge') END AS band
 FROM chosen AS r
-LEFT JOIN lq.layers AS l ON l.layer = r.layer
+LEFT JOIN {schema}.layers AS l ON l.layer = r.layer
 LEFT JOIN written AS w ON w.layer = r.layer AND w.feature = r.feature
-CROSS JOIN (SELECT CASE WHEN p_explain THEN lq_udf_last_token(p_prompt) END AS token) AS t
+CROSS JOIN (SELECT CASE WHEN p_explain THEN {schema}_udf_last_token(p_prompt) END AS token) AS t
 ORDER BY r.mode = 'dense', r.layer, r.place;
-COMMENT ON MACRO TABLE lq.walk_vectors IS 'The features that answer to a prompt, p_top a layer: by its last token''s embedding (p_basis embedding) or by what each FFN receives at its last position (context).';
+COMMENT ON MACRO TABLE {schema}.walk_vectors IS 'The features that activate on a prompt, p_top a layer: by its last token''s embedding (p_basis embedding) or by what each FFN receives at its last position (context).';
 
-CREATE MACRO lq.distances(p_entity, p_layer, p_basis := 'embedding') AS TABLE
+CREATE MACRO {schema}.distances(p_entity, p_layer, p_basis := 'embedding') AS TABLE
 SELECT p_layer::INTEGER AS layer, hit.feature AS feature, hit.distance AS distance, p_basis AS basis
 FROM (
-    SELECT unnest(lq_udf_distances(p_layer::INTEGER, lq_udf_entity_vectors(p_entity, p_basis, [p_layer::INTEGER]))) AS hit
+    SELECT unnest({schema}_udf_distances(p_layer::INTEGER, {schema}_udf_entity_vectors(p_entity, p_basis, [p_layer::INTEGER]))) AS hit
 );
-COMMENT ON MACRO TABLE lq.distances IS 'The cosine distance of every gate row of a layer to an entity''s vector.';
+COMMENT ON MACRO TABLE {schema}.distances IS 'The cosine distance of every gate row of a layer to an entity''s vector.';
 
-CREATE MACRO lq.nearest_features(p_entity, p_layer, p_basis := 'embedding') AS TABLE
+CREATE MACRO {schema}.nearest_features(p_entity, p_layer, p_basis := 'embedding') AS TABLE
 SELECT x.* EXCLUDE (basis), d.distance, d.basis
-FROM lq.distances(p_entity, p_layer, p_basis := p_basis) AS d
-JOIN lq.lql_features AS x ON x.layer = d.layer AND x.feature = d.feature
+FROM {schema}.distances(p_entity, p_layer, p_basis := p_basis) AS d
+JOIN {schema}.lql_features AS x ON x.layer = d.layer AND x.feature = d.feature
 ORDER BY d.distance, x.layer, x.feature;
-COMMENT ON MACRO TABLE lq.nearest_features IS 'LQL''s FEATURES NEAREST TO: the features of a layer by the distance of their gate rows to an entity''s vector.';
+COMMENT ON MACRO TABLE {schema}.nearest_features IS 'LQL''s FEATURES NEAREST TO: the features of a layer by the distance of their gate rows to an entity''s vector.';
 
-CREATE MACRO lq.nearest_edges(p_entity, p_layer, p_basis := 'embedding') AS TABLE
+CREATE MACRO {schema}.nearest_edges(p_entity, p_layer, p_basis := 'embedding') AS TABLE
 SELECT e.*, d.distance, d.basis
-FROM lq.distances(p_entity, p_layer, p_basis := p_basis) AS d
-JOIN lq.lql_edges AS e ON e.layer = d.layer AND e.feature = d.feature
+FROM {schema}.distances(p_entity, p_layer, p_basis := p_basis) AS d
+JOIN {schema}.lql_edges AS e ON e.layer = d.layer AND e.feature = d.feature
 ORDER BY d.distance, e.layer, e.feature, e.entity, e.relation, e.target;
-COMMENT ON MACRO TABLE lq.nearest_edges IS 'LQL''s EDGES NEAREST TO: the edges of a layer by the distance of their features'' gate rows to an entity''s vector.';
+COMMENT ON MACRO TABLE {schema}.nearest_edges IS 'LQL''s EDGES NEAREST TO: the edges of a layer by the distance of their features'' gate rows to an entity''s vector.';

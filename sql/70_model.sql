@@ -1,10 +1,10 @@
--- What only the model itself can say. Needs the Python functions lq_udf_*, so these macros exist in Python sessions only.
+-- What only the model itself can say. Needs the Python functions {schema}_udf_*, so these macros exist in Python sessions only.
 -- A column is answered in batches, each distinct question once a session.
 
-CREATE MACRO lq.lq_ask(p_subject, p_relation) AS
-lq_udf_ask(p_subject::VARCHAR, p_relation::VARCHAR);
-COMMENT ON MACRO lq.lq_ask IS 'What the model answers about a subject under a relation: a struct of object and p, NULL without an answer. Stored facts first, else the model is asked.';
+CREATE MACRO {schema}.lq_ask(p_subject, p_relation) AS
+{schema}_udf_ask(p_subject::VARCHAR, p_relation::VARCHAR);
+COMMENT ON MACRO {schema}.lq_ask IS 'What the model answers about a subject under a relation: a struct of object and p, NULL without an answer. Stored facts first, else the model is asked.';
 
-CREATE MACRO lq.lq_complete(p_prompt, p_n := 16) AS
-lq_udf_complete(p_prompt::VARCHAR, p_n::INTEGER);
-COMMENT ON MACRO lq.lq_complete IS 'The model''s most probable continuation of a prompt, at most p_n tokens.';
+CREATE MACRO {schema}.lq_complete(p_prompt, p_n := 16) AS
+{schema}_udf_complete(p_prompt::VARCHAR, p_n::INTEGER);
+COMMENT ON MACRO {schema}.lq_complete IS 'The model''s most probable continuation of a prompt, at most p_n tokens.';

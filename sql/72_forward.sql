@@ -1,34 +1,34 @@
 -- Forward passes over columns of prompts, usable in FROM and, with LATERAL, over a table of prompts. Needs the Python
--- functions lq_udf_*, so these macros exist in Python sessions only.
+-- functions {schema}_udf_*, so these macros exist in Python sessions only.
 
-CREATE MACRO lq.lq_infer_top(p_prompt, p_k := 5) AS TABLE
-SELECT unnest(lq_udf_infer_top(p_prompt::VARCHAR, p_k::INTEGER), recursive := true);
-COMMENT ON MACRO TABLE lq.lq_infer_top IS 'The p_k most probable next tokens of a prompt: rank, token, token_id, probability, logit, source; after them the database facts that it asks for, source patch.';
+CREATE MACRO {schema}.lq_infer_top(p_prompt, p_k := 5) AS TABLE
+SELECT unnest({schema}_udf_infer_top(p_prompt::VARCHAR, p_k::INTEGER), recursive := true);
+COMMENT ON MACRO TABLE {schema}.lq_infer_top IS 'The p_k most probable next tokens of a prompt: rank, token, token_id, probability, logit, source; after them the database facts that it asks for, source patch.';
 
-CREATE MACRO lq.lq_trace(p_prompt, p_target := NULL) AS TABLE
-SELECT unnest(lq_udf_trace(p_prompt::VARCHAR, p_target::VARCHAR), recursive := true);
-COMMENT ON MACRO TABLE lq.lq_trace IS 'A prompt''s last position layer by layer (-1: embedding), with rank, probability and additive logits of p_target (default: the prediction).';
+CREATE MACRO {schema}.lq_trace(p_prompt, p_target := NULL) AS TABLE
+SELECT unnest({schema}_udf_trace(p_prompt::VARCHAR, p_target::VARCHAR), recursive := true);
+COMMENT ON MACRO TABLE {schema}.lq_trace IS 'A prompt''s last position layer by layer (-1: embedding), with rank, probability and additive logits of p_target (default: the prediction).';
 
-CREATE MACRO lq.lq_features(p_prompt, p_target := NULL, p_k := 20) AS TABLE
+CREATE MACRO {schema}.lq_features(p_prompt, p_target := NULL, p_k := 20) AS TABLE
 SELECT c.*, f.relation, f.top_token, f.down_tokens
 FROM (
-    SELECT unnest(lq_udf_features(p_prompt::VARCHAR, p_target::VARCHAR, p_k::INTEGER), recursive := true)
+    SELECT unnest({schema}_udf_features(p_prompt::VARCHAR, p_target::VARCHAR, p_k::INTEGER), recursive := true)
 ) AS c
-LEFT JOIN lq.features AS f ON f.layer = c.layer AND f.feature = c.feature
+LEFT JOIN {schema}.features AS f ON f.layer = c.layer AND f.feature = c.feature
 ORDER BY c.rank;
-COMMENT ON MACRO TABLE lq.lq_features IS 'The p_k features with the largest contribution to the logit of p_target (default: the prediction), with what is known about them.';
+COMMENT ON MACRO TABLE {schema}.lq_features IS 'The p_k features with the largest contribution to the logit of p_target (default: the prediction), with what is known about them.';
 
-CREATE MACRO lq.lq_logit_lens(p_prompt, p_k := 5) AS TABLE
-SELECT unnest(lq_udf_logit_lens(p_prompt::VARCHAR, p_k::INTEGER), recursive := true);
-COMMENT ON MACRO TABLE lq.lq_logit_lens IS 'What each layer (-1: embedding) would predict at a prompt''s last position: layer, rank, token, token_id, probability, logit.';
+CREATE MACRO {schema}.lq_logit_lens(p_prompt, p_k := 5) AS TABLE
+SELECT unnest({schema}_udf_logit_lens(p_prompt::VARCHAR, p_k::INTEGER), recursive := true);
+COMMENT ON MACRO TABLE {schema}.lq_logit_lens IS 'What each layer (-1: embedding) would predict at a prompt''s last position: layer, rank, token, token_id, probability, logit.';
 
-CREATE MACRO lq.lq_contexts(p_file, p_layer := NULL, p_feature := NULL) AS TABLE
+CREATE MACRO {schema}.lq_contexts(p_file, p_layer := NULL, p_feature := NULL) AS TABLE
 SELECT
     c.layer, c.feature, c.rank, c.activation, c.token,
     concat(c.before, '[', c.token, ']', c.after) AS context,
     f.relation, f.top_token, f.down_tokens, c.density, c.mean, c.histogram, c.text, c.position
 FROM read_parquet(p_file) AS c
-LEFT JOIN lq.features AS f ON f.layer = c.layer AND f.feature = c.feature
+LEFT JOIN {schema}.features AS f ON f.layer = c.layer AND f.feature = c.feature
 WHERE (p_layer IS NULL OR c.layer = p_layer) AND (p_feature IS NULL OR c.feature = p_feature)
 ORDER BY c.layer, c.feature, c.rank;
-COMMENT ON MACRO TABLE lq.lq_contexts IS 'What fires features in a corpus, from the file that larql-duck activations wrote, with what is known about them.';
+COMMENT ON MACRO TABLE {schema}.lq_contexts IS 'What fires features in a corpus, from the file that larql-duck activations wrote, with what is known about them.';

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from larql_duck.catalog.schemas import SCHEMAS
+from larql_duck.catalog import SCHEMAS
 from larql_duck.vindex.arrays import write_file
 from larql_duck.vindex.database import build_database
-from larql_duck.vindex.manifest import manifest_hash
+from larql_duck.vindex.manifest import SCHEMA_VERSION, manifest_hash
 from larql_duck.vindex.publish import replace_manifest, write_table
 
 LAYERS, FEATURES, HIDDEN = 10, 40, 16
@@ -172,7 +172,7 @@ def tables(seed: int = 0) -> dict[str, pa.Table]:
         [
             (
                 s, r, o, rank, p, p * 0.9, p, False, 0.05, 2, 1.5 if rank == 1 else None, None, 2 if rank == 1 else 0,
-                0.4, f"The {r} of {s} is", "probe",
+                0.4, f"The {r} of {s} is", "probe", False,
             )
             for s, r, o, rank, p in FACTS
         ],
@@ -180,13 +180,15 @@ def tables(seed: int = 0) -> dict[str, pa.Table]:
     first = [f for f in FACTS if f[3] == 1]
     edges = []
     for s, r, o, _, p in first:
-        edges.append((s, r, o, 8, len(s) % FEATURES, 5.0 * p, 0.5 * p, None, "probe"))
-        edges.append((s, r, o, 5, 9, 3.0 * p, 0.9 * p, None, "probe"))
-    edges += [(s, r, o, layer, f, score, None, None, "weights") for s, o, layer, f, score, r in WEIGHTS]
+        edges.append((s, r, o, 8, len(s) % FEATURES, 5.0 * p, 0.5 * p, None, "probe", False))
+        edges.append((s, r, o, 5, 9, 3.0 * p, 0.9 * p, None, "probe", False))
+    edges += [
+        (s, r, o, layer, f, score, None, None, "weights", False) for s, o, layer, f, score, r in WEIGHTS
+    ]
     edges.sort(key=lambda e: e[0])
     out["edges"] = _table("edges", edges)
-    triples = [(s, r, o, p, p, "probe", [5, 8], 2) for s, r, o, _, p in first]
-    triples += [(s, r, o, None, None, "weights", [layer], 1) for s, o, layer, _, _, r in WEIGHTS]
+    triples = [(s, r, o, p, p, "probe", [5, 8], 2, False) for s, r, o, _, p in first]
+    triples += [(s, r, o, None, None, "weights", [layer], 1, False) for s, o, layer, _, _, r in WEIGHTS]
     triples.sort(key=lambda t: (t[0], t[5] == "weights", -(t[3] or 0), t[1], t[2]))
     out["triples"] = _table("triples", triples)
     out["feature_relations"] = _table(
@@ -315,7 +317,7 @@ def write_vindex(directory: Path, *, dtype: str = "f32", seed: int = 0) -> Path:
         "layers": [{"layer": i, "num_features": FEATURES, "offset": i * row, "length": row} for i in range(LAYERS)],
         "down_top_k": 10, "has_model_weights": False, "model_config": {"model_type": "llama"},
         "larql_duck": {
-            "schema_version": "1.0", "version": "0", "seal": "", "options": {}, "packs": [], "statistics": {},
+            "schema_version": SCHEMA_VERSION, "version": "0", "seal": "", "options": {}, "packs": [], "statistics": {},
             "files": listed, "tables": entries,
         },
     }  # fmt: skip

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from larql_duck.catalog.schemas import SCHEMAS
+from larql_duck.catalog import SCHEMAS
 from larql_duck.compilation.array_files import (
     carry,
     check_source,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from larql_duck.catalog.schemas import SCHEMAS
+from larql_duck.catalog import SCHEMAS
 from larql_duck.compilation.source import Edited
 from larql_duck.diffing.fact_diff import compiled_facts
 from larql_duck.patches.knn_store import stored_facts

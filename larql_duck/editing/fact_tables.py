@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from larql_duck.catalog.schemas import SCHEMAS
+from larql_duck.catalog import SCHEMAS, rows_as_table
 from larql_duck.patches.operations import fact_key
 from larql_duck.probing.labels import relations_table
 from larql_duck.probing.words import normal
@@ -43,8 +43,8 @@ def unknown(
             row |= dict.fromkeys(names)
             row["n_features"] = counts[row["subject"], row["relation"], row["object"]]
     return (
-        pa.Table.from_pylist(fact_rows, schema=SCHEMAS["facts"]),
-        pa.Table.from_pylist(edge_rows, schema=SCHEMAS["edges"]),
+        rows_as_table("facts", fact_rows),
+        rows_as_table("edges", edge_rows),
     )
 
 
@@ -87,8 +87,8 @@ def earlier(
             row |= {name: None if now is None else getattr(now, name) for name in ("score", "effect")}
         new_edges.append(row)
     return (
-        pa.Table.from_pylist(new_facts, schema=SCHEMAS["facts"]),
-        pa.Table.from_pylist(new_edges, schema=SCHEMAS["edges"]),
+        rows_as_table("facts", new_facts),
+        rows_as_table("edges", new_edges),
     )
 
 
@@ -131,8 +131,8 @@ def inserted(
             new_edges.append(_edge_row(fact, held.get(i)))
     _renumber(new_facts, {fact_key(f.entity, relation_of(f)) for f in wanted if f.mode != "knn"})
     return (
-        pa.Table.from_pylist(new_facts, schema=SCHEMAS["facts"]),
-        pa.Table.from_pylist(new_edges, schema=SCHEMAS["edges"]),
+        rows_as_table("facts", new_facts),
+        rows_as_table("edges", new_edges),
     )
 
 
@@ -158,7 +158,7 @@ def relations(
         row["source"] = "probe"
     table = relations_table(
         counted,
-        pa.Table.from_pylist(placed, schema=SCHEMAS["edges"]),
+        rows_as_table("edges", placed),
         [*described, *new],
         described,
         templates | new,
@@ -169,7 +169,7 @@ def relations(
             row["source"] = "patch"
     # A relation that clustering named no longer needs that row once it is inserted.
     others = [r for r in before if r["source"] != "probe" and r["relation"] not in new]
-    return pa.Table.from_pylist([*rows, *others], schema=SCHEMAS["relations"])
+    return rows_as_table("relations", [*rows, *others])
 
 
 def relation_of(fact: EditedFact) -> str:

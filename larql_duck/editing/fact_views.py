@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from larql_duck.aliases import Slot
-from larql_duck.catalog.schemas import SCHEMAS
+from larql_duck.catalog import SCHEMAS, rows_as_table
 from larql_duck.editing.fact_tables import Pair, Triple, earlier, inserted, relation_of, relations, unknown
 from larql_duck.editing.feature_views import Stored, slot_keys
 from larql_duck.editing.reprobe import FactScore, StatedFact, prompts_of, reprobe_pairs, score_facts
@@ -314,9 +314,7 @@ class _Work:
             f"SELECT {columns} FROM stored.{name} ANTI JOIN gone USING (subject, relation){where}",
             gone=_pairs_table(sorted(gone)),
         )
-        return pa.concat_tables(
-            [before.cast(SCHEMAS[name]), pa.Table.from_pylist(rows, schema=SCHEMAS[name])]
-        )
+        return pa.concat_tables([before.cast(SCHEMAS[name]), rows_as_table(name, rows)])
 
 
 def _key(*parts: object) -> bytes:

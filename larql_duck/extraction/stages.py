@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from larql_duck.catalog.schemas import SCHEMAS, empty_table
+from larql_duck.catalog import SCHEMAS, empty_table
 from larql_duck.extraction import table_rows as tables
 from larql_duck.extraction import weight_arrays as arrays
 from larql_duck.extraction.context import InSide, TokenFeatures, run_layer

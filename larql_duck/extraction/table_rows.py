@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from larql_duck.catalog.schemas import as_table
+from larql_duck.catalog import as_table
 from larql_duck.vindex.arrays import down_meta_header, down_meta_layer
 
 if TYPE_CHECKING:

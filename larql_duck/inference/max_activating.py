@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from larql_duck.catalog import quoted
 from larql_duck.catalog.forward_tables import SCHEMAS
 from larql_duck.files import replacing
 from larql_duck.inference.activation_stats import FeatureStats
@@ -17,7 +18,6 @@ from larql_duck.inference.engine import Engine
 from larql_duck.inference.targets import token_text
 from larql_duck.models.tokenizer import Tokenizer
 from larql_duck.progress import Progress
-from larql_duck.vindex.database import quoted
 
 # Tokens shown before and after the one that fires.
 BEFORE, AFTER = 24, 8

@@ -15,6 +15,7 @@ import sqlglot
 from sqlglot import exp
 from sqlglot.errors import ErrorLevel, UnsupportedError
 
+from larql_duck.catalog.ddl import views_and_macros
 from larql_duck.errors import NotSupportedError
 from larql_duck.lowering.select import lower
 
@@ -162,11 +163,9 @@ def _resolve(node: exp.Expr, dialect: str) -> exp.Expr:
 
 @functools.cache
 def _views() -> dict[str, str]:
-    """Name -> query of the views in sql/20_views.sql."""
-    from larql_duck.vindex.database import sql_text
-
-    found = {}
-    for _, text in sql_text(20, 20):
-        for match in re.finditer(r"^CREATE VIEW lq\.(\w+) AS\n(.*?);$", text, re.MULTILINE | re.DOTALL):
-            found[match[1]] = match[2]
-    return found
+    """Name -> query of the views that LQL reads."""
+    texts = [text for _, text in views_and_macros(_SCHEMA)]
+    created = re.finditer(
+        rf"^CREATE VIEW {_SCHEMA}\.(\w+) AS\s(.*?);$", "\n".join(texts), re.MULTILINE | re.DOTALL
+    )
+    return {match[1]: match[2] for match in created}

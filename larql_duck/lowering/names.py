@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from larql_duck.catalog.schemas import SCHEMAS
+from larql_duck.catalog import SCHEMAS, VIEWS
 
 _ENDS = {"entity": "subject", "target": "object"}
 
@@ -24,8 +24,8 @@ def _stored(name: str) -> Table:
     return Table(name, columns, {k: v for k, v in _ENDS.items() if v in columns and k not in columns})
 
 
-_EDGES = ("entity", "relation", "target", "layer", "feature", "score", "effect", "confidence", "source")
-_GRAPH = ("subject", "relationship", "object", "confidence", "p", "source", "layers", "n_edges")
+_EDGES = VIEWS["lql_edges"].names
+_GRAPH = VIEWS["model_graph"].names
 _PATCHES = ("position", "name", "path", "description", "inserts", "updates", "deletes", "recording")
 
 TABLES: dict[str, Table] = {

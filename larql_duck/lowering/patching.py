@@ -159,7 +159,9 @@ def _named(s: st.Statement, text: str, field: str) -> None:
 def _result(session: Session, rows: Sequence[dict[str, Any]], notices: Sequence[str]) -> Result:
     import pyarrow as pa
 
+    from larql_duck.catalog import VIEWS, arrow_schema
     from larql_duck.result import Result
-    from larql_duck.session.mount import patches_schema
 
-    return Result(pa.Table.from_pylist(list(rows), schema=patches_schema()), notices=list(notices))
+    return Result(
+        pa.Table.from_pylist(list(rows), schema=arrow_schema(VIEWS["patches"].columns)), notices=list(notices)
+    )

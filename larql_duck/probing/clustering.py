@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from larql_duck.catalog.schemas import SCHEMAS, as_table
+from larql_duck.catalog import SCHEMAS, as_table
 from larql_duck.errors import LarqlError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 
 from larql_duck.aliases import Slot
-from larql_duck.catalog.schemas import as_table, empty_table
+from larql_duck.catalog import as_table, empty_table
 
 
 def feature_relations(facts: pa.Table, edges: pa.Table) -> pa.Table:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
-from larql_duck.catalog.schemas import SCHEMAS, empty_table
+from larql_duck.catalog import SCHEMAS, empty_table
 from larql_duck.probing.labels import feature_relations, relations_table
 
 PROBED = ("facts", "probes", "edges", "relations", "feature_relations")

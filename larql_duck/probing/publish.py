@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from larql_duck.catalog.schemas import SCHEMAS
+from larql_duck.catalog import SCHEMAS
 from larql_duck.errors import VindexError
 from larql_duck.probing.merge import PROBED, merge
 from larql_duck.vindex.derive import derive_entities, derive_triples, label_features, weight_edges

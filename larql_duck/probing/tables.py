@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from larql_duck.catalog.schemas import SCHEMAS
+from larql_duck.catalog import rows_as_table
 from larql_duck.models.tokenizer import Tokenizer
 from larql_duck.probing.answers import NO_ARTICLE
 from larql_duck.probing.combine import Answer
@@ -83,7 +83,7 @@ def _facts_table(tokenizer: Tokenizer, asked: Sequence[Question], found: Sequenc
             own.facts, own.confidence, own.measured, own.specific, strict=True
         )
     ]
-    return pa.Table.from_pylist(rows, schema=SCHEMAS["facts"])
+    return rows_as_table("facts", rows)
 
 
 def _edges_table(asked: Sequence[Question], found: Sequence[MeasuredFacts]) -> pa.Table:
@@ -104,7 +104,7 @@ def _edges_table(asked: Sequence[Question], found: Sequence[MeasuredFacts]) -> p
         if m is not None
         for i, e in enumerate(m.edges)
     ]
-    return pa.Table.from_pylist(rows, schema=SCHEMAS["edges"])
+    return rows_as_table("edges", rows)
 
 
 def _probes_table(asked: Sequence[Question], said: Sequence[Sequence[Reply]]) -> pa.Table:
@@ -123,4 +123,4 @@ def _probes_table(asked: Sequence[Question], said: Sequence[Sequence[Reply]]) ->
             }
             for r in own
         ]
-    return pa.Table.from_pylist(rows, schema=SCHEMAS["probes"])
+    return rows_as_table("probes", rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from larql_duck.catalog.schemas import as_table
+from larql_duck.catalog import as_table
 from larql_duck.vindex import layout
 from larql_duck.vindex.arrays import read_down_meta
 from larql_duck.vindex.bands import band_of

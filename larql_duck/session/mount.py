@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 
-from larql_duck.catalog.schemas import SCHEMAS
+from larql_duck.catalog import LOOKUPS, SCHEMAS, VIEWS, arrow_schema, quoted
+from larql_duck.catalog.ddl import create_tables, views_and_macros
+from larql_duck.catalog.sql_files import PYTHON, SCHEMA, sql_files, sql_query
 from larql_duck.errors import LarqlError, QueryError, VindexError
-from larql_duck.session.rename import renamed
-from larql_duck.vindex.database import build_database, quoted, run_sql, sql_hash, sql_text
+from larql_duck.vindex.database import build_database, run_sql, sql_hash
 from larql_duck.vindex.manifest import manifest_hash
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
     from larql_duck.vindex.store import Vindex
 
-LOOKUPS = ("entity_names", "links", "token_names")
 SEAMS = (*SCHEMAS, *LOOKUPS)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # Databases that mounts attached themselves.
@@ -36,19 +36,10 @@ _PREFIX = "larql_model_"
 _numbers = itertools.count(1)
 
 
-def patches_schema() -> pa.Schema:
-    """The columns of the view patches."""
-    import pyarrow as pa
-
-    text, count = pa.string(), pa.int32()
-    kinds = {"position": count, "name": text, "path": text, "description": text, "inserts": count}
-    return pa.schema([*kinds.items(), ("updates", count), ("deletes", count), ("recording", pa.bool_())])
-
-
 class Mount:
     """One schema of one connection that shows one vindex at a time."""
 
-    def __init__(self, con: duckdb.DuckDBPyConnection, schema: str = "lq") -> None:
+    def __init__(self, con: duckdb.DuckDBPyConnection, schema: str = SCHEMA) -> None:
         """Makes the schema; QueryError where the name is taken by something else or no plain identifier."""
         if not _NAME.fullmatch(schema) or schema.lower() in ("main", "temp", "system", "information_schema"):
             raise LarqlError(f"schema {schema!r} cannot be used; give a plain name such as 'lq'")
@@ -94,7 +85,7 @@ class Mount:
                     self._run("".join(self._seam(name) for name in SEAMS))
                 else:
                     self._fill_from_larql(vindex)
-                self._load(20, 54)
+                self._load(views_and_macros(self.schema))
             except BaseException:
                 self.clear()
                 raise
@@ -169,7 +160,9 @@ class Mount:
         import pyarrow as pa
 
         with self._lock:
-            self._keep("session_patches", pa.Table.from_pylist(rows, schema=patches_schema()))
+            self._keep(
+                "session_patches", pa.Table.from_pylist(rows, schema=arrow_schema(VIEWS["patches"].columns))
+            )
             self._run(f"CREATE OR REPLACE VIEW {self.schema}.patches AS FROM {self.schema}.session_patches")
 
     @property
@@ -181,7 +174,7 @@ class Mount:
         """The stored table's qualified name, whatever is shown in its place."""
         if self._alias is None:
             return f"{self.schema}.stored_{table}"
-        return f"{self._alias}.lq.{table}"
+        return f"{self._alias}.{SCHEMA}.{table}"
 
     def _keep(self, name: str, rows: pa.Table) -> None:
         self.con.register("larql_added_rows", rows)
@@ -193,22 +186,13 @@ class Mount:
     def refresh_lookups(self) -> None:
         """Computes the lookups (names, links) anew from the tables as they are shown now."""
         with self._lock:
+            # links reads entity_names, which must show its new rows by then.
             for name in LOOKUPS:
                 self._run(
-                    f"CREATE OR REPLACE TABLE {self.schema}.added_{name} AS FROM {self.schema}.{name} LIMIT 0"
+                    f"CREATE OR REPLACE TABLE {self.schema}.added_{name} AS\n{sql_query(name, self.schema)}"
                 )
                 self._shadows[name] = "replace"
-            texts = [
-                re.sub(r"INSERT INTO lq\.(\w+)", r"INSERT INTO lq.added_\1", text)
-                for _, text in sql_text(15, 15)
-            ]
-            # The second insert reads the first one's rows: entity_names must show them before links is filled.
-            for text in texts:
-                for statement in text.split(";\n"):
-                    if statement.strip():
-                        self._run(renamed(statement, self.schema))
-                        for name in LOOKUPS:
-                            self._run(self._seam(name))
+                self._run(self._seam(name))
 
     def add_function(
         self, name: str, function: Callable[..., Any], parameters: list[str], returns: str
@@ -229,7 +213,7 @@ class Mount:
 
     def load_python_macros(self) -> None:
         """Loads the macros that call Python functions; those must have been added before."""
-        self._load(60, 99)
+        self._load(sql_files(PYTHON, self.schema))
 
     # -- inside -------------------------------------------------------------------------------------------
 
@@ -272,7 +256,9 @@ class Mount:
         try:
             if row is None:
                 self.con.execute(f"ATTACH {quoted(str(path))} AS {alias} (READ_ONLY)")
-            found = self.con.execute(f"SELECT manifest_hash, sql_hash FROM {alias}.lq.build_info").fetchone()
+            found = self.con.execute(
+                f"SELECT manifest_hash, sql_hash FROM {alias}.{SCHEMA}.build_info"
+            ).fetchone()
         except duckdb.Error:
             found = None
         if found == (wanted, sql_hash()):
@@ -294,9 +280,7 @@ class Mount:
     def _fill_from_larql(self, vindex: Vindex) -> None:
         from larql_duck.session.larql_tables import tables_of_larql
 
-        for name, text in sql_text(10, 14):
-            stored = re.sub(r"\blq\.(\w+)", r"lq.stored_\1", text)
-            run_sql(self.con, name, renamed(stored, self.schema))
+        run_sql(self.con, "tables", create_tables(self.schema, prefix="stored_"))
         for table, rows in tables_of_larql(vindex).items():
             self.con.register("larql_rows", rows)
             try:
@@ -306,9 +290,9 @@ class Mount:
         self._run("".join(self._seam(name) for name in SEAMS))
         self.refresh_lookups()
 
-    def _load(self, low: int, high: int) -> None:
-        for name, text in sql_text(low, high):
-            run_sql(self.con, name, renamed(text, self.schema))
+    def _load(self, scripts: list[tuple[str, str]]) -> None:
+        for name, text in scripts:
+            run_sql(self.con, name, text)
 
     def _run(self, sql: str) -> None:
         try:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from larql_duck.catalog.schemas import SCHEMAS
+from larql_duck.catalog import SCHEMAS
 from larql_duck.progress import Ticker
 
 if TYPE_CHECKING:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import duckdb
 
-from larql_duck.catalog.schemas import SCHEMAS
+from larql_duck.catalog import LOOKUPS, SCHEMAS
+from larql_duck.catalog.ddl import create_tables, main_objects, quoted, views_and_macros
+from larql_duck.catalog.sql_files import SCHEMA, sql_query
 from larql_duck.errors import QueryError, VindexError
 from larql_duck.files import replacing
 
@@ -35,32 +37,16 @@ _ORDER = {
 }
 
 
-def sql_dir() -> Path:
-    """The directory of the .sql files: inside the package when installed, beside it in a checkout."""
-    here = Path(__file__).resolve().parent.parent
-    packaged = here / "sql"
-    return packaged if packaged.is_dir() else here.parent / "sql"
-
-
-def sql_text(low: int, high: int) -> list[tuple[str, str]]:
-    """(file name, text) of the sql files whose number lies in [low, high], in load order."""
-    files = sorted(path for path in sql_dir().glob("[0-9][0-9]_*.sql") if low <= int(path.name[:2]) <= high)
-    return [(path.name, path.read_text(encoding="utf-8")) for path in files]
-
-
 @functools.cache
 def sql_hash() -> str:
-    """Hexadecimal sha256 of the sql files that a database is made with: another version's file is built anew."""
-    return hashlib.sha256("".join(text for _, text in sql_text(0, 59)).encode()).hexdigest()
-
-
-def quoted(text: str) -> str:
-    """`text` as a DuckDB string literal."""
-    return "'" + text.replace("'", "''") + "'"
+    """Hexadecimal sha256 of the SQL that a database is made with: another version's file is built anew."""
+    queries = [sql_query(name) for name in LOOKUPS]
+    scripts = [text for _, text in (*views_and_macros(), *main_objects())]
+    return hashlib.sha256("".join([create_tables(), *queries, *scripts]).encode()).hexdigest()
 
 
 def build_database(tables_dir: Path, out: Path, manifest_hash: str) -> None:
-    """Nothing; afterwards `out` is a DuckDB file (storage v1.5.0) of the tables in `tables_dir`.
+    """Write `out`, a DuckDB file (storage v1.5.0) of the tables in `tables_dir`.
 
     Written beside `out` under a temporary name and renamed: readers of an older file keep theirs. The content
     depends on the tables alone. `manifest_hash` is kept inside (see `database_hash`). Raises VindexError where a
@@ -91,7 +77,7 @@ def database_hash(path: Path) -> str | None:
     con = duckdb.connect()
     try:
         con.execute(f"ATTACH {quoted(str(path))} AS found (READ_ONLY)")
-        row = con.execute("SELECT manifest_hash FROM found.lq.build_info").fetchone()
+        row = con.execute(f"SELECT manifest_hash FROM found.{SCHEMA}.build_info").fetchone()
         return None if row is None else str(row[0])
     except duckdb.Error:
         return None
@@ -100,7 +86,7 @@ def database_hash(path: Path) -> str | None:
 
 
 def run_sql(con: duckdb.DuckDBPyConnection, name: str, text: str) -> None:
-    """Nothing; runs the statements of one sql file, with the file named in the QueryError of a failure."""
+    """Run the statements of one sql file; a QueryError names the file."""
     try:
         con.execute(text)
     except duckdb.Error as error:
@@ -118,14 +104,14 @@ def _build(tables_dir: Path, path: Path, manifest_hash: str, limit: str | None, 
         if limit is not None:
             con.execute(f"SET memory_limit = {quoted(limit)}; SET temp_directory = {quoted(str(spill))}")
         con.execute("BEGIN")
-        for name, text in sql_text(5, 14):
-            run_sql(con, name, text)
+        run_sql(con, "tables", f"CREATE SCHEMA {SCHEMA};\n{create_tables()}")
         for table in SCHEMAS:
             _load(con, table, tables_dir / f"{table}.parquet")
-        con.execute("INSERT INTO lq.build_info VALUES ($1, $2)", [manifest_hash, sql_hash()])
-        for name, text in sql_text(15, 59):
+        con.execute(f"INSERT INTO {SCHEMA}.build_info VALUES ($1, $2)", [manifest_hash, sql_hash()])
+        for name in LOOKUPS:
+            run_sql(con, name, f"INSERT INTO {SCHEMA}.{name}\n{sql_query(name)}")
+        for name, text in (*views_and_macros(), *main_objects()):
             run_sql(con, name, text)
-        _copy_comments(con)
         con.execute("COMMIT")
         con.execute("USE memory")
         con.execute("DETACH built")
@@ -145,21 +131,10 @@ def _load(con: duckdb.DuckDBPyConnection, table: str, file: Path) -> None:
     order = _ORDER.get(table)
     columns = ", ".join(SCHEMAS[table].names)
     con.execute(
-        f"INSERT INTO lq.{table} SELECT {columns} FROM read_parquet($1, file_row_number = true)"
+        f"INSERT INTO {SCHEMA}.{table} SELECT {columns} FROM read_parquet($1, file_row_number = true)"
         f"{f' ORDER BY {order}' if order else ''}",
         [glob.escape(str(file))],
     )
-
-
-def _copy_comments(con: duckdb.DuckDBPyConnection) -> None:
-    # A view over a view has no column comments of its own; the CLI user meets the ones in main first.
-    rows = con.execute(
-        "SELECT m.table_name, m.column_name, l.comment FROM duckdb_columns() AS m JOIN duckdb_columns() AS l"
-        " ON l.schema_name = 'lq' AND l.table_name = m.table_name AND l.column_name = m.column_name"
-        " AND l.database_name = m.database_name"
-        " WHERE m.database_name = 'built' AND m.schema_name = 'main' AND l.comment IS NOT NULL"
-    ).fetchall()
-    con.execute("".join(f"COMMENT ON COLUMN main.{t}.{c} IS {quoted(text)};" for t, c, text in rows))
 
 
 def _first_line(error: Exception) -> str:

@@ -15,7 +15,7 @@ from larql_duck.errors import VindexError
 INDEX = "index.json"
 # The field of index.json under which stands what LARQL does not know: tables, sizes, options.
 SECTION = "larql_duck"
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "2.0"
 DTYPE_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 LEVELS = ("browse", "inference", "all")
 # What LARQL's manifests may say; 'attention' sits between browse and inference there.

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from larql_duck.catalog.schemas import SCHEMAS
+from larql_duck.catalog import SCHEMAS
 from larql_duck.errors import VindexError
 from larql_duck.files import locked, replacing, sync_directory
 from larql_duck.vindex.arrays import hash_file, write_file

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import duckdb
 import pyarrow.parquet as pq
 
-from larql_duck.catalog.schemas import SCHEMAS
+from larql_duck.catalog import SCHEMAS, quoted
 from larql_duck.errors import LarqlError
 from larql_duck.progress import Progress
 from larql_duck.vindex import layout
@@ -111,7 +111,7 @@ def _down_meta(vindex: Vindex) -> Iterator[str]:
 
 def _database(vindex: Vindex) -> Iterator[str]:
     """Rows of model.duckdb that are not those of the Parquet files, and the manifest that it was built for."""
-    from larql_duck.vindex.database import database_hash, quoted
+    from larql_duck.vindex.database import database_hash
 
     again = f"delete it, then open the vindex once: larql-duck lql --vindex {vindex.path} STATS"
     if not vindex.database.is_file():

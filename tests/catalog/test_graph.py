@@ -10,7 +10,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from larql_duck.catalog.schemas import SCHEMAS
+from larql_duck.catalog import SCHEMAS
 from larql_duck.vindex.database import build_database
 from larql_duck.vindex.publish import write_table
 from tests.world import _table

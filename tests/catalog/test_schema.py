@@ -5,8 +5,13 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from larql_duck.catalog.schemas import COMMENTS, SCHEMAS
+<<<<<<< HEAD:tests/catalog/test_schema.py
+from larql_duck.catalog import SCHEMAS, TABLES
 from tests.duckdb_cli import run_cli
+=======
+from larql_duck.catalog import SCHEMAS, TABLES
+from tests.sql.conftest import run_cli
+>>>>>>> b99def9 (One schema: DDL, comments, Arrow schemas and docs/schema.md are made from the catalog; facts, edges and triples say whether they are stale; sql/ names its schema by a placeholder):tests/sql/test_schema.py
 
 _TYPES = {
     pa.int32(): "INTEGER",
@@ -28,14 +33,15 @@ def test_columns_types_and_comments(ask, table: str, schema: str) -> None:
         " WHERE schema_name = $1 AND table_name = $2 ORDER BY column_index",
         [schema, table],
     )
-    expected = [(f.name, _TYPES[f.type], COMMENTS[table][f.name]) for f in SCHEMAS[table]]
+    comments = {c.name: c.comment for c in TABLES[table].columns}
+    expected = [(f.name, _TYPES[f.type], comments[f.name]) for f in SCHEMAS[table]]
     assert [(r["column_name"], r["data_type"], r["comment"]) for r in rows] == expected
 
 
 def test_every_table_has_its_comment(ask) -> None:
     rows = ask("SELECT table_name, comment FROM duckdb_tables() WHERE schema_name = 'lq'")
     comments = {r["table_name"]: r["comment"] for r in rows}
-    assert {name: comments[name] for name in SCHEMAS} == {name: COMMENTS[name][""] for name in SCHEMAS}
+    assert {name: comments[name] for name in SCHEMAS} == {name: TABLES[name].comment for name in SCHEMAS}
 
 
 def test_nothing_is_without_a_comment(database) -> None:

@@ -71,10 +71,10 @@ def test_the_sentence_in_double_quotes(s: Session) -> None:
             "SHOW RELATIONS",
             ["relation", "token", "source", "n_features", "n_facts", "score", "layers", "examples", "description"],
         ),
-        ("SELECT * FROM EDGES", ["entity", "relation", "target", "layer", "feature", "score", "effect", "confidence", "source"]),
+        ("SELECT * FROM EDGES", ["entity", "relation", "target", "layer", "feature", "score", "effect", "confidence", "source", "stale"]),
         (
             'SELECT * FROM EDGES NEAREST TO "France" AT LAYER 5 LIMIT 1',
-            ["entity", "relation", "target", "layer", "feature", "score", "effect", "confidence", "source", "distance", "basis"],
+            ["entity", "relation", "target", "layer", "feature", "score", "effect", "confidence", "source", "stale", "distance", "basis"],
         ),
         ('EXPLAIN SQL DESCRIBE "x"', ["sql"]),
     ],

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from larql_duck.catalog.schemas import SCHEMAS
+from larql_duck.catalog import SCHEMAS
 from larql_duck.errors import LarqlError, VindexError
 from larql_duck.extraction import extract
 from larql_duck.vindex.publish import staging_of

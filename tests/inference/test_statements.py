@@ -38,7 +38,7 @@ def s(tiny_vindex):
     """A session over a tiny llama with a few probe prompts and labels shown."""
     with lq.connect(tiny_vindex("llama")) as session:
         probes = {"prompt": [p for _, p in PROBES], "relation": [r for r, _ in PROBES]}
-        from larql_duck.catalog.schemas import as_table
+        from larql_duck.catalog import as_table
 
         session.mount.shadow("probes", as_table("probes", probes))
         features = session.run_sql(

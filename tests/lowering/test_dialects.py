@@ -39,7 +39,7 @@ def test_what_differs_between_dialects() -> None:
 def test_views_become_their_queries() -> None:
     assert transpile("SELECT relationship FROM model_graph", dialect="spark") == (
         "SELECT relationship FROM (SELECT subject, relation AS relationship, object, confidence, p, source, layers, "
-        "n_edges FROM triples) AS model_graph"
+        "n_edges, stale FROM triples) AS model_graph"
     )
     edges = transpile('SELECT target FROM EDGES WHERE entity = "France"', dialect="trino")
     assert "FROM edges AS e LEFT JOIN facts AS f" in edges and edges.endswith(

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from larql_duck.lowering import plan
 from larql_duck.lql import parse_one
-from larql_duck.session.rename import renamed
 from larql_duck.session.vindex_catalog import NoVindex
 
 FRAGMENTS = [
@@ -87,16 +86,3 @@ def test_text_is_one_literal(con: duckdb.DuckDBPyConnection, template: str, text
     shape, texts = _shape(con, _sql(template, text))
     assert shape == _shape(con, _sql(template, "plain"))[0]
     assert texts.count(text) >= template.count("$t")
-
-
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(text=hostile)
-def test_another_schema_changes_names_only(con: duckdb.DuckDBPyConnection, text: str) -> None:
-    literal = "'" + text.replace("'", "''").replace("\0", "") + "'"
-    sql = f"SELECT lq_udf_topk({literal}) FROM lq.t WHERE a = {literal} AND lq.x({literal}) -- lq.y\n"
-    got = renamed(sql, "other")
-    expected = (
-        f"SELECT other_udf_topk({literal}) FROM other.t WHERE a = {literal} AND other.x({literal}) -- lq.y\n"
-    )
-    assert got == expected
-    assert renamed(sql, "lq") == sql

@@ -11,7 +11,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from larql_duck.catalog.schemas import SCHEMAS, as_table, empty_table
+from larql_duck.catalog import SCHEMAS, as_table, empty_table
 from larql_duck.cli import app as cli
 from larql_duck.errors import LarqlError, LevelError, PackError, SemanticError
 from larql_duck.probing import publish as publish_module

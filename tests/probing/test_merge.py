@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from larql_duck.catalog.schemas import SCHEMAS, as_table
+from larql_duck.catalog import SCHEMAS, as_table
 from larql_duck.inference.engine import Engine
 from larql_duck.knowledge.relations import Relation
 from larql_duck.models.opening import open_model

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from larql_duck.catalog.schemas import SCHEMAS
+from larql_duck.catalog import SCHEMAS
 from larql_duck.errors import LarqlError, PackError
 from larql_duck.inference import prefix
 from larql_duck.inference.attribution import attribute

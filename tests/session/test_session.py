@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 import larql_duck as lq
-from larql_duck.catalog.schemas import SCHEMAS
+from larql_duck.catalog import SCHEMAS
 from larql_duck.errors import LarqlError, QueryError, VindexError
 from larql_duck.session import Session, attach, connect
 from larql_duck.vindex.database import database_hash

@@ -92,7 +92,7 @@ def test_verify_compares_every_row_of_model_duckdb(copy: Path) -> None:
             lambda r: r["larql_duck"]["files"].update({"/etc/passwd": {"bytes": 1, "sha256": ""}}),
             "/etc/passwd",
         ),
-        (lambda r: r["larql_duck"].update(schema_version="2.0"), "schema version 2.0"),
+        (lambda r: r["larql_duck"].update(schema_version="1.0"), "schema version 1.0"),
         (lambda r: r.update(version=3), "version"),
         (lambda r: r.update(num_layers=4), "layers"),
         (lambda r: r.update(num_layers=10**9), "num_layers"),

@@ -10,13 +10,22 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import sqlglot
 
-from larql_duck.catalog.schemas import SCHEMAS
+from larql_duck.catalog import SCHEMAS, quoted
+from larql_duck.catalog.sql_files import sql_dir, sql_files, sql_query
 from larql_duck.errors import VindexError
-from larql_duck.vindex.database import build_database, database_hash, quoted, sql_dir, sql_text
+<<<<<<< HEAD:tests/vindex/test_database.py
+from larql_duck.vindex.database import build_database, database_hash
 from tests.duckdb_cli import cli_path, run_cli
 from tests.world import tables, write_tables
+=======
+from larql_duck.vindex.database import build_database, database_hash
+from tests.sql.conftest import cli_path, run_cli
+from tests.sql.world import tables, write_tables
+>>>>>>> b99def9 (One schema: DDL, comments, Arrow schemas and docs/schema.md are made from the catalog; facts, edges and triples say whether they are stale; sql/ names its schema by a placeholder):tests/sql/test_database.py
 
+QUERIES = [path.stem for path in (sql_dir() / "queries").glob("*.sql")]
 SENTENCE = "SELECT object FROM model_graph WHERE subject = 'France' AND relationship = 'capital'"
 
 
@@ -144,6 +153,13 @@ def test_two_databases_full_joined_in_one_cli(tmp_path: Path) -> None:
 
 
 def test_sql_files_are_found_and_in_order() -> None:
-    names = [name for name, _ in sql_text(0, 99)]
+    names = [name for name, _ in sql_files((0, 99))]
     assert names == sorted(names) and sql_dir().is_dir()
-    assert {"10_tables.sql", "20_views.sql", "30_browse.sql", "40_graph.sql", "60_vectors.sql"} <= set(names)
+    assert {"18_helpers.sql", "20_views.sql", "30_browse.sql", "40_graph.sql", "60_vectors.sql"} <= set(names)
+
+
+def test_the_schema_is_named_by_its_placeholder_only() -> None:
+    for name, text in (*sql_files((0, 99), "elsewhere"), *((q, sql_query(q, "elsewhere")) for q in QUERIES)):
+        names = [token.text for token in sqlglot.tokenize(text, read="duckdb")]
+        assert "lq" not in names and not any(n.startswith("lq_udf_") for n in names), name
+        assert "{schema}" not in text and "{public}" not in text, name

@@ -1,0 +1,63 @@
+"""SQL that makes the tables, views and macros of the schema, with their comments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from larql_duck.catalog.sql_files import HELPERS, PUBLIC, SCHEMA, sql_files
+from larql_duck.catalog.tables import BOTH_SPELLINGS, BUILD_INFO, LOOKUPS, TABLES, VIEWS, Table
+
+
+def quoted(text: str) -> str:
+    """`text` as a DuckDB string literal."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def create_tables(schema: str = SCHEMA, prefix: str = "") -> str:
+    """CREATE TABLE of every table and lookup and of build_info, in `schema`, with `prefix` before each name."""
+    return "".join(
+        _create(table, schema, prefix) + comments(table, "TABLE", schema, prefix)
+        for table in (*TABLES.values(), *LOOKUPS.values(), BUILD_INFO)
+    )
+
+
+def views_and_macros(schema: str = SCHEMA) -> list[tuple[str, str]]:
+    """(name, SQL) of everything over the tables of `schema` that needs no Python functions, in load order."""
+    return [*sql_files(HELPERS, schema), *_public(schema, schema)]
+
+
+def main_objects() -> list[tuple[str, str]]:
+    """(name, SQL) of the same names in the schema main, for those who open model.duckdb itself.
+
+    A database file cannot carry a search path. Attached to another database, views work at once (m.model_graph);
+    macros need `USE m` first, because their bodies are looked up from where they are called.
+    """
+    tables = "".join(
+        f"CREATE VIEW main.{name} AS FROM {SCHEMA}.{name};\n" + comments(table, "VIEW", "main")
+        for name, table in TABLES.items()
+    )
+    return [("tables", tables), *_public(SCHEMA, "main")]
+
+
+def comments(table: Table, kind: str, schema: str, prefix: str = "") -> str:
+    """COMMENT ON of a table or view (`kind`) and its columns."""
+    name = f"{schema}.{prefix}{table.name}"
+    lines = [f"COMMENT ON {kind} {name} IS {quoted(table.comment)};\n"]
+    lines += [f"COMMENT ON COLUMN {name}.{c.name} IS {quoted(c.comment)};\n" for c in table.columns]
+    return "".join(lines)
+
+
+def _create(table: Table, schema: str, prefix: str) -> str:
+    parts = [f"{c.name} {c.type}{f' DEFAULT {c.default}' if c.default else ''}" for c in table.columns]
+    return f"CREATE TABLE {schema}.{prefix}{table.name} ({', '.join(parts)});\n"
+
+
+def _public(schema: str, public: str) -> Iterator[tuple[str, str]]:
+    yield from sql_files(PUBLIC, schema, public)
+    # A Python session that has patches fills it; a database on its own has none.
+    nulls = ", ".join(f"NULL::{c.type} AS {c.name}" for c in VIEWS["patches"].columns)
+    yield "patches", f"CREATE VIEW {public}.patches AS SELECT {nulls} WHERE false;\n"
+    for name, view in BOTH_SPELLINGS.items():
+        others = ", ".join(f"{c.same_as} AS {c.name}" for c in view.columns if c.same_as)
+        yield view.name, f"CREATE VIEW {public}.{view.name} AS SELECT *, {others} FROM {schema}.{name};\n"
+    yield "comments", "".join(comments(view, "VIEW", public) for view in VIEWS.values())

@@ -1,0 +1,29 @@
+-- Macros that the ones people call are made of.
+
+CREATE MACRO {schema}.entity_named(p_entity) AS TABLE
+SELECT entity, entity_id, layers
+FROM {schema}.entity_names
+WHERE key = lower(trim(p_entity))
+QUALIFY entity = trim(p_entity) OR NOT bool_or(entity = trim(p_entity)) OVER ();
+COMMENT ON MACRO TABLE {schema}.entity_named IS 'The spellings of a name that the graph has: the exact one, else all that differ in case only.';
+
+-- The token is meant as it stands in running text, so ' France' comes before 'France' where both exist.
+CREATE MACRO {schema}.token_hits(p_token, p_layers := NULL) AS TABLE
+WITH spelling AS MATERIALIZED (
+    SELECT token_id
+    FROM {schema}.token_names
+    WHERE key = lower(trim(p_token)) AND has_features
+    ORDER BY
+        (starts_with(p_token, ' ') AND token = p_token) DESC, token = ' ' || trim(p_token) DESC,
+        token = trim(p_token) DESC, starts_with(token, ' ') DESC, token_id
+    LIMIT 1
+)
+SELECT h.token_id, h.token, h.layer, h.feature, h.rank, h.gate, h.activation, h.z, h.basis
+FROM spelling AS s
+JOIN {schema}.token_features AS h ON h.token_id = s.token_id
+WHERE p_layers IS NULL OR list_contains(p_layers, h.layer);
+COMMENT ON MACRO TABLE {schema}.token_hits IS 'The rows of token_features for a token, in the spelling that has some.';
+
+CREATE MACRO {schema}.is_among(p_relation, p_relations) AS
+p_relations IS NULL OR list_contains(list_transform(p_relations, lambda r: lower(trim(r))), lower(p_relation));
+COMMENT ON MACRO {schema}.is_among IS 'Whether a relation is one of a list, in any case; a NULL list holds all.';
