@@ -10,13 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from larql_duck.aliases import Slot
-<<<<<<< HEAD
 from larql_duck.catalog import SCHEMAS, as_table, empty_table
 from larql_duck.patches.overlay import Overlay, OverlayRow
-=======
-from larql_duck.catalog import SCHEMAS, as_table, empty_table
-from larql_duck.patches.overlay import Overlay, Row
->>>>>>> b99def9 (One schema: DDL, comments, Arrow schemas and docs/schema.md are made from the catalog; facts, edges and triples say whether they are stale; sql/ names its schema by a placeholder)
 from larql_duck.progress import Ticker
 
 if TYPE_CHECKING:

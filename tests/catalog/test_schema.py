@@ -5,13 +5,8 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-<<<<<<< HEAD:tests/catalog/test_schema.py
 from larql_duck.catalog import SCHEMAS, TABLES
 from tests.duckdb_cli import run_cli
-=======
-from larql_duck.catalog import SCHEMAS, TABLES
-from tests.sql.conftest import run_cli
->>>>>>> b99def9 (One schema: DDL, comments, Arrow schemas and docs/schema.md are made from the catalog; facts, edges and triples say whether they are stale; sql/ names its schema by a placeholder):tests/sql/test_schema.py
 
 _TYPES = {
     pa.int32(): "INTEGER",

@@ -15,15 +15,9 @@ import sqlglot
 from larql_duck.catalog import SCHEMAS, quoted
 from larql_duck.catalog.sql_files import sql_dir, sql_files, sql_query
 from larql_duck.errors import VindexError
-<<<<<<< HEAD:tests/vindex/test_database.py
 from larql_duck.vindex.database import build_database, database_hash
 from tests.duckdb_cli import cli_path, run_cli
 from tests.world import tables, write_tables
-=======
-from larql_duck.vindex.database import build_database, database_hash
-from tests.sql.conftest import cli_path, run_cli
-from tests.sql.world import tables, write_tables
->>>>>>> b99def9 (One schema: DDL, comments, Arrow schemas and docs/schema.md are made from the catalog; facts, edges and triples say whether they are stale; sql/ names its schema by a placeholder):tests/sql/test_database.py
 
 QUERIES = [path.stem for path in (sql_dir() / "queries").glob("*.sql")]
 SENTENCE = "SELECT object FROM model_graph WHERE subject = 'France' AND relationship = 'capital'"
