@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from larql_duck.catalog import SCHEMAS
 from larql_duck.vindex.arrays import write_file
 from larql_duck.vindex.database import build_database
-from larql_duck.vindex.manifest import SCHEMA_VERSION, manifest_hash
-from larql_duck.vindex.publish import replace_manifest, write_table
+from larql_duck.vindex.manifest import INDEX, SCHEMA_VERSION, manifest_hash
+from larql_duck.vindex.publish import seal_manifest, write_table
 
 LAYERS, FEATURES, HIDDEN = 10, 40, 16
 BANDS = {"syntax": (0, 3), "knowledge": (4, 7), "output": (8, 9)}
@@ -321,6 +321,6 @@ def write_vindex(directory: Path, *, dtype: str = "f32", seed: int = 0) -> Path:
             "files": listed, "tables": entries,
         },
     }  # fmt: skip
-    replace_manifest(directory, raw)
+    write_file(directory / INDEX, seal_manifest(raw))
     build_database(directory / "tables", directory / "model.duckdb", manifest_hash(directory))
     return directory

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
-from larql_duck.errors import ModelError, VindexError
+from larql_duck.errors import ModelError
 from larql_duck.files import open_replacing, write_whole
+from larql_duck.vindex.fields import damaged
 from larql_duck.vindex.manifest import DTYPE_BYTES
 
 if TYPE_CHECKING:
@@ -129,22 +130,20 @@ def down_meta_layer(token_ids: np.ndarray, logits: np.ndarray) -> bytes:
 def read_down_meta(path: Path) -> list[np.ndarray]:
     """Per layer a structured array (id, score, top[(id, logit)]) with one record a feature."""
     data = path.read_bytes()
-    fail = VindexError(f"{path}: not a down_meta file or truncated; extract the model again", path=path)
-    if len(data) < 16:
-        raise fail
-    magic, version, n_layers, top_k = np.frombuffer(data, "<u4", 4)
-    if (magic != _DOWN_META_MAGIC and data[:4] != b"DMET") or version != 1 or top_k > 10_000:
-        raise fail
-    record, position, layers = _down_meta_record(int(top_k)), 16, []
-    for _ in range(n_layers):
-        if position + 4 > len(data):
-            raise fail
-        n = int(np.frombuffer(data, "<u4", 1, position)[0])
-        position += 4
-        if position + n * record.itemsize > len(data):
-            raise fail
-        layers.append(np.frombuffer(data, record, n, position))
-        position += n * record.itemsize
-    if position != len(data):
-        raise fail
+    layers: list[np.ndarray] = []
+    position = 16
+    try:
+        magic, version, n_layers, top_k = np.frombuffer(data, "<u4", 4)
+        if (magic != _DOWN_META_MAGIC and data[:4] != b"DMET") or version != 1 or top_k > 10_000:
+            raise ValueError
+        record = _down_meta_record(int(top_k))
+        for _ in range(n_layers):
+            n = int(np.frombuffer(data, "<u4", 1, position)[0])
+            # numpy takes a count beyond the end of the data, or an end that lies before the count, for a ValueError.
+            layers.append(np.frombuffer(data, record, n, position + 4) if n else np.empty(0, record))
+            position += 4 + n * record.itemsize
+        if position != len(data):
+            raise ValueError
+    except ValueError:
+        raise damaged(path, "not a down_meta file or truncated", "extract the model again") from None
     return layers

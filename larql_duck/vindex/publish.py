@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from larql_duck.catalog import SCHEMAS
-from larql_duck.errors import VindexError
 from larql_duck.files import locked, replacing, sync_directory
 from larql_duck.vindex.arrays import hash_file, write_file
+from larql_duck.vindex.database import build_database
+from larql_duck.vindex.fields import damaged
 from larql_duck.vindex.manifest import INDEX, SECTION, load_manifest, manifest_hash, render
 
 DATABASE = "model.duckdb"
@@ -47,7 +49,7 @@ def publish_directory(staging: Path, out: Path) -> None:
 
 
 def seal_manifest(raw: dict[str, Any]) -> bytes:
-    """The bytes of index.json with a sha256 over themselves in our section, so that any changed bit shows.
+    """The bytes of index.json with a sha256 over themselves in larql-duck's section, so that any changed bit shows.
 
     The digest is taken with its own 64 digits set to zeros.
     """
@@ -63,11 +65,6 @@ def seal_holds(data: bytes, seal: str) -> bool:
     if len(digits) != 64 or data.count(digits) != 1:
         return False
     return hashlib.sha256(data.replace(digits, _BLANK.encode())).hexdigest() == seal
-
-
-def replace_manifest(directory: Path, raw: dict[str, Any]) -> None:
-    """Put a new index.json in place with one rename: the commit of whatever it describes."""
-    write_file(directory / INDEX, seal_manifest(raw))
 
 
 # -- tables -------------------------------------------------------------------------------------------------
@@ -110,49 +107,45 @@ def commit_tables(
     """Replace whole tables (and small files, `files` by their path in the vindex) of a published vindex in one transaction.
 
     New files go to tables/.next; the rename of index.json, which names their checksums, is the commit; then they are
-    moved into place and model.duckdb is rebuilt. `change` may edit our section of the manifest (statistics, packs).
-    Readers that have model.duckdb open keep their copy. VindexError when another process is changing the vindex.
+    moved into place and model.duckdb is rebuilt. `change` may edit larql-duck's section of the manifest (statistics,
+    packs). Readers that have model.duckdb open keep their copy. VindexError when another process is changing the vindex.
     """
-    busy = f"{directory}: another process is changing this vindex; try again when it has finished"
-    try:
-        with locked(directory / _LOCK, busy):
-            _roll_forward(directory)
-            raw = dict(load_manifest(directory).raw)
-            section = raw[SECTION]
-            pending = directory / TABLES / _NEXT
-            pending.mkdir()
-            for name, table in tables.items():
-                section["tables"][name] = write_table(pending / f"{name}.parquet", name, table)
-            for name, data in (files or {}).items():
-                (pending / name).parent.mkdir(parents=True, exist_ok=True)
-                section["files"][name] = write_file(pending / name, data)
-            if change is not None:
-                change(section)
-            sync_directory(pending)
-            replace_manifest(directory, raw)
-            _roll_forward(directory)
-            rebuild_database(directory)
-    except OSError as error:
-        raise VindexError(
-            f"{directory}: cannot write here ({error.strerror}); copy the vindex to a place that can be written",
-            path=directory,
-        ) from None
+    with _changing(directory, "cannot write here", "copy the vindex to a place that can be written"):
+        _roll_forward(directory)
+        raw = dict(load_manifest(directory).raw)
+        section = raw[SECTION]
+        pending = directory / TABLES / _NEXT
+        pending.mkdir()
+        for name, table in tables.items():
+            section["tables"][name] = write_table(pending / f"{name}.parquet", name, table)
+        for name, data in (files or {}).items():
+            (pending / name).parent.mkdir(parents=True, exist_ok=True)
+            section["files"][name] = write_file(pending / name, data)
+        if change is not None:
+            change(section)
+        sync_directory(pending)
+        write_file(directory / INDEX, seal_manifest(raw))
+        _roll_forward(directory)
+        rebuild_database(directory)
 
 
 def recover(directory: Path) -> None:
     """Finish or forget a table transaction that a crash interrupted; does nothing where there is none."""
-    if not (directory / TABLES / _NEXT).is_dir():
-        return
+    if (directory / TABLES / _NEXT).is_dir():
+        what = "an interrupted change cannot be finished"
+        with _changing(directory, what, "open it once where it can be written"):
+            _roll_forward(directory)
+
+
+@contextmanager
+def _changing(directory: Path, what: str, next_step: str) -> Iterator[None]:
+    """The lock of a vindex for the block; an OSError in it becomes a VindexError with `what` and `next_step`."""
     busy = f"{directory}: another process is changing this vindex; try again when it has finished"
     try:
         with locked(directory / _LOCK, busy):
-            _roll_forward(directory)
+            yield
     except OSError as error:
-        raise VindexError(
-            f"{directory}: an interrupted change cannot be finished ({error.strerror}); "
-            "open it once where it can be written",
-            path=directory,
-        ) from None
+        raise damaged(directory, f"{what} ({error.strerror})", next_step) from None
 
 
 def _roll_forward(directory: Path) -> None:
@@ -163,8 +156,8 @@ def _roll_forward(directory: Path) -> None:
     sums = load_manifest(directory).checksums
     changed = {directory / TABLES}
     for file in sorted(f for f in pending.rglob("*") if f.is_file()):
-        own = file.relative_to(pending).as_posix()
-        name = f"{TABLES}/{own}" if file.suffix == ".parquet" else own
+        path = file.relative_to(pending).as_posix()
+        name = f"{TABLES}/{path}" if file.suffix == ".parquet" else path
         if sums.get(name) == hash_file(file)["sha256"]:
             target = directory / name
             target.parent.mkdir(exist_ok=True)
@@ -177,8 +170,6 @@ def _roll_forward(directory: Path) -> None:
 
 def rebuild_database(directory: Path) -> Path:
     """The path of model.duckdb after it was built anew from tables/, under another name first."""
-    from larql_duck.vindex.database import build_database
-
     target = directory / DATABASE
     build_database(directory / TABLES, target, manifest_hash(directory))
     return target

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -16,14 +16,26 @@ from larql_duck.errors import LevelError, VindexError
 from larql_duck.models.families import Family, family_for
 from larql_duck.vindex import layout
 from larql_duck.vindex.arrays import map_tensor
+from larql_duck.vindex.fields import Natural, damaged, read_json, read_struct
 from larql_duck.vindex.larql_directory import config_of_larql
-from larql_duck.vindex.manifest import DTYPE_BYTES, Manifest, load_manifest
+from larql_duck.vindex.manifest import DTYPE_BYTES, LEVELS, Manifest, load_manifest
 from larql_duck.vindex.publish import DATABASE, TABLES, recover, seal_holds
 
 if TYPE_CHECKING:
     import torch
 
-_RANK = {"browse": 0, "inference": 1, "all": 2}
+_AGAIN = "extract the model again"
+_FORCE = "restore it from a copy or extract the model again with --force"
+
+
+class WeightEntry(msgspec.Struct, frozen=True):
+    """A row of weight_manifest.json: LARQL's key, shape, file, and where in the file, in bytes."""
+
+    key: str
+    shape: list[Natural]
+    offset: Natural
+    length: Natural
+    file: str
 
 
 class Vindex:
@@ -49,14 +61,17 @@ class Vindex:
         manifest = load_manifest(directory)
         _check_files(directory, manifest)
         if manifest.has_tables:
-            _check_seal(directory, manifest)
+            _check_seal(manifest)
             _check_tables(directory, manifest)
-            config = _read_config(directory)
+            config = read_json(directory / "config.json")
+            if not isinstance(config, dict):
+                raise damaged(directory / "config.json", "not a JSON object", _AGAIN)
         else:
             config = config_of_larql(manifest, (directory / layout.HEAD).is_file())
         family, _ = family_for(config)
         vindex = cls(directory, manifest, config, family)
-        vindex._check_weights()
+        if vindex.has_weights:
+            vindex._check_weights()
         return vindex
 
     # -- what it is ---------------------------------------------------------------------------------------
@@ -107,8 +122,8 @@ class Vindex:
         return self.level != "browse"
 
     def require(self, level: str, why: str) -> None:
-        """Nothing, or LevelError when `why` needs more than this vindex stores; the error names the command to run."""
-        if _RANK[self.level] < _RANK[level]:
+        """Raise LevelError when `why` needs more than this vindex stores; the error names the command to run."""
+        if LEVELS.index(self.level) < LEVELS.index(level):
             raise LevelError(
                 f"{why} needs a vindex of level {level}, {self.path} has level {self.level}; "
                 f"run: larql-duck extract MODEL -o {self.path} --level {level} --force",
@@ -122,13 +137,14 @@ class Vindex:
     def gate(self, layer: int) -> torch.Tensor:
         """Gate rows of a layer (from 0), [features, hidden]."""
         entry = self.manifest.layers[layer]
-        return self._map(layout.GATE, (entry.num_features, self.hidden), entry.offset)
+        shape = (entry.num_features, self.hidden)
+        return map_tensor(self.path / layout.GATE, self.dtype, shape, entry.offset)
 
     def up(self, layer: int) -> torch.Tensor | None:
         """Up rows of a layer, [features, hidden]; None for a plain FFN or where none are stored."""
         name = self.family.up_name(layer)
-        key = None if name is None else layout.key_of(name, self.family)
-        return self._stored(self._entries[key]) if key in self._entries else None
+        entry = None if name is None else self._entries.get(layout.key_of(name, self.family))
+        return None if entry is None else self._stored(entry)
 
     def down(self, layer: int) -> torch.Tensor:
         """Down columns of a layer, [hidden, features]; LevelError where they are not stored."""
@@ -137,14 +153,17 @@ class Vindex:
 
     def embeddings(self) -> torch.Tensor:
         """The embedding matrix, unscaled, [vocab, hidden]."""
-        return self._map(layout.EMBED, (self.vocab, self.hidden), 0, self._embedding_dtype)
+        path, shape = self.path / layout.EMBED, (self.vocab, self.hidden)
+        # LARQL decides by file size, not by index.json.
+        as_stated = path.stat().st_size == math.prod(shape) * DTYPE_BYTES[self.dtype]
+        return map_tensor(path, self.dtype if as_stated else "f32", shape)
 
     # -- WeightSource -------------------------------------------------------------------------------------
 
     def names(self) -> list[str]:
         """State-dict names of everything that is stored."""
-        gates = [self.family.gate_name(i) for i in range(self.n_layers)]
-        return [self.family.embed, *gates, *(layout.name_of(key, self.family) for key in self._entries)]
+        stored = (layout.name_of(key, self.family) for key in self._entries)
+        return [self.family.embed, *self._gate_layers, *stored]
 
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor with this state-dict name in Hugging Face layout; VindexError where it is not stored."""
@@ -161,8 +180,7 @@ class Vindex:
                 path=self.path,
             )
         stored = self._stored(entry)
-        turned = entry["file"] in (layout.UP, layout.DOWN) and self.family.transposed
-        return stored.t() if turned else stored
+        return stored.t() if self._is_turned(entry) else stored
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """File name -> content of the tokenizer files that are there."""
@@ -193,108 +211,61 @@ class Vindex:
         return {self.family.gate_name(i): i for i in range(self.n_layers)}
 
     @cached_property
-    def _embedding_dtype(self) -> str:
-        # LARQL decides by file size, not by index.json.
-        size = (self.path / layout.EMBED).stat().st_size
-        return self.dtype if size == self.vocab * self.hidden * DTYPE_BYTES[self.dtype] else "f32"
-
-    @cached_property
-    def _entries(self) -> dict[str, dict[str, Any]]:
+    def _entries(self) -> dict[str, WeightEntry]:
         path = self.path / layout.WEIGHT_MANIFEST
-        return {} if not path.is_file() else _read_weight_manifest(path)
+        return _read_weight_manifest(path) if path.is_file() else {}
 
-    def _map(self, file: str, shape: tuple[int, ...], offset: int, dtype: str | None = None) -> torch.Tensor:
-        return map_tensor(self.path / file, dtype or self.dtype, shape, offset)
+    def _stored(self, entry: WeightEntry) -> torch.Tensor:
+        return map_tensor(self.path / entry.file, self.dtype, tuple(entry.shape), entry.offset)
 
-    def _stored(self, entry: Mapping[str, Any]) -> torch.Tensor:
-        return self._map(entry["file"], tuple(entry["shape"]), entry["offset"])
+    def _is_turned(self, entry: WeightEntry) -> bool:
+        """Whether the file holds the transpose of what Hugging Face has under the name."""
+        return self.family.transposed and entry.file in (layout.UP, layout.DOWN)
 
     def _check_weights(self) -> None:
-        """Every manifest entry lies inside its file and nothing is left over; every needed tensor is there."""
-        if not self.has_weights:
-            return
+        """Refuse entries that leave their file or leave some of it over, and a tensor that the config calls for."""
         path = self.path / layout.WEIGHT_MANIFEST
         if not path.is_file():
-            raise VindexError(f"{path}: missing; extract the model again", path=path)
+            raise damaged(path, "missing", _AGAIN)
         ends: dict[str, int] = {}
         for key, entry in self._entries.items():
-            length = DTYPE_BYTES[self.dtype]
-            for axis in entry["shape"]:
-                length *= axis
-            if length != entry["length"]:
-                raise VindexError(
-                    f"{path}: {key} has shape {entry['shape']}, which is {length} bytes in {self.dtype}, "
-                    f"but length {entry['length']}; extract the model again",
-                    path=path,
-                )
-            ends[entry["file"]] = max(ends.get(entry["file"], 0), entry["offset"] + entry["length"])
+            length = math.prod(entry.shape) * DTYPE_BYTES[self.dtype]
+            if length != entry.length:
+                what = f"{key} has shape {entry.shape}, which is {length} bytes in {self.dtype}, but length {entry.length}"
+                raise damaged(path, what, _AGAIN)
+            ends[entry.file] = max(ends.get(entry.file, 0), entry.offset + entry.length)
         for file, end in ends.items():
             _check_size(self.path / file, end)
-        shapes = {key: tuple(entry["shape"]) for key, entry in self._entries.items()}
-        stored_elsewhere = {self.family.embed, *self._gate_layers}
         for name, shape in self.family.expected(self.config).items():
-            key = layout.key_of(name, self.family)
-            entry_shape = shapes.get(key)
-            if name in stored_elsewhere:
+            if name == self.family.embed or name in self._gate_layers:
                 continue
-            turned = self.family.transposed and self._entries.get(key, {}).get("file") in (
-                layout.UP,
-                layout.DOWN,
-            )
-            wanted = tuple(reversed(shape)) if turned else shape
-            if entry_shape != wanted:
-                found = "is missing" if entry_shape is None else f"has shape {list(entry_shape)}"
-                raise VindexError(
-                    f"{path}: {key} {found}, the config asks for {list(wanted)}; extract the model again",
-                    path=path,
-                )
+            key = layout.key_of(name, self.family)
+            stored = self._entries.get(key)
+            expected = list(reversed(shape)) if stored and self._is_turned(stored) else list(shape)
+            if stored is None or stored.shape != expected:
+                found = "is missing" if stored is None else f"has shape {stored.shape}"
+                raise damaged(path, f"{key} {found}, the config asks for {expected}", _AGAIN)
 
 
-def _read_weight_manifest(path: Path) -> dict[str, dict[str, Any]]:
-    fail = VindexError(f"{path}: not a weight manifest; extract the model again", path=path)
-    try:
-        rows = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        raise fail from None
-    if not isinstance(rows, list):
-        raise fail
+def _read_weight_manifest(path: Path) -> dict[str, WeightEntry]:
+    def refuse(field: str, expected: str, found: str) -> VindexError:
+        return damaged(path, f"field {field} should be {expected}, found {found}", _AGAIN)
+
     files = {layout.ATTENTION, layout.NORMS, layout.UP, layout.DOWN, layout.HEAD, layout.EXTRA}
-    result: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        if not isinstance(row, dict) or row.get("file") not in files or not isinstance(row.get("key"), str):
-            raise fail
-        numbers = [row.get("offset"), row.get("length")]
-        shape = row.get("shape")
-        if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in [*numbers, *shape]):
-            raise fail
-        result[row["key"]] = row
-    return result
-
-
-def _read_config(directory: Path) -> dict[str, Any]:
-    path = directory / "config.json"
-    try:
-        config = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        config = None
-    if not isinstance(config, dict):
-        raise VindexError(f"{path}: missing or not JSON; extract the model again", path=path)
-    return config
+    rows = read_struct(read_json(path), list[WeightEntry], refuse)
+    for i, row in enumerate(rows):
+        if row.file not in files:
+            raise refuse(f"[{i}].file", "one of " + ", ".join(sorted(files)), repr(row.file[:60]))
+    return {row.key: row for row in rows}
 
 
 def _check_size(path: Path, expected: int) -> None:
     if not path.is_file():
-        raise VindexError(
-            f"{path}: missing; restore it from a copy or extract the model again with --force", path=path
-        )
-    found = path.stat().st_size
-    if found != expected:
-        word = "truncated" if found < expected else "too long"
-        raise VindexError(
-            f"{path}: {word}, {found} bytes where the manifest says {expected}; "
-            "restore it from a copy or extract the model again with --force",
-            path=path,
-        )
+        raise damaged(path, "missing", _FORCE)
+    size = path.stat().st_size
+    if size != expected:
+        word = "truncated" if size < expected else "too long"
+        raise damaged(path, f"{word}, {size} bytes where the manifest says {expected}", _FORCE)
 
 
 def _check_files(directory: Path, manifest: Manifest) -> None:
@@ -302,46 +273,32 @@ def _check_files(directory: Path, manifest: Manifest) -> None:
         for name, size in manifest.files.items():
             _check_size(directory / name, size)
         return
-    rows = sum(entry.length for entry in manifest.layers)
-    _check_size(directory / layout.GATE, rows)
-    for name in manifest.checksums:
-        if not (directory / name).is_file():
-            _check_size(directory / name, 0)
-    embeddings = directory / layout.EMBED
+    _check_size(directory / layout.GATE, sum(entry.length for entry in manifest.layers))
     elements = manifest.vocab_size * manifest.hidden_size
-    size = embeddings.stat().st_size if embeddings.is_file() else -1
-    if size not in (2 * elements, 4 * elements):
+    embeddings = directory / layout.EMBED
+    # LARQL states no sizes: embeddings are f16 or f32 whatever the other arrays are, the rest only has to be there.
+    if not embeddings.is_file() or embeddings.stat().st_size not in (2 * elements, 4 * elements):
         _check_size(embeddings, elements * DTYPE_BYTES[manifest.dtype])
-    if not (directory / "tokenizer.json").is_file():
-        _check_size(directory / "tokenizer.json", 0)
+    for name in (*manifest.checksums, "tokenizer.json"):
+        if not (directory / name).is_file():
+            raise damaged(directory / name, "missing", _FORCE)
 
 
-def _check_seal(directory: Path, manifest: Manifest) -> None:
+def _check_seal(manifest: Manifest) -> None:
     seal = manifest.section.get("seal")
     if not isinstance(seal, str) or not seal_holds(manifest.path.read_bytes(), seal):
-        raise VindexError(
-            f"{manifest.path}: changed after it was written (its seal does not match); "
-            "restore it from a copy or extract the model again",
-            path=manifest.path,
-        )
+        raise damaged(manifest.path, "changed after it was written (its seal does not match)")
 
 
 def _check_tables(directory: Path, manifest: Manifest) -> None:
     for name, schema in SCHEMAS.items():
         entry = manifest.tables.get(name)
         if entry is None:
-            raise VindexError(
-                f"{manifest.path}: table {name} is not listed; extract the model again", path=manifest.path
-            )
+            raise damaged(manifest.path, f"table {name} is not listed", _AGAIN)
         path = directory / entry["file"]
         try:
-            found = pq.read_schema(path)
+            stored = pq.read_schema(path)
         except (pa.ArrowException, OSError, ValueError):
-            raise VindexError(
-                f"{path}: not a Parquet file any more; restore it from a copy or extract the model again",
-                path=path,
-            ) from None
-        if not found.equals(schema):
-            raise VindexError(
-                f"{path}: columns differ from the schema of table {name}; extract the model again", path=path
-            )
+            raise damaged(path, "not a Parquet file any more") from None
+        if not stored.equals(schema):
+            raise damaged(path, f"columns differ from the schema of table {name}", _AGAIN)
