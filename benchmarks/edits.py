@@ -410,7 +410,7 @@ import transformers.models.llama.modeling_llama
 from benchmarks.edits import COUNTERFACTUAL, FICTIONAL, facts_of
 from larql_duck.editing import inserting
 from larql_duck.editing import solve
-from larql_duck.session import connect
+from larql_duck.commands.opening import connect
 
 def anonymous():
     return int(re.search(r"RssAnon:\s+(\d+)", open("/proc/self/status").read())[1]) * 1024
@@ -446,7 +446,7 @@ def solving(work: Path) -> Iterator[Row]:
 
 
 def _session(work: Path) -> Session:
-    from larql_duck.session import connect
+    from larql_duck.commands.opening import connect
 
     return connect(vindex_of(work, "f16"))
 

@@ -20,9 +20,9 @@ def walking(work: Path) -> Iterator[Row]:
     """WALK with 1,000 appended features beside WALK without, and what is left of them after ROLLBACK PATCH."""
     import torch
 
+    from larql_duck.commands.opening import connect
     from larql_duck.patches.operations import InsertOp
     from larql_duck.patches.rounding import rounded
-    from larql_duck.session import connect
 
     with connect(vindex_of(work, "f16")) as session:
         vindex = session.need()
@@ -55,10 +55,10 @@ def walking(work: Path) -> Iterator[Row]:
 
 def database_facts(work: Path) -> Iterator[Row]:
     """100 database facts: shown where they are asked for, and never for another subject."""
+    from larql_duck.commands.opening import connect
     from larql_duck.editing.knn import DatabaseFacts, insert_knn
     from larql_duck.editing.relation_prompts import prompts_for
     from larql_duck.inference.fact_prompts import filled
-    from larql_duck.session import connect
 
     with connect(vindex_of(work, "f16")) as session:
         facts = [*facts_of(FICTIONAL), *facts_of(COUNTERFACTUAL)]

@@ -22,42 +22,52 @@ from larql_duck.errors import (
 )
 
 if TYPE_CHECKING:
+    from larql_duck.commands.opening import attach, connect
+    from larql_duck.commands.transpiling import transpile
     from larql_duck.extraction.pipeline import estimate, extract
+    from larql_duck.inference.clauses import Ablate, Patch, Steer
+    from larql_duck.inference.trace_file import read_trace
     from larql_duck.lql import parse
     from larql_duck.result import Result
-    from larql_duck.session import Session, attach, connect, transpile
+    from larql_duck.session import Session
     from larql_duck.vindex.verify import verify
 
 __version__ = "0.1.0"
 
 # Public name -> the module that defines it, loaded when the name is first used.
 _HOMES = {
+    "Ablate": "larql_duck.inference.clauses",
+    "Patch": "larql_duck.inference.clauses",
+    "Steer": "larql_duck.inference.clauses",
     "Result": "larql_duck.result",
     "Session": "larql_duck.session",
-    "attach": "larql_duck.session",
-    "connect": "larql_duck.session",
+    "attach": "larql_duck.commands.opening",
+    "connect": "larql_duck.commands.opening",
     "estimate": "larql_duck.extraction",
     "extract": "larql_duck.extraction",
     "load_ipython_extension": "larql_duck.notebook",
     "parse": "larql_duck.lql",
     "read_trace": "larql_duck.inference.trace_file",
-    "transpile": "larql_duck.session",
+    "transpile": "larql_duck.commands.transpiling",
     "unload_ipython_extension": "larql_duck.notebook",
     "verify": "larql_duck.vindex.verify",
 }
 
 __all__ = [
+    "Ablate",
     "LarqlError",
     "LevelError",
     "LqlSyntaxError",
     "ModelError",
     "NotSupportedError",
     "PackError",
+    "Patch",
     "PatchError",
     "QueryError",
     "Result",
     "SemanticError",
     "Session",
+    "Steer",
     "VindexError",
     "attach",
     "connect",

@@ -102,3 +102,8 @@ def locked(path: Path, busy: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def size_on_disk(directory: str | Path) -> int:
+    """The bytes of all files under a directory."""
+    return sum(p.stat().st_size for p in Path(directory).rglob("*") if p.is_file())

@@ -85,7 +85,7 @@ class LqlMagics(Magics):
     def session(self) -> Session:
         """The session, made when first needed: without a vindex until `--vindex` or USE opens one."""
         if self._session is None:
-            from larql_duck.session import connect
+            from larql_duck.commands.opening import connect
 
             self._session = connect()
         return self._session

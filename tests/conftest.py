@@ -101,7 +101,7 @@ def probed_vindex(tiny_vindex: Make, made_once: MadeOnce, tmp_path_factory: pyte
     """A function family -> tiny vindex with facts of two relations. Every worker has a copy of its own."""
 
     def get(family: str) -> Path:
-        from larql_duck.session import connect
+        from larql_duck.commands.opening import connect
         from tests.editing.tables import RELATIONS, SUBJECTS
 
         def build(path: Path) -> None:
@@ -144,7 +144,7 @@ def con(database: Path) -> Iterator[object]:
 @pytest.fixture(scope="session")
 def s(world: Path) -> Iterator[object]:
     """A session over the synthetic world that many tests share: they only ask."""
-    from larql_duck.session import connect
+    from larql_duck.commands.opening import connect
 
     with connect(world) as session:
         yield session
@@ -153,7 +153,7 @@ def s(world: Path) -> Iterator[object]:
 @pytest.fixture
 def fresh(world: Path) -> Iterator[object]:
     """A session over the synthetic world for one test, which may change it."""
-    from larql_duck.session import connect
+    from larql_duck.commands.opening import connect
 
     with connect(world) as session:
         yield session
@@ -162,7 +162,7 @@ def fresh(world: Path) -> Iterator[object]:
 @pytest.fixture(scope="session")
 def tiny_session(tiny_vindex: Make) -> Iterator[object]:
     """A session over a real tiny model with weights."""
-    from larql_duck.session import connect
+    from larql_duck.commands.opening import connect
 
     with connect(tiny_vindex("llama")) as session:
         yield session

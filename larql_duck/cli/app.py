@@ -250,7 +250,7 @@ def repl(
 def _session(
     vindex: Path | None, patches: Sequence[Path] | None = None, texts: Path | None = None
 ) -> Iterator[Session]:
-    from larql_duck.session import connect
+    from larql_duck.commands.opening import connect
 
     if patches and vindex is None:
         raise _UsageError("--patch needs a vindex: name it with --vindex")

@@ -28,7 +28,7 @@ def check_edits(
     """Measure what edits do: the edited facts, their neighbours, other text."""
     from larql_duck.charts.charts import check_format
     from larql_duck.cli import output
-    from larql_duck.session import connect
+    from larql_duck.commands.opening import connect
 
     chosen = cli._format(form, json=json, csv=csv, parquet=parquet)
     if plot is not None:

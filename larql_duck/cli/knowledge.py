@@ -49,8 +49,8 @@ def probe(
 ) -> int:
     """Ask the model about entities and save the facts."""
     from larql_duck.cli import output
+    from larql_duck.commands.opening import connect
     from larql_duck.probing.packs import read_entities
-    from larql_duck.session import connect
 
     if template and (relation is None or len(relation) != 1 or pack is not None):
         raise cli._UsageError("--template goes with exactly one --relation, without --pack")

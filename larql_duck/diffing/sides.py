@@ -80,7 +80,7 @@ def directory_side(path: str | Path) -> DiffSide:
     if vindex.has_tables:
         return DiffSide(str(path), vindex, overlay, vindex.table)
     # What LARQL's files say of tokens and database facts is worked out where a session shows them.
-    from larql_duck.session import connect
+    from larql_duck.commands.opening import connect
 
     with connect(path) as session:
         shown = current_side(session, overlay)

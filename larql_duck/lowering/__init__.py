@@ -1,4 +1,4 @@
-"""Statement -> plan: a DuckDB query over the macros of sql/, or an operation that Python carries out."""
+"""Statement -> DuckDB query over the macros of sql/, or a request that Python carries out. No I/O; only a Catalog."""
 
 from __future__ import annotations
 
@@ -6,19 +6,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from larql_duck.errors import NotSupportedError, SemanticError
-from larql_duck.lowering import (
-    browse,
-    compacting,
-    compiling,
-    editing,
-    forward,
-    inserting,
-    operations,
-    patching,
-    probing,
-)
+from larql_duck.lowering import browse, edit_requests, requests
+from larql_duck.lowering.checks import need_vindex
 from larql_duck.lowering.select import select
-from larql_duck.lowering.types import Emptiness, Facts, Operation, Plan, Query
+from larql_duck.lowering.types import Catalog, Plan, Query, Request
 from larql_duck.lql.statements import Compile, Diff, Explain, Stats, Use
 from larql_duck.lql.table import STATEMENTS, declare_not_run
 
@@ -30,24 +21,24 @@ __all__ = [
     "PLANNERS",
     "WITHOUT_VINDEX",
     "WITH_MODEL",
-    "Emptiness",
-    "Facts",
-    "Operation",
+    "Catalog",
     "Plan",
     "Query",
+    "Request",
     "joined",
     "pipe_sql",
     "plan",
+    "transpiled",
     "verb_of",
 ]
 
-Planner = Callable[[Any, Facts], Plan]
+Planner = Callable[[Any, Catalog], Plan | requests.Arguments]
 
 PLANNERS: dict[str, Planner] = {
-    "USE": operations.use,
-    "USE MODEL": forward.use_model,
-    "EXTRACT": operations.extract,
-    "STATS": lambda s, facts: _stats(s, facts)(s, facts),
+    "USE": requests.nothing,
+    "USE MODEL": requests.nothing,
+    "EXTRACT": requests.extract,
+    "STATS": requests.stats,
     "SELECT": select,
     "DESCRIBE": browse.describe,
     "WALK": browse.walk,
@@ -56,31 +47,31 @@ PLANNERS: dict[str, Planner] = {
     "SHOW RELATIONS": browse.show_relations,
     "SHOW FEATURES": browse.show_features,
     "SHOW ENTITIES": browse.show_entities,
-    "SHOW MODELS": operations.show_models,
-    "INFER": forward.infer,
-    "EXPLAIN INFER": forward.explain,
-    "TRACE": forward.trace,
-    "PROBE": probing.probe,
-    "INSERT": inserting.insert,
-    "REBALANCE": inserting.rebalance,
-    "COMPACT MINOR": compacting.minor,
-    "COMPACT MAJOR": compacting.major,
-    "SHOW COMPACT STATUS": compacting.status,
-    "COMPILE": compiling.compile,
-    "DIFF": compiling.diff,
-    "DELETE": editing.delete,
-    "UPDATE": editing.update,
-    "BEGIN PATCH": patching.begin,
-    "SAVE PATCH": patching.save,
-    "ROLLBACK PATCH": patching.rollback,
-    "APPLY PATCH": patching.apply,
-    "REMOVE PATCH": patching.remove,
-    "SHOW PATCHES": patching.show,
-    "MERGE": patching.merge,
+    "SHOW MODELS": requests.nothing,
+    "INFER": requests.infer,
+    "EXPLAIN INFER": requests.explain_infer,
+    "TRACE": requests.trace,
+    "PROBE": requests.probe,
+    "INSERT": edit_requests.insert,
+    "REBALANCE": edit_requests.rebalance,
+    "COMPACT MINOR": requests.nothing,
+    "COMPACT MAJOR": edit_requests.compact_major,
+    "SHOW COMPACT STATUS": requests.nothing,
+    "COMPILE": requests.compile,
+    "DIFF": requests.diff,
+    "DELETE": edit_requests.delete,
+    "UPDATE": edit_requests.update,
+    "BEGIN PATCH": edit_requests.with_file("path"),
+    "SAVE PATCH": edit_requests.with_file("path"),
+    "ROLLBACK PATCH": requests.nothing,
+    "APPLY PATCH": edit_requests.with_file("path"),
+    "REMOVE PATCH": edit_requests.with_file("name"),
+    "SHOW PATCHES": edit_requests.show_patches,
+    "MERGE": edit_requests.with_file("source"),
     "NEIGHBORS": browse.neighbors,
     "PATHS": browse.paths,
 }
-"""Verb -> the planner of its statements. A later part of the package brings a verb to life by a row here."""
+"""Verb -> what checks its statements: the function gives a Query, or the arguments of a Request."""
 
 NOT_RUN: dict[str, str] = {
     "USE REMOTE": "open a copy of the vindex with USE",
@@ -102,12 +93,6 @@ WITH_MODEL = frozenset({"INFER", "EXPLAIN INFER", "TRACE", "STATS"})
 """Verbs that a model without a vindex can carry out."""
 
 
-def _stats(s: Stats, facts: Facts) -> Planner:
-    if s.path is not None:
-        return operations.stats_of
-    return forward.stats if facts.has_model and not facts.opened else browse.stats
-
-
 def verb_of(statement: Statement) -> str:
     """The statement's verb as the statement table names it, such as 'EXPLAIN WALK'."""
     if isinstance(statement, Explain):
@@ -117,8 +102,8 @@ def verb_of(statement: Statement) -> str:
     return next(row.name for row in STATEMENTS if row.statement is type(statement))
 
 
-def plan(statement: Statement, facts: Facts, *, running: bool = True) -> Plan:
-    """The Plan of a statement that is no Pipe and no EXPLAIN SQL.
+def plan(statement: Statement, catalog: Catalog, *, running: bool = True) -> Plan:
+    """The Query or Request of a statement that is no Pipe and no EXPLAIN SQL.
 
     Raises SemanticError for what the vindex does not have, LevelError for what it does not store, VindexError where
     none is open and the statement is to run, NotSupportedError for what this version does not run.
@@ -127,9 +112,10 @@ def plan(statement: Statement, facts: Facts, *, running: bool = True) -> Plan:
     planner = PLANNERS.get(verb)
     if planner is None:
         raise NotSupportedError(_REASONS[verb])
-    if running and not _alone(statement, verb) and not (facts.has_model and verb in WITH_MODEL):
-        operations.need_vindex(facts)
-    return planner(statement, facts)
+    if running and not _alone(statement, verb) and not (catalog.has_model and verb in WITH_MODEL):
+        need_vindex(catalog)
+    lowered = planner(statement, catalog)
+    return lowered if isinstance(lowered, Query | Request) else Request(verb, statement, lowered)
 
 
 def _alone(statement: Statement, verb: str) -> bool:
@@ -143,16 +129,22 @@ def _alone(statement: Statement, verb: str) -> bool:
     return verb in WITHOUT_VINDEX
 
 
-def pipe_sql(pipe: Pipe, facts: Facts) -> Query:
+def transpiled(statement: Statement, catalog: Catalog, *, running: bool = False) -> Query:
+    """A statement or pipe as one Query; running as in `plan`. SemanticError for one that Python carries out."""
+    if statement.kind == "Pipe":
+        return pipe_sql(statement, catalog)  # type: ignore[arg-type]
+    lowered = plan(statement, catalog, running=running)
+    if isinstance(lowered, Request):
+        raise SemanticError(f"{lowered.verb} is carried out by Python and has no SQL; run it instead")
+    return lowered
+
+
+def pipe_sql(pipe: Pipe, catalog: Catalog) -> Query:
     """All stages of a pipe as one query: each is the CTE `_` of the next. SemanticError where a stage is no query."""
-    whole: Query | None = None
-    for stage in pipe.stages:
-        step = plan(stage, facts, running=False)
-        if isinstance(step, Operation):
-            raise SemanticError(f"{verb_of(stage)} is carried out by Python and has no SQL")
-        whole = step if whole is None or not step.uses_pipe else joined(whole, step)
-    assert whole is not None
-    return whole
+    first, *later = (transpiled(stage, catalog) for stage in pipe.stages)
+    for query in later:
+        first = joined(first, query) if query.uses_pipe else query
+    return first
 
 
 def joined(before: Query, after: Query) -> Query:

@@ -11,7 +11,7 @@ from larql_duck.lowering.checks import check_count, check_layer, check_layers, c
 from larql_duck.lowering.types import Emptiness, Query
 
 if TYPE_CHECKING:
-    from larql_duck.lowering.types import Facts
+    from larql_duck.lowering.types import Catalog
     from larql_duck.lql import statements as st
 
 MAX_HOPS = 6
@@ -19,7 +19,7 @@ _ROWS = {"verbose": 30, "raw": 30}
 _WALK_FUNCTIONS = ("lq_udf_prompt_vectors", "lq_udf_topk")
 
 
-def describe(s: st.Describe, facts: Facts) -> Query:
+def describe(s: st.Describe, facts: Catalog) -> Query:
     """DESCRIBE: one call of describe_entity."""
     check_layer(s, facts, s.layer)
     source = call(
@@ -45,7 +45,7 @@ def describe(s: st.Describe, facts: Facts) -> Query:
     )
 
 
-def walk(s: st.Walk, facts: Facts) -> Query:
+def walk(s: st.Walk, facts: Catalog) -> Query:
     """WALK: a lookup in token_features, or a search over the gates."""
     check_count(s, s.top, "TOP", "top")
     layers = check_layers(s, facts, s.layers)
@@ -54,7 +54,7 @@ def walk(s: st.Walk, facts: Facts) -> Query:
     return _walk(s, facts, s.prompt, s.basis, options, dense=dense)
 
 
-def explain_walk(s: st.Explain, facts: Facts) -> Query:
+def explain_walk(s: st.Explain, facts: Catalog) -> Query:
     """EXPLAIN WALK: a walk with the token and the bands shown."""
     if s.target is not None:
         raise fail(s, "EXPLAIN WALK has no token to explain: FOR belongs to EXPLAIN INFER", "target")
@@ -73,7 +73,7 @@ def explain_walk(s: st.Explain, facts: Facts) -> Query:
 
 
 def _walk(
-    s: st.Statement, facts: Facts, prompt: str, asked: str | None, options: dict[str, Any], *, dense: bool
+    s: st.Statement, facts: Catalog, prompt: str, asked: str | None, options: dict[str, Any], *, dense: bool
 ) -> Query:
     basis, notices = _walk_basis(s, facts, prompt, asked)
     if basis == "index":
@@ -85,7 +85,9 @@ def _walk(
     return Query(all_of(source), notices, functions)
 
 
-def _walk_basis(s: st.Statement, facts: Facts, prompt: str, asked: str | None) -> tuple[str, tuple[str, ...]]:
+def _walk_basis(
+    s: st.Statement, facts: Catalog, prompt: str, asked: str | None
+) -> tuple[str, tuple[str, ...]]:
     """The basis to use and what to say about it."""
     if asked in ("embedding", "context"):
         return asked, ()
@@ -103,7 +105,7 @@ def _walk_basis(s: st.Statement, facts: Facts, prompt: str, asked: str | None) -
     )
 
 
-def show_layers(s: st.ShowLayers, facts: Facts) -> Query:
+def show_layers(s: st.ShowLayers, facts: Catalog) -> Query:
     """SHOW LAYERS."""
     check_layers(s, facts, s.layers)
     query = exp.select("*").from_(view(facts.schema, "show_layers"))
@@ -112,7 +114,7 @@ def show_layers(s: st.ShowLayers, facts: Facts) -> Query:
     return Query(text_of(query.order_by("layer", dialect="duckdb")))
 
 
-def show_relations(s: st.ShowRelations, facts: Facts) -> Query:
+def show_relations(s: st.ShowRelations, facts: Catalog) -> Query:
     """SHOW RELATIONS."""
     check_layer(s, facts, s.layer)
     mode = s.mode if s.mode in ("verbose", "raw") else None
@@ -126,7 +128,7 @@ def show_relations(s: st.ShowRelations, facts: Facts) -> Query:
     return Query(all_of(source))
 
 
-def show_features(s: st.ShowFeatures, facts: Facts) -> Query:
+def show_features(s: st.ShowFeatures, facts: Catalog) -> Query:
     """SHOW FEATURES: those of one layer that meet the condition, as many as the model has layers if not limited."""
     check_layer(s, facts, s.layer)
     check_count(s, s.limit, "LIMIT", "limit")
@@ -141,27 +143,26 @@ def show_features(s: st.ShowFeatures, facts: Facts) -> Query:
     return Query(f"{head}{condition} ORDER BY feature LIMIT {limit}")
 
 
-def show_entities(s: st.ShowEntities, facts: Facts) -> Query:
+def show_entities(s: st.ShowEntities, facts: Catalog) -> Query:
     """SHOW ENTITIES."""
     check_layer(s, facts, s.layer)
     check_count(s, s.limit, "LIMIT", "limit")
     return Query(all_of(call(facts.schema, "show_entities", p_layer=s.layer, p_limit=s.limit)))
 
 
-def stats(s: st.Stats, facts: Facts) -> Query:
+def stats(s: st.Stats, facts: Catalog) -> Query:
     """STATS of the session's vindex, with where it is and its size on disk."""
     rows = [exp.select("section", "name", "value", "number").from_(view(facts.schema, "stats"))]
     if facts.opened:
         rows.append(_row("index", "path", facts.path, None))
-        size = _size_on_disk(facts.path)
-        rows.append(_row("index", "bytes", str(size), float(size)))
+        rows.append(_row("index", "bytes", str(facts.n_bytes), float(facts.n_bytes)))
     text = text_of(rows[0])
     for row in rows[1:]:
         text += f" UNION ALL {text_of(row)}"
     return Query(text)
 
 
-def neighbors(s: st.Neighbors, facts: Facts) -> Query:
+def neighbors(s: st.Neighbors, facts: Catalog) -> Query:
     """NEIGHBORS: the triples around an entity."""
     check_count(s, s.hops, "HOPS", "hops", 1, MAX_HOPS)
     check_count(s, s.limit, "LIMIT", "limit")
@@ -183,7 +184,7 @@ def neighbors(s: st.Neighbors, facts: Facts) -> Query:
     )
 
 
-def paths(s: st.Paths, facts: Facts) -> Query:
+def paths(s: st.Paths, facts: Catalog) -> Query:
     """PATHS: ways between two entities."""
     check_count(s, s.max_length, "MAX", "max_length", 1, MAX_HOPS)
     check_count(s, s.limit, "LIMIT", "limit")
@@ -211,7 +212,7 @@ def paths(s: st.Paths, facts: Facts) -> Query:
 # -- small parts ----------------------------------------------------------------------------------------------
 
 
-def _is_known(facts: Facts, name: str) -> exp.Expr:
+def _is_known(facts: Catalog, name: str) -> exp.Expr:
     return exp.Exists(this=exp.select("*").from_(call(facts.schema, "entity_named", name)))
 
 
@@ -223,13 +224,7 @@ def _row(*values: Any) -> exp.Select:
     return exp.select(*(literal(v) for v in values))
 
 
-def _size_on_disk(path: str) -> int:
-    from pathlib import Path
-
-    return sum(p.stat().st_size for p in Path(path).rglob("*") if p.is_file())
-
-
-def _unknown_entity(entity: str, facts: Facts) -> str:
+def _unknown_entity(entity: str, facts: Catalog) -> str:
     if facts.opened and facts.is_larql_directory:
         return (
             f"{facts.path} was written by LARQL and has no facts; make a vindex that has: "

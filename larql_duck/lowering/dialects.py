@@ -18,6 +18,7 @@ from sqlglot.errors import ErrorLevel, UnsupportedError
 from larql_duck.catalog.ddl import views_and_macros
 from larql_duck.errors import NotSupportedError
 from larql_duck.lowering.select import lower
+from larql_duck.lowering.types import EmptyCatalog
 
 if TYPE_CHECKING:
     from larql_duck.lql.statements import Select, Statement
@@ -44,28 +45,6 @@ _TYPES = frozenset({"FLOAT", "DOUBLE"})
 _JOINS = frozenset({"", "INNER", "CROSS", "OUTER"})
 
 
-class _NoVindex:
-    """The planner's questions about a vindex, when there is none and forms are all that counts."""
-
-    schema = _SCHEMA
-    opened = is_larql_directory = has_model = False
-    path = ""
-    n_layers = 0
-    n_features = ()
-    has_weights = False
-
-    def require(self, level: str, why: str) -> None:
-        """Nothing."""
-
-    def has_token(self, text: str) -> bool:
-        """Nothing is known."""
-        return False
-
-    def relations(self) -> tuple[str, ...]:
-        """None are known."""
-        return ()
-
-
 def translate_select(statement: Statement, dialect: str) -> str:
     """The SELECT in the SQL of `dialect`; NotSupportedError that names the first thing that cannot be translated."""
     if dialect not in DIALECTS:
@@ -75,7 +54,7 @@ def translate_select(statement: Statement, dialect: str) -> str:
             f"only SELECT over tables is translated to {dialect}; {statement.kind} runs in DuckDB"
         )
     select: Select = statement  # type: ignore[assignment]
-    lowered = lower(select, select.query, _NoVindex())
+    lowered = lower(select, select.query, EmptyCatalog(_SCHEMA))
     if lowered.functions:
         raise _refused("NEAREST TO", dialect)
     tree = sqlglot.parse_one(lowered.sql, read="duckdb")

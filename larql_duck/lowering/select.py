@@ -24,7 +24,7 @@ from larql_duck.lql.statements import NEAREST_FUNCTION, Select, Sql, Statement
 if TYPE_CHECKING:
     from sqlglot.tokens import Token
 
-    from larql_duck.lowering.types import Facts
+    from larql_duck.lowering.types import Catalog
 
 _NEAREST_FUNCTIONS = ("lq_udf_entity_vectors", "lq_udf_distances")
 _NEAREST_ROWS = 20
@@ -34,12 +34,12 @@ _QUOTED = frozenset(
 _COMPARISONS = frozenset({"=", "==", "!=", "<>", "<", "<=", ">", ">="})
 
 
-def select(s: Select, facts: Facts) -> Query:
+def select(s: Select, facts: Catalog) -> Query:
     """SELECT as a query; `_` stays a name, for whoever pipes into it."""
     return lower(s, s.query, facts)
 
 
-def lower(s: Statement, part: Sql, facts: Facts) -> Query:
+def lower(s: Statement, part: Sql, facts: Catalog) -> Query:
     """A SQL part of statement `s` as a query on the session's tables."""
     work = _Lowering(s, part, facts)
     work.run()
@@ -66,7 +66,7 @@ class _Source:
 class _Lowering:
     statement: Statement
     part: Sql
-    facts: Facts
+    facts: Catalog
     notices: list[str] = field(default_factory=list)
     nearest: bool = False
     uses_pipe: bool = False

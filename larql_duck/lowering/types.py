@@ -1,14 +1,10 @@
-"""What a statement is planned as, and what the planner may ask about the session."""
+"""What a statement is lowered to, and what lowering may ask about the vindex."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
-
-if TYPE_CHECKING:
-    from larql_duck.lql.statements import Statement
-    from larql_duck.result import Result
+from typing import Any, Protocol
 
 MARK = "-- Needs the functions that a larql_duck session registers ({}); the DuckDB CLI does not have them.\n"
 
@@ -45,18 +41,23 @@ class Query:
 
 
 @dataclass(frozen=True)
-class Operation:
-    """A statement that Python carries out: run(session) gives its Result."""
+class Request:
+    """A statement that Python carries out, checked: `larql_duck.commands` finds the function by its verb.
 
-    run: Callable[[Any], Result]
-    statement: Statement = field(repr=False)
+    statement is the parsed statement, None for a request that Python code made. arguments are what was resolved
+    beside it, by name: lists of layers, queries, selections.
+    """
+
+    verb: str
+    statement: Any = field(default=None, repr=False)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
-Plan = Query | Operation
+Plan = Query | Request
 
 
-class Facts(Protocol):
-    """What is known about the vindex that statements are planned for. Without one, nothing is checked against it."""
+class Catalog(Protocol):
+    """What is known about the vindex that statements are lowered for. Without one, nothing is checked against it."""
 
     schema: str
 
@@ -71,6 +72,10 @@ class Facts(Protocol):
     @property
     def path(self) -> str:
         """Where it is."""
+
+    @property
+    def n_bytes(self) -> int:
+        """Its size on disk, in bytes."""
 
     @property
     def n_layers(self) -> int:
@@ -89,10 +94,37 @@ class Facts(Protocol):
         """Whether a forward pass is possible."""
 
     def require(self, level: str, why: str) -> None:
-        """LevelError where less than `level` is stored."""
+        """Raise LevelError where less than `level` is stored."""
 
     def has_token(self, text: str) -> bool:
         """Whether `text` is one token with rows in token_features."""
 
     def relations(self) -> Sequence[str]:
         """The names of the known relations."""
+
+
+class EmptyCatalog:
+    """Answers for translating without a vindex: nothing is out of range, a single word is a token."""
+
+    opened = False
+    has_model = False
+    is_larql_directory = False
+    path = ""
+    n_bytes = 0
+    n_layers = 0
+    n_features: Sequence[int] = ()
+    has_weights = True
+
+    def __init__(self, schema: str = "lq") -> None:
+        self.schema = schema
+
+    def require(self, level: str, why: str) -> None:
+        """Accept every level: there is no vindex to lack it."""
+
+    def has_token(self, text: str) -> bool:
+        """Whether the text looks like one token."""
+        return bool(text.strip()) and not any(c.isspace() for c in text.strip())
+
+    def relations(self) -> Sequence[str]:
+        """None are known."""
+        return ()

@@ -29,7 +29,7 @@ def run(
     Where standard input is no terminal, its text is run like a file: the first error ends it with its exit status.
     Raises VindexError for a path that is no usable vindex.
     """
-    from larql_duck.session import connect
+    from larql_duck.commands.opening import connect
 
     with connect(vindex, patches=patches, texts=texts) as session:
         if not sys.stdin.isatty():

@@ -7,16 +7,26 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import duckdb
 import pyarrow as pa
 
-from larql_duck.errors import SemanticError
 from larql_duck.inference.settings import Settings
-from larql_duck.lowering import Operation, Query, joined, pipe_sql, plan, verb_of
-from larql_duck.lowering.checks import did_you_mean
-from larql_duck.lowering.types import Facts
+from larql_duck.lowering import (
+    PLANNERS,
+    WITH_MODEL,
+    WITHOUT_VINDEX,
+    Plan,
+    Query,
+    Request,
+    joined,
+    plan,
+    transpiled,
+    verb_of,
+)
+from larql_duck.lowering.checks import did_you_mean, need_vindex
+from larql_duck.lowering.types import Catalog, EmptyCatalog
 from larql_duck.progress import Progress
 from larql_duck.result import Result
 from larql_duck.session import caller_scope as scope
@@ -26,14 +36,8 @@ from larql_duck.session.probe_runs import Unsaved
 from larql_duck.session.query_errors import query_error, statement_error
 from larql_duck.session.udfs.asking import register_asking
 from larql_duck.session.udfs.vectors import Failures, register
-from larql_duck.session.vindex_catalog import NoVindex, VindexFacts
-from larql_duck.session.vindex_model import (
-    ModelFacts,
-    extract_if_needed,
-    model_of_vindex,
-    open_for_passes,
-    register_forward,
-)
+from larql_duck.session.vindex_catalog import ModelCatalog, VindexCatalog
+from larql_duck.session.vindex_model import model_of_vindex, open_for_passes, register_forward
 
 if TYPE_CHECKING:
     from larql_duck.editing.evaluate import Check
@@ -42,7 +46,6 @@ if TYPE_CHECKING:
     from larql_duck.inference.model import Model
     from larql_duck.inference.query_vectors import QueryVectors
     from larql_duck.inference.trace import TraceResult
-    from larql_duck.knowledge.relations import Pack
     from larql_duck.lql.statements import Statement
     from larql_duck.models.checkpoint import ModelSource
     from larql_duck.patches.edit_log import EditLog
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
     from larql_duck.vindex.store import Vindex
 
 Parameters = Mapping[str, Any]
+CarryOut = Callable[["Session", Request], Result]
 
 
 class Session:
@@ -63,6 +67,7 @@ class Session:
     def __init__(
         self,
         con: duckdb.DuckDBPyConnection,
+        carry_out: CarryOut,
         *,
         schema: str = "lq",
         own: bool = False,
@@ -70,7 +75,7 @@ class Session:
         progress: Progress | None = None,
         texts: str | Path | Sequence[str] | None = None,
     ) -> None:
-        """own: the connection is closed with the session. tracer is called with every SQL before it runs; progress
+        """carry_out runs a Request of this session (`larql_duck.commands.carry_out`). own: the connection is closed with the session. tracer is called with every SQL before it runs; progress
         with (stage, done, total) of long statements. texts, a file or texts, is what edits take for ordinary text;
         None: text that the model writes itself."""
         self.con = con
@@ -79,13 +84,15 @@ class Session:
         self.progress = progress
         self.texts = texts
         # What was computed about a vindex and holds whatever is edited, by kind and path.
-        self.kept: dict[tuple[str, str], Any] = {}
+        self.cache: dict[tuple[str, str], Any] = {}
+        self.kept = self.cache
+        self._carry_out_request = carry_out
         self._own = own
         self._thread = threading.get_ident()
         self._local = threading.local()
         self._lock = threading.RLock()
         self._failures = Failures()
-        self._facts: Facts = NoVindex(schema)
+        self._catalog: Catalog = EmptyCatalog(schema)
         self.settings = Settings.from_environment()
         self._model: Model | None = None
         self._search: GateSearch | None = None
@@ -124,16 +131,20 @@ class Session:
     def run(self, statement: Statement, text: str = "") -> list[Result]:
         """The results of one parsed statement: one, or several for a pipe whose stages do not use each other."""
         text = text or str(statement)
-        if remarks := extract_if_needed(self, statement):
+        if (
+            isinstance(self._catalog, ModelCatalog)
+            and self._catalog.auto_extract
+            and _needs_vindex(statement, self._catalog)
+        ):
+            made = self.carry_out(Request("AUTO EXTRACT", arguments={"source": self._catalog.source}))
             results = self.run(statement, text)
-            results[0].notices[:0] = remarks
+            results[0].notices[:0] = made.notices
             return results
         if statement.kind == "Pipe":
             return self._pipe(statement, text)
         if statement.kind == "ExplainSql":
             return [self._explain_sql(statement)]
-        found = plan(statement, self._facts)
-        return [self._carry_out(found, statement, text, None)]
+        return [self._answer(plan(statement, self._catalog), statement, text, None)]
 
     def sql(self, query: str, parameters: Parameters | list[Any] | None = None) -> Result:
         """The result of plain DuckDB SQL. In it `"x"` is a column's name, as everywhere in DuckDB; text takes `'x'`.
@@ -154,9 +165,20 @@ class Session:
         return self.mount.vindex
 
     @property
-    def facts(self) -> Facts:
-        """What the planner may ask about the vindex that is open."""
-        return self._facts
+    def catalog(self) -> Catalog:
+        """What lowering may ask about the vindex that is open."""
+        return self._catalog
+
+    @property
+    def workspace(self) -> Any:
+        """The session as the packages below it see it (`Workspace`). VindexError where no vindex is open."""
+        self._need()
+        return self
+
+    @property
+    def replaced_tables(self) -> list[str]:
+        """Names of the tables that do not show their stored rows alone."""
+        return self.mount.shadowed
 
     def use(self, path: str | Path) -> Vindex:
         """The vindex at `path`, which the session speaks of from now on. Nothing of an earlier one is kept."""
@@ -179,7 +201,7 @@ class Session:
                 register_forward(self, self._failures)
                 self._registered = True
             self.mount.load_python_macros()
-            self._facts = VindexFacts(vindex, self.schema, self._ask)
+            self._catalog = VindexCatalog(vindex, self.schema, self._ask)
             self._edits = EditLog(self, vindex)
             if self._edits.stored:
                 self.refresh()
@@ -206,8 +228,8 @@ class Session:
         with self._lock:
             self.revision += 1
             overlay, vindex = self.overlay, self._need()
-            if isinstance(self._facts, VindexFacts):
-                self._facts.n_features = overlay.n_features
+            if isinstance(self._catalog, VindexCatalog):
+                self._catalog.n_features = overlay.n_features
             self.search().overlay = SearchOverlay(vindex, overlay) if overlay else None
             self._vectors = None
             if self._model is not None:
@@ -219,7 +241,7 @@ class Session:
         entities: object = None,
         relations: object = None,
         *,
-        pack: str | Path | Pack | None = None,
+        pack: object = None,
         limit: int | None = None,
         save: bool = True,
         **options: Any,
@@ -235,15 +257,12 @@ class Session:
         ablation='mean', top_n, and checkpoint, a directory in which a run that is killed leaves finished batches.
         LevelError where the vindex has no weights, PackError for what cannot be asked.
         """
-        from larql_duck.session.probe_runs import probe
-
-        return probe(self, entities, relations, pack=pack, limit=limit, save=save, **options)
+        arguments = {"entities": entities, "relations": relations, "pack": pack, "limit": limit, "save": save}
+        return self.carry_out(Request("PROBE", arguments=arguments | options))
 
     def check_edits(self, *, texts: str | Path | Sequence[str] | None = None) -> Check:
-        """What the edits do: one row a fact, and a last one for all with the perplexity; see edit.check.check_edits."""
-        from larql_duck.editing.evaluate import check_edits
-
-        return check_edits(self, texts=texts)
+        """What the edits do: one row a fact, and a last one for all with the perplexity; see `editing.evaluate`."""
+        return cast("Check", self.carry_out(Request("EVALUATE", arguments={"texts": texts})))
 
     def use_model(self, target: str | Path, *, auto_extract: bool = False) -> ModelSource:
         """The model (directory, .gguf, hf://) that INFER, EXPLAIN INFER, TRACE and STATS run on from now on.
@@ -256,7 +275,7 @@ class Session:
             self._forget()
             self.mount.clear()
             self._model = live
-            self._facts = ModelFacts(source, self.schema, auto_extract)
+            self._catalog = ModelCatalog(source, self.schema, auto_extract)
         return source
 
     @property
@@ -334,63 +353,73 @@ class Session:
 
     # -- plans --------------------------------------------------------------------------------------------
 
-    def _carry_out(
-        self, found: Query | Operation, statement: Statement, text: str, piped: pa.Table | None
-    ) -> Result:
-        if isinstance(found, Operation):
-            before = self.revision
-            result = found.run(self)
+    def carry_out(self, request: Request) -> Result:
+        """The result of a request; for statements that Python carries out and for requests that Python code makes."""
+        before = self.revision
+        result = self._carry_out_request(self, request)
+        if self.revision != before:
+            # What the tables could not show of the edits.
+            result.notices += [n for n in self.edited.notices if n not in result.notices]
+        return result
+
+    def _answer(self, step: Plan, statement: Statement, text: str, piped: pa.Table | None) -> Result:
+        if isinstance(step, Request):
+            result = self.carry_out(step)
             result.statement = str(statement)
-            if self.revision != before:
-                # What the tables could not show of the edits.
-                result.notices += [n for n in self.edited.notices if n not in result.notices]
             return result
-        if found.uses_vindex:
+        if step.uses_vindex:
             self._need()
         try:
-            table = self._fetch(found.sql, None, None if piped is None else {"_": piped})
+            table = self._fetch(step.sql, None, None if piped is None else {"_": piped})
         except duckdb.Error as error:
-            raise statement_error(error, found.sql, statement, text, self._failures) from error
-        notices = list(found.notices)
-        if table.num_rows == 0 and found.when_empty is not None:
-            there = self._ask(found.when_empty.probe, [])[0][0]
-            notices.append(found.when_empty.known if there else found.when_empty.unknown)
-        if table.num_rows == 0 and found.relations and self._facts.opened:
-            known = self._facts.relations()
-            notices += [
-                f'no relation "{r}"{did_you_mean(r, known)}' for r in found.relations if r not in known
-            ]
+            raise statement_error(error, step.sql, statement, text, self._failures) from error
+        notices = list(step.notices)
+        if table.num_rows == 0:
+            notices += self._why_empty(step)
         return Result(
-            table, con=self._connection(), sql=found.printed, notices=tuple(notices), statement=str(statement)
+            table, con=self._connection(), sql=step.printed, notices=notices, statement=str(statement)
         )
+
+    def _why_empty(self, step: Query) -> list[str]:
+        notices = []
+        if step.when_empty is not None:
+            known = self._ask(step.when_empty.probe, [])[0][0]
+            notices.append(step.when_empty.known if known else step.when_empty.unknown)
+        if step.relations and self._catalog.opened:
+            names = self._catalog.relations()
+            notices += [
+                f'no relation "{r}"{did_you_mean(r, names)}' for r in step.relations if r not in names
+            ]
+        return notices
 
     def _pipe(self, statement: Any, text: str) -> list[Result]:
         results: list[Result] = []
         before: Query | None = None
         for stage in statement.stages:
-            step = plan(stage, self._facts)
+            step = plan(stage, self._catalog)
             if isinstance(step, Query) and step.uses_pipe and results:
                 # What `_` stands for was a query: both are one. Else its rows are handed on as they are.
                 piped = None if before is not None else results[-1].arrow()
                 step = step if before is None else joined(before, step)
-                results[-1] = self._carry_out(step, stage, text, piped)
+                results[-1] = self._answer(step, stage, text, piped)
             else:
-                results.append(self._carry_out(step, stage, text, None))
+                results.append(self._answer(step, stage, text, None))
             before = step if isinstance(step, Query) and not (step.uses_pipe and before is None) else None
         return results
 
     def _explain_sql(self, statement: Any) -> Result:
-        inner = statement.statement
-        found = pipe_sql(inner, self._facts) if inner.kind == "Pipe" else plan(inner, self._facts)
-        if isinstance(found, Operation):
-            raise SemanticError(f"{verb_of(inner)} is carried out by Python and has no SQL; run it instead")
-        table = pa.table({"sql": pa.array([found.printed], pa.string())})
-        return Result(table, con=self._connection(), notices=found.notices, statement=str(statement))
+        query = transpiled(statement.statement, self._catalog, running=True)
+        table = pa.table({"sql": pa.array([query.printed], pa.string())})
+        return Result(table, con=self._connection(), notices=query.notices, statement=str(statement))
 
     # -- running ------------------------------------------------------------------------------------------
 
-    def run_sql(self, sql: str, parameters: list[Any] | None = None) -> Result:
+    def query(self, sql: str, parameters: list[Any] | None = None) -> Result:
         """The result of SQL of our own; for the package's other modules."""
+        return self.run_sql(sql, parameters)
+
+    def run_sql(self, sql: str, parameters: list[Any] | None = None) -> Result:
+        """Like `query`."""
         try:
             return Result(self._fetch(sql, parameters, None), con=self._connection(), sql=sql)
         except duckdb.Error as error:
@@ -434,13 +463,11 @@ class Session:
         self._model = self._search = self._vectors = None
         self.unsaved.clear()
         self.edited.clear()
-        self.kept.clear()
-        self._facts = NoVindex(self.schema)
+        self.cache.clear()
+        self._catalog = EmptyCatalog(self.schema)
 
     def _need(self) -> Vindex:
-        from larql_duck.lowering.operations import need_vindex
-
-        need_vindex(self._facts)
+        need_vindex(self._catalog)
         vindex = self.mount.vindex
         assert vindex is not None
         return vindex
@@ -458,3 +485,18 @@ class Session:
             ).fetchnumpy()
         finally:
             con.close()
+
+
+def _needs_vindex(statement: Any, catalog: Catalog) -> bool:
+    """Whether a statement needs more than the model that is open."""
+    if statement.kind == "Pipe":
+        return any(_needs_vindex(stage, catalog) for stage in statement.stages)
+    if statement.kind == "ExplainSql":
+        return _needs_vindex(statement.statement, catalog)
+    verb = verb_of(statement)
+    if verb not in PLANNERS or verb in WITH_MODEL:
+        return False
+    if verb == "SELECT":
+        step = plan(statement, catalog, running=False)
+        return isinstance(step, Query) and step.uses_vindex
+    return verb not in WITHOUT_VINDEX

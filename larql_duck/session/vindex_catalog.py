@@ -1,41 +1,30 @@
-"""What the planner may ask, answered from a session's vindex."""
+"""What lowering may ask, answered for a model without a vindex and from a session's vindex."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from larql_duck.files import size_on_disk
+from larql_duck.lowering.types import EmptyCatalog
+
 if TYPE_CHECKING:
+    from larql_duck.models.checkpoint import ModelSource
     from larql_duck.vindex.store import Vindex
 
 
-class NoVindex:
-    """Answers for translating without a vindex: nothing is out of range, a single word is a token."""
+class ModelCatalog(EmptyCatalog):
+    """Answers where USE MODEL opened a model without a vindex."""
 
-    opened = False
-    has_model = False
-    is_larql_directory = False
-    path = ""
-    n_layers = 0
-    n_features: Sequence[int] = ()
-    has_weights = True
+    has_model = True
 
-    def __init__(self, schema: str = "lq") -> None:
-        self.schema = schema
-
-    def require(self, level: str, why: str) -> None:
-        """Nothing: there is no vindex to lack it."""
-
-    def has_token(self, text: str) -> bool:
-        """Whether the text looks like one token."""
-        return bool(text.strip()) and not any(c.isspace() for c in text.strip())
-
-    def relations(self) -> Sequence[str]:
-        """None are known."""
-        return ()
+    def __init__(self, source: ModelSource, schema: str, auto_extract: bool) -> None:
+        super().__init__(schema)
+        self.source = source
+        self.auto_extract = auto_extract
 
 
-class VindexFacts:
+class VindexCatalog:
     """Answers from an open vindex; `ask` runs a query with parameters and gives its rows."""
 
     opened = True
@@ -53,8 +42,13 @@ class VindexFacts:
         self.n_features = vindex.n_features
         self.has_weights = vindex.has_weights
 
+    @property
+    def n_bytes(self) -> int:
+        """The size of the vindex on disk."""
+        return size_on_disk(self.path)
+
     def require(self, level: str, why: str) -> None:
-        """LevelError where the vindex stores less than `level`."""
+        """Raise LevelError where the vindex stores less than `level`."""
         self.vindex.require(level, why)
 
     def has_token(self, text: str) -> bool:

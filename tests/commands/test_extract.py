@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import json
 from pathlib import Path
 
 import pytest
 
 from larql_duck.cli.app import run
+from larql_duck.commands import extracting
+from larql_duck.commands.opening import connect
 from larql_duck.errors import LarqlError, SemanticError
-from larql_duck.session import connect
 
 
 def test_extract_from_lql_opens_what_it_made(
     tiny_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Probing a random model takes its time and finds nothing.
-    package = importlib.import_module("larql_duck.extraction")
-    monkeypatch.setattr(package, "extract", functools.partial(package.extract, probe=False))
+    monkeypatch.setattr(extracting, "make_vindex", functools.partial(extracting.make_vindex, probe=False))
     out = tmp_path / "tiny.vindex"
     seen: list[str] = []
     with connect() as session:

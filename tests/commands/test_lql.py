@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from larql_duck.commands.opening import connect
 from larql_duck.errors import (
     LevelError,
     LqlSyntaxError,
@@ -17,7 +18,7 @@ from larql_duck.errors import (
 )
 from larql_duck.lowering import NOT_RUN, PLANNERS
 from larql_duck.lql.table import STATEMENTS
-from larql_duck.session import Session, connect
+from larql_duck.session import Session
 from tests.world import NASTY
 
 DESCRIBE = [

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from larql_duck.session import Session, connect
+from larql_duck.commands.opening import connect
+from larql_duck.session import Session
 from tests.conftest import MadeOnce, Make
 from tests.tiny import make_tiny
 

@@ -10,9 +10,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from larql_duck.commands.opening import connect
 from larql_duck.errors import SemanticError
 from larql_duck.patches.operations import InsertKnnOp, InsertOp
-from larql_duck.session import Session, connect
+from larql_duck.session import Session
 from tests.conftest import UPSTREAM
 from tests.editing.tables import FAMILIES, contents, rows, vector
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from larql_duck.commands.opening import connect
 from larql_duck.patches.operations import DeleteOp, InsertKnnOp, InsertOp, UpdateOp
-from larql_duck.session import connect
 from tests.editing.tables import FAMILIES, RELATIONS, SUBJECTS, contents, rows, vector
 
 

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from larql_duck.commands.opening import connect
 from larql_duck.compilation import compile_vindex
 from larql_duck.editing import inserting
 from larql_duck.errors import SemanticError, VindexError
 from larql_duck.patches.operations import DeleteOp, UpdateOp
 from larql_duck.result import Result
-from larql_duck.session import connect
 from tests.edits import database_fact, insert, vector
 
 PROBED = Callable[[str], Path]

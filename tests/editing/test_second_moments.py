@@ -7,9 +7,10 @@ import json
 import numpy as np
 import pytest
 
+from larql_duck.commands.opening import connect
 from larql_duck.editing.second_moments import second_moments
 from larql_duck.errors import LarqlError
-from larql_duck.session import Session, connect
+from larql_duck.session import Session
 from larql_duck.vindex.verify import verify
 from tests.editing.features import FAMILIES
 

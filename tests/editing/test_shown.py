@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from larql_duck.commands.opening import connect
 from larql_duck.patches.operations import DeleteOp, InsertKnnOp, InsertOp, Meta, UpdateOp
-from larql_duck.session import connect
 from tests.conftest import UPSTREAM
 from tests.editing.tables import FAMILIES, contents, edited_model, rows, vector
 

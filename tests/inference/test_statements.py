@@ -334,7 +334,7 @@ def test_auto_extract_makes_the_vindex_that_a_statement_needs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     # Asking for facts is not what this is about, and takes its time.
-    monkeypatch.setattr("larql_duck.extraction.extract", functools.partial(extract, probe=False))
+    monkeypatch.setattr("larql_duck.commands.extracting.make_vindex", functools.partial(extract, probe=False))
     path = tiny_model("gemma")
     with lq.connect() as session:
         session.lql(f'USE MODEL "{path}" AUTO_EXTRACT')

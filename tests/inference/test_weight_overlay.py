@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from larql_duck.commands.opening import connect
 from larql_duck.inference.engine import Engine
 from larql_duck.patches.operations import DeleteOp
 from larql_duck.patches.overlay import Overlay
-from larql_duck.session import connect
 from larql_duck.vindex.store import Vindex
 from tests.editing.tables import FAMILIES, edited_model
 from tests.edits import PROMPTS, insert, some

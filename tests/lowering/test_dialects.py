@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from larql_duck.commands.transpiling import transpile
 from larql_duck.errors import LqlSyntaxError, NotSupportedError
-from larql_duck.session import transpile
 
 TRANSLATED = [
     ("SELECT subject FROM FACTS WHERE p > 0.5", "SELECT subject FROM facts WHERE p > 0.5"),

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from larql_duck.editing import edge_selection as where
+from larql_duck.commands import changing
+from larql_duck.commands.opening import connect
 from larql_duck.errors import SemanticError
+from larql_duck.lowering.edge_selection import EdgeCondition, edge_condition, set_columns
 from larql_duck.lql import parse
-from larql_duck.session import Session, connect
+from larql_duck.session import Session
 from tests.editing.tables import rows
 
 
@@ -19,13 +21,13 @@ def session(probed_vindex) -> Iterator[Session]:
         yield opened
 
 
-def _condition(text: str) -> where.Condition:
-    return where.condition(parse(f"DELETE FROM EDGES WHERE {text}")[0])
+def _condition(text: str) -> EdgeCondition:
+    return edge_condition(parse(f"DELETE FROM EDGES WHERE {text}")[0])
 
 
-def _picked(session: Session, text: str) -> list[where.Picked]:
+def _picked(session: Session, text: str) -> list[changing.EdgeSelection]:
     statement = parse(f"DELETE FROM EDGES WHERE {text}")[0]
-    return where.pick(session, statement, where.condition(statement))[0]
+    return changing.select_edges(session, statement, edge_condition(statement))[0]
 
 
 @pytest.mark.parametrize(
@@ -92,7 +94,7 @@ def test_rows_of_weights_need_to_be_named(session: Session) -> None:
         pytest.skip("this model has no weight edges")
     name = found[0]["subject"].replace("'", "''")
     statement = parse(f"DELETE FROM EDGES WHERE entity = '{name}' AND source <> 'probe'")[0]
-    picked, [notice] = where.pick(session, statement, where.condition(statement))
+    picked, [notice] = changing.select_edges(session, statement, edge_condition(statement))
     assert picked == []
     assert "source = 'weights'" in notice
     assert _picked(session, f"entity = '{name}' AND source = 'weights'")
@@ -119,7 +121,7 @@ def test_other_facts_of_a_slot(session: Session) -> None:
 
 
 def test_too_many_need_a_limit(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(where, "MOST", 2)
+    monkeypatch.setattr(changing, "MOST", 2)
     with pytest.raises(SemanticError, match=r"selects [3-9] facts, more than 2"):
         _picked(session, "true")
     assert len(_picked(session, "true LIMIT 2")) == 2
@@ -130,7 +132,7 @@ def test_too_many_need_a_limit(session: Session, monkeypatch: pytest.MonkeyPatch
 def test_set_of_unknown_columns_is_refused() -> None:
     statement = parse("UPDATE EDGES SET targt = 'x' WHERE entity = 'France'")[0]
     with pytest.raises(SemanticError, match="no column targt; did you mean target"):
-        where.set_columns(statement)
+        set_columns(statement)
 
 
 def test_a_missing_vindex_is_said() -> None:

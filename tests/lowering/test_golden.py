@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from larql_duck.session import Session, connect, transpile
+from larql_duck.commands.opening import connect
+from larql_duck.commands.transpiling import transpile
+from larql_duck.session import Session
 from tests.duckdb_cli import run_cli
 
 GOLDEN = Path(__file__).parent.parent / "golden"

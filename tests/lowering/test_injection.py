@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from larql_duck.lowering import plan
+from larql_duck.lowering.types import EmptyCatalog
 from larql_duck.lql import parse_one
-from larql_duck.session.vindex_catalog import NoVindex
 
 FRAGMENTS = [
     "'", "''", '"', "\\", ";", "--", "/*", "*/", "$$", "$x$", "lq.", "lq_udf_topk", ")", "(", " OR 1=1", "DROP TABLE t",
@@ -71,7 +71,7 @@ def _shape(con: duckdb.DuckDBPyConnection, sql: str) -> tuple[Any, list[str]]:
 
 
 def _sql(template: str, text: str) -> str:
-    found = plan(parse_one(template, {"t": text}), NoVindex(), running=False)
+    found = plan(parse_one(template, {"t": text}), EmptyCatalog(), running=False)
     return found.sql  # type: ignore[union-attr]
 
 

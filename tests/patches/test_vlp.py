@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import torch
 
+from larql_duck.commands.opening import connect
 from larql_duck.errors import PatchError
 from larql_duck.patches.checksum import base_checksum
 from larql_duck.patches.edit_log import PatchFile
 from larql_duck.patches.operations import DeleteKnnOp, DeleteOp, InsertOp, Meta, Operation, UpdateOp
 from larql_duck.patches.overlay import Overlay
 from larql_duck.patches.vlp import read_patch, write_patch
-from larql_duck.session import connect
 from larql_duck.vindex.store import Vindex
 from tests.conftest import UPSTREAM
 from tests.edits import database_fact, insert, some, vector

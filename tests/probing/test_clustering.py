@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from larql_duck.cli import app as cli
+from larql_duck.commands.opening import connect
 from larql_duck.probing.clustering import (
     Clusters,
     FeatureDirections,
@@ -21,7 +22,6 @@ from larql_duck.probing.clustering import (
     discover,
     tables_of,
 )
-from larql_duck.session import connect
 from larql_duck.vindex.store import Vindex
 from larql_duck.vindex.verify import verify
 

@@ -13,9 +13,10 @@ import pytest
 
 from larql_duck.catalog import SCHEMAS, as_table, empty_table
 from larql_duck.cli import app as cli
+from larql_duck.commands.opening import attach, connect
 from larql_duck.errors import LarqlError, LevelError, PackError, SemanticError
 from larql_duck.probing import publish as publish_module
-from larql_duck.session import Session, attach, connect
+from larql_duck.session import Session
 from larql_duck.vindex.derive import derive_triples, label_features
 from larql_duck.vindex.manifest import SECTION, load_manifest
 from larql_duck.vindex.publish import commit_tables

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from larql_duck.session import connect
+from larql_duck.commands.opening import connect
 from tests.duckdb_cli import run_cli
 
 pytestmark = pytest.mark.real

@@ -15,8 +15,9 @@ import pytest
 
 import larql_duck as lq
 from larql_duck.catalog import SCHEMAS
+from larql_duck.commands.opening import attach, connect
 from larql_duck.errors import LarqlError, QueryError, VindexError
-from larql_duck.session import Session, attach, connect
+from larql_duck.session import Session
 from larql_duck.vindex.database import database_hash
 from tests.conftest import UPSTREAM
 from tests.world import write_vindex

@@ -1,0 +1,125 @@
+"""PROBE: the model asked about entities and relations, the new rows shown and saved; and what edits do, measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from larql_duck.editing.evaluate import check_edits
+from larql_duck.errors import PackError
+from larql_duck.knowledge.frames import entities_of
+from larql_duck.knowledge.relations import Pack
+from larql_duck.lowering.checks import fail
+from larql_duck.lowering.types import Query, Request
+from larql_duck.probing.calibrate import Calibration
+from larql_duck.probing.facts import MANY_P, Probed
+from larql_duck.probing.facts import probe as ask_model
+from larql_duck.probing.packs import load_pack, pack_from_frames
+from larql_duck.probing.publish import publish, require_tables
+from larql_duck.result import Result
+from larql_duck.session import Session
+from larql_duck.vindex.manifest import SECTION
+
+COLUMNS = ("subject", "relation", "object", "p", "confidence", "n_features", "effect")
+
+
+def probe(session: Session, request: Request) -> Result:
+    """One row per fact found (COLUMNS): the best answers, and further ones of relations with many.
+
+    The arguments are those of `Session.probe`. The session shows the new rows at once; with save they are published
+    first.
+    """
+    options = dict(request.arguments)
+    vindex = session.workspace.vindex
+    require_tables(vindex)
+    vindex.require("inference", "PROBE")
+    entities = _entities(session, request, options.pop("entities"))
+    pack = pack_of(entities, options.pop("relations"), options.pop("pack"))
+    save = options.pop("save")
+    many = {r.name for r in pack.relations if r.many}
+
+    def progress(done: int, total: int) -> None:
+        if session.progress is not None:
+            session.progress("probe", done, total)
+
+    kept = vindex.manifest.raw.get(SECTION, {}).get("probe", {}).get("calibration")
+    probed = ask_model(
+        session.engine(),
+        pack,
+        calibration=Calibration.from_json(kept) if kept else None,
+        progress=progress,
+        **options,
+    )
+    notices = list(probed.notices)
+    edits = session.edited.fingerprint()
+    if save and edits is not None:
+        save = False
+        notices.append(
+            "the answers are those of the edited model, so they are not saved in the vindex: "
+            "COMPILE CURRENT INTO VINDEX and probe that to keep them"
+        )
+    if save:
+        statistics = {
+            "calibration": probed.calibration.as_json(),
+            "relations": probed.report.get("relations", {}),
+        }
+        published = publish(vindex, probed.tables, name=pack.name, many=many, statistics=statistics)
+        session.unsaved.saved(probed.tables)
+        session.unsaved.published(published)
+        notices.append(f"saved in {vindex.path}")
+    else:
+        session.unsaved.add(probed.tables, many, edits)
+        notices.append("not saved: this session alone shows these facts")
+    notices += session.edited.show()
+    return Result(_best(probed, many), notices=notices)
+
+
+def _entities(session: Session, request: Request, entities: Any) -> Any:
+    """What to ask about: a query's rows (its first column the subjects; text and object say more), else what was given."""
+    if isinstance(entities, str):
+        return session.sql(entities).arrow()
+    if not isinstance(entities, Query):
+        return entities
+    table = session.query(entities.sql).arrow()
+    if not table.num_rows:
+        raise fail(
+            request.statement,
+            "the query after ENTITIES gives no rows, so there is nobody to ask about",
+            "query",
+        )
+    rest = [name for name in table.column_names[1:] if name.lower() in ("text", "object")]
+    return table.select([table.column_names[0], *rest]).rename_columns(["subject", *rest])
+
+
+def pack_of(entities: Any, relations: Any, pack: Any) -> Pack:
+    """The pack to ask: of these entities and relations, or `pack` narrowed to them; with nothing given 'core'."""
+    if pack is None and entities is None and relations is None:
+        pack = "core"
+    if pack is None:
+        return pack_from_frames(entities, relations)
+    if isinstance(relations, Mapping):
+        raise PackError("templates go with a relation of your own, without a pack", field="templates")
+    whole = pack if isinstance(pack, Pack) else load_pack(pack)
+    chosen = whole.select(relations)
+    rows = entities_of(entities)
+    if rows is None:
+        return chosen
+    return Pack(chosen.name, tuple(r.over_rows(rows) for r in chosen.relations), chosen.path)
+
+
+def _best(probed: Probed, many: set[str]) -> pa.Table:
+    """The first answers, and the probable further ones of relations with many."""
+    facts = probed.tables["facts"]
+    columns = facts.select(["relation", "rank", "p"]).to_pydict()
+    mask = [
+        rank == 1 or (relation in many and p >= MANY_P)
+        for relation, rank, p in zip(*columns.values(), strict=True)
+    ]
+    return facts.filter(pa.array(mask, pa.bool_())).select(list(COLUMNS))
+
+
+def evaluate(session: Session, request: Request) -> Result:
+    """What the edits do: efficacy, generalisation and specificity of each fact."""
+    return check_edits(session.workspace, **request.arguments)

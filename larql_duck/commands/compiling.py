@@ -1,0 +1,126 @@
+"""COMPILE: edits written out as a vindex, a Hugging Face directory or a GGUF file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from larql_duck.commands.opening import connect
+from larql_duck.commands.rows import BIG, INT, TEXT, result_of
+from larql_duck.compilation import compile_model, compile_vindex, resolve
+from larql_duck.compilation.conflicts import Conflict
+from larql_duck.compilation.slot_replacement import place
+from larql_duck.compilation.staging import check_output
+from larql_duck.editing.background_corpus import background_text
+from larql_duck.lowering.types import Request
+from larql_duck.lql import statements as st
+from larql_duck.patches.operations import Operation
+from larql_duck.patches.overlay import Overlay
+from larql_duck.result import Result
+from larql_duck.session import Session
+
+COLUMNS = {"kind": TEXT, "name": TEXT, "layer": INT, "feature": INT, "bytes": BIG, "detail": TEXT}
+"""What COMPILE says: kind is output, file, slot, conflict, moved or cost."""
+
+Row = tuple[Any, ...]
+
+
+def compile(session: Session, request: Request) -> Result:
+    """COMPILE CURRENT | "dir" INTO VINDEX | MODEL "out"."""
+    s: st.Compile = request.statement
+    with _source(session, s.source) as origin:
+        if s.target == "vindex":
+            # The patches of another directory's session are none.
+            return _into_vindex(session, origin, s)
+        return _into_model(session, origin, s)
+
+
+def _into_model(session: Session, origin: Session, s: st.Compile) -> Result:
+    workspace, out = origin.workspace, Path(s.into).expanduser()
+    vindex, overlay = workspace.vindex, workspace.overlay
+    rows: list[Row] = []
+    notices: list[str] = []
+    if s.slots:
+        check_output(out, vindex.path)
+        text = background_text(workspace)
+        placed = place(vindex, overlay, text.rows)
+        overlay = placed.overlay
+        rows = [
+            ("moved", f"L{layer} F{feature}", layer, slot, None, f"took the place of F{slot}")
+            for (layer, feature), slot in placed.moved.items()
+        ]
+        rows.append(("cost", "perplexity", None, None, None, f"{placed.before:.6g} -> {placed.after:.6g}"))
+        notices.append(
+            f"{len(placed.moved)} least used features were overwritten: perplexity {placed.before:.4g} before, "
+            f"{placed.after:.4g} after, on {placed.positions} tokens ({text.origin})"
+        )
+    made = compile_model(
+        vindex,
+        overlay,
+        out,
+        format=s.format or "safetensors",
+        gguf_type=s.gguf_type,
+        progress=session.progress,
+    )
+    title = f"{made.format}, {made.features} features a layer"
+    return _result(made.path, title, made.files, [*_slots(overlay), *rows], [*notices, *made.notices])
+
+
+def _into_vindex(session: Session, origin: Session, s: st.Compile) -> Result:
+    patches, rule = origin.edits.applied, s.conflict or "last_wins"
+    lists, names = [p.operations for p in patches], [p.title for p in patches]
+    chosen, conflicts = resolve(lists, names, origin.workspace.vindex.n_features, rule)
+    changed = any(len(after) != len(before) for after, before in zip(chosen, lists, strict=True))
+    with _under(origin, chosen if changed else None) as source:
+        overlay = source.edits.overlay
+        made = compile_vindex(source.workspace, overlay, Path(s.into).expanduser(), session.progress)
+        rows = [*_slots(overlay), *(_conflict_row(c, names, rule) for c in conflicts)]
+        title = f"vindex, {made.appended} slots appended, {made.changed} changed, {made.knn} database facts"
+        return _result(made.path, title, made.files, rows, made.notices)
+
+
+@contextmanager
+def _source(session: Session, path: str | None) -> Iterator[Session]:
+    """The session that shows what is compiled: this one, or one on the vindex at `path`."""
+    if path is None:
+        yield session
+        return
+    with connect(path) as other:
+        yield other
+
+
+@contextmanager
+def _under(session: Session, lists: Sequence[Sequence[Operation]] | None) -> Iterator[Session]:
+    """A session on the same vindex whose patches hold these operations instead; None: the session itself."""
+    if lists is None:
+        yield session
+        return
+    with connect(session.workspace.vindex.path) as other:
+        other.edits.add([op for operations in lists for op in operations] + list(session.edits.live))
+        yield other
+        other.edits.rollback()
+
+
+def _conflict_row(c: Conflict, names: Sequence[str], rule: str) -> Row:
+    writers = ", ".join(names[n] for n in c.patches)
+    return ("conflict", c.what, c.layer, c.feature, None, f"{writers}: {names[c.kept]} holds ({rule})")
+
+
+def _slots(overlay: Overlay) -> list[Row]:
+    rows = []
+    for layer, feature in overlay.slots():
+        row = overlay.rows[layer][feature]
+        what = "appended" if feature >= overlay.n_base[layer] else "deleted" if row.deleted else "changed"
+        fact = "" if row.entity is None else f": {row.entity} {row.relation or ''}".rstrip()
+        rows.append(("slot", f"L{layer} F{feature}", layer, feature, None, what + fact))
+    return rows
+
+
+def _result(
+    path: Path, title: str, files: dict[str, int], rows: Sequence[Row], notices: Sequence[str]
+) -> Result:
+    output: Row = ("output", str(path), None, None, sum(files.values()), title)
+    written: list[Row] = [("file", name, None, None, size, None) for name, size in files.items()]
+    return result_of(COLUMNS, [output, *written, *rows], notices)

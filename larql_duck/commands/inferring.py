@@ -1,0 +1,69 @@
+"""INFER, EXPLAIN INFER and TRACE: passes of the session's model."""
+
+from __future__ import annotations
+
+from larql_duck.inference.clauses import Ablate, Intervention, Patch, Steer
+from larql_duck.inference.explain import TOP as EXPLAIN_TOP
+from larql_duck.inference.explain import TOP_VERBOSE
+from larql_duck.inference.predict import TOP, WALK_K
+from larql_duck.lowering.types import Request
+from larql_duck.lql import statements as st
+from larql_duck.result import Result
+from larql_duck.session import Session
+
+
+def infer(session: Session, request: Request) -> Result:
+    """INFER: the most probable next tokens, with ABLATE, STEER and PATCH on this one pass."""
+    s: st.Infer = request.statement
+    top = TOP if s.top is None else s.top
+    table = session.model.infer(
+        s.prompt, top=top, compare=s.compare, walk_k=s.walk_k, interventions=clauses_of(s)
+    )
+    notices = []
+    if s.compare and s.walk_k is None:
+        notices.append(f"walk keeps {WALK_K} features a layer; WALK K n says how many")
+    return Result(table, notices=notices)
+
+
+def clauses_of(s: st.Infer) -> list[Intervention]:
+    """ABLATE, STEER and PATCH as the engine takes them: ablations first, then in the order typed."""
+    clauses: list[Intervention] = []
+    if s.ablate:
+        slots = tuple((slot.layer, slot.feature) for slot in s.ablate)
+        clauses.append(Ablate(slots, "mean" if s.ablate_by == "mean" else "zero"))
+    clauses += [Steer(steer.relation, steer.by, steer.layer) for steer in s.steer]
+    clauses += [Patch(p.prompt, p.layer, -1 if p.position is None else p.position) for p in s.patch]
+    return clauses
+
+
+def explain(session: Session, request: Request) -> Result:
+    """EXPLAIN INFER: per layer the features, and heads, that wrote the prediction."""
+    s: st.Explain = request.statement
+    default = TOP_VERBOSE if s.verbose else EXPLAIN_TOP
+    explanation = session.model.explain(
+        s.prompt,
+        target=s.target,
+        top=default if s.top is None else s.top,
+        layers=request.arguments["layers"],
+        band=s.band,
+        relations_only=s.relations_only,
+        attention=s.attention,
+    )
+    return Result(explanation.table, notices=explanation.notices)
+
+
+def trace(session: Session, request: Request) -> Result:
+    """TRACE: the residual, layer by layer; SAVE writes it to a file."""
+    s: st.Trace = request.statement
+    traced = session.model.trace(
+        s.prompt,
+        target=s.target,
+        decompose=s.decompose,
+        layers=request.arguments["layers"],
+        positions=s.positions or "last",
+    )
+    notices = list(traced.notices)
+    if s.save is not None:
+        path = traced.save(s.save)
+        notices.append(f"saved {len(traced.positions)} positions to {path}")
+    return Result(traced.table, notices=notices)

@@ -1,0 +1,114 @@
+"""Sessions opened: connect, attach, USE and USE MODEL."""
+
+from __future__ import annotations
+
+import atexit
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import duckdb
+
+from larql_duck.commands import carry_out
+from larql_duck.commands.rows import BIG, INT, TEXT, result_of
+from larql_duck.lowering.types import Request
+from larql_duck.result import Result
+from larql_duck.session import Session
+
+_open: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+def connect(
+    path: str | Path | None = None,
+    *,
+    patches: Sequence[str | Path] = (),
+    texts: str | Path | Sequence[str] | None = None,
+    tracer: Callable[[str], None] | None = None,
+) -> Session:
+    """A Session on a connection of its own (in memory), with the vindex at `path` opened if one is given.
+
+    patches are .vlp files that are applied to it, in order; PatchError where one does not fit. texts, a file or
+    texts, is what edits take for ordinary text; None: text that the model writes itself.
+
+    Its schema `lq` is on the search path behind `main`, so `model_graph` and `describe_entity('France')` can be
+    written as they are. tracer is called with every SQL before it runs. Raises VindexError for a path that is no
+    usable vindex.
+    """
+    session = Session(duckdb.connect(":memory:"), carry_out, own=True, tracer=tracer, texts=texts)
+    return _started(session, path, patches)
+
+
+def attach(
+    con: duckdb.DuckDBPyConnection,
+    path: str | Path,
+    schema: str = "lq",
+    *,
+    patches: Sequence[str | Path] = (),
+    texts: str | Path | Sequence[str] | None = None,
+    tracer: Callable[[str], None] | None = None,
+) -> Session:
+    """A Session inside a connection that the caller already has: everything is in `schema`, nothing else changes.
+
+    Write `lq.model_graph`, `lq.describe_entity('France')`. In a database file the schema is an in-memory catalog of
+    that name, so that nothing of it stays in the file. Several vindexes fit into one connection under different
+    names. patches are .vlp files that are applied, in order; they change what this session shows, nothing on disk.
+    texts is as in `connect`.
+    Closing the session removes what it put there. Raises VindexError for a path that is no usable vindex,
+    LarqlError for a schema that exists.
+    """
+    return _started(Session(con, carry_out, schema=schema, tracer=tracer, texts=texts), path, patches)
+
+
+def _started(session: Session, path: str | Path | None, patches: Sequence[str | Path]) -> Session:
+    _open.add(session)
+    try:
+        if path is not None:
+            session.use(path)
+        for patch in patches:
+            session.edits.apply(patch)
+    except BaseException:
+        session.close()
+        raise
+    return session
+
+
+@atexit.register
+def _close_all() -> None:
+    # A DuckDB connection with Python functions that is still open when the interpreter goes away complains loudly.
+    for session in list(_open):
+        with suppress(Exception):
+            session.close()
+
+
+def use(session: Session, request: Request) -> Result:
+    """USE "path": the session's statements speak of this vindex from now on."""
+    vindex = session.use(request.statement.target)
+    relations = session.query(f"SELECT count(*) FROM {session.schema}.relations").one()
+    columns = {
+        "path": TEXT, "model": TEXT, "level": TEXT, "layers": INT, "features": BIG, "relations": BIG,
+    }  # fmt: skip
+    return result_of(
+        columns,
+        [
+            (
+                str(vindex.path), vindex.manifest.model, vindex.level, vindex.n_layers, sum(vindex.n_features),
+                relations,
+            )
+        ],
+    )  # fmt: skip
+
+
+def use_model(session: Session, request: Request) -> Result:
+    """USE MODEL: INFER, EXPLAIN INFER, TRACE and STATS run on a model itself."""
+    auto_extract = request.statement.auto_extract
+    source = session.use_model(request.statement.target, auto_extract=auto_extract)
+    sizes = source.family.sizes(source.config)
+    columns = {"path": TEXT, "model": TEXT, "family": TEXT, "dtype": TEXT, "layers": INT, "features": BIG}
+    row = (
+        str(source.path), source.name, source.family.name, source.dtype, sizes.n_layers, sum(sizes.intermediate),
+    )  # fmt: skip
+    then = "for everything else make a vindex: EXTRACT MODEL ... INTO ..."
+    if auto_extract:
+        then = "a vindex is made when a statement needs one"
+    return result_of(columns, [row], [f"INFER, EXPLAIN INFER, TRACE and STATS run on the model; {then}"])

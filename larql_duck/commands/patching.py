@@ -1,0 +1,107 @@
+"""Patches: BEGIN, SAVE, ROLLBACK, APPLY, REMOVE; and MERGE."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from larql_duck.catalog import VIEWS, arrow_schema
+from larql_duck.editing.merge import merge as merge_vindex
+from larql_duck.lowering.checks import fail
+from larql_duck.lowering.types import Request
+from larql_duck.patches.checksum import base_checksum
+from larql_duck.patches.edit_log import PatchFile
+from larql_duck.patches.operations import UpdateOp
+from larql_duck.patches.vlp import excerpt
+from larql_duck.result import Result
+from larql_duck.session import Session
+from larql_duck.vindex.store import Vindex
+
+# Updates without vectors that a statement names one by one.
+_NAMED = 5
+
+
+def begin(session: Session, request: Request) -> Result:
+    """BEGIN PATCH "f": edits from now on, and those not saved yet, are for this file."""
+    edits = session.edits
+    edits.begin(request.statement.path)
+    n = len(edits.live)
+    return _result(edits.shown()[-1:], [f"{n} edits made before belong to it"] if n else [])
+
+
+def save(session: Session, request: Request) -> Result:
+    """SAVE PATCH ["f"]: the edits that are not saved yet become a file and an applied patch."""
+    patch = session.edits.save(request.statement.path)
+    return _result(session.edits.shown()[-1:], [f"wrote {patch.path}"])
+
+
+def rollback(session: Session, request: Request) -> Result:
+    """ROLLBACK PATCH: the edits that are not saved yet are taken back."""
+    edits = session.edits
+    rows = edits.shown()[len(edits.applied) :]
+    n = edits.rollback()
+    return _result(rows, [f"{n} edits were taken back" if n else "there were no edits to take back"])
+
+
+def apply(session: Session, request: Request) -> Result:
+    """APPLY PATCH "f" [FORCE]: a file's edits hold from now on."""
+    edits = session.edits
+    patch = edits.apply(request.statement.path, request.statement.force)
+    at = next(i for i, p in enumerate(edits.applied) if p is patch)
+    return _result(edits.shown()[at : at + 1], remarks(patch, session.workspace.vindex))
+
+
+def remarks(patch: PatchFile, vindex: Vindex) -> list[str]:
+    """What the user should know about a patch that was just applied to this vindex."""
+    notices = []
+    model = excerpt(patch.base_model) or "an unnamed model"
+    if patch.base_checksum is None and patch.base_model != vindex.manifest.model:
+        notices.append(f"{patch.title} was made for {model} and carries no checksum; its shapes fit")
+    elif patch.base_checksum is not None and patch.base_checksum != base_checksum(vindex):
+        notices.append(f"{patch.title} was made for another base ({model}) and was applied by FORCE")
+    bare = [
+        op
+        for op in patch.operations
+        if isinstance(op, UpdateOp) and op.meta is not None and op.gate is op.up is op.down is None
+    ]
+    for op in bare[:_NAMED]:
+        assert op.meta is not None
+        notices.append(
+            f"layer {op.layer}, feature {op.feature}: the update to {excerpt(op.meta.token)} carries no vectors; "
+            "it changes the token that is shown, nothing that the model computes"
+        )
+    if len(bare) > _NAMED:
+        notices.append(f"{len(bare) - _NAMED} more updates carry no vectors")
+    return notices
+
+
+def remove(session: Session, request: Request) -> Result:
+    """REMOVE PATCH "f": a patch holds no more, everything else is as if it had never been applied."""
+    edits = session.edits
+    rows, before = edits.shown(), list(edits.applied)
+    patch = edits.remove(request.statement.name)
+    at = next(i for i, p in enumerate(before) if p is patch)
+    return _result([rows[at]], [f"{patch.title} holds no more"])
+
+
+def merge(session: Session, request: Request) -> Result:
+    """MERGE "source" [INTO "target"]: what another vindex knows becomes edits of the one in use."""
+    s = request.statement
+    here = session.workspace.vindex.path
+    if s.into is not None and os.path.realpath(here) != os.path.realpath(Path(s.into).expanduser()):
+        raise fail(
+            s,
+            f'INTO "{s.into}": MERGE works on the vindex in use, which is {here}; USE that one first',
+            "into",
+        )
+    return merge_vindex(session.workspace, s.source, rule=s.conflict or "keep_source", dry_run=s.dry_run)
+
+
+def _result(rows: Sequence[dict[str, Any]], notices: Sequence[str]) -> Result:
+    return Result(
+        pa.Table.from_pylist(list(rows), schema=arrow_schema(VIEWS["patches"].columns)), notices=notices
+    )

@@ -1,0 +1,98 @@
+"""INSERT, UPDATE, DELETE and the statements about patches, checked against the catalog.
+
+Each function gives what it resolved, by name: the arguments of the statement's Request. SemanticError for what the
+vindex does not have, LevelError for what it does not store.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from larql_duck.lowering.checks import check_count, check_layer, fail
+from larql_duck.lowering.edge_selection import edge_condition, set_columns
+from larql_duck.lowering.select import lower
+from larql_duck.lowering.types import Query
+
+if TYPE_CHECKING:
+    from larql_duck.lowering.requests import Arguments
+    from larql_duck.lowering.types import Catalog
+    from larql_duck.lql import statements as st
+
+# REBALANCE without FLOOR, CEILING and MAX.
+FLOOR, CEILING, ROUNDS = 0.30, 0.90, 16
+
+
+def insert(s: st.Insert, catalog: Catalog) -> Arguments:
+    """query: the Query whose rows are inserted, None where the statement lists them."""
+    check_layer(s, catalog, s.layer)
+    _check_share(s, s.confidence, "CONFIDENCE")
+    if s.alpha is not None and not (math.isfinite(s.alpha) and s.alpha != 0):
+        raise fail(s, f"ALPHA {s.alpha:g} is out of range: it must be a number other than 0", "alpha")
+    if s.template is not None and s.template.count("{}") != 1:
+        raise fail(s, "TEMPLATE needs {} exactly once, where the entity stands", "template")
+    if s.mode == "compose" and catalog.opened and not catalog.has_weights:
+        catalog.require("inference", "INSERT ... MODE COMPOSE")
+    return {"query": None if s.query is None else lower(s, s.query, catalog)}
+
+
+def delete(s: st.Delete, catalog: Catalog) -> Arguments:
+    """condition: the EdgeCondition of the WHERE."""
+    check_count(s, s.limit, "LIMIT", "limit", low=1)
+    return {"condition": edge_condition(s)}
+
+
+def update(s: st.Update, catalog: Catalog) -> Arguments:
+    """condition: the EdgeCondition of the WHERE, with the values of SET."""
+    check_count(s, s.limit, "LIMIT", "limit", low=1)
+    condition = edge_condition(s)
+    allowed = ("target",) if condition.works_on == "slots" else ("target", "confidence")
+    for name, assignment in zip(set_columns(s), s.assignments, strict=True):
+        if name not in allowed:
+            what = "a feature, SET can change target alone"
+            if condition.works_on == "facts":
+                what = "a fact, SET can change target and, of one that was inserted, confidence"
+            raise fail(s, f"{name} is measured: of {what}", f"assignments.{assignment.column.lower()}")
+    return {"condition": condition}
+
+
+def rebalance(s: st.Rebalance, catalog: Catalog) -> Arguments:
+    """floor and ceiling: the probabilities between which every fact is to lie; rounds: how many passes at most."""
+    check_count(s, s.max_rounds, "MAX", "max_rounds", low=1)
+    floor = FLOOR if s.floor is None else s.floor
+    ceiling = CEILING if s.ceiling is None else s.ceiling
+    _check_share(s, floor, "FLOOR")
+    _check_share(s, ceiling, "CEILING")
+    if floor > ceiling:
+        raise fail(s, f"FLOOR {floor:g} is above CEILING {ceiling:g}", "floor")
+    return {"floor": floor, "ceiling": ceiling, "rounds": ROUNDS if s.max_rounds is None else s.max_rounds}
+
+
+def compact_major(s: st.CompactMajor, catalog: Catalog) -> Arguments:
+    """No arguments; LAMBDA is above 0."""
+    if s.lambda_ is not None and not (math.isfinite(s.lambda_) and s.lambda_ > 0):
+        raise fail(s, f"LAMBDA {s.lambda_:g} is out of range: it must be above 0", "lambda_")
+    return {}
+
+
+def with_file(field: str) -> Callable[[st.Statement, Catalog], Arguments]:
+    """The planner of a statement that names a file in `field` and needs no other check; the field may be None."""
+
+    def check(s: st.Statement, catalog: Catalog) -> Arguments:
+        path = getattr(s, field)
+        if path is not None and (not path.strip() or "\0" in path):
+            raise fail(s, "the name of the file is empty or malformed", field)
+        return {}
+
+    return check
+
+
+def show_patches(s: st.ShowPatches, catalog: Catalog) -> Query:
+    """SHOW PATCHES: the applied patches in order, then the edits that are not saved yet."""
+    return Query(f"SELECT * FROM {catalog.schema}.patches ORDER BY position")
+
+
+def _check_share(s: st.Statement, value: float | None, word: str) -> None:
+    if value is not None and not 0 <= value <= 1:
+        raise fail(s, f"{word} {value:g} is out of range: it must be from 0 to 1", word.lower())

@@ -1,0 +1,115 @@
+"""Statements that Python carries out, checked against the catalog.
+
+Each function gives what it resolved, by name: the arguments of the statement's Request. SemanticError for what the
+vindex does not have, LevelError for what it does not store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from larql_duck.lowering import browse
+from larql_duck.lowering.checks import check_count, check_layer, check_layers, fail
+from larql_duck.lowering.select import lower
+from larql_duck.lowering.types import Query, Request
+
+if TYPE_CHECKING:
+    from larql_duck.lowering.types import Catalog
+    from larql_duck.lql import statements as st
+
+Arguments = Mapping[str, Any]
+
+
+def nothing(s: st.Statement, catalog: Catalog) -> Arguments:
+    """No arguments: the statement says everything."""
+    return {}
+
+
+def stats(s: st.Stats, catalog: Catalog) -> Query | Request:
+    """STATS: a query about the vindex in use; a request for another vindex or a model without one."""
+    if s.path is not None or (catalog.has_model and not catalog.opened):
+        return Request("STATS", s)
+    return browse.stats(s, catalog)
+
+
+def extract(s: st.Extract, catalog: Catalog) -> Arguments:
+    """layers: the first and last layer to extract, None for all."""
+    if s.components:
+        raise fail(
+            s,
+            "COMPONENTS is not used: write WITH BROWSE, WITH INFERENCE or WITH ALL to say what is stored",
+            "components",
+        )
+    if s.layers is not None and len(s.layers) > 1:
+        raise fail(s, "EXTRACT takes one range of layers, as in LAYERS 4-11", "layers")
+    return {"layers": None if s.layers is None else s.layers[0]}
+
+
+def infer(s: st.Infer, catalog: Catalog) -> Arguments:
+    """No arguments; ABLATE, STEER and PATCH name layers and features that there are."""
+    catalog.require("inference", "INFER")
+    check_count(s, s.top, "TOP", "top")
+    check_count(s, s.walk_k, "WALK K", "walk_k", low=1)
+    for slot in s.ablate:
+        check_layer(s, catalog, slot.layer, "ablate")
+        n = catalog.n_features[slot.layer] if catalog.opened else None
+        if slot.feature < 0 or (n is not None and slot.feature >= n):
+            known = "features from 0" if n is None else f"features 0-{n - 1}"
+            raise fail(s, f"feature {slot.feature} is out of range: layer {slot.layer} has {known}", "ablate")
+    for steer in s.steer:
+        check_layer(s, catalog, steer.layer, "steer")
+    for patch in s.patch:
+        check_layer(s, catalog, patch.layer, "patch")
+        if patch.position is not None and patch.position < 0:
+            raise fail(s, f"POSITION {patch.position} is out of range: positions count from 0", "patch")
+    return {}
+
+
+def explain_infer(s: st.Explain, catalog: Catalog) -> Arguments:
+    """layers: those shown, ascending; None for all."""
+    catalog.require("inference", "EXPLAIN INFER")
+    check_count(s, s.top, "TOP", "top")
+    return {"layers": check_layers(s, catalog, s.layers)}
+
+
+def trace(s: st.Trace, catalog: Catalog) -> Arguments:
+    """layers: those shown, ascending; None for all."""
+    catalog.require("inference", "TRACE")
+    return {"layers": check_layers(s, catalog, s.layers)}
+
+
+def probe(s: st.Probe, catalog: Catalog) -> Arguments:
+    """The arguments of `Session.probe`; entities is a Query where the statement has one."""
+    check_count(s, s.limit, "LIMIT", "limit", low=1)
+    if s.templates and len(s.relations) != 1:
+        raise fail(s, "TEMPLATE needs exactly one name after RELATIONS", "templates")
+    if s.templates and s.pack is not None:
+        raise fail(s, "TEMPLATE goes with a relation of your own; leave PACK out", "pack")
+    catalog.require("inference", "PROBE")
+    entities: Any = lower(s, s.query, catalog) if s.query is not None else list(s.entities) or None
+    relations: Any = {s.relations[0]: list(s.templates)} if s.templates else list(s.relations) or None
+    return {
+        "entities": entities,
+        "relations": relations,
+        "pack": s.pack,
+        "limit": s.limit,
+        "save": not s.dry_run,
+    }
+
+
+def compile(s: st.Compile, catalog: Catalog) -> Arguments:
+    """No arguments; the place to write to has a name, and the weights that a model needs are stored."""
+    if not s.into.strip():
+        raise fail(s, "the place to write to has no name", "into")
+    if s.source is None and s.target == "model":
+        catalog.require("inference", "COMPILE INTO MODEL")
+    return {}
+
+
+def diff(s: st.Diff, catalog: Catalog) -> Arguments:
+    """No arguments; the layer of the vindex in use exists."""
+    check_count(s, s.limit, "LIMIT", "limit")
+    if s.layer is not None and None in (s.left, s.right):
+        check_layer(s, catalog, s.layer)
+    return {}

@@ -1,0 +1,64 @@
+"""What the packages below the session may use of it: one open vindex under its edits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from larql_duck.inference.engine import Engine
+    from larql_duck.inference.model import Model
+    from larql_duck.inference.query_vectors import QueryVectors
+    from larql_duck.patches.edit_log import EditLog
+    from larql_duck.patches.overlay import Overlay
+    from larql_duck.progress import Progress
+    from larql_duck.result import Result
+    from larql_duck.vindex.store import Vindex
+
+
+class Workspace(Protocol):
+    """One open vindex, its edits, its model and its tables. A session implements it; `editing`, `diffing`,
+    `compilation` and `extraction` are written against it, or against the parts that they need.
+
+    schema is the DuckDB schema of the tables; texts, a file or texts, is what edits take for ordinary text (None:
+    text that the model writes itself); cache keeps what was computed about the vindex and holds whatever is edited,
+    by kind and path.
+    """
+
+    schema: str
+    texts: str | Path | Sequence[str] | None
+    cache: dict[tuple[str, str], Any]
+
+    @property
+    def progress(self) -> Progress | None:
+        """Called with (stage, done, total) of long work; None where nobody watches."""
+
+    @property
+    def vindex(self) -> Vindex:
+        """The vindex that is open."""
+
+    @property
+    def edits(self) -> EditLog:
+        """The patches that are applied and the edits since."""
+
+    @property
+    def overlay(self) -> Overlay:
+        """What the edits make of the vindex; a new object after every change."""
+
+    @property
+    def model(self) -> Model:
+        """The model under the edits: predictions, explanations, database facts."""
+
+    @property
+    def replaced_tables(self) -> Sequence[str]:
+        """Names of the tables that do not show their stored rows alone, because of edits or probing runs."""
+
+    def engine(self) -> Engine:
+        """The engine of `model`, loaded when first asked for. LevelError where no weights are stored."""
+
+    def vectors(self) -> QueryVectors:
+        """The vectors of prompts and entities."""
+
+    def query(self, sql: str, parameters: list[Any] | None = None) -> Result:
+        """The result of a query of our own; tables are `schema`.name. QueryError where DuckDB refuses it."""
