@@ -12,12 +12,13 @@ import pyarrow as pa
 
 from larql_duck.knowledge.relations import SLOT, Relation, relation_key
 from larql_duck.probing.checkpoint import Checkpoint
-from larql_duck.probing.combine import Answer, combine
+from larql_duck.probing.combine import combine
 from larql_duck.probing.facts import MANY_P
 from larql_duck.probing.measure import measure
+from larql_duck.probing.outcomes import Reply
 from larql_duck.probing.prompts import Question, Variant
-from larql_duck.probing.replies import Reply, replies
-from larql_duck.probing.tables import MeasuredFacts, tables_of
+from larql_duck.probing.replies import replies
+from larql_duck.probing.tables import ProbedFact, tables_of
 from larql_duck.probing.words import normal
 from larql_duck.vindex.manifest import SECTION
 
@@ -96,7 +97,7 @@ def reprobe_pairs(
         by_relation[relation][template][subject] = prompt
     asked: list[Question] = []
     replies_by_question: list[list[Reply]] = []
-    found: list[MeasuredFacts] = []
+    probed: list[list[ProbedFact]] = []
     for name, templates in by_relation.items():
         relation = known_relation(name, tuple(templates), name in many)
         variants = [StoredVariant(i, t, 0, prompts) for i, (t, prompts) in enumerate(templates.items())]
@@ -111,16 +112,19 @@ def reprobe_pairs(
             replace(f, prior=before.get((f.subject, name), {}).get(normal(f.object)))
             for f in combine(own, weights=weights)
         ]
-        confidence = [_confidence(calibration, relation.family, f) for f in facts]
         chosen = [i for i, f in enumerate(facts) if f.rank == 1 or (name in many and f.p >= MANY_P)]
         measured = measure(engine, [facts[i] for i in chosen], checkpoint=Checkpoint(None))
-        place = {i: k for k, i in enumerate(chosen)}
+        features = dict(zip(chosen, measured, strict=True))
         asked.append(question)
         replies_by_question.append(own)
-        listed = [measured[place[i]] if i in place else None for i in range(len(facts))]
-        found.append(MeasuredFacts(facts, confidence, listed, [None] * len(facts)))
+        probed.append(
+            [
+                ProbedFact(f, *calibration.judge(relation.family, f), features.get(i))
+                for i, f in enumerate(facts)
+            ]
+        )
         progress(len(subjects))
-    tables = tables_of(engine.tokenizer, asked, replies_by_question, found)
+    tables = tables_of(engine.tokenizer, asked, replies_by_question, probed)
     return {name: tables[name] for name in ("facts", "edges", "probes")}
 
 
@@ -139,11 +143,6 @@ def _calibration(kept: Mapping[str, Any]) -> Calibration:
     from larql_duck.probing.calibrate import Calibration
 
     return Calibration.from_json(kept.get("calibration") or {})
-
-
-def _confidence(calibration: Calibration, family: str, fact: Answer) -> tuple[float, bool]:
-    value = calibration.confidence(family, fact.score)
-    return (fact.p, False) if value is None else (value, True)
 
 
 def _weights(kept: Mapping[str, Any], relation: str, n: int) -> dict[int, float] | None:

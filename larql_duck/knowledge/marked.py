@@ -1,6 +1,6 @@
 """Pack files read strictly, every value with its line: YAML trees and CSV rows, or a PackError.
 
-Nothing here knows what a relation is; `larql_duck.probing.packs` gives the values their meaning.
+Nothing here knows what a relation is; `packfile` gives the values their meaning.
 """
 
 from __future__ import annotations
@@ -70,10 +70,12 @@ def read_yaml(path: Path) -> Node:
     import yaml
 
     text = _read_text(path, MAX_YAML_BYTES)
-    # Events rather than constructed objects: no tag can build anything, and every value has its mark.
+    # Nodes rather than constructed objects: no tag can build anything, and every value has its line.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        return _compose(yaml.parse(text, Loader=loader), path)
+        # Before the tree is made: no alias may repeat what it names, no nesting may exhaust the stack.
+        _refuse(yaml.parse(text, Loader=loader), path)
+        documents = [_node(root, path) for root in yaml.compose_all(text, Loader=loader)]
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = None if mark is None else min(mark.line + 1, text.count("\n") + 1)
@@ -81,6 +83,11 @@ def read_yaml(path: Path) -> Node:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         _fail(f"not valid YAML: a character that YAML does not allow ({error.reason})", path, line)
+    if not documents:
+        _fail("empty; a pack needs at least 'pack' and 'relations'", path, 1)
+    if len(documents) > 1:
+        _fail("more than one YAML document; a pack is one document", path, documents[1].line)
+    return documents[0]
 
 
 def read_rows(path: Path) -> list[PackRow]:
@@ -160,58 +167,42 @@ def _read_text(path: Path, limit: int) -> str:
         _fail("not UTF-8; save the file as UTF-8", path, data.count(b"\n", 0, error.start) + 1)
 
 
-def _compose(events: Iterator[Any], path: Path) -> Node:
+def _refuse(events: Iterator[Any], path: Path) -> None:
+    """Raise PackError at the first anchor, alias, tag or too deep collection among a YAML text's parser events."""
     import yaml
 
-    root: Node | None = None
-    stack: list[Node] = []
-    keys: list[str | None] = []  # per open collection: the mapping key that waits for its value
-
-    def add(node: Node) -> None:
-        nonlocal root
-        if not stack:
-            if root is not None:
-                _fail("more than one YAML document; a pack is one document", path, node.line)
-            root = node
-            return
-        parent = stack[-1].value
-        if isinstance(parent, list):
-            parent.append(node)
-            return
-        assert isinstance(parent, dict)
-        key = keys[-1]
-        if key is not None:
-            parent[key] = node
-            keys[-1] = None
-        elif not isinstance(node.value, str):
-            _fail("a key must be a text", path, node.line)
-        elif node.value in stack[-1].key_lines:
-            _fail(f"{node.value}: the key is given twice", path, node.line, node.value)
-        else:
-            stack[-1].key_lines[node.value] = node.line
-            keys[-1] = node.value
-
+    depth = 0
     for event in events:
         line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             _fail("anchors and aliases (& and *) are not allowed in a pack; write the value out", path, line)
         if getattr(event, "tag", None):
             _fail(f"the tag {event.tag} is not allowed in a pack", path, line)
-        if isinstance(event, yaml.ScalarEvent):
-            add(Node(line, event.value, plain=event.style is None or event.style == ""))
-        elif isinstance(event, (yaml.SequenceStartEvent, yaml.MappingStartEvent)):
-            node = Node(line, [] if isinstance(event, yaml.SequenceStartEvent) else {})
-            add(node)
-            stack.append(node)
-            keys.append(None)
-            if len(stack) > MAX_DEPTH:
-                _fail("nested too deeply for a pack", path, line)
-        elif isinstance(event, (yaml.SequenceEndEvent, yaml.MappingEndEvent)):
-            stack.pop()
-            keys.pop()
-    if root is None:
-        _fail("empty; a pack needs at least 'pack' and 'relations'", path, 1)
-    return root
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            _fail("nested too deeply for a pack", path, line)
+
+
+def _node(node: Any, path: Path) -> Node:
+    """A yaml node and all below it as a Node; PackError for a key that is no text or given twice."""
+    import yaml
+
+    line = node.start_mark.line + 1
+    if isinstance(node, yaml.ScalarNode):
+        return Node(line, node.value, plain=not node.style)
+    if isinstance(node, yaml.SequenceNode):
+        return Node(line, [_node(item, path) for item in node.value])
+    values: dict[str, Node] = {}
+    key_lines: dict[str, int] = {}
+    for key, value in node.value:
+        key_line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode):
+            _fail("a key must be a text", path, key_line)
+        if key.value in values:
+            _fail(f"{key.value}: the key is given twice", path, key_line, key.value)
+        values[key.value] = _node(value, path)
+        key_lines[key.value] = key_line
+    return Node(line, values, key_lines=key_lines)
 
 
 def _header(cells: list[str], path: Path) -> list[str]:

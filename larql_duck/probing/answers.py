@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch
+
+from larql_duck.inference.batch import pad
+from larql_duck.inference.engine import Engine
+from larql_duck.inference.generate import greedy
+from larql_duck.inference.prefix import Prefix, fork_cache, prefill
+from larql_duck.probing.outcomes import NO_ARTICLE, Candidate, Outcome
 from larql_duck.probing.words import answer_text, begins_answer, find_answer, is_function_word, is_opener
 
 if TYPE_CHECKING:
-    import torch
     from transformers import DynamicCache
-
-    from larql_duck.inference.engine import Engine
-    from larql_duck.inference.prefix import Prefix
 
 # Tokens kept of each next-token distribution; what lies beyond counts as 0 in priors.
 TOP = 32
@@ -24,39 +28,6 @@ ANSWER_P = 0.1
 MAX_ANSWERS = 4
 # Tokens after the first one that an answer may have.
 MAX_TOKENS = 8
-NO_ARTICLE = -1
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One answer to a prompt: its text, first token id, the id of the article or quotation mark looked past
-    (NO_ARTICLE: none).
-
-    p is the probability that the answer begins with that token, directly or after an article; p_string that of the
-    whole answer.
-    """
-
-    object: str
-    first: int
-    article: int
-    p: float
-    p_string: float
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The outcome of one prompt: its most probable next token (decoded; p, entropy in nats), and the answers, best first.
-
-    top maps token id -> probability of beginning the answer (articles looked past), TOP entries. candidates is
-    empty when the most probable beginning is no answer: a function word, punctuation, a byte.
-    """
-
-    predicted_id: int
-    predicted: str
-    p: float
-    entropy: float
-    top: dict[int, float]
-    candidates: tuple[Candidate, ...]
 
 
 @dataclass(frozen=True)
@@ -72,7 +43,7 @@ class _Way:
 
 @dataclass
 class _Step:
-    """A prefix, and the cache and next-token probabilities after its waiting tokens."""
+    """A prefix, and the cache and next-token probabilities [rows, vocab] after its waiting tokens."""
 
     prefix: Prefix
     cache: DynamicCache
@@ -92,11 +63,6 @@ class _Chosen:
 
 def ask(engine: Engine, form: str, ids: Sequence[Sequence[int]]) -> list[Outcome]:
     """The outcome of every prompt, given as token ids; `form` is the relation's answer form."""
-    import torch
-
-    from larql_duck.inference.batch import pad
-    from larql_duck.inference.prefix import prefill
-
     with torch.inference_mode():
         prefix = prefill(engine, pad(ids, device=engine.device))
         logits, cache = prefix.advanced()
@@ -108,8 +74,7 @@ def ask(engine: Engine, form: str, ids: Sequence[Sequence[int]]) -> list[Outcome
         ways, articles = _direct_ways(engine, direct)
         steps = [direct]
         if articles:
-            steps.append(_after_articles(direct, articles))
-            _add_ways(steps[1], articles, ways)
+            steps.append(_after_articles(direct, articles, ways))
         totals = [_totals(row) for row in ways]
         chosen = [c for i, row in enumerate(ways) for c in _choose(engine, form, i, row, totals[i])]
         _decode(engine, form, steps, chosen)
@@ -137,39 +102,34 @@ def _direct_ways(engine: Engine, step: _Step) -> tuple[list[list[_Way]], list[_W
     ways: list[list[_Way]] = []
     articles: list[_Way] = []
     for row, (ps, ts) in enumerate(zip(values.tolist(), tokens.tolist(), strict=True)):
-        own = [_Way(t, p, 0, row, NO_ARTICLE) for t, p in zip(ts, ps, strict=True)]
-        past = [w for w in own if w.p >= ARTICLE_P and is_opener(engine.tokenizer.token(w.token))][:2]
-        articles += past
-        ways.append([w for w in own if w not in past])
+        likely = [_Way(t, p, 0, row, NO_ARTICLE) for t, p in zip(ts, ps, strict=True)]
+        openers = [w for w in likely if w.p >= ARTICLE_P and is_opener(engine.tokenizer.token(w.token))][:2]
+        articles += openers
+        ways.append([w for w in likely if w not in openers])
     return ways, articles
 
 
-def _after_articles(direct: _Step, articles: Sequence[_Way]) -> _Step:
-    import torch
-
-    from larql_duck.inference.prefix import fork_cache
-
+def _after_articles(direct: _Step, articles: Sequence[_Way], ways: Sequence[list[_Way]]) -> _Step:
+    """The step behind the articles that are looked past; its most probable tokens become `ways` of their prompts."""
     device = direct.probabilities.device
     rows = torch.tensor([w.row for w in articles], device=device)
     tokens = torch.tensor([w.token for w in articles], device=device)
     prefix = direct.prefix.then(tokens, rows, fork_cache(direct.cache, rows))
     logits, cache = prefix.advanced()
-    return _Step(prefix, cache, torch.softmax(logits, dim=-1))
-
-
-def _add_ways(step: _Step, articles: Sequence[_Way], ways: list[list[_Way]]) -> None:
-    values, tokens = step.probabilities.topk(min(TOP, step.probabilities.shape[1]), dim=-1)
+    step = _Step(prefix, cache, torch.softmax(logits, dim=-1))
+    values, best = step.probabilities.topk(min(TOP, logits.shape[1]), dim=-1)
     for i, article in enumerate(articles):
-        for token, p in zip(tokens[i].tolist(), values[i].tolist(), strict=True):
+        for token, p in zip(best[i].tolist(), values[i].tolist(), strict=True):
             ways[article.row].append(_Way(token, article.p * p, 1, i, article.token))
+    return step
 
 
 def _totals(ways: Sequence[_Way]) -> list[tuple[int, float]]:
     """(token, probability summed over its ways), most probable first."""
-    out: dict[int, float] = {}
+    totals: dict[int, float] = defaultdict(float)
     for way in ways:
-        out[way.token] = out.get(way.token, 0.0) + way.p
-    return sorted(out.items(), key=lambda item: (-item[1], item[0]))
+        totals[way.token] += way.p
+    return sorted(totals.items(), key=lambda item: (-item[1], item[0]))
 
 
 def _choose(
@@ -177,7 +137,7 @@ def _choose(
 ) -> list[_Chosen]:
     """The beginnings worth decoding, along each one's most probable way; none when the best is no answer."""
     out: list[_Chosen] = []
-    for token, p in totals[: TOP if totals else 0]:
+    for token, p in totals[:TOP]:
         if out and (p < ANSWER_P or len(out) == MAX_ANSWERS):
             break
         text = engine.tokenizer.token(token)
@@ -191,26 +151,20 @@ def _choose(
 
 def _decode(engine: Engine, form: str, steps: Sequence[_Step], chosen: Sequence[_Chosen]) -> None:
     """Fill in each chosen beginning's tokens, greedily, until the text shows where its answer ends."""
-    import torch
-
-    from larql_duck.inference.generate import greedy
-    from larql_duck.inference.prefix import fork_cache
-
     for number, step in enumerate(steps):
-        own = [c for c in chosen if c.way.step == number]
-        if not own:
+        here = [c for c in chosen if c.way.step == number]
+        if not here:
             continue
         device = step.probabilities.device
-        rows = torch.tensor([c.way.row for c in own], device=device)
-        tokens = torch.tensor([c.way.token for c in own], device=device)
+        rows = torch.tensor([c.way.row for c in here], device=device)
+        tokens = torch.tensor([c.way.token for c in here], device=device)
 
-        def ended(i: int, ids: list[int], own: list[_Chosen] = own) -> bool:
-            if engine.tokenizer.is_special(ids[-1]):
-                return True
-            return find_answer(engine.tokenizer.decode([own[i].way.token, *ids]), form).closed
+        def ended(i: int, ids: list[int], here: list[_Chosen] = here) -> bool:
+            text = engine.tokenizer.decode([here[i].way.token, *ids])
+            return engine.tokenizer.is_special(ids[-1]) or find_answer(text, form).closed
 
         prefix = step.prefix.then(tokens, rows, fork_cache(step.cache, rows))
-        for c, more in zip(own, greedy(prefix, max_tokens=MAX_TOKENS, stop=ended), strict=True):
+        for c, more in zip(here, greedy(prefix, max_tokens=MAX_TOKENS, stop=ended), strict=True):
             c.ids, c.p_tokens = list(more.ids), list(more.p)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -29,25 +29,24 @@ class Checkpoint:
         if directory is not None:
             directory.mkdir(parents=True, exist_ok=True)
 
-    def key(self, kind: str, *parts: object) -> str:
-        """The file stem of one batch: its kind and a hash of the context and the parts (JSON values)."""
-        text = json.dumps([self._context, kind, *parts], default=str)
-        return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+    def table(
+        self, kind: str, parts: object, schema: pa.Schema, n_rows: int, make: Callable[[], pa.Table]
+    ) -> pa.Table:
+        """The batch's table of n_rows rows with this schema: the stored one, else what `make` returns, then stored.
 
-    def load(self, key: str, schema: pa.Schema) -> pa.Table | None:
-        """The batch stored under `key`; None when there is none, or one that a crash or another version damaged."""
+        It is stored under its kind and a hash of the context and `parts` (JSON values). A file that a crash or
+        another version damaged counts as none.
+        """
         if self.directory is None:
-            return None
-        path = self.directory / f"{key}.parquet"
+            return make()
+        text = json.dumps([self._context, kind, parts], default=str)
+        path = self.directory / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:32]}.parquet"
         try:
             table = pq.read_table(path)
         except (OSError, pa.ArrowException):
-            return None
-        return table if table.schema.equals(schema) else None
-
-    def save(self, key: str, table: pa.Table) -> None:
-        """Store the batch, whole or not at all."""
-        if self.directory is None:
-            return
-        with replacing(self.directory / f"{key}.parquet", sync=False) as temporary:
-            pq.write_table(table, temporary, compression="zstd")
+            table = None
+        if table is None or not table.schema.equals(schema) or table.num_rows != n_rows:
+            table = make()
+            with replacing(path, sync=False) as temporary:
+                pq.write_table(table, temporary, compression="zstd")
+        return table

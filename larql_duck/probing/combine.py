@@ -1,13 +1,12 @@
-"""Several replies about one subject made into ranked facts: answers that agree are one answer."""
+"""Several replies about one subject made into ranked answers: those that agree are one answer."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from larql_duck.probing.answers import NO_ARTICLE
-from larql_duck.probing.replies import Reply
+from larql_duck.probing.outcomes import NO_ARTICLE, Candidate, Reply
 from larql_duck.probing.words import normal
 
 
@@ -36,146 +35,126 @@ class Answer:
     first: int
     article: int
 
-    @property
-    def key(self) -> str:
-        """The normalised object: equal for answers that count as the same."""
-        return normal(self.object)
-
 
 @dataclass
-class _AnswerEvidence:
-    """One normalised answer of a subject over its replies: per variant p, p of the string, and how it was written."""
+class _Evidence:
+    """One normalised answer of a subject: per variant p, p of the string, and the candidate with the highest p."""
 
-    p: dict[int, float]
-    p_string: dict[int, float]
-    best: dict[int, tuple[float, str, int, int]]
-    firsts: set[int]
+    p: dict[int, float] = field(default_factory=dict)
+    p_string: dict[int, float] = field(default_factory=lambda: defaultdict(float))
+    best: dict[int, Candidate] = field(default_factory=dict)
+    firsts: set[int] = field(default_factory=set)
 
 
 def combine(
     replies: Sequence[Reply], *, top_n: int = 3, weights: Mapping[int, float] | None = None
 ) -> list[Answer]:
-    """The facts of one relation from all of its replies: at most top_n a subject, subjects in order of appearance.
+    """The answers of one relation from all of its replies: at most top_n a subject, subjects in order of appearance.
 
     Ranked by the mean probability over the subject's variants; ties go to the answer that came first. weights says
     how much each variant counts (default: all the same); replies of variants without a weight are left out.
     """
-    if weights is not None:
-        replies = [r for r in replies if weights.get(r.variant)]
+    if weights is None:
+        weights = dict.fromkeys((r.variant for r in replies), 1.0)
+    counted = [r for r in replies if weights.get(r.variant)]
     by_subject: dict[str, list[Reply]] = defaultdict(list)
-    for reply in replies:
+    for reply in counted:
         by_subject[reply.subject].append(reply)
-    sums, counts = _token_sums(replies)
-    out: list[Answer] = []
-    for subject, own in by_subject.items():
-        out += _facts(subject, own, weights, sums, counts, top_n)
-    return out
+    priors = _Priors(counted)
+    return [
+        a for subject, about in by_subject.items() for a in _ranked(subject, about, weights, priors, top_n)
+    ]
 
 
-def _token_sums(
-    replies: Sequence[Reply],
-) -> tuple[Mapping[int, Mapping[int, float]], Mapping[int, int]]:
-    """Per variant: token -> its probability summed over all subjects, and the number of subjects."""
-    sums: dict[int, dict[int, float]] = defaultdict(lambda: defaultdict(float))
-    counts: dict[int, int] = defaultdict(int)
-    for reply in replies:
-        counts[reply.variant] += 1
-        for token, p in reply.outcome.top.items():
-            sums[reply.variant][token] += p
-    return sums, counts
-
-
-def _facts(
-    subject: str,
-    replies: Sequence[Reply],
-    weights: Mapping[int, float] | None,
-    sums: Mapping[int, Mapping[int, float]],
-    counts: Mapping[int, int],
-    top_n: int,
+def _ranked(
+    subject: str, replies: Sequence[Reply], weights: Mapping[int, float], priors: _Priors, top_n: int
 ) -> list[Answer]:
-    answers, leaders = _answers(replies)
-    weight = {r.variant: 1.0 if weights is None else weights[r.variant] for r in replies}
-    total = sum(weight.values())
-    scores = {key: sum(weight[v] * p for v, p in a.p.items()) / total for key, a in answers.items()}
-    order = sorted(answers, key=lambda key: -scores[key])  # stable: first seen first
+    evidence, leaders = _evidence(replies)
     prompts = {reply.variant: reply.prompt for reply in replies}
-    out: list[Answer] = []
-    for rank, key in enumerate(order[:top_n], start=1):
-        answer = answers[key]
+    total = sum(weights[v] for v in prompts)
+    scores = {key: sum(weights[v] * p for v, p in e.p.items()) / total for key, e in evidence.items()}
+    ranked: list[Answer] = []
+    # Stable: of equal scores the first one seen comes first.
+    for key in sorted(evidence, key=lambda key: -scores[key])[:top_n]:
+        e = evidence[key]
         agree = [v for v, leader in leaders.items() if leader == key]
-        if out:
-            p = min(scores[key], out[-1].p)
+        if ranked:
+            p = min(scores[key], ranked[-1].p)
         else:
-            p = sum(answer.p[v] for v in agree) / len(agree) if agree else scores[key]
-        ways = agree or list(answer.best)
-        whole = sum(answer.p_string.get(v, 0.0) / answer.p[v] for v in ways if answer.p[v]) / len(ways)
-        variant = max((v for v in ways if v in answer.best), key=lambda v: (answer.best[v][0], -v))
-        _, written, first, article = answer.best[variant]
-        out.append(
+            p = sum(e.p[v] for v in agree) / len(agree) if agree else scores[key]
+        ways = agree or list(e.best)
+        whole = sum(e.p_string.get(v, 0.0) / e.p[v] for v in ways if e.p[v]) / len(ways)
+        variant = max((v for v in ways if v in e.best), key=lambda v: (e.best[v].p, -v))
+        best = e.best[variant]
+        ranked.append(
             Answer(
                 subject=subject,
-                object=written,
-                rank=rank,
+                object=best.object,
+                rank=len(ranked) + 1,
                 score=scores[key],
                 p=p,
                 p_string=p * whole,
-                prior=_prior(answer.firsts, replies, sums, counts),
+                prior=priors.of(e.firsts, replies),
                 n_templates=len(agree),
                 prompt=prompts[variant],
                 variant=variant,
-                first=first,
-                article=article,
+                first=best.first,
+                article=best.article,
             )
         )
-    return out
+    return ranked
 
 
-def _answers(replies: Sequence[Reply]) -> tuple[dict[str, _AnswerEvidence], dict[int, str]]:
+def _evidence(replies: Sequence[Reply]) -> tuple[dict[str, _Evidence], dict[int, str]]:
     """Normalised answer -> what every variant says of it, and each variant's best answer."""
-    answers: dict[str, _AnswerEvidence] = {}
+    evidence: dict[str, _Evidence] = defaultdict(_Evidence)
     leaders: dict[int, str] = {}
     for reply in replies:
-        own: dict[str, float] = defaultdict(float)
+        variant = reply.variant
+        totals: dict[str, float] = defaultdict(float)
         for c in reply.outcome.candidates:
             key = normal(c.object)
-            answer = answers.setdefault(key, _AnswerEvidence({}, {}, {}, set()))
-            own[key] += c.p
-            answer.p_string[reply.variant] = answer.p_string.get(reply.variant, 0.0) + c.p_string
-            answer.firsts.add(c.first)
-            if reply.variant not in answer.best or c.p > answer.best[reply.variant][0]:
-                answer.best[reply.variant] = (c.p, c.object, c.first, c.article)
-        for key, p in own.items():
-            answers[key].p[reply.variant] = p
-        if own:
-            leaders[reply.variant] = max(own, key=lambda key: own[key])
-    for key, answer in answers.items():
+            e = evidence[key]
+            totals[key] += c.p
+            e.p_string[variant] += c.p_string
+            e.firsts.add(c.first)
+            if variant not in e.best or c.p > e.best[variant].p:
+                e.best[variant] = c
+        for key, p in totals.items():
+            evidence[key].p[variant] = p
+        if totals:
+            leaders[variant] = max(totals, key=lambda key: totals[key])
+    for key, e in evidence.items():
         for reply in replies:
-            if reply.variant in answer.p:
-                continue
-            # Not decoded there: its first tokens' probability counts, unless they began another answer.
-            taken = {c.first for c in reply.outcome.candidates if normal(c.object) != key}
-            answer.p[reply.variant] = sum(reply.outcome.top.get(t, 0.0) for t in answer.firsts - taken)
-    return answers, leaders
+            if reply.variant not in e.p:
+                # Not decoded there: its first tokens' probability counts, unless they began another answer.
+                taken = {c.first for c in reply.outcome.candidates if normal(c.object) != key}
+                e.p[reply.variant] = sum(reply.outcome.top.get(t, 0.0) for t in e.firsts - taken)
+    return evidence, leaders
 
 
-def _prior(
-    firsts: set[int],
-    replies: Sequence[Reply],
-    sums: Mapping[int, Mapping[int, float]],
-    counts: Mapping[int, int],
-) -> float | None:
-    total, n = 0.0, 0
-    for reply in replies:
-        others = counts[reply.variant] - 1
-        if others < 1:
-            continue
-        own = sum(reply.outcome.top.get(t, 0.0) for t in firsts)
-        every = sum(sums[reply.variant].get(t, 0.0) for t in firsts)
-        total += max(0.0, every - own) / others
-        n += 1
-    return total / n if n else None
+class _Priors:
+    """How probable first tokens are for a relation's subjects, per variant."""
+
+    def __init__(self, replies: Sequence[Reply]) -> None:
+        self._sums: dict[int, dict[int, float]] = defaultdict(lambda: defaultdict(float))
+        self._counts = Counter(reply.variant for reply in replies)
+        for reply in replies:
+            for token, p in reply.outcome.top.items():
+                self._sums[reply.variant][token] += p
+
+    def of(self, firsts: set[int], replies: Sequence[Reply]) -> float | None:
+        """The mean probability of these first tokens over subjects other than these replies'; None without any."""
+        means: list[float] = []
+        for reply in replies:
+            others = self._counts[reply.variant] - 1
+            if others >= 1:
+                here = sum(reply.outcome.top.get(t, 0.0) for t in firsts)
+                everywhere = sum(self._sums[reply.variant].get(t, 0.0) for t in firsts)
+                means.append(max(0.0, everywhere - here) / others)
+        return sum(means) / len(means) if means else None
 
 
-def prompt_ids(encoded: Sequence[int], fact: Answer) -> list[int]:
-    """The token ids after which the fact's first token stands: the encoded prompt and the article looked past."""
-    return [*encoded] if fact.article == NO_ARTICLE else [*encoded, fact.article]
+def prompt_ids(encoded: Sequence[int], answer: Answer) -> list[int]:
+    """The token ids after which the answer's first token stands: the encoded prompt and the article looked past."""
+    return [*encoded] if answer.article == NO_ARTICLE else [*encoded, answer.article]

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from larql_duck.aliases import Slot
+from larql_duck.inference.effects import effects_after
+from larql_duck.inference.engine import Engine
+from larql_duck.inference.prefix import prefill
 from larql_duck.probing.words import normal
 from larql_duck.progress import Ticker
-
-if TYPE_CHECKING:
-    import torch
-
-    from larql_duck.inference.engine import Engine
 
 # Features whose absolute activation is nearest to the listed one's: one of these is drawn in its place.
 _NEAREST = 16
@@ -51,18 +51,15 @@ def controls(
     A random feature has an absolute activation near the listed one's and lies in the same layer. Facts at whose prompt
     the model's next token does not begin the object (they were found under another reading) are left out.
     """
-    listed: dict[tuple[str, str, str], list[Slot]] = {}
+    listed: dict[tuple[str, str, str], list[Slot]] = defaultdict(list)
     columns = edges.select(["subject", "relation", "object", "layer", "feature", "source"]).to_pydict()
     for subject, relation, answer, layer, feature, source in zip(*columns.values(), strict=True):
         if source == "probe":
-            listed.setdefault((subject, relation, answer), []).append((layer, feature))
+            listed[subject, relation, answer].append((layer, feature))
     rows = [
         row
         for row in facts.to_pylist()
-        if row["source"] == "probe"
-        and row["rank"] == 1
-        and row["p"] >= least_p
-        and (row["subject"], row["relation"], row["object"]) in listed
+        if (row["source"], row["rank"]) == ("probe", 1) and row["p"] >= least_p and _fact(row) in listed
     ]
     rows.sort(key=lambda r: hashlib.sha256(f"{seed}\0{r['relation']}\0{r['subject']}".encode()).digest())
     rows = sorted(rows[:sample], key=lambda r: len(r["prompt"]))
@@ -70,35 +67,32 @@ def controls(
     out: list[Control] = []
     for start in range(0, len(rows), _BATCH):
         part = rows[start : start + _BATCH]
-        slots = [listed[r["subject"], r["relation"], r["object"]] for r in part]
-        out += _measured(engine, part, slots, random)
-        done(min(start + _BATCH, len(rows)), len(rows))
+        out += _measured(engine, part, [listed[_fact(r)] for r in part], random)
+        done(start + len(part), len(rows))
     return out
 
 
-def _measured(
-    engine: Engine,
-    rows: Sequence[dict[str, object]],
-    slots: Sequence[list[Slot]],
-    random: np.random.Generator,
-) -> list[Control]:
-    from larql_duck.inference.effects import effects_after
-    from larql_duck.inference.prefix import prefill
+def _fact(row: dict[str, Any]) -> tuple[str, str, str]:
+    return row["subject"], row["relation"], row["object"]
 
-    prefix = prefill(engine, [str(r["prompt"]) for r in rows])
+
+def _measured(
+    engine: Engine, rows: Sequence[dict[str, Any]], slots: Sequence[list[Slot]], random: np.random.Generator
+) -> list[Control]:
+    prefix = prefill(engine, [r["prompt"] for r in rows])
     with engine.recording({"residual", "activation"}) as capture:
         logits = prefix.step()
     tokens = [int(t) for t in logits.argmax(dim=1)]
     activation = capture.need("activation").float().abs()
-    drawn = [_drawn(activation[:, i], own, random) for i, own in enumerate(slots)]
-    without = [
-        effects_after(prefix, capture, logits, tokens, chosen, single=0).together.tolist()
-        for chosen in (slots, drawn)
+    drawn = [_drawn(activation[:, i], listed, random) for i, listed in enumerate(slots)]
+    drops = [
+        effects_after(prefix, capture, logits, tokens, ablated, single=0).together.tolist()
+        for ablated in (slots, drawn)
     ]
     return [
-        Control(str(r["subject"]), str(r["relation"]), str(r["object"]), float(str(r["p"])), *pair)
-        for r, token, *pair in zip(rows, tokens, *without, strict=True)
-        if _begins(str(r["object"]), engine.tokenizer.token(token))
+        Control(*_fact(r), r["p"], listed, other)
+        for r, token, listed, other in zip(rows, tokens, *drops, strict=True)
+        if _begins(r["object"], engine.tokenizer.token(token))
     ]
 
 

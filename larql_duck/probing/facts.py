@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,8 +18,8 @@ from larql_duck.probing.combine import Answer, combine
 from larql_duck.probing.measure import measure
 from larql_duck.probing.prompts import Question, questions
 from larql_duck.probing.replies import Reply, replies
-from larql_duck.probing.specific import SpecificEffects, specifics
-from larql_duck.probing.tables import MeasuredFacts, tables_of
+from larql_duck.probing.specific import specifics
+from larql_duck.probing.tables import ProbedFact, tables_of
 from larql_duck.progress import Ticker
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 # A further answer of a relation with many answers becomes a triple, and so has features, from this p on.
 MANY_P = 0.1
+# Prompts over which mean activations are taken.
+_MEAN_PROMPTS = 64
 
 
 @dataclass(frozen=True)
@@ -41,30 +44,6 @@ class Probed:
     calibration: Calibration
     report: dict[str, Any]
     notices: list[str] = field(default_factory=list)
-
-
-def probe_facts(
-    engine: Engine,
-    asked: Pack | Iterable[Relation] | str | Path,
-    *,
-    relations: Iterable[str] | None = None,
-    limit: int | None = None,
-    progress: Ticker | None = None,
-    checkpoint: Path | None = None,
-    top_n: int = 3,
-    **options: Any,
-) -> dict[str, pa.Table]:
-    """The tables facts, probes, edges, relations and feature_relations of a probing run; see `probe` for options."""
-    return probe(
-        engine,
-        asked,
-        relations=relations,
-        limit=limit,
-        progress=progress,
-        checkpoint=checkpoint,
-        top_n=top_n,
-        **options,
-    ).tables
 
 
 def probe(
@@ -99,25 +78,27 @@ def probe(
         raise LarqlError(f"ablation {ablation!r} is not known; use 'zero' or 'mean'")
     if top_n < 1 or (limit is not None and limit < 1):
         raise LarqlError("top_n and limit must be at least 1")
-    asked_questions = questions(
-        asked, relations=relations, limit=limit, max_prompts=max_prompts, few_shot=few_shot
-    )
-    if not asked_questions:
+    asking = questions(asked, relations=relations, limit=limit, max_prompts=max_prompts, few_shot=few_shot)
+    if not asking:
         raise LarqlError("nothing to ask: the pack has no relation with subjects")
     store = Checkpoint(checkpoint, [engine.fingerprint, str(engine.model.dtype)])
-    tick = _Ticker(asked_questions, progress)
+    # One step a prompt, then one a subject whose facts are measured.
+    tick = _counter(sum(q.n_prompts + len(q.relation.entities) for q in asking), progress)
     notices: list[str] = []
-    said = [_ask(engine, q, store, tick, notices) for q in asked_questions]
-    judged = calibrate(
-        [RelationReplies(q.relation, tuple(own)) for q, own in zip(asked_questions, said, strict=True)],
+    replied = [_ask(engine, q, store, tick, notices) for q in asking]
+    calibrated = calibrate(
+        [RelationReplies(q.relation, tuple(r)) for q, r in zip(asking, replied, strict=True)],
         top_n=top_n,
         known=calibration,
     )
-    found: list[MeasuredFacts] = []
-    for question, facts, confidence in zip(asked_questions, judged.facts, judged.confidence, strict=True):
-        found.append(_carry(engine, question, facts, confidence, ablation, specific, checkpoint, tick))
-    tables = tables_of(engine.tokenizer, asked_questions, said, found)
-    return Probed(tables, judged.calibration, judged.report, notices)
+    facts = [
+        _measured(engine, question, answers, confidence, ablation, specific, checkpoint, tick)
+        for question, answers, confidence in zip(
+            asking, calibrated.answers, calibrated.confidence, strict=True
+        )
+    ]
+    tables = tables_of(engine.tokenizer, asking, replied, facts)
+    return Probed(tables, calibrated.calibration, calibrated.report, notices)
 
 
 def ask_subjects(
@@ -132,51 +113,36 @@ def ask_subjects(
 
     Subjects without an answer are missing. One batched pass per template; for the questions of a query.
     """
-    own = relation if subjects is None else relation.over(subjects)
-    said: list[Reply] = []
-    for question in questions([own], few_shot=few_shot):
-        for variant in question.variants:
-            said += replies(engine, question, variant, checkpoint=Checkpoint(None))[0]
-    return combine(said, top_n=top_n)
+    asked = relation if subjects is None else relation.over(subjects)
+    replied = [
+        reply
+        for question in questions([asked], few_shot=few_shot)
+        for variant in question.variants
+        for reply in replies(engine, question, variant, checkpoint=Checkpoint(None))[0]
+    ]
+    return combine(replied, top_n=top_n)
 
 
-class _Ticker:
-    """Counts steps: one a prompt, then one a subject whose facts are measured."""
+def _counter(total: int, progress: Ticker | None) -> Callable[[int | Fraction], None]:
+    """A function that counts steps, also parts of one, and reports whole ones."""
+    done = Fraction(0)
 
-    def __init__(self, asked: Sequence[Question], progress: Ticker | None) -> None:
-        self._progress = progress
-        self.done = 0
-        self._total = sum(q.n_prompts + len(q.relation.entities) for q in asked)
+    def tick(steps: int | Fraction) -> None:
+        nonlocal done
+        before, done = done, done + steps
+        if progress is not None and int(done) > int(before):
+            progress(int(done), total)
 
-    def __call__(self, n: int) -> None:
-        self.reach(self.done + n)
-
-    def reach(self, done: int) -> None:
-        """`done` steps are done; fewer than before change nothing."""
-        if done > self.done:
-            self.done = min(done, self._total)
-            if self._progress is not None:
-                self._progress(self.done, self._total)
-
-    def within(self, steps: int, n: int) -> Callable[[int], None]:
-        """A counter of n smaller steps that together make up the next `steps`."""
-        start, count = self.done, 0
-
-        def done(more: int) -> None:
-            nonlocal count
-            count += more
-            self.reach(start + steps * min(count, n) // max(n, 1))
-
-        return done
+    return tick
 
 
 def _ask(
-    engine: Engine, question: Question, store: Checkpoint, tick: _Ticker, notices: list[str]
+    engine: Engine, question: Question, store: Checkpoint, tick: Callable[[int], None], notices: list[str]
 ) -> list[Reply]:
     out: list[Reply] = []
     for variant in question.variants:
-        own, skipped = replies(engine, question, variant, checkpoint=store, done=tick)
-        out += own
+        replied, skipped = replies(engine, question, variant, checkpoint=store, done=tick)
+        out += replied
         if skipped and variant.index == 0:
             notices.append(
                 f"{question.relation.name}: {len(skipped)} subjects are too long for the model's context, "
@@ -185,45 +151,41 @@ def _ask(
     return out
 
 
-def _carry(
+def _measured(
     engine: Engine,
     question: Question,
-    facts: list[Answer],
+    answers: list[Answer],
     confidence: list[tuple[float, bool]],
     ablation: str,
     specific: bool,
     checkpoint: Path | None,
-    tick: _Ticker,
-) -> MeasuredFacts:
-    """The facts with the features that carry them, for those that become triples."""
+    tick: Callable[[int | Fraction], None],
+) -> list[ProbedFact]:
+    """The answers as facts; those that become triples with the features that carry them."""
     relation = question.relation
-    chosen = [i for i, f in enumerate(facts) if f.rank == 1 or (relation.many and f.p >= MANY_P)]
-    own = [facts[i] for i in chosen]
+    chosen = [i for i, a in enumerate(answers) if a.rank == 1 or (relation.many and a.p >= MANY_P)]
+    triples = [answers[i] for i in chosen]
     replacement = None
     context: list[object] = [engine.fingerprint, str(engine.model.dtype), ablation]
-    if ablation == "mean" and own:
+    if ablation == "mean" and triples:
         replacement, prompts = _means(engine, question)
         context.append(prompts)
     store = Checkpoint(checkpoint, context)
-    steps = len(relation.entities)
-    target = tick.done + steps
-    counted = tick.within(steps, len(own))
-    measured = measure(engine, own, checkpoint=store, replacement=replacement, done=counted)
-    beyond: Sequence[SpecificEffects | None] = [None] * len(own)
-    if specific:
-        beyond = specifics(engine, own, measured, checkpoint=store, replacement=replacement)
-    tick.reach(target)
-    place = {i: k for k, i in enumerate(chosen)}
-    return MeasuredFacts(
-        facts,
-        confidence,
-        [measured[place[i]] if i in place else None for i in range(len(facts))],
-        [beyond[place[i]] if i in place else None for i in range(len(facts))],
+    steps = Fraction(len(relation.entities), len(triples) or 1)
+    features = measure(
+        engine, triples, checkpoint=store, replacement=replacement, done=lambda n: tick(n * steps)
     )
-
-
-# Prompts over which mean activations are taken.
-_MEAN_PROMPTS = 64
+    if not triples:
+        tick(steps)
+    effects = {}
+    if specific:
+        compared = specifics(engine, triples, features, checkpoint=store, replacement=replacement)
+        effects = dict(zip(chosen, compared, strict=True))
+    by_answer = dict(zip(chosen, features, strict=True))
+    return [
+        ProbedFact(answer, *confidence[i], by_answer.get(i), effects.get(i))
+        for i, answer in enumerate(answers)
+    ]
 
 
 def _means(engine: Engine, question: Question) -> tuple[torch.Tensor, list[str]]:

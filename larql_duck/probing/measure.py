@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import torch
 
+from larql_duck.inference.attribution import attribute
+from larql_duck.inference.batch import pad
+from larql_duck.inference.effects import effects_after
+from larql_duck.inference.engine import Engine
+from larql_duck.inference.prefix import prefill
 from larql_duck.probing.checkpoint import Checkpoint
 from larql_duck.probing.combine import Answer, prompt_ids
 from larql_duck.probing.replies import BATCH_CACHE, chunks
-
-if TYPE_CHECKING:
-    import torch
-
-    from larql_duck.inference.engine import Engine
 
 # A fact lists its strongest positive features until they sum to this share of all positive contributions.
 SHARE = 0.5
@@ -55,44 +57,38 @@ class FactFeatures:
 
 def measure(
     engine: Engine,
-    facts: Sequence[Answer],
+    answers: Sequence[Answer],
     *,
     checkpoint: Checkpoint,
     replacement: torch.Tensor | None = None,
     done: Callable[[int], None] = lambda n: None,
 ) -> list[FactFeatures]:
-    """Every fact's FactFeatures, in the facts' order; `done` is called with the number of facts after each batch.
+    """Every answer's FactFeatures, in order; `done` is called with the number of answers after each batch.
 
     replacement [layers, features] is what a feature's activation becomes when it is taken away (None: zero). It has
     to be part of the checkpoint's context.
     """
-    encoded = engine.tokenizer.encode_batch([f.prompt for f in facts])
-    ids = [prompt_ids(row, fact) for row, fact in zip(encoded, facts, strict=True)]
-    found: dict[int, FactFeatures] = {}
+    encoded = engine.tokenizer.encode_batch([a.prompt for a in answers])
+    ids = [prompt_ids(row, answer) for row, answer in zip(encoded, answers, strict=True)]
+    features: dict[int, FactFeatures] = {}
     most = max(8, min(BATCH_FACTS, BATCH_CONTRIBUTIONS // sum(engine.n_features)))
-    # Facts of one variant share their prompts' beginning.
-    for variant in sorted({f.variant for f in facts}):
-        own = [i for i, f in enumerate(facts) if f.variant == variant]
-        for chunk in chunks(own, [len(row) for row in ids], most, BATCH_CACHE // engine.cache_bytes):
-            tokens = [facts[i].first for i in chunk]
-            key = checkpoint.key("edges", [ids[i] for i in chunk], tokens)
-            table = checkpoint.load(key, _SCHEMA)
-            if table is None or table.num_rows != len(chunk):
-                table = _batch(engine, [ids[i] for i in chunk], tokens, replacement)
-                checkpoint.save(key, table)
-            found.update(zip(chunk, _from_table(table), strict=True))
+    # Answers of one variant share their prompts' beginning.
+    for variant in sorted({a.variant for a in answers}):
+        rows = [i for i, a in enumerate(answers) if a.variant == variant]
+        for chunk in chunks(rows, [len(row) for row in ids], most, BATCH_CACHE // engine.cache_bytes):
+            batch = [ids[i] for i in chunk], [answers[i].first for i in chunk]
+            make = functools.partial(_batch, engine, *batch, replacement)
+            table = checkpoint.table("edges", batch, _SCHEMA, len(chunk), make)
+            for i, row in zip(chunk, table.to_pylist(), strict=True):
+                edges = tuple(FeatureEffect(**edge) for edge in row.pop("edges"))
+                features[i] = FactFeatures(edges, **row)
             done(len(chunk))
-    return [found[i] for i in range(len(facts))]
+    return [features[i] for i in range(len(answers))]
 
 
 def _batch(
     engine: Engine, ids: Sequence[Sequence[int]], tokens: Sequence[int], replacement: torch.Tensor | None
 ) -> pa.Table:
-    from larql_duck.inference.attribution import attribute
-    from larql_duck.inference.batch import pad
-    from larql_duck.inference.effects import effects_after
-    from larql_duck.inference.prefix import prefill
-
     prefix = prefill(engine, pad(ids, device=engine.device))
     with engine.recording() as capture:
         logits = prefix.step()
@@ -100,20 +96,18 @@ def _batch(
     listed = [strongest(row) for row in parts.features]
     slots = [[(layer, feature) for layer, feature, _ in row] for row in listed]
     effects = effects_after(prefix, capture, logits, tokens, slots, single=SINGLE, replacement=replacement)
+    attention_share = parts.attention_share()
     rows = []
     for i, features in enumerate(listed):
-        single = effects.single[i].tolist()
-        edges = [
-            {"layer": layer, "feature": feature, "score": score, "effect": effect}
-            for (layer, feature, score), effect in zip(
-                features, single + [None] * (len(features) - len(single)), strict=True
-            )
-        ]
+        single = itertools.chain(effects.single[i].tolist(), itertools.repeat(None))
         rows.append(
             {
-                "edges": edges,
+                "edges": [
+                    {"layer": layer, "feature": feature, "score": score, "effect": effect}
+                    for (layer, feature, score), effect in zip(features, single, strict=False)
+                ],
                 "effect": float(effects.together[i]),
-                "attention_share": float(parts.attention_share()[i]),
+                "attention_share": float(attention_share[i]),
             }
         )
     return pa.Table.from_pylist(rows, schema=_SCHEMA)
@@ -137,12 +131,3 @@ def strongest(contributions: torch.Tensor) -> list[tuple[int, int, float]]:
         out.append((i // width, i % width, value))
         reached += value
     return out
-
-
-def _from_table(table: pa.Table) -> list[FactFeatures]:
-    return [
-        FactFeatures(
-            tuple(FeatureEffect(**edge) for edge in row["edges"]), row["effect"], row["attention_share"]
-        )
-        for row in table.to_pylist()
-    ]

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
 from larql_duck.probing.calibrate import TEST, split_of
-from larql_duck.probing.report import figures
+from larql_duck.probing.metrics import Scored, bins, figures
+from larql_duck.probing.packs import known_relations
 from larql_duck.probing.words import matches
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from larql_duck.probing.control import Control
     from larql_duck.vindex.store import Vindex
 
-BINS = 10
 HALVED = math.log(2)
+# Facts whose effects are counted: those that the model states with at least this p.
+_STATED_P = 0.3
 
 
 def quality(
@@ -35,81 +37,53 @@ def quality(
     where that was not measured); random is None without `controls`.
     """
     facts = [r for r in vindex.table("facts").to_pylist() if r["source"] == "probe" and r["rank"] == 1]
-    known = _shipped() if references is None else references
-    judged: dict[str, list[tuple[float, float, bool]]] = defaultdict(list)
+    if references is None:
+        references = {name: relation.references for name, relation in known_relations().items()}
+    test: dict[str, list[Scored]] = defaultdict(list)
     for row in facts:
-        right = known.get(row["relation"], {}).get(row["subject"])
+        right = references.get(row["relation"], {}).get(row["subject"])
         if right and split_of(row["subject"]) == TEST:
-            judged[row["relation"]].append(
-                (row["confidence"], row["p"], matches(row["object"], tuple(right)))
-            )
-    everything = [item for own in judged.values() for item in own]
+            test[row["relation"]].append((row["confidence"], row["p"], matches(row["object"], tuple(right))))
+    pooled = [row for rows in test.values() for row in rows]
     manifest = vindex.manifest
     return {
         "model": manifest.model,
         "layers": manifest.num_layers,
         "features": sum(vindex.n_features),
         "facts": len(facts),
-        "pooled": {"accuracy": _share(r for *_, r in everything), **figures(everything)},
-        "calibration": _bins([(c, r) for c, _, r in everything]),
-        "calibration_p": _bins([(p, r) for _, p, r in everything]),
-        "relations": _relations(vindex, facts, judged),
+        "pooled": {"accuracy": _mean(right for *_, right in pooled), **figures(pooled)},
+        "calibration": bins([(confidence, right) for confidence, _, right in pooled]),
+        "calibration_p": bins([(p, right) for _, p, right in pooled]),
+        "relations": _relations(vindex, facts, test),
         "effects": _effects(facts, controls),
     }
 
 
-def _shipped() -> dict[str, Mapping[str, Any]]:
-    from larql_duck.probing.packs import known_relations
-
-    return {name: relation.references for name, relation in known_relations().items()}
-
-
-def _bins(pairs: Sequence[tuple[float, bool]]) -> list[dict[str, float]]:
-    """Bins of equal mass: mean probability, accuracy, and count n."""
-    ordered = sorted(pairs)
-    parts = [ordered[i * len(ordered) // BINS : (i + 1) * len(ordered) // BINS] for i in range(BINS)]
-    return [
-        {
-            "probability": sum(p for p, _ in part) / len(part),
-            "accuracy": sum(r for _, r in part) / len(part),
-            "n": len(part),
-        }
-        for part in parts
-        if part
-    ]
-
-
 def _relations(
-    vindex: Vindex, facts: Sequence[dict[str, Any]], judged: Mapping[str, list[tuple[float, float, bool]]]
+    vindex: Vindex, facts: Sequence[dict[str, Any]], test: Mapping[str, list[Scored]]
 ) -> list[dict[str, Any]]:
     by_relation: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in facts:
         by_relation[row["relation"]].append(row)
     layers = _by_layer(vindex.table("edges"), vindex.n_layers)
-    out = []
-    for name, rows in by_relation.items():
-        own = judged.get(name, [])
-        effects = [r["effect"] for r in rows if r["effect"] is not None]
-        out.append(
-            {
-                "relation": name,
-                "facts": len(rows),
-                "test_facts": len(own),
-                "accuracy": _share(r for *_, r in own),
-                "confidence": _mean(r["confidence"] for r in rows),
-                "p": _mean(r["p"] for r in rows),
-                "calibrated": all(r["calibrated"] for r in rows),
-                "effect": _mean(effects),
-                "attention_share": _mean(
-                    r["attention_share"] for r in rows if r["attention_share"] is not None
-                ),
-                "layers": layers.get(name, [0.0] * vindex.n_layers),
-                "examples": [
-                    f"{r['subject']} → {r['object']}"
-                    for r in sorted(rows, key=lambda r: -r["confidence"])[:3]
-                ],
-            }
-        )
+    out = [
+        {
+            "relation": name,
+            "facts": len(rows),
+            "test_facts": len(test.get(name, [])),
+            "accuracy": _mean(right for *_, right in test.get(name, [])),
+            "confidence": _mean(r["confidence"] for r in rows),
+            "p": _mean(r["p"] for r in rows),
+            "calibrated": all(r["calibrated"] for r in rows),
+            "effect": _mean(r["effect"] for r in rows),
+            "attention_share": _mean(r["attention_share"] for r in rows),
+            "layers": layers.get(name, [0.0] * vindex.n_layers),
+            "examples": [
+                f"{r['subject']} → {r['object']}" for r in sorted(rows, key=lambda r: -r["confidence"])[:3]
+            ],
+        }
+        for name, rows in by_relation.items()
+    ]
     return sorted(out, key=lambda r: (-int(r["facts"]), str(r["relation"])))
 
 
@@ -124,28 +98,23 @@ def _by_layer(edges: pa.Table, n_layers: int) -> dict[str, list[float]]:
 
 
 def _effects(facts: Sequence[dict[str, Any]], controls: Sequence[Control]) -> dict[str, Any]:
-    stated = [r for r in facts if r["p"] >= 0.3 and r["effect"] is not None]
-    specific = [r["specific"] > r["effect"] / 2 for r in stated if r["specific"] is not None]
+    stated = [r for r in facts if r["p"] >= _STATED_P and r["effect"] is not None]
+    random = {
+        "facts": len(controls),
+        "listed_halved": _mean(c.listed >= HALVED for c in controls),
+        "random_halved": _mean(c.random >= HALVED for c in controls),
+        "drops": [c.random for c in controls],
+    }
     return {
         "facts": len(stated),
-        "halved": _share(r["effect"] >= HALVED for r in stated),
+        "halved": _mean(r["effect"] >= HALVED for r in stated),
         "drops": [r["effect"] for r in stated],
-        "stays_specific": _share(specific),
-        "random": {
-            "facts": len(controls),
-            "listed_halved": _share(c.listed >= HALVED for c in controls),
-            "random_halved": _share(c.random >= HALVED for c in controls),
-            "drops": [c.random for c in controls],
-        }
-        if controls
-        else None,
+        "stays_specific": _mean(r["specific"] > r["effect"] / 2 for r in stated if r["specific"] is not None),
+        "random": random if controls else None,
     }
 
 
-def _share(values: Any) -> float | None:
-    return _mean(float(v) for v in values)
-
-
-def _mean(values: Any) -> float | None:
-    kept = list(values)
-    return sum(kept) / len(kept) if kept else None
+def _mean(values: Iterable[float | None]) -> float | None:
+    """The mean of what is not None; None without any."""
+    known = [float(v) for v in values if v is not None]
+    return sum(known) / len(known) if known else None

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import pyarrow as pa
-
-from larql_duck.probing.answers import MAX_TOKENS, Candidate, Outcome, ask
+from larql_duck.probing.answers import MAX_TOKENS, ask
 from larql_duck.probing.checkpoint import Checkpoint
+from larql_duck.probing.outcomes import OUTCOME_SCHEMA, Outcome, Reply, outcome_table, outcomes_of
 from larql_duck.probing.prompts import Question, Variant
 
 if TYPE_CHECKING:
@@ -18,37 +16,6 @@ if TYPE_CHECKING:
 # Prompts of one batch, the numbers in its logits, and the bytes of its keys and values (several such caches live at
 # a time: the prefix, the step after it, the answers being decoded).
 BATCH_PROMPTS, BATCH_LOGITS, BATCH_CACHE = 128, 1 << 23, 1 << 26
-
-_CANDIDATE = pa.struct(
-    [
-        ("object", pa.string()),
-        ("first", pa.int32()),
-        ("article", pa.int32()),
-        ("p", pa.float64()),
-        ("p_string", pa.float64()),
-    ]
-)
-_SCHEMA = pa.schema(
-    [
-        ("predicted_id", pa.int32()),
-        ("predicted", pa.string()),
-        ("p", pa.float64()),
-        ("entropy", pa.float64()),
-        ("top_ids", pa.list_(pa.int32())),
-        ("top_p", pa.list_(pa.float64())),
-        ("candidates", pa.list_(_CANDIDATE)),
-    ]
-)
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What the model said about a subject under one variant (its index): the prompt and its outcome."""
-
-    subject: str
-    variant: int
-    prompt: str
-    outcome: Outcome
 
 
 def replies(
@@ -69,20 +36,24 @@ def replies(
     # Room for an article and an answer, which have positions too.
     room = None if engine.context is None else engine.context - MAX_TOKENS - 2
     fits = [i for i, row in enumerate(ids) if row and (room is None or len(row) <= room)]
-    found: dict[int, Outcome] = {}
+    outcomes: dict[int, Outcome] = {}
     most = max(8, min(BATCH_PROMPTS, BATCH_LOGITS // engine.vocab))
     for chunk in chunks(fits, [len(row) for row in ids], most, BATCH_CACHE // engine.cache_bytes):
-        key = checkpoint.key("answers", relation.answer, [prompts[i] for i in chunk])
-        table = checkpoint.load(key, _SCHEMA)
-        if table is None or table.num_rows != len(chunk):
-            table = _as_table(ask(engine, relation.answer, [ids[i] for i in chunk]))
-            checkpoint.save(key, table)
-        found.update(zip(chunk, _from_table(table), strict=True))
+        # Always read back from the table, so that a resumed run sees exactly what an unbroken one saw.
+        table = checkpoint.table(
+            "answers",
+            [relation.answer, [prompts[i] for i in chunk]],
+            OUTCOME_SCHEMA,
+            len(chunk),
+            lambda batch=[ids[i] for i in chunk]: outcome_table(ask(engine, relation.answer, batch)),  # type: ignore[misc]
+        )
+        outcomes.update(zip(chunk, outcomes_of(table), strict=True))
         done(len(chunk))
-    skipped = [s for i, s in enumerate(relation.entities) if i not in found]
+    skipped = [s for i, s in enumerate(relation.entities) if i not in outcomes]
     if skipped:
         done(len(skipped))
-    return [Reply(relation.entities[i], variant.index, prompts[i], found[i]) for i in sorted(found)], skipped
+    replied = [Reply(relation.entities[i], variant.index, prompts[i], outcomes[i]) for i in sorted(outcomes)]
+    return replied, skipped
 
 
 def chunks(
@@ -97,34 +68,3 @@ def chunks(
         chunk.append(i)
     if chunk:
         yield chunk
-
-
-def _as_table(outcomes: Sequence[Outcome]) -> pa.Table:
-    rows: list[dict[str, Any]] = [
-        {
-            "predicted_id": o.predicted_id,
-            "predicted": o.predicted,
-            "p": o.p,
-            "entropy": o.entropy,
-            "top_ids": list(o.top),
-            "top_p": list(o.top.values()),
-            "candidates": [vars(c) for c in o.candidates],
-        }
-        for o in outcomes
-    ]
-    return pa.Table.from_pylist(rows, schema=_SCHEMA)
-
-
-def _from_table(table: pa.Table) -> list[Outcome]:
-    # Always read back from the table, so that a resumed run sees exactly what an unbroken one saw.
-    return [
-        Outcome(
-            predicted_id=row["predicted_id"],
-            predicted=row["predicted"],
-            p=row["p"],
-            entropy=row["entropy"],
-            top=dict(zip(row["top_ids"], row["top_p"], strict=True)),
-            candidates=tuple(Candidate(**c) for c in row["candidates"]),
-        )
-        for row in table.to_pylist()
-    ]

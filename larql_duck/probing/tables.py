@@ -4,123 +4,111 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from larql_duck.catalog import rows_as_table
-from larql_duck.models.tokenizer import Tokenizer
-from larql_duck.probing.answers import NO_ARTICLE
 from larql_duck.probing.combine import Answer
 from larql_duck.probing.labels import feature_relations, relations_table
-from larql_duck.probing.measure import FactFeatures
-from larql_duck.probing.prompts import Question
-from larql_duck.probing.replies import Reply
-from larql_duck.probing.specific import SpecificEffects
+from larql_duck.probing.outcomes import NO_ARTICLE, Reply
+
+if TYPE_CHECKING:
+    from larql_duck.models.tokenizer import Tokenizer
+    from larql_duck.probing.measure import FactFeatures
+    from larql_duck.probing.prompts import Question
+    from larql_duck.probing.specific import SpecificEffects
 
 
 @dataclass(frozen=True)
-class MeasuredFacts:
-    """One relation's facts with confidences; measured and specific are None for facts without features."""
+class ProbedFact:
+    """An answer with its confidence; features and specific are None where no features were measured."""
 
-    facts: list[Answer]
-    confidence: list[tuple[float, bool]]
-    measured: list[FactFeatures | None]
-    specific: list[SpecificEffects | None]
+    answer: Answer
+    confidence: float
+    calibrated: bool
+    features: FactFeatures | None = None
+    specific: SpecificEffects | None = None
 
 
 def tables_of(
     tokenizer: Tokenizer,
     asked: Sequence[Question],
-    said: Sequence[Sequence[Reply]],
-    found: Sequence[MeasuredFacts],
+    replied: Sequence[Sequence[Reply]],
+    facts: Sequence[Sequence[ProbedFact]],
 ) -> dict[str, pa.Table]:
     """The tables facts, probes, edges, relations and feature_relations, with the public schemas.
 
     Rows stand in the questions' order, then by subject and rank (facts), by contribution (edges), by template
     (probes).
     """
-    facts = _facts_table(tokenizer, asked, found)
-    edges = _edges_table(asked, found)
-    names = [q.relation.name for q in asked]
+    by_name = {q.relation.name: own for q, own in zip(asked, facts, strict=True)}
+    rows = {
+        "facts": [_fact_row(tokenizer, name, f) for name, own in by_name.items() for f in own],
+        "edges": [row for name, own in by_name.items() for f in own for row in _edge_rows(name, f)],
+        "probes": [row for q, own in zip(asked, replied, strict=True) for row in _probe_rows(q, own)],
+    }
+    tables = {name: rows_as_table(name, own) for name, own in rows.items()}
+    relations = relations_table(
+        tables["facts"],
+        tables["edges"],
+        list(by_name),
+        {q.relation.name: q.relation.description for q in asked},
+        {q.relation.name: [v.shown(q.relation) for v in q.variants] for q in asked},
+    )
+    features = feature_relations(tables["facts"], tables["edges"])
+    return {**tables, "relations": relations, "feature_relations": features}
+
+
+def _fact_row(tokenizer: Tokenizer, relation: str, fact: ProbedFact) -> dict[str, object]:
+    a, features = fact.answer, fact.features
     return {
-        "facts": facts,
-        "probes": _probes_table(asked, said),
-        "edges": edges,
-        "relations": relations_table(
-            facts,
-            edges,
-            names,
-            {q.relation.name: q.relation.description for q in asked},
-            {q.relation.name: [v.shown(q.relation) for v in q.variants] for q in asked},
-        ),
-        "feature_relations": feature_relations(facts, edges),
+        "subject": a.subject,
+        "relation": relation,
+        "object": a.object,
+        "rank": a.rank,
+        "p": a.p,
+        "p_string": a.p_string,
+        "confidence": fact.confidence,
+        "calibrated": fact.calibrated,
+        "prior": a.prior,
+        "n_templates": a.n_templates,
+        "effect": features.effect if features else None,
+        "specific": fact.specific.fact if fact.specific else None,
+        "n_features": len(features.edges) if features else 0,
+        "attention_share": features.attention_share if features else None,
+        # The prompt at whose end the features are read: with the article that was looked past.
+        "prompt": a.prompt + ("" if a.article == NO_ARTICLE else tokenizer.token(a.article)),
+        "source": "probe",
     }
 
 
-def _facts_table(tokenizer: Tokenizer, asked: Sequence[Question], found: Sequence[MeasuredFacts]) -> pa.Table:
-    rows = [
+def _edge_rows(relation: str, fact: ProbedFact) -> list[dict[str, object]]:
+    a, edges = fact.answer, fact.features.edges if fact.features else ()
+    return [
         {
-            "subject": f.subject,
-            "relation": q.relation.name,
-            "object": f.object,
-            "rank": f.rank,
-            "p": f.p,
-            "p_string": f.p_string,
-            "confidence": confidence,
-            "calibrated": calibrated,
-            "prior": f.prior,
-            "n_templates": f.n_templates,
-            "effect": m.effect if m else None,
-            "specific": s.fact if s else None,
-            "n_features": len(m.edges) if m else 0,
-            "attention_share": m.attention_share if m else None,
-            # The prompt at whose end the features are read: with the article that was looked past.
-            "prompt": f.prompt + ("" if f.article == NO_ARTICLE else tokenizer.token(f.article)),
+            "subject": a.subject,
+            "relation": relation,
+            "object": a.object,
+            **vars(edge),
+            "specific": fact.specific.edges[i] if fact.specific else None,
             "source": "probe",
         }
-        for q, own in zip(asked, found, strict=True)
-        for f, (confidence, calibrated), m, s in zip(
-            own.facts, own.confidence, own.measured, own.specific, strict=True
-        )
+        for i, edge in enumerate(edges)
     ]
-    return rows_as_table("facts", rows)
 
 
-def _edges_table(asked: Sequence[Question], found: Sequence[MeasuredFacts]) -> pa.Table:
-    rows = [
+def _probe_rows(question: Question, replied: Sequence[Reply]) -> list[dict[str, object]]:
+    templates = {v.index: v.shown(question.relation) for v in question.variants}
+    return [
         {
-            "subject": f.subject,
-            "relation": q.relation.name,
-            "object": f.object,
-            "layer": e.layer,
-            "feature": e.feature,
-            "score": e.score,
-            "effect": e.effect,
-            "specific": s.edges[i] if s else None,
-            "source": "probe",
+            "prompt": r.prompt,
+            "subject": r.subject,
+            "relation": question.relation.name,
+            "template": templates[r.variant],
+            "predicted": r.outcome.predicted,
+            "p": r.outcome.p,
+            "entropy": r.outcome.entropy,
         }
-        for q, own in zip(asked, found, strict=True)
-        for f, m, s in zip(own.facts, own.measured, own.specific, strict=True)
-        if m is not None
-        for i, e in enumerate(m.edges)
+        for r in replied
     ]
-    return rows_as_table("edges", rows)
-
-
-def _probes_table(asked: Sequence[Question], said: Sequence[Sequence[Reply]]) -> pa.Table:
-    rows = []
-    for q, own in zip(asked, said, strict=True):
-        templates = {v.index: v.shown(q.relation) for v in q.variants}
-        rows += [
-            {
-                "prompt": r.prompt,
-                "subject": r.subject,
-                "relation": q.relation.name,
-                "template": templates[r.variant],
-                "predicted": r.outcome.predicted,
-                "p": r.outcome.p,
-                "entropy": r.outcome.entropy,
-            }
-            for r in own
-        ]
-    return rows_as_table("probes", rows)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import torch
 from safetensors.torch import load_file, save_file
 
 from larql_duck.inference.engine import Engine
+from larql_duck.knowledge.relations import Relation
 from larql_duck.models.opening import open_model
 from larql_duck.models.tokenizer import load_tokenizer
-from larql_duck.probing.answers import NO_ARTICLE, Candidate, Outcome
-from larql_duck.probing.replies import Reply
+from larql_duck.probing.facts import probe
+from larql_duck.probing.outcomes import NO_ARTICLE, Candidate, Outcome, Reply
 from tests.tiny import make_tiny
 
 
@@ -50,6 +53,11 @@ def bigram_engine(directory: Path, table: Mapping[str, Mapping[str, float]]) -> 
     weights["lm_head.weight"] = head / math.sqrt(hidden)
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     return Engine.load(open_model(directory))
+
+
+def probe_facts(engine: Engine, asked: Sequence[Relation], **options: Any) -> dict[str, pa.Table]:
+    """The tables of a probing run."""
+    return probe(engine, asked, **options).tables
 
 
 def reply(subject: str, variant: int = 0, /, **answers: float) -> Reply:

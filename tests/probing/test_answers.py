@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from larql_duck.inference.engine import Engine
-from larql_duck.probing.answers import NO_ARTICLE, Outcome, ask
+from larql_duck.probing.answers import ask
+from larql_duck.probing.outcomes import NO_ARTICLE, Outcome
 from tests.probing.support import bigram_engine
 
 TABLE = {

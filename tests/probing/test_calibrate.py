@@ -19,8 +19,8 @@ from larql_duck.probing.calibrate import (
     split_of,
     template_weights,
 )
-from larql_duck.probing.replies import Reply
-from larql_duck.probing.report import auroc, brier, ece
+from larql_duck.probing.metrics import bins, ece, figures
+from larql_duck.probing.outcomes import Reply
 from tests.probing.support import reply
 
 
@@ -56,7 +56,7 @@ def test_confidence_says_how_often_answers_are_right() -> None:
 
 def test_confidence_never_falls_as_the_score_rises() -> None:
     judged = calibrate([world(400)])
-    pairs = sorted((f.score, c) for f, (c, _) in zip(judged.facts[0], judged.confidence[0], strict=True))
+    pairs = sorted((f.score, c) for f, (c, _) in zip(judged.answers[0], judged.confidence[0], strict=True))
     assert all(a[1] <= b[1] + 1e-12 for a, b in itertools.pairwise(pairs))
     assert all(0 <= c <= 1 for _, c in pairs)
 
@@ -102,7 +102,7 @@ def test_templates_that_mislead_are_left_out() -> None:
     judged = calibrate([RelationReplies(relation, tuple(replies))])
     assert judged.report["pooled"]["accuracy"] == 1.0
     assert judged.weights == [weights]
-    assert {f.object for f in judged.facts[0] if f.rank == 1} == {"right"}
+    assert {f.object for f in judged.answers[0] if f.rank == 1} == {"right"}
 
 
 def test_templates_are_weighed_on_the_validation_split_alone() -> None:
@@ -125,9 +125,16 @@ def test_maps_survive_what_little_data_gives(fit) -> None:
 
 
 def test_figures() -> None:
-    assert auroc([(0.9, True), (0.8, False), (0.7, True), (0.1, False)]) == pytest.approx(0.75)
-    assert auroc([(0.5, True), (0.5, False)]) == pytest.approx(0.5)
-    assert auroc([(0.5, True)]) is None
-    assert brier([(0.8, True), (0.3, False)]) == pytest.approx((0.04 + 0.09) / 2)
-    assert ece([(0.7, True)] * 7 + [(0.7, False)] * 3, bins=1) == pytest.approx(0.0)
+    def of_p(*pairs: tuple[float, bool]) -> dict[str, float | None]:
+        return figures([(0.0, p, right) for p, right in pairs])["p"]
+
+    assert of_p((0.9, True), (0.8, False), (0.7, True), (0.1, False))["auroc"] == pytest.approx(0.75)
+    assert of_p((0.5, True), (0.5, False))["auroc"] == pytest.approx(0.5)
+    assert of_p((0.5, True))["auroc"] is None
+    assert of_p((0.8, True), (0.3, False))["brier"] == pytest.approx((0.04 + 0.09) / 2)
+    assert of_p((0.8, True), (0.7, True))["brier"] == pytest.approx((0.04 + 0.09) / 2)
+    assert ece([(0.7, True)] * 7 + [(0.7, False)] * 3, n_bins=1) == pytest.approx(0.0)
+    assert bins([(0.2, False), (0.4, True)], 1) == [
+        {"probability": pytest.approx(0.3), "accuracy": 0.5, "n": 2}
+    ]
     assert ece([(1.0, False), (1.0, False)]) == pytest.approx(1.0)

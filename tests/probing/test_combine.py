@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from larql_duck.probing.answers import NO_ARTICLE, Candidate, Outcome
 from larql_duck.probing.combine import combine
-from larql_duck.probing.replies import Reply
+from larql_duck.probing.outcomes import NO_ARTICLE, Candidate, Outcome, Reply
 from tests.probing.support import reply
 
 

@@ -9,8 +9,8 @@ from larql_duck.catalog import SCHEMAS, as_table
 from larql_duck.inference.engine import Engine
 from larql_duck.knowledge.relations import Relation
 from larql_duck.models.opening import open_model
-from larql_duck.probing.facts import probe_facts
 from larql_duck.probing.merge import merge
+from tests.probing.support import probe_facts
 from tests.probing.test_probe import CAPITAL, LANGUAGE, rows
 
 

@@ -17,10 +17,10 @@ from larql_duck.inference.interventions import feature_edits
 from larql_duck.knowledge.relations import Pack, Relation
 from larql_duck.models.opening import open_model
 from larql_duck.probing import answers, control, measure, specific
-from larql_duck.probing import facts as facts_module
-from larql_duck.probing.facts import ask_subjects, probe, probe_facts
+from larql_duck.probing.facts import ask_subjects, probe
 from larql_duck.probing.measure import MOST_FEATURES, SHARE, SINGLE, strongest
 from larql_duck.probing.prompts import questions
+from tests.probing.support import probe_facts
 
 COUNTRIES = ("France", "Germany", "Japan", "Spain", "Italy", "Europe", "the city of Paris")
 CAPITAL = Relation(
@@ -359,9 +359,12 @@ def test_awkward_subjects_are_data(engine: Engine) -> None:
     assert len(found.notices) == 1 and "too long" in found.notices[0]
 
 
-def test_importing_probe_loads_no_torch() -> None:
+@pytest.mark.parametrize(
+    "module", ["calibrate", "clustering", "labels", "packs", "page", "publish", "quality"]
+)
+def test_what_needs_no_model_loads_no_torch(module: str) -> None:
     import subprocess
     import sys
 
-    code = f"import sys; import {facts_module.__name__}; sys.exit('torch' in sys.modules)"
+    code = f"import sys; import larql_duck.probing.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

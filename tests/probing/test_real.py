@@ -12,7 +12,7 @@ from larql_duck.inference.engine import Engine
 from larql_duck.inference.interventions import feature_edits
 from larql_duck.knowledge.relations import Relation
 from larql_duck.models.opening import open_model
-from larql_duck.probing.facts import probe_facts
+from tests.probing.support import probe_facts
 
 pytestmark = pytest.mark.real
 
