@@ -112,7 +112,7 @@ def startup(work: Path) -> Iterator[Row]:
     yield Row("import beyond duckdb's", 1e3 * (ours - base), None, "ms", "150 ms")
     path = vindex(work)
     for statement in ('DESCRIBE "France"', "SHOW RELATIONS", "SELECT * FROM EDGES LIMIT 5"):
-        seconds = median_time(lambda s=statement: run([tool("larql-duck"), "lql", "--vindex", path, s]), 5)
+        seconds = median_time(lambda s=statement: run([tool("larql-duck"), "lql", path, s]), 5)
         yield Row(f"larql-duck lql, cold: {statement}", seconds, None, "s", "1 s")
     import larql_duck as lq
 

@@ -68,7 +68,7 @@ def main() -> None:
         show(title, query)
         subprocess.run([beside("duckdb"), "-readonly", str(database), "-c", query], check=True)
     show("The same graph in LQL", LQL_QUESTION)
-    subprocess.run([beside("larql-duck"), "lql", "--vindex", str(vindex), LQL_QUESTION], check=True)
+    subprocess.run([beside("larql-duck"), "lql", str(vindex), LQL_QUESTION], check=True)
 
     import pandas as pd
 

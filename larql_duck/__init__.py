@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from larql_duck._version import __version__ as __version__
 from larql_duck.errors import (
     LarqlError,
     LevelError,
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from larql_duck.result import Result
     from larql_duck.session import Session
     from larql_duck.vindex.verify import verify
-
-__version__ = "0.1.0"
 
 # Public name -> the module that defines it, loaded when the name is first used.
 _HOMES = {

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
 
+from larql_duck.commands.opening import connect
 from larql_duck.errors import LarqlError, LqlSyntaxError
+from larql_duck.result import Result
+from larql_duck.session import Session
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
-
-    from larql_duck.result import Result
-    from larql_duck.session import Session
 
 __all__ = ["LqlMagics", "load_ipython_extension", "unload_ipython_extension"]
 
@@ -85,8 +85,6 @@ class LqlMagics(Magics):
     def session(self) -> Session:
         """The session, made when first needed: without a vindex until `--vindex` or USE opens one."""
         if self._session is None:
-            from larql_duck.commands.opening import connect
-
             self._session = connect()
         return self._session
 
@@ -96,10 +94,10 @@ class LqlMagics(Magics):
         """Run LQL; the last statement's rows as a DataFrame.
 
         `%lql [--vindex PATH] [-o NAME] [--sql] [STATEMENT]`, or `%%lql` with the statements below. `$name` stands for
-        the value of a variable of the notebook, as PATH too. With -o the DataFrame goes to that variable and is not shown. DataFrames
-        of the notebook can be named as tables.
+        the value of a variable of the notebook, as PATH too. With -o the DataFrame goes to that variable and is not
+        shown. DataFrames of the notebook can be named as tables.
         """
-        options, text = self._read(line, cell)
+        options, text = _read(line, cell)
         if options.vindex:
             self.session.use(self._value(options.vindex))
         if not text.strip():
@@ -128,19 +126,20 @@ class LqlMagics(Magics):
             raise UsageError(f"%lql: there is no variable {name}")
         return self.shell.user_ns[name]
 
-    def _read(self, line: str, cell: str | None) -> tuple[argparse.Namespace, str]:
-        """Options and text of a call: the words at the start of the line that are options, then LQL."""
-        words, rest = [], line.strip()
-        while rest.startswith("-") and not rest.startswith("-- "):
+
+def _read(line: str, cell: str | None) -> tuple[argparse.Namespace, str]:
+    """Options and text of a call: the words at the start of the line that are options, then LQL."""
+    words, rest = [], line.strip()
+    while rest.startswith("-") and not rest.startswith("-- "):
+        word, rest = _first_word(rest)
+        words.append(word)
+        if word in ("--vindex", "-o", "--output") and rest:
             word, rest = _first_word(rest)
             words.append(word)
-            if word in ("--vindex", "-o", "--output") and rest:
-                word, rest = _first_word(rest)
-                words.append(word)
-        options = _options().parse_args(words)
-        if options.output and not options.output.isidentifier():
-            raise UsageError(f"%lql: {options.output} is no name for a variable")
-        return options, rest if cell is None else f"{rest}\n{cell}"
+    options = _options().parse_args(words)
+    if options.output and not options.output.isidentifier():
+        raise UsageError(f"%lql: {options.output} is no name for a variable")
+    return options, rest if cell is None else f"{rest}\n{cell}"
 
 
 def _first_word(text: str) -> tuple[str, str]:
@@ -159,13 +158,13 @@ def _show_error(
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
-    """Registers the magics: what `%load_ext larql_duck` does."""
+    """Register the magics: what `%load_ext larql_duck` does."""
     shell.register_magics(LqlMagics(shell))
     shell.set_custom_exc((LarqlError,), _show_error)
 
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
-    """Takes the magics back and closes their session."""
+    """Take the magics back and close their session."""
     magics = shell.magics_manager.registry.pop("LqlMagics", None)
     for kind in ("line", "cell"):
         shell.magics_manager.magics[kind].pop("lql", None)

@@ -1,7 +1,8 @@
-"""Progress bars on stderr, one a stage."""
+"""Progress of long work: what it is told with, and bars on stderr, one a stage."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeAlias
@@ -14,18 +15,25 @@ Ticker: TypeAlias = Callable[[int, int], None]
 
 @contextmanager
 def bars() -> Iterator[Progress]:
-    """A function (stage, done, total) that draws; each stage that is named gets a bar of its own."""
+    """A Progress that draws a bar for each stage that it is told of; nothing where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield lambda stage, done, total: None
+        return
+    from rich import progress
     from rich.console import Console
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bars
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    tasks: dict[str, object] = {}
-    with Bars(*columns, console=Console(stderr=True)) as progress:
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.TaskProgressColumn(),
+        progress.TimeElapsedColumn(),
+    )
+    tasks: dict[str, progress.TaskID] = {}
+    with progress.Progress(*columns, console=Console(stderr=True)) as live:
 
-        def report(stage: str, done: float, total: float) -> None:
+        def draw(stage: str, done: float, total: float) -> None:
             if stage not in tasks:
-                tasks[stage] = progress.add_task(stage, total=total)
-            progress.update(tasks[stage], completed=done, total=total)  # type: ignore[arg-type]
+                tasks[stage] = live.add_task(stage, total=total)
+            live.update(tasks[stage], completed=done, total=total)
 
-        yield report
+        yield draw

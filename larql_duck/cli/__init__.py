@@ -1,5 +1,1 @@
-"""The command line."""
-
-from larql_duck.cli.app import main
-
-__all__ = ["main"]
+"""The command line, `larql-duck`: results go to stdout, progress and remarks to stderr."""

@@ -2,69 +2,61 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
+from typer import Option
 
-from larql_duck.cli import app as cli
+from larql_duck.cli.errors import UsageError, note
+from larql_duck.cli.options import OutputOptions, RelationOption, SessionOptions, VindexArgument, command
+from larql_duck.progress import bars
 
-app: typer.Typer = typer.Typer()
-
-VindexArgument = Annotated[Path, typer.Argument(help="The vindex.")]
+app = typer.Typer()
 
 
-@app.command()
+@command(app)
 def probe(
     vindex: VindexArgument,
-    pack: Annotated[str | None, typer.Option(help="Relation pack: a name or a file.")] = None,
-    relation: Annotated[
-        list[str] | None, typer.Option("--relation", help="Ask this relation only; may be repeated.")
-    ] = None,
+    options: SessionOptions,
+    output: OutputOptions,
+    pack: Annotated[str | None, Option(help="Relation pack: a name or a file.")] = None,
+    relation: RelationOption = None,
     entities: Annotated[
-        Path | None, typer.Option(help=".csv or .parquet with a column subject, entity or name.")
+        Path | None, Option(help=".csv or .parquet with a column subject, entity or name.")
     ] = None,
     template: Annotated[
         list[str] | None,
-        typer.Option("--template", help="Prompt with {} for the subject, for one --relation of your own."),
+        Option("--template", help="Prompt with {} for the subject, for one --relation of your own."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Each relation's first N subjects.")] = None,
+    limit: Annotated[int | None, Option(min=1, help="Each relation's first N subjects.")] = None,
     specific: Annotated[
-        bool, typer.Option("--specific", help="Compare effects with other facts of the relation (slow).")
+        bool, Option("--specific", help="Compare effects with other facts of the relation (slow).")
     ] = False,
     ablation: Annotated[
-        str, typer.Option(help="What a feature is set to when its effect is measured: zero or mean.")
+        Literal["zero", "mean"], Option(help="What a feature is set to when its effect is measured.")
     ] = "zero",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the facts; save nothing.")] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where a run that was killed stopped.")
-    ] = False,
-    form: cli.FormatOption = "table",
-    json: cli.JsonOption = False,
-    csv: cli.CsvOption = False,
-    parquet: cli.ParquetOption = False,
-) -> int:
+    dry_run: Annotated[bool, Option("--dry-run", help="Show the facts; save nothing.")] = False,
+    resume: Annotated[bool, Option("--resume", help="Go on where a run that was killed stopped.")] = False,
+) -> None:
     """Ask the model about entities and save the facts."""
-    from larql_duck.cli import output
-    from larql_duck.commands.opening import connect
     from larql_duck.probing.packs import read_entities
 
     if template and (relation is None or len(relation) != 1 or pack is not None):
-        raise cli._UsageError("--template goes with exactly one --relation, without --pack")
-    chosen = cli._format(form, json=json, csv=csv, parquet=parquet)
-    asked: object = list(relation) if relation else None
+        raise UsageError("--template goes with exactly one --relation, without --pack")
+    relations: object = relation or None
     if template and relation:
-        asked = {relation[0]: list(template)}
-    with connect(vindex) as session, cli._progress() as report:
-        session.progress = report
+        relations = {relation[0]: template}
+    with options.session(vindex) as session:
         session.need().require("inference", "probing")
         with _checkpoint(vindex, resume) as directory:
             result = session.probe(
                 None if entities is None else read_entities(entities),
-                asked,
+                relations,
                 pack=pack,
                 limit=limit,
                 save=not dry_run,
@@ -72,35 +64,7 @@ def probe(
                 ablation=ablation,
                 checkpoint=directory,
             )
-        output.write([result], chosen)
-    return 0
-
-
-@app.command()
-def packs(
-    form: cli.FormatOption = "table",
-    json: cli.JsonOption = False,
-    csv: cli.CsvOption = False,
-) -> int:
-    """List the relation packs that come with larql-duck."""
-    import pyarrow as pa
-
-    from larql_duck.cli import output
-    from larql_duck.probing.packs import list_packs
-    from larql_duck.result import Result
-
-    found = list_packs()
-    table = pa.table(
-        {
-            "pack": [p.name for p in found],
-            "relations": pa.array([p.n_relations for p in found], pa.int32()),
-            "entries": pa.array([p.n_entries for p in found], pa.int32()),
-            "references": pa.array([p.n_references for p in found], pa.int32()),
-            "description": [p.description for p in found],
-        }
-    )
-    output.write([Result(table)], cli._format(form, json=json, csv=csv))
-    return 0
+        output.write([result])
 
 
 @contextmanager
@@ -124,48 +88,62 @@ def _checkpoint(vindex: Path, resume: bool) -> Iterator[Path | None]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-@app.command()
+@command(app)
+def packs(output: OutputOptions) -> None:
+    """List the relation packs that come with larql-duck."""
+    import pyarrow as pa
+
+    from larql_duck.probing.packs import list_packs
+    from larql_duck.result import Result
+
+    listed = list_packs()
+    table = pa.table(
+        {
+            "pack": [pack.name for pack in listed],
+            "relations": pa.array([pack.n_relations for pack in listed], pa.int32()),
+            "entries": pa.array([pack.n_entries for pack in listed], pa.int32()),
+            "references": pa.array([pack.n_references for pack in listed], pa.int32()),
+            "description": [pack.description for pack in listed],
+        }
+    )
+    output.write([Result(table)])
+
+
+@command(app)
 def cluster(
     vindex: VindexArgument,
-    clusters: Annotated[int, typer.Option("-k", "--clusters", min=1, help="At most this many.")] = 512,
-    seed: Annotated[int, typer.Option(help="Another seed, other clusters.")] = 0,
-    form: cli.FormatOption = "table",
-    json: cli.JsonOption = False,
-    csv: cli.CsvOption = False,
-) -> int:
+    output: OutputOptions,
+    clusters: Annotated[int, Option("-k", "--clusters", min=1, help="At most this many.")] = 512,
+    seed: Annotated[int, Option(help="Another seed, other clusters.")] = 0,
+) -> None:
     """Find relations without asking the model: cluster features by what they turn into what."""
-    from larql_duck.cli import output
     from larql_duck.probing.clustering import discover, publish_clusters
     from larql_duck.result import Result
     from larql_duck.vindex.store import Vindex
 
-    chosen = cli._format(form, json=json, csv=csv)
     opened = Vindex.open(vindex)
-    with cli._progress() as progress:
-        steps = ("directions", "clusters", "labels")
-        found = discover(
+    steps = ("directions", "clusters", "labels")
+    with bars() as progress:
+        clustering = discover(
             opened, k=clusters, seed=seed, progress=lambda s: progress(s, steps.index(s), len(steps))
         )
-    table = publish_clusters(opened, found)["clusters"]
-    named = table.num_rows - table.column("label").null_count
-    cli._note(f"{named} of {table.num_rows} clusters have a label that is better than chance")
-    output.write([Result(table)], chosen)
-    return 0
+    table = publish_clusters(opened, clustering)["clusters"]
+    labelled = table.num_rows - table.column("label").null_count
+    note(f"{labelled} of {table.num_rows} clusters have a label that is better than chance")
+    output.write([Result(table)])
 
 
-@app.command()
+@command(app)
 def report(
     vindex: VindexArgument,
     out: Annotated[
-        Path, typer.Option("-o", "--out", help="A directory, or the .html file (the JSON lies beside it).")
+        Path, Option("-o", "--out", help="A directory, or the .html file (the JSON lies beside it).")
     ] = Path("report"),
     measure: Annotated[
-        int, typer.Option(min=0, help="Also measure random features on this many facts (needs the weights).")
+        int, Option(min=0, help="Also measure random features on this many facts (needs the weights).")
     ] = 0,
-) -> int:
+) -> None:
     """Write how good the facts are: report.json and one self-contained HTML page."""
-    import json as json_module
-
     from larql_duck.probing.page import page
     from larql_duck.probing.quality import quality
     from larql_duck.vindex.store import Vindex
@@ -177,7 +155,7 @@ def report(
         from larql_duck.inference.engine import Engine
         from larql_duck.probing.control import controls
 
-        with cli._progress() as progress:
+        with bars() as progress:
             measured = controls(
                 Engine.load(opened),
                 opened.table("facts"),
@@ -185,12 +163,11 @@ def report(
                 sample=measure,
                 done=lambda done, total: progress("effects", done, total),
             )
-    found = quality(opened, measured)
+    figures = quality(opened, measured)
     target = out if out.suffix.lower() in (".html", ".htm") else out / "report.html"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.with_suffix(".json").write_text(
-        json_module.dumps(found, indent=1, ensure_ascii=False), encoding="utf-8"
+        json.dumps(figures, indent=1, ensure_ascii=False), encoding="utf-8"
     )
-    target.write_text(page(found), encoding="utf-8")
+    target.write_text(page(figures), encoding="utf-8")
     print(target)
-    return 0

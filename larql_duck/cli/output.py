@@ -2,84 +2,66 @@
 
 from __future__ import annotations
 
+import io
 import sys
-from collections.abc import Callable, Iterable
-from typing import IO, TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import IO, Any
 
-if TYPE_CHECKING:
-    from larql_duck.result import Result
+from larql_duck.cli.errors import note
+from larql_duck.cli.render import render, table, unique
+from larql_duck.result import Result
 
-FORMATS = ("table", "json", "csv", "parquet")
 _MAX_ROWS = 1000
+# Forms in which one result can follow another; of the others a program expects one table.
+_STREAMED = frozenset({"table", "line", "markdown", "jsonl"})
 
 
-def write(
-    results: Iterable[Result], form: str, *, out: IO[str] | None = None, err: IO[str] | None = None
-) -> None:
-    """Nothing; writes results to `out`, remarks to `err`.
+def write(results: Iterable[Result], form: str) -> None:
+    """Write results to stdout, remarks to stderr.
 
-    'table': one after another, each as soon as it is there. 'json': one object a line, all results. 'csv', 'parquet':
-    the last result.
+    'table', 'line', 'markdown' and 'jsonl': all results, each as soon as it is there. 'json', 'csv', 'tsv' and
+    'parquet': the last result.
     """
-    out, err = out or sys.stdout, err or sys.stderr
     last: Result | None = None
     for result in results:
         for notice in result.notices:
-            print(f"note: {notice}", file=err)
-        if form == "table":
-            if last is not None:
-                print(file=out)
-            _table(result, out, err)
-        elif form == "json":
-            _pieces(result, "jsonl", out)
-        out.flush()
+            note(notice)
+        if form in _STREAMED:
+            if last is not None and form != "jsonl":
+                print()
+            _write_one(result, form)
         last = result
-    if last is not None and form in _WHOLE:
-        _WHOLE[form](last, out)
+    if last is not None and form not in _STREAMED:
+        _write_one(last, form)
 
 
-def _pieces(result: Result, mode: str, out: IO[str]) -> None:
-    from larql_duck.cli.render import render
+def _write_one(result: Result, form: str) -> None:
+    if form == "parquet":
+        _write_parquet(result, sys.stdout)
+    elif form == "table":
+        _write_table(result, sys.stdout)
+    else:
+        sys.stdout.writelines(render(result, form))
+    sys.stdout.flush()
 
-    for piece in render(result, mode):
-        out.write(piece)
 
-
-def _parquet(result: Result, out: IO[str]) -> None:
-    import io
-
+def _write_parquet(result: Result, out: IO[str]) -> None:
     import pyarrow.parquet as pq
 
     data = io.BytesIO()
-    table = result.arrow()
-    seen: dict[str, int] = {}
-    names = []
-    for name in table.column_names:
-        count = seen[name] = seen.get(name, -1) + 1
-        names.append(f"{name}_{count}" if count else name)
-    pq.write_table(table.rename_columns(names), data, compression="zstd")
+    pq.write_table(result.arrow().rename_columns(unique(result.columns)), data, compression="zstd")
     binary: Any = getattr(out, "buffer", out)
     binary.write(data.getvalue())
     binary.flush()
 
 
-_WHOLE: dict[str, Callable[[Result, IO[str]], None]] = {
-    "csv": lambda result, out: _pieces(result, "csv", out),
-    "parquet": _parquet,
-}
+def _write_table(result: Result, out: IO[str]) -> None:
+    if result.columns and out.isatty():
+        from rich.console import Console
 
-
-def _table(result: Result, out: IO[str], err: IO[str]) -> None:
-    from rich.console import Console
-
-    from larql_duck.cli.render import table
-
-    if not result.columns:
-        return
-    # A terminal folds what does not fit; a file or a pipe has no right margin.
-    width = None if out.isatty() else 100_000
-    Console(file=out, width=width, soft_wrap=width is not None).print(table(result, most=_MAX_ROWS))
+        # A terminal folds what does not fit; a file or a pipe has no right margin.
+        Console(file=out).print(table(result, most=_MAX_ROWS))
+    else:
+        out.writelines(render(Result(result.arrow().slice(0, _MAX_ROWS)), "table"))
     if len(result) > _MAX_ROWS:
-        print(
-            f"note: {len(result)} rows, the first {_MAX_ROWS} are shown; --csv or --json gives all", file=err
-        )
+        note(f"{len(result)} rows, the first {_MAX_ROWS} are shown; --csv or --jsonl gives all")

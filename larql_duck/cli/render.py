@@ -10,53 +10,15 @@ from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from larql_duck.result import Result, cell, is_number, printable, table_lines
+
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from larql_duck.result import Result
-
-__all__ = ["MODES", "cell", "fitting", "printable", "render", "table"]
+__all__ = ["MODES", "fitting", "render", "table", "unique"]
 
 HEADER, LEAST, GAP = 12, 4, 3
 """Characters that a heading gets at least (if it is that long), that any column gets, and between two columns."""
-
-_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\0": "\\0"}
-
-
-def cell(value: Any) -> str:
-    """A value as one line of text: floats with four digits, lists between commas, control characters escaped."""
-    if value is None:
-        return "NULL"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        return f"{value:.1f}".removesuffix(".0") if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(cell, value))
-    if isinstance(value, dict):
-        return printable(json.dumps(value, ensure_ascii=False, default=str))
-    return printable(str(value))
-
-
-def printable(text: str) -> str:
-    """The text with everything that would move the cursor or change the terminal written as an escape."""
-    if text.isprintable():
-        return text
-    return "".join(_ESCAPES.get(c, c if c.isprintable() else _code(c)) for c in text)
-
-
-def _code(character: str) -> str:
-    number = ord(character)
-    # Joiners hold emoji together, variation selectors choose their colour; no terminal moves for them.
-    if number in (0x200C, 0x200D) or 0xFE00 <= number <= 0xFE0F or 0xE0020 <= number <= 0xE007F:
-        return character
-    return (
-        f"\\x{number:02x}"
-        if number < 0x100
-        else f"\\u{number:04x}"
-        if number < 0x10000
-        else f"\\U{number:08x}"
-    )
 
 
 def table(result: Result, *, most: int | None = None, columns: int | None = None) -> Table:
@@ -68,7 +30,7 @@ def table(result: Result, *, most: int | None = None, columns: int | None = None
     made = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, show_edge=False)
     shown = result.arrow() if most is None else result.arrow().slice(0, most)
     for name, kind in list(zip(result.columns, result.types, strict=True))[:columns]:
-        right = _is_number(kind)
+        right = is_number(kind)
         least = min(len(name), HEADER)
         made.add_column(
             Text(printable(name)),
@@ -90,7 +52,7 @@ def fitting(result: Result, width: int, most: int | None = None) -> int:
     used = 0
     for count, (column, name) in enumerate(zip(result.arrow().columns, result.columns, strict=True)):
         room = max(min(len(name), HEADER), LEAST)
-        if _is_number(column.type):
+        if is_number(column.type):
             room = max([room, *(len(cell(v)) for v in column.slice(0, most).to_pylist())])
         used += room + GAP
         if used - GAP > width and count:
@@ -105,20 +67,10 @@ def render(result: Result, mode: str) -> Iterator[str]:
     return MODES[mode](result)
 
 
-def _is_number(kind: Any) -> bool:
-    import pyarrow as pa
-
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
-
-
 def _table(result: Result) -> Iterator[str]:
-    from rich.console import Console
-
-    out = io.StringIO()
     # Wide enough for every cell: a file has no right margin.
-    Console(file=out, width=100_000, color_system=None).print(table(result))
-    for line in out.getvalue().splitlines():
-        yield line.rstrip() + "\n"
+    lines, _ = table_lines(result.arrow())
+    return (line + "\n" for line in lines)
 
 
 def _csv(result: Result, delimiter: str = ",") -> Iterator[str]:
@@ -152,22 +104,22 @@ def _jsonl(result: Result) -> Iterator[str]:
 
 
 def _lines(result: Result) -> Iterator[str]:
-    names = _unique(result.columns)
+    names = unique(result.columns)
     for row in result.rows():
         yield json.dumps(dict(zip(names, map(_plain, row), strict=True)), ensure_ascii=False)
 
 
-def _unique(names: list[str]) -> list[str]:
+def unique(names: list[str]) -> list[str]:
     """Names with a number behind those that occurred before: an object has each key once."""
     seen: set[str] = set()
-    found: list[str] = []
+    distinct: list[str] = []
     for name in names:
         candidate, number = name, 1
         while candidate in seen:
             candidate, number = f"{name}_{number}", number + 1
         seen.add(candidate)
-        found.append(candidate)
-    return found
+        distinct.append(candidate)
+    return distinct
 
 
 def _plain(value: Any) -> Any:
@@ -185,7 +137,7 @@ def _plain(value: Any) -> Any:
 
 def _markdown(result: Result) -> Iterator[str]:
     yield _markdown_row(result.columns)
-    yield _markdown_row(["---:" if _is_number(t) else "---" for t in result.types])
+    yield _markdown_row(["---:" if is_number(t) else "---" for t in result.types])
     for row in result.rows():
         yield _markdown_row(["" if v is None else cell(v) for v in row])
 

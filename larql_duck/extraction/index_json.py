@@ -34,7 +34,7 @@ def index_json(
     extracted_at: str,
 ) -> dict[str, Any]:
     """index.json as a dict. `layers` holds [offset, bytes, features] of each layer's gate rows."""
-    from larql_duck import __version__
+    from larql_duck._version import __version__
 
     sizes, options = job.sizes, job.options
     return {

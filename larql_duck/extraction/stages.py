@@ -322,7 +322,7 @@ class Extraction:
         return norms
 
     def _meta(self, basis: str) -> dict[str, object]:
-        from larql_duck import __version__
+        from larql_duck._version import __version__
 
         return {
             "model": self.job.name,

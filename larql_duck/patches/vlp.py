@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from larql_duck.cli.render import printable
 from larql_duck.errors import PatchError
 from larql_duck.files import write_whole
 from larql_duck.patches.checksum import base_checksum
@@ -30,6 +29,7 @@ from larql_duck.patches.operations import (
     Vector,
 )
 from larql_duck.patches.rounding import rounded
+from larql_duck.result import printable
 
 if TYPE_CHECKING:
     from larql_duck.patches.edit_log import PatchFile

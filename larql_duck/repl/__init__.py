@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from larql_duck.repl.commands import Leave
 from larql_duck.repl.loop import Repl
+from larql_duck.repl.prompt import make_prompt, open_history
 
 if TYPE_CHECKING:
     from prompt_toolkit.history import History
@@ -20,21 +19,14 @@ if TYPE_CHECKING:
 __all__ = ["Repl", "interact", "run"]
 
 
-def run(
-    vindex: str | Path | None = None, patches: Sequence[str | Path] = (), texts: str | Path | None = None
-) -> int:
-    """Opens the vindex, if one is given, applies the patches and talks to the user until they leave; the exit status.
-    texts is what INSERT takes for ordinary text.
+def run(session: Session) -> int:
+    """Talk to the user until they leave; the exit status.
 
     Where standard input is no terminal, its text is run like a file: the first error ends it with its exit status.
-    Raises VindexError for a path that is no usable vindex.
     """
-    from larql_duck.commands.opening import connect
-
-    with connect(vindex, patches=patches, texts=texts) as session:
-        if not sys.stdin.isatty():
-            return Repl(session).run_file(sys.stdin.read())
-        return interact(session)
+    if not sys.stdin.isatty():
+        return Repl(session).run_file(sys.stdin.read())
+    return interact(session)
 
 
 def interact(
@@ -45,9 +37,7 @@ def interact(
     input: Input | None = None,
     output: Output | None = None,
 ) -> int:
-    """Reads and runs texts until the user leaves; always 0. repl, history, input and output are for tests."""
-    from larql_duck.repl.prompt import make_prompt, open_history
-
+    """Read and run texts until the user leaves; always 0. repl, history, input and output are for tests."""
     repl = repl or Repl(session)
     prompt = make_prompt(repl.names, history or open_history(), input=input, output=output)
     repl.greet()

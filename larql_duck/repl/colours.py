@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from functools import cache
 
 from prompt_toolkit.document import Document
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.lexers import Lexer
 from prompt_toolkit.styles import Style
 
-from larql_duck.lql.table import keywords
-from larql_duck.repl.words import SQL_WORDS
+from larql_duck.repl.completion import all_keywords
 
 STYLE = Style.from_dict(
     {
@@ -37,28 +35,23 @@ _TOKEN = re.compile(
 )
 
 
-@cache
-def _known() -> frozenset[str]:
-    return keywords() | frozenset(SQL_WORDS)
-
-
 def fragments(text: str) -> StyleAndTextTuples:
     """The whole text in pieces (style, text), which joined are the text again."""
     if text.lstrip().startswith((".", "\\")):
         return [("class:lql.command", text)]
-    found: StyleAndTextTuples = []
+    pieces: StyleAndTextTuples = []
     at = 0
     for match in _TOKEN.finditer(text):
         if match.start() > at:
-            found.append(("", text[at : match.start()]))
+            pieces.append(("", text[at : match.start()]))
         kind = match.lastgroup or ""
         if kind == "word":
-            kind = "keyword" if match[0].upper() in _known() else ""
-        found.append((f"class:lql.{kind}" if kind else "", match[0]))
+            kind = "keyword" if match[0].upper() in all_keywords() else ""
+        pieces.append((f"class:lql.{kind}" if kind else "", match[0]))
         at = match.end()
     if at < len(text):
-        found.append(("", text[at:]))
-    return found
+        pieces.append(("", text[at:]))
+    return pieces
 
 
 class LqlLexer(Lexer):

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from larql_duck.cli.render import MODES
 from larql_duck.errors import LarqlError
 from larql_duck.lql.docs import help_text, overview
 from larql_duck.lql.suggest import closest
-
-if TYPE_CHECKING:
-    from larql_duck.repl.loop import Repl
+from larql_duck.lql.table import STATEMENTS
+from larql_duck.repl.completion import NameLookup
+from larql_duck.result import Result
 
 READ_DEPTH = 20
 
@@ -22,34 +22,55 @@ class Leave(Exception):
     """The user wants to go."""
 
 
+class Shell(Protocol):
+    """What commands act on; Repl is one."""
+
+    mode: str
+    most_rows: int
+    timing: bool
+    show_sql: bool
+    last: Result | None
+    reading: list[Path]
+    names: NameLookup
+
+    def write(self, text: str) -> None: ...
+    def send_to(self, path: Path | None) -> None: ...
+    def run_script(self, text: str) -> None: ...
+    def translated(self, text: str) -> list[str]: ...
+    def clear(self) -> None: ...
+
+
 @dataclass(frozen=True)
 class Command:
     """One command: usage as the help writes it, what it does, and the function, which gets the rest of the line."""
 
     usage: str
     about: str
-    run: Callable[[Repl, str], None]
+    run: Callable[[Shell, str], None]
 
     @property
     def name(self) -> str:
         return self.usage.split()[0]
 
 
-def run_command(repl: Repl, line: str) -> None:
+def run_command(repl: Shell, line: str) -> None:
     """Carry out one line; LarqlError for an unknown command or argument."""
     word, _, rest = line.strip().rstrip(";").strip().partition(" ")
     name = _ALIASES.get(word.lower(), word.lower())
-    command = COMMANDS.get(name)
-    if command is None:
-        near = closest(name, COMMANDS)
-        raise LarqlError(f"no command {word}: " + (f"did you mean {near}?" if near else ".help lists them"))
-    command.run(repl, rest.strip())
+    if name not in COMMANDS:
+        raise _unknown("command", word, COMMANDS, ".help lists them")
+    COMMANDS[name].run(repl, rest.strip())
+
+
+def _unknown(what: str, word: str, known: Iterable[str], otherwise: str) -> LarqlError:
+    near = closest(word, known)
+    return LarqlError(f"no {what} {word}: " + (f"did you mean {near}?" if near else otherwise))
 
 
 # ---- one function each
 
 
-def _help(repl: Repl, rest: str) -> None:
+def _help(repl: Shell, rest: str) -> None:
     if not rest:
         width = max(len(c.usage) for c in COMMANDS.values())
         lines = [f"  {c.usage:<{width}}  {c.about}" for c in COMMANDS.values()]
@@ -57,36 +78,26 @@ def _help(repl: Repl, rest: str) -> None:
         return
     name = rest.rstrip(";").strip()
     command = COMMANDS.get(name if name.startswith(".") else f".{name.lower()}")
-    text = help_text(name)
-    if text is None and command is not None:
-        text = f"{command.usage}\n  {command.about}"
+    text = help_text(name) or (f"{command.usage}\n  {command.about}" if command else None)
     if text is None:
-        from larql_duck.lql.table import STATEMENTS
-
-        near = closest(name, [row.name for row in STATEMENTS])
-        raise LarqlError(
-            f"no help on {name}: " + (f"did you mean {near}?" if near else ".help lists everything")
-        )
+        raise _unknown("help on", name, [row.name for row in STATEMENTS], ".help lists everything")
     repl.write(text)
 
 
-def _mode(repl: Repl, rest: str) -> None:
+def _mode(repl: Shell, rest: str) -> None:
     if not rest:
         repl.write(f"mode {repl.mode}; there are {', '.join(MODES)}")
     elif rest in MODES:
         repl.mode = rest
     else:
-        near = closest(rest, MODES)
-        raise LarqlError(
-            f"no mode {rest}: " + (f"did you mean {near}?" if near else f"there are {', '.join(MODES)}")
-        )
+        raise _unknown("mode", rest, MODES, f"there are {', '.join(MODES)}")
 
 
-def _output(repl: Repl, rest: str) -> None:
+def _output(repl: Shell, rest: str) -> None:
     repl.send_to(Path(_unquoted(rest)).expanduser() if rest else None)
 
 
-def _sql(repl: Repl, rest: str) -> None:
+def _sql(repl: Shell, rest: str) -> None:
     if rest in ("on", "off"):
         repl.show_sql = rest == "on"
     elif rest:
@@ -97,7 +108,7 @@ def _sql(repl: Repl, rest: str) -> None:
         repl.write(repl.last.sql or "-- carried out by Python")
 
 
-def _read(repl: Repl, rest: str) -> None:
+def _read(repl: Shell, rest: str) -> None:
     if not rest:
         raise LarqlError("which file? .read FILE")
     path = Path(_unquoted(rest)).expanduser()
@@ -120,35 +131,35 @@ def _read(repl: Repl, rest: str) -> None:
         repl.reading.pop()
 
 
-def _timing(repl: Repl, rest: str) -> None:
+def _timing(repl: Shell, rest: str) -> None:
     repl.timing = _switch(rest, repl.timing)
 
 
-def _rows(repl: Repl, rest: str) -> None:
+def _rows(repl: Shell, rest: str) -> None:
     if not rest:
-        repl.write(f"at most {repl.most} rows of a table are shown")
+        repl.write(f"at most {repl.most_rows} rows of a table are shown")
     elif rest.isascii() and rest.isdigit() and int(rest[:9]) > 0:
-        repl.most = int(rest[:9])
+        repl.most_rows = int(rest[:9])
     else:
         raise LarqlError(f"{rest} is no number of rows: .rows 100")
 
 
-def _tables(repl: Repl, rest: str) -> None:
+def _tables(repl: Shell, rest: str) -> None:
     repl.write("\n".join(sorted(set(repl.names.tables()), key=str.casefold)))
 
 
-def _clear(repl: Repl, rest: str) -> None:
+def _clear(repl: Shell, rest: str) -> None:
     repl.clear()
 
 
-def _exit(repl: Repl, rest: str) -> None:
+def _exit(repl: Shell, rest: str) -> None:
     raise Leave
 
 
 def _switch(rest: str, now: bool) -> bool:
     if rest not in ("on", "off", ""):
         raise LarqlError(f"on or off, not {rest}")
-    return not now if not rest else rest == "on"
+    return rest == "on" if rest else not now
 
 
 def _unquoted(text: str) -> str:

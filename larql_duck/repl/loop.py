@@ -11,18 +11,21 @@ from typing import IO, TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from larql_duck.cli.render import fitting, printable, render, table
+from larql_duck._version import __version__
+from larql_duck.cli.render import fitting, render, table
 from larql_duck.errors import LarqlError, LqlSyntaxError, QueryError
+from larql_duck.lql import parse
+from larql_duck.lql.statements import ExplainSql
 from larql_duck.repl.commands import Leave, run_command
+from larql_duck.repl.completion import NameLookup
 from larql_duck.repl.interrupt import interruptible
-from larql_duck.repl.route import Piece, is_duckdb, is_finished, language, pieces
-from larql_duck.repl.words import Names
+from larql_duck.repl.route import Segment, is_duckdb, is_finished, language, segments
+from larql_duck.result import Result, printable
 
 if TYPE_CHECKING:
-    from larql_duck.result import Result
     from larql_duck.session import Session
 
-SHOWN_ROWS = 100
+_MOST_ROWS = 100
 
 
 class Repl:
@@ -38,9 +41,9 @@ class Repl:
         self.session = session
         self.console = console or Console(highlight=False)
         self.notes = notes or Console(stderr=True, highlight=False)
-        self.names = Names(session)
+        self.names = NameLookup(session)
         self.mode = "table"
-        self.most = SHOWN_ROWS
+        self.most_rows = _MOST_ROWS
         self.timing = True
         self.show_sql = False
         self.last: Result | None = None
@@ -52,7 +55,7 @@ class Repl:
     # ---- running
 
     def run(self, text: str) -> bool:
-        """Runs a text as typed; whether all of it worked. Errors are shown; Leave passes through."""
+        """Run a text as typed; whether all of it worked. Errors are shown; Leave passes through."""
         try:
             self._run(text)
             return True
@@ -65,7 +68,7 @@ class Repl:
         return False
 
     def run_file(self, text: str) -> int:
-        """Runs a text that nobody types; the exit status: 0, or that of the first error, which ends it."""
+        """Run a text that nobody types; the exit status: 0, or that of the first error, which ends it."""
         try:
             self.run_script(text)
             return 0
@@ -80,7 +83,7 @@ class Repl:
             self.close()
 
     def run_script(self, text: str) -> None:
-        """Runs a text with statements and commands; the first error ends it and is raised."""
+        """Run a text with statements and commands; the first error ends it and is raised."""
         for chunk in chunks(text):
             self._run(chunk, each=True)
 
@@ -89,31 +92,28 @@ class Repl:
         if kind == "command":
             run_command(self, text)
         elif kind != "blank":
-            for piece in pieces(text, each=each):
-                with closing(self._results(piece)) as results:
+            for segment in segments(text, each=each):
+                with closing(self._results(segment)) as results:
                     for result, seconds in results:
                         self.show(result, seconds)
 
-    def _results(self, piece: Piece) -> Generator[tuple[Result, float], None, None]:
+    def _results(self, segment: Segment) -> Generator[tuple[Result, float], None, None]:
         with self._tracing(), interruptible(self.session.con.interrupt):
-            if piece.language == "sql":
+            if segment.language == "sql":
                 start = time.perf_counter()
-                result = self.session.sql(piece.text)
+                result = self.session.sql(segment.text)
                 self.names.forget()
                 yield result, time.perf_counter() - start
                 return
             start = time.perf_counter()
-            for result in self.session.stream(piece.text):
+            for result in self.session.stream(segment.text):
                 yield result, time.perf_counter() - start
                 start = time.perf_counter()
 
     def translated(self, text: str) -> list[str]:
         """The SQL that each statement of an LQL text becomes."""
-        from larql_duck.lql import parse
-        from larql_duck.lql.statements import ExplainSql
-
-        found = [s if isinstance(s, ExplainSql) else ExplainSql(s) for s in parse(text)]
-        return [str(result.one()) for s in found for result in self.session.run(s, text)]
+        statements = [s if isinstance(s, ExplainSql) else ExplainSql(s) for s in parse(text)]
+        return [str(result.one()) for s in statements for result in self.session.run(s, text)]
 
     @contextmanager
     def _tracing(self) -> Iterator[None]:
@@ -130,7 +130,7 @@ class Repl:
     # ---- showing
 
     def show(self, result: Result, seconds: float | None = None) -> None:
-        """Writes a result the way .mode and .output say; then its notices and the time."""
+        """Write a result the way .mode and .output say; then its notices and the time."""
         self.last = result
         if self._file is not None:
             self._file.writelines(render(result, self.mode))
@@ -154,12 +154,12 @@ class Repl:
             # A file or a pipe has no right margin and wants every row.
             self._write_plain(render(result, "table"))
             return
-        shown = fitting(result, self.console.width, self.most)
-        self.console.print(table(result, most=self.most, columns=shown))
-        if shown < len(result.columns):
-            rest = ", ".join(printable(name) for name in result.columns[shown:])
+        fit = fitting(result, self.console.width, self.most_rows)
+        self.console.print(table(result, most=self.most_rows, columns=fit))
+        if fit < len(result.columns):
+            rest = ", ".join(printable(name) for name in result.columns[fit:])
             self._say(f"columns that do not fit: {rest} (.mode line shows all)", "dim")
-        hidden = len(result) - self.most
+        hidden = len(result) - self.most_rows
         if hidden > 0:
             self._say(f"{hidden:,} more rows: .rows N shows more of them, .output FILE writes all", "dim")
 
@@ -170,7 +170,7 @@ class Repl:
         self.console.file.flush()
 
     def write(self, text: str) -> None:
-        """What a command answers."""
+        """Write what a command answers."""
         if self._file is not None:
             self._file.write(text + "\n")
             self._file.flush()
@@ -178,7 +178,7 @@ class Repl:
             self.console.print(Text(text), soft_wrap=True)
 
     def send_to(self, path: Path | None) -> None:
-        """Results go to the file from now on, or back to the screen. LarqlError if it cannot be written."""
+        """Send results to the file from now on, or back to the screen. LarqlError if it cannot be written."""
         self._closing.close()
         self._file = None
         if path is not None:
@@ -188,9 +188,7 @@ class Repl:
                 raise LarqlError(f"{path}: {error.strerror}") from error
 
     def greet(self) -> None:
-        """The first lines: what is open, and where help is."""
-        from larql_duck import __version__
-
+        """Write the first lines: what is open, and where help is."""
         vindex = self.session.vindex
         if vindex is None:
             opened = 'no vindex: USE "name.vindex" opens one, SHOW MODELS lists them'
@@ -202,10 +200,11 @@ class Repl:
         self._say(f"larql-duck {__version__}. {opened}\n.help lists the statements, .exit leaves.", "")
 
     def clear(self) -> None:
+        """Clear the screen."""
         self.console.clear()
 
     def close(self) -> None:
-        """Closes the file that results go to."""
+        """Close the file that results go to."""
         self.send_to(None)
 
     def _say(self, text: str, style: str, *, as_it_is: bool = False) -> None:

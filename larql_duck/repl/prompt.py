@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prompt_toolkit import PromptSession
+from prompt_toolkit import completion as toolkit
 from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
-from prompt_toolkit.completion import CompleteEvent, Completer
-from prompt_toolkit.completion import Completion as Shown
 from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
@@ -18,8 +17,8 @@ from prompt_toolkit.shortcuts import CompleteStyle
 
 from larql_duck.repl.colours import STYLE, LqlLexer
 from larql_duck.repl.commands import COMMANDS
+from larql_duck.repl.completion import NameLookup, complete, complete_command
 from larql_duck.repl.route import is_complete, language
-from larql_duck.repl.words import Completion, Names, complete, complete_command
 
 if TYPE_CHECKING:
     from prompt_toolkit.input import Input
@@ -29,20 +28,21 @@ PROMPT = "larql> "
 CONTINUATION = "   ... "
 
 
-class LqlCompleter(Completer):
+class LqlCompleter(toolkit.Completer):
     """prompt_toolkit's view of complete()."""
 
-    def __init__(self, names: Names) -> None:
+    def __init__(self, names: NameLookup) -> None:
         self.names = names
 
-    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Shown]:
+    def get_completions(
+        self, document: Document, complete_event: toolkit.CompleteEvent
+    ) -> Iterable[toolkit.Completion]:
         text = document.text_before_cursor
-        command = language(text) == "command"
-        found: Iterable[Completion] = (
-            complete_command(text, COMMANDS) if command else complete(text, self.names)
-        )
-        for proposal in found:
-            yield Shown(proposal.text, start_position=-proposal.length, display_meta=proposal.about)
+        is_command = language(text) == "command"
+        for proposal in complete_command(text, COMMANDS) if is_command else complete(text, self.names):
+            yield toolkit.Completion(
+                proposal.text, start_position=-proposal.length, display_meta=proposal.about
+            )
 
 
 def key_bindings() -> KeyBindings:
@@ -89,10 +89,9 @@ def open_history(path: Path | None = None) -> History:
 
 
 def make_prompt(
-    names: Names, history: History, *, input: Input | None = None, output: Output | None = None
+    names: NameLookup, history: History, *, input: Input | None = None, output: Output | None = None
 ) -> PromptSession[str]:
     """The prompt session; input and output are for tests."""
-    more: dict[str, Any] = {"input": input, "output": output}
     return PromptSession(
         PROMPT,
         multiline=True,
@@ -106,5 +105,6 @@ def make_prompt(
         auto_suggest=AutoSuggestFromHistory(),
         key_bindings=key_bindings(),
         enable_history_search=False,
-        **more,
+        input=input,
+        output=output,
     )

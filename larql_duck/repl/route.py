@@ -28,7 +28,7 @@ COMMANDS_WITHOUT_DOT = frozenset({"exit", "quit", "help", "clear"})
 
 
 @dataclass(frozen=True)
-class Piece:
+class Segment:
     """One text for the session: language 'lql' or 'sql'; blank lines before it keep its line numbers."""
 
     language: str
@@ -59,34 +59,35 @@ def is_complete(text: str) -> bool:
 
 def is_finished(text: str) -> bool:
     """Whether every statement of a text in both languages is ended by its `;`."""
-    found = list(_statements(text))
-    return not found or found[-1].ended
+    statements = list(_statements(text))
+    return not statements or statements[-1].ended
 
 
-def pieces(text: str, *, each: bool = False) -> list[Piece]:
-    """The text as pieces in one language each; neighbours in LQL stay together, so that all of them are read first.
+def segments(text: str, *, each: bool = False) -> list[Segment]:
+    """The text as segments in one language each; neighbours in LQL stay together, so that all of them are read first.
 
-    A text that begins as plain SQL is one piece; with `each` (for files) its statements are told apart, too.
+    A text that begins as plain SQL is one segment; with `each` (for files) its statements are told apart, too.
     """
     stripped = text.lstrip()
     if stripped.startswith("!") and not each:
-        return [Piece("sql", stripped[1:])]
+        return [Segment("sql", stripped[1:])]
     if not each and language(text) == "sql":
-        return [Piece("sql", text)]
-    found: list[Piece] = []
-    for one in _statements(text):
-        if one.language == "sql":
-            found.append(Piece("sql", text[one.start : one.end].strip().removeprefix("!")))
-        elif found and found[-1].language == "lql":
-            kept = found.pop().text
-            found.append(Piece("lql", kept + text[len(kept) : one.end]))
+        return [Segment("sql", text)]
+    done: list[Segment] = []
+    for statement in _statements(text):
+        start, end = statement.start, statement.end
+        if statement.language == "sql":
+            done.append(Segment("sql", text[start:end].strip().removeprefix("!")))
+        elif done and done[-1].language == "lql":
+            before = done.pop().text
+            done.append(Segment("lql", before + text[len(before) : end]))
         else:
-            found.append(Piece("lql", re.sub(r"[^\r\n]", " ", text[: one.start]) + text[one.start : one.end]))
-    return found
+            done.append(Segment("lql", re.sub(r"[^\r\n]", " ", text[:start]) + text[start:end]))
+    return done
 
 
 @dataclass(frozen=True)
-class _One:
+class _Statement:
     """One statement: its language, its place, and whether a semicolon ends it."""
 
     language: str
@@ -95,7 +96,7 @@ class _One:
     ended: bool
 
 
-def _statements(text: str) -> Iterator[_One]:
+def _statements(text: str) -> Iterator[_Statement]:
     """The statements of a text in both languages, each cut by the rules of its own. Blank ones are left out."""
     start = 0
     while start < len(text):
@@ -104,7 +105,7 @@ def _statements(text: str) -> Iterator[_One]:
             kind = language(text[start:])
         end = _sql_end(text, start) if kind == "sql" else _lql_end(text, start)
         if kind != "blank" or language(text[start:end]) != "blank":
-            yield _One("sql" if kind == "sql" else "lql", start, end, end < len(text))
+            yield _Statement("sql" if kind == "sql" else "lql", start, end, end < len(text))
         start = end + 1
 
 

@@ -113,7 +113,7 @@ def _database(vindex: Vindex) -> Iterator[str]:
     """Rows of model.duckdb that are not those of the Parquet files, and the manifest that it was built for."""
     from larql_duck.vindex.database import database_hash
 
-    again = f"delete it, then open the vindex once: larql-duck lql --vindex {vindex.path} STATS"
+    again = f"delete it, then open the vindex once: larql-duck lql {vindex.path} STATS"
     if not vindex.database.is_file():
         yield f"{vindex.database}: missing; {again}"
         return

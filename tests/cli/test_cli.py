@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,32 +13,23 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from larql_duck.cli.app import run
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    """A function (*arguments, stdin='') -> (exit status, stdout, stderr)."""
-
-    def go(*arguments: str | Path, stdin: str = "") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        status = run([str(a) for a in arguments])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return go
+from larql_duck import __version__
 
 
 def test_formats(call, world: Path) -> None:
-    status, out, err = call("lql", 'DESCRIBE "Japan"; SHOW LAYERS 3', "--vindex", world)
+    status, out, err = call("lql", world, 'DESCRIBE "Japan"; SHOW LAYERS 3')
     assert (status, err) == (0, "")
     assert "Tokyo" in out and "syntax" in out and out.index("Tokyo") < out.index("syntax")
-    status, out, _ = call("lql", 'DESCRIBE "Japan"; SHOW LAYERS 3', "--vindex", world, "--json")
+    status, out, _ = call("lql", world, 'DESCRIBE "Japan"; SHOW LAYERS 3', "--jsonl")
     lines = [json.loads(line) for line in out.splitlines()]
     assert [line.get("target", line.get("band")) for line in lines] == ["Asia", "Tokyo", "syntax"]
     assert lines[1]["layers"] == [5, 8] and lines[1]["p"] == 0.7
+    _, out, _ = call("lql", world, 'SHOW LAYERS 3; DESCRIBE "Japan"', "--json")
+    assert [row["target"] for row in json.loads(out)] == ["Asia", "Tokyo"], "one array, of the last result"
+    _, out, _ = call("lql", world, "SHOW LAYERS 1; SHOW LAYERS 2", "--format", "line")
+    assert out.count("layer = ") == 2
     for short in (["--csv"], ["--format", "csv"]):
-        _, out, _ = call("lql", 'SHOW LAYERS 3; DESCRIBE "Japan"', "--vindex", world, *short)
+        _, out, _ = call("lql", world, 'SHOW LAYERS 3; DESCRIBE "Japan"', *short)
         table = list(csv.reader(io.StringIO(out)))
         assert [row[2] for row in table] == ["target", "Asia", "Tokyo"]
 
@@ -46,7 +38,7 @@ def test_parquet_to_a_file(world: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.parquet"
     with out.open("wb") as file:
         subprocess.run(
-            [sys.executable, "-c", "from larql_duck.cli.app import main; main()", "lql", "SELECT 1 AS a, 2 AS a", "--parquet"],
+            [sys.executable, "-c", "from larql_duck.cli.app import main; main()", "lql", "-c", "SELECT 1 AS a, 2 AS a", "--parquet"],
             stdout=file, check=True, timeout=60,
         )  # fmt: skip
     assert pq.read_table(out).to_pylist() == [{"a": 1, "a_1": 2}]
@@ -54,9 +46,12 @@ def test_parquet_to_a_file(world: Path, tmp_path: Path) -> None:
 
 def test_values_that_json_lacks(call) -> None:
     _, out, _ = call(
-        "sql", "SELECT 'nan'::DOUBLE AS a, DATE '2024-01-02' AS b, {'x': [1.5]} AS c, NULL AS d", "--json"
+        "sql",
+        "-c",
+        "SELECT 'nan'::DOUBLE AS a, DATE '2024-01-02' AS b, {'x': [1.5]} AS c, NULL AS d",
+        "--json",
     )
-    assert json.loads(out) == {"a": None, "b": "2024-01-02", "c": {"x": [1.5]}, "d": None}
+    assert json.loads(out) == [{"a": None, "b": "2024-01-02", "c": {"x": [1.5]}, "d": None}]
 
 
 def test_text_comes_from_argument_file_or_stdin(call, world: Path, tmp_path: Path) -> None:
@@ -71,8 +66,8 @@ def test_text_comes_from_argument_file_or_stdin(call, world: Path, tmp_path: Pat
         (["lql"], script.read_text()),
         (["lql", "-f", "-"], script.read_text()),
     ):
-        assert call(*arguments, "--vindex", world, "--csv", stdin=stdin) == expected
-    assert call("lql", "SELECT 1", "-f", script)[0] == 2
+        assert call(*arguments, world, "--csv", stdin=stdin) == expected
+    assert call("lql", "-c", "SELECT 1", "-f", script)[0] == 2
     status, _, err = call("lql", "-f", tmp_path / "none.lql")
     assert status == 1 and "none.lql: No such file" in err
     (tmp_path / "latin.lql").write_bytes("SELECT 'é'".encode("latin-1"))
@@ -83,28 +78,42 @@ def test_text_comes_from_argument_file_or_stdin(call, world: Path, tmp_path: Pat
     ("arguments", "status", "message"),
     [
         (
-            ["lql", "DESCRIB x"],
+            ["lql", "-c", "DESCRIB x"],
             2,
             "error: line 1, column 1: DESCRIB begins no statement; did you mean DESCRIBE?",
         ),
         (
-            ["lql", 'DESCRIBE "x" AT LAYER 99', "--vindex", "W"],
+            ["lql", "W", 'DESCRIBE "x" AT LAYER 99'],
             2,
             "error: line 1, column 23: layer 99 is out of range",
         ),
-        (["lql", "SELECT nope FROM EDGES", "--vindex", "W"], 2, "unknown column nope"),
-        (["lql", "SELECT 'a'::INT", "--vindex", "W"], 2, "Could not convert"),
-        (["lql", 'INFER "x"', "--vindex", "W"], 1, "error: "),
-        (["lql", 'DESCRIBE "x"'], 1, "no vindex is open"),
-        (["lql", 'DESCRIBE "x"', "--vindex", "/no/such"], 1, "/no/such: no such vindex"),
-        (["lql", ""], 2, "no statement"),
-        (["sql", 'SELECT * FROM model_graph WHERE subject = "x"', "--vindex", "W"], 1, "for text write 'x'"),
-        (["sql", "SELEC 1"], 1, "syntax error"),
-        (["lql", "SELECT 1", "--format", "xml"], 2, "--format 'xml' is not known"),
-        (["lql", "SELECT 1", "--csv", "--json"], 2, "choose one output format"),
-        (["lql", "SELECT 1", "--param", "x"], 2, "write name=value"),
+        (["lql", "W", "SELECT nope FROM EDGES"], 2, "unknown column nope"),
+        (["lql", "W", "SELECT 'a'::INT"], 2, "Could not convert"),
+        (["lql", "W", 'INFER "x"'], 1, "error: "),
+        (["lql", "-c", 'DESCRIBE "x"'], 1, "no vindex is open"),
+        (["lql", "/no/such", 'DESCRIBE "x"'], 1, "/no/such: no such vindex"),
+        (
+            ["lql", 'DESCRIBE "x"'],
+            2,
+            "the vindex comes first, then the text; a text without a vindex goes behind -c",
+        ),
+        (["sql", "W", "SELECT 1", "-c", "SELECT 2"], 2, "give one text"),
+        (["sql", "-c", "SELECT 1", "--patch", "a.vlp"], 2, "--patch needs a vindex"),
+        (["sql", "W", "SELECT 1", "--patch", "/no/such.vlp"], 1, "/no/such.vlp"),
+        (["lql", "-c", ""], 2, "no statement"),
+        (["sql", "W", 'SELECT * FROM model_graph WHERE subject = "x"'], 1, "for text write 'x'"),
+        (["sql", "-c", "SELEC 1"], 1, "syntax error"),
+        (["lql", "-c", "SELECT 1", "--format", "xml"], 2, "'xml' is not one of 'table'"),
+        (["lql", "-c", "SELECT 1", "--csv", "--json"], 2, "choose one output format"),
+        (["lql", "-c", "SELECT 1", "--param", "x"], 2, "write name=value"),
         (["lql", "--nope"], 2, "No such option"),
         (["nope"], 2, "No such command"),
+        (
+            ["extract", "m", "-o", "o", "--level", "some"],
+            2,
+            "'some' is not one of 'browse', 'inference', 'all'",
+        ),
+        (["trace", "m", "p", "--positions", "first"], 2, "'first' is not one of 'last', 'all'"),
         (["extract", "/no/such/model"], 2, "-o"),
         (["extract", "/no/such/model", "-o", "/tmp/never.vindex"], 1, "/no/such/model"),
         (["extract", "/no/such/model", "--layers", "x"], 2, "--layers 'x'"),
@@ -120,18 +129,16 @@ def test_one_line_per_error(call, world: Path, arguments: list[str], status: int
 
 def test_continue_on_error(call, world: Path) -> None:
     text = "SHOW LAYERS 99; SHOW LAYERS 1; SELECT 'a'::INT; SHOW LAYERS 2"
-    status, out, err = call("lql", text, "--vindex", world, "--json", "--continue-on-error")
+    status, out, err = call("lql", world, text, "--jsonl", "--continue-on-error")
     assert [json.loads(line)["layer"] for line in out.splitlines()] == [1, 2]
     assert status == 2 and err.count("error: ") == 2
-    status, out, err = call(
-        "lql", "SHOW LAYERS 1; SHOW LAYERS 99; SHOW LAYERS 2", "--vindex", world, "--json"
-    )
+    status, out, err = call("lql", world, "SHOW LAYERS 1; SHOW LAYERS 99; SHOW LAYERS 2", "--jsonl")
     assert [json.loads(line)["layer"] for line in out.splitlines()] == [1]
     assert status == 2 and err.count("\n") == 1
 
 
 def test_notices_go_to_stderr(call, world: Path) -> None:
-    status, out, err = call("lql", 'DESCRIBE "Nobody"', "--vindex", world, "--csv")
+    status, out, err = call("lql", world, 'DESCRIBE "Nobody"', "--csv")
     assert status == 0 and out.count("\n") == 1
     assert err == 'note: nothing is known about "Nobody"; ask the model: PROBE ENTITIES "Nobody"\n'
 
@@ -140,17 +147,17 @@ def test_parameters(call, world: Path) -> None:
     assert (
         call(
             "lql",
+            world,
             "DESCRIBE $e |> SELECT count(*) AS n FROM _",
             "--param",
             "e=Japan",
-            "--vindex",
-            world,
             "--csv",
         )[1]
         == "n\n2\n"
     )
     _, out, _ = call(
         "lql",
+        "-c",
         "SELECT $a AS a, $b AS b, $c AS c, $d AS d",
         "--param",
         "a=5",
@@ -162,23 +169,23 @@ def test_parameters(call, world: Path) -> None:
         "d=-1.5",
         "--json",
     )
-    assert json.loads(out) == {"a": 5, "b": "5", "c": "x=y", "d": -1.5}
+    assert json.loads(out) == [{"a": 5, "b": "5", "c": "x=y", "d": -1.5}]
     evil = "x' OR 1=1; DROP TABLE t; --"
-    _, out, _ = call("lql", "SELECT $a AS a", "--param", f"a={evil}", "--json")
-    assert json.loads(out) == {"a": evil}
-    assert call("sql", "SELECT $a + 1 AS a", "--param", "a=4", "--csv")[1] == "a\n5\n"
+    _, out, _ = call("lql", "-c", "SELECT $a AS a", "--param", f"a={evil}", "--json")
+    assert json.loads(out) == [{"a": evil}]
+    assert call("sql", "-c", "SELECT $a + 1 AS a", "--param", "a=4", "--csv")[1] == "a\n5\n"
 
 
 def test_wide_and_odd_cells_keep_their_rows(call) -> None:
     text = "SELECT '🦆 日本' AS a, 'x' || chr(10) || 'y' AS b, repeat('long ', 300) AS c UNION ALL SELECT 'b', 'c', 'd'"
-    status, out, err = call("sql", text)
+    status, out, err = call("sql", "-c", text)
     lines = out.splitlines()
     assert (status, err) == (0, "") and len(lines) == 4
     assert "x\\ny" in out
 
 
 def test_a_reader_that_leaves_early(world: Path) -> None:
-    command = f"'{sys.executable}' -c 'from larql_duck.cli.app import main; main()' sql 'SELECT * FROM range(200000)' --csv | head -1"
+    command = f"'{sys.executable}' -c 'from larql_duck.cli.app import main; main()' sql -c 'SELECT * FROM range(200000)' --csv | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
     assert done.stdout == "range\n" and done.stderr == ""
 
@@ -186,8 +193,45 @@ def test_a_reader_that_leaves_early(world: Path) -> None:
 def test_help_and_version(call) -> None:
     status, out, _ = call("--help")
     assert status == 0 and all(name in out for name in ("extract", "lql", "sql", "verify", "repl"))
+    assert "--install-completion" in out
     assert call()[0] == 0
+    assert call("--version") == (0, f"larql-duck {__version__}\n", "")
     status, out, _ = call("extract", "--help")
     assert status == 0 and all(
         f in out for f in ("--estimate", "--resume", "--relation", "--no-probe", "--in-basis")
     )
+    assert "<browse|inference|all>" in out or "[browse|inference|all]" in out
+
+
+FORMATS = {"--format", "--json", "--jsonl", "--csv", "--parquet"}
+COMPUTE = {"--compute-dtype", "--device"}
+SESSION = {"--patch", "--texts", *COMPUTE}
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    {
+        "lql": FORMATS | SESSION | {"--param", "--file", "--command"},
+        "sql": FORMATS | SESSION | {"--param", "--file", "--command"},
+        "repl": SESSION,
+        "probe": FORMATS | SESSION,
+        "check-edits": FORMATS | SESSION | {"--plot"},
+        "packs": FORMATS,
+        "cluster": FORMATS,
+        "trace": FORMATS | COMPUTE | {"--patch", "--plot"},
+        "run": COMPUTE | {"--patch"},
+        "activations": COMPUTE | {"--patch"},
+    }.items(),
+)
+def test_options_are_the_same_everywhere(call, command: str, options: set[str]) -> None:
+    status, out, _ = call(command, "--help")
+    assert status == 0 and {option for option in options if option not in out} == set()
+
+
+def test_completion_of_the_shell() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from larql_duck.cli.app import main; main()"],
+        env=os.environ | {"_LARQL_DUCK_COMPLETE": "complete_bash", "COMP_WORDS": "larql-duck ve", "COMP_CWORD": "1"},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout.split() == ["verify"], done.stderr

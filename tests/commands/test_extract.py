@@ -64,25 +64,15 @@ def test_extract_verify_and_ask_on_the_command_line(
     assert f"made {out}" in capsys.readouterr().err
     assert run(["verify", out]) == 0
     assert "everything holds" in capsys.readouterr().out
-    assert (
-        run(
-            [
-                "lql",
-                "SELECT max(rank) AS k, max(layer) AS layer FROM feature_tokens",
-                "--vindex",
-                out,
-                "--json",
-            ]
-        )
-        == 0
-    )
-    assert json.loads(capsys.readouterr().out) == {"k": 4, "layer": 1}
+    query = "SELECT max(rank) AS k, max(layer) AS layer FROM feature_tokens"
+    assert run(["lql", out, query, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [{"k": 4, "layer": 1}]
     assert run(["extract", model, "-o", out]) == 1
     captured = capsys.readouterr()
     assert "exists already" in captured.err and captured.err.count("\n") == 1
     # A plain FFN has activations without an up matrix.
-    assert run(["lql", 'WALK "the capital of" MODE DENSE TOP 1', "--vindex", out, "--json"]) == 0
-    assert all(json.loads(line)["activation"] is not None for line in capsys.readouterr().out.splitlines())
+    assert run(["lql", out, 'WALK "the capital of" MODE DENSE TOP 1', "--json"]) == 0
+    assert all(row["activation"] is not None for row in json.loads(capsys.readouterr().out))
 
 
 def test_plain_ffn_activations_equal_the_models(tiny_model, tiny_vindex) -> None:

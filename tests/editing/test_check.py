@@ -174,13 +174,13 @@ def test_the_command_writes_a_table_and_a_plot(
         s.edits.add([strong(s, "Italy", "Paris")])
         s.lql(f'SAVE PATCH "{tmp_path / "italy.vlp"}"')
     arguments = ["check-edits", str(base("llama")), "--patch", str(tmp_path / "italy.vlp")]
-    arguments += ["--texts", str(tmp_path / "text.txt"), "--plot", str(tmp_path / "plot.svg"), "--json"]
+    arguments += ["--texts", str(tmp_path / "text.txt"), "--plot", str(tmp_path / "plot.svg"), "--jsonl"]
     assert run(arguments) == 0
     out = capsys.readouterr().out
     rows = [json.loads(line) for line in out.splitlines()]
     assert [r["entity"] for r in rows] == ["Italy", None]
     assert rows[1]["perplexity"] > 1
     assert (tmp_path / "plot.svg").read_text().startswith("<svg")
-    assert run(["check-edits", str(base("llama")), "--texts", str(tmp_path / "missing.txt")]) == 1
-    assert "no such file" in capsys.readouterr().err
+    assert run(["check-edits", str(base("llama")), "--texts", str(tmp_path / "missing.txt")]) == 2
+    assert "does not exist" in capsys.readouterr().err
     assert run(["check-edits", str(base("llama")), "--plot", "x.pdf"]) == 1

@@ -384,7 +384,7 @@ def test_run_streams_the_text(tiny_vindex, tiny_model, capsys: pytest.CaptureFix
 def test_trace_prints_draws_and_keeps(
     tiny_vindex, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["trace", str(tiny_vindex("llama")), PROMPT, "--for", "Paris", "--layers", "1-2", "--json"]
+    arguments = ["trace", str(tiny_vindex("llama")), PROMPT, "--for", "Paris", "--layers", "1-2", "--jsonl"]
     files = ["--plot", str(tmp_path / "x.html"), "--save", str(tmp_path / "x.parquet")]
     assert cli.run([*arguments, *files]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

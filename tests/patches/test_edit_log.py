@@ -258,7 +258,7 @@ def test_a_refresh_that_fails_takes_everything_back(
 def test_the_command_line_applies_patches(files: dict[str, Path], capfd: pytest.CaptureFixture[str]) -> None:
     from larql_duck.cli.app import run
 
-    command = ["lql", "SHOW PATCHES", "--csv", "--vindex", str(BASE)]
+    command = ["lql", str(BASE), "SHOW PATCHES", "--csv"]
     assert run([*command, "--patch", str(files["a"]), "--patch", str(files["c"])]) == 0
     out = capfd.readouterr().out
     assert f"1,a,{files['a']}" in out and f"2,c,{files['c']}" in out

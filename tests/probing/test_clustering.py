@@ -147,7 +147,7 @@ def test_cli_publishes_clusters_beside_facts(copy: Path, capfd: pytest.CaptureFi
         labelled = s.sql(
             "SELECT layer, feature FROM features WHERE relation_source = 'probe' ORDER BY ALL"
         ).rows()
-    assert cli.run(["cluster", str(copy), "-k", "6", "--json"]) == 0
+    assert cli.run(["cluster", str(copy), "-k", "6", "--jsonl"]) == 0
     out, err = capfd.readouterr()
     assert len(out.splitlines()) == 6 and "of 6 clusters" in err
     assert verify(copy) == []

@@ -364,7 +364,7 @@ def test_cli_probe_saves_and_prints(copy: Path, tmp_path: Path, capfd: pytest.Ca
     file = tmp_path / "names.csv"
     file.write_text("name\nFrance\nJapan\n")
     arguments = ["probe", str(copy), "--relation", "found in", "--template", "The capital of {} is"]
-    assert cli.run([*arguments, "--entities", str(file), "--json"]) == 0
+    assert cli.run([*arguments, "--entities", str(file), "--jsonl"]) == 0
     out, err = capfd.readouterr()
     assert [json.loads(line)["subject"] for line in out.splitlines()] == ["France", "Japan"]
     assert "saved in" in err
@@ -415,7 +415,7 @@ def test_cli_errors_are_one_line(base: Path, tmp_path: Path, capfd: pytest.Captu
 
 
 def test_cli_lists_packs(capfd: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["packs", "--json"]) == 0
+    assert cli.run(["packs", "--jsonl"]) == 0
     rows = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     assert rows[0]["pack"] == "core" and rows[0]["relations"] == 12
 

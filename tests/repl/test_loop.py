@@ -212,7 +212,7 @@ def test_history(typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert isinstance(open_history(), InMemoryHistory)
 
 
-PROGRAM = "import sys; from larql_duck.repl import run; sys.exit(run(sys.argv[1] if sys.argv[1:] else None))"
+PROGRAM = "import sys; from larql_duck import connect; from larql_duck.repl import run; sys.exit(run(connect(sys.argv[1])))"
 
 
 def test_standard_input_that_is_no_terminal(tiny: Path) -> None:

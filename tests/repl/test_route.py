@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from larql_duck.repl.colours import LqlLexer, fragments
 from larql_duck.repl.loop import chunks
-from larql_duck.repl.route import is_complete, language, pieces
+from larql_duck.repl.route import is_complete, language, segments
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_complete(text: str, done: bool) -> None:
 
 def test_pieces_keep_their_places() -> None:
     text = "STATS;\n SHOW LAYERS;\nCREATE TABLE t AS SELECT 'a\\;';\n  STATS; SELECT 1"
-    found = pieces(text)
+    found = segments(text)
     assert [(p.language, p.text.strip()) for p in found] == [
         ("lql", "STATS;\n SHOW LAYERS"),
         ("sql", "CREATE TABLE t AS SELECT 'a\\;'"),
@@ -81,9 +81,9 @@ def test_pieces_keep_their_places() -> None:
 
 def test_plain_sql_stays_whole_at_the_prompt_and_is_split_in_files() -> None:
     text = "CREATE TABLE t AS SELECT 1; STATS;"
-    assert [p.language for p in pieces(text)] == ["sql"]
-    assert [p.language for p in pieces(text, each=True)] == ["sql", "lql"]
-    assert [p.text for p in pieces("! STATS; STATS;")] == [" STATS; STATS;"]
+    assert [p.language for p in segments(text)] == ["sql"]
+    assert [p.language for p in segments(text, each=True)] == ["sql", "lql"]
+    assert [p.text for p in segments("! STATS; STATS;")] == [" STATS; STATS;"]
 
 
 def test_chunks() -> None:
@@ -99,7 +99,7 @@ def test_nothing_gets_lost(text: str) -> None:
     """No routing function fails, and every statement of a file is in exactly one piece."""
     is_complete(text)
     for each in (True, False):
-        kept = "".join("".join(p.text.split()) for p in pieces(text, each=each))
+        kept = "".join("".join(p.text.split()) for p in segments(text, each=each))
         assert set(kept) <= set(text)
     assert "".join(chunks(text)).split() == text.split() or not text.strip()
 

@@ -12,8 +12,8 @@ from decimal import Decimal
 import pyarrow as pa
 import pytest
 
-from larql_duck.cli.render import MODES, cell, fitting, printable, render
-from larql_duck.result import Result
+from larql_duck.cli.render import MODES, fitting, render
+from larql_duck.result import Result, cell, printable
 
 TABLE = pa.table(
     {

@@ -13,21 +13,21 @@ from larql_duck import connect
 from larql_duck.lql import parse
 from larql_duck.lql.table import STATEMENTS
 from larql_duck.repl.commands import COMMANDS
+from larql_duck.repl.completion import NameLookup, complete, complete_command
 from larql_duck.repl.prompt import LqlCompleter
-from larql_duck.repl.words import Names, complete, complete_command
 
 
 @pytest.fixture(scope="module")
-def names(tiny_vindex: Callable[[str], Path]) -> Iterator[Names]:
+def names(tiny_vindex: Callable[[str], Path]) -> Iterator[NameLookup]:
     with connect(tiny_vindex("llama")) as session:
         session.con.execute("CREATE OR REPLACE TABLE countries AS SELECT 'France' AS my_country")
-        found = Names(session)
+        found = NameLookup(session)
         found.entities = lambda start: [e for e in ("France", 'Fr"an', "Germany") if e.startswith(start)]  # type: ignore[method-assign]
         found.relations = lambda: ["capital", "currency"]  # type: ignore[method-assign]
         yield found
 
 
-def words(text: str, names: Names) -> list[str]:
+def words(text: str, names: NameLookup) -> list[str]:
     return [proposal.text for proposal in complete(text, names)]
 
 
@@ -58,7 +58,7 @@ def words(text: str, names: Names) -> list[str]:
         ("-- WALK\nSTA", {"STATS"}, set()),
     ],
 )
-def test_words(text: str, some: set[str], none: set[str], names: Names) -> None:
+def test_words(text: str, some: set[str], none: set[str], names: NameLookup) -> None:
     found = set(words(text, names))
     assert some <= found
     assert not none & found
@@ -79,11 +79,11 @@ def test_words(text: str, some: set[str], none: set[str], names: Names) -> None:
         ('TRACE "Fr', []),
     ],
 )
-def test_strings(text: str, wanted: list[str], names: Names) -> None:
+def test_strings(text: str, wanted: list[str], names: NameLookup) -> None:
     assert words(text, names) == wanted
 
 
-def test_paths(names: Names, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths(names: NameLookup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.vindex").mkdir()
     (tmp_path / "b").mkdir()
     (tmp_path / ".hidden").touch()
@@ -93,7 +93,7 @@ def test_paths(names: Names, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert words('USE "nowhere/', names) == []
 
 
-def test_what_is_proposed_fits(names: Names) -> None:
+def test_what_is_proposed_fits(names: NameLookup) -> None:
     """Every first clause that is proposed behind a statement's example is one that the parser knows."""
     for row in STATEMENTS:
         if row.whole or "WHERE" in row.example or row.name == "EXPLAIN SQL":
@@ -105,17 +105,17 @@ def test_what_is_proposed_fits(names: Names) -> None:
             )
 
 
-def test_names_never_fail(names: Names) -> None:
+def test_names_never_fail(names: NameLookup) -> None:
     class Broken:
         schema = "no such"
         vindex = None
         con = None
 
-    broken = Names(Broken())  # type: ignore[arg-type]
+    broken = NameLookup(Broken())  # type: ignore[arg-type]
     assert broken.columns() == [] and broken.entities("x") == [] and "EDGES" in broken.tables()
 
 
-def test_names_are_looked_up_again_for_another_vindex(names: Names) -> None:
+def test_names_are_looked_up_again_for_another_vindex(names: NameLookup) -> None:
     assert "countries" in names.tables()
     names.session.con.execute("CREATE TABLE later AS SELECT 1 AS x")
     assert "later" not in names.tables()
@@ -133,7 +133,7 @@ def test_commands() -> None:
     assert "SHOW LAYERS" in found(".help ")
 
 
-def test_prompt_toolkit_gets_replacements(names: Names) -> None:
+def test_prompt_toolkit_gets_replacements(names: NameLookup) -> None:
     completer = LqlCompleter(names)
     (shown,) = completer.get_completions(Document("STATS; descr"), CompleteEvent())
     assert (shown.text, shown.start_position) == ("describe", -5)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from larql_duck.session import Session
 
 MOST = 200
+_LQL_TABLES = ("EDGES", "FEATURES", "ENTITIES", "RELATIONS", "LAYERS", "TOKENS", "FACTS", "PATCHES")
 # A word that no statement has, put where the cursor is: the parser then says what could stand there.
 _NOTHING = "\u00b6"
 _LAST_WORD = re.compile(r"[\w]*\Z")
@@ -27,7 +28,7 @@ _SQL_TEXT = """
     SELECT FROM WHERE GROUP BY HAVING ORDER LIMIT OFFSET JOIN LEFT INNER CROSS ON USING AS AND OR NOT IN IS NULL LIKE ILIKE
     BETWEEN CASE WHEN THEN ELSE END DISTINCT UNION ALL EXCEPT INTERSECT QUALIFY WITH ASC DESC COUNT NEAREST TO AT LAYER BASIS
 """
-SQL_WORDS = _SQL_TEXT.split()
+_SQL_WORDS = _SQL_TEXT.split()
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Completion:
     about: str = ""
 
 
-class Names:
+class NameLookup:
     """Names of the session's tables, columns, relations and entities, looked up when first asked for.
 
     Every look-up that fails gives nothing: completion never gets in the way.
@@ -52,16 +53,15 @@ class Names:
 
     def tables(self) -> list[str]:
         """LQL's tables, those of the vindex, and those of the connection."""
-        found = self._list(
-            "tables",
-            "SELECT table_name FROM information_schema.tables WHERE NOT table_name LIKE 'lql\\_%' ESCAPE '\\'",
-        )
-        return ["EDGES", "FEATURES", "ENTITIES", "RELATIONS", "LAYERS", "TOKENS", "FACTS", "PATCHES", *found]
+        sql = "SELECT table_name FROM information_schema.tables WHERE NOT starts_with(table_name, 'lql_')"
+        return [*_LQL_TABLES, *self._list("tables", sql)]
 
     def columns(self) -> list[str]:
+        """Names of columns of all tables, sorted."""
         return self._list("columns", "SELECT DISTINCT column_name FROM information_schema.columns")
 
     def relations(self) -> list[str]:
+        """Names of the vindex's relations, sorted."""
         return self._list("relations", f"SELECT relation FROM {self.session.schema}.relations")
 
     def entities(self, start: str) -> list[str]:
@@ -81,7 +81,7 @@ class Names:
         return self._lists[name]
 
     def forget(self) -> None:
-        """After a statement that may have made tables."""
+        """Look everything up anew: a statement may have made tables."""
         self._lists.clear()
 
     def _ask(self, sql: str, parameters: dict[str, str] | None) -> list[str]:
@@ -91,8 +91,8 @@ class Names:
             return []
 
 
-def complete(text: str, names: Names) -> Iterator[Completion]:
-    """Proposals for the text before the cursor, best first, each text once."""
+def complete(text: str, names: NameLookup) -> Iterator[Completion]:
+    """Proposals for the text before the cursor, best first, at most MOST, each text once."""
     seen: set[str] = set()
     for proposal in _complete(text, names):
         if proposal.text not in seen and len(seen) < MOST:
@@ -100,7 +100,7 @@ def complete(text: str, names: Names) -> Iterator[Completion]:
             yield proposal
 
 
-def _complete(text: str, names: Names) -> Iterator[Completion]:
+def _complete(text: str, names: NameLookup) -> Iterator[Completion]:
     opened = _open_string(text)
     if opened is not None:
         yield from _in_string(*opened, names)
@@ -128,24 +128,24 @@ def _open_string(text: str) -> tuple[str, str, str] | None:
         tokenize(text)
         return None
     except LqlSyntaxError as error:
-        found = error
-    if "unfinished string" not in found.message:
+        unfinished = error
+    if "unfinished string" not in unfinished.message:
         return None
     lines = text.split("\n")
-    at = sum(len(line) + 1 for line in lines[: found.line - 1]) + found.column - 1
+    at = sum(len(line) + 1 for line in lines[: unfinished.line - 1]) + unfinished.column - 1
     return text[:at], text[at], text[at + 1 :]
 
 
-def _in_string(before: str, mark: str, typed: str, names: Names) -> Iterator[Completion]:
+def _in_string(before: str, mark: str, typed: str, names: NameLookup) -> Iterator[Completion]:
     kind = _string_kind(before)
-    found: Iterable[str] = ()
+    candidates: Iterable[str] = ()
     if kind == "relation":
-        found = names.relations()
+        candidates = names.relations()
     elif kind == "path":
-        found = _paths(typed)
+        candidates = _paths(typed)
     elif kind == "entity" and typed:
-        found = names.entities(typed)
-    for candidate in found:
+        candidates = names.entities(typed)
+    for candidate in candidates:
         if candidate.casefold().startswith(typed.casefold()):
             written = (
                 quote(candidate)[1:-1] if mark == '"' else candidate.replace("\\", "\\\\").replace("'", "''")
@@ -202,7 +202,7 @@ def _in_sql(tokens: Tokens, first: int) -> bool:
     return any(tokens.is_word(i, "SELECT", "WHERE") for i in range(first, len(tokens)))
 
 
-def _in_query(tokens: Tokens, typed: str, names: Names) -> Iterator[Completion]:
+def _in_query(tokens: Tokens, typed: str, names: NameLookup) -> Iterator[Completion]:
     last = len(tokens) - 3
     if last >= 0 and (
         tokens.is_word(last, "FROM", "JOIN") or (tokens.is_operator(last, ",") and _in_from(tokens, last))
@@ -210,7 +210,7 @@ def _in_query(tokens: Tokens, typed: str, names: Names) -> Iterator[Completion]:
         yield from _matching(typed, [*names.tables(), "_"], lambda _: "table")
         return
     yield from _matching(typed, names.columns(), lambda _: "column")
-    yield from _matching(typed, SQL_WORDS, lambda _: "")
+    yield from _matching(typed, _SQL_WORDS, lambda _: "")
 
 
 def _in_from(tokens: Tokens, at: int) -> bool:
@@ -239,13 +239,14 @@ def _matching(typed: str, candidates: Iterable[str], about: Callable[[str], str]
     for candidate in candidates:
         if candidate.casefold().startswith(typed.casefold()) and candidate != typed:
             # Keywords follow the case that was begun; names keep their own.
-            keyword = candidate.isupper() and lower and candidate.split()[0] in _keywords()
+            keyword = candidate.isupper() and lower and candidate.split()[0] in all_keywords()
             yield Completion(candidate.lower() if keyword else candidate, len(typed), about(candidate))
 
 
 @cache
-def _keywords() -> frozenset[str]:
-    return keywords() | frozenset(SQL_WORDS)
+def all_keywords() -> frozenset[str]:
+    """LQL's keywords and SQL's, in capitals."""
+    return keywords() | frozenset(_SQL_WORDS)
 
 
 def _about(word: str) -> str:
@@ -266,10 +267,10 @@ def complete_command(text: str, commands: Iterable[str]) -> Iterator[Completion]
         yield from _matching(rest, MODES, lambda _: "")
     elif name == ".help":
         candidates = [row.name for row in STATEMENTS]
-        yield from (Completion(c, len(rest), row_about(c)) for c in candidates if c.startswith(rest.upper()))
+        yield from (Completion(c, len(rest), _row_about(c)) for c in candidates if c.startswith(rest.upper()))
     elif name in (".read", ".output"):
         yield from (Completion(p, len(rest)) for p in _paths(rest) if p.startswith(rest))
 
 
-def row_about(name: str) -> str:
+def _row_about(name: str) -> str:
     return next((row.about for row in STATEMENTS if row.name == name), "")

@@ -1,0 +1,3 @@
+"""The version of larql-duck."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,38 @@
+"""What the command line says on stderr: remarks and errors, one line each."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from typing import Any
+
+import typer
+
+from larql_duck.errors import LarqlError, LqlSyntaxError
+
+# typer brings a click of its own or uses the installed one, depending on its version.
+UsageError: type[Any] = typer.BadParameter.__bases__[0]
+ClickError: type[Any] = UsageError.__bases__[0]
+
+
+def say(text: str) -> None:
+    """Write a line to stderr."""
+    _write(" ".join(text.split()))
+
+
+def note(text: str) -> None:
+    """Write a remark to stderr."""
+    say(f"note: {text}")
+
+
+def report(error: LarqlError) -> None:
+    """Write an error to stderr: one line; in a terminal a syntax error shows its place, too."""
+    if isinstance(error, LqlSyntaxError) and sys.stderr.isatty():
+        _write(f"error: {error.highlight()}")
+    else:
+        say(f"error: {error}")
+
+
+def _write(text: str) -> None:
+    with suppress(BrokenPipeError):
+        print(text, file=sys.stderr)

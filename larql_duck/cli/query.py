@@ -1,0 +1,71 @@
+"""The commands that run a text: lql, sql, repl."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from larql_duck.cli.errors import report
+from larql_duck.cli.options import (
+    OptionalVindexArgument,
+    OutputOptions,
+    ScriptOptions,
+    SessionOptions,
+    command,
+)
+from larql_duck.errors import LarqlError
+
+if TYPE_CHECKING:
+    from larql_duck.result import Result
+    from larql_duck.session import Session
+
+app = typer.Typer()
+
+
+@command(app)
+def lql(
+    script: ScriptOptions,
+    options: SessionOptions,
+    output: OutputOptions,
+    continue_on_error: Annotated[
+        bool, typer.Option("--continue-on-error", help="Go on after a statement that failed.")
+    ] = False,
+) -> int:
+    """Run LQL statements: larql-duck lql X.vindex 'DESCRIBE "France"'."""
+    text, parameters = script.read(), script.parameters()
+    failures: list[LarqlError] = []
+
+    def results(session: Session) -> Iterator[Result]:
+        from larql_duck.lql import parse
+
+        for statement in parse(text, parameters):
+            try:
+                yield from session.run(statement, text)
+            except LarqlError as error:
+                if not continue_on_error:
+                    raise
+                report(error)
+                failures.append(error)
+
+    with options.session(script.vindex) as session:
+        output.write(results(session))
+    return max((error.exit_code for error in failures), default=0)
+
+
+@command(app)
+def sql(script: ScriptOptions, options: SessionOptions, output: OutputOptions) -> None:
+    """Run plain DuckDB SQL with the vindex's views, macros and vector functions."""
+    text, parameters = script.read(), script.parameters()
+    with options.session(script.vindex) as session:
+        output.write([session.sql(text, parameters or None)])
+
+
+@command(app)
+def repl(options: SessionOptions, vindex: OptionalVindexArgument = None) -> int:
+    """Ask interactively, in LQL or SQL."""
+    from larql_duck.repl import run
+
+    with options.session(vindex, progress=False) as session:
+        return run(session)

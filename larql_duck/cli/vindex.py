@@ -1,0 +1,104 @@
+"""The commands that make and check a vindex: extract, verify."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from typer import Option
+
+from larql_duck.cli.errors import UsageError, note, say
+from larql_duck.cli.options import RelationOption, VindexArgument, command, layer_range
+from larql_duck.progress import bars
+
+if TYPE_CHECKING:
+    from larql_duck.extraction.estimate import Estimate
+
+app = typer.Typer()
+
+
+@command(app)
+def extract(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="Hugging Face directory, .gguf file, hf://org/name or a vindex."
+        ),
+    ],
+    out: Annotated[Path | None, Option("-o", "--out", help="The vindex to make.")] = None,
+    level: Annotated[
+        Literal["browse", "inference", "all"],
+        Option(help="What is stored: tables and gates, or all weights."),
+    ] = "inference",
+    dtype: Annotated[
+        Literal["source", "f16", "f32"], Option(help="The arrays' dtype; source is the model's own.")
+    ] = "source",
+    layers: Annotated[str | None, Option(help="Describe the features of layers A-B only.")] = None,
+    top_k: Annotated[int, Option(help="Tokens per feature and side.")] = 10,
+    in_basis: Annotated[
+        Literal["auto", "context", "embedding"], Option(help="Where activating tokens are measured.")
+    ] = "auto",
+    context_tokens: Annotated[int | None, Option(help="Context pass: the N tokens of lowest id.")] = None,
+    probe: Annotated[bool, Option("--probe/--no-probe", help="Ask the model for facts.")] = True,
+    pack: Annotated[str, Option(help="Relation pack: a name or a file.")] = "core",
+    relation: RelationOption = None,
+    estimate: Annotated[
+        bool, Option("--estimate", help="Print time, disk and memory; write nothing.")
+    ] = False,
+    resume: Annotated[bool, Option("--resume", help="Continue an interrupted extraction.")] = False,
+    force: Annotated[bool, Option("--force", help="Replace an existing vindex.")] = False,
+) -> None:
+    """Make a vindex from a model."""
+    from larql_duck.extraction import pipeline
+
+    options: dict[str, Any] = {
+        "level": level,
+        "dtype": dtype,
+        "layers": layer_range(layers),
+        "top_k": top_k,
+        "in_basis": in_basis,
+        "context_tokens": context_tokens,
+        "probe": probe,
+        "pack": pack,
+        "relations": tuple(relation) if relation else None,
+    }
+    if estimate:
+        _print_estimate(pipeline.estimate(model, **options))
+        return
+    if out is None:
+        raise UsageError("Missing option '-o': where the vindex is to be made")
+    with bars() as progress:
+        path = pipeline.extract(
+            model, out, **options, resume=resume, force=force, progress=progress, notice=note
+        )
+    say(f"made {path}; ask it: larql-duck lql {path} 'DESCRIBE \"France\"'")
+
+
+@command(app)
+def verify(vindex: VindexArgument) -> int:
+    """Check every byte of a vindex: sizes, checksums, and that tables and arrays agree."""
+    from larql_duck.vindex.verify import verify as problems_of
+
+    with bars() as progress:
+        problems = problems_of(vindex, progress)
+    for problem in problems:
+        say(f"error: {problem}")
+    if problems:
+        return 1
+    print(f"{vindex}: everything holds")
+    return 0
+
+
+def _print_estimate(estimate: Estimate) -> None:
+    for stage, seconds in estimate.seconds.items():
+        print(f"{stage:<10} {_duration(seconds)}")
+    print(f"{'time':<10} {_duration(estimate.total_seconds)} (basis {estimate.basis})")
+    print(f"{'disk':<10} {estimate.disk / 1e6:.0f} MB")
+    print(f"{'memory':<10} {estimate.memory / 1e6:.0f} MB")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
