@@ -15,7 +15,7 @@ def check_edits(
     vindex: VindexArgument, options: SessionOptions, output: OutputOptions, plot: PlotOption = None
 ) -> None:
     """Measure what edits do: the edited facts, their neighbours, other text."""
-    from larql_duck.charts.charts import check_format
+    from larql_duck.charts.saving import check_format, save_chart
 
     if plot is not None:
         check_format(plot)
@@ -23,4 +23,4 @@ def check_edits(
         result = session.check_edits(texts=options.texts)
         output.write([result])
         if plot is not None:
-            say(f"drew {result.plot().save(plot)}")
+            say(f"drew {save_chart(result.chart(), plot)}")

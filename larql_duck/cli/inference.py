@@ -58,7 +58,7 @@ def trace(
     save: Annotated[Path | None, Option(help="Keep it: Parquet, or TRAC for .trace and .bin.")] = None,
 ) -> None:
     """Show how a prompt becomes a prediction, layer by layer."""
-    from larql_duck.charts.charts import check_format
+    from larql_duck.charts.saving import check_format, save_chart
     from larql_duck.result import Result
 
     if plot is not None:
@@ -75,7 +75,7 @@ def trace(
     if save is not None:
         say(f"saved {traced.save(save)}")
     if plot is not None:
-        say(f"drew {traced.plot().save(plot)}")
+        say(f"drew {save_chart(traced.chart(), plot)}")
 
 
 @command(app)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from larql_duck.charts.figures import check_chart
 from larql_duck.editing.background_corpus import is_file
 from larql_duck.errors import LarqlError
 from larql_duck.patches.operations import fact_key
@@ -15,9 +16,9 @@ from larql_duck.patches.overlay import EditedFact
 from larql_duck.result import Result
 
 if TYPE_CHECKING:
+    import altair as alt
     import torch
 
-    from larql_duck.charts.charts import Chart
     from larql_duck.editing.relation_prompts import RelationPrompts
     from larql_duck.inference.engine import Engine
     from larql_duck.inference.scoring import TargetProbability
@@ -40,49 +41,11 @@ _COLUMNS = {
 
 
 class Check(Result):
-    """The table of a check, one row a fact and a last one, kind 'all', for all of them; `plot` draws it."""
+    """The table of a check, one row a fact and a last one, kind 'all', for all of them; `chart` draws it."""
 
-    def plot(self) -> Chart:
+    def chart(self) -> alt.VConcatChart:
         """Probabilities before and after by fact, what was kept by relation, and the perplexity."""
-        from larql_duck.charts.charts import Bars, Chart, Series
-
-        rows = self.dicts()
-        facts, whole = rows[:-1], rows[-1]
-        names = [f"{r['entity']} {r['relation']}" for r in facts]
-        relations = sorted({r["relation"] for r in facts})
-        shares = {
-            "paraphrases": ("paraphrases_hold", "paraphrases"),
-            "other subjects": ("neighbours_kept", "neighbours"),
-            "other relations": ("relations_kept", "relations"),
-        }
-        series = [
-            Series(
-                title,
-                [_share([r for r in facts if r["relation"] == relation], *pair) for relation in relations],
-            )
-            for title, pair in shares.items()
-        ]
-        held = sum(bool(r["holds"]) for r in facts)
-        return Chart(
-            "Edits, checked",
-            f"{held} of {len(facts)} facts hold",
-            [
-                Bars(
-                    "Probability of the whole target on the first template",
-                    names,
-                    [
-                        Series("before", [r["p_before"] for r in facts]),
-                        Series("after", [r["p"] for r in facts]),
-                    ],
-                ),
-                Bars("Share that holds, or is as before, by relation", relations, series),
-                Bars(
-                    "Perplexity",
-                    ["text"],
-                    [Series("before", [whole["perplexity_before"]]), Series("after", [whole["perplexity"]])],
-                ),
-            ],
-        )
+        return check_chart(self.arrow())
 
 
 @dataclass
@@ -367,8 +330,3 @@ def _whole(rows: Sequence[dict[str, Any]], before: float, after: float) -> dict[
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-def _share(rows: Sequence[dict[str, Any]], part: str, whole: str) -> float | None:
-    total = sum(r[whole] or 0 for r in rows)
-    return sum(r[part] or 0 for r in rows) / total if total else None

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import torch
 
 from larql_duck.catalog.forward_tables import as_table
+from larql_duck.charts.figures import causal_chart
+from larql_duck.charts.saving import svg
 from larql_duck.inference.batch import Batch
 from larql_duck.inference.effects import log_probability
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.hooks import starting_at
 from larql_duck.inference.targets import Target, target_or_prediction, token_text
+
+if TYPE_CHECKING:
+    import altair as alt
 
 # Positions of one pass times the hidden size of the prompt stay below this many numbers, and its logits too.
 _NUMBERS = 1 << 24
@@ -39,14 +44,15 @@ class CausalTrace:
         """A column as a matrix, f64 [layers + 1, positions]; row 0 is the embedding (layer -1)."""
         return np.asarray(self.table[column].to_numpy()).reshape(-1, len(self.tokens))
 
-    def plot(self) -> Any:
-        """A heat map of the recovery by layer and position; `.save("x.html" | "x.svg" | "x.png")` writes it."""
-        from larql_duck.charts.trace_plot import causal_chart
+    def chart(self) -> alt.VConcatChart:
+        """A heat map of the recovery by layer and position.
 
-        return causal_chart(self)
+        `.save("x.svg")`, `.save("x.png")` and `.save("x.html", inline=True)` write it.
+        """
+        return causal_chart(self.table, token=self.target.token, clean=self.clean, corrupted=self.corrupted)
 
     def _repr_html_(self) -> str:
-        return self.plot()._repr_html_()
+        return svg(self.chart())
 
 
 def causal_trace(engine: Engine, clean: str, corrupted: str, *, target: str | None = None) -> CausalTrace:

@@ -6,7 +6,7 @@ import json
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -14,11 +14,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from larql_duck.catalog.forward_tables import SCHEMAS, as_table
+from larql_duck.charts.figures import trace_chart
+from larql_duck.charts.saving import svg
 from larql_duck.errors import LarqlError
 from larql_duck.files import open_replacing, replacing
 from larql_duck.inference.capture import STATES
 from larql_duck.inference.capture_tables import residual_rows
 from larql_duck.inference.targets import Target
+
+if TYPE_CHECKING:
+    import altair as alt
 
 TRAC_SUFFIXES = (".trace", ".bin")
 # Little-endian: magic, version, hidden, layers, tokens; zeros up to 64 bytes. Then f32, a token after the other, per
@@ -69,17 +74,16 @@ class TraceResult:
                 _write_parquet(self, temporary)
         return Path(path).expanduser()
 
-    def plot(self) -> Any:
+    def chart(self) -> alt.VConcatChart:
         """A chart of the last traced position: rank and probability over layers, attention against FFN.
 
-        It shows itself in notebooks; `.save("x.html" | "x.svg" | "x.png")` writes it.
+        `.save("x.svg")`, `.save("x.png")` and `.save("x.html", inline=True)` write it.
         """
-        from larql_duck.charts.trace_plot import trace_chart
-
-        return trace_chart(self)
+        token = None if self.target is None else self.target.token
+        return trace_chart(self.table, prompt=self.prompt, token=token)
 
     def _repr_html_(self) -> str:
-        return self.plot()._repr_html_()
+        return svg(self.chart())
 
 
 def read_trace(path: str | Path) -> TraceResult:

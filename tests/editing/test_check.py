@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from larql_duck import connect
+from larql_duck.charts.saving import save_chart
 from larql_duck.cli.app import run
 from larql_duck.compilation.slot_replacement import perplexity
 from larql_duck.editing import evaluate as check
@@ -84,7 +85,7 @@ def test_the_figures_are_those_of_the_model_before_and_after(family: str, base, 
         assert np.isclose(whole["perplexity"], perplexity(engine, rows)[0], rtol=1e-3)
         assert abs(whole["perplexity"] - before) > 1e-3 * before
         assert len(near) > check.NEIGHBOURS
-        page = found.plot().save(tmp_path / "check.html").read_text()
+        page = save_chart(found.chart(), tmp_path / "check.svg").read_text()
         assert (
             "Italy capital" in page
             and "<script" not in page

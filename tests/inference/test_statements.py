@@ -17,6 +17,7 @@ import pytest
 
 import larql_duck as lq
 from larql_duck.catalog.forward_tables import SCHEMAS
+from larql_duck.charts.saving import save_chart
 from larql_duck.cli import app as cli
 from larql_duck.errors import LarqlError, LevelError, SemanticError, VindexError
 from larql_duck.extraction.pipeline import extract
@@ -146,7 +147,7 @@ def test_trace_and_its_file(s, tmp_path: Path) -> None:
     s.lql(f'TRACE "{PROMPT}" SAVE "{tmp_path}/x.trace"')
     assert read_trace(tmp_path / "x.trace").states.shape == (1, 4, 3, 32)
     traced = s.trace(PROMPT, target="Paris")
-    assert traced.plot().save(tmp_path / "x.html").exists()
+    assert save_chart(traced.chart(), tmp_path / "x.html").exists()
 
 
 def test_results_go_on_through_a_pipe(s) -> None:
