@@ -47,7 +47,7 @@ class RelationPrompts:
 
 
 def prompts_for(session: Session | None, relation: str, templates: Sequence[str] = ()) -> RelationPrompts:
-    """The Stating of a relation: `templates` where given, else its pack's, else those that the vindex holds, else
+    """The prompts of a relation: `templates` where given, else its pack's, else those that the vindex holds, else
     "The {relation} of {entity} is".
     """
     from larql_duck.probing.packs import known_relations

@@ -277,8 +277,8 @@ SAVE = """
 import os, resource, signal, sys
 from pathlib import Path
 import numpy as np
-from larql_duck.patches.operations import Update
-from larql_duck.patches.edit_log import Patch
+from larql_duck.patches.operations import UpdateOp
+from larql_duck.patches.edit_log import PatchFile
 from larql_duck.patches.vlp import write_patch
 from larql_duck.vindex.store import Vindex
 
@@ -295,8 +295,8 @@ if when == "half":
     # The system ends the process in the middle of the write that passes this size.
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
-ops = tuple(Update(0, i % 64, down=np.full(32, 2, np.float32)) for i in range(2000))
-write_patch(path, Patch(ops), Vindex.open(vindex))
+ops = tuple(UpdateOp(0, i % 64, down=np.full(32, 2, np.float32)) for i in range(2000))
+write_patch(path, PatchFile(ops), Vindex.open(vindex))
 """
 
 
