@@ -13,7 +13,7 @@ from larql_duck.compilation import compile_model, compile_vindex, resolve
 from larql_duck.compilation.conflicts import Conflict
 from larql_duck.compilation.slot_replacement import place
 from larql_duck.compilation.staging import check_output
-from larql_duck.editing.background_corpus import background_text
+from larql_duck.editing.background_corpus import background_of
 from larql_duck.lowering.types import Request
 from larql_duck.lql import statements as st
 from larql_duck.patches.operations import Operation
@@ -44,7 +44,7 @@ def _into_model(session: Session, origin: Session, s: st.Compile) -> Result:
     notices: list[str] = []
     if s.slots:
         check_output(out, vindex.path)
-        text = background_text(workspace)
+        text = background_of(workspace).text()
         placed = place(vindex, overlay, text.rows)
         overlay = placed.overlay
         rows = [

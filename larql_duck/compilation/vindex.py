@@ -45,8 +45,6 @@ _ORDER = {
 }
 # LARQL's label files, which it keeps beside its arrays.
 _LABEL_FILES = ("relation_clusters.json", "feature_clusters.jsonl", LABELS)
-# Statistics of the forward pass: with other weights they are others.
-_MEASURED = "second_moments"
 
 
 @dataclass(frozen=True)
@@ -139,14 +137,7 @@ class _Compilation:
             names = [layout.EMBED, *layout.TOKENIZER_FILES, *_LABEL_FILES]
             return [name for name in names if (vindex.path / name).is_file()]
         tables = {entry["file"] for entry in vindex.manifest.tables.values()}
-        names = [name for name in vindex.manifest.files if name not in tables and name != STORE]
-        measured = [name for name in names if name.startswith(f"{_MEASURED}/")]
-        if measured and self.overlay.changes_weights:
-            self.notices.append(
-                "second moments are not taken over: they are measured anew when they are needed"
-            )
-            names = [name for name in names if name not in measured]
-        return names
+        return [name for name in vindex.manifest.files if name not in tables and name != STORE]
 
     # -- tables -------------------------------------------------------------------------------------------
 
@@ -200,8 +191,6 @@ class _Compilation:
     def publish(self, staging: Path, raw: dict[str, Any]) -> None:
         section = raw[SECTION]
         section["files"] = self.files
-        if not any(name.startswith(f"{_MEASURED}/") for name in self.files):
-            section.pop(_MEASURED, None)
         section["compiled"] = {
             "at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "slots": len(self.overlay.slots()),

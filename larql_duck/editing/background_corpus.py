@@ -1,43 +1,49 @@
-"""Ordinary text: what edits are kept apart from. A user's texts, or text that the model writes itself."""
+"""Ordinary text, which edits are kept apart from: a user's texts, or text that the model writes itself."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TypeAlias
 
 import numpy as np
+import torch
 
-from larql_duck.errors import LarqlError, VindexError
+from larql_duck import cache
+from larql_duck.editing.keys import every_input
+from larql_duck.editing.second_moments import FfnTensor, SecondMoment, measure_second_moment
+from larql_duck.errors import LarqlError
+from larql_duck.inference.engine import Engine
+from larql_duck.inference.sampling import LENGTH, written_ids
+from larql_duck.patches.checksum import weights_checksum
+from larql_duck.progress import Progress
+from larql_duck.vindex.store import Vindex
+from larql_duck.workspace import Workspace
 
-if TYPE_CHECKING:
-    import torch
+TextSource: TypeAlias = str | Path | Sequence[str]
+"""The path of a text file, a text, or texts."""
 
-    from larql_duck.inference.engine import Engine
-    from larql_duck.session.session import Session
-    from larql_duck.vindex.store import Vindex
-
-Texts = str | Path | Sequence[str]
-
-FOLDER = "second_moments"
-FILE = f"{FOLDER}/text.bin"
-"""Its token ids, i32, each row of them ended by -1."""
 # Tokens, as a multiple of the hidden size; the seed of the text that the model writes.
 POSITIONS, SEED = 20, 0
 
 
 @dataclass(frozen=True)
-class Text:
-    """rows of token ids from `origin`."""
+class BackgroundText:
+    """rows of token ids, and where they are from, for messages."""
 
     rows: list[list[int]]
     origin: str
 
+    def to_bytes(self) -> bytes:
+        """The token ids, little-endian i32, each row ended by -1."""
+        return np.array([i for row in self.rows for i in (*row, -1)], "<i4").tobytes()
+
 
 @dataclass(frozen=True)
-class Inputs:
+class BackgroundInputs:
     """x f32 [n, hidden]: what the FFN of a layer reads at the n positions of `rows`, one row after the other."""
 
     x: torch.Tensor
@@ -52,133 +58,144 @@ class Inputs:
         raise IndexError(i)
 
 
-def background_text(session: Session, texts: Texts | None = None) -> Text:
-    """At least POSITIONS x hidden tokens: of `texts` (a file or texts), else of `session.texts`, else what the vindex
-    holds, else what the model writes by seeded sampling, without the session's edits. LarqlError for texts that are too short.
+class BackgroundCorpus:
+    """Ordinary text of one vindex, and what its layers read there, without edits.
+
+    Texts that the model writes and second moments are kept in the cache directory, under the checksums of the weights,
+    the layer and the text; the vindex stays as it is.
     """
-    vindex, engine = session.need(), session.engine()
-    need = POSITIONS * engine.hidden
-    texts = session.texts if texts is None else texts
-    if texts is not None:
-        return Text(_given(engine, texts, need), origin_of(texts))
-    key = ("text", str(vindex.path))
-    if key not in session.kept:
-        found = _stored(vindex, need, engine.vocab)
-        if found is None:
-            found = _written(session, need)
-            publish(vindex, *text_file(found))
-        session.kept[key] = found
-    kept: Text = session.kept[key]
-    return kept
+
+    def __init__(
+        self,
+        vindex: Vindex,
+        engine: Callable[[], Engine],
+        texts: TextSource | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """engine gives the vindex's engine, under whatever edits. texts None: text that the model writes itself."""
+        self.vindex, self.texts, self._engine, self._progress = vindex, texts, engine, progress
+        self._text: BackgroundText | None = None
+        self._inputs: tuple[int, BackgroundInputs] | None = None
+        self._moments: dict[tuple[int, FfnTensor], SecondMoment] = {}
+
+    @cached_property
+    def _weights(self) -> str:
+        return weights_checksum(self.vindex)
+
+    def text(self) -> BackgroundText:
+        """At least POSITIONS x hidden tokens. LarqlError for given texts that are too short."""
+        if self._text is None:
+            need = POSITIONS * self.vindex.hidden
+            self._text = (
+                self._written(need) if self.texts is None else given_text(self._engine(), self.texts, need)
+            )
+        return self._text
+
+    def inputs(self, layer: int) -> BackgroundInputs:
+        """What the layer's FFN reads in the text; the last layer that was asked for is kept."""
+        if self._inputs is None or self._inputs[0] != layer:
+            rows = sorted(self.text().rows, key=len)
+            with self._engine().under(None) as engine:
+                self._inputs = layer, BackgroundInputs(every_input(engine, rows, layer), rows)
+        return self._inputs[1]
+
+    def second_moment(self, layer: int, which: FfnTensor = "ffn_in") -> SecondMoment:
+        """The second moment of what the layer's FFN reads, or its W_down (ffn_act), in the text."""
+        if (layer, which) not in self._moments:
+            self.vindex.require("inference", "the second moments of a layer")
+            text = self.text()
+            key = (self._weights, str(layer), which, hashlib.sha256(text.to_bytes()).hexdigest())
+            width = self.vindex.hidden if which == "ffn_in" else self.vindex.n_features[layer]
+            self._moments[layer, which] = self._stored(key, width) or self._measured(key, layer, which, text)
+        return self._moments[layer, which]
+
+    def _stored(self, key: tuple[str, ...], width: int) -> SecondMoment | None:
+        entry = cache.read("second-moment", key)
+        return None if entry is None else SecondMoment.from_bytes(entry[1], width, int(entry[0]["positions"]))
+
+    def _measured(
+        self, key: tuple[str, ...], layer: int, which: FfnTensor, text: BackgroundText
+    ) -> SecondMoment:
+        with self._engine().under(None) as engine:
+            found = measure_second_moment(engine, text.rows, layer, which, self._progress)
+        about = {"model": self.vindex.manifest.model, "layer": layer, "of": which, "positions": found.n}
+        why = cache.write("second-moment", key, about | {"text": text.origin}, found.to_bytes())
+        return (
+            found
+            if why is None
+            else replace(found, notice=f"second moments are kept for this session only: {why}")
+        )
+
+    def _written(self, need: int) -> BackgroundText:
+        origin = f"written by the model, seed {SEED}"
+        key = (self._weights, str(need), str(SEED))
+        if (entry := cache.read("text", key)) is not None:
+            ids = np.frombuffer(entry[1], "<i4")
+            rows = [part[part >= 0].tolist() for part in np.split(ids, np.flatnonzero(ids == -1))]
+            return BackgroundText([row for row in rows if row], origin)
+
+        def progress(done: int, total: int) -> None:
+            if self._progress is not None:
+                self._progress("text for second moments", done, total)
+
+        with self._engine().under(None) as engine:
+            text = BackgroundText(written_ids(engine, need, seed=SEED, progress=progress), origin)
+        about = {"model": self.vindex.manifest.model, "tokens": sum(map(len, text.rows)), "text": origin}
+        cache.write("text", key, about, text.to_bytes())
+        return text
 
 
-def background_inputs(session: Session, layer: int) -> Inputs:
-    """What the layer's FFN reads in that text, without the session's edits; the last layer that was asked for is kept."""
-    key = ("inputs", str(session.need().path))
-    kept: tuple[int, Texts | None, Inputs] | None = session.kept.get(key)
-    if kept is None or kept[:2] != (layer, session.texts):
-        from larql_duck.editing.keys import every_input
-
-        rows = sorted(background_text(session).rows, key=len)
-        with session.engine().under(None) as engine:
-            x = every_input(engine, rows, layer)
-        kept = session.kept[key] = (layer, session.texts, Inputs(x, rows))
-    return kept[2]
+def background_of(workspace: Workspace) -> BackgroundCorpus:
+    """The workspace's ordinary text, made anew where its texts are others than before."""
+    key = ("background", "")
+    corpus: BackgroundCorpus | None = workspace.cache.get(key)
+    vindex = workspace.vindex
+    if corpus is None or corpus.vindex is not vindex or corpus.texts is not workspace.texts:
+        corpus = BackgroundCorpus(vindex, workspace.engine, workspace.texts, workspace.progress)
+        workspace.cache[key] = corpus
+    return corpus
 
 
-def is_file(text: str | Path) -> bool:
-    """Whether a text is the name of a file; it may be longer than a file's name can be."""
-    try:
-        return Path(text).expanduser().is_file()
-    except (OSError, ValueError, RuntimeError):
-        return False
+def given_text(engine: Engine, texts: TextSource, need: int, length: int = LENGTH) -> BackgroundText:
+    """At least `need` tokens of a user's texts, in rows of at most `length`; at most twice as many are taken.
 
-
-def origin_of(texts: Texts) -> str:
-    """How the origin of texts is named; LarqlError for a file that is not there."""
-    if isinstance(texts, str | Path) and is_file(texts):
-        return f"file {Path(texts).name}"
-    joined = (
-        texts if isinstance(texts, str) else "\n".join(map(str, texts)) if not isinstance(texts, Path) else ""
-    )
-    if not joined:
-        raise LarqlError(f"{texts}: no such file; give a text file, or leave it out")
-    return f"texts {hashlib.sha256(joined.encode()).hexdigest()[:12]}"
-
-
-def text_file(text: Text) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """FILE with its content, and what the index says of it."""
-    ids = np.array([i for row in text.rows for i in (*row, -1)], "<i4")
-    return {FILE: ids.tobytes()}, {FILE: {"rows": len(text.rows), "dtype": "i32", "origin": text.origin}}
-
-
-def publish(vindex: Vindex, files: dict[str, bytes], entries: dict[str, Any]) -> str | None:
-    """None after the files and their entries became part of the vindex; where it cannot be written: why."""
-    from larql_duck.vindex.manifest import load_manifest
-    from larql_duck.vindex.publish import commit_tables
-
-    if not vindex.has_tables:
-        return "written by LARQL"
-    try:
-        commit_tables(vindex.path, {}, lambda section: section.setdefault(FOLDER, {}).update(entries), files)
-        vindex.manifest = load_manifest(vindex.path)
-    except (VindexError, OSError) as error:
-        return str(error).removeprefix(f"{vindex.path}: ").split(";")[0]
-    return None
-
-
-def _stored(vindex: Vindex, need: int, vocab: int) -> Text | None:
-    from larql_duck.inference.sampling import LENGTH
-
-    section = vindex.manifest.section.get(FOLDER, {}).get(FILE)
-    if not section or not (vindex.path / FILE).is_file():
-        return None
-    data = (vindex.path / FILE).read_bytes()
-    ids = np.frombuffer(data[: len(data) // 4 * 4], "<i4")
-    ends = np.flatnonzero(ids == -1)
-    rows = [part[part >= 0].tolist() for part in np.split(ids, ends)]
-    rows = [row for row in rows if row]
-    fits = len(ids) - len(ends) >= need and ids.min(initial=-1) >= -1 and ids.max(initial=-1) < vocab
-    fits = fits and max(map(len, rows)) <= LENGTH
-    return Text(rows, str(section.get("origin"))) if fits else None
-
-
-def _written(session: Session, need: int) -> Text:
-    from larql_duck.inference.sampling import written_ids
-
-    def progress(done: int, total: int) -> None:
-        if session.progress is not None:
-            session.progress("text for second moments", done, total)
-
-    with session.engine().under(None) as engine:
-        rows = written_ids(engine, need, seed=SEED, progress=progress)
-    return Text(rows, f"written by the model, seed {SEED}")
-
-
-def _given(engine: Engine, texts: Texts, need: int) -> list[list[int]]:
-    from larql_duck.inference.sampling import LENGTH
-
-    name = "the texts"
-    if isinstance(texts, str | Path) and is_file(texts):
-        name = str(texts)
-        texts = Path(texts).expanduser().read_text(encoding="utf-8", errors="replace")
-    parts = [str(texts)] if isinstance(texts, str | Path) else list(texts)
-    length = min(LENGTH, engine.context or LENGTH)
+    LarqlError for texts that are too short and a file that is not there.
+    """
+    name, parts = read_texts(texts)
+    length = min(length, engine.context or length)
     rows: list[list[int]] = []
+    have = 0
     for part in parts:
         ids = engine.tokenizer.encode(part) if part else []
-        rows += [ids[i : i + length] for i in range(0, len(ids), length)]
-    have = sum(map(len, rows))
+        for row in (ids[i : i + length] for i in range(0, len(ids), length)):
+            # More than enough is enough: twice as much changes nothing that one could measure.
+            if have < 2 * need:
+                rows.append(row)
+                have += len(row)
     if have < need:
         raise LarqlError(
             f"{name}: {have} tokens, and second moments need at least {need}; "
             "give more text, or none (the model then writes it)"
         )
-    # More than enough is enough: twice as much changes nothing that one could measure.
-    out, n = [], 0
-    for row in rows:
-        if n >= 2 * need:
-            break
-        out.append(row)
-        n += len(row)
-    return out
+    return BackgroundText(rows, name)
+
+
+def read_texts(texts: TextSource) -> tuple[str, list[str]]:
+    """What messages call them, and the texts. LarqlError for a file that is not there."""
+    if isinstance(texts, str | Path):
+        if _is_file(texts):
+            return str(texts), [Path(texts).expanduser().read_text(encoding="utf-8", errors="replace")]
+        if isinstance(texts, Path) or not texts:
+            raise LarqlError(
+                f"{texts}: no such file; give a text file, or none (the model then writes the text)"
+            )
+        texts = [texts]
+    return "the texts", list(texts)
+
+
+def _is_file(text: str | Path) -> bool:
+    """Whether a text is the name of a file; it may be longer than a file's name can be."""
+    try:
+        return Path(text).expanduser().is_file()
+    except (OSError, ValueError, RuntimeError):
+        return False

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from larql_duck.editing.background_corpus import background_of
 from larql_duck.editing.keys import layer_input
 from larql_duck.errors import PatchError, SemanticError
 from larql_duck.inference.fact_prompts import subject_position
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from larql_duck.inference.engine import Engine
     from larql_duck.patches.overlay import EditedFact, Overlay
     from larql_duck.result import Result
-    from larql_duck.session import Session
+    from larql_duck.workspace import Workspace
 
 # What a position of ordinary text weighs beside one at which a feature's part has to be written, and as how many such
 # positions the second moment counts, however many it was measured on. On SmolLM2, five times the product kept as many
@@ -35,7 +36,7 @@ _CONTEXTS = 40
 # -- MINOR ----------------------------------------------------------------------------------------------------
 
 
-def compact_minor(session: Session) -> Result:
+def compact_minor(workspace: Workspace) -> Result:
     """One row a fact, as INSERT gives it: every database fact is a feature of its layer from now on.
 
     Facts of a layer are solved together; each keeps its confidence. All of them or none. LevelError without weights,
@@ -50,18 +51,18 @@ def compact_minor(session: Session) -> Result:
     from larql_duck.editing.relation_prompts import prompts_for
     from larql_duck.editing.solve import RewriteRequest
 
-    facts = session.overlay.knn
+    facts = workspace.overlay.knn
     if not facts:
         return fact_result([], ["there are no database facts, so there is nothing to compact"])
-    need_features(session)
+    need_features(workspace)
     groups: dict[tuple[int, float | None], list[RewriteRequest]] = {}
     for fact in facts:
-        own = prompts_for(session, fact.relation or "", fact.templates)
+        own = prompts_for(workspace, fact.relation or "", fact.templates)
         requests = RewriteRequest(fact.entity, fact.relation or "", fact.target, own.templates, own)
         groups.setdefault((fact.layer, fact.confidence), []).append(requests)
-    with session.edits.transaction():
+    with workspace.edits.transaction():
         results = [
-            solve_and_add(session, requests, layer, confidence, 1.0)
+            solve_and_add(workspace, requests, layer, confidence, 1.0)
             for (layer, confidence), requests in groups.items()
         ]
     result = joined_results(results)
@@ -72,7 +73,7 @@ def compact_minor(session: Session) -> Result:
 # -- MAJOR ----------------------------------------------------------------------------------------------------
 
 
-def compact_major(session: Session, *, full: bool = False, lambda_: float | None = None) -> Result:
+def compact_major(workspace: Workspace, *, full: bool = False, lambda_: float | None = None) -> Result:
     """One row a fact: entity, relation, target, layer, p before and after, paraphrase_p, neighbour_change.
 
     The appended features of each layer become part of its W_down: at the facts' positions it writes what they wrote,
@@ -86,27 +87,27 @@ def compact_major(session: Session, *, full: bool = False, lambda_: float | None
     weight = LAMBDA if lambda_ is None else lambda_
     if not (math.isfinite(weight) and weight > 0):
         raise SemanticError(f"LAMBDA {weight:g} is out of range: it must be above 0")
-    now = session.overlay
-    source = _unfolded(session) if full else now
+    now = workspace.overlay
+    source = _unfolded(workspace) if full else now
     layers = _appended(source)
     if not layers:
         return fact_result([], ["no feature is appended, so there is nothing to fold"])
-    need_features(session)
-    requests = {layer: _requests(session, own) for layer, own in layers.items()}
-    engine = session.engine()
+    need_features(workspace)
+    requests = {layer: _requests(workspace, own) for layer, own in layers.items()}
+    engine = workspace.engine()
     operations: list[Operation] = []
     notices: list[str] = []
     for layer, facts in layers.items():
         # Layers below are as they will be: what reaches this one depends on them.
-        below = session.edits.preview(operations) if operations else None
-        folded = _fold_layer(session, source, below, layer, facts, requests[layer], weight)
+        below = workspace.edits.preview(operations) if operations else None
+        folded = _fold_layer(workspace, source, below, layer, facts, requests[layer], weight)
         notices += folded.notices
         operations += folded.operations
     every = [w for own in requests.values() for w in own]
     before = measure_facts(engine, every)
-    with engine.under(session.edits.preview(operations)):
+    with engine.under(workspace.edits.preview(operations)):
         after = measure_facts(engine, every)
-    session.edits.add(operations)
+    workspace.edits.add(operations)
     rows = [
         {
             "entity": w.entity,
@@ -151,14 +152,14 @@ def _appended(overlay: Overlay) -> dict[int, list[EditedFact]]:
     return dict(sorted(found.items()))
 
 
-def _requests(session: Session, facts: Sequence[EditedFact]) -> list[RewriteRequest]:
+def _requests(workspace: Workspace, facts: Sequence[EditedFact]) -> list[RewriteRequest]:
     from larql_duck.editing.relation_prompts import prompts_for
     from larql_duck.editing.solve import RewriteRequest
 
     kinds: dict[str, Any] = {"update": "update", "delete": "delete"}
     out = []
     for f in facts:
-        own = prompts_for(session, f.relation or "", f.templates)
+        own = prompts_for(workspace, f.relation or "", f.templates)
         out.append(
             RewriteRequest(
                 f.entity, f.relation or "", f.target, own.templates, own, kinds.get(f.kind, "insert")
@@ -168,7 +169,7 @@ def _requests(session: Session, facts: Sequence[EditedFact]) -> list[RewriteRequ
 
 
 def _fold_layer(
-    session: Session,
+    workspace: Workspace,
     source: Overlay,
     below: Overlay | None,
     layer: int,
@@ -178,25 +179,24 @@ def _fold_layer(
 ) -> _Folded:
     """The operations that fold one layer's features: other down columns, then the facts as folded ones."""
     from larql_duck.editing.inserting import earlier_facts
-    from larql_duck.editing.second_moments import second_moments
     from larql_duck.patches.rounding import rounded
 
-    vindex = session.need()
-    engine = session.engine()
+    vindex = workspace.vindex
+    engine = workspace.engine()
     n = source.n_base[layer]
-    found = second_moments(session, layer, "ffn_act")
+    found = background_of(workspace).second_moment(layer, "ffn_act")
     carried = {fact_key(f.entity, f.relation) for f in facts}
     others = [
-        f for f in session.overlay.facts if f.mode == "fold" and fact_key(f.entity, f.relation) not in carried
+        f for f in workspace.overlay.facts if f.mode == "fold" and fact_key(f.entity, f.relation) not in carried
     ]
     # The layer itself is the source's: its features are still there.
     with engine.under(_joint(source, below, layer)):
         acts, prompts = _activations(
-            session,
+            workspace,
             engine,
             layer,
             requests,
-            [*earlier_facts(session, source, layer), *_of(session, others, layer)],
+            [*earlier_facts(workspace, source, layer), *_of(workspace, others, layer)],
         )
     free = np.array([f for f in range(n) if not _taken(source, layer, f)])
     features = [f.feature for f in facts]
@@ -209,7 +209,7 @@ def _fold_layer(
     change[free] = weights.numpy() @ values
     columns = source.matrix(layer, "down", vindex.down(layer))[:, :n].t().double().numpy()
     new = rounded((columns + change).astype(np.float32), vindex.dtype)
-    shown = session.overlay.matrix(layer, "down", vindex.down(layer))[:, :n].t().float().numpy()
+    shown = workspace.overlay.matrix(layer, "down", vindex.down(layer))[:, :n].t().float().numpy()
     operations: list[Operation] = [
         UpdateOp(layer, f, down=np.ascontiguousarray(new[f]))
         for f in range(n)
@@ -247,7 +247,7 @@ def fitted(keys: torch.Tensor, targets: torch.Tensor, second: torch.Tensor, weig
 
 
 def _activations(
-    session: Session,
+    workspace: Workspace,
     engine: Engine,
     layer: int,
     requests: Sequence[RewriteRequest],
@@ -277,8 +277,8 @@ def _activations(
     for fact in earlier:
         ends += _starts(engine, (fact.templates or FRAMES)[:_WHOLE], fact.text)
     ends += [tuple(tokenizer.encode(word))[:1] for word in FIRST]
-    keys = torch.cat([_read(engine, layer, ends, session, last=True), _read(engine, layer, whole, session)])
-    return keys, _read(engine, layer, prompts, session)
+    keys = torch.cat([_read(engine, layer, ends, workspace, last=True), _read(engine, layer, whole, workspace)])
+    return keys, _read(engine, layer, prompts, workspace)
 
 
 def _starts(engine: Engine, frames: Sequence[str], text: str) -> list[tuple[int, ...]]:
@@ -289,7 +289,7 @@ def _starts(engine: Engine, frames: Sequence[str], text: str) -> list[tuple[int,
 
 @torch.no_grad()
 def _read(
-    engine: Engine, layer: int, rows: Sequence[tuple[int, ...]], session: Session, *, last: bool = False
+    engine: Engine, layer: int, rows: Sequence[tuple[int, ...]], workspace: Workspace, *, last: bool = False
 ) -> torch.Tensor:
     """What W_down reads at every position of rows of token ids but their first (at the last one only), f64."""
     out = [torch.zeros(0, engine.n_features[layer], dtype=torch.float64)]
@@ -302,8 +302,8 @@ def _read(
             # Position 0 holds what every text has there.
             out.append(found[:, -1] if last else found[:, 1:].reshape(-1, found.shape[-1]))
             done += len(found)
-            if session.progress is not None:
-                session.progress(f"activations of layer {layer}", done, len(unique))
+            if workspace.progress is not None:
+                workspace.progress(f"activations of layer {layer}", done, len(unique))
     return torch.cat(out)
 
 
@@ -320,7 +320,7 @@ def _joint(source: Overlay, below: Overlay | None, layer: int) -> Overlay:
     return replace(source, rows=MappingProxyType(dict(sorted(rows.items()))))
 
 
-def _of(session: Session, facts: Sequence[EditedFact], layer: int) -> list[ExistingFact]:
+def _of(workspace: Workspace, facts: Sequence[EditedFact], layer: int) -> list[ExistingFact]:
     """Folded facts of the layer, whose subjects are left alone."""
     from larql_duck.editing.relation_prompts import prompts_for
     from larql_duck.editing.solve import ExistingFact
@@ -328,7 +328,7 @@ def _of(session: Session, facts: Sequence[EditedFact], layer: int) -> list[Exist
     out = []
     for f in facts:
         if f.layer == layer:
-            own = prompts_for(session, f.relation or "", f.templates)
+            own = prompts_for(workspace, f.relation or "", f.templates)
             out.append(ExistingFact(own.text(f.entity), own.templates))
     return out
 
@@ -348,14 +348,14 @@ def _down(overlay: Overlay, layer: int, feature: int | None) -> np.ndarray:
 # -- FULL -----------------------------------------------------------------------------------------------------
 
 
-def _unfolded(session: Session) -> Overlay:
+def _unfolded(workspace: Workspace) -> Overlay:
     """The session's overlay as it would be if nothing had been folded; PatchError where a fact would be missing."""
     from larql_duck.patches.overlay import Overlay
 
-    vindex, edits = session.need(), session.edits
+    vindex, edits = workspace.vindex, workspace.edits
     lists = [without_folds(own) for own in (*(p.operations for p in edits.applied), edits.live)]
     found = Overlay.of(vindex.n_features, vindex.hidden, lists, edits.stored)
-    for fact in session.overlay.facts:
+    for fact in workspace.overlay.facts:
         before = found.fact(fact.entity, fact.relation)
         if fact.mode == "fold" and (before is None or before.mode != "compose"):
             raise PatchError(
@@ -385,13 +385,13 @@ def _is_column(op: Operation, layer: int) -> bool:
 # -- status ---------------------------------------------------------------------------------------------------
 
 
-def compact_status(session: Session) -> Result:
+def compact_status(workspace: Workspace) -> Result:
     """One row a tier and layer: tier ('database', 'features' or 'folded'), layer, facts, and what compacts them."""
     import pyarrow as pa
 
     from larql_duck.result import Result
 
-    overlay = session.overlay
+    overlay = workspace.overlay
     tiers = {
         "database": (overlay.knn, "COMPACT MINOR makes features of them"),
         "features": (

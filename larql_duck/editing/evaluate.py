@@ -5,11 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from larql_duck.charts.figures import check_chart
-from larql_duck.editing.background_corpus import is_file
+from larql_duck.editing.background_corpus import TextSource, read_texts
 from larql_duck.errors import LarqlError
 from larql_duck.patches.operations import fact_key
 from larql_duck.patches.overlay import EditedFact
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from larql_duck.editing.relation_prompts import RelationPrompts
     from larql_duck.inference.engine import Engine
     from larql_duck.inference.scoring import TargetProbability
-    from larql_duck.session import Session
+    from larql_duck.workspace import Workspace
 
 # Other subjects of a relation; the lead that a first answer must have had to count; tokens of a text.
 NEIGHBOURS, LEAD, TOKENS, SEED = 24, 0.05, 5120, 1
@@ -81,7 +80,7 @@ class _State:
     perplexity: float
 
 
-def check_edits(session: Session, *, texts: str | Path | Sequence[str] | None = None) -> Check:
+def check_edits(workspace: Workspace, *, texts: TextSource | None = None) -> Check:
     """One row a fact: what the model says of it before and after the edits, and what it says of everything near it.
 
     p: probability of the whole target on the relation's first template. holds: greedy decoding gives the whole target
@@ -94,24 +93,24 @@ def check_edits(session: Session, *, texts: str | Path | Sequence[str] | None = 
     that is too short.
     """
 
-    session.need().require("inference", "checking edits")
-    engine = session.engine()
-    overlay = session.overlay
-    facts, compiled = _facts(session)
-    asked = _prompts(session, facts)
+    workspace.vindex.require("inference", "checking edits")
+    engine = workspace.engine()
+    overlay = workspace.overlay
+    facts, compiled = _facts(workspace)
+    asked = _prompts(workspace, facts)
     notices: list[str] = []
     with engine.under(None):
-        rows, origin = _texts(session, engine, texts)
-        before = _state(session, engine, asked, rows)
+        rows, origin = _texts(workspace, engine, texts)
+        before = _state(workspace, engine, asked, rows)
         for a in asked:
             if a.fact.kind == "delete":
                 from larql_duck.editing.inserting import relation_prior
 
                 a.prior = relation_prior(engine, a.prompts, a.fact.entity, (a.fact.target,))
-    after = _state(session, engine, asked, rows) if overlay.changes_weights else before
+    after = _state(workspace, engine, asked, rows) if overlay.changes_weights else before
     for i, a in enumerate(asked):
         own = fact_key(a.fact.entity, a.fact.relation) in compiled
-        _measure(session, a, before, after, i, compared=not own)
+        _measure(workspace, a, before, after, i, compared=not own)
     if compiled:
         notices.append(
             f"{len(compiled)} facts were compiled into the vindex: what the model said before is not in it, and NULL here"
@@ -127,18 +126,18 @@ def check_edits(session: Session, *, texts: str | Path | Sequence[str] | None = 
     )
     table = [*(a.row for a in asked), _whole([a.row for a in asked], before.perplexity, after.perplexity)]
     filled = [{name: row.get(name) for name in _COLUMNS} for row in table]
-    return Check(pa.Table.from_pylist(filled, schema=schema), con=session.con, notices=notices)
+    return Check(pa.Table.from_pylist(filled, schema=schema), notices=notices)
 
 
 # -- what is asked --------------------------------------------------------------------------------------------
 
 
-def _facts(session: Session) -> tuple[list[EditedFact], set[tuple[str, str]]]:
+def _facts(workspace: Workspace) -> tuple[list[EditedFact], set[tuple[str, str]]]:
     """The facts to check, and the names of those that were compiled into the vindex."""
 
-    facts = [f for f in session.overlay.facts if f.entity.strip() and f.target]
-    known = {fact_key(f.entity, f.relation) for f in session.overlay.facts}
-    told = session.need().manifest.section.get("compiled", {}).get("facts", [])
+    facts = [f for f in workspace.overlay.facts if f.entity.strip() and f.target]
+    known = {fact_key(f.entity, f.relation) for f in workspace.overlay.facts}
+    told = workspace.vindex.manifest.section.get("compiled", {}).get("facts", [])
     older = [
         EditedFact(
             str(t["entity"]), t["relation"], str(t["target"]), t["kind"], t["mode"], int(t["layer"]), t["feature"],
@@ -150,7 +149,7 @@ def _facts(session: Session) -> tuple[list[EditedFact], set[tuple[str, str]]]:
     return [*older, *facts], {fact_key(f.entity, f.relation) for f in older}
 
 
-def _prompts(session: Session, facts: Sequence[EditedFact]) -> list[_Asked]:
+def _prompts(workspace: Workspace, facts: Sequence[EditedFact]) -> list[_Asked]:
     from larql_duck.editing.relation_prompts import prompts_for
 
     edited: dict[str, set[str]] = {}
@@ -164,7 +163,7 @@ def _prompts(session: Session, facts: Sequence[EditedFact]) -> list[_Asked]:
     for f in facts:
         key = (fact_key("", f.relation)[1], f.templates)
         if key not in prompts_by_relation:
-            own = prompts_by_relation[key] = prompts_for(session, f.relation or "", f.templates)
+            own = prompts_by_relation[key] = prompts_for(workspace, f.relation or "", f.templates)
             named = edited[key[0]] | {fact_key(own.text(e), None)[0] for e in edited[key[0]]}
             others = [s for s in own.subjects or own.varied if fact_key(s, None)[0] not in named]
             near[key] = random.Random(0).sample(others, min(NEIGHBOURS, len(others)))
@@ -192,28 +191,21 @@ def _paraphrases(fact: EditedFact, own: RelationPrompts) -> list[str]:
     return [t for t in dict.fromkeys((*known, *general)) if t not in used]
 
 
-def _texts(
-    session: Session, engine: Engine, texts: str | Path | Sequence[str] | None
-) -> tuple[list[list[int]], str]:
+def _texts(workspace: Workspace, engine: Engine, texts: TextSource | None) -> tuple[list[list[int]], str]:
     """Rows of token ids, and where they are from."""
     if texts is None:
         from larql_duck.inference.sampling import written_ids
 
         def progress(done: int, total: int) -> None:
-            if session.progress is not None:
-                session.progress("text", done, total)
+            if workspace.progress is not None:
+                workspace.progress("text", done, total)
 
         rows = written_ids(engine, TOKENS, seed=SEED, progress=progress)
         return rows, f"{sum(map(len, rows))} tokens that the model wrote itself"
-    name = "the texts"
-    if isinstance(texts, str | Path) and is_file(texts):
-        name = str(texts)
-        texts = Path(texts).expanduser().read_text(encoding="utf-8", errors="replace")
-    elif isinstance(texts, Path):
-        raise LarqlError(f"{texts}: no such file; give a text file, or none (the model then writes the text)")
+    name, parts = read_texts(texts)
     length = min(_LENGTH, engine.context or _LENGTH)
     rows = []
-    for part in [texts] if isinstance(texts, str) else list(texts):
+    for part in parts:
         ids = engine.tokenizer.encode(part) if part else []
         rows += [ids[i : i + length] for i in range(0, min(len(ids), 4 * TOKENS), length)]
     count = sum(max(len(row) - 1, 0) for row in rows)
@@ -225,7 +217,7 @@ def _texts(
 # -- what it says ---------------------------------------------------------------------------------------------
 
 
-def _state(session: Session, engine: Engine, asked: Sequence[_Asked], rows: list[list[int]]) -> _State:
+def _state(workspace: Workspace, engine: Engine, asked: Sequence[_Asked], rows: list[list[int]]) -> _State:
     from larql_duck.compilation.slot_replacement import perplexity
     from larql_duck.inference.scoring import next_token_probabilities, target_probabilities
 
@@ -234,8 +226,8 @@ def _state(session: Session, engine: Engine, asked: Sequence[_Asked], rows: list
     answers = [[next(found) for _ in a.templates] for a in asked]
     prompts = list(dict.fromkeys(p for a in asked for p in (*_near(a), *_same(a))))
     p = next_token_probabilities(engine, prompts)
-    if session.progress is not None:
-        session.progress("prompts", len(prompts), len(prompts))
+    if workspace.progress is not None:
+        workspace.progress("prompts", len(prompts), len(prompts))
     return _State(answers, dict(zip(prompts, p, strict=True)), perplexity(engine, rows)[0])
 
 
@@ -251,7 +243,7 @@ def _same(a: _Asked) -> list[str]:
     return [filled(t, a.text)[0] for t in a.relations]
 
 
-def _measure(session: Session, a: _Asked, before: _State, after: _State, i: int, *, compared: bool) -> None:
+def _measure(workspace: Workspace, a: _Asked, before: _State, after: _State, i: int, *, compared: bool) -> None:
     """None; a.row is filled in."""
     from larql_duck.inference.fact_prompts import filled
 
@@ -265,7 +257,7 @@ def _measure(session: Session, a: _Asked, before: _State, after: _State, i: int,
     near, same = _near(a), _same(a)
     kept_near, kept_same = _kept(near, before, after, LEAD), _kept(same, before, after, 0.0)
     if fact.mode == "knn":
-        shown = session.model.database([filled(t, a.text)[0] for t in a.templates] + near + same)
+        shown = workspace.model.database([filled(t, a.text)[0] for t in a.templates] + near + same)
         fires = [any(f.entity == fact.entity and f.relation == fact.relation for f in one) for one in shown]
         n = len(a.templates)
         holds = fires[:n]

@@ -14,7 +14,7 @@ from larql_duck.patches.rounding import rounded
 if TYPE_CHECKING:
     from larql_duck.models.tokenizer import Tokenizer
     from larql_duck.patches.overlay import OverlayRow
-    from larql_duck.session import Session
+    from larql_duck.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class SlotChange:
 class SlotEdits:
     """Makes the operations of one statement on slots of a session's vindex, under its overlay."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.vindex = session.need()
-        self.overlay = session.overlay
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        self.vindex = workspace.vindex
+        self.overlay = workspace.overlay
         self._counts: dict[int, int] = {}
         self._tokenizer: Tokenizer | None = None
 
@@ -104,7 +104,7 @@ class SlotEdits:
     def _local(self, layer: int) -> int:
         n = self._counts.get(layer, 0)
         self._counts[layer] = n + 1
-        return int(self.session.edits.next_feature(layer, n))
+        return int(self.workspace.edits.next_feature(layer, n))
 
     def _row(self, layer: int, feature: int) -> OverlayRow | None:
         return self.overlay.rows.get(layer, {}).get(feature)
@@ -133,7 +133,7 @@ class SlotEdits:
         return 0.0 if not rows or rows[0][0] is None else float(rows[0][0])
 
     def _shown(self, column: str, layer: int, feature: int) -> list[tuple[Any, ...]]:
-        return self.session.run_sql(
-            f"SELECT {column} FROM {self.session.schema}.features WHERE layer = $1 AND feature = $2",
+        return self.workspace.query(
+            f"SELECT {column} FROM {self.workspace.schema}.features WHERE layer = $1 AND feature = $2",
             [layer, feature],
         ).rows()

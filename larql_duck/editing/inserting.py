@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from larql_duck.inference.engine import Engine
     from larql_duck.patches.overlay import Overlay
     from larql_duck.result import Result
-    from larql_duck.session import Session
+    from larql_duck.workspace import Workspace
 
 # Other subjects at which the report looks, and other openings where a relation has one template only.
 _NEIGHBOURS = 8
@@ -34,7 +34,7 @@ _COLUMNS = (
 
 
 def insert(
-    session: Session,
+    workspace: Workspace,
     rows: Sequence[tuple[str, str, str]],
     *,
     layer: int | None = None,
@@ -51,55 +51,55 @@ def insert(
     database facts; None takes features where the vindex has weights. LevelError, NotSupportedError, SemanticError.
     """
     facts = _unique(rows)
-    vindex = session.need()
+    vindex = workspace.vindex
     if mode is None:
         mode = "compose" if vindex.has_weights else "knn"
     if mode == "knn":
         from larql_duck.editing.knn import insert_knn
 
-        result: Result = insert_knn(session, facts, layer=layer, confidence=confidence, template=template)
+        result: Result = insert_knn(workspace, facts, layer=layer, confidence=confidence, template=template)
         return result
-    need_features(session)
+    need_features(workspace)
     from larql_duck.editing.relation_prompts import prompts_for
     from larql_duck.editing.solve import RewriteRequest
 
     prompts_by_relation = _PromptsByRelation(
-        lambda name: prompts_for(session, name, () if template is None else (template,))
+        lambda name: prompts_for(workspace, name, () if template is None else (template,))
     )
     requests = [
         RewriteRequest(e, r, t, prompts_by_relation(r).templates, prompts_by_relation(r)) for e, r, t in facts
     ]
-    return solve_and_add(session, requests, layer, confidence, 1.0 if alpha is None else alpha)
+    return solve_and_add(workspace, requests, layer, confidence, 1.0 if alpha is None else alpha)
 
 
-def update_facts(session: Session, facts: Sequence[tuple[str, str]], target: str) -> Result:
+def update_facts(workspace: Workspace, facts: Sequence[tuple[str, str]], target: str) -> Result:
     """Like `insert` for facts (entity, relation) whose object becomes `target`; an inserted fact is replaced."""
     from larql_duck.editing.relation_prompts import prompts_for
     from larql_duck.editing.solve import RewriteRequest
 
-    need_features(session)
-    overlay = session.edits.overlay
+    need_features(workspace)
+    overlay = workspace.edits.overlay
     requests = []
     layers: dict[int | None, list[RewriteRequest]] = {}
     for entity, relation in facts:
         old = overlay.fact(entity, relation)
-        own = prompts_for(session, relation, () if old is None else old.templates)
+        own = prompts_for(workspace, relation, () if old is None else old.templates)
         kind: Any = "insert" if old is not None and old.kind == "insert" else "update"
         w = RewriteRequest(entity, relation, _word(target, "target"), own.templates, own, kind)
         requests.append(w)
         layers.setdefault(old.layer if old is not None and old.mode == "compose" else None, []).append(w)
-    with session.edits.transaction():
-        results = [solve_and_add(session, own, layer, None, 1.0) for layer, own in layers.items()]
+    with workspace.edits.transaction():
+        results = [solve_and_add(workspace, own, layer, None, 1.0) for layer, own in layers.items()]
     return joined_results(results)
 
 
-def delete_facts(session: Session, facts: Sequence[tuple[str, str]]) -> Result:
+def delete_facts(workspace: Workspace, facts: Sequence[tuple[str, str]]) -> Result:
     """Like `insert` for facts (entity, relation) that are to be no more: p then is the object's probability.
 
     A fact of the model is lowered to the relation's prior by a feature of its own; of an inserted or updated one its
     feature is removed, so that the model says what it said before.
     """
-    overlay = session.edits.overlay
+    overlay = workspace.edits.overlay
     removals: list[Operation] = []
     rows: list[dict[str, Any]] = []
     model: list[tuple[str, str]] = []
@@ -117,13 +117,13 @@ def delete_facts(session: Session, facts: Sequence[tuple[str, str]]) -> Result:
                 | {"feature": old.feature}
             )
     results = []
-    with session.edits.transaction():
+    with workspace.edits.transaction():
         if removals:
-            session.edits.add([_numbered(session, op) for op in removals])
+            workspace.edits.add([_numbered(workspace, op) for op in removals])
             results.append(fact_result(rows, ["removed: the model says what it said before"]))
         if model:
-            need_features(session)
-            results.append(solve_and_add(session, _lost(session, model), None, None, 1.0))
+            need_features(workspace)
+            results.append(solve_and_add(workspace, _lost(workspace, model), None, None, 1.0))
     return joined_results(results) if results else fact_result([], notices) if notices else fact_result([])
 
 
@@ -131,30 +131,29 @@ def delete_facts(session: Session, facts: Sequence[tuple[str, str]]) -> Result:
 
 
 def solve_and_add(
-    session: Session,
+    workspace: Workspace,
     requests: Sequence[RewriteRequest],
     layer: int | None,
     confidence: float | None,
     alpha: float,
 ) -> Result:
     """The facts solved, measured and added; nothing is added where anything fails."""
-    from larql_duck.editing.background_corpus import background_inputs
-    from larql_duck.editing.second_moments import second_moments
+    from larql_duck.editing.background_corpus import background_of
     from larql_duck.editing.solve import default_layer, need_gated, solve
 
-    vindex = session.need()
-    engine = session.engine()
+    vindex = workspace.vindex
+    engine = workspace.engine()
     need_gated(engine)
     if layer is None:
         layer = default_layer(vindex.n_layers)
     if not 0 <= layer < vindex.n_layers:
         raise SemanticError(f"layer {layer} is out of range: the model has layers 0-{vindex.n_layers - 1}")
-    second = second_moments(session, layer, "ffn_in")
-    edits = session.edits
+    second = background_of(workspace).second_moment(layer)
+    edits = workspace.edits
     names = {fact_key(w.entity, w.relation) for w in requests}
     replaced = [f for f in edits.overlay.facts if fact_key(f.entity, f.relation) in names]
     removals = [
-        _numbered(session, InsertOp(f.layer, 0, f.entity, f.target, f.relation, kind="remove"))
+        _numbered(workspace, InsertOp(f.layer, 0, f.entity, f.target, f.relation, kind="remove"))
         for f in replaced
         if f.mode == "compose"
     ]
@@ -166,14 +165,14 @@ def solve_and_add(
             requests,
             layer=layer,
             second=second,
-            text=background_inputs(session, layer),
+            text=background_of(workspace).inputs(layer),
             dtype=vindex.dtype,
             alpha=alpha,
-            earlier=earlier_facts(session, without, layer),
-            progress=session.progress,
+            earlier=earlier_facts(workspace, without, layer),
+            progress=workspace.progress,
         )
     operations = [
-        _operation(session, engine, s, edits.next_feature(layer, n), confidence) for n, s in enumerate(solved)
+        _operation(workspace, engine, s, edits.next_feature(layer, n), confidence) for n, s in enumerate(solved)
     ]
     with engine.under(edits.preview(operations)):
         after = measure_facts(engine, requests)
@@ -185,7 +184,7 @@ def solve_and_add(
     if confidence is None:
         operations = [_scored(op, s.p_after) for op, s in zip(operations, solved, strict=True)]
     edits.add(operations)
-    rows = [_row(session, s) for s in solved]
+    rows = [_row(workspace, s) for s in solved]
     notices = [second.notice] if second.notice else []
     weak = [s for s in solved if s.request.kind != "delete" and (s.p_after or 0) < 0.1]
     if weak:
@@ -198,7 +197,7 @@ def solve_and_add(
 
 
 def _operation(
-    session: Session, engine: Engine, s: Solved, feature: int, confidence: float | None
+    workspace: Workspace, engine: Engine, s: Solved, feature: int, confidence: float | None
 ) -> InsertOp:
     w = s.request
     ids = engine.tokenizer.entity_ids(w.target)
@@ -213,18 +212,18 @@ def _scored(op: InsertOp, p: float | None) -> InsertOp:
     return op if op.meta is None or p is None else replace(op, meta=replace(op.meta, score=p))
 
 
-def _numbered(session: Session, op: Operation) -> InsertOp:
+def _numbered(workspace: Workspace, op: Operation) -> InsertOp:
     """A removal with a feature number that belongs to no slot of the base."""
     assert isinstance(op, InsertOp)
-    return replace(op, feature=session.edits.next_feature(op.layer))
+    return replace(op, feature=workspace.edits.next_feature(op.layer))
 
 
-def earlier_facts(session: Session, overlay: Overlay, layer: int) -> list[ExistingFact]:
+def earlier_facts(workspace: Workspace, overlay: Overlay, layer: int) -> list[ExistingFact]:
     """The facts that features of this layer carry already."""
     from larql_duck.editing.relation_prompts import prompts_for
     from larql_duck.editing.solve import ExistingFact
 
-    prompts_by_relation = _PromptsByRelation(lambda name: prompts_for(session, name))
+    prompts_by_relation = _PromptsByRelation(lambda name: prompts_for(workspace, name))
     return [
         ExistingFact(
             prompts_by_relation(f.relation or "").text(f.entity),
@@ -248,19 +247,19 @@ class _PromptsByRelation:
         return self._known[relation]
 
 
-def _lost(session: Session, facts: Sequence[tuple[str, str]]) -> list[RewriteRequest]:
+def _lost(workspace: Workspace, facts: Sequence[tuple[str, str]]) -> list[RewriteRequest]:
     """What the model is no longer to say: the objects that it names for each fact, and what is said of the others."""
     from larql_duck.editing.relation_prompts import prompts_for
     from larql_duck.editing.solve import RewriteRequest
     from larql_duck.inference.fact_prompts import filled
     from larql_duck.inference.scoring import next_token_probabilities
 
-    prompts_by_relation = _PromptsByRelation(lambda name: prompts_for(session, name))
-    engine = session.engine()
+    prompts_by_relation = _PromptsByRelation(lambda name: prompts_for(workspace, name))
+    engine = workspace.engine()
     out = []
     for entity, relation in facts:
         own = prompts_by_relation(relation)
-        objects, prior = _objects(session, entity, relation)
+        objects, prior = _objects(workspace, entity, relation)
         text = own.text(entity)
         p = next_token_probabilities(engine, [filled(own.templates[0], text)[0]])[0]
         best = int(p.argmax())
@@ -276,9 +275,9 @@ def _lost(session: Session, facts: Sequence[tuple[str, str]]) -> list[RewriteReq
     return out
 
 
-def _objects(session: Session, entity: str, relation: str) -> tuple[tuple[str, ...], float | None]:
-    rows = session.run_sql(
-        f"SELECT object, prior, rank, p FROM {session.schema}.facts "
+def _objects(workspace: Workspace, entity: str, relation: str) -> tuple[tuple[str, ...], float | None]:
+    rows = workspace.query(
+        f"SELECT object, prior, rank, p FROM {workspace.schema}.facts "
         "WHERE subject = $1 AND relation = $2 ORDER BY rank",
         [entity, relation],
     ).rows()
@@ -348,8 +347,8 @@ def largest_change(before: _Measure, after: _Measure) -> float | None:
 # -- results --------------------------------------------------------------------------------------------------
 
 
-def _row(session: Session, s: Solved) -> dict[str, Any]:
-    fact = session.edits.overlay.fact(s.request.entity, s.request.relation)
+def _row(workspace: Workspace, s: Solved) -> dict[str, Any]:
+    fact = workspace.edits.overlay.fact(s.request.entity, s.request.relation)
     return {
         "entity": s.request.entity,
         "relation": s.request.relation,
@@ -385,8 +384,8 @@ def joined_results(results: Sequence[Result]) -> Result:
 # -- checks ---------------------------------------------------------------------------------------------------
 
 
-def need_features(session: Session) -> None:
-    vindex = session.need()
+def need_features(workspace: Workspace) -> None:
+    vindex = workspace.vindex
     if not vindex.has_weights:
         from larql_duck.errors import LevelError
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from larql_duck.inference.fact_prompts import SubjectPosition
     from larql_duck.patches.overlay import EditedFact
     from larql_duck.result import Result
-    from larql_duck.session import Session
+    from larql_duck.workspace import Workspace
 
 # The share of a detector's full value from which on its subject counts as named.
 NAMED = 0.5
@@ -46,7 +46,7 @@ _END = re.compile(r"[.!?]\s|\n")
 
 
 def insert_knn(
-    session: Session,
+    workspace: Workspace,
     rows: Sequence[tuple[str, str, str]],
     *,
     layer: int | None = None,
@@ -64,14 +64,14 @@ def insert_knn(
     from larql_duck.editing.solve import default_layer
     from larql_duck.patches.rounding import rounded
 
-    vindex = session.need()
+    vindex = workspace.vindex
     layer = default_layer(vindex.n_layers) if layer is None else layer
     if not 0 <= layer < vindex.n_layers:
         raise SemanticError(f"layer {layer} is out of range: the model has layers 0-{vindex.n_layers - 1}")
     given = () if template is None else (template,)
-    prompts_by_relation = {r: prompts_for(session, r, given) for r in dict.fromkeys(r for _, r, _ in rows)}
-    keys = rounded(_keys(session, [(prompts_by_relation[r], e) for e, r, _ in rows], layer), vindex.dtype)
-    tokenizer = session.vectors().tokenizer
+    prompts_by_relation = {r: prompts_for(workspace, r, given) for r in dict.fromkeys(r for _, r, _ in rows)}
+    keys = rounded(_keys(workspace, [(prompts_by_relation[r], e) for e, r, _ in rows], layer), vindex.dtype)
+    tokenizer = workspace.vectors().tokenizer
     operations = [
         InsertKnnOp(
             layer, e, r, t, next(iter(tokenizer.entity_ids(t)), 0), keys[i],
@@ -79,7 +79,7 @@ def insert_knn(
         )
         for i, (e, r, t) in enumerate(rows)
     ]  # fmt: skip
-    session.edits.add(operations)
+    workspace.edits.add(operations)
     made = [{"entity": op.entity, "relation": op.relation, "target": op.target} for op in operations]
     notices = []
     if not vindex.has_weights:
@@ -89,20 +89,20 @@ def insert_knn(
     return fact_result([row | {"layer": layer} for row in made], notices)
 
 
-def _keys(session: Session, asked: Sequence[tuple[RelationPrompts, str]], layer: int) -> np.ndarray:
+def _keys(workspace: Workspace, asked: Sequence[tuple[RelationPrompts, str]], layer: int) -> np.ndarray:
     """The keys of (relation prompts, entity), f32 [n, hidden]."""
-    vindex = session.need()
+    vindex = workspace.vindex
     if vindex.has_weights:
         from larql_duck.editing.keys import read_inputs
         from larql_duck.inference.fact_prompts import filled
 
-        engine = session.engine()
+        engine = workspace.engine()
         prompts = [filled(own.templates[0], own.text(entity))[0] for own, entity in asked]
         found: np.ndarray = read_inputs(engine, engine.tokenizer.encode_batch(prompts), layer).numpy()
         return found
     out = np.zeros((len(asked), vindex.hidden), np.float32)
     for i, (_, entity) in enumerate(asked):
-        out[i] = session.vectors().entity(entity, "embedding", [])
+        out[i] = workspace.vectors().entity(entity, "embedding", [])
     return out
 
 
@@ -125,15 +125,15 @@ class DatabaseFacts:
     patch.detector), on the model without edits; each is computed when first needed.
     """
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
         self._known: dict[tuple[object, ...], _Detector] = {}
         self._statings: dict[tuple[str, tuple[str, ...]], RelationPrompts] = {}
         self._lock = threading.Lock()
 
     def __call__(self, prompts: Sequence[str]) -> list[list[EditedFact]]:
         """The facts that each prompt asks for, in the order in which they were inserted."""
-        facts = self._session.overlay.knn
+        facts = self._workspace.overlay.knn
         out: list[list[EditedFact]] = [[] for _ in prompts]
         if not facts:
             return out
@@ -191,7 +191,7 @@ class DatabaseFacts:
         from larql_duck.editing.keys import read_inputs
 
         out = [0.0] * len(asked)
-        with self._session.engine().under(None) as engine:
+        with self._workspace.engine().under(None) as engine:
             for layer in sorted({fact.layer for fact, _ in asked}):
                 own = [i for i, (fact, _) in enumerate(asked) if fact.layer == layer]
                 self._learn(engine, layer, facts, [asked[i][0] for i in own])
@@ -209,14 +209,14 @@ class DatabaseFacts:
         """None; the detectors of the wanted facts, all of one layer, are known afterwards."""
         import torch
 
+        from larql_duck.editing.background_corpus import background_of
         from larql_duck.editing.detector import GATE, detectors, fired
         from larql_duck.editing.keys import read_inputs
-        from larql_duck.editing.second_moments import second_moments
 
         new = list({_name(f): f for f in wanted if _name(f) not in self._known}.values())
         if not new:
             return
-        second = torch.from_numpy(second_moments(self._session, layer, "ffn_in").matrix).double()
+        second = torch.from_numpy(background_of(self._workspace).second_moment(layer).matrix).double()
         rows, owner, zeros = self._contexts(engine, new, facts)
         found = read_inputs(engine, [*rows, *zeros], layer)
         keys = found[: len(rows)]

@@ -13,7 +13,7 @@ from larql_duck.vindex import layout
 if TYPE_CHECKING:
     from larql_duck.diffing import DiffSide
     from larql_duck.result import Result
-    from larql_duck.session import Session
+    from larql_duck.workspace import Workspace
     from larql_duck.vindex.store import Vindex
 
 _COLUMNS = (
@@ -54,25 +54,25 @@ class Item:
 
 
 def merge(
-    session: Session, source: str | Path, *, rule: str = "keep_source", dry_run: bool = False
+    workspace: Workspace, source: str | Path, *, rule: str = "keep_source", dry_run: bool = False
 ) -> Result:
     """One row per slot or fact that differs: kind, entity, relation, layer, feature, what target and source say, their
     confidences, whether that is a conflict, and the action ('added', 'replaced', 'kept').
 
     A vindex of the same model gives its slots that differ from the stored ones, with the facts that they carry, and
-    its database facts; of another model the facts come over by INSERT. All become edits of the session, or none.
+    its database facts; of another model the facts come over by INSERT. All become edits of the workspace, or none.
     rule, where both say something: 'keep_source', 'keep_target' or 'highest_confidence' (the target's where equal).
     """
     from larql_duck.diffing import directory_side
 
-    here = session.need()
+    here = workspace.vindex
     other = directory_side(source)
     lineage = same_lineage(here, other.vindex)
-    items = _slots(session, other, rule) if lineage else _facts(session, other, rule)
+    items = _slots(workspace, other, rule) if lineage else _facts(workspace, other, rule)
     taken = [item for item in items if item.taken]
     notices = [_said(items, dry_run, other, lineage)]
     if taken and not dry_run:
-        notices += _carry_out(session, taken)
+        notices += _carry_out(workspace, taken)
     return _result(items, notices)
 
 
@@ -84,21 +84,20 @@ def same_lineage(a: Vindex, b: Vindex) -> bool:
     return shapes[0] == shapes[1] and file_checksum(a, layout.EMBED) == file_checksum(b, layout.EMBED)
 
 
-def _carry_out(session: Session, taken: Sequence[Item]) -> list[str]:
-    mark = session.edits.savepoint()
+def _carry_out(workspace: Workspace, taken: Sequence[Item]) -> list[str]:
+    mark = workspace.edits.savepoint()
     notices: list[str] = []
     try:
         operations = [item.operation for item in taken if item.operation is not None]
         if operations:
-            session.edits.add(operations)
-            notices += session.edited.notices
+            workspace.edits.add(operations)
         facts = [(i.entity or "", i.relation or "", i.source or "") for i in taken if i.operation is None]
         if facts:
             from larql_duck.editing.inserting import insert
 
-            notices += insert(session, facts).notices
+            notices += insert(workspace, facts).notices
     except BaseException:
-        session.edits.rollback_to(mark)
+        workspace.edits.rollback_to(mark)
         raise
     return notices
 
@@ -106,13 +105,13 @@ def _carry_out(session: Session, taken: Sequence[Item]) -> list[str]:
 # -- versions of one model ------------------------------------------------------------------------------------
 
 
-def _slots(session: Session, other: DiffSide, rule: str) -> list[Item]:
+def _slots(workspace: Workspace, other: DiffSide, rule: str) -> list[Item]:
     """What the source changed against the vindex in use, slot by slot, then its database facts."""
     from larql_duck.diffing import directory_side
     from larql_duck.diffing.slot_diff import slot_differences, stored_matrices
 
-    stored_here = directory_side(session.need().path)
-    overlay = session.overlay
+    stored_here = directory_side(workspace.vindex.path)
+    overlay = workspace.overlay
     which = stored_matrices(stored_here, other)
     carried = {(f.layer, f.feature): f for f in other.carried}
     ours = {(f.layer, f.feature): f for f in stored_here.carried}
@@ -131,7 +130,7 @@ def _slots(session: Session, other: DiffSide, rule: str) -> list[Item]:
             same = known is not None and known.target.casefold() == fact.target.casefold()
             confidences = (None if known is None else known.confidence, fact.confidence)
             taken = not same and (known is None or _wins(rule, *confidences))
-            number = session.edits.next_feature(slot.layer, added.get(slot.layer, 0))
+            number = workspace.edits.next_feature(slot.layer, added.get(slot.layer, 0))
             operation = InsertOp(
                 slot.layer,
                 number,
@@ -184,18 +183,18 @@ def _slots(session: Session, other: DiffSide, rule: str) -> list[Item]:
             else:
                 operation_ = UpdateOp(*at, **changed, meta=meta)
         else:
-            number = session.edits.next_feature(slot.layer, added.get(slot.layer, 0))
+            number = workspace.edits.next_feature(slot.layer, added.get(slot.layer, 0))
             added[slot.layer] = added.get(slot.layer, 0) + 1
             name = f"L{slot.layer}_F{slot.feature}"
             operation_ = InsertOp(slot.layer, number, name, there.token(at) or name, **vectors, meta=meta)
         items.append(Item("slot", None, None, *at, shown, there.token(at), *scores, mine, taken, operation_))
-    return items + _database(session, other, rule)
+    return items + _database(workspace, other, rule)
 
 
-def _database(session: Session, other: DiffSide, rule: str) -> list[Item]:
+def _database(workspace: Workspace, other: DiffSide, rule: str) -> list[Item]:
     items = []
     for fact in other.knn:
-        known = session.overlay.fact(fact.entity, fact.relation)
+        known = workspace.overlay.fact(fact.entity, fact.relation)
         if known is not None and known.target.casefold() == fact.target.casefold():
             continue
         confidence = None if known is None else known.confidence
@@ -273,7 +272,7 @@ ORDER BY confidence DESC NULLS LAST, subject, relation
 """
 
 
-def _facts(session: Session, other: DiffSide, rule: str) -> list[Item]:
+def _facts(workspace: Workspace, other: DiffSide, rule: str) -> list[Item]:
     """The source's facts that the session does not show, the surest first."""
     import duckdb
 
@@ -287,8 +286,8 @@ def _facts(session: Session, other: DiffSide, rule: str) -> list[Item]:
         if fact_key(f.entity, f.relation) not in stated
     ]
     mine: dict[tuple[str, str], list[tuple[str, float | None]]] = {}
-    shown = session.run_sql(
-        f"SELECT subject, relation, object, confidence FROM {session.schema}.triples WHERE source != 'weights' "
+    shown = workspace.query(
+        f"SELECT subject, relation, object, confidence FROM {workspace.schema}.triples WHERE source != 'weights' "
         "ORDER BY confidence DESC NULLS LAST, object"
     )
     for subject, relation, answer, confidence in shown.rows():

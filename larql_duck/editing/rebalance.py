@@ -13,7 +13,7 @@ from larql_duck.patches.operations import InsertOp
 if TYPE_CHECKING:
     from larql_duck.patches.overlay import EditedFact, OverlayRow
     from larql_duck.result import Result
-    from larql_duck.session import Session
+    from larql_duck.workspace import Workspace
 
 FLOOR, CEILING, ROUNDS = 0.30, 0.90, 16
 # Bounds of a scale, of all rounds together, and of one round's factor.
@@ -55,7 +55,7 @@ class _Scaled:
 
 
 def rebalance(
-    session: Session, *, floor: float = FLOOR, ceiling: float = CEILING, rounds: int = ROUNDS
+    workspace: Workspace, *, floor: float = FLOOR, ceiling: float = CEILING, rounds: int = ROUNDS
 ) -> Result:
     """One row an inserted fact: entity, relation, target, layer, feature, p before and after, scale, state ('in',
     'below' or 'above' the band).
@@ -64,19 +64,19 @@ def rebalance(
     columns; a fact that needs none is left alone. At most `rounds` rounds. Deletions are not scaled.
     """
 
-    vindex = session.need()
+    vindex = workspace.vindex
     vindex.require("inference", "REBALANCE")
-    overlay = session.edits.overlay
+    overlay = workspace.edits.overlay
     scaled = [
-        _Scaled(f, overlay.rows[f.layer][f.feature], _prompt(session, f))
+        _Scaled(f, overlay.rows[f.layer][f.feature], _prompt(workspace, f))
         for f in overlay.facts
         if f.mode == "compose" and f.kind != "delete" and f.feature is not None
         and overlay.rows[f.layer][f.feature].down is not None
     ]  # fmt: skip
     if not scaled:
         return _result([], ["no fact was inserted as a feature, so there is nothing to balance"])
-    engine = session.engine()
-    _measure(session, scaled)
+    engine = workspace.engine()
+    _measure(workspace, scaled)
     for s in scaled:
         s.before = s.p
     used = 0
@@ -86,38 +86,38 @@ def rebalance(
         if not any(moved):
             break
         used += 1
-        with engine.under(session.edits.preview(_operations(session, scaled))):
-            _measure(session, scaled)
-        if session.progress is not None:
-            session.progress("rebalance", used, rounds)
-    operations = _operations(session, scaled)
+        with engine.under(workspace.edits.preview(_operations(workspace, scaled))):
+            _measure(workspace, scaled)
+        if workspace.progress is not None:
+            workspace.progress("rebalance", used, rounds)
+    operations = _operations(workspace, scaled)
     if operations:
-        session.edits.add(operations)
+        workspace.edits.add(operations)
     inside = sum(floor <= s.p <= ceiling for s in scaled)
     notices = [f"{inside} of {len(scaled)} facts lie between {floor:g} and {ceiling:g} after {used} rounds"]
-    return _result([_row(session, s, floor, ceiling) for s in scaled], notices)
+    return _result([_row(workspace, s, floor, ceiling) for s in scaled], notices)
 
 
-def _prompt(session: Session, fact: EditedFact) -> tuple[str, str, str]:
+def _prompt(workspace: Workspace, fact: EditedFact) -> tuple[str, str, str]:
     from larql_duck.editing.relation_prompts import prompts_for
 
-    own = prompts_for(session, fact.relation or "", fact.templates)
+    own = prompts_for(workspace, fact.relation or "", fact.templates)
     return own.templates[0], own.text(fact.entity), fact.target
 
 
-def _measure(session: Session, scaled: Sequence[_Scaled]) -> None:
+def _measure(workspace: Workspace, scaled: Sequence[_Scaled]) -> None:
     from larql_duck.inference.scoring import target_probabilities
 
     for s, found in zip(
-        scaled, target_probabilities(session.engine(), [s.prompt for s in scaled]), strict=True
+        scaled, target_probabilities(workspace.engine(), [s.prompt for s in scaled]), strict=True
     ):
         s.p = found.p
 
 
-def _operations(session: Session, scaled: Sequence[_Scaled]) -> list[InsertOp]:
+def _operations(workspace: Workspace, scaled: Sequence[_Scaled]) -> list[InsertOp]:
     from larql_duck.patches.rounding import rounded
 
-    dtype = session.need().dtype
+    dtype = workspace.vindex.dtype
     counts: dict[int, int] = {}
     out = []
     for s in scaled:
@@ -125,10 +125,10 @@ def _operations(session: Session, scaled: Sequence[_Scaled]) -> list[InsertOp]:
             continue
         f = s.fact
         assert s.row.down is not None and f.feature is not None
-        n_base = session.edits.overlay.n_base[f.layer]
+        n_base = workspace.edits.overlay.n_base[f.layer]
         number = f.feature
         if number >= n_base:
-            number = session.edits.next_feature(f.layer, counts.get(f.layer, 0))
+            number = workspace.edits.next_feature(f.layer, counts.get(f.layer, 0))
             counts[f.layer] = counts.get(f.layer, 0) + 1
         down = rounded(s.row.down.astype(np.float64) * s.scale, dtype)
         out.append(
@@ -140,7 +140,7 @@ def _operations(session: Session, scaled: Sequence[_Scaled]) -> list[InsertOp]:
     return out
 
 
-def _row(session: Session, s: _Scaled, floor: float, ceiling: float) -> dict[str, object]:
+def _row(workspace: Workspace, s: _Scaled, floor: float, ceiling: float) -> dict[str, object]:
     state = "below" if s.p < floor else "above" if s.p > ceiling else "in"
     return {
         "entity": s.fact.entity,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from larql_duck.knowledge.relations import SLOT, Relation, relation_key
 
 if TYPE_CHECKING:
-    from larql_duck.session.session import Session
+    from larql_duck.workspace import Workspace
 
 # Prompts of other relations about the same kind of subject.
 OTHERS = 14
@@ -46,7 +46,7 @@ class RelationPrompts:
         return entity if self.known is None else self.known.text(entity)
 
 
-def prompts_for(session: Session | None, relation: str, templates: Sequence[str] = ()) -> RelationPrompts:
+def prompts_for(workspace: Workspace | None, relation: str, templates: Sequence[str] = ()) -> RelationPrompts:
     """The prompts of a relation: `templates` where given, else its pack's, else those that the vindex holds, else
     "The {relation} of {entity} is".
     """
@@ -54,7 +54,7 @@ def prompts_for(session: Session | None, relation: str, templates: Sequence[str]
 
     shipped = {relation_key(name): r for name, r in known_relations().items()}
     known = shipped.get(relation_key(relation))
-    stored = () if session is None or known is not None else _stored(session, relation)
+    stored = () if workspace is None or known is not None else _stored(workspace, relation)
     chosen = tuple(templates) or (known.templates if known is not None else stored)
     if not chosen:
         chosen = (f"The {relation_key(relation)} of {SLOT} is",)
@@ -65,8 +65,8 @@ def prompts_for(session: Session | None, relation: str, templates: Sequence[str]
         # Everybody's first template, then the second ones.
         others = [r.templates[i] for i in range(2) for r in kin if len(r.templates) > i]
         subjects = [known.text(e) for e in known.entities]
-    elif session is not None:
-        subjects = _subjects(session, relation)
+    elif workspace is not None:
+        subjects = _subjects(workspace, relation)
     varied = [
         r.text(e)
         for kind in _VARIED
@@ -88,17 +88,17 @@ def plain_template(relation: str) -> str:
     return f"The {relation_key(relation)} of {SLOT} is"
 
 
-def _stored(session: Session, relation: str) -> tuple[str, ...]:
-    rows = session.run_sql(
-        f"SELECT templates FROM {session.schema}.relations WHERE lower(relation) = lower($1)", [relation]
+def _stored(workspace: Workspace, relation: str) -> tuple[str, ...]:
+    rows = workspace.query(
+        f"SELECT templates FROM {workspace.schema}.relations WHERE lower(relation) = lower($1)", [relation]
     ).rows()
     found = [t for (templates,) in rows for t in templates or () if t.count(SLOT) == 1 and "\n" not in t]
     return tuple(dict.fromkeys(found))
 
 
-def _subjects(session: Session, relation: str) -> list[str]:
-    rows = session.run_sql(
-        f"SELECT DISTINCT subject FROM {session.schema}.facts WHERE lower(relation) = lower($1) "
+def _subjects(workspace: Workspace, relation: str) -> list[str]:
+    rows = workspace.query(
+        f"SELECT DISTINCT subject FROM {workspace.schema}.facts WHERE lower(relation) = lower($1) "
         "ORDER BY subject LIMIT 500",
         [relation],
     ).rows()

@@ -22,7 +22,7 @@ from larql_duck.patches.rounding import rounded
 from larql_duck.progress import Progress
 
 if TYPE_CHECKING:
-    from larql_duck.editing.background_corpus import Inputs
+    from larql_duck.editing.background_corpus import BackgroundInputs
     from larql_duck.editing.relation_prompts import RelationPrompts
     from larql_duck.editing.second_moments import SecondMoment
     from larql_duck.inference.engine import Engine
@@ -147,7 +147,7 @@ def solve(
     *,
     layer: int,
     second: SecondMoment,
-    text: Inputs,
+    text: BackgroundInputs,
     dtype: str,
     alpha: float = 1.0,
     earlier: Sequence[ExistingFact] = (),
@@ -190,7 +190,7 @@ def detect(
     *,
     layer: int,
     second: SecondMoment,
-    text: Inputs,
+    text: BackgroundInputs,
     dtype: str,
     earlier: Sequence[ExistingFact] = (),
     progress: Progress | None = None,
@@ -229,7 +229,7 @@ def detect(
 
 
 def _without_subjects(
-    engine: Engine, hard: torch.Tensor, n: int, text: Inputs, requests: Sequence[RewriteRequest]
+    engine: Engine, hard: torch.Tensor, n: int, text: BackgroundInputs, requests: Sequence[RewriteRequest]
 ) -> torch.Tensor:
     """The numbers of hard positions, those of `text` following n others, at which no subject of a fact ends."""
     names = tuple({_plain(w.text) for w in requests})

@@ -28,6 +28,15 @@ def base_checksum(vindex: Vindex) -> str:
     return whole.hexdigest()
 
 
+def weights_checksum(vindex: Vindex) -> str:
+    """Hexadecimal sha256 over the names and checksums of every file that holds weights: what a forward pass depends on."""
+    digest = hashlib.sha256()
+    for name in (*_FILES, layout.ATTENTION, layout.NORMS, layout.HEAD, layout.EXTRA):
+        if (vindex.path / name).is_file():
+            digest.update(f"{name} {file_checksum(vindex, name)}\n".encode())
+    return digest.hexdigest()
+
+
 def file_checksum(vindex: Vindex, name: str) -> str:
     """Hexadecimal sha256 of a file of the vindex: as its manifest says, else of what is read."""
     return vindex.manifest.checksums.get(name) or _of_file(vindex.path / name)

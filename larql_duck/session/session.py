@@ -85,7 +85,6 @@ class Session:
         self.texts = texts
         # What was computed about a vindex and holds whatever is edited, by kind and path.
         self.cache: dict[tuple[str, str], Any] = {}
-        self.kept = self.cache
         self._carry_out_request = carry_out
         self._own = own
         self._thread = threading.get_ident()

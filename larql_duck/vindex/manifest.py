@@ -22,7 +22,7 @@ SCHEMA_VERSION = "2.0"
 DTYPE_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 LEVELS = ("browse", "inference", "all")
 _MAX_BYTES = 64 << 20
-_SAFE_NAME = re.compile(r"(?:tables/|second_moments/)?[A-Za-z0-9_][A-Za-z0-9_.\-]*")
+_SAFE_NAME = re.compile(r"(?:tables/)?[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 
 
 class LayerEntry(Struct, frozen=True):

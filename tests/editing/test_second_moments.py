@@ -1,46 +1,66 @@
-"""Second moments: measured once, stored with their origin, or kept in the session."""
+"""Second moments and background text: measured once, kept in the cache, the vindex untouched."""
 
 from __future__ import annotations
 
-import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from larql_duck.commands.opening import connect
-from larql_duck.editing.second_moments import second_moments
+from larql_duck import cache
+from larql_duck.editing.background_corpus import background_of
 from larql_duck.errors import LarqlError
-from larql_duck.session import Session
-from larql_duck.vindex.verify import verify
-from tests.editing.features import FAMILIES
+from larql_duck.session import Session, connect
+from tests.editing.features import FAMILIES, insert
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(cache.DIRECTORY_VARIABLE, str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def bytes_of(directory: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
 
 
 @pytest.mark.parametrize("session", FAMILIES, indirect=True)
-def test_stored_with_origin_and_read_again(session: Session) -> None:
+def test_measured_once_and_read_again(session: Session) -> None:
     vindex = session.need()
-    found = second_moments(session, 1)
+    found = background_of(session).second_moment(1)
     assert found.notice is None and found.n >= 20 * vindex.hidden
     assert found.matrix.dtype == np.float64 and found.matrix.shape == (128, 128)
     assert np.allclose(found.matrix, found.matrix.T) and np.linalg.eigvalsh(found.matrix).min() > -1e-9
-    section = json.loads((vindex.path / "index.json").read_text())["larql_duck"]
-    entry = section["second_moments"]["second_moments/ffn_in.L1.bin"]
-    assert "written by the model" in entry["origin"] and entry["positions"] == found.n
-    assert "second_moments/ffn_in.L1.bin" in section["files"]
-    assert not list(verify(vindex.path))
+    [moment, text] = sorted(cache.entries(), key=lambda e: e.kind)
+    assert (moment.kind, text.kind) == ("second-moment", "text")
+    assert moment.about["positions"] == found.n and "written by the model" in moment.about["text"]
     with connect(vindex.path) as other:
-        again = second_moments(other, 1)
+        again = background_of(other).second_moment(1)
         assert not other.model.loaded and np.array_equal(again.matrix, found.matrix)
-        assert np.array_equal(again.mean, found.mean)
-        acts = second_moments(other, 1, "ffn_act")
-        assert acts.matrix.shape == (vindex.n_features[1],) * 2 and acts.origin == found.origin
+        assert np.array_equal(again.mean, found.mean) and again.n == found.n
+        acts = background_of(other).second_moment(1, "ffn_act")
+        assert acts.matrix.shape == (vindex.n_features[1],) * 2
+
+
+@pytest.mark.parametrize("session", ["llama"], indirect=True)
+def test_an_insert_that_is_taken_back_leaves_every_byte_of_the_vindex(session: Session) -> None:
+    path = session.need().path
+    before = bytes_of(path)
+    insert(session, [("France", "capital", "Tokyo")])
+    session.lql('SELECT * FROM EDGES WHERE entity = "France"')
+    session.lql("ROLLBACK PATCH")
+    session.close()
+    assert bytes_of(path) == before
 
 
 @pytest.mark.parametrize("session", ["llama"], indirect=True)
 def test_given_texts_are_used_and_too_short_ones_refused(session: Session) -> None:
+    session.texts = "The capital of France is Paris."
     with pytest.raises(LarqlError, match="at least 2560"):
-        second_moments(session, 0, texts="The capital of France is Paris.")
+        background_of(session).second_moment(0)
     text = "The capital of France is Paris and the currency of Spain is the euro in Europe. " * 400
-    found = second_moments(session, 0, texts=[text])
+    session.texts = [text]
+    found = background_of(session).second_moment(0)
     engine = session.engine()
     ids = engine.tokenizer.encode(text)
     length = engine.context or 192
@@ -52,7 +72,7 @@ def test_given_texts_are_used_and_too_short_ones_refused(session: Session) -> No
             engine.logits(engine.pad(ids[i : i + length]))
         x = capture.need("ffn_input")[0].double().reshape(-1, 128)
         total, sums, n = total + x.T @ x, sums + x.sum(0), n + len(x)
-    assert found.n == n and "texts" in found.origin
+    assert found.n == n
     assert np.allclose(found.matrix, (total / n).numpy(), atol=1e-4)
     assert np.allclose(found.mean, (sums / n).numpy(), atol=1e-4)
 
@@ -65,33 +85,24 @@ def test_the_sessions_texts_are_used_by_inserts(session: Session) -> None:
         'INSERT INTO EDGES (entity, relation, target) VALUES ("Atlantis", "capital", "Paris")'
     )
     assert len(result.dicts()) == 1
-    stored = json.loads((session.need().path / "index.json").read_text())["larql_duck"]["second_moments"]
-    assert {entry["origin"].split()[0] for entry in stored.values()} == {"texts"}
+    assert {entry.about["text"] for entry in cache.entries()} == {"the texts"}
 
 
 @pytest.mark.parametrize("session", ["llama"], indirect=True)
-def test_a_damaged_file_is_measured_again(session: Session) -> None:
-    found = second_moments(session, 1)
-    file = session.need().path / "second_moments/ffn_in.L1.bin"
+@pytest.mark.parametrize("damage", ["changed", "cut", "empty"])
+def test_a_damaged_entry_is_measured_again(session: Session, damage: str) -> None:
+    found = background_of(session).second_moment(1)
+    [file] = [e.path for e in cache.entries() if e.kind == "second-moment"]
     whole = file.read_bytes()
-    file.write_bytes(b"\xff" * len(whole))
+    file.write_bytes({"changed": whole[:-1] + b"\xff", "cut": whole[:-80], "empty": b""}[damage])
     with connect(session.need().path) as other:
-        assert np.allclose(second_moments(other, 1).matrix, found.matrix)
+        assert np.allclose(background_of(other).second_moment(1).matrix, found.matrix)
     assert file.read_bytes() == whole
 
 
 @pytest.mark.parametrize("session", ["llama"], indirect=True)
-def test_kept_in_the_session_where_nothing_can_be_written(
-    session: Session, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from larql_duck.errors import VindexError
-    from larql_duck.vindex import publish
-
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise VindexError("cannot write here (Read-only file system)")
-
-    monkeypatch.setattr(publish, "commit_tables", refuse)
-    found = second_moments(session, 1)
-    assert found.notice is not None and "this session only" in found.notice and "cannot write" in found.notice
-    assert second_moments(session, 1) is found
-    assert not (session.need().path / "second_moments").exists()
+def test_kept_in_the_session_where_nothing_can_be_written(session: Session, empty_cache: Path) -> None:
+    empty_cache.write_text("a file where the directory should be")
+    found = background_of(session).second_moment(1)
+    assert found.notice is not None and "this session only" in found.notice
+    assert background_of(session).second_moment(1) is found
