@@ -187,7 +187,9 @@ def _fold_layer(
     found = background_of(workspace).second_moment(layer, "ffn_act")
     carried = {fact_key(f.entity, f.relation) for f in facts}
     others = [
-        f for f in workspace.overlay.facts if f.mode == "fold" and fact_key(f.entity, f.relation) not in carried
+        f
+        for f in workspace.overlay.facts
+        if f.mode == "fold" and fact_key(f.entity, f.relation) not in carried
     ]
     # The layer itself is the source's: its features are still there.
     with engine.under(_joint(source, below, layer)):
@@ -277,7 +279,9 @@ def _activations(
     for fact in earlier:
         ends += _starts(engine, (fact.templates or FRAMES)[:_WHOLE], fact.text)
     ends += [tuple(tokenizer.encode(word))[:1] for word in FIRST]
-    keys = torch.cat([_read(engine, layer, ends, workspace, last=True), _read(engine, layer, whole, workspace)])
+    keys = torch.cat(
+        [_read(engine, layer, ends, workspace, last=True), _read(engine, layer, whole, workspace)]
+    )
     return keys, _read(engine, layer, prompts, workspace)
 
 

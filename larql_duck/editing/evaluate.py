@@ -243,7 +243,9 @@ def _same(a: _Asked) -> list[str]:
     return [filled(t, a.text)[0] for t in a.relations]
 
 
-def _measure(workspace: Workspace, a: _Asked, before: _State, after: _State, i: int, *, compared: bool) -> None:
+def _measure(
+    workspace: Workspace, a: _Asked, before: _State, after: _State, i: int, *, compared: bool
+) -> None:
     """None; a.row is filled in."""
     from larql_duck.inference.fact_prompts import filled
 

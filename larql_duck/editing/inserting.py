@@ -172,7 +172,8 @@ def solve_and_add(
             progress=workspace.progress,
         )
     operations = [
-        _operation(workspace, engine, s, edits.next_feature(layer, n), confidence) for n, s in enumerate(solved)
+        _operation(workspace, engine, s, edits.next_feature(layer, n), confidence)
+        for n, s in enumerate(solved)
     ]
     with engine.under(edits.preview(operations)):
         after = measure_facts(engine, requests)

@@ -13,8 +13,8 @@ from larql_duck.vindex import layout
 if TYPE_CHECKING:
     from larql_duck.diffing import DiffSide
     from larql_duck.result import Result
-    from larql_duck.workspace import Workspace
     from larql_duck.vindex.store import Vindex
+    from larql_duck.workspace import Workspace
 
 _COLUMNS = (
     ("kind", "string"),

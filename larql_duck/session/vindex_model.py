@@ -41,7 +41,7 @@ def model_of_vindex(session: Session, vindex: Vindex, settings: Settings | None 
 
     return Model(
         vindex, settings=settings, labels=labels, probes=probes, bands=vindex.bands,
-        overlay=lambda: session.overlay, database=DatabaseFacts(session),
+        overlay=lambda: session.overlay, database=DatabaseFacts(session.workspace),
     )  # fmt: skip
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from larql_duck import cache
+from larql_duck import cache, connect
 from larql_duck.editing.background_corpus import background_of
 from larql_duck.errors import LarqlError
-from larql_duck.session import Session, connect
+from larql_duck.session import Session
 from tests.editing.features import FAMILIES, insert
 
 
