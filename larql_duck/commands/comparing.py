@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from larql_duck.commands.opening import opened
 from larql_duck.diffing import Difference, DiffSide, as_patch, compare, current_side, directory_side
 from larql_duck.diffing.markdown import markdown_report
 from larql_duck.files import write_whole
@@ -52,12 +53,7 @@ def diff(session: Session, request: Request) -> Result:
 
 
 def _side(session: Session, path: str | None) -> DiffSide:
-    if path is not None:
-        return directory_side(path)
-    edits = session.edits
-    return current_side(
-        session.workspace, edits.overlay, [*(p.operations for p in edits.applied), edits.live]
-    )
+    return current_side(session.workspace) if path is None else directory_side(path, opened)
 
 
 def _into_patch(a: DiffSide, b: DiffSide, difference: Difference, s: st.Diff, path: Path) -> str:

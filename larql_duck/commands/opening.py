@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import atexit
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import duckdb
@@ -15,6 +15,7 @@ from larql_duck.commands.rows import BIG, INT, TEXT, result_of
 from larql_duck.lowering.types import Request
 from larql_duck.result import Result
 from larql_duck.session import Session
+from larql_duck.workspace import Workspace
 
 _open: weakref.WeakSet[Session] = weakref.WeakSet()
 
@@ -37,6 +38,13 @@ def connect(
     """
     session = Session(duckdb.connect(":memory:"), carry_out, own=True, tracer=tracer, texts=texts)
     return _started(session, path, patches)
+
+
+@contextmanager
+def opened(path: str | Path) -> Iterator[Workspace]:
+    """The vindex at `path`, open in a session of its own while the block runs."""
+    with connect(path) as session:
+        yield session.workspace
 
 
 def attach(

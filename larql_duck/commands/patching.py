@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from larql_duck.catalog import VIEWS, arrow_schema
+from larql_duck.commands.opening import opened
 from larql_duck.editing.merge import merge as merge_vindex
 from larql_duck.lowering.checks import fail
 from larql_duck.lowering.types import Request
@@ -98,7 +99,8 @@ def merge(session: Session, request: Request) -> Result:
             f'INTO "{s.into}": MERGE works on the vindex in use, which is {here}; USE that one first',
             "into",
         )
-    return merge_vindex(session.workspace, s.source, rule=s.conflict or "keep_source", dry_run=s.dry_run)
+    rule = s.conflict or "keep_source"
+    return merge_vindex(session.workspace, s.source, opened, rule=rule, dry_run=s.dry_run)
 
 
 def _result(rows: Sequence[dict[str, Any]], notices: Sequence[str]) -> Result:

@@ -2,67 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
 
-if TYPE_CHECKING:
-    from larql_duck.diffing.compare import Difference
+from larql_duck.diffing.compare import Difference
 
 _MOST = 1000
+# Head -> column of the difference's rows.
+_FACTS = {name: name for name in ("status", "entity", "relation", "a", "b")} | {
+    "p in a": "a_p",
+    "p in b": "b_p",
+}
+_SLOTS = {name: name for name in ("status", "layer", "feature", "entity", "relation")} | {
+    "token in a": "a",
+    "token in b": "b",
+    "gate": "gate_change",
+    "up": "up_change",
+    "down": "down_change",
+}
 
 
-def markdown_report(a: str, b: str, found: Difference) -> str:
+def markdown_report(a: str, b: str, difference: Difference) -> str:
     """Markdown: figures, then the facts and the slots that differ, at most 1,000 of each."""
-    facts, slots = found.count("fact"), found.count("slot")
+    facts, slots = difference.count("fact"), difference.count("slot")
     lines = [
         "# Differences",
         "",
         f"- a: {_cell(a)}",
         f"- b: {_cell(b)}",
-        f"- facts: {found.kept} kept, {_counts(facts, ('changed', 'lost', 'new'))}",
+        f"- facts: {difference.kept} kept, {_counts(facts, ('changed', 'lost', 'new'))}",
         f"- slots: {_counts(slots, ('changed', 'added', 'removed'))}",
-        *(f"- note: {_cell(notice)}" for notice in found.notices),
+        *(f"- note: {_cell(notice)}" for notice in difference.notices),
     ]
-    rows = found.rows.to_pylist()
-    own = [r for r in rows if r["kind"] == "fact"]
-    if own:
-        lines += ["", "## Facts", ""]
-        lines += _table(
-            ("status", "entity", "relation", "a", "b", "p in a", "p in b"),
-            (
-                (r["status"], r["entity"], r["relation"], r["a"], r["b"], r["a_p"], r["b_p"])
-                for r in own[:_MOST]
-            ),
-        )
-        lines += _rest(len(own))
-    own = [r for r in rows if r["kind"] == "slot"]
-    if own:
-        lines += ["", "## Slots", ""]
-        lines += _table(
-            ("status", "layer", "feature", "entity", "relation", "token in a", "token in b", "gate", "up", "down"),
-            (
-                (
-                    r["status"], r["layer"], r["feature"], r["entity"], r["relation"], r["a"], r["b"],
-                    r["gate_change"], r["up_change"], r["down_change"],
-                )
-                for r in own[:_MOST]
-            ),
-        )  # fmt: skip
-        lines += _rest(len(own))
+    for title, kind, columns in (("Facts", "fact", _FACTS), ("Slots", "slot", _SLOTS)):
+        rows = difference.of_kind(kind).to_pylist()
+        if rows:
+            lines += ["", f"## {title}", "", _line(columns), "|" + "---|" * len(columns)]
+            lines += [_line(_cell(row[name]) for name in columns.values()) for row in rows[:_MOST]]
+        if len(rows) > _MOST:
+            lines += ["", f"and {len(rows) - _MOST} more"]
     return "\n".join(lines) + "\n"
 
 
-def _counts(found: dict[str, int], names: Iterable[str]) -> str:
-    return ", ".join(f"{found.get(name, 0)} {name}" for name in names)
+def _counts(counts: Mapping[str, int], names: Iterable[str]) -> str:
+    return ", ".join(f"{counts[name]} {name}" for name in names)
 
 
-def _rest(n: int) -> list[str]:
-    return ["", f"and {n - _MOST} more"] if n > _MOST else []
-
-
-def _table(heads: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> list[str]:
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    return lines + ["| " + " | ".join(_cell(v) for v in row) + " |" for row in rows]
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
 def _cell(value: object) -> str:

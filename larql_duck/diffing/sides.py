@@ -1,26 +1,30 @@
-"""The two sides of a comparison: a directory, or what a session makes of the vindex that it has open."""
+"""The two sides of a comparison: a directory, or what a workspace makes of the vindex that it has open."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from larql_duck.aliases import Slot
 from larql_duck.catalog import SCHEMAS
 from larql_duck.compilation.source import Edited
-from larql_duck.diffing.fact_diff import compiled_facts
+from larql_duck.diffing.compiled_facts import compiled_facts
 from larql_duck.patches.knn_store import stored_facts
-from larql_duck.patches.operations import InsertKnnOp, Operation
-from larql_duck.patches.overlay import EditedFact, Overlay
+from larql_duck.patches.operations import InsertKnnOp, Meta, Operation
+from larql_duck.patches.overlay import EditedFact, Overlay, Which
 from larql_duck.vindex.store import Vindex
+from larql_duck.workspace import Workspace
 
-if TYPE_CHECKING:
-    from larql_duck.session import Session
+# Opens the vindex at a path for the block.
+OpenWorkspace: TypeAlias = Callable[[Path], AbstractContextManager[Workspace]]
 
 
 @dataclass(frozen=True)
@@ -42,17 +46,17 @@ class DiffSide:
         return Edited(self.vindex, self.overlay)
 
     @cached_property
-    def carried(self) -> list[EditedFact]:
-        """The edited facts that features carry, each with its slot; the overlay's last, which count."""
-        found: dict[tuple[int, int], EditedFact] = {}
-        edges = self.table("edges").select(["subject", "relation", "object", "layer", "feature", "source"])
-        for r in edges.filter(pc.equal(edges["source"], "patch")).to_pylist():
-            slot = (r["layer"], r["feature"])
-            found[slot] = EditedFact(r["subject"], r["relation"], r["object"], "insert", "compose", *slot)
-        for fact in (*compiled_facts(self.vindex), *self.overlay.facts):
-            if fact.feature is not None:
-                found[fact.layer, fact.feature] = fact
-        return list(found.values())
+    def carried(self) -> dict[Slot, EditedFact]:
+        """Slot -> the edited fact that its feature carries; the overlay's count before stored ones."""
+        columns = ["subject", "relation", "object", "layer", "feature", "source"]
+        edges = self.table("edges").select(columns)
+        edges = edges.filter(pc.equal(edges["source"], "patch")).drop_columns("source")
+        facts = [
+            EditedFact(subject, relation, target, "insert", "compose", layer, feature)
+            for subject, relation, target, layer, feature in zip(*edges.to_pydict().values(), strict=True)
+        ]
+        facts += [*compiled_facts(self.vindex), *self.overlay.facts]
+        return {(f.layer, f.feature): f for f in facts if f.feature is not None}
 
     @cached_property
     def knn(self) -> list[InsertKnnOp]:
@@ -66,34 +70,57 @@ class DiffSide:
             if f.key is not None
         ]  # fmt: skip
 
+    @cached_property
+    def features(self) -> dict[Slot, dict[str, Any]]:
+        """Slot -> its row of the table features: layer, feature, top_token, top_token_id, c_score."""
+        columns = ["layer", "feature", "top_token", "top_token_id", "c_score"]
+        return {(r["layer"], r["feature"]): r for r in self.table("features").select(columns).to_pylist()}
+
+    def meta(self, slot: Slot) -> Meta | None:
+        """The promoted token that the side shows for a slot; None for one without."""
+        row = self.features.get(slot)
+        if row is None or row["top_token_id"] is None:
+            return None
+        return Meta(row["top_token"] or "", int(row["top_token_id"]), float(row["c_score"] or 0.0))
+
+    def vector(self, slot: Slot, which: Which) -> np.ndarray:
+        """A slot's gate or up row or down column, float32 [hidden]; zeros for a slot that the side lacks."""
+        layer, feature = slot
+        if feature >= self.weights.n_features[layer]:
+            return np.zeros(self.vindex.hidden, np.float32)
+        matrix = self.weights.matrix(layer, which)
+        row = matrix[:, feature] if which == "down" else matrix[feature]
+        return np.array(row.float().numpy(), np.float32)
+
     def under(self, lists: Sequence[Sequence[Operation]]) -> DiffSide:
         """The side with these lists of operations instead of its own; its tables stay as they are."""
-        stored = stored_facts(self.vindex)
-        overlay = Overlay.of(self.vindex.n_features, self.vindex.hidden, lists, stored)
+        overlay = _overlay(self.vindex, lists)
         return replace(self, overlay=overlay, lists=lists)
 
 
-def directory_side(path: str | Path) -> DiffSide:
-    """The side that a vindex directory is, without any overlay."""
+def directory_side(path: str | Path, opened: OpenWorkspace) -> DiffSide:
+    """The side that a vindex directory is, without any overlay; `opened` shows the tables of one that LARQL wrote."""
     vindex = Vindex.open(path)
-    overlay = Overlay.of(vindex.n_features, vindex.hidden, [], stored_facts(vindex))
-    if vindex.has_tables:
-        return DiffSide(str(path), vindex, overlay, vindex.table)
-    # What LARQL's files say of tokens and database facts is worked out where a session shows them.
-    from larql_duck.commands.opening import connect
-
-    with connect(path) as session:
-        shown = current_side(session, overlay)
-        tables = {name: shown.table(name) for name in ("features", "edges", "triples")}
-    return DiffSide(str(path), vindex, overlay, tables.__getitem__)
+    table: Callable[[str], pa.Table] = vindex.table
+    if not vindex.has_tables:
+        with opened(Path(path)) as workspace:
+            shown = current_side(workspace)
+            table = {name: shown.table(name) for name in ("features", "edges", "triples")}.__getitem__
+    return DiffSide(str(path), vindex, _overlay(vindex, []), table)
 
 
-def current_side(session: Session, overlay: Overlay, lists: Sequence[Sequence[Operation]] = ()) -> DiffSide:
-    """The side that a session is: its vindex under its overlay, its tables as it shows them."""
-    vindex = session.need()
+def current_side(workspace: Workspace) -> DiffSide:
+    """The side that a workspace is: its vindex under its edits, its tables as it shows them."""
 
     def table(name: str) -> pa.Table:
         columns = ", ".join(SCHEMAS[name].names)
-        return session.run_sql(f"SELECT {columns} FROM {session.schema}.{name}").arrow().cast(SCHEMAS[name])
+        rows = workspace.query(f"SELECT {columns} FROM {workspace.schema}.{name}")
+        return rows.arrow().cast(SCHEMAS[name])
 
-    return DiffSide("CURRENT", vindex, overlay, table, lists)
+    edits = workspace.edits
+    lists = [*(patch.operations for patch in edits.applied), edits.live]
+    return DiffSide("CURRENT", workspace.vindex, edits.overlay, table, lists)
+
+
+def _overlay(vindex: Vindex, lists: Sequence[Sequence[Operation]]) -> Overlay:
+    return Overlay.of(vindex.n_features, vindex.hidden, lists, stored_facts(vindex))

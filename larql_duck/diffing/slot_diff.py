@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+import torch
+
+from larql_duck.aliases import Slot
+from larql_duck.diffing.sides import DiffSide
 from larql_duck.models.family import bias_of
+from larql_duck.patches.overlay import Which
 from larql_duck.vindex import layout
-
-if TYPE_CHECKING:
-    import torch
-
-    from larql_duck.compilation.source import Edited
-    from larql_duck.diffing.sides import DiffSide
-    from larql_duck.patches.overlay import Which
 
 Status = Literal["changed", "added", "removed"]
 _ROWS = 4096
@@ -35,19 +33,18 @@ class SlotDifference:
     up: float | None
     down: float | None
 
+    @property
+    def slot(self) -> Slot:
+        """(layer, feature)."""
+        return self.layer, self.feature
 
-def comparable(a: DiffSide, b: DiffSide) -> str | None:
-    """None where slots can be compared, else why not."""
-    left, right = a.vindex, b.vindex
-    for name, x, y in (
-        ("family", left.family.name, right.family.name),
-        ("layers", left.n_layers, right.n_layers),
-        ("hidden size", left.hidden, right.hidden),
-        ("vocabulary", left.vocab, right.vocab),
-    ):
-        if x != y:
-            return f"{name} {x} and {y}"
-    return None
+
+def incomparable(a: DiffSide, b: DiffSide) -> str | None:
+    """Why slots cannot be compared; None where they can."""
+    names = ("family", "layers", "hidden size", "vocabulary")
+    shapes = ((v.family.name, v.n_layers, v.hidden, v.vocab) for v in (a.vindex, b.vindex))
+    differing = (f"{name} {x} and {y}" for name, x, y in zip(names, *shapes, strict=True) if x != y)
+    return next(differing, None)
 
 
 def stored_matrices(a: DiffSide, b: DiffSide) -> list[Which]:
@@ -63,40 +60,38 @@ def slot_differences(
     """The slots in which a and b differ, by layer and feature. Layers whose bytes are known to agree are not read."""
     matrices = stored_matrices(a, b)
     for layer in range(a.vindex.n_layers) if layers is None else layers:
-        found: dict[Which, dict[int, float]] = {}
-        for which in matrices:
-            found[which] = _lengths(a, b, layer, which)
+        lengths = {which: _lengths(a, b, layer, which) for which in matrices}
         n_a, n_b = a.weights.n_features[layer], b.weights.n_features[layer]
-        touched = sorted(
-            {f for own in found.values() for f in own} | set(range(min(n_a, n_b), max(n_a, n_b)))
-        )
-        for feature in touched:
-            status: Status = "changed" if feature < min(n_a, n_b) else "added" if n_b > n_a else "removed"
-            sizes = [found[w].get(feature, 0.0) if w in found else None for w in ("gate", "up", "down")]
-            yield SlotDifference(layer, feature, status, *sizes)
+        common = min(n_a, n_b)
+        for feature in sorted(set(range(common, max(n_a, n_b))).union(*lengths.values())):
+            status: Status = "changed" if feature < common else "added" if n_b > n_a else "removed"
+            gate, up, down = (
+                lengths[which].get(feature, 0.0) if which in lengths else None for which in _FILES
+            )
+            yield SlotDifference(layer, feature, status, gate, up, down)
 
 
 def _lengths(a: DiffSide, b: DiffSide, layer: int, which: Which) -> dict[int, float]:
     """Feature -> length of b's vector minus a's, for the features whose vectors differ."""
-    import torch
-
-    candidates = None
+    edited = None
     if _same_file(a, b, which):
-        candidates = sorted(set(a.overlay.rows.get(layer, {})) | set(b.overlay.rows.get(layer, {})))
-        if not candidates:
+        edited = set(a.overlay.rows.get(layer, {})) | set(b.overlay.rows.get(layer, {}))
+        if not edited:
             return {}
-    x, y = (_rows(side.weights, layer, which) for side in (a, b))
+    x, y = (side.weights.matrix(layer, which) for side in (a, b))
+    if which == "down":
+        x, y = x.t(), y.t()
     n = max(len(x), len(y))
-    out: dict[int, float] = {}
+    lengths: dict[int, float] = {}
     for start in range(0, n, _ROWS):
         stop = min(start + _ROWS, n)
-        if candidates is not None and not any(start <= f < stop for f in candidates):
+        if edited is not None and not any(start <= f < stop for f in edited):
             continue
         p, q = _part(x, start, stop), _part(y, start, stop)
         changed = torch.nonzero((p != q).any(1)).flatten()
-        lengths = (q[changed].double() - p[changed].double()).norm(dim=1)
-        out |= {start + int(f): float(v) for f, v in zip(changed, lengths, strict=True)}
-    return out
+        norms = (q[changed].double() - p[changed].double()).norm(dim=1)
+        lengths |= {start + int(f): float(v) for f, v in zip(changed, norms, strict=True)}
+    return lengths
 
 
 def _same_file(a: DiffSide, b: DiffSide, which: Which) -> bool:
@@ -110,15 +105,8 @@ def _same_file(a: DiffSide, b: DiffSide, which: Which) -> bool:
     )
 
 
-def _rows(weights: Edited, layer: int, which: Which) -> torch.Tensor:
-    matrix = weights.matrix(layer, which)
-    return matrix.t() if which == "down" else matrix
-
-
 def _part(rows: torch.Tensor, start: int, stop: int) -> torch.Tensor:
     """Rows start to stop as f32, those beyond the end as zeros."""
-    import torch
-
     part = rows[start:stop].float()
     missing = stop - start - len(part)
     return torch.cat([part, torch.zeros(missing, rows.shape[1])]) if missing else part
@@ -142,8 +130,6 @@ def tensors_outside_ffn(a: DiffSide, b: DiffSide) -> list[str]:
 
 
 def _equal(a: DiffSide, b: DiffSide, name: str, wide: bool) -> bool:
-    import torch
-
     x, y = a.weights.tensor(name), b.weights.tensor(name)
     if wide:
         # A bias of features: what one side has more must do nothing.

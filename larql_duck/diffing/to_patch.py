@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-import numpy as np
+import pyarrow.compute as pc
 
+from larql_duck.aliases import Slot
+from larql_duck.diffing.compare import Difference
+from larql_duck.diffing.sides import DiffSide
 from larql_duck.diffing.slot_diff import (
     SlotDifference,
-    comparable,
+    incomparable,
     slot_differences,
     stored_matrices,
     tensors_outside_ffn,
@@ -20,24 +22,17 @@ from larql_duck.patches.operations import (
     DeleteOp,
     InsertKnnOp,
     InsertOp,
-    Meta,
     Operation,
     UpdateOp,
     fact_key,
 )
 from larql_duck.patches.overlay import EditedFact
 
-if TYPE_CHECKING:
-    import torch
-
-    from larql_duck.diffing.compare import Difference
-    from larql_duck.diffing.sides import DiffSide
-
 _NAMED = 3
 
 
-def as_patch(a: DiffSide, b: DiffSide, found: Difference, *, whole: bool = True) -> list[Operation]:
-    """The operations that, applied on a, give b's FFN and database facts; for the slots of `found` alone unless whole.
+def as_patch(a: DiffSide, b: DiffSide, difference: Difference, *, whole: bool = True) -> list[Operation]:
+    """The operations that, applied on a, give b's FFN and database facts; for the difference's slots alone unless whole.
 
     Appended features become inserts under the fact that they carry (or under their own number), changed ones updates,
     zeroed ones deletions; features that b lacks become zeros, which do the same. PatchError naming the tensors where
@@ -46,26 +41,25 @@ def as_patch(a: DiffSide, b: DiffSide, found: Difference, *, whole: bool = True)
     _check(a, b)
     operations: list[Operation] = _forgotten(a, b) if whole else []
     start = a.under([*a.lists, operations]) if operations else a
-    slots = list(slot_differences(start, b)) if operations else found.slots
-    shown = _Shown(b)
+    slots = list(slot_differences(start, b)) if operations else difference.slots
+    operations += [_operation(start, b, slot) for slot in slots]
+    known = {s.slot for s in slots}
     # Slots that show another token for the same vectors are in the rows, not among the slots that differ.
-    operations += [_operation(start, b, slot, shown) for slot in slots]
-    known = {(s.layer, s.feature) for s in slots}
-    for layer, feature in _tokens(found):
-        if (layer, feature) not in known and feature < min(
-            start.vindex.n_features[layer], b.weights.n_features[layer]
-        ):
-            meta = shown.meta(layer, feature)
-            if meta is not None:
-                operations.append(UpdateOp(layer, feature, meta=meta))
+    listed = difference.of_kind("slot")
+    listed = listed.filter(pc.equal(listed["status"], "changed"))
+    for layer, feature in zip(listed["layer"].to_pylist(), listed["feature"].to_pylist(), strict=True):
+        common = min(start.vindex.n_features[layer], b.weights.n_features[layer])
+        meta = b.meta((layer, feature))
+        if (layer, feature) not in known and feature < common and meta is not None:
+            operations.append(UpdateOp(layer, feature, meta=meta))
     if whole:
         operations += _database(a, b)
-    _prove(a, b, operations, None if whole else {(s.layer, s.feature) for s in slots})
+    _prove(a, b, operations, None if whole else known)
     return operations
 
 
 def _check(a: DiffSide, b: DiffSide) -> None:
-    reason = comparable(a, b)
+    reason = incomparable(a, b)
     if reason is not None:
         raise PatchError(
             f"{a.name} and {b.name} are no versions of one model ({reason}), so no patch turns one into the other; "
@@ -111,55 +105,22 @@ def _forgotten(a: DiffSide, b: DiffSide) -> list[Operation]:
 # -- slots ----------------------------------------------------------------------------------------------------
 
 
-class _Shown:
-    """What side b shows of its slots: tokens, and the facts that features carry."""
-
-    def __init__(self, side: DiffSide) -> None:
-        self.side = side
-        features = side.table("features").select(["layer", "feature", "top_token", "top_token_id", "c_score"])
-        self.tokens = (
-            {(r["layer"], r["feature"]): r for r in features.to_pylist()} if features.num_rows else {}
-        )
-        self.facts = {(fact.layer, fact.feature): fact for fact in side.carried}
-
-    def meta(self, layer: int, feature: int) -> Meta | None:
-        row = self.tokens.get((layer, feature))
-        if row is None or row["top_token_id"] is None:
-            return None
-        return Meta(row["top_token"] or "", int(row["top_token_id"]), float(row["c_score"] or 0.0))
-
-
-def _operation(a: DiffSide, b: DiffSide, slot: SlotDifference, shown: _Shown) -> Operation:
-    layer, feature = slot.layer, slot.feature
-    vectors = {w: _vector(b, layer, feature, w) for w in stored_matrices(a, b)}
-    meta = shown.meta(layer, feature)
-    if slot.status == "added":
+def _operation(a: DiffSide, b: DiffSide, difference: SlotDifference) -> Operation:
+    layer, feature = slot = difference.slot
+    vectors = {which: b.vector(slot, which) for which in stored_matrices(a, b)}
+    meta = b.meta(slot)
+    if difference.status == "added":
         name = f"L{layer}_F{feature}"
-        shows = name if meta is None or not meta.token.strip() else meta.token
-        fact = shown.facts.get((layer, feature)) or EditedFact(name, None, shows, "insert", "compose", layer)
+        token = name if meta is None or not meta.token.strip() else meta.token
+        fact = b.carried.get(slot) or EditedFact(name, None, token, "insert", "compose", layer)
         return InsertOp(
             layer, feature, fact.entity, fact.target, fact.relation, fact.confidence,
             vectors["gate"], vectors.get("up"), vectors["down"], meta, fact.kind, fact.templates,
         )  # fmt: skip
-    changed = {w: v for w, v in vectors.items() if getattr(slot, w)}
+    changed = {which: vector for which, vector in vectors.items() if getattr(difference, which)}
     if set(changed) == {"down"} and not changed["down"].any():
         return DeleteOp(layer, feature)
-    return UpdateOp(layer, feature, changed.get("gate"), changed.get("up"), changed.get("down"), meta)
-
-
-def _vector(side: DiffSide, layer: int, feature: int, which: str) -> np.ndarray:
-    """float32 [hidden] of a slot; zeros for one that the side lacks."""
-    if feature >= side.weights.n_features[layer]:
-        return np.zeros(side.vindex.hidden, np.float32)
-    matrix: torch.Tensor = side.weights.matrix(layer, which)  # type: ignore[arg-type]
-    row = matrix[:, feature] if which == "down" else matrix[feature]
-    return np.array(row.float().numpy(), np.float32)
-
-
-def _tokens(found: Difference) -> Iterable[tuple[int, int]]:
-    for row in found.rows.to_pylist():
-        if row["kind"] == "slot" and row["status"] == "changed":
-            yield row["layer"], row["feature"]
+    return UpdateOp(layer, feature, **changed, meta=meta)
 
 
 # -- database facts -------------------------------------------------------------------------------------------
@@ -181,17 +142,14 @@ def _same(x: InsertKnnOp, y: InsertKnnOp) -> bool:
 # -- the proof ------------------------------------------------------------------------------------------------
 
 
-def _prove(
-    a: DiffSide, b: DiffSide, operations: Sequence[Operation], only: set[tuple[int, int]] | None
-) -> None:
-    """Nothing; PatchError where the operations, carried out on a, leave a number of b's FFN other than it is."""
+def _prove(a: DiffSide, b: DiffSide, operations: Sequence[Operation], only: set[Slot] | None) -> None:
+    """Raise PatchError where the operations, carried out on a, leave a number of b's FFN other than it is."""
     after = a.under([*a.lists, operations])
     layers = None if only is None else sorted({layer for layer, _ in only})
     for slot in slot_differences(after, b, layers):
-        left = any((slot.gate, slot.up, slot.down))
-        if left and (only is None or (slot.layer, slot.feature) in only):
+        if any((slot.gate, slot.up, slot.down)) and (only is None or slot.slot in only):
             raise PatchError(
                 f"the patch would leave slot L{slot.layer} F{slot.feature} other than {b.name} has it; "
                 "nothing was written",
-                slot=(slot.layer, slot.feature),
+                slot=slot.slot,
             )

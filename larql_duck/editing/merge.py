@@ -11,7 +11,7 @@ from larql_duck.patches.operations import DeleteOp, InsertOp, Operation, UpdateO
 from larql_duck.vindex import layout
 
 if TYPE_CHECKING:
-    from larql_duck.diffing import DiffSide
+    from larql_duck.diffing import DiffSide, OpenWorkspace
     from larql_duck.result import Result
     from larql_duck.vindex.store import Vindex
     from larql_duck.workspace import Workspace
@@ -54,7 +54,12 @@ class Item:
 
 
 def merge(
-    workspace: Workspace, source: str | Path, *, rule: str = "keep_source", dry_run: bool = False
+    workspace: Workspace,
+    source: str | Path,
+    opened: OpenWorkspace,
+    *,
+    rule: str = "keep_source",
+    dry_run: bool = False,
 ) -> Result:
     """One row per slot or fact that differs: kind, entity, relation, layer, feature, what target and source say, their
     confidences, whether that is a conflict, and the action ('added', 'replaced', 'kept').
@@ -66,9 +71,9 @@ def merge(
     from larql_duck.diffing import directory_side
 
     here = workspace.vindex
-    other = directory_side(source)
+    other = directory_side(source, opened)
     lineage = same_lineage(here, other.vindex)
-    items = _slots(workspace, other, rule) if lineage else _facts(workspace, other, rule)
+    items = _slots(workspace, other, rule, opened) if lineage else _facts(workspace, other, rule)
     taken = [item for item in items if item.taken]
     notices = [_said(items, dry_run, other, lineage)]
     if taken and not dry_run:
@@ -105,25 +110,22 @@ def _carry_out(workspace: Workspace, taken: Sequence[Item]) -> list[str]:
 # -- versions of one model ------------------------------------------------------------------------------------
 
 
-def _slots(workspace: Workspace, other: DiffSide, rule: str) -> list[Item]:
+def _slots(workspace: Workspace, other: DiffSide, rule: str, opened: OpenWorkspace) -> list[Item]:
     """What the source changed against the vindex in use, slot by slot, then its database facts."""
     from larql_duck.diffing import directory_side
     from larql_duck.diffing.slot_diff import slot_differences, stored_matrices
 
-    stored_here = directory_side(workspace.vindex.path)
+    stored_here = directory_side(workspace.vindex.path, opened)
     overlay = workspace.overlay
     which = stored_matrices(stored_here, other)
-    carried = {(f.layer, f.feature): f for f in other.carried}
-    ours = {(f.layer, f.feature): f for f in stored_here.carried}
-    here, there = _Tokens(stored_here), _Tokens(other)
     items: list[Item] = []
     added: dict[int, int] = {}
     for slot in slot_differences(stored_here, other):
         at = (slot.layer, slot.feature)
         if slot.status == "removed":
             continue
-        vectors = {w: _vector(other, *at, w) for w in which}
-        fact, own = carried.get(at), ours.get(at)
+        vectors: dict[Any, Any] = {w: other.vector(at, w) for w in which}
+        fact, own = other.carried.get(at), stored_here.carried.get(at)
         if fact is not None and (own is None or _key(own) != _key(fact)):
             # A feature that carries a fact is that fact's, wherever it stands.
             known = overlay.fact(fact.entity, fact.relation)
@@ -139,7 +141,7 @@ def _slots(workspace: Workspace, other: DiffSide, rule: str) -> list[Item]:
                 fact.relation,
                 fact.confidence,
                 **vectors,
-                meta=there.meta(at),
+                meta=other.meta(at),
                 kind=fact.kind if fact.kind != "scale" else "insert",
                 templates=fact.templates,
             )
@@ -168,13 +170,15 @@ def _slots(workspace: Workspace, other: DiffSide, rule: str) -> list[Item]:
         mine = row is not None and slot.feature < overlay.n_base[slot.layer]
         if mine and row is not None and _equal(row, vectors, stored_here, at):
             continue
-        meta = there.meta(at)
+        meta = other.meta(at)
         scores = (
-            row.meta.score if mine and row is not None and row.meta is not None else here.score(at),
-            there.score(at),
+            row.meta.score
+            if mine and row is not None and row.meta is not None
+            else _shown(stored_here, at)[1],
+            _shown(other, at)[1],
         )
         taken = not mine or _wins(rule, *scores)
-        shown = here.token(at) if not mine or row is None or row.meta is None else row.meta.token
+        shown = _shown(stored_here, at)[0] if not mine or row is None or row.meta is None else row.meta.token
         operation_: Operation
         if slot.feature < overlay.n_base[slot.layer]:
             changed = {w: v for w, v in vectors.items() if getattr(slot, w)}
@@ -186,8 +190,12 @@ def _slots(workspace: Workspace, other: DiffSide, rule: str) -> list[Item]:
             number = workspace.edits.next_feature(slot.layer, added.get(slot.layer, 0))
             added[slot.layer] = added.get(slot.layer, 0) + 1
             name = f"L{slot.layer}_F{slot.feature}"
-            operation_ = InsertOp(slot.layer, number, name, there.token(at) or name, **vectors, meta=meta)
-        items.append(Item("slot", None, None, *at, shown, there.token(at), *scores, mine, taken, operation_))
+            operation_ = InsertOp(
+                slot.layer, number, name, _shown(other, at)[0] or name, **vectors, meta=meta
+            )
+        items.append(
+            Item("slot", None, None, *at, shown, _shown(other, at)[0], *scores, mine, taken, operation_)
+        )
     return items + _database(workspace, other, rule)
 
 
@@ -218,46 +226,19 @@ def _database(workspace: Workspace, other: DiffSide, rule: str) -> list[Item]:
     return items
 
 
-def _vector(side: DiffSide, layer: int, feature: int, which: Any) -> Any:
-    import numpy as np
-
-    matrix = side.weights.matrix(layer, which)
-    row = matrix[:, feature] if which == "down" else matrix[feature]
-    return np.array(row.float().numpy(), np.float32)
-
-
 def _equal(row: Any, vectors: Mapping[Any, Any], here: DiffSide, at: tuple[int, int]) -> bool:
     import numpy as np
 
     return all(
-        np.array_equal(v, getattr(row, w) if getattr(row, w) is not None else _vector(here, *at, w))
+        np.array_equal(v, getattr(row, w) if getattr(row, w) is not None else here.vector(at, w))
         for w, v in vectors.items()
     )
 
 
-class _Tokens:
-    """What a side shows of its slots."""
-
-    def __init__(self, side: DiffSide) -> None:
-        columns = ["layer", "feature", "top_token", "top_token_id", "c_score"]
-        rows = side.table("features").select(columns).to_pylist()
-        self._rows = {(r["layer"], r["feature"]): r for r in rows}
-
-    def token(self, at: tuple[int, int]) -> str | None:
-        token: str | None = self._rows.get(at, {}).get("top_token")
-        return token
-
-    def score(self, at: tuple[int, int]) -> float | None:
-        score: float | None = self._rows.get(at, {}).get("c_score")
-        return score
-
-    def meta(self, at: tuple[int, int]) -> Any:
-        from larql_duck.patches.operations import Meta
-
-        row = self._rows.get(at)
-        if row is None or row["top_token_id"] is None:
-            return None
-        return Meta(row["top_token"] or "", int(row["top_token_id"]), float(row["c_score"] or 0.0))
+def _shown(side: DiffSide, slot: tuple[int, int]) -> tuple[str | None, float | None]:
+    """The promoted token that a side shows for a slot, and its score."""
+    row = side.features.get(slot, {})
+    return row.get("top_token"), row.get("c_score")
 
 
 # -- another model --------------------------------------------------------------------------------------------

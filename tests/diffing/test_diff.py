@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from larql_duck import connect
+from larql_duck.commands.opening import opened
 from larql_duck.diffing import as_patch, compare, current_side, directory_side
 from larql_duck.errors import PatchError, SemanticError, VindexError
 from larql_duck.extraction import extract
@@ -219,11 +220,11 @@ def test_numbers_of_appended_features_are_those_of_the_other_side(base: Path, tm
     one = insert(vindex, "One", "a", seed=10)
     two = insert(vindex, "Two", "b", number=1, seed=20)
     three = insert(vindex, "Three", "c", number=2, seed=30)
-    empty = lambda name: directory_side(base).table(name)  # noqa: E731
+    empty = lambda name: directory_side(base, opened).table(name)  # noqa: E731
     sides = []
     for lists in ([[one, two, three]], [[one, three, two]]):
         overlay = Overlay.of(vindex.n_features, vindex.hidden, lists)
-        side = directory_side(base)
+        side = directory_side(base, opened)
         sides.append(type(side)("x", vindex, overlay, empty, lists))
     a, b = sides
     operations = as_patch(a, b, compare(a, b))
@@ -269,6 +270,6 @@ def test_the_report_names_all(base: Path, edited, tmp_path: Path) -> None:
 def test_current_is_what_the_session_shows(base: Path) -> None:
     with connect(base) as s:
         s.edits.add([DeleteOp(0, 5)])
-        found = compare(directory_side(base), current_side(s, s.overlay))
+        found = compare(directory_side(base, opened), current_side(s.workspace))
         s.edits.rollback()
     assert [(x.layer, x.feature) for x in found.slots] == [(0, 5)]

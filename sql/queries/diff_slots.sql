@@ -1,0 +1,26 @@
+-- Slots that differ in a vector (slots), and those that show another token for the same vectors.
+-- carried has the facts that features carry: those of side 1 (b) name a slot before those of side 2 (a).
+WITH labels AS (
+    SELECT layer, feature, min_by(entity, side) AS entity, min_by(relation, side) AS relation
+    FROM carried GROUP BY layer, feature
+), tokens AS (
+    SELECT layer, feature, a.top_token AS a, b.top_token AS b, coalesce(b.relation, a.relation) AS relation,
+        a.top_token IS DISTINCT FROM b.top_token AND a.layer IS NOT NULL AND b.layer IS NOT NULL AS other
+    FROM features_a a FULL JOIN features_b b USING (layer, feature)
+), touched AS (
+    SELECT layer, feature, status, gate, up, down FROM slots
+    UNION ALL
+    SELECT layer, feature, 'changed', 0.0, CASE WHEN $gated THEN 0.0 END, CASE WHEN $weights THEN 0.0 END
+    FROM tokens WHERE other AND ($layer IS NULL OR layer = $layer)
+        AND (layer, feature) NOT IN (SELECT (layer, feature) FROM slots)
+)
+SELECT 'slot' AS kind, s.status, layer, feature, l.entity, coalesce(l.relation, t.relation) AS relation, t.a, t.b,
+    s.gate AS gate_change, s.up AS up_change, s.down AS down_change, NULL AS a_p, NULL AS b_p
+FROM touched s LEFT JOIN tokens t USING (layer, feature) LEFT JOIN labels l USING (layer, feature)
+WHERE ($relation IS NULL OR lower(trim(coalesce(l.relation, t.relation))) = lower(trim($relation)))
+    AND ($entity IS NULL OR (layer, feature) IN (
+        SELECT (layer, feature) FROM edges_a WHERE lower(trim(subject)) = lower(trim($entity)) AND source != 'weights'
+        UNION SELECT (layer, feature) FROM edges_b
+        WHERE lower(trim(subject)) = lower(trim($entity)) AND source != 'weights'
+        UNION SELECT (layer, feature) FROM carried WHERE lower(trim(entity)) = lower(trim($entity))))
+ORDER BY layer, feature
