@@ -8,7 +8,7 @@ from pathlib import Path
 import larql_duck
 from larql_duck.catalog.markdown import schema_markdown
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 
