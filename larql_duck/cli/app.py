@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from larql_duck._version import __version__
-from larql_duck.cli import edits, inference, knowledge, query, vindex
+from larql_duck.cli import cache, edits, inference, knowledge, query, vindex
 from larql_duck.cli.errors import ClickError, report, say
 from larql_duck.errors import LarqlError
 
@@ -79,5 +79,5 @@ def _root(
         print(context.get_help())
 
 
-for group in (query, vindex, knowledge, inference, edits):
+for group in (query, vindex, knowledge, inference, edits, cache):
     app.add_typer(group.app)

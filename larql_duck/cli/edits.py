@@ -14,7 +14,10 @@ app = typer.Typer()
 def check_edits(
     vindex: VindexArgument, options: SessionOptions, output: OutputOptions, plot: PlotOption = None
 ) -> None:
-    """Measure what edits do: the edited facts, their neighbours, other text."""
+    """Measure what edits do.
+
+    The edited facts, prompts that were never used, their neighbours, and other text.
+    """
     from larql_duck.charts.saving import check_format, save_chart
 
     if plot is not None:

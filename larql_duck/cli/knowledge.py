@@ -90,7 +90,7 @@ def _checkpoint(vindex: Path, resume: bool) -> Iterator[Path | None]:
 
 @command(app)
 def packs(output: OutputOptions) -> None:
-    """List the relation packs that come with larql-duck."""
+    """List the shipped relation packs."""
     import pyarrow as pa
 
     from larql_duck.probing.packs import list_packs
@@ -116,7 +116,10 @@ def cluster(
     clusters: Annotated[int, Option("-k", "--clusters", min=1, help="At most this many.")] = 512,
     seed: Annotated[int, Option(help="Another seed, other clusters.")] = 0,
 ) -> None:
-    """Find relations without asking the model: cluster features by what they turn into what."""
+    """Find relations without asking the model.
+
+    Features are clustered by the direction from the tokens that activate them to those they promote.
+    """
     from larql_duck.probing.clustering import discover, publish_clusters
     from larql_duck.result import Result
     from larql_duck.vindex.store import Vindex
@@ -143,7 +146,10 @@ def report(
         int, Option(min=0, help="Also measure random features on this many facts (needs the weights).")
     ] = 0,
 ) -> None:
-    """Write how good the facts are: report.json and one self-contained HTML page."""
+    """Write how good the facts are.
+
+    report.json, and one self-contained HTML page.
+    """
     from larql_duck.probing.page import page
     from larql_duck.probing.quality import quality
     from larql_duck.vindex.store import Vindex

@@ -33,7 +33,10 @@ def lql(
         bool, typer.Option("--continue-on-error", help="Go on after a statement that failed.")
     ] = False,
 ) -> int:
-    """Run LQL statements: larql-duck lql X.vindex 'DESCRIBE "France"'."""
+    """Run LQL statements.
+
+    larql-duck lql X.vindex 'DESCRIBE "France"' runs them in a vindex; larql-duck lql -c 'SHOW MODELS' without one.
+    """
     text, parameters = script.read(), script.parameters()
     failures: list[LarqlError] = []
 
@@ -56,7 +59,10 @@ def lql(
 
 @command(app)
 def sql(script: ScriptOptions, options: SessionOptions, output: OutputOptions) -> None:
-    """Run plain DuckDB SQL with the vindex's views, macros and vector functions."""
+    """Run plain DuckDB SQL.
+
+    The vindex's tables, views and macros are there, and the functions that need Python. Without a vindex: -c.
+    """
     text, parameters = script.read(), script.parameters()
     with options.session(script.vindex) as session:
         output.write([session.sql(text, parameters or None)])

@@ -77,7 +77,10 @@ def extract(
 
 @command(app)
 def verify(vindex: VindexArgument) -> int:
-    """Check every byte of a vindex: sizes, checksums, and that tables and arrays agree."""
+    """Check every byte of a vindex.
+
+    Sizes, checksums, and that tables and arrays agree.
+    """
     from larql_duck.vindex.verify import verify as problems_of
 
     with bars() as progress:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from larql_duck import __version__
+from larql_duck import __version__, cache
 
 
 def test_formats(call, world: Path) -> None:
@@ -226,6 +226,17 @@ SESSION = {"--patch", "--texts", *COMPUTE}
 def test_options_are_the_same_everywhere(call, command: str, options: set[str]) -> None:
     status, out, _ = call(command, "--help")
     assert status == 0 and {option for option in options if option not in out} == set()
+
+
+def test_cache(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LARQL_DUCK_CACHE", str(tmp_path))
+    assert cache.write("moments", ("key",), {"layer": 3, "model": "m"}, b"x" * 100) is None
+    status, out, err = call("cache", "list", "--json")
+    (entry,) = json.loads(out)
+    assert (status, entry["kind"], entry["about"]) == (0, "moments", "layer 3, model m")
+    assert entry["bytes"] == Path(entry["file"]).stat().st_size and str(tmp_path) in err
+    assert call("cache", "clear")[0] == 0
+    assert json.loads(call("cache", "list", "--json")[1]) == []
 
 
 def test_completion_of_the_shell() -> None:
