@@ -10,16 +10,22 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 
+from larql_duck.aliases import Slot
 from larql_duck.catalog import SCHEMAS, as_table
+from larql_duck.catalog.sql_files import sql_query
 from larql_duck.errors import LarqlError
-
-if TYPE_CHECKING:
-    from larql_duck.vindex.store import Vindex
+from larql_duck.probing.packs import known_relations
+from larql_duck.probing.publish import derived_tables, many_relations, require_tables
+from larql_duck.probing.sources import drop_source
+from larql_duck.vindex.manifest import load_manifest
+from larql_duck.vindex.publish import commit_tables
+from larql_duck.vindex.store import Vindex
 
 MOST_CLUSTERS = 512
 # A label of a cluster becomes its features' relation from this confidence on.
@@ -53,6 +59,10 @@ class FeatureDirections:
     unit: np.ndarray
     continues: Sequence[bool] = ()
 
+    def slots(self) -> list[Slot]:
+        """The features as (layer, feature)."""
+        return list(zip(self.layer.tolist(), self.feature.tolist(), strict=True))
+
 
 @dataclass(frozen=True)
 class Label:
@@ -76,6 +86,11 @@ class Clusters:
     labels: list[Label | None]
     top_tokens: list[list[str]]
 
+    def sizes(self) -> list[int]:
+        """How many features each cluster has."""
+        sizes: list[int] = np.bincount(self.member, minlength=len(self.labels)).tolist()
+        return sizes
+
 
 def discover(
     vindex: Vindex, *, k: int = MOST_CLUSTERS, seed: int = 0, progress: Callable[[str], None] = lambda s: None
@@ -88,51 +103,41 @@ def discover(
     found = directions(vindex)
     if not len(found.layer):
         raise LarqlError(
-            f"{vindex.path}: no feature has a word among its top activating and among its promoted tokens, so there is nothing to cluster"
+            f"{vindex.path}: no feature has a word among its top activating and among its promoted tokens, so there is "
+            "nothing to cluster"
         )
     progress("clusters")
     member, centres = _cluster(found.unit, min(k, len(found.layer)), seed)
     progress("labels")
-    named = _Namer(vindex, found, member, len(centres))
-    return Clusters(found, member, centres, named.labels(), named.top_tokens())
+    namer = _Namer(vindex, found, member, len(centres))
+    return Clusters(found, member, centres, namer.labels(), namer.top_tokens())
 
 
 def directions(vindex: Vindex) -> FeatureDirections:
     """The FeatureDirections of all features whose top activating and top promoted token are two different words."""
-    import duckdb
-
-    low, high = (vindex.bands or {}).get("knowledge", (0, vindex.n_layers - 1))
-    path = {t: str(vindex.path / vindex.manifest.tables[t]["file"]) for t in ("feature_tokens", "tokens")}
-    with duckdb.connect() as con:
-        for name, file in path.items():
-            con.from_parquet(file).create_view(name)
-        rows = con.execute(
-            "SELECT i.layer, i.feature, i.token_id, o.token_id, ti.text, tu.text, tu.token[1] <> ' ' FROM feature_tokens AS i"
-            " JOIN feature_tokens AS o ON o.layer = i.layer AND o.feature = i.feature AND o.rank = 1"
-            "  AND o.side = CASE WHEN i.activation < 0 THEN 'out_neg' ELSE 'out' END"
-            " JOIN tokens AS ti ON ti.token_id = i.token_id AND ti.is_word"
-            " JOIN tokens AS tu ON tu.token_id = o.token_id AND tu.is_word"
-            " WHERE i.side = 'in' AND i.rank = 1 AND i.layer BETWEEN $1 AND $2 AND i.token_id <> o.token_id"
-            " ORDER BY i.layer, i.feature",
-            [low, high],
-        ).fetchnumpy()
-    layer, feature, source, target, answers, writes, continues = rows.values()
-    embeddings = vindex.embeddings()
     import torch
 
-    def embedded(ids: np.ndarray) -> np.ndarray:
-        return embeddings[torch.from_numpy(ids.astype(np.int64))].float().numpy()
-
-    offset = embedded(target) - embedded(source) if len(layer) else np.zeros((0, vindex.hidden), np.float32)
+    low, high = (vindex.bands or {}).get("knowledge", (0, vindex.n_layers - 1))
+    with duckdb.connect() as con:
+        for name in ("feature_tokens", "tokens"):
+            con.from_parquet(str(vindex.path / vindex.manifest.tables[name]["file"])).create_view(name)
+        rows = con.sql(sql_query("feature_directions"), params={"low": low, "high": high}).to_arrow_table()
+    embeddings = vindex.embeddings()
+    source, target = (
+        embeddings[torch.from_numpy(rows[name].to_numpy().astype(np.int64))].float().numpy()
+        for name in ("source", "target")
+    )
+    offset = target - source
     length = np.linalg.norm(offset, axis=1, keepdims=True)
-    kept = length[:, 0] > _LEAST_LENGTH
+    apart = length[:, 0] > _LEAST_LENGTH
+    rows = rows.filter(pa.array(apart))
     return FeatureDirections(
-        layer[kept],
-        feature[kept],
-        [str(t) for t in answers[kept]],
-        [str(t) for t in writes[kept]],
-        offset[kept] / length[kept],
-        [bool(c) for c in continues[kept]],
+        rows["layer"].to_numpy(),
+        rows["feature"].to_numpy(),
+        rows["activates_on"].to_pylist(),
+        rows["promotes"].to_pylist(),
+        offset[apart] / length[apart],
+        rows["continues"].to_pylist(),
     )
 
 
@@ -164,63 +169,56 @@ class _Namer:
     def __init__(self, vindex: Vindex, found: FeatureDirections, member: np.ndarray, k: int) -> None:
         self._k = k
         self._members: list[list[int]] = [np.flatnonzero(member == c).tolist() for c in range(k)]
-        self._writes = [t.casefold() for t in found.promotes]
-        answers = [t.casefold() for t in found.activates_on]
+        self._promoted = [t.casefold() for t in found.promotes]
+        texts = [t.casefold() for t in found.activates_on]
+        continues = found.continues or [False] * len(texts)
+        patterns = map(_patterns, texts, self._promoted, continues)
         self._evidence: list[tuple[str, Sequence[tuple[str, ...]], float]] = [
             ("probe", _probed(vindex, found), 0.0),
-            ("reference", _referenced(answers, self._writes), 0.0),
-            (
-                "pattern",
-                [
-                    _patterns(a, w, c)
-                    for a, w, c in zip(
-                        answers, self._writes, found.continues or [False] * len(answers), strict=True
-                    )
-                ],
-                _SHARE_OF_PATTERN,
-            ),
-            ("tokens", [(w,) for w in self._writes], 0.0),
+            ("reference", _referenced(texts, self._promoted), 0.0),
+            ("pattern", list(patterns), _SHARE_OF_PATTERN),
+            ("tokens", [(text,) for text in self._promoted], 0.0),
         ]
         self._rates = [
-            {name: n / len(answers) for name, n in Counter(x for own in evidence for x in own).items()}
+            {name: n / len(texts) for name, n in Counter(x for names in evidence for x in names).items()}
             for _, evidence, _ in self._evidence
         ]
 
     def labels(self) -> list[Label | None]:
         """Each cluster's label, by the first kind of evidence that is better than chance."""
-        return [self._label(c) for c in range(self._k)]
+        return [self._label(members) for members in self._members]
 
     def top_tokens(self) -> list[list[str]]:
         """Each cluster's ten most frequent promoted texts, ties by text."""
-        return [_most(Counter(self._writes[i] for i in own), 10) for own in self._members]
+        return [_most(Counter(self._promoted[i] for i in members), 10) for members in self._members]
 
-    def _label(self, c: int) -> Label | None:
-        own = self._members[c]
+    def _label(self, members: list[int]) -> Label | None:
+        from scipy.stats import binom
+
         for (source, evidence, share), rates in zip(self._evidence, self._rates, strict=True):
-            counts = Counter(x for i in own for x in evidence[i])
+            counts = Counter(x for i in members for x in evidence[i])
             # Ties go to what comes first, in the pack or among the texts.
             names = _most(counts, 3) if source == "tokens" else [n for n, _ in counts.most_common(3)]
-            if not names or counts[names[0]] < max(2, share * len(own)):
+            if not names or counts[names[0]] < max(2, share * len(members)):
                 continue
+            best = counts[names[0]]
             # A rival that other members speak for: neither is what the cluster is about. One that the same members
             # speak for (largest city beside capital) is none.
-            others = Counter(x for i in own if names[0] not in evidence[i] for x in evidence[i])
-            if source != "tokens" and others and others.most_common(1)[0][1] * 2 > counts[names[0]]:
+            others = Counter(x for i in members if names[0] not in evidence[i] for x in evidence[i])
+            if source != "tokens" and others and max(others.values()) * 2 > best:
                 continue
-            # Every name that could have come out on top had its chance, in every cluster.
+            # The chance of at least so many at the rate of all features. Every name that could have come out on top
+            # had its chance, in every cluster.
             tries = self._k * max(len(rates), 1)
-            if _tail(counts[names[0]], len(own), rates[names[0]]) * tries >= _CHANCE:
+            if binom.sf(best - 1, len(members), min(rates[names[0]], 1.0)) * tries >= _CHANCE:
                 continue
-            if source != "tokens":
-                return Label(names[0], source, _lower(counts[names[0]], _judged(own, evidence, source)))
-            good = sum(evidence[i][0] in names for i in own)
-            return Label("/".join(names), source, _lower(good, len(own)))
+            if source == "tokens":
+                listed = sum(evidence[i][0] in names for i in members)
+                return Label("/".join(names), source, _lower_bound(listed, len(members)))
+            # For a probed label only those members speak for or against it that have one.
+            judged = sum(bool(evidence[i]) for i in members) if source == "probe" else len(members)
+            return Label(names[0], source, _lower_bound(best, judged))
         return None
-
-
-def _judged(own: Sequence[int], evidence: Sequence[Sequence[str]], source: str) -> int:
-    """How many members could have spoken for or against a label: for probe labels, those that have one."""
-    return sum(bool(evidence[i]) for i in own) if source == "probe" else len(own)
 
 
 def _probed(vindex: Vindex, found: FeatureDirections) -> list[tuple[str, ...]]:
@@ -230,35 +228,33 @@ def _probed(vindex: Vindex, found: FeatureDirections) -> list[tuple[str, ...]]:
         for layer, feature, relation, source in zip(*columns.values(), strict=True)
         if source == "probe"
     }
-    return [known.get((int(a), int(b)), ()) for a, b in zip(found.layer, found.feature, strict=True)]
+    return [known.get(slot, ()) for slot in found.slots()]
 
 
-def _referenced(answers: Sequence[str], writes: Sequence[str]) -> list[tuple[str, ...]]:
+def _referenced(texts: Sequence[str], promoted: Sequence[str]) -> list[tuple[str, ...]]:
     """Per feature the shipped relations in which the promoted text is the object of the activating one (by first words)."""
-    from larql_duck.probing.packs import known_relations
-
     pairs: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
     for name, relation in known_relations().items():
         for subject, objects in relation.references.items():
             for answer in objects:
                 pairs[_first(subject), _first(answer)][name] = None
-    return [tuple(pairs.get((a, w), ())) for a, w in zip(answers, writes, strict=True)]
+    return [tuple(pairs.get(pair, ())) for pair in zip(texts, promoted, strict=True)]
 
 
 def _first(text: str) -> str:
-    return text.casefold().split()[0] if text.split() else ""
+    return next(iter(text.casefold().split()), "")
 
 
-def _patterns(answer: str, written: str, continues: bool = False) -> tuple[str, ...]:
+def _patterns(text: str, promoted: str, continues: bool = False) -> tuple[str, ...]:
     """What can be seen from the two texts alone."""
     for name, holds in (
-        (_KINDS.get(written, ""), written in _KINDS),
-        ("number", written.isdigit()),
-        ("same word", answer == written),
-        ("plural", written in (f"{answer}s", f"{answer}es")),
-        ("ending", continues and len(written) <= 4 and len(answer) >= 3 and written.isalpha()),
-        ("longer word", len(answer) >= 3 and written.startswith(answer)),
-        ("shorter word", len(written) >= 3 and answer.startswith(written)),
+        (_KINDS.get(promoted, ""), promoted in _KINDS),
+        ("number", promoted.isdigit()),
+        ("same word", text == promoted),
+        ("plural", promoted in (f"{text}s", f"{text}es")),
+        ("ending", continues and len(promoted) <= 4 and len(text) >= 3 and promoted.isalpha()),
+        ("longer word", len(text) >= 3 and promoted.startswith(text)),
+        ("shorter word", len(promoted) >= 3 and text.startswith(promoted)),
     ):
         if holds:
             return (name,)
@@ -269,20 +265,11 @@ def _most(counts: Counter[str], n: int) -> list[str]:
     return [name for name, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:n]]
 
 
-def _tail(count: int, n: int, rate: float) -> float:
-    """The chance of at least `count` among n at this rate."""
-    from scipy.stats import binom
-
-    return float(binom.sf(count - 1, n, min(rate, 1.0)))
-
-
-def _lower(count: int, n: int) -> float:
+def _lower_bound(count: int, n: int) -> float:
     """The lower end of a share's 95 % interval (Wilson): few members give little confidence."""
-    z = 1.96
-    share = count / n
-    centre = share + z * z / (2 * n)
-    spread = z * float(np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)))
-    return float(max(0.0, (centre - spread) / (1 + z * z / n)))
+    from scipy.stats import binomtest
+
+    return float(binomtest(count, n).proportion_ci(method="wilson").low)
 
 
 # -- tables ---------------------------------------------------------------------------------------------------
@@ -291,24 +278,22 @@ def _lower(count: int, n: int) -> float:
 def tables_of(vindex: Vindex, found: Clusters) -> dict[str, pa.Table]:
     """The tables clusters, feature_clusters, features and relations with these clusters in place of earlier ones."""
     d = found.directions
-    k = len(found.labels)
-    counts = np.bincount(found.member, minlength=k).tolist()
-    clusters = as_table(
-        "clusters",
-        {
-            "cluster_id": list(range(k)),
-            "label": [x.text if x else None for x in found.labels],
-            "source": [x.source if x else None for x in found.labels],
-            "confidence": [x.confidence if x else None for x in found.labels],
-            "size": counts,
-            "top_tokens": found.top_tokens,
-        },
-    )
-    slots = {"layer": d.layer.tolist(), "feature": d.feature.tolist(), "cluster_id": found.member.tolist()}
     features = _features(vindex, found)
     return {
-        "clusters": clusters,
-        "feature_clusters": as_table("feature_clusters", slots),
+        "clusters": as_table(
+            "clusters",
+            {
+                "cluster_id": list(range(len(found.labels))),
+                "label": [x.text if x else None for x in found.labels],
+                "source": [x.source if x else None for x in found.labels],
+                "confidence": [x.confidence if x else None for x in found.labels],
+                "size": found.sizes(),
+                "top_tokens": found.top_tokens,
+            },
+        ),
+        "feature_clusters": as_table(
+            "feature_clusters", {"layer": d.layer, "feature": d.feature, "cluster_id": found.member}
+        ),
         "features": features,
         "relations": _relations(vindex, features),
     }
@@ -316,10 +301,6 @@ def tables_of(vindex: Vindex, found: Clusters) -> dict[str, pa.Table]:
 
 def publish_clusters(vindex: Vindex, found: Clusters) -> dict[str, pa.Table]:
     """The tables that were published: those of `tables_of`, and edges, triples and entities with the new labels."""
-    from larql_duck.probing.publish import derived_tables, many_relations, require_tables
-    from larql_duck.vindex.manifest import load_manifest
-    from larql_duck.vindex.publish import commit_tables
-
     require_tables(vindex)
     tables = tables_of(vindex, found)
     known = {name: vindex.table(name) for name in ("facts", "edges", "feature_relations")}
@@ -331,77 +312,66 @@ def publish_clusters(vindex: Vindex, found: Clusters) -> dict[str, pa.Table]:
 
 def files_of(found: Clusters) -> dict[str, bytes]:
     """relation_clusters.json and feature_clusters.jsonl as LARQL writes them; unnamed clusters are 'cluster-<id>'."""
-    d = found.directions
-    k = len(found.labels)
     clusters = {
-        "k": k,
+        "k": len(found.labels),
         "centres": [[round(float(v), 6) for v in row] for row in found.centres],
         "labels": [x.text if x else f"cluster-{i}" for i, x in enumerate(found.labels)],
-        "counts": np.bincount(found.member, minlength=k).tolist(),
+        "counts": found.sizes(),
         "top_tokens": found.top_tokens,
     }
     lines = [
-        json.dumps({"l": int(layer), "f": int(feature), "c": int(c)})
-        for layer, feature, c in zip(d.layer, d.feature, found.member, strict=True)
+        json.dumps({"l": layer, "f": feature, "c": int(c)}) + "\n"
+        for (layer, feature), c in zip(found.directions.slots(), found.member, strict=True)
     ]
     return {
         "relation_clusters.json": json.dumps(clusters, ensure_ascii=False).encode(),
-        "feature_clusters.jsonl": ("\n".join(lines) + "\n").encode(),
+        "feature_clusters.jsonl": "".join(lines).encode(),
     }
-
-
-def _confident(label: Label | None) -> bool:
-    return label is not None and label.source != "tokens" and label.confidence >= CONFIDENT
 
 
 def _features(vindex: Vindex, found: Clusters) -> pa.Table:
-    d = found.directions
-    of = {
-        (int(layer), int(feature)): int(c)
-        for layer, feature, c in zip(d.layer, d.feature, found.member, strict=True)
-    }
+    cluster_of = dict(zip(found.directions.slots(), found.member.tolist(), strict=True))
+    names = [
+        x.text if x and x.source != "tokens" and x.confidence >= CONFIDENT else None for x in found.labels
+    ]
     table = vindex.table("features")
-    relations, sources, ids = [], [], []
+    changed: dict[str, list[Any]] = {"relation": [], "relation_source": [], "cluster_id": []}
     columns = table.select(["layer", "feature", "relation", "relation_source"]).to_pydict()
     for layer, feature, relation, source in zip(*columns.values(), strict=True):
-        cluster = of.get((layer, feature))
-        label = None if cluster is None else found.labels[cluster]
+        cluster = cluster_of.get((layer, feature))
         if source in (None, "cluster"):
-            named = label if _confident(label) else None
-            relation, source = (named.text, "cluster") if named else (None, None)
-        relations.append(relation)
-        sources.append(source)
-        ids.append(cluster)
-    for name, values in (("relation", relations), ("relation_source", sources), ("cluster_id", ids)):
-        at = table.schema.get_field_index(name)
+            relation = None if cluster is None else names[cluster]
+            source = relation and "cluster"
+        for values, value in zip(changed.values(), (relation, source, cluster), strict=True):
+            values.append(value)
+    for name, values in changed.items():
         field = SCHEMAS["features"].field(name)
-        table = table.set_column(at, field, pa.array(values, field.type))
+        table = table.set_column(table.schema.get_field_index(name), field, pa.array(values, field.type))
     return table
 
 
 def _relations(vindex: Vindex, features: pa.Table) -> pa.Table:
     """relations without earlier clusters' rows, and one for each cluster label that is no relation already."""
-    from larql_duck.probing.publish import drop_source
-
-    kept = drop_source(vindex.table("relations"), "cluster")
-    known = set(kept.column("relation").to_pylist())
+    others = drop_source(vindex.table("relations"), "cluster")
+    known = set(others.column("relation").to_pylist())
     layers: dict[str, list[int]] = defaultdict(list)
     columns = features.select(["layer", "relation", "relation_source"]).to_pydict()
     for layer, relation, source in zip(*columns.values(), strict=True):
         if source == "cluster" and relation not in known:
             layers[relation].append(layer)
     names = sorted(layers)
-    found = as_table(
+    n = len(names)
+    labelled = as_table(
         "relations",
         {
             "relation": names,
-            "source": ["cluster"] * len(names),
-            "description": ["Found by clustering what features activate on and promote."] * len(names),
-            "templates": [[] for _ in names],
-            "n_facts": [0] * len(names),
-            "n_features": [len(layers[n]) for n in names],
-            "layers": [sorted(set(layers[n])) for n in names],
-            "examples": [[] for _ in names],
+            "source": ["cluster"] * n,
+            "description": ["Found by clustering what features activate on and promote."] * n,
+            "templates": [[]] * n,
+            "n_facts": [0] * n,
+            "n_features": [len(layers[name]) for name in names],
+            "layers": [sorted(set(layers[name])) for name in names],
+            "examples": [[]] * n,
         },
     )
-    return pa.concat_tables([kept, found])
+    return pa.concat_tables([others, labelled])

@@ -16,6 +16,7 @@ from larql_duck.aliases import Slot
 from larql_duck.inference.effects import effects_after
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.prefix import prefill
+from larql_duck.probing.sources import of_source, probed_rows
 from larql_duck.probing.words import normal
 from larql_duck.progress import Ticker
 
@@ -51,15 +52,13 @@ def controls(
     A random feature has an absolute activation near the listed one's and lies in the same layer. Facts at whose prompt
     the model's next token does not begin the object (they were found under another reading) are left out.
     """
-    listed: dict[tuple[str, str, str], list[Slot]] = defaultdict(list)
-    columns = edges.select(["subject", "relation", "object", "layer", "feature", "source"]).to_pydict()
-    for subject, relation, answer, layer, feature, source in zip(*columns.values(), strict=True):
-        if source == "probe":
-            listed[subject, relation, answer].append((layer, feature))
+    listed: dict[tuple[str, ...], list[Slot]] = defaultdict(list)
+    for *fact, layer, feature in probed_rows(edges, "subject", "relation", "object", "layer", "feature"):
+        listed[tuple(fact)].append((layer, feature))
     rows = [
         row
-        for row in facts.to_pylist()
-        if (row["source"], row["rank"]) == ("probe", 1) and row["p"] >= least_p and _fact(row) in listed
+        for row in of_source(facts, "probe").to_pylist()
+        if row["rank"] == 1 and row["p"] >= least_p and _fact(row) in listed
     ]
     rows.sort(key=lambda r: hashlib.sha256(f"{seed}\0{r['relation']}\0{r['subject']}".encode()).digest())
     rows = sorted(rows[:sample], key=lambda r: len(r["prompt"]))

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from larql_duck.catalog import SCHEMAS
 from larql_duck.errors import VindexError
 from larql_duck.probing.merge import PROBED, merge
+from larql_duck.probing.sources import drop_source, of_source
 from larql_duck.vindex.derive import derive_entities, derive_triples, label_features, weight_edges
 from larql_duck.vindex.manifest import load_manifest
 from larql_duck.vindex.publish import commit_tables
@@ -31,20 +33,20 @@ class _Overtaken(Exception):
 
 
 def merged_tables(
-    vindex: Vindex, known: Mapping[str, pa.Table], found: Mapping[str, pa.Table], many: Collection[str]
+    vindex: Vindex, known: Mapping[str, pa.Table], probed: Mapping[str, pa.Table], many: Collection[str]
 ) -> dict[str, pa.Table]:
-    """All tables of CHANGED after `found` was merged into `known` (the tables of PROBED as they are now).
+    """All tables of CHANGED after `probed` was merged into `known` (the tables of PROBED as they are now).
 
     features, weight edges, triples and entities are derived anew, so that a new label shows everywhere. many names
     the relations whose further answers are triples too.
     """
-    out = merge(known, found)
-    rows = out["relations"].to_pylist()
-    asked = {r["relation"] for r in rows if r["source"] == "probe"}
+    merged = merge(known, probed)
     # A relation that was asked about no longer needs the row that clustering gave it.
-    kept = [r["source"] != "cluster" or r["relation"] not in asked for r in rows]
-    out["relations"] = out["relations"].filter(pa.array(kept, pa.bool_()))
-    return out | derived_tables(vindex, out, many)
+    relations = merged["relations"]
+    asked = of_source(relations, "probe")["relation"]
+    replaced = pc.and_(pc.equal(relations["source"], "cluster"), pc.is_in(relations["relation"], asked))
+    merged["relations"] = relations.filter(pc.invert(replaced))
+    return merged | derived_tables(vindex, merged, many)
 
 
 def derived_tables(
@@ -70,13 +72,13 @@ def derived_tables(
 
 def publish(
     vindex: Vindex,
-    found: Mapping[str, pa.Table],
+    probed: Mapping[str, pa.Table],
     *,
     name: str,
     many: Collection[str] = (),
     statistics: Mapping[str, Any] | None = None,
 ) -> dict[str, pa.Table]:
-    """The vindex's tables of CHANGED after `found` was merged into them and published in one transaction.
+    """The vindex's tables of CHANGED after `probed` was merged into them and published in one transaction.
 
     The manifest then lists the pack `name` with the relations that have many answers, and the run's `statistics`
     (see `probe_section`). vindex.manifest is read again. VindexError where the directory is LARQL's or cannot be
@@ -88,7 +90,7 @@ def publish(
         revision = _revision(manifest.section)
         vindex.manifest = manifest
         tables = merged_tables(
-            vindex, {t: vindex.table(t) for t in PROBED}, found, many_relations(vindex) | set(many)
+            vindex, {t: vindex.table(t) for t in PROBED}, probed, many_relations(vindex) | set(many)
         )
 
         def change(section: dict[str, Any], revision: int = revision) -> None:
@@ -111,7 +113,7 @@ def publish(
 
 
 def require_tables(vindex: Vindex) -> None:
-    """Nothing; VindexError for a directory that LARQL wrote, whose tables cannot grow."""
+    """Raise VindexError for a directory that LARQL wrote, whose tables cannot grow."""
     if not vindex.has_tables:
         raise VindexError(
             f"{vindex.path}: written by LARQL, so it has no tables to add to; "
@@ -138,18 +140,13 @@ def feature_labels(features: pa.Table) -> bytes:
 
 
 def probe_section(section: dict[str, Any], statistics: Mapping[str, Any]) -> None:
-    """Adds a run's statistics to our section of the manifest, under "probe": later runs win, relation by relation.
+    """Add a run's statistics to our section of the manifest, under "probe": later runs win, relation by relation.
 
     statistics may hold "calibration" (maps by family) and "relations" (figures by relation).
     """
     kept = section.setdefault("probe", {})
     for part, values in statistics.items():
         kept[part] = {**kept.get(part, {}), **values}
-
-
-def drop_source(table: pa.Table, source: str) -> pa.Table:
-    """The rows of a table that do not have this source."""
-    return table.filter(pa.array([s != source for s in table.column("source").to_pylist()], pa.bool_()))
 
 
 def _note_pack(section: dict[str, Any], name: str, many: Collection[str]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from larql_duck.probing.calibrate import TEST, split_of
 from larql_duck.probing.metrics import Scored, bins, figures
 from larql_duck.probing.packs import known_relations
+from larql_duck.probing.sources import of_source, probed_rows
 from larql_duck.probing.words import matches
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def quality(
     without the listed features, stays_specific = the share where other facts fall by less than half as much (None
     where that was not measured); random is None without `controls`.
     """
-    facts = [r for r in vindex.table("facts").to_pylist() if r["source"] == "probe" and r["rank"] == 1]
+    facts = [row for row in of_source(vindex.table("facts"), "probe").to_pylist() if row["rank"] == 1]
     if references is None:
         references = {name: relation.references for name, relation in known_relations().items()}
     test: dict[str, list[Scored]] = defaultdict(list)
@@ -90,9 +91,8 @@ def _relations(
 def _by_layer(edges: pa.Table, n_layers: int) -> dict[str, list[float]]:
     """Per relation the share of its facts' positive contributions that each layer holds."""
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0] * n_layers)
-    columns = edges.select(["relation", "layer", "score", "source"]).to_pydict()
-    for relation, layer, score, source in zip(*columns.values(), strict=True):
-        if source == "probe" and score > 0:
+    for relation, layer, score in probed_rows(edges, "relation", "layer", "score"):
+        if score > 0:
             sums[relation][layer] += score
     return {name: [v / (sum(values) or 1.0) for v in values] for name, values in sums.items()}
 

@@ -100,7 +100,7 @@ class Edited:
         self, stored: _Stored, slots: SlotTables, facts: dict[str, pa.Table], many: set[str]
     ) -> dict[str, pa.Table]:
         """features, edges, triples and entities that follow from the slots' rows and the facts."""
-        from larql_duck.probing.publish import drop_source
+        from larql_duck.probing.sources import drop_source
         from larql_duck.vindex.derive import (
             Changed,
             derive_entities,
