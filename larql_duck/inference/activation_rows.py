@@ -28,17 +28,17 @@ class RawParts:
         self._places: dict[str, list[np.ndarray]] = {}
 
     def keep(self, count: int) -> None:
-        """Goes on after `count` finished parts; later ones are written again."""
+        """Go on after `count` finished parts; later ones are written again."""
         self.count = count
 
     def place(self, numbers: np.ndarray, text: np.ndarray, position: np.ndarray, ids: np.ndarray) -> None:
-        """Says where the tokens with these numbers stand, and which tokens they are."""
+        """Note where the tokens with these numbers stand, and which tokens they are: arrays int64 [tokens]."""
         values = {"number": numbers, "text": text, "position": position, "id": ids}
         for name, column in values.items():
             self._places.setdefault(name, []).append(np.asarray(column, np.int64))
 
     def add(self, layer: int, numbers: np.ndarray, activation: torch.Tensor) -> None:
-        """Takes in one layer's activations f32 [tokens, features] of the tokens with these numbers."""
+        """Take in one layer's activations f32 [tokens, features] of the tokens with these numbers."""
         features, values = top_features(activation, self._top)
         n, k = features.shape
         columns = {
@@ -52,7 +52,7 @@ class RawParts:
             self._columns.setdefault(name, []).append(column)
 
     def flush(self) -> None:
-        """Writes the rows taken in so far as the next part."""
+        """Write the rows taken in so far as the next part."""
         if not self._columns:
             return
         rows = {name: np.concatenate(parts) for name, parts in self._columns.items()}
@@ -79,7 +79,7 @@ class RawParts:
         self._columns, self._places = {}, {}
 
     def join(self, out: Path) -> None:
-        """All parts as one Parquet file at `out`."""
+        """Write all parts as one Parquet file at `out`."""
         with (
             replacing(out) as path,
             pq.ParquetWriter(path, SCHEMAS["raw"], compression="zstd") as writer,

@@ -17,7 +17,7 @@ _ROWS = 256
 
 
 class FeatureStats:
-    """One layer's features: the `top` strongest tokens of each, by absolute activation, and how often they fire.
+    """One layer's features: the `top` strongest tokens of each, by absolute activation, and how often they activate.
 
     Tokens are numbered by the caller, ascending; memory depends on features and `top` alone.
     """
@@ -72,7 +72,7 @@ class FeatureStats:
         }
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Takes the state from what `arrays` gave."""
+        """Take the state from what `arrays` gave."""
         self.strongest.values[:] = arrays["values"]
         self.strongest.columns[:] = arrays["columns"]
         self.strongest.companions[0][:] = arrays["signed"]

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from larql_duck.errors import LarqlError
-from larql_duck.files import write_whole
+from larql_duck.files import replacing
 from larql_duck.inference.activation_rows import RawParts
 from larql_duck.inference.activation_stats import FeatureStats
-from larql_duck.inference.batch import pad
+from larql_duck.inference.batch import length_groups, pad
 from larql_duck.inference.corpus import Corpus, Window, open_corpus, windows
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.hooks import watch_activations
@@ -31,6 +31,7 @@ WINDOW = 256
 # Tokens of one pass, tokens between two looks at the clock, and seconds between two checkpoints.
 _PASS, _BLOCK, _EVERY = 2048, 4096, 30.0
 _MOST_TOKENS = 2**31 - 1
+_FILE = "state.npz"
 
 
 def write_activations(
@@ -87,7 +88,7 @@ def write_activations(
 
 @dataclass
 class RunState:
-    """Where a run is: windows done, tokens seen, and what is known about the features so far; lives in `directory`."""
+    """How far a run has come: windows done, tokens seen, and what is known about the features so far; lives in `directory`."""
 
     directory: Path
     key: dict[str, Any]
@@ -111,8 +112,7 @@ class RunState:
         layers = [] if raw else [FeatureStats(n, top) for n in engine.n_features]
         parts = RawParts(directory, engine.tokenizer, top) if raw else None
         state = cls(directory, key, layers, parts)
-        meta = directory / "state.json"
-        if meta.is_file() and state._restore(json.loads(meta.read_text())):
+        if (directory / _FILE).is_file() and state._restore():
             if notice is not None:
                 notice(f"continues after {state.tokens} tokens")
         else:
@@ -120,14 +120,14 @@ class RunState:
             directory.mkdir()
         return state
 
-    def _restore(self, meta: dict[str, Any]) -> bool:
-        if meta["key"] != self.key:
-            return False
-        self.windows, self.tokens = meta["windows"], meta["tokens"]
-        if self.raw is not None:
-            self.raw.keep(meta["parts"])
-            return True
-        with np.load(self.directory / meta["arrays"]) as arrays:
+    def _restore(self) -> bool:
+        with np.load(self.directory / _FILE) as arrays:
+            meta = json.loads(str(arrays["meta"]))
+            if meta["key"] != self.key:
+                return False
+            self.windows, self.tokens = meta["windows"], meta["tokens"]
+            if self.raw is not None:
+                self.raw.keep(meta["parts"])
             for i, layer in enumerate(self.layers):
                 layer.restore({name: arrays[f"{name}_{i}"] for name in layer.arrays()})
             self.starts = [tuple(row) for row in arrays["starts"].tolist()]
@@ -135,20 +135,14 @@ class RunState:
 
     def save(self) -> None:
         """Write the state to disk; a crash in between leaves the one before."""
-        meta: dict[str, Any] = {"key": self.key, "windows": self.windows, "tokens": self.tokens}
-        if self.raw is not None:
-            meta["parts"] = self.raw.count
-        else:
-            meta["arrays"] = f"{self.windows}.npz"
-            arrays = {
-                f"{name}_{i}": a for i, layer in enumerate(self.layers) for name, a in layer.arrays().items()
-            }
-            starts = np.asarray(self.starts, np.int64).reshape(-1, 3)
-            np.savez(self.directory / meta["arrays"], **{"starts": starts, **arrays})  # type: ignore[arg-type]
-        write_whole(self.directory / "state.json", json.dumps(meta), sync=False)
-        for old in self.directory.glob("*.npz"):
-            if old.name != meta.get("arrays"):
-                old.unlink()
+        parts = 0 if self.raw is None else self.raw.count
+        meta = {"key": self.key, "windows": self.windows, "tokens": self.tokens, "parts": parts}
+        arrays = {
+            f"{name}_{i}": a for i, layer in enumerate(self.layers) for name, a in layer.arrays().items()
+        }
+        arrays |= {"meta": np.array(json.dumps(meta)), "starts": self.places()}
+        with replacing(self.directory / _FILE, sync=False) as path:
+            np.savez(path, **arrays)  # type: ignore[arg-type]
 
     def places(self) -> np.ndarray:
         """Number of the first token, text and position of every window, int64 [windows, 3]."""
@@ -167,7 +161,7 @@ def _stream(engine: Engine, corpus: Corpus, size: int, state: RunState, progress
         numbers = state.tokens + np.concatenate([[0], np.cumsum([len(w.ids) - w.skip for w in block])])
         if numbers[-1] > _MOST_TOKENS:
             raise LarqlError(f"{corpus.path}: more than {_MOST_TOKENS} tokens; split it into several files")
-        for rows in _passes(block):
+        for rows in map(sorted, length_groups([len(w.ids) for w in block], tokens=_PASS)):
             _run(engine, [block[i] for i in rows], [int(numbers[i]) for i in rows], state)
         if state.raw is not None:
             state.raw.flush()
@@ -194,18 +188,6 @@ def _blocks(stream: Iterator[Window]) -> Iterator[list[Window]]:
         yield block
 
 
-def _passes(block: list[Window]) -> Iterator[list[int]]:
-    """Numbers of windows that go through the model together: of like length, so that padding is little."""
-    rows: list[int] = []
-    for i in sorted(range(len(block)), key=lambda i: (len(block[i].ids), i)):
-        if rows and (len(rows) + 1) * len(block[i].ids) > _PASS:
-            yield sorted(rows)
-            rows = []
-        rows.append(i)
-    if rows:
-        yield sorted(rows)
-
-
 def _run(engine: Engine, rows: list[Window], numbers: list[int], state: RunState) -> None:
     """One pass over some windows, whose first tokens have these numbers."""
     batch = pad([w.ids for w in rows], device=engine.device)
@@ -214,14 +196,14 @@ def _run(engine: Engine, rows: list[Window], numbers: list[int], state: RunState
     firsts = torch.tensor(numbers)
     positions = batch.positions.cpu()
     special = torch.tensor([[engine.tokenizer.is_special(i) for i in row] for row in batch.ids.tolist()])
-    own = batch.mask.cpu() & (positions >= skips[:, None])
+    counted = batch.mask.cpu() & (positions >= skips[:, None])
     if state.raw is None:
-        own &= (positions > 0) & ~special
+        counted &= (positions > 0) & ~special
     token = firsts[:, None] + positions - skips[:, None]
-    chosen = token[own].numpy()
+    chosen = token[counted].numpy()
     order = np.argsort(chosen)
     columns = torch.from_numpy(order)
-    mask = own.to(engine.device)
+    mask = counted.to(engine.device)
 
     # Outside inference mode: buffers that are made here are also used where there is none.
     @torch.inference_mode(False)
@@ -233,10 +215,10 @@ def _run(engine: Engine, rows: list[Window], numbers: list[int], state: RunState
             state.layers[layer].add(chosen[order], values)
 
     if state.raw is not None:
-        at = (positions - skips[:, None] + torch.tensor([w.offset for w in rows])[:, None])[own].numpy()[
+        at = (positions - skips[:, None] + torch.tensor([w.offset for w in rows])[:, None])[counted].numpy()[
             order
         ]
         text = np.repeat([w.text for w in rows], [int(n) for n in lengths - skips])
-        state.raw.place(chosen[order], text, at, batch.ids.cpu()[own].numpy()[order])
+        state.raw.place(chosen[order], text, at, batch.ids.cpu()[counted].numpy()[order])
     with watch_activations(engine.modules, seen):
         engine.run(batch.ids, batch.mask if batch.padded else None, batch.positions)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,6 +65,20 @@ def pad(rows: Sequence[Sequence[int]], *, device: torch.device | str = "cpu") ->
     return Batch(ids.to(device), (steps >= 0).to(device), steps.clamp(min=0).to(device), lengths)
 
 
+def length_groups(
+    lengths: Sequence[int], *, tokens: int = 2048, rows: int | None = None
+) -> Iterator[list[int]]:
+    """Numbers of rows that go through the model together: of like length, at most `tokens` with padding and `rows`."""
+    group: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if group and ((len(group) + 1) * lengths[i] > tokens or (rows is not None and len(group) >= rows)):
+            yield group
+            group = []
+        group.append(i)
+    if group:
+        yield group
+
+
 def encode(
     tokenizer: Tokenizer,
     prompts: Sequence[str],
@@ -94,12 +108,12 @@ def check_ids(
 ) -> None:
     """Raise LarqlError for a row of token ids that is empty, too long for the context or beyond the vocabulary."""
     for i, ids in enumerate(rows):
-        shown = "" if texts is None else f": {texts[i][:40]!r}..."
+        excerpt = "" if texts is None else f": {texts[i][:40]!r}..."
         if not ids:
             raise LarqlError("the prompt is empty; give it at least one token of text")
         if context is not None and len(ids) > context:
             raise LarqlError(
-                f"the prompt has {len(ids)} tokens and the model's context holds {context}; shorten it{shown}"
+                f"the prompt has {len(ids)} tokens and the model's context holds {context}; shorten it{excerpt}"
             )
         if vocab is not None and max(ids) >= vocab:
             raise LarqlError(

@@ -12,7 +12,7 @@ from larql_duck.inference.attribution import LogitDirection, attribute
 from larql_duck.inference.capture import FOR_ATTRIBUTION, FOR_STATES
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.logit_lens import Columns, layer_readings, unembedded
-from larql_duck.inference.predict import Prediction, length_groups, prediction
+from larql_duck.inference.predict import Prediction, prediction, prompt_groups
 from larql_duck.inference.targets import target_or_prediction, top_tokens
 
 
@@ -22,7 +22,7 @@ def traces(engine: Engine, prompts: Sequence[str], targets: Sequence[str | None]
     A prompt whose target is None has token_rank, token_probability, attn_logit and ffn_logit of its own prediction.
     """
     out: dict[int, Columns] = {}
-    for rows in length_groups(engine, prompts):
+    for rows in prompt_groups(engine, prompts):
         capture = engine.capture([prompts[i] for i in rows], FOR_STATES)
         states = capture.states()
         tokens = _tokens(engine, capture.need("logits"), [targets[i] for i in rows])
@@ -50,7 +50,7 @@ def top_contributions(
 ) -> list[TopContributions]:
     """Each prompt's `top` features over all layers, for its target or (None) for its prediction."""
     out: dict[int, TopContributions] = {}
-    for rows in length_groups(engine, prompts):
+    for rows in prompt_groups(engine, prompts):
         capture = engine.capture([prompts[i] for i in rows], FOR_ATTRIBUTION | {"gate"})
         tokens = _tokens(engine, capture.need("logits"), [targets[i] for i in rows])
         parts = attribute(engine, capture, tokens)
@@ -74,7 +74,7 @@ def top_contributions(
 def logit_lenses(engine: Engine, prompts: Sequence[str], top: Sequence[int]) -> list[list[Prediction]]:
     """Each prompt's logit lens at its last position: a Prediction for every layer, the embedding first."""
     out: dict[int, list[Prediction]] = {}
-    for rows in length_groups(engine, prompts):
+    for rows in prompt_groups(engine, prompts):
         residual = engine.capture([prompts[i] for i in rows], ["residual"]).need("residual")
         for row, i in enumerate(rows):
             lens = (logits for block in unembedded(engine, residual[:, row]) for logits in block)

@@ -107,7 +107,7 @@ class _Recorder:
             return None
         tensors = [rows[i] for i in sorted(rows)]
         width = max(t.shape[-1] for t in tensors)
-        # Layers of unequal width are padded with zeros: features that never fire.
+        # Layers of unequal width are padded with zeros: features that are never active.
         tensors = [torch.nn.functional.pad(t, (0, width - t.shape[-1])) for t in tensors]
         out = torch.stack(tensors)
         return out if scale == 1.0 else out * scale
@@ -148,40 +148,37 @@ def recording(
 def _install(modules: ModelModules, recorder: _Recorder, wanted: set[str]) -> list[RemovableHandle]:
     handles: list[RemovableHandle] = []
 
-    def output_of(module: torch.nn.Module, *names: str, layer: int) -> None:
-        def hook(module: torch.nn.Module, args: Any, output: Any) -> None:
-            value = output[0] if isinstance(output, tuple) else output
-            for name in names:
-                recorder.keep(name, layer, value)
+    def output_of(part: str, module: torch.nn.Module, name: str, layer: int) -> None:
+        if part in wanted:
+            handles.append(module.register_forward_hook(_keep_output(recorder, name, layer)))
 
-        handles.append(module.register_forward_hook(hook))
+    def input_of(part: str, module: torch.nn.Module, layer: int) -> None:
+        if part in wanted:
+            hook = _keep_input(recorder, part, layer)
+            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
-    def input_of(module: torch.nn.Module, name: str, layer: int) -> None:
-        handles.append(module.register_forward_pre_hook(_keep_input(recorder, name, layer), with_kwargs=True))
-
+    input_of("residual", modules.layers[0].block, 0)
     for i, parts in enumerate(modules.layers):
-        if "residual" in wanted:
-            if i == 0:
-                input_of(parts.block, "residual", 0)
-            output_of(parts.block, "residual", layer=i + 1)
-        if "ffn_input" in wanted:
-            input_of(parts.ffn, "ffn_input", i)
-        if "gate" in wanted:
-            output_of(parts.gate, "gate", layer=i)
-        if "activation" in wanted:
-            input_of(parts.down, "activation", i)
-        if "heads" in wanted:
-            input_of(parts.attn_out, "heads", i)
-        if "branches" in wanted:
-            output_of(parts.attn_out, "attn_branch", layer=i)
-            output_of(parts.down, "ffn_branch", layer=i)
-        if "deltas" in wanted:
-            output_of(parts.attn_post or parts.attn_out, "attn_delta", layer=i)
-            output_of(parts.ffn_post or parts.down, "ffn_delta", layer=i)
+        output_of("residual", parts.block, "residual", i + 1)
+        input_of("ffn_input", parts.ffn, i)
+        output_of("gate", parts.gate, "gate", i)
+        input_of("activation", parts.down, i)
+        input_of("heads", parts.attn_out, i)
+        output_of("branches", parts.attn_out, "attn_branch", i)
+        output_of("branches", parts.down, "ffn_branch", i)
+        output_of("deltas", parts.attn_post or parts.attn_out, "attn_delta", i)
+        output_of("deltas", parts.ffn_post or parts.down, "ffn_delta", i)
         if "attention" in wanted:
             handles.append(parts.attn.register_forward_hook(_keep_attention(recorder, i)))
-    output_of(modules.final_norm, "normed", layer=0)
+    handles.append(modules.final_norm.register_forward_hook(_keep_output(recorder, "normed", 0)))
     return handles
+
+
+def _keep_output(recorder: _Recorder, name: str, layer: int) -> Callable[..., None]:
+    def hook(module: torch.nn.Module, args: Any, output: Any) -> None:
+        recorder.keep(name, layer, output[0] if isinstance(output, tuple) else output)
+
+    return hook
 
 
 def _keep_input(recorder: _Recorder, name: str, layer: int) -> Callable[..., None]:

@@ -13,7 +13,7 @@ from larql_duck.inference.batch import Batch
 from larql_duck.inference.capture import FOR_STATES, STATES, Capture
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.interventions import Edit
-from larql_duck.inference.predict import length_groups
+from larql_duck.inference.predict import prompt_groups
 from larql_duck.inference.targets import token_text, top_tokens
 
 
@@ -80,7 +80,7 @@ def activation_table(
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     selected = engine.select_layers(layers)
     parts: dict[int, pa.Table] = {}
-    for rows in length_groups(engine, texts):
+    for rows in prompt_groups(engine, texts):
         batch = engine.encode([texts[i] for i in rows])
         with engine.intervene(*edits):
             capture = engine.capture(batch, ["gate", "activation"], positions=positions)

@@ -49,13 +49,13 @@ def chat_prompt(files: Mapping[str, bytes], message: str, system: str | None = N
 
 def stop_ids(files: Mapping[str, bytes], config: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[int, ...]:
     """The ids that end an answer: what generation_config.json and config.json call end of sequence, and EOS."""
-    found: set[int] = set()
+    stops: set[int] = set()
     for values in (_json(files, _GENERATION), config):
         ids = values.get("eos_token_id")
-        found |= {i for i in (ids if isinstance(ids, list) else [ids]) if isinstance(i, int)}
+        stops |= {i for i in (ids if isinstance(ids, list) else [ids]) if isinstance(i, int)}
     if tokenizer.eos_id is not None:
-        found.add(tokenizer.eos_id)
-    return tuple(sorted(found))
+        stops.add(tokenizer.eos_id)
+    return tuple(sorted(stops))
 
 
 def _named(template: Any) -> str | None:

@@ -31,11 +31,11 @@ class Corpus:
 
     def identity(self) -> dict[str, Any]:
         """What tells this corpus from another, cheaply."""
-        found = self.path.stat()
+        stat = self.path.stat()
         return {
             "path": str(self.path.absolute()),
-            "size": found.st_size,
-            "time": found.st_mtime_ns,
+            "size": stat.st_size,
+            "time": stat.st_mtime_ns,
             "column": self.column,
         }
 

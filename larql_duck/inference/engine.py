@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -138,15 +138,7 @@ class Engine:
 
         mask bool [n, cached + t], None where nothing is padded. The cache, if any, grows by t positions.
         """
-        with self._frame(ids, mask):
-            out = self.model(
-                input_ids=ids,
-                attention_mask=None if mask is None else mask.long(),
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=cache is not None,
-                logits_to_keep=keep,
-            )
+        out = self._forward(self.model, ids, mask, positions, cache, logits_to_keep=keep)
         logits: torch.Tensor = out.logits.float()
         return logits[:, -1] if keep == 1 else logits
 
@@ -155,24 +147,30 @@ class Engine:
         self, ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: DynamicCache
     ) -> None:
         """Grow the cache by the t positions of ids [n, t]; the head is not computed."""
-        with self._frame(ids, mask):
-            self.model.base_model(
-                input_ids=ids,
-                attention_mask=None if mask is None else mask.long(),
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-            )
+        self._forward(self.model.base_model, ids, mask, positions, cache)
 
-    @contextlib.contextmanager
-    def _frame(self, ids: torch.Tensor, mask: torch.Tensor | None) -> Iterator[None]:
+    def _forward(
+        self,
+        module: torch.nn.Module,
+        ids: torch.Tensor,
+        mask: torch.Tensor | None,
+        positions: torch.Tensor,
+        cache: DynamicCache | None,
+        **options: Any,
+    ) -> Any:
         # Where each row's own tokens start in this pass, for edits that name a position.
-        own = None if mask is None else mask[:, -ids.shape[1] :]
+        starts = None if mask is None else mask[:, -ids.shape[1] :].long().argmax(dim=1)
         with self.modules.pass_lock, loading.quiet():
-            outer = self._starts
-            self._starts = None if own is None else own.long().argmax(dim=1)
+            outer, self._starts = self._starts, starts
             try:
-                yield
+                return module(
+                    input_ids=ids,
+                    attention_mask=None if mask is None else mask.long(),
+                    position_ids=positions,
+                    past_key_values=cache,
+                    use_cache=cache is not None,
+                    **options,
+                )
             finally:
                 self._starts = outer
 

@@ -32,16 +32,16 @@ def no_labels(slots: Sequence[Slot] | None) -> pa.Table:
 
 def labels_of(vindex: Vindex) -> Labels:
     """The labels in the tables of a vindex, read when first asked for."""
-    kept: list[pa.Table] = []
+    tables: list[pa.Table] = []
 
     def labels(slots: Sequence[Slot] | None) -> pa.Table:
         import duckdb
 
-        if not kept:
-            kept.extend([vindex.table("features"), vindex.table("clusters")])
+        if not tables:
+            tables.extend([vindex.table("features"), vindex.table("clusters")])
         with duckdb.connect() as con:
-            con.register("features", kept[0])
-            con.register("clusters", kept[1])
+            con.register("features", tables[0])
+            con.register("clusters", tables[1])
             return ask(lambda sql, values: con.sql(sql, params=values).to_arrow_table(), slots)
 
     return labels

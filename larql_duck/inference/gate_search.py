@@ -1,4 +1,4 @@
-"""Gate search: the features that answer most to a vector, over memory-mapped gate rows, exact to float32.
+"""Gate search: the features that a vector activates most, over memory-mapped gate rows, exact to float32.
 
 A scan in the stored dtype (memory bandwidth is the limit) bounds every row's value from both sides. Rows whose upper
 bound reaches the k-th lower bound are computed again in float64, so that the result is that of an exact search: rows
@@ -12,16 +12,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
+import torch
+from torch.nn import functional as F
 
 from larql_duck.errors import SemanticError
-
-if TYPE_CHECKING:
-    import torch
-
-    from larql_duck.vindex.store import Vindex
+from larql_duck.inference.search_overlay import LayerEdits, SearchOverlay
+from larql_duck.models.families import bias_of
+from larql_duck.vindex.store import Vindex
 
 ORDERS = ("signed", "absolute", "activation")
 # A row's scan error is at most this times its norm, the query having length 1: both factors and the result are
@@ -29,35 +29,6 @@ ORDERS = ("signed", "absolute", "activation")
 _SCAN_ERROR = {"f32": 2.0**-16, "f16": 2.0**-10 * 1.25, "bf16": 2.0**-7 * 1.25}
 # Slope bound of every activation that is known (gelu's is 1.13).
 _SLOPE = 1.2
-
-
-@dataclass(frozen=True)
-class LayerEdits:
-    """Edits of one layer that a search must see: rows that are gone and rows that are new.
-
-    hidden: feature numbers whose stored rows do not count (deleted or replaced). features, gate, up: the rows that
-    count instead, gate and up float32 [n, hidden]; up is None where the model has none.
-    """
-
-    hidden: np.ndarray
-    features: np.ndarray
-    gate: np.ndarray
-    up: np.ndarray | None = None
-
-    @cached_property
-    def exact(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """gate and up in float64: a thousand rows take longer to convert than to multiply."""
-        import torch
-
-        up = None if self.up is None else torch.from_numpy(self.up.astype(np.float64))
-        return torch.from_numpy(self.gate.astype(np.float64)), up
-
-
-class Overlay(Protocol):
-    """Where a search asks for edits before it cuts off."""
-
-    def edits(self, layer: int) -> LayerEdits | None:
-        """The edits of `layer` (from 0), None where there are none."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +55,7 @@ class GateSearch:
         self._tensors: dict[tuple[int, str], torch.Tensor] = {}
         self._stacked: dict[tuple[object, ...], torch.Tensor] = {}
         self._lock = threading.Lock()
-        self.overlay: Overlay | None = None
+        self.overlay: SearchOverlay | None = None
 
     @property
     def has_activation(self) -> bool:
@@ -92,7 +63,7 @@ class GateSearch:
         return self._vindex.has_weights
 
     def search(self, layers: Sequence[int], query: np.ndarray, k: int, order: str = "absolute") -> Hits:
-        """The k best features of each layer for `query`, float32 [hidden] or one row per layer [layers, hidden].
+        """The k best features of each of `layers` (from 0) for `query`, float32 [hidden] or [layers, hidden].
 
         order: 'signed' (gate descending), 'absolute' (|gate|) or 'activation' (|act(gate) * up|). Ties go to the
         lower feature. Raises SemanticError for a layer that the model lacks, an unknown order or a query of another
@@ -123,12 +94,8 @@ class GateSearch:
         for a layer that the model lacks or a query of another width.
         """
         hits = self.search([layer], query, max(self._vindex.n_features) + 1_000_000, "signed")
-        import torch
-
-        gate = self._gate(layer)
-        blocks = [gate[i : i + 512].float().norm(dim=1) for i in range(0, len(gate), 512)]
-        norms = torch.cat(blocks).numpy()
-        edits = None if self.overlay is None else self.overlay.edits(layer)
+        norms = _row_norms(self._gate(layer)).numpy()
+        edits = self._edits(layer)
         if edits is not None and len(edits.features):
             size = max(len(norms), int(edits.features.max()) + 1)
             norms = np.concatenate([norms, np.zeros(size - len(norms), np.float32)])
@@ -145,8 +112,6 @@ class GateSearch:
         self, layers: Sequence[int], queries: np.ndarray, k: int, order: str
     ) -> Iterator[torch.Tensor]:
         """Per layer, in order: ascending numbers of the stored rows that may be among the k best."""
-        import torch
-
         lengths = np.linalg.norm(queries.astype(np.float64), axis=1)
         units = torch.from_numpy((queries / np.where(lengths > 0, lengths, 1)[:, None]).astype(np.float32))
         counts = [self._vindex.n_features[layer] for layer in layers]
@@ -169,31 +134,27 @@ class GateSearch:
         order: str,
     ) -> list[torch.Tensor]:
         """For layers of `count` rows each: the rows that may be among the k best, per layer."""
-        import torch
-
         everything = k >= count
         value = slack = torch.zeros(len(layers), count)
         if not everything:
             value, slack = self._values(layers, units, lengths, count, order)
         for i, layer in enumerate(layers):
-            edits = None if self.overlay is None else self.overlay.edits(layer)
+            edits = self._edits(layer)
             if edits is not None and len(edits.hidden):
                 value[i, torch.from_numpy(edits.hidden.astype(np.int64))] = -torch.inf
         if k == 0:
             return [torch.zeros(0, dtype=torch.int64)] * len(layers)
-        kept = value > -torch.inf
+        candidates = value > -torch.inf
         if not everything:
             threshold = torch.topk(value - slack, k, dim=1).values[:, -1:]
-            kept &= value + slack >= threshold
-        owners, numbers = torch.nonzero(kept, as_tuple=True)
+            candidates &= value + slack >= threshold
+        owners, numbers = torch.nonzero(candidates, as_tuple=True)
         return list(torch.split(numbers, torch.bincount(owners, minlength=len(layers)).tolist()))
 
     def _values(
         self, layers: Sequence[int], units: torch.Tensor, lengths: np.ndarray, count: int, order: str
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(values to rank by, how far each may be off), float32 [layers, count], from a scan in the stored dtype."""
-        import torch
-
         scale = torch.from_numpy(lengths.astype(np.float32))[:, None]
         error = _SCAN_ERROR[self._vindex.dtype]
 
@@ -223,8 +184,6 @@ class GateSearch:
         up_slack: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(activations, how far they may be off) from gate and up values that may be off by their slack."""
-        import torch
-
         opened = self._act(gates + torch.stack([self._bias(layer, "gate") for layer in layers]))
         if ups is None or up_slack is None:
             return opened, slack * _SLOPE
@@ -241,8 +200,6 @@ class GateSearch:
 
         owner counts the layers as asked. Sums are taken in float64 and rounded once: rows that are equal tie.
         """
-        import torch
-
         owners, features = [], []
         gates: list[torch.Tensor] = []
         ups: list[torch.Tensor] = []
@@ -255,7 +212,7 @@ class GateSearch:
             up = self._up(layer)
             if up is not None:
                 ups.append(up[numbers].float().double() @ query)
-            edits = None if self.overlay is None else self.overlay.edits(layer)
+            edits = self._edits(layer)
             if edits is not None and len(edits.features):
                 owners.append(torch.full((len(edits.features),), i))
                 features.append(torch.from_numpy(edits.features.astype(np.int64)))
@@ -292,6 +249,9 @@ class GateSearch:
 
     # -- what a layer needs -------------------------------------------------------------------------------
 
+    def _edits(self, layer: int) -> LayerEdits | None:
+        return None if self.overlay is None else self.overlay.edits(layer)
+
     def _gate(self, layer: int) -> torch.Tensor:
         return self._mapped(layer, "gate", self._vindex.gate)
 
@@ -308,8 +268,6 @@ class GateSearch:
             return self._tensors[layer, which]
 
     def _act(self, x: torch.Tensor) -> torch.Tensor:
-        from torch.nn import functional as F
-
         name = self._vindex.family.activation(self._vindex.config)
         if name == "silu":
             return F.silu(x)
@@ -319,16 +277,12 @@ class GateSearch:
 
     def _bias(self, layer: int, which: str) -> torch.Tensor:
         """The bias of a layer's gate or up matrix, float32 [features]; zeros where the model has none."""
-        import torch
-
-        from larql_duck.models.families import bias_of
-
         family = self._vindex.family
         name = bias_of(family.layer_prefix(layer) + (family.gate if which == "gate" else family.up))
         key = (layer, f"{which}_bias")
         with self._lock:
             if key not in self._tensors:
-                stored = name in self._names()
+                stored = name in self._names
                 count = self._vindex.n_features[layer]
                 self._tensors[key] = self._vindex.tensor(name).float() if stored else torch.zeros(count)
             return self._tensors[key]
@@ -337,24 +291,19 @@ class GateSearch:
         self, layers: Sequence[int], which: str, owner: torch.Tensor, feature: torch.Tensor
     ) -> torch.Tensor:
         """The bias of each row, float64; rows that an edit appended behind the model's own have none."""
-        import torch
-
-        found = torch.zeros(len(feature), dtype=torch.float64)
+        biases = torch.zeros(len(feature), dtype=torch.float64)
         for i in owner.unique().tolist():
             bias = self._bias(layers[i], which)
-            mine = (owner == i) & (feature < len(bias))
-            found[mine] = bias[feature[mine]].double()
-        return found
+            in_layer = (owner == i) & (feature < len(bias))
+            biases[in_layer] = bias[feature[in_layer]].double()
+        return biases
 
+    @cached_property
     def _names(self) -> frozenset[str]:
-        if not hasattr(self, "_known_names"):
-            self._known_names = frozenset(self._vindex.names())
-        return self._known_names
+        return frozenset(self._vindex.names())
 
     def _norms(self, layers: Sequence[int], which: str, matrices: list[torch.Tensor]) -> torch.Tensor:
         """Upper bounds of the rows' L2 norms, float32 [layers, features]."""
-        import torch
-
         key = (which, *layers)
         with self._lock:
             if key in self._stacked:
@@ -363,17 +312,14 @@ class GateSearch:
                 self._take_norms(self._norms_of())
             for layer, matrix in zip(layers, matrices, strict=True):
                 if (layer, which) not in self._tensors:
-                    blocks = [matrix[i : i + 512].float().norm(dim=1) for i in range(0, len(matrix), 512)]
-                    self._tensors[layer, which] = torch.cat(blocks) * 1.001
+                    self._tensors[layer, which] = _row_norms(matrix) * 1.001
             stacked = torch.stack([self._tensors[layer, which] for layer in layers])
             if len(self._stacked) < 8:
                 self._stacked[key] = stacked
             return stacked
 
     def _take_norms(self, table: dict[str, np.ndarray]) -> None:
-        """Keeps the norms of every layer whose table rows are complete; the others are computed when needed."""
-        import torch
-
+        """Keep the norms of every layer whose table rows are complete; the others are computed when needed."""
         self._norms_of = None
         for which in ("gate_norm", "up_norm"):
             for layer, count in enumerate(self._vindex.n_features):
@@ -398,9 +344,15 @@ class GateSearch:
             raise SemanticError("a query must be finite numbers")
         if queries.ndim == 1 and len(queries) == vindex.hidden:
             return np.broadcast_to(queries, (len(layers), vindex.hidden))
+        shape = (len(layers), vindex.hidden)
         if queries.size != len(layers) * vindex.hidden:
             raise SemanticError(
-                f"a query has {vindex.hidden} numbers, or {len(layers)} x {vindex.hidden} (one row a layer); "
-                f"found {'x'.join(map(str, query.shape))}"
+                f"a query has shape [hidden] = [{vindex.hidden}] or [layers, hidden] = {list(shape)}; "
+                f"this one has {list(query.shape)}"
             )
-        return queries.reshape(len(layers), vindex.hidden)
+        return queries.reshape(shape)
+
+
+def _row_norms(matrix: torch.Tensor) -> torch.Tensor:
+    """The L2 norms of the rows of matrix [features, hidden], float32 [features], computed a few rows at a time."""
+    return torch.cat([matrix[i : i + 512].float().norm(dim=1) for i in range(0, len(matrix), 512)])

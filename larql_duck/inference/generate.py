@@ -100,7 +100,7 @@ def greedy(prefix: Prefix, *, max_tokens: int, stop: Callable[[int, list[int]], 
                 keep.append(at)
         if not keep:
             break
-        kept = torch.tensor(keep, device=tokens.device)
+        rows = torch.tensor(keep, device=tokens.device)
         alive = [alive[at] for at in keep]
-        prefix = prefix.then(tokens[kept], kept, fork_cache(cache, kept))
+        prefix = prefix.then(tokens[rows], rows, fork_cache(cache, rows))
     return [Continuation(tuple(ids), tuple(p)) for ids, p in out]

@@ -81,8 +81,8 @@ def feature_edits(
     edits = []
     for layer, features in sorted(by_layer.items()):
         index = torch.tensor(features, dtype=torch.int64)
-        own = value[layer, index] if isinstance(value, torch.Tensor) else value
-        edits.append(FeatureEdit(layer, index, own, None, mode, position))
+        values = value[layer, index] if isinstance(value, torch.Tensor) else value
+        edits.append(FeatureEdit(layer, index, values, None, mode, position))
     return edits
 
 
@@ -212,7 +212,7 @@ def _hook_residual(modules: ModelModules, edit: ResidualEdit, starts: Starts) ->
 
 def _hook_sparse(modules: ModelModules, layer: int, k: int) -> list[RemovableHandle]:
     parts = modules.layers[layer]
-    kept: list[torch.Tensor] = []
+    selected: list[torch.Tensor] = []
     bias = getattr(parts.gate, "bias", None)
 
     def remember(module: torch.nn.Module, args: Any, output: torch.Tensor) -> None:
@@ -220,10 +220,10 @@ def _hook_sparse(modules: ModelModules, layer: int, k: int) -> list[RemovableHan
             output = output - bias
         # Stable order, so that ties go to the lower feature as in gate search.
         order = output.abs().sort(dim=-1, descending=True, stable=True).indices
-        kept.append(order[..., : min(k, output.shape[-1])])
+        selected.append(order[..., : min(k, output.shape[-1])])
 
     def thin(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        index = kept.pop()
+        index = selected.pop()
         x = torch.zeros_like(args[0])
         x.scatter_(-1, index, args[0].gather(-1, index))
         return (x, *args[1:])

@@ -122,7 +122,7 @@ def _size_features(model: nn.Module, source: WeightSource) -> None:
 
 
 def return_memory() -> None:
-    """None; asks the C library to give freed memory back to the system, where it can (glibc).
+    """Ask the C library to give freed memory back to the system, where it can (glibc).
 
     Freed weights of many megabytes otherwise stay with the process, ready for reuse.
     """
@@ -224,12 +224,12 @@ def _holders(model: nn.Module) -> Holders:
     named_parameters lists a tied parameter once, under its first name, as the source does; assigning by that name
     would break the tie, so every module that holds the old object gets the new one.
     """
-    found: Holders = {}
+    holders: Holders = {}
     for module in model.modules():
         for key, parameter in module._parameters.items():
             if parameter is not None:
-                found.setdefault(id(parameter), []).append((module, key))
-    return found
+                holders.setdefault(id(parameter), []).append((module, key))
+    return holders
 
 
 def _replace(holders: Holders, old: nn.Parameter, new: nn.Parameter) -> None:
@@ -243,14 +243,14 @@ def _restore_buffers(model: Any, device: torch.device, source: WeightSource) -> 
     transformers' own initialiser of the owning module writes them, as from_pretrained has it do.
     """
     for name, module in model.named_modules():
-        own = {k: b for k, b in module._buffers.items() if b is not None and b.is_meta}
-        if not own:
+        unset_buffers = {k: b for k, b in module._buffers.items() if b is not None and b.is_meta}
+        if not unset_buffers:
             continue
-        for key, buffer in own.items():
+        for key, buffer in unset_buffers.items():
             module._buffers[key] = torch.full_like(buffer, _unset(buffer.dtype), device=device)
         with torch.no_grad():
             model._init_weights(module)
-        for key in own:
+        for key in unset_buffers:
             restored = module._buffers[key]
             if restored is None or bool((restored == _unset(restored.dtype)).any()):
                 raise ModelError(

@@ -19,17 +19,12 @@ from larql_duck.inference.targets import token_text
 from larql_duck.models.tokenizer import Tokenizer
 from larql_duck.progress import Progress
 
-# Tokens shown before and after the one that fires.
+# Tokens before and after the one that activates the feature.
 BEFORE, AFTER = 24, 8
 # Rows that are written to the temporary file at a time.
 _ROWS = 1 << 16
-_PLACED = pa.schema(
-    [
-        ("layer", pa.int32()), ("feature", pa.int32()), ("rank", pa.int32()), ("activation", pa.float32()),
-        ("token", pa.string()), ("before", pa.string()), ("after", pa.string()),
-        ("text", pa.int64()), ("position", pa.int32()),
-    ]
-)  # fmt: skip
+# Columns that one context has; the others belong to its feature.
+_PLACED = pa.schema([f for f in SCHEMAS["contexts"] if f.name not in ("density", "mean", "histogram")])
 
 
 def write_contexts(
@@ -41,24 +36,24 @@ def write_contexts(
     out: Path,
     progress: Progress | None = None,
 ) -> None:
-    """None; `out` has the columns of SCHEMAS['contexts'], by layer, feature and rank.
+    """Write `out` with the columns of SCHEMAS['contexts'], by layer, feature and rank.
 
     places int64 [windows, 3] gives number of the first token, text and position of every window. The corpus is read
     once more, for the texts that are needed; rows are sorted on disk.
     """
-    kept = _kept(layers, places)
+    contexts = _contexts(layers, places)
     with replacing(out) as path:
         # Both lie in the directory that goes when the file is there.
         placed, features = path.with_name("placed"), path.with_name("features")
         with pq.ParquetWriter(placed, _PLACED, compression="zstd") as writer:
-            for table in _pieces(corpus, engine.tokenizer, kept, progress):
+            for table in _pieces(corpus, engine.tokenizer, contexts, progress):
                 writer.write_table(table)
         pq.write_table(_features(layers, tokens), features)
         _sorted(placed, features, path)
 
 
-def _kept(layers: Sequence[FeatureStats], places: np.ndarray) -> dict[str, np.ndarray]:
-    """Every context kept, ordered by text and position: layer, feature, rank, activation, text, position."""
+def _contexts(layers: Sequence[FeatureStats], places: np.ndarray) -> dict[str, np.ndarray]:
+    """Every context, ordered by text and position: layer, feature, rank, activation, text, position."""
     parts: dict[str, list[np.ndarray]] = {n: [] for n in ("layer", "feature", "rank", "activation", "number")}
     for i, layer in enumerate(layers):
         layer.strongest.settle()
@@ -68,23 +63,23 @@ def _kept(layers: Sequence[FeatureStats], places: np.ndarray) -> dict[str, np.nd
         parts["rank"].append(rank.astype(np.int32) + 1)
         parts["activation"].append(layer.strongest.companions[0][feature, rank])
         parts["number"].append(layer.strongest.columns[feature, rank].astype(np.int64))
-    kept = {name: np.concatenate(values) for name, values in parts.items()}
-    number = kept.pop("number")
+    contexts = {name: np.concatenate(values) for name, values in parts.items()}
+    number = contexts.pop("number")
     at = np.searchsorted(places[:, 0], number, side="right") - 1
-    kept["text"] = places[at, 1]
-    kept["position"] = (places[at, 2] + number - places[at, 0]).astype(np.int32)
-    order = np.lexsort((kept["feature"], kept["layer"], kept["position"], kept["text"]))
-    return {name: values[order] for name, values in kept.items()}
+    contexts["text"] = places[at, 1]
+    contexts["position"] = (places[at, 2] + number - places[at, 0]).astype(np.int32)
+    order = np.lexsort((contexts["feature"], contexts["layer"], contexts["position"], contexts["text"]))
+    return {name: values[order] for name, values in contexts.items()}
 
 
 def _pieces(
     corpus: Corpus,
     tokenizer: Tokenizer,
-    kept: dict[str, np.ndarray],
+    contexts: dict[str, np.ndarray],
     progress: Progress | None,
 ) -> Iterator[pa.Table]:
     """The contexts with their texts, a piece at a time."""
-    texts = kept["text"]
+    texts = contexts["text"]
     words: dict[str, list[str]] = {"token": [], "before": [], "after": []}
     done = 0
     for number, text in corpus.texts():
@@ -93,24 +88,24 @@ def _pieces(
         if start == end:
             continue
         ids = tokenizer.encode(text)
-        shown: dict[int, tuple[str, str, str]] = {}
-        for position in kept["position"][start:end].tolist():
-            if position not in shown:
-                shown[position] = around(tokenizer, ids, position)
-            for column, value in zip(words.values(), shown[position], strict=True):
+        around_position: dict[int, tuple[str, str, str]] = {}
+        for position in contexts["position"][start:end].tolist():
+            if position not in around_position:
+                around_position[position] = around(tokenizer, ids, position)
+            for column, value in zip(words.values(), around_position[position], strict=True):
                 column.append(value)
         if end - done >= _ROWS:
-            yield _piece(kept, words, done, end)
+            yield _piece(contexts, words, done, end)
             done = end
             words = {name: [] for name in words}
         if progress is not None:
             progress("contexts", end, len(texts))
     if done < len(texts):
-        yield _piece(kept, words, done, len(texts))
+        yield _piece(contexts, words, done, len(texts))
 
 
-def _piece(kept: dict[str, np.ndarray], words: dict[str, list[str]], start: int, stop: int) -> pa.Table:
-    arrays = [words[f.name] if f.name in words else kept[f.name][start:stop] for f in _PLACED]
+def _piece(contexts: dict[str, np.ndarray], words: dict[str, list[str]], start: int, stop: int) -> pa.Table:
+    arrays = [words[f.name] if f.name in words else contexts[f.name][start:stop] for f in _PLACED]
     return pa.Table.from_arrays(
         [pa.array(a, f.type) for a, f in zip(arrays, _PLACED, strict=True)], schema=_PLACED
     )
@@ -145,7 +140,7 @@ def _features(layers: Sequence[FeatureStats], tokens: int) -> pa.Table:
 
 
 def _sorted(placed: Path, features: Path, out: Path) -> None:
-    """Joins contexts and features and writes them in order; DuckDB sorts on disk where memory is short."""
+    """Join contexts and features and write them in order; DuckDB sorts on disk where memory is short."""
     import duckdb
 
     columns = ", ".join(f'"{f.name}"' for f in SCHEMAS["contexts"])

@@ -11,6 +11,7 @@ import torch
 
 from larql_duck.catalog.forward_tables import as_table
 from larql_duck.errors import LarqlError
+from larql_duck.inference.batch import length_groups
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.interventions import Edit, Sparse
 from larql_duck.inference.targets import token_text, top_tokens
@@ -18,8 +19,7 @@ from larql_duck.models.tokenizer import Tokenizer
 
 TOP = 5
 WALK_K = 128
-# One pass of many prompts holds at most this many tokens, and this many logits.
-_TOKENS = 2048
+# One pass of many prompts holds at most this many logits.
 _LOGITS = 1 << 25
 
 
@@ -86,21 +86,13 @@ def prediction(logits: torch.Tensor, top: int) -> Prediction:
 def predictions(engine: Engine, prompts: Sequence[str], top: int = TOP) -> list[Prediction]:
     """The Prediction of every prompt, in their order; prompts of like length share a pass."""
     out: dict[int, Prediction] = {}
-    for rows in length_groups(engine, prompts):
+    for rows in prompt_groups(engine, prompts):
         for row, logits in zip(rows, engine.logits([prompts[i] for i in rows]), strict=True):
             out[row] = prediction(logits, top)
     return [out[i] for i in range(len(prompts))]
 
 
-def length_groups(engine: Engine, prompts: Sequence[str], tokens: int = _TOKENS) -> Iterator[list[int]]:
-    """Numbers of prompts that go through the model together: of like length, within a budget of tokens."""
+def prompt_groups(engine: Engine, prompts: Sequence[str]) -> Iterator[list[int]]:
+    """Numbers of prompts that go through the model together: of like length, within a budget of tokens and logits."""
     lengths = [engine.encode(prompt).lengths[0] for prompt in prompts]
-    most = max(1, _LOGITS // engine.vocab)
-    group: list[int] = []
-    for i in sorted(range(len(prompts)), key=lambda i: (lengths[i], i)):
-        if group and ((len(group) + 1) * lengths[i] > tokens or len(group) >= most):
-            yield group
-            group = []
-        group.append(i)
-    if group:
-        yield group
+    return length_groups(lengths, rows=_LOGITS // engine.vocab)

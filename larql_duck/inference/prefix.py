@@ -93,13 +93,13 @@ def prefill(engine: Engine, prompts: Prompts) -> Prefix:
         cache = (
             fork_cache(start, torch.zeros(len(group), dtype=torch.int64, device=device)) if shared else start
         )
-        own = torch.ones(len(group), shared + width, dtype=torch.bool, device=device)
+        real = torch.ones(len(group), shared + width, dtype=torch.bool, device=device)
         if width:
             padded = pad([middles[i] for i in group], device=device)
-            own[:, shared:] = padded.mask
+            real[:, shared:] = padded.mask
             cache = cache if shared else engine.new_cache()
-            engine.run_body(padded.ids, own if padded.padded else None, padded.positions + shared, cache)
-        mask[index, longest - width :] = own
+            engine.run_body(padded.ids, real if padded.padded else None, padded.positions + shared, cache)
+        mask[index, longest - width :] = real
         parts.append((group, cache))
     if len(parts) > 1:
         cache = _joined(engine, parts, n, shared + longest)
@@ -152,10 +152,10 @@ def _joined(
         keys = sample.new_zeros(*shape, sample.shape[3])
         values = sample.new_zeros(*shape, filled[0][1].layers[layer].values.shape[3])
         for group, cache in filled:
-            own = cache.layers[layer]
+            layer_cache = cache.layers[layer]
             index = group.to(sample.device)
-            keys[index, :, length - own.keys.shape[2] :] = own.keys
-            values[index, :, length - own.values.shape[2] :] = own.values
+            keys[index, :, length - layer_cache.keys.shape[2] :] = layer_cache.keys
+            values[index, :, length - layer_cache.values.shape[2] :] = layer_cache.values
         out.update(keys, values, layer)
     return out
 

@@ -11,7 +11,7 @@ import torch
 from larql_duck.errors import LarqlError
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.hooks import watch_activations
-from larql_duck.inference.predict import length_groups
+from larql_duck.inference.predict import prompt_groups
 
 # How many prompts stand for a relation, for all others, and for text in general.
 PER_RELATION = 64
@@ -55,12 +55,12 @@ class Reference:
         shape = (engine.n_layers, max(engine.n_features))
         total = torch.zeros(shape, dtype=torch.float64, device=engine.device)
         count = 0
-        for rows in length_groups(engine, texts):
+        for rows in prompt_groups(engine, texts):
             batch = engine.encode([texts[i] for i in rows])
-            own = batch.mask & (batch.positions > 0)
-            with watch_activations(engine.modules, partial(_add, total, own)):
+            counted = batch.mask & (batch.positions > 0)
+            with watch_activations(engine.modules, partial(_add, total, counted)):
                 engine.logits(batch)
-            count += int(own.sum())
+            count += int(counted.sum())
         return (total / max(count, 1)).float()
 
     def direction(self, relation: str) -> torch.Tensor:
@@ -78,14 +78,14 @@ class Reference:
                 f"STEER compares {name!r} with other relations, and no other one was probed; "
                 "probe one more: PROBE RELATIONS ..."
             )
-        own = self._mean_residual(tuple(spread(prompts[name], PER_RELATION)))
-        return own - self._mean_residual(tuple(spread(others, OTHERS)))
+        mean = self._mean_residual(tuple(spread(prompts[name], PER_RELATION)))
+        return mean - self._mean_residual(tuple(spread(others, OTHERS)))
 
     def _mean_residual(self, texts: tuple[str, ...]) -> torch.Tensor:
         if texts not in self._residuals:
             engine = self._engine
             total = torch.zeros(engine.n_layers, engine.hidden, dtype=torch.float64, device=engine.device)
-            for rows in length_groups(engine, texts):
+            for rows in prompt_groups(engine, texts):
                 residual = engine.capture([texts[i] for i in rows], ["residual"]).need("residual")
                 total += residual[1:].sum(1, dtype=torch.float64)
             self._residuals[texts] = (total / len(texts)).float()
@@ -94,9 +94,9 @@ class Reference:
 
 def _named(relation: str, prompts: Mapping[str, Sequence[str]]) -> str:
     known = {name.lower(): name for name in prompts}
-    found = known.get(relation.strip().lower())
-    if found is not None:
-        return found
+    name = known.get(relation.strip().lower())
+    if name is not None:
+        return name
     if not known:
         raise LarqlError("STEER needs probe prompts and there are none; run PROBE, or extract with probing")
     close = get_close_matches(relation.strip().lower(), known, n=1, cutoff=0.6)
@@ -104,8 +104,8 @@ def _named(relation: str, prompts: Mapping[str, Sequence[str]]) -> str:
     raise LarqlError(f"no probe prompts for relation {relation!r}; {hint}")
 
 
-def _add(total: torch.Tensor, own: torch.Tensor, layer: int, activation: torch.Tensor) -> None:
-    rows = activation[own]
+def _add(total: torch.Tensor, counted: torch.Tensor, layer: int, activation: torch.Tensor) -> None:
+    rows = activation[counted]
     total[layer, : rows.shape[1]] += rows.sum(0, dtype=torch.float64)
 
 

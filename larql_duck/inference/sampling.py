@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from larql_duck.inference.batch import pad
+from larql_duck.inference.engine import Engine
 from larql_duck.inference.prefix import fork_cache, prefill
 from larql_duck.progress import Ticker
-
-if TYPE_CHECKING:
-    from larql_duck.inference.engine import Engine
 
 # Tokens of one text, and texts that are written together.
 LENGTH, TOGETHER = 192, 64

@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import dataclass
+from functools import cached_property
 
-from larql_duck.inference.gate_search import LayerEdits
+import numpy as np
+import torch
+
 from larql_duck.patches.overlay import Overlay
 from larql_duck.vindex.store import Vindex
 
 
+@dataclass(frozen=True)
+class LayerEdits:
+    """Edits of one layer that a search must see: rows that are gone and rows that are new.
+
+    hidden: feature numbers whose stored rows do not count (deleted or replaced). features, gate, up: the rows that
+    count instead, gate and up float32 [n, hidden]; up is None where the model has none.
+    """
+
+    hidden: np.ndarray
+    features: np.ndarray
+    gate: np.ndarray
+    up: np.ndarray | None = None
+
+    @cached_property
+    def exact(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """gate and up in float64: a thousand rows take longer to convert than to multiply."""
+        up = None if self.up is None else torch.from_numpy(self.up.astype(np.float64))
+        return torch.from_numpy(self.gate.astype(np.float64)), up
+
+
 class SearchOverlay:
-    """An overlay as `vectors.Overlay`: a row of which one vector changed gets the other from the vindex."""
+    """The edits of an overlay as a gate search sees them; a row of which one vector changed has the stored other one."""
 
     def __init__(self, vindex: Vindex, overlay: Overlay) -> None:
         self._vindex, self._overlay = vindex, overlay

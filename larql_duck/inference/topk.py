@@ -89,8 +89,8 @@ class TopK:
         shape = (len(touched), self.k)
         self.values[touched] = values[chosen].reshape(shape)
         self.columns[touched] = columns[chosen].reshape(shape)
-        for own, new in zip(self.companions, companions, strict=True):
-            own[touched] = np.concatenate([own[touched].ravel(), new])[chosen].reshape(shape)
+        for companion, new in zip(self.companions, companions, strict=True):
+            companion[touched] = np.concatenate([companion[touched].ravel(), new])[chosen].reshape(shape)
 
 
 def _by_row_and_value(rows: np.ndarray, values: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -120,11 +120,11 @@ def scratch(name: str, shape: Sequence[int], dtype: torch.dtype = torch.float32)
 
     A fresh buffer for every block would cost more in page faults than what is done with it.
     """
-    kept: dict[str, torch.Tensor] = _local.__dict__.setdefault("buffers", {})
+    buffers: dict[str, torch.Tensor] = _local.__dict__.setdefault("buffers", {})
     size = math.prod(shape)
-    if name not in kept or kept[name].numel() < size or kept[name].dtype != dtype:
-        kept[name] = torch.empty(size, dtype=dtype)
-    return kept[name][:size].view(*shape)
+    if name not in buffers or buffers[name].numel() < size or buffers[name].dtype != dtype:
+        buffers[name] = torch.empty(size, dtype=dtype)
+    return buffers[name][:size].view(*shape)
 
 
 def row_blocks(n: int, size: int) -> list[tuple[int, int]]:

@@ -83,24 +83,21 @@ def _with_heads(
     """The table with attn_share and a row per head behind each layer's own."""
     rows: list[dict[str, Any]] = table.to_pylist()
     for row in rows:
-        whole = row["attn_norm"] + row["ffn_norm"]
-        row["attn_share"] = row["attn_norm"] / whole if whole > 0 else None
+        total = row["attn_norm"] + row["ffn_norm"]
+        row["attn_share"] = row["attn_norm"] / total if total > 0 else None
     for layer in (layer for layer in layers if layer >= 0):
         written = _heads(engine, capture, layer)
         norms = written.norm(dim=-1)
-        shares = norms / norms.sum(-1, keepdim=True)
-        logits = None if direction is None else torch.einsum("rnh,rh->rn", written, direction.before).tolist()
-        lists = zip(at, norms.tolist(), shares.tolist(), strict=True)
-        for i, (position, own_norms, own_shares) in enumerate(lists):
-            for head, (norm, share) in enumerate(zip(own_norms, own_shares, strict=True)):
-                row = {
-                    "position": position,
-                    "layer": layer,
-                    "head": head,
-                    "attn_norm": norm,
-                    "attn_share": share,
-                }
-                rows.append(row if logits is None else row | {"attn_logit": logits[i][head]})
+        columns = {"attn_norm": norms, "attn_share": norms / norms.sum(-1, keepdim=True)}
+        if direction is not None:
+            columns["attn_logit"] = torch.einsum("rnh,rh->rn", written, direction.before)
+        lists = {name: column.tolist() for name, column in columns.items()}
+        rows += [
+            {"position": position, "layer": layer, "head": head}
+            | {name: column[i][head] for name, column in lists.items()}
+            for i, position in enumerate(at)
+            for head in range(norms.shape[1])
+        ]
     rows.sort(key=lambda r: (r["position"], r["layer"], -1 if r.get("head") is None else r["head"]))
     return as_table("trace", {name: [row.get(name) for row in rows] for name in SCHEMAS["trace"].names})
 

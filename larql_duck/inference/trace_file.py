@@ -147,7 +147,7 @@ def _read_trac(path: Path) -> TraceResult:
 def _write_parquet(result: TraceResult, path: Path) -> None:
     vectors = result.residuals
     table = result.table
-    own = {
+    layer_rows = {
         (position, layer): row
         for row, (position, layer, head) in enumerate(
             zip(*(table[name].to_pylist() for name in ("position", "layer", "head")), strict=True)
@@ -156,16 +156,15 @@ def _write_parquet(result: TraceResult, path: Path) -> None:
     }
     keys = zip(vectors["position"].to_pylist(), vectors["layer"].to_pylist(), strict=True)
     # Layers that were not asked for have vectors and NULLs: Arrow takes a NULL row for a NULL number.
-    rows = table.take(pa.array([own.get(key) for key in keys], pa.int64()))
+    rows = table.take(pa.array([layer_rows.get(key) for key in keys], pa.int64()))
     for name in ("position", "layer"):
         rows = rows.set_column(rows.schema.get_field_index(name), rows.schema.field(name), vectors[name])
     for name in ("token", *STATES):
         rows = rows.append_column(vectors.schema.field(name), vectors[name])
     heads = table.filter(pc.is_valid(table["head"]))
     whole = pa.concat_tables([rows, heads], promote_options="default")
-    order = zip(*(whole[name].to_pylist() for name in ("position", "layer", "head")), strict=True)
-    keyed = sorted((p, layer, -1 if head is None else head, i) for i, (p, layer, head) in enumerate(order))
-    whole = whole.take(pa.array([key[-1] for key in keyed], pa.int64()))
+    sort_keys = [(name, "ascending") for name in ("position", "layer", "head")]
+    whole = whole.take(pc.sort_indices(whole, sort_keys=sort_keys, null_placement="at_start"))
     meta: dict[str, Any] = {
         "prompt": result.prompt,
         "notices": list(result.notices),
@@ -189,9 +188,9 @@ def _read_parquet(path: Path) -> TraceResult:
     tokens = rows["token"].to_pylist()[::depth] if depth else []
     target = meta["target"]
     # Rows that were not asked for (LAYERS) carry vectors alone.
-    shown = whole.filter(pc.or_(pc.is_valid(whole["attn_norm"]), pc.is_valid(whole["head"])))
+    table = whole.filter(pc.or_(pc.is_valid(whole["attn_norm"]), pc.is_valid(whole["head"])))
     return TraceResult(
-        shown.select(SCHEMAS["trace"].names).replace_schema_metadata(None).cast(SCHEMAS["trace"]),
+        table.select(SCHEMAS["trace"].names).replace_schema_metadata(None).cast(SCHEMAS["trace"]),
         np.stack(stacked, axis=2),
         tuple(positions),
         tuple(tokens),
