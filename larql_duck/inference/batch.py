@@ -79,26 +79,6 @@ def length_groups(
         yield group
 
 
-def encode(
-    tokenizer: Tokenizer,
-    prompts: Sequence[str],
-    *,
-    context: int | None = None,
-    vocab: int | None = None,
-    device: torch.device | str = "cpu",
-) -> Batch:
-    """The prompts as a Batch: raw completion text, special tokens as the tokenizer's own settings say.
-
-    LarqlError for no prompt at all, an empty prompt, one longer than `context` tokens, or a tokenizer whose ids
-    the model lacks.
-    """
-    if not prompts:
-        raise LarqlError("no prompt was given; give at least one")
-    rows = [_ids(tokenizer, prompt) if prompt else [] for prompt in prompts]
-    check_ids(rows, context=context, vocab=vocab, texts=prompts)
-    return pad(rows, device=device)
-
-
 def check_ids(
     rows: Sequence[Sequence[int]],
     *,
@@ -122,7 +102,8 @@ def check_ids(
             )
 
 
-def _ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
+def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """The token ids of a prompt: raw completion text, special tokens as the tokenizer's own settings say."""
     try:
         return tokenizer.encode(prompt)
     except (UnicodeEncodeError, TypeError):

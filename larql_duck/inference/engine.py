@@ -12,7 +12,7 @@ import torch
 from larql_duck.aliases import Slot
 from larql_duck.errors import LarqlError
 from larql_duck.inference import interventions, loading
-from larql_duck.inference.batch import Batch, check_ids, encode, pad
+from larql_duck.inference.batch import Batch, check_ids, pad, prompt_ids
 from larql_duck.inference.capture import FOR_ATTRIBUTION, Capture, recording
 from larql_duck.inference.modules import find_modules
 from larql_duck.inference.weight_overlay import WeightOverlay
@@ -95,7 +95,11 @@ class Engine:
     def encode(self, prompts: str | Sequence[str]) -> Batch:
         """The prompts as a left-padded Batch; LarqlError for an empty prompt or one beyond the context."""
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        return encode(self.tokenizer, texts, context=self.context, vocab=self.vocab, device=self.device)
+        if not texts:
+            raise LarqlError("no prompt was given; give at least one")
+        rows = [prompt_ids(self.tokenizer, text) if text else [] for text in texts]
+        check_ids(rows, context=self.context, vocab=self.vocab, texts=texts)
+        return pad(rows, device=self.device)
 
     def pad(self, ids: Sequence[int]) -> Batch:
         """The token ids of one prompt as a Batch; LarqlError for none, or for more than the context holds."""

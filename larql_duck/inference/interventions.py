@@ -157,26 +157,17 @@ def _feature_hook(edit: FeatureEdit, starts: Starts) -> Callable[..., tuple[torc
         x = args[0].clone()
         n, t = x.shape[:2]
         columns = _columns(edit.position, n, t, starts, x.device)
-        features = edit.features.to(x.device)
-        value = edit.value.to(x) if isinstance(edit.value, torch.Tensor) else edit.value
-        if edit.rows is None:
-            rows = torch.arange(n, device=x.device)[:, None].expand(n, len(features))
-            features = features.expand(n, -1)
-            if isinstance(value, torch.Tensor):
-                value = value.expand(n, -1)
-        else:
-            rows = edit.rows.to(x.device)
-        # index [.., positions] when every position is meant, so that one assignment serves both cases
-        index: tuple[Any, ...] = (
-            (rows, slice(None), features) if columns is None else (rows, columns[rows], features)
-        )
-        if columns is None and isinstance(value, torch.Tensor):
-            value = value[..., None]
-        old = x[index]
+        rows = torch.arange(n, device=x.device)[:, None] if edit.rows is None else edit.rows.to(x.device)
+        # [.., positions] where every position is meant, so that one assignment serves both cases.
+        at = slice(None) if columns is None else columns[rows]
+        index: tuple[Any, ...] = (rows, at, edit.features.to(x.device))
+        value = edit.value
+        if isinstance(value, torch.Tensor):
+            value = value.to(x)[..., None] if columns is None else value.to(x)
         if edit.mode == "set":
-            x[index] = value if isinstance(value, torch.Tensor) else torch.full_like(old, value)
+            x[index] = value
         else:
-            x[index] = old + value if edit.mode == "add" else old * value
+            x[index] = x[index] + value if edit.mode == "add" else x[index] * value
         return (x, *args[1:])
 
     return hook
@@ -188,13 +179,10 @@ def _hook_residual(modules: ModelModules, edit: ResidualEdit, starts: Starts) ->
         columns = _columns(edit.position, n, t, starts, hidden.device)
         rows = torch.arange(n, device=hidden.device) if edit.rows is None else edit.rows.to(hidden.device)
         vector = edit.vector.to(hidden).expand(len(rows), -1)
+        at: Any = (rows, slice(None) if columns is None else columns[rows])
+        new = vector[:, None] if columns is None else vector
         out = hidden.clone()
-        if columns is None:
-            new = vector[:, None, :].expand(-1, t, -1)
-            out[rows] = out[rows] + new if edit.mode == "add" else new
-        else:
-            at = (rows, columns[rows])
-            out[at] = out[at] + vector if edit.mode == "add" else vector
+        out[at] = out[at] + new if edit.mode == "add" else new
         return out
 
     if edit.layer < 0:

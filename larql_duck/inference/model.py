@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -111,13 +112,7 @@ class Model:
         """The engine, loaded when first asked for. LevelError where no weights are stored."""
         with self._lock:
             if self._engine is None:
-                settings = self.settings
-                engine = Engine.load(
-                    self.source,
-                    compute_dtype=settings.compute_dtype,
-                    device=settings.device,
-                    threads=settings.threads,
-                )
+                engine = Engine.load(self.source, **asdict(self.settings))
                 engine.apply_overlay(self._overlay())
                 self._engine = engine
             return self._engine

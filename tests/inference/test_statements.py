@@ -351,7 +351,7 @@ def test_auto_extract_makes_the_vindex_that_a_statement_needs(
         found = session.lql("SELECT count(*) FROM FEATURES")
         assert "made from this model before" in found.notices[0] and found.one() == 192
     with lq.connect() as session:
-        (tmp_path / "llama.vindex").symlink_to(tmp_path / f"{path.name}.vindex")
+        (tmp_path / f"{tiny_model('llama').name}.vindex").symlink_to(tmp_path / f"{path.name}.vindex")
         session.lql(f'USE MODEL "{tiny_model("llama")}" AUTO_EXTRACT')
         with pytest.raises(VindexError, match="of another model"):
             session.lql("SHOW LAYERS")
@@ -364,7 +364,7 @@ def test_the_pages_examples_are_statements() -> None:
     statements = [s for block in blocks if "lq_" not in block for s in lq.parse(block)]
     assert {s.kind for s in statements} == {"Infer", "Explain", "Trace", "Use"}
     for name in re.findall(r"^\| `(lq_\w+)\(", page, re.M):
-        assert f"lq.{name}(" in (Path(__file__).parents[2] / "sql" / "72_forward.sql").read_text()
+        assert f"{{schema}}.{name}(" in (Path(__file__).parents[2] / "sql" / "72_forward.sql").read_text()
 
 
 # -- commands ------------------------------------------------------------------------------------------------
@@ -390,7 +390,7 @@ def test_trace_prints_draws_and_keeps(
     assert cli.run([*arguments, *files]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [r["layer"] for r in rows] == [1, 2]
-    assert (tmp_path / "x.html").read_text().startswith("<!doctype html>")
+    assert (tmp_path / "x.html").read_text().startswith("<!DOCTYPE html>")
     assert read_trace(tmp_path / "x.parquet").table.num_rows == 2
     assert cli.run([*arguments, "--plot", str(tmp_path / "x.pdf")]) == 1
     assert ".html, .svg, .png" in capsys.readouterr().err

@@ -37,10 +37,10 @@ def model_functions(model: Callable[[], Model]) -> list[Function]:
         from larql_duck.inference.predict import predictions
 
         def run(live: Model, prompts: list[str], tops: list[int]) -> Rows:
-            engine = live.engine
-            most = predictions(engine, prompts, max(tops))
+            tokenizer = live.engine.tokenizer
+            most = predictions(live.engine, prompts, max(tops))
             return [
-                _with_facts(_prediction(engine, p.ids[:k], p.probability[:k], p.logit[:k]), facts)
+                _with_facts({name: column[:k] for name, column in p.columns(tokenizer).items()}, facts)
                 for p, k, facts in zip(most, tops, live.database(prompts), strict=True)
             ]
 
@@ -86,7 +86,7 @@ def model_functions(model: Callable[[], Model]) -> list[Function]:
             engine = live.engine
             rows: Rows = []
             for per_layer in logit_lenses(engine, prompts, tops):
-                parts = [_prediction(engine, p.ids, p.probability, p.logit) for p in per_layer]
+                parts = [p.columns(engine.tokenizer) for p in per_layer]
                 row = {name: [v for part in parts for v in part[name]] for name in _TOP}
                 row["layer"] = [i - 1 for i, part in enumerate(parts) for _ in part["rank"]]
                 rows.append(row)
@@ -110,17 +110,6 @@ def _token(engine: Any, token_id: int) -> str:
     from larql_duck.inference.targets import token_text
 
     return token_text(engine.tokenizer, token_id)
-
-
-def _prediction(engine: Any, ids: Any, probability: Any, logit: Any) -> dict[str, Any]:
-    numbers = ids.tolist()
-    return {
-        "rank": list(range(1, len(numbers) + 1)),
-        "token": [_token(engine, i) for i in numbers],
-        "token_id": numbers,
-        "probability": probability.tolist(),
-        "logit": logit.tolist(),
-    }
 
 
 def _with_facts(row: dict[str, Any], facts: Sequence[EditedFact]) -> dict[str, Any]:
