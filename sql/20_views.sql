@@ -8,7 +8,8 @@ FROM {schema}.triples;
 -- from triples: weight triples have none, and facts is the small table.
 CREATE VIEW {public}.lql_edges AS
 SELECT
-    e.subject AS entity, e.relation, e.object AS target, e.layer, e.feature, e.score, e.effect, f.confidence, e.source, e.stale
+    e.subject AS entity, e.relation, e.object AS target, e.layer, e.feature, e.score, e.effect, f.confidence, e.source,
+    e.stale, e.subject, e.relation AS relationship, e.object
 FROM {schema}.edges AS e
 LEFT JOIN {schema}.facts AS f
     ON f.subject = e.subject AND f.relation = e.relation AND f.object = e.object AND e.source <> 'weights';

@@ -307,7 +307,7 @@ BOTH_SPELLINGS = {
 
 VIEWS = _by_name(
     _GRAPH,
-    Table("lql_edges", "LQL's table EDGES: one row per feature and triple.", _EDGES),
+    Table("lql_edges", "LQL's table EDGES: one row per feature and triple.", with_both_spellings(_EDGES)),
     Table("lql_features", "LQL's table FEATURES: features with token (= top_token) and score (= c_score, a raw logit).", _FEATURES),
     Table(
         "lql_entities",

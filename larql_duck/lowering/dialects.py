@@ -8,15 +8,16 @@ POSITIONAL JOIN, sized arrays, read_parquet).
 from __future__ import annotations
 
 import functools
-import re
 from typing import TYPE_CHECKING
 
 import sqlglot
 from sqlglot import exp
 from sqlglot.errors import ErrorLevel, UnsupportedError
 
+from larql_duck.catalog import VIEWS
 from larql_duck.catalog.ddl import views_and_macros
 from larql_duck.errors import NotSupportedError
+from larql_duck.lowering.names import TABLES
 from larql_duck.lowering.select import lower
 from larql_duck.lowering.types import EmptyCatalog
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 DIALECTS = ("spark", "trino")
 _SCHEMA = "lq"
+_LISTED = {view: table for table in TABLES.values() for view in (table.view, table.both)}
 
 _NODES: tuple[type[exp.Expr], ...] = (
     exp.Select, exp.From, exp.Join, exp.Where, exp.Group, exp.Having, exp.Order, exp.Ordered, exp.Limit, exp.Offset,
@@ -58,6 +60,7 @@ def translate_select(statement: Statement, dialect: str) -> str:
     if lowered.functions:
         raise _refused("NEAREST TO", dialect)
     tree = sqlglot.parse_one(lowered.sql, read="duckdb")
+    _list_columns(tree)
     _check(tree, dialect)
     tree = tree.transform(lambda node: _resolve(node, dialect))
     try:
@@ -133,18 +136,44 @@ def _resolve(node: exp.Expr, dialect: str) -> exp.Expr:
     if body is None:
         bare = exp.to_table(node.name)
         return bare if alias.lower() == node.name else exp.alias_(bare, alias, table=True)
-    inner = sqlglot.parse_one(body, read="duckdb")
-    assert isinstance(inner, exp.Select)
-    for table in inner.find_all(exp.Table):
-        table.set("db", None)
-    return exp.alias_(inner.subquery(), alias, table=True)
+    inner = exp.Subquery(this=body.copy().transform(lambda part: _resolve(part, dialect)))
+    return exp.alias_(inner, alias, table=True)
 
 
 @functools.cache
-def _views() -> dict[str, str]:
+def _views() -> dict[str, exp.Select]:
     """Name -> query of the views that LQL reads."""
-    texts = [text for _, text in views_and_macros(_SCHEMA)]
-    created = re.finditer(
-        rf"^CREATE VIEW {_SCHEMA}\.(\w+) AS\s(.*?);$", "\n".join(texts), re.MULTILINE | re.DOTALL
-    )
-    return {match[1]: match[2] for match in created}
+    return {
+        create.this.name: create.expression
+        for name, text in views_and_macros(_SCHEMA)
+        if name in VIEWS or name == "20_views.sql"
+        for create in sqlglot.parse(text, read="duckdb")
+        if isinstance(create, exp.Create)
+    }
+
+
+def _list_columns(tree: exp.Expr) -> None:
+    """Columns in place of the stars that leave other spellings out."""
+    for select in tree.find_all(exp.Select):
+        joins = select.args.get("joins") or ()
+        sources = [source.this for source in (select.args.get("from_"), *joins) if source is not None]
+        ours = all(isinstance(s, exp.Table) and s.db == _SCHEMA and s.name in _LISTED for s in sources)
+        if not ours or any(join.args.get("using") for join in joins):
+            continue
+        projections: list[exp.Expr] = []
+        for projection in select.expressions:
+            star = projection.this if isinstance(projection, exp.Column) else projection
+            if not isinstance(star, exp.Star) or not star.args.get("except_"):
+                projections.append(projection)
+                continue
+            shown = [s for s in sources if star is projection or projection.table == s.alias_or_name]
+            if not {c.name for c in star.args["except_"]} <= {
+                n for s in shown for n in _LISTED[s.name].aliases
+            }:
+                return
+            projections += [
+                exp.column(name, table=source.alias_or_name if len(sources) > 1 else None)
+                for source in shown
+                for name in _LISTED[source.name].columns
+            ]
+        select.set("expressions", projections)

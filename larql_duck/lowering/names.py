@@ -1,52 +1,54 @@
-"""The tables that LQL knows by name: where each one is, its columns, and which other names its columns have."""
+"""The tables that LQL knows by name: which view each one is, its columns, and their other spellings."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from larql_duck.catalog import SCHEMAS, VIEWS
-
-_ENDS = {"entity": "subject", "target": "object"}
+from larql_duck.catalog import tables as catalog
 
 
 @dataclass(frozen=True)
-class Table:
-    """One LQL table: view is its name in the schema, columns in order, aliases from another name to the column's."""
+class LqlTable:
+    """One LQL table.
+
+    view is its name in the schema; both that of the view whose columns have both spellings, the same if it is one
+    already. columns are what `SELECT *` shows, aliases the other spellings with the columns that they mean.
+    """
 
     view: str
+    both: str
     columns: tuple[str, ...]
-    aliases: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str]
 
 
-def _stored(name: str) -> Table:
-    columns = tuple(SCHEMAS[name].names)
-    return Table(name, columns, {k: v for k, v in _ENDS.items() if v in columns and k not in columns})
+def _table(table: catalog.Table) -> LqlTable:
+    both = catalog.BOTH_SPELLINGS.get(table.name, table)
+    return LqlTable(
+        table.name,
+        both.name,
+        tuple(c.name for c in both.columns if not c.same_as),
+        {c.name: c.same_as for c in both.columns if c.same_as},
+    )
 
 
-_EDGES = VIEWS["lql_edges"].names
-_GRAPH = VIEWS["model_graph"].names
-_PATCHES = ("position", "name", "path", "description", "inserts", "updates", "deletes", "recording")
+_VIEWS = {
+    "model_graph": "model_graph",
+    "edges": "lql_edges",
+    "features": "lql_features",
+    "entities": "lql_entities",
+    "patches": "patches",
+    "stats": "stats",
+    "show_layers": "show_layers",
+}
 
-TABLES: dict[str, Table] = {
-    **{name: _stored(name) for name in SCHEMAS},
-    "model_graph": Table("model_graph", _GRAPH, {**_ENDS, "relation": "relationship"}),
-    "edges": Table("lql_edges", _EDGES, {"subject": "entity", "object": "target"}),
-    "features": Table("lql_features", (*SCHEMAS["features"].names, "token", "score")),
-    "entities": Table("lql_entities", (*SCHEMAS["entities"].names, "layers")),
-    "patches": Table("patches", _PATCHES),
-    "stats": Table("stats", ("section", "name", "value", "number")),
-    "show_layers": Table(
-        "show_layers", ("layer", "band", "n_features", "with_tokens", "labelled", "top_token")
-    ),
+TABLES: dict[str, LqlTable] = {
+    **{name: _table(table) for name, table in catalog.TABLES.items()},
+    **{name: _table(catalog.VIEWS[view]) for name, view in _VIEWS.items()},
 }
 """Lower-case name in LQL -> the table. Everything else after FROM is the user's own."""
 
-NEAREST: dict[str, Table] = {
-    "edges": Table("nearest_edges", (*_EDGES, "distance", "basis"), TABLES["edges"].aliases),
-    "features": Table(
-        "nearest_features",
-        (*(c for c in TABLES["features"].columns if c != "basis"), "distance", "basis"),
-    ),
+NEAREST: dict[str, LqlTable] = {
+    name: _table(catalog.NEAREST[f"nearest_{name}"]) for name in ("edges", "features")
 }
-"""The tables that NEAREST TO may follow: those whose rows have a layer and a feature."""
+"""The tables that NEAREST TO may follow, as macros: those whose rows have a layer and a feature."""

@@ -6,18 +6,22 @@ DuckDB forms silently change) what it does not know.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import sqlglot
 from sqlglot import exp
+from sqlglot.errors import OptimizeError
+from sqlglot.optimizer.scope import Scope, build_scope
 from sqlglot.tokens import TokenType
 
 from larql_duck.errors import LqlSyntaxError
 from larql_duck.lowering.build import call, text_of
 from larql_duck.lowering.checks import check_layer, fail
-from larql_duck.lowering.names import NEAREST, TABLES, Table
+from larql_duck.lowering.names import NEAREST, TABLES, LqlTable
+from larql_duck.lowering.spellings import star_edits
 from larql_duck.lowering.types import Query
 from larql_duck.lql.statements import NEAREST_FUNCTION, Select, Sql, Statement
 
@@ -31,7 +35,7 @@ _NEAREST_ROWS = 20
 _QUOTED = frozenset(
     {TokenType.STRING, TokenType.IDENTIFIER, TokenType.NATIONAL_STRING, TokenType.HEREDOC_STRING}
 )
-_COMPARISONS = frozenset({"=", "==", "!=", "<>", "<", "<=", ">", ">="})
+_NEGATION = re.compile(r"!=|<>|NOT\b", re.IGNORECASE)
 
 
 def select(s: Select, facts: Catalog) -> Query:
@@ -54,15 +58,6 @@ def lower(s: Statement, part: Sql, facts: Catalog) -> Query:
 
 
 @dataclass
-class _Source:
-    """One of our tables as it stands in a FROM clause."""
-
-    table: Table
-    name: str
-    scope: exp.Expr | None
-
-
-@dataclass
 class _Lowering:
     statement: Statement
     part: Sql
@@ -71,27 +66,41 @@ class _Lowering:
     nearest: bool = False
     uses_pipe: bool = False
     edits: list[tuple[int, int, str]] = field(default_factory=list)
-    sources: list[_Source] = field(default_factory=list)
+    sources: dict[int, LqlTable] = field(default_factory=dict)  # id of an exp.Table -> ours that it is
+    named: list[tuple[exp.Identifier, LqlTable]] = field(default_factory=list)
     relations: list[str] = field(default_factory=list)
 
     def run(self) -> None:
-        try:
-            tree: exp.Expr | None = self.part.tree
-        except LqlSyntaxError:
-            # DuckDB knows a form that sqlglot does not: names are then found by what stands before them.
-            tree = None
         self.tokens = sqlglot.tokenize(self.part.text, read="duckdb")
-        if tree is None:
+        self.words = {t.text.lower() for t in self.tokens if t.token_type is not TokenType.STRING}
+        try:
+            tree = _lower_names(self.part.tree)
+            root = build_scope(tree)
+            scopes = [] if root is None else list(root.traverse())
+            ctes = {
+                id(node)
+                for scope in scopes
+                for node, source in scope.selected_sources.values()
+                if isinstance(source, Scope)
+            }
+        except (LqlSyntaxError, OptimizeError):
+            # DuckDB knows a form that sqlglot does not: names are then found by what stands before them.
             self._tables_by_token()
-        else:
-            self._tables(tree)
-        self._order_by_all()
-        calls = self._nearest_calls(tree)
-        if tree is not None:
-            self._columns(tree)
-            self._mentioned_relations(tree)
-            if calls:
-                self._nearest_defaults(tree)
+            self._nearest_calls()
+            return
+        self._tables(tree, ctes)
+        calls = self._nearest_calls()
+        if calls:
+            self._nearest_sources(tree)
+        if aliases := self._both_spellings(tree, scopes):
+            self.edits += star_edits(self.part.text, scopes, aliases, self.words)
+        for name, table in self.named:
+            self._name_table(name, table, both=id(name.parent) in aliases)
+        if any(table.view == "lql_entities" for table in self.sources.values()):
+            self._memberships(scopes)
+        self._mentioned_relations(tree)
+        if calls:
+            self._nearest_defaults(tree)
 
     def text(self) -> str:
         """The query's text after all edits."""
@@ -103,18 +112,41 @@ class _Lowering:
 
     # -- tables -------------------------------------------------------------------------------------------
 
-    def _tables(self, tree: exp.Expr) -> None:
+    def _tables(self, tree: exp.Expr, ctes: set[int]) -> None:
         for node in tree.find_all(exp.Table):
             name = node.this
             if not isinstance(name, exp.Identifier) or node.args.get("db") is not None:
                 continue
-            if name.name == "_":
-                self.uses_pipe = True
-            if name.name.lower() in _visible_ctes(node) or name.name.lower() not in TABLES:
+            self.uses_pipe = self.uses_pipe or name.name == "_"
+            table = TABLES.get(name.name)
+            if table is not None and id(node) not in ctes:
+                self.sources[id(node)] = table
+                self.named.append((name, table))
+
+    def _both_spellings(self, tree: exp.Expr, scopes: list[Scope]) -> dict[int, Mapping[str, str]]:
+        """The aliases of the tables that are read with both spellings, by the id of their exp.Table.
+
+        Those are EDGES, and others where the query names a column by a spelling that no other table beside it has.
+        """
+        qualified = {(c.table, c.name) for c in tree.find_all(exp.Column) if c.table}
+        beside: dict[int, set[str]] = {}
+        for scope in scopes:
+            ours = [id(node) for node, _ in scope.selected_sources.values() if id(node) in self.sources]
+            for key in ours:
+                beside[key] = {name for other in ours if other != key for name in self.sources[other].columns}
+        found: dict[int, Mapping[str, str]] = {}
+        for node in tree.find_all(exp.Table):
+            table = self.sources.get(id(node))
+            if table is None:
                 continue
-            table = TABLES[name.name.lower()]
-            self._name_table(name.meta["start"], name.meta["end"] + 1, name.name, table, bool(node.alias))
-            self.sources.append(_Source(table, node.alias or name.name, node.find_ancestor(exp.Select)))
+            named = {
+                name
+                for name in self.words & table.aliases.keys()
+                if name not in beside.get(id(node), ()) or (node.alias_or_name, name) in qualified
+            }
+            if named or (table.aliases and table.view == table.both):
+                found[id(node)] = table.aliases
+        return found
 
     def _tables_by_token(self) -> None:
         for before, token, after in _triples(self.tokens):
@@ -125,25 +157,24 @@ class _Lowering:
             self.uses_pipe = self.uses_pipe or name == "_"
             if name in TABLES:
                 aliased = after is not None and _said(after).upper() == "AS"
-                self._name_table(token.start, token.end + 1, token.text, TABLES[name], aliased)
+                table = TABLES[name]
+                view = table.both if self.words & table.aliases.keys() else table.view
+                self._read(token.start, token.end + 1, view, aliased)
 
-    def _name_table(self, start: int, end: int, name: str, table: Table, aliased: bool) -> None:
-        new = f"{self.facts.schema}.{table.view}"
+    def _name_table(self, name: exp.Identifier, table: LqlTable, *, both: bool) -> None:
+        aliased = isinstance(name.parent, exp.Table) and bool(name.parent.alias)
+        view = table.both if both else table.view
+        self._read(name.meta["start"], name.meta["end"] + 1, view, aliased)
+
+    def _read(self, start: int, end: int, view: str, aliased: bool) -> None:
         # `EDGES.entity` must go on meaning the same table.
-        alias = "" if aliased else f" AS {name}"
-        self.edits.append((start, end, new + alias))
-
-    def _order_by_all(self) -> None:
-        # The reference's grammar takes any word as a column's name, so ORDER BY ALL arrives as ORDER BY "all"; no
-        # table of ours has such a column.
-        for before, token, _ in _triples(self.tokens):
-            quoted = self.part.text[token.start : token.end + 1] == '"all"'
-            if quoted and before is not None and _said(before).upper() in ("ORDER BY", "BY"):
-                self.edits.append((token.start, token.end + 1, "ALL"))
+        typed = self.part.text[start:end].strip('"')
+        alias = "" if aliased else f" AS {typed}"
+        self.edits.append((start, end, f"{self.facts.schema}.{view}{alias}"))
 
     # -- NEAREST TO ---------------------------------------------------------------------------------------
 
-    def _nearest_calls(self, tree: exp.Expr | None) -> int:
+    def _nearest_calls(self) -> int:
         found = 0
         for i, token in enumerate(self.tokens):
             if _said(token) != NEAREST_FUNCTION or _said(self.tokens[i + 1]) != "(":
@@ -156,7 +187,6 @@ class _Lowering:
             self._nearest_call(
                 (token.start, self.tokens[close].end + 1), str(source), str(entity), layer, basis, aliased
             )
-        self._nearest_sources(tree)
         return found
 
     def _arguments(self, text: str) -> list[str | int | None]:
@@ -195,15 +225,11 @@ class _Lowering:
         alias = "" if aliased else f" AS {source}"
         self.edits.append((*span, new + alias))
 
-    def _nearest_sources(self, tree: exp.Expr | None) -> None:
-        for node in [] if tree is None else tree.find_all(exp.Table):
+    def _nearest_sources(self, tree: exp.Expr) -> None:
+        for node in tree.find_all(exp.Table):
             function = node.this
             if isinstance(function, exp.Anonymous) and function.name.lower() == NEAREST_FUNCTION:
-                source = function.expressions[0].name
-                if source.lower() in NEAREST:
-                    found = NEAREST[source.lower()]
-                    scope = node.find_ancestor(exp.Select)
-                    self.sources.append(_Source(found, node.alias or source, scope))
+                self.sources[id(node)] = NEAREST[function.expressions[0].name.lower()]
 
     def _nearest_defaults(self, tree: exp.Expr) -> None:
         """ORDER BY and LIMIT for a plain `SELECT ... FROM x NEAREST TO ...`: the nearest first, twenty of them."""
@@ -239,19 +265,42 @@ class _Lowering:
 
     # -- columns ------------------------------------------------------------------------------------------
 
-    def _columns(self, tree: exp.Expr) -> None:
-        for column in tree.find_all(exp.Column):
-            name = column.this
-            if not isinstance(name, exp.Identifier) or "start" not in name.meta:
-                continue
-            source = self._source_of(column)
-            if source is None:
-                continue
-            lowered = name.name.lower()
-            if source.table.view == "lql_entities" and lowered == "layer":
-                self._membership(name, column)
-            elif lowered in source.table.aliases:
-                self._rename(column, name, source.table.aliases[lowered])
+    def _memberships(self, scopes: list[Scope]) -> None:
+        """`layer = 5` on ENTITIES: whether one of its layers is 5."""
+        for scope in scopes:
+            if isinstance(scope.expression, exp.Select):
+                ours = {
+                    name: self.sources.get(id(node)) for name, (node, _) in scope.selected_sources.items()
+                }
+                for column in scope.find_all(exp.Column):
+                    table = ours.get(column.table) if column.table else _only(ours)
+                    if column.name == "layer" and table is not None and table.view == "lql_entities":
+                        self._membership(column)
+
+    def _membership(self, column: exp.Column) -> None:
+        predicate = column.parent
+        numbers: list[exp.Expr] = []
+        if isinstance(predicate, exp.Binary | exp.Between | exp.In) and predicate.this is column:
+            numbers = [n for n in predicate.iter_expressions() if n is not column]
+        literals = [n.this if isinstance(n, exp.Neg) else n for n in numbers]
+        if not literals or not all(isinstance(n, exp.Literal) and n.is_number for n in literals):
+            raise fail(
+                self.statement,
+                "ENTITIES has a list of layers, not one: write layer = 5 (or <, >, IN, BETWEEN), or use the column layers",
+            )
+        text, name = self.part.text, column.this.meta
+        start = column.args["table"].meta["start"] if column.table else name["start"]
+        end = max(n.meta["end"] for n in literals) + 1
+        end = text.index(")", end) + 1 if isinstance(predicate, exp.In) else end
+        comparison = text[name["end"] + 1 : end].strip()
+        # `layer <> 5` asks for entities without layer 5, not for those that have another one too.
+        negated = _NEGATION.match(comparison)
+        if negated:
+            comparison = ("= " if negated[0] in ("!=", "<>") else "") + comparison[negated.end() :].strip()
+        found = (
+            f"len(list_filter({text[start : name['start']]}layers, lambda one_layer: one_layer {comparison}))"
+        )
+        self.edits.append((start, end, f"({found} {'=' if negated else '>'} 0)"))
 
     def _mentioned_relations(self, tree: exp.Expr) -> None:
         for equality in tree.find_all(exp.EQ):
@@ -260,73 +309,17 @@ class _Lowering:
             if named and self.sources and isinstance(value, exp.Literal) and value.is_string:
                 self.relations.append(value.name)
 
-    def _source_of(self, column: exp.Column) -> _Source | None:
-        """Our table that a column belongs to by its qualifier, or because it is the query's only source."""
-        scope = column.find_ancestor(exp.Select)
-        here = [s for s in self.sources if s.scope is scope]
-        if column.table:
-            return next((s for s in here if s.name.lower() == column.table.lower()), None)
-        if len(here) != 1 or scope is None:
-            return None
-        source = scope.args.get("from_") or scope.args.get("from")
-        alone = source is not None and not scope.args.get("joins") and not scope.args.get("laterals")
-        lowered = column.name.lower()
-        return here[0] if alone and lowered not in here[0].table.columns else None
 
-    def _rename(self, column: exp.Column, name: exp.Identifier, new: str) -> None:
-        start, end = name.meta["start"], name.meta["end"] + 1
-        parent = column.parent
-        shown = isinstance(parent, exp.Select) and column.arg_key == "expressions"
-        # A projected column keeps the name by which it was asked for.
-        self.edits.append((start, end, f"{new} AS {name.sql('duckdb')}" if shown else new))
-
-    def _membership(self, name: exp.Identifier, column: exp.Column) -> None:
-        """`layer = 5` on ENTITIES: whether one of its layers is 5."""
-        at = next(i for i, t in enumerate(self.tokens) if t.start == name.meta["start"])
-        first = at - 2 if column.table else at
-        last = _predicate_end(self.tokens, at)
-        if last is None:
-            raise fail(
-                self.statement,
-                "ENTITIES has a list of layers, not one: write layer = 5 (or <, >, IN, BETWEEN), or use the column layers",
-            )
-        qualifier = self.part.text[self.tokens[first].start : name.meta["start"]]
-        operator = _said(self.tokens[at + 1]).upper()
-        # `layer <> 5` asks for entities without layer 5, not for those that have another one too.
-        negated = operator in ("!=", "<>", "NOT")
-        operand = self.part.text[self.tokens[at + 1].end + 1 : self.tokens[last].end + 1]
-        comparison = f"{'' if operator == 'NOT' else '=' if negated else operator}{operand}".strip()
-        found = f"len(list_filter({qualifier}layers, lambda one_layer: one_layer {comparison}))"
-        new = f"({found} {'=' if negated else '>'} 0)"
-        self.edits.append((self.tokens[first].start, self.tokens[last].end + 1, new))
+def _lower_names(tree: exp.Expr) -> exp.Expr:
+    """The tree with its names in lower case, as DuckDB compares them."""
+    for name in tree.find_all(exp.Identifier):
+        name.set("this", name.name.lower())
+    return tree
 
 
-def _visible_ctes(node: exp.Expr) -> set[str]:
-    """Lower-case names of the CTEs that a table name at this node would mean."""
-    names: set[str] = set()
-    inside: exp.Expr = node
-    parent = node.parent
-    while parent is not None:
-        clause = parent.args.get("with_") or parent.args.get("with")
-        if isinstance(clause, exp.With):
-            recursive = bool(clause.args.get("recursive"))
-            for cte in clause.expressions:
-                if inside is clause and _contains(cte, node):
-                    # A CTE sees itself only when it is recursive, and never those behind it.
-                    names |= {cte.alias.lower()} if recursive else set()
-                    break
-                names.add(cte.alias.lower())
-        inside, parent = parent, parent.parent
-    return names
-
-
-def _contains(tree: exp.Expr, node: exp.Expr) -> bool:
-    current: exp.Expr | None = node
-    while current is not None:
-        if current is tree:
-            return True
-        current = current.parent
-    return False
+def _only(tables: dict[str, LqlTable | None]) -> LqlTable | None:
+    """The table of a query that has one source alone, and that ours."""
+    return next(iter(tables.values())) if len(tables) == 1 else None
 
 
 def _said(token: Token) -> str:
@@ -341,29 +334,6 @@ def _closing(tokens: list[Token], opening: int) -> int:
         if depth == 0:
             return i
     raise AssertionError("DuckDB's parser accepted unbalanced brackets")
-
-
-def _predicate_end(tokens: list[Token], at: int) -> int | None:
-    """Index of the last token of a comparison whose left side is the token `at`; None for other forms."""
-    words = [_said(t).upper() for t in tokens[at + 1 : at + 3]]
-    if not words:
-        return None
-    if words[0] in _COMPARISONS:
-        return _number_end(tokens, at + 2)
-    if words[0] == "IN" or words == ["NOT", "IN"]:
-        opening = at + 2 if words[0] == "IN" else at + 3
-        return _closing(tokens, opening) if opening < len(tokens) and _said(tokens[opening]) == "(" else None
-    if words[0] == "BETWEEN":
-        middle = _number_end(tokens, at + 2)
-        if middle is not None and middle + 1 < len(tokens) and _said(tokens[middle + 1]).upper() == "AND":
-            return _number_end(tokens, middle + 2)
-    return None
-
-
-def _number_end(tokens: list[Token], at: int) -> int | None:
-    if at < len(tokens) and _said(tokens[at]) == "-":
-        at += 1
-    return at if at < len(tokens) and tokens[at].text.replace(".", "", 1).isdigit() else None
 
 
 def _triples(tokens: list[Token]) -> Iterator[tuple[Token | None, Token, Token | None]]:

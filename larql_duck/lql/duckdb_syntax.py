@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from larql_duck.lql.suggest import closest
 from larql_duck.lql.tokens import Kind, Tokens
+
+if TYPE_CHECKING:
+    import duckdb
 
 _KEYWORDS_TEXT = """
     SELECT DISTINCT FROM WHERE GROUP HAVING ORDER LIMIT OFFSET JOIN INNER LEFT RIGHT FULL OUTER CROSS USING UNION
     EXCEPT INTERSECT QUALIFY WINDOW BETWEEN LIKE ILIKE AND NOT NULL CASE WHEN THEN ELSE END NEAREST VALUES RECURSIVE
 """
 _KEYWORDS = tuple(_KEYWORDS_TEXT.split())
+_BEFORE_COLUMN = ("SELECT", "DISTINCT", "WHERE", "HAVING", "AND", "OR", "ON", "BY", "ORDER BY", "GROUP BY")
 
 _local = threading.local()
 
@@ -22,9 +26,7 @@ def duckdb_syntax_error(text: str) -> tuple[str, int] | None:
     """DuckDB's objection to a text that should be one SELECT, and the character offset it points to; None if it has none."""
     import duckdb
 
-    connection = getattr(_local, "connection", None)
-    if connection is None:
-        connection = _local.connection = duckdb.connect(":memory:")
+    connection = _connection()
     try:
         statements = connection.extract_statements(text)
     except duckdb.Error as error:
@@ -35,6 +37,16 @@ def duckdb_syntax_error(text: str) -> tuple[str, int] | None:
         if kind == duckdb.StatementType.SELECT or (kind == duckdb.StatementType.MULTI and _is_query(text)):
             return None
     return "only SELECT may stand here", 0
+
+
+def _connection() -> duckdb.DuckDBPyConnection:
+    """An empty database of this thread's own."""
+    import duckdb
+
+    if not hasattr(_local, "connection"):
+        _local.connection = duckdb.connect(":memory:")
+    connection: duckdb.DuckDBPyConnection = _local.connection
+    return connection
 
 
 def _is_query(text: str) -> bool:
@@ -54,6 +66,9 @@ def hint(tokens: Tokens, first: int, index: int) -> tuple[str, str | None]:
     if tokens.kinds[index] is Kind.STRING and tokens.raw(index).startswith('"'):
         name = tokens.values[index]
         return f' (in LQL "{name}" is a string: write `{name}` or AS "{name}" for a name)', None
+    for i in (index, index - 1):
+        if i >= max(first, 1) and _is_reserved(tokens, i):
+            return f" (a column of that name is written `{tokens.raw(i)}`)", None
     for i in (index, index - 1, index - 2):
         if i <= first or tokens.kinds[i] is not Kind.WORD or len(tokens.values[i]) < 3:
             continue
@@ -62,6 +77,19 @@ def hint(tokens: Tokens, first: int, index: int) -> tuple[str, str | None]:
         if meant and meant != word and word not in _KEYWORDS:
             return f"; did you mean {meant} instead of {tokens.raw(i)}?", meant
     return "", None
+
+
+def _is_reserved(tokens: Tokens, i: int) -> bool:
+    """Whether a word of DuckDB's own stands where a column's name does."""
+    if tokens.kinds[i] is not Kind.WORD or not (
+        tokens.is_operator(i - 1, ",") or tokens.is_word(i - 1, *_BEFORE_COLUMN)
+    ):
+        return False
+    rows = _connection().execute(
+        "SELECT 1 FROM duckdb_keywords() WHERE keyword_name = lower(?) AND keyword_category = 'reserved'",
+        [tokens.values[i]],
+    )
+    return rows.fetchone() is not None
 
 
 def _objection(connection: Any, text: str, fallback: str) -> tuple[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from larql_duck.lql.tokens import Kind, Parameter, Tokens, decode_string
+from larql_duck.lql.tokens import Parameter
 
 
 def string_texts(text: str) -> tuple[str, str]:
@@ -38,13 +38,3 @@ def literal_texts(value: Parameter) -> tuple[str, str]:
     else:
         written = f"CAST('{float(value)}' AS DOUBLE)"
     return written, written
-
-
-def literal_token(tokens: Tokens, i: int) -> tuple[str, str]:
-    """A string token, a bound parameter or any other token (as typed) outside places where "x" is a name."""
-    if i in tokens.bound:
-        return literal_texts(tokens.bound[i])
-    if tokens.kinds[i] is Kind.STRING:
-        return string_texts(decode_string(tokens.raw(i), keep_unknown=True))
-    typed = tokens.raw(i)
-    return typed, typed

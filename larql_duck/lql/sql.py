@@ -2,8 +2,7 @@
 
 Tokens are copied one by one, so the query that runs is the one that was typed: only quotes are changed (A string in
 double quotes becomes one in single quotes, a name in backticks one in double quotes), comments go, and NEAREST TO
-becomes a table function. Queries of the reference's small grammar are accepted first, by `small.py`; anything else is
-what DuckDB's parser accepts.
+becomes a table function. What is accepted is what DuckDB's parser accepts.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from larql_duck.lql.cursor import Cursor
 from larql_duck.lql.duckdb_syntax import duckdb_syntax_error, hint
 from larql_duck.lql.literals import literal_texts, name_texts, string_texts
 from larql_duck.lql.nearest import Nearest, is_nearest, read_nearest
-from larql_duck.lql.small import Rewrites, small_condition, small_query, small_value
 from larql_duck.lql.statements import NEAREST_FUNCTION, Sql
 from larql_duck.lql.tokens import Kind, Tokens, decode_string
 
@@ -54,34 +52,30 @@ def read_query(c: Cursor, stops: Stops, *, inside: bool = False) -> Sql:
     if c.word not in ("SELECT", "WITH"):
         raise c.unexpected("SELECT", "WITH")
     end, nearest = _find_end(c, first, stops, inside=inside)
-    rewrites = small_query(c, first, end, nearest) if c.tokens.is_word(first, "SELECT") else None
-    part = _Writer(c.tokens, first, end, rewrites or {}, nearest).write()
-    if rewrites is None:
-        part.check("", "")
+    part = _Writer(c.tokens, first, end, nearest).write()
+    part.check("", "")
     c.at = end
     return part.sql(query=True)
 
 
 def read_condition(c: Cursor, stops: Stops) -> Sql:
     """The condition at the cursor, up to a clause of the statement around, `;`, `|>` or the end."""
-    return _read_expression(c, stops, small_condition, "a condition")
+    return _read_expression(c, stops, "a condition")
 
 
 def read_value(c: Cursor, stops: Stops) -> Sql:
     """The value at the cursor, up to a comma, a clause of the statement around, `;`, `|>` or the end."""
-    return _read_expression(c, lambda i: stops(i) or c.tokens.is_operator(i, ","), small_value, "a value")
+    return _read_expression(c, lambda i: stops(i) or c.tokens.is_operator(i, ","), "a value")
 
 
-def _read_expression(c: Cursor, stops: Stops, small: Callable[..., Rewrites | None], what: str) -> Sql:
+def _read_expression(c: Cursor, stops: Stops, what: str) -> Sql:
     first = c.at
     end, nearest = _find_end(c, first, stops, inside=False)
     if end == first:
         raise c.unexpected(what)
-    rewrites = None if nearest else small(c, first, end)
-    part = _Writer(c.tokens, first, end, rewrites or {}, nearest).write()
-    if rewrites is None:
-        # CAST( ... AS ) takes exactly one expression: no lists, no clauses, no bare subqueries.
-        part.check("SELECT CAST(", " AS BOOLEAN)")
+    part = _Writer(c.tokens, first, end, nearest).write()
+    # CAST( ... AS ) takes exactly one expression: no lists, no clauses, no bare subqueries.
+    part.check("SELECT CAST(", " AS BOOLEAN)")
     c.at = end
     return part.sql(query=False)
 
@@ -202,11 +196,8 @@ class _Part:
 class _Writer:
     """Copies the tokens [first, end) into canonical LQL and into DuckDB's SQL."""
 
-    def __init__(
-        self, tokens: Tokens, first: int, end: int, rewrites: Rewrites, nearest: Mapping[int, Nearest]
-    ) -> None:
-        self.tokens, self.first, self.end = tokens, first, end
-        self.rewrites, self.nearest = rewrites, nearest
+    def __init__(self, tokens: Tokens, first: int, end: int, nearest: Mapping[int, Nearest]) -> None:
+        self.tokens, self.first, self.end, self.nearest = tokens, first, end, nearest
         self.lql: list[str] = []
         self.text: list[str] = []
         self.starts: list[int] = []
@@ -238,10 +229,9 @@ class _Writer:
     def _token(self, i: int) -> None:
         kind, value = self.tokens.kinds[i], self.tokens.values[i]
         space = i > self.first and self._space(i)
+        self._check_list(i)
         if i in self.tokens.bound:
             lql, text = literal_texts(self.tokens.bound[i])
-        elif i in self.rewrites:
-            lql, text = self.rewrites[i]
         elif kind is Kind.STRING:
             lql, text = self._string(i)
         elif kind is Kind.NAME:
@@ -259,6 +249,15 @@ class _Writer:
             elif value == ")" and len(self.selects) > 1:
                 self.selects.pop()
         self._emit(lql, text, i, space=space)
+
+    def _check_list(self, i: int) -> None:
+        """`entity IN "France"` would ask DuckDB for parts of the word France."""
+        tokens = self.tokens
+        alone = (
+            tokens.kinds[i] in (Kind.STRING, Kind.NUMBER) and i > self.first and tokens.is_word(i - 1, "IN")
+        )
+        if alone and not tokens.is_word(i - 4, "POSITION"):
+            raise tokens.error(f"IN takes a list: write IN ({tokens.raw(i)})", tokens.starts[i])
 
     def _string(self, i: int) -> tuple[str, str]:
         literal = self.tokens.raw(i)

@@ -219,7 +219,7 @@ def test_queries_that_sqlglot_cannot_take_apart_find_their_tables(
     monkeypatch.setattr(Sql, "tree", property(unreadable))
     assert rows(
         s,
-        'SELECT e.target FROM EDGES AS e JOIN model_graph ON subject = e.entity WHERE e.entity = "Japan" LIMIT 1',
+        'SELECT e.target FROM EDGES AS e JOIN model_graph AS g ON g.subject = e.entity WHERE e.entity = "Japan" LIMIT 1',
     )
     assert rows(s, "SELECT count(*) FROM FEATURES") == [(400,)]
     assert rows(s, 'DESCRIBE "Japan" |> SELECT count(*) FROM _') == [(2,)]

@@ -30,25 +30,25 @@ SELECT * FROM lq.walk_vectors('The capital of France is', p_basis := 'context', 
 ----
 SELECT relationship, object FROM lq.model_graph AS model_graph WHERE subject = 'France'
 ----
-SELECT * FROM lq.lql_edges AS EDGES
+SELECT * EXCLUDE (subject, relationship, object) FROM lq.lql_edges AS EDGES
 ----
 select entity, target from lq.lql_edges AS edges where relation = 'capital' order by confidence desc, entity, score limit 10
 ----
-SELECT entity AS subject, EDGES.target AS object FROM lq.lql_edges AS EDGES WHERE target = 'Paris' ORDER BY entity
+SELECT subject, EDGES.object FROM lq.lql_edges AS EDGES WHERE object = 'Paris' ORDER BY subject
 ----
 SELECT "from" FROM lq.lql_edges AS EDGES WHERE "and" = 5
 ----
-SELECT * FROM lq.lql_edges AS EDGES WHERE entity IN (NULL) AND layer IN (5)
+SELECT * EXCLUDE (subject, relationship, object) FROM lq.lql_edges AS EDGES WHERE entity IN ('France') AND layer IN (5)
 ----
 -- Needs the functions that a larql_duck session registers (lq_udf_entity_vectors, lq_udf_distances); the DuckDB CLI does not have them.
-SELECT * FROM lq.nearest_edges('France', 4, p_basis := 'embedding') AS EDGES ORDER BY distance LIMIT 2 OFFSET 1
+SELECT * EXCLUDE (subject, relationship, object) FROM lq.nearest_edges('France', 4, p_basis := 'embedding') AS EDGES ORDER BY distance LIMIT 2 OFFSET 1
 ----
 -- Needs the functions that a larql_duck session registers (lq_udf_entity_vectors, lq_udf_distances); the DuckDB CLI does not have them.
-SELECT * FROM lq.nearest_edges('France', 4, p_basis := 'embedding') AS EDGES ORDER BY score LIMIT 20 OFFSET 1
+SELECT * EXCLUDE (subject, relationship, object) FROM lq.nearest_edges('France', 4, p_basis := 'embedding') AS EDGES ORDER BY score LIMIT 20 OFFSET 1
 ----
 SELECT e.entity, f.token FROM lq.lql_edges AS e JOIN lq.lql_features f USING (layer, feature) WHERE e.layer = 3
 ----
-WITH edges AS (SELECT * FROM lq.lql_edges AS EDGES WHERE score > 1) SELECT relation, count(*) FROM edges GROUP BY ALL ORDER BY ALL
+WITH edges AS (SELECT * EXCLUDE (subject, relationship, object) FROM lq.lql_edges AS EDGES WHERE score > 1) SELECT relation, count(*) FROM edges GROUP BY ALL ORDER BY ALL
 ----
 SELECT entity FROM lq.lql_entities AS ENTITIES WHERE (len(list_filter(layers, lambda one_layer: one_layer = 5)) > 0) AND n_facts > 2
 ----
@@ -73,6 +73,35 @@ SELECT * FROM my_table, main.edges, lq.model_graph AS g
 SELECT [x * 2 for x in layers] AS doubled FROM lq.relations AS RELATIONS
 ----
 SELECT entity, row_number() OVER (ORDER BY score, entity, target) AS n FROM lq.lql_edges AS EDGES QUALIFY n < 3
+----
+SELECT e.entity FROM lq.lql_edges e WHERE EXISTS (SELECT 1 FROM lq.lql_edges AS EDGES WHERE subject = e.subject)
+----
+SELECT subject FROM (SELECT * EXCLUDE (relationship, object) FROM lq.lql_edges AS EDGES)
+----
+SELECT subject FROM lq.lql_edges AS EDGES JOIN lq.lql_features AS FEATURES USING (layer, feature)
+----
+SELECT l.subject FROM lq.lql_facts f, LATERAL (SELECT * EXCLUDE (relationship, object) FROM lq.lql_edges AS EDGES WHERE entity = f.subject) l
+----
+WITH Strong AS (SELECT * EXCLUDE (relationship) FROM lq.lql_edges AS EDGES WHERE score > 1) SELECT subject, object FROM strong
+----
+SELECT subject FROM (SELECT * EXCLUDE (relationship, object) FROM lq.lql_edges AS EDGES WHERE layer = 5 UNION ALL SELECT * EXCLUDE (relationship, object) FROM lq.lql_edges AS EDGES WHERE layer = 8)
+----
+SELECT entity FROM lq.lql_edges AS EDGES WHERE target IN (SELECT object FROM lq.lql_facts AS FACTS) UNION SELECT subject FROM lq.lql_graph AS model_graph
+----
+SELECT (SELECT max(subject) FROM lq.lql_edges AS EDGES WHERE object = g.target) AS other FROM lq.lql_graph g
+----
+SELECT * EXCLUDE (subject) FROM (SELECT * EXCLUDE (relationship, object) FROM lq.lql_edges AS EDGES) WHERE subject = 'France'
+----
+SELECT e.* EXCLUDE (subject, relationship, object), f.token FROM lq.lql_edges e JOIN lq.lql_features f USING (layer, feature) WHERE e.subject = 'France'
+----
+SELECT * EXCLUDE (e.subject, e.relationship, e.object, f.entity, f.relationship, f.target) FROM lq.lql_edges e JOIN lq.lql_facts f ON e.subject = f.entity WHERE f.relationship = 'capital'
+----
+SELECT * EXCLUDE(entity, relationship, target, subject) REPLACE(upper(object) AS object) FROM lq.lql_edges AS EDGES
+----
+WITH a AS (SELECT * EXCLUDE (relationship, object) FROM lq.lql_edges AS EDGES) SELECT subject FROM a SEMI JOIN lq.facts AS FACTS USING (subject)
+----
+-- Needs the functions that a larql_duck session registers (lq_udf_entity_vectors, lq_udf_distances); the DuckDB CLI does not have them.
+SELECT subject, distance FROM lq.nearest_edges('France', 4, p_basis := 'embedding') AS EDGES ORDER BY distance LIMIT 20
 ----
 SELECT * FROM lq.show_layers ORDER BY layer
 ----

@@ -56,7 +56,7 @@ def maybe(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=8)
 columns = st.sampled_from(
-    ["entity", "relation", "target", "layer", "confidence", "limit", "order", "status"]
+    ["entity", "relation", "target", "layer", "confidence", "`limit`", "`order`", "status"]
 ) | names.map(lambda n: "`" + n.replace("`", "``") + "`")
 literals = st.one_of(
     texts.map(quote),
@@ -64,22 +64,22 @@ literals = st.one_of(
     integers.map(str),
     floats.map(lambda f: format(f, ".3f")),
 )
-values = st.recursive(
-    literals, lambda v: st.lists(v, max_size=3).map(lambda i: f"({', '.join(i)})"), max_leaves=4
+comparisons = st.one_of(
+    st.builds(
+        "{} {} {}".format, columns, st.sampled_from(["=", "!=", "<", ">", "<=", ">=", "LIKE"]), literals
+    ),
+    st.builds("{} IN ({})".format, columns, st.lists(literals, max_size=3).map(", ".join)),
 )
-comparisons = st.builds(
-    "{} {} {}".format, columns, st.sampled_from(["=", "!=", "<", ">", "<=", ">=", "LIKE", "IN"]), values
-)
-small_conditions = st.lists(comparisons, min_size=1, max_size=3).map(" AND ".join)
-quoted = columns.filter(lambda c: c not in ("limit", "order"))
+plain_conditions = st.lists(comparisons, min_size=1, max_size=3).map(" AND ".join)
+
 sql_conditions = st.recursive(
     st.one_of(
-        st.builds("{} = {}".format, quoted, literals),
-        st.builds("{} BETWEEN {} AND {}".format, quoted, literals, literals),
-        st.builds("{} IS NOT NULL".format, quoted),
-        st.builds("lower({}) NOT ILIKE {}".format, quoted, literals),
-        st.builds("{} IN ({}, {})".format, quoted, literals, literals),
-        st.builds('{} IN (SELECT "x".{} FROM "x")'.format, quoted, quoted),
+        st.builds("{} = {}".format, columns, literals),
+        st.builds("{} BETWEEN {} AND {}".format, columns, literals, literals),
+        st.builds("{} IS NOT NULL".format, columns),
+        st.builds("lower({}) NOT ILIKE {}".format, columns, literals),
+        st.builds("{} IN ({}, {})".format, columns, literals, literals),
+        st.builds('{} IN (SELECT "x".{} FROM "x")'.format, columns, columns),
     ),
     lambda c: st.one_of(
         st.builds("({} OR {})".format, c, c),
@@ -88,30 +88,30 @@ sql_conditions = st.recursive(
     ),
     max_leaves=4,
 )
-conditions = small_conditions | sql_conditions
+conditions = plain_conditions | sql_conditions
 nearest = st.builds(
     " NEAREST TO {} AT LAYER {}{}".format,
     texts.map(quote),
     integers,
     st.sampled_from(["", " BASIS CONTEXT", " BASIS EMBEDDING"]),
 )
-small_queries = st.builds(
+plain_queries = st.builds(
     "SELECT {} FROM {}{}{}{}{}".format,
     st.just("*") | st.lists(columns, min_size=1, max_size=3).map(", ".join),
     st.sampled_from(["EDGES", "features", "Entities"]),
     st.just("") | nearest,
-    st.just("") | small_conditions.map(" WHERE {}".format),
+    st.just("") | plain_conditions.map(" WHERE {}".format),
     st.just("") | st.builds(" ORDER BY {}{}".format, columns, st.sampled_from(["", " ASC", " DESC"])),
     st.just("") | st.integers(0, 2**31).map(" LIMIT {}".format),
 )
 sql_queries = st.builds(
     '{}SELECT {}, count(*) AS "n" FROM model_graph AS g JOIN "t"{} ON g.subject = t."a" WHERE {} GROUP BY ALL'.format,
     st.sampled_from(["", 'WITH a AS (SELECT 1), "b" AS (SELECT 2) ']),
-    quoted,
+    columns,
     st.just("") | nearest,
     sql_conditions,
 )
-queries = small_queries | sql_queries
+queries = plain_queries | sql_queries
 
 
 def _query(text: str) -> s.Sql:
@@ -135,7 +135,7 @@ def _assigned(text: str) -> s.Sql:
 query_parts = queries.map(_query)
 where_parts = conditions.map(_where)
 assignments = st.builds(
-    s.Assignment, st.sampled_from(["target", "confidence", "layer", "where"]) | names, values.map(_assigned)
+    s.Assignment, st.sampled_from(["target", "confidence", "layer", "where"]) | names, literals.map(_assigned)
 )
 
 # ---- statements
