@@ -21,7 +21,7 @@ BLUE, ORANGE, GREEN, GREY = "#2f6fb2", "#d9822b", "#2a9d58", "#9aa4ae"
 _WIDTH, _HEIGHT = 760, 190
 _LONGEST = 60
 
-Rows = Sequence[Mapping[str, Any]]
+Records = Sequence[Mapping[str, Any]]
 
 
 def trace_chart(table: pa.Table, *, prompt: str = "", token: str | None = None) -> alt.VConcatChart:
@@ -128,7 +128,7 @@ def check_chart(table: pa.Table) -> alt.VConcatChart:
 # -- the quality report ---------------------------------------------------------------------------------------
 
 
-def accuracy_chart(relations: Rows) -> alt.LayerChart:
+def accuracy_chart(relations: Records) -> alt.LayerChart:
     """Accuracy and mean confidence of each relation; a relation without reference answers says so."""
     alt = altair()
     rows = [{**r, "name": f"{r['relation']} ({r['facts']} facts)"} for r in relations]
@@ -155,7 +155,7 @@ def accuracy_chart(relations: Rows) -> alt.LayerChart:
     return bars + notes
 
 
-def calibration_chart(bins: Mapping[str, Rows]) -> alt.LayerChart:
+def calibration_chart(bins: Mapping[str, Records]) -> alt.LayerChart:
     """Reliability curves by name: bins with probability, accuracy and count n, beside the diagonal."""
     alt = altair()
     rows = [{**point, "series": name} for name, points in bins.items() for point in points]
@@ -194,7 +194,7 @@ def effect_chart(drops: Mapping[str, Sequence[float]]) -> alt.Chart:
     )
 
 
-def layers_chart(relations: Rows) -> alt.Chart:
+def layers_chart(relations: Records) -> alt.Chart:
     """Relations by layers: the share of the facts' direct contributions that each layer holds; darker is more."""
     alt = altair()
     rows = [
@@ -224,7 +224,7 @@ def layers_chart(relations: Rows) -> alt.Chart:
 
 def _panel(
     title: str,
-    rows: Rows,
+    rows: Records,
     category: str,
     series: Mapping[str, str],
     *,
@@ -279,7 +279,7 @@ def _long(
     ]
 
 
-def _data(rows: Rows, *columns: str) -> alt.Data:
+def _data(rows: Records, *columns: str) -> alt.Data:
     return altair().Data(values=[{name: row[name] for name in columns} for row in rows])
 
 
@@ -289,7 +289,7 @@ def _column(title: str, subtitle: str, panels: Sequence[Any]) -> alt.VConcatChar
     return alt.vconcat(*panels, title=heading).resolve_scale(color="independent", x="independent")
 
 
-def _share(rows: Rows, kept: str, total: str) -> float | None:
+def _share(rows: Records, kept: str, total: str) -> float | None:
     count = sum(row[total] or 0 for row in rows)
     return sum(row[kept] or 0 for row in rows) / count if count else None
 

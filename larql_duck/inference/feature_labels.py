@@ -1,26 +1,24 @@
-"""What is known about features by name: their relation and the token they write, looked up for few or for all."""
+"""Labels of features: their relation and the token that they promote, looked up for few or for all."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import duckdb
 import pyarrow as pa
 
 from larql_duck.aliases import Slot
+from larql_duck.catalog.arrow import SCHEMAS
+from larql_duck.catalog.sql_files import sql_query
 from larql_duck.vindex.store import Vindex
 
 SCHEMA = pa.schema(
-    [
-        pa.field("layer", pa.int32()),
-        pa.field("feature", pa.int32()),
-        pa.field("relation", pa.string()),
-        pa.field("top_token", pa.string()),
-    ]
+    [SCHEMAS["features"].field(name) for name in ("layer", "feature", "relation", "top_token")]
 )
 # A cluster's label counts from this confidence on, as in RELATIONS ONLY of the other statements.
 CONFIDENT = 0.5
 
-Labels = Callable[[Sequence["Slot"] | None], pa.Table]
+Labels = Callable[[Sequence[Slot] | None], pa.Table]
 """labels(slots) gives the rows (SCHEMA) of those features; labels(None) those of every feature with a label that
 counts as known: from probing, from a patch, or from a confident cluster."""
 
@@ -35,34 +33,21 @@ def labels_of(vindex: Vindex) -> Labels:
     tables: list[pa.Table] = []
 
     def labels(slots: Sequence[Slot] | None) -> pa.Table:
-        import duckdb
-
         if not tables:
             tables.extend([vindex.table("features"), vindex.table("clusters")])
         with duckdb.connect() as con:
             con.register("features", tables[0])
             con.register("clusters", tables[1])
-            return ask(lambda sql, values: con.sql(sql, params=values).to_arrow_table(), slots)
+            return query_labels(lambda sql, values: con.sql(sql, params=values).to_arrow_table(), slots)
 
     return labels
 
 
-def ask(
-    run: Callable[[str, list[object]], pa.Table], slots: Sequence[Slot] | None, schema: str = ""
+def query_labels(
+    run: Callable[[str, list[object]], pa.Table], slots: Sequence[Slot] | None, schema: str = "main"
 ) -> pa.Table:
-    """The rows that `run` gives for the lookup of `slots` (None: all known ones) in schema.features."""
-    prefix = f"{schema}." if schema else ""
-    columns = "f.layer, f.feature, f.relation, f.top_token"
+    """The rows that `run` gives for the lookup of `slots` (None: all known ones) in the tables of `schema`."""
     if slots is None:
-        sql = (
-            f"SELECT {columns} FROM {prefix}features AS f LEFT JOIN {prefix}clusters AS c USING (cluster_id)"
-            " WHERE f.relation IS NOT NULL AND (f.relation_source IN ('probe', 'patch') OR c.confidence >= $1)"
-            " ORDER BY f.layer, f.feature"
-        )
-        return run(sql, [CONFIDENT]).cast(SCHEMA)
-    sql = (
-        f"SELECT {columns} FROM {prefix}features AS f"
-        " JOIN (SELECT unnest($1::INTEGER[]) AS layer, unnest($2::INTEGER[]) AS feature) AS s"
-        " ON s.layer = f.layer AND s.feature = f.feature"
-    )
-    return run(sql, [[layer for layer, _ in slots], [feature for _, feature in slots]]).cast(SCHEMA)
+        return run(sql_query("known_labels", schema), [CONFIDENT]).cast(SCHEMA)
+    places: list[object] = [[layer for layer, _ in slots], [feature for _, feature in slots]]
+    return run(sql_query("slot_labels", schema), places).cast(SCHEMA)

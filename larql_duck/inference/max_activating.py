@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from larql_duck.catalog import quoted
 from larql_duck.catalog.forward_tables import SCHEMAS
 from larql_duck.files import replacing
 from larql_duck.inference.activation_stats import FeatureStats
@@ -141,13 +141,7 @@ def _features(layers: Sequence[FeatureStats], tokens: int) -> pa.Table:
 
 def _sorted(placed: Path, features: Path, out: Path) -> None:
     """Join contexts and features and write them in order; DuckDB sorts on disk where memory is short."""
-    import duckdb
-
-    columns = ", ".join(f'"{f.name}"' for f in SCHEMAS["contexts"])
-    with duckdb.connect() as con:
-        con.execute(f"SET temp_directory = {quoted(str(out.parent))}")
-        con.execute(
-            f"COPY (SELECT {columns} FROM read_parquet({quoted(str(placed))}) AS c"
-            f" JOIN read_parquet({quoted(str(features))}) AS f USING (layer, feature)"
-            f" ORDER BY layer, feature, rank) TO {quoted(str(out))} (FORMAT parquet, COMPRESSION zstd)"
-        )
+    columns = ", ".join(f'"{name}"' for name in SCHEMAS["contexts"].names)
+    with duckdb.connect(config={"temp_directory": str(out.parent)}) as con:
+        rows = con.read_parquet(str(placed)).join(con.read_parquet(str(features)), "layer, feature")
+        rows.order("layer, feature, rank").project(columns).write_parquet(str(out), compression="zstd")

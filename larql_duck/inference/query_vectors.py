@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from larql_duck.errors import SemanticError
-
-if TYPE_CHECKING:
-    from larql_duck.inference.engine import Engine
-    from larql_duck.models.tokenizer import Tokenizer
-    from larql_duck.vindex.store import Vindex
+from larql_duck.inference.engine import Engine
+from larql_duck.models.tokenizer import Tokenizer, load_tokenizer
+from larql_duck.vindex.store import Vindex
 
 BASES = ("embedding", "context")
 # The neutral first word before an entity or a token; a BOS comes before it where the tokenizer adds one.
@@ -27,14 +23,10 @@ class QueryVectors:
     def __init__(self, vindex: Vindex, engine: Callable[[], Engine]) -> None:
         self._vindex = vindex
         self._engine = engine
-        # Hooks belong to the model: one pass at a time.
-        self._passing = threading.Lock()
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
-        from larql_duck.models.tokenizer import load_tokenizer
-
         return load_tokenizer(self._vindex.tokenizer_files(), self._vindex.vocab)
 
     def prompt(self, prompt: str, basis: str, layers: Sequence[int]) -> np.ndarray:
@@ -73,6 +65,5 @@ class QueryVectors:
 
     def _context(self, prompt: str, layers: Sequence[int]) -> np.ndarray:
         self._vindex.require("inference", "BASIS CONTEXT")
-        with self._passing:
-            captured = self._engine().capture(prompt, ["ffn_input"]).need("ffn_input")
-        return np.ascontiguousarray(captured[list(layers), 0].float().cpu().numpy())
+        inputs = self._engine().capture(prompt, ["ffn_input"]).need("ffn_input")
+        return np.ascontiguousarray(inputs[list(layers), 0].float().cpu().numpy())

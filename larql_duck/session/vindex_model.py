@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from larql_duck.editing.knn import DatabaseFacts
 from larql_duck.errors import VindexError
-from larql_duck.inference.feature_labels import ask
+from larql_duck.inference.feature_labels import query_labels
 from larql_duck.session.udfs.forward import model_functions
 from larql_duck.session.udfs.vectors import Failures, watched
 from larql_duck.vindex.bands import layer_bands
@@ -33,7 +33,7 @@ def model_of_vindex(session: Session, vindex: Vindex, settings: Settings | None 
         return session.run_sql(sql, values).arrow()
 
     def labels(slots: Sequence[Slot] | None) -> pa.Table:
-        return ask(run, slots, session.schema)
+        return query_labels(run, slots, session.schema)
 
     def probes() -> dict[str, list[str]]:
         sql = f"SELECT relation, list(DISTINCT prompt) FROM {session.schema}.probes GROUP BY relation"
