@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from functools import partial
 
 import torch
@@ -12,6 +11,7 @@ from larql_duck.errors import LarqlError
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.hooks import watch_activations
 from larql_duck.inference.predict import prompt_groups
+from larql_duck.spelling import did_you_mean
 
 # How many prompts stand for a relation, for all others, and for text in general.
 PER_RELATION = 64
@@ -99,9 +99,8 @@ def _named(relation: str, prompts: Mapping[str, Sequence[str]]) -> str:
         return name
     if not known:
         raise LarqlError("STEER needs probe prompts and there are none; run PROBE, or extract with probing")
-    close = get_close_matches(relation.strip().lower(), known, n=1, cutoff=0.6)
-    hint = f"did you mean {known[close[0]]}?" if close else "there are " + ", ".join(known.values())
-    raise LarqlError(f"no probe prompts for relation {relation!r}; {hint}")
+    hint = did_you_mean(relation.strip(), known.values())
+    raise LarqlError(f"no probe prompts for relation {relation!r}{hint}")
 
 
 def _add(total: torch.Tensor, counted: torch.Tensor, layer: int, activation: torch.Tensor) -> None:

@@ -33,10 +33,13 @@ def entities_of(entities: object) -> list[PackRow] | None:
         rows = [_row(number, name) for number, name in enumerate(entities, 1)]
     else:
         rows = _table_rows(_as_table(entities))
-    found = {row.subject: row for row in reversed(rows) if row.subject}
-    if not found:
+    first: dict[str, PackRow] = {}
+    for row in rows:
+        if row.subject:
+            first.setdefault(row.subject, row)
+    if not first:
         raise PackError("no entities; give at least one name", field="entities")
-    return [row for row in rows if found.get(row.subject) is row]
+    return list(first.values())
 
 
 def read_entities(path: str | Path) -> pa.Table:
@@ -82,8 +85,8 @@ def _row(number: int, value: object, text: object = None, objects: object = None
     subject = "" if value is None or value != value else str(value).strip()
     answers = split_answers(objects) if isinstance(objects, str) else objects
     listed = answers if isinstance(answers, (list, tuple)) else [answers]
-    kept = dict.fromkeys(str(a).strip() for a in listed if a is not None and str(a).strip())
-    return PackRow(number, subject, str(text or subject).strip(), tuple(kept), "")
+    unique = dict.fromkeys(str(a).strip() for a in listed if a is not None and str(a).strip())
+    return PackRow(number, subject, str(text or subject).strip(), tuple(unique), "")
 
 
 def _as_table(entities: Any) -> pa.Table:
@@ -119,11 +122,13 @@ def _table_rows(table: pa.Table) -> list[PackRow]:
     kind = table.schema.field(subject).type
     if types.is_nested(kind) or types.is_binary(kind):
         raise PackError(f"column {subject!r} holds {kind}; entities are texts", field="entities")
-    columns = [table.column(subject).to_pylist()]
-    for extra in ("text", "object"):
-        given = extra in names and names[extra] != subject
-        columns.append(table.column(names[extra]).to_pylist() if given else [None] * table.num_rows)
-    return [_row(number, *cells) for number, cells in enumerate(zip(*columns, strict=True), 1)]
+    extras = {n: names[n] for n in ("text", "object") if n in names and names[n] != subject}
+    columns = {
+        "value": subject,
+        **{"objects" if n == "object" else n: column for n, column in extras.items()},
+    }
+    rows = table.select(list(columns.values())).rename_columns(list(columns)).to_pylist()
+    return [_row(number, **row) for number, row in enumerate(rows, 1)]
 
 
 def _relations(relations: object, known: Pack) -> Iterable[Relation]:
@@ -158,11 +163,11 @@ def _custom(name: object, templates: object, known: Pack) -> Relation:
         problem = template_problem(template)
         if problem:
             raise PackError(f"relation {name!r}: {problem}", field="templates")
-    own = tuple(dict.fromkeys(given))
-    for relation in known.relations:
-        if relation_key(relation.name) == relation_key(name):
-            return replace(relation, templates=own, examples=())
-    return Relation(name, name, "custom", own, answer="phrase")
+    unique = tuple(dict.fromkeys(given))
+    relation = known.find(name)
+    if relation is not None:
+        return replace(relation, templates=unique, examples=())
+    return Relation(name, name, "custom", unique, answer="phrase")
 
 
 def _over(relation: Relation, rows: list[PackRow] | None) -> Relation:
@@ -179,8 +184,8 @@ def _suitable(rows: list[PackRow], known: Pack) -> list[Relation]:
     listed = {entity for relation in known.relations for entity in relation.entities}
     chosen = []
     for relation in known.relations:
-        own = set(relation.entities)
-        mine = [r for r in rows if r.subject in own or (relation.general and r.subject not in listed)]
-        if mine:
-            chosen.append(_over(relation, mine))
+        entities = set(relation.entities)
+        suited = [r for r in rows if r.subject in entities or (relation.general and r.subject not in listed)]
+        if suited:
+            chosen.append(relation.over_rows(suited))
     return chosen

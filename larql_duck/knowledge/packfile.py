@@ -74,12 +74,11 @@ def _used(fields: _PackFields, sources: _Sources) -> list[Relation]:
             fields.fail("entities", "needs a 'relation' beside it")
         return [r.limited(limit) for r in pack.relations]
     name = fields.text("relation")
-    known = {relation_key(r.name): r for r in pack.relations}
-    if relation_key(name) not in known:
+    relation = pack.find(name)
+    if relation is None:
         names = [r.name for r in pack.relations]
         message = f"relation: pack {other!r} has no relation {name!r}"
         unknown(message, name, names, path=fields.path, line=fields.line("relation"), field="relation")
-    relation = known[relation_key(name)]
     if "entities" in fields:
         relation = relation.over_rows(_entities(fields))
     return [relation.limited(limit)]

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
 from larql_duck.errors import PackError
 from larql_duck.knowledge.marked import PackRow
+from larql_duck.spelling import did_you_mean
 
 ANSWER_FORMS = ("name", "word", "phrase", "number", "symbol")
 SLOT = "{}"
-_SHOWN = 12
 _ARTICLES = ("the ", "a ", "an ")
 # Marks after which an answer follows without a blank, and what closes it.
 _OPENERS = {**dict(zip('"`<([“«', '"`>)]”»', strict=True)), **dict.fromkeys(".+#$", "")}
@@ -130,14 +129,20 @@ class Pack:
         ]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
+    def find(self, name: str) -> Relation | None:
+        """The relation of that name, None for an unknown one; case, blanks, - and _ do not matter."""
+        key = relation_key(name)
+        return next((r for r in self.relations if relation_key(r.name) == key), None)
+
     def relation(self, name: str) -> Relation:
-        """The relation of that name; case, blanks, - and _ do not matter. PackError names the nearest ones."""
-        wanted = relation_key(name)
-        for relation in self.relations:
-            if relation_key(relation.name) == wanted:
-                return relation
-        known = [r.name for r in self.relations]
-        unknown(f"pack {self.name!r} has no relation {name!r}", name, known, path=self.path, field="relation")
+        """The relation of that name, as `find` finds it. PackError names the nearest ones."""
+        relation = self.find(name)
+        if relation is None:
+            known = [r.name for r in self.relations]
+            unknown(
+                f"pack {self.name!r} has no relation {name!r}", name, known, path=self.path, field="relation"
+            )
+        return relation
 
     def select(self, relations: Iterable[str] | None = None, limit: int | None = None) -> Pack:
         """The pack with these relations only, in the order asked (None = all), `limit` subjects each."""
@@ -155,14 +160,8 @@ def relation_key(name: str) -> str:
 
 
 def unknown(
-    message: str, name: str, known: Sequence[str], *, path: Path | None, line: int | None = None, field: str
+    message: str, name: str, known: Iterable[str], *, path: Path | None, line: int | None = None, field: str
 ) -> NoReturn:
-    """Raises PackError: the message, then the nearest known names, or the first dozen when none is near."""
-    near = difflib.get_close_matches(relation_key(name), [relation_key(k) for k in known], n=3)
-    names = [k for k in known if relation_key(k) in near]
-    if names:
-        hint = f"did you mean {' or '.join(map(repr, names))}?"
-    else:
-        rest = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
-        hint = f"known: {', '.join(known[:_SHOWN])}{rest}"
-    raise PackError(f"{message}; {hint}", file=path, line=line, field=field)
+    """Raise PackError: the message, then the nearest known names, or the first dozen when none is near."""
+    hint = did_you_mean(name, known, n=3, key=relation_key, show=repr)
+    raise PackError(f"{message}{hint}", file=path, line=line, field=field)

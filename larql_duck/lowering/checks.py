@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from larql_duck.errors import SemanticError, VindexError
+from larql_duck.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from larql_duck.lowering.types import Catalog
@@ -80,19 +80,6 @@ def check_relations(
     for name in names:
         key = name.strip().lower()
         if key not in known:
-            raise fail(statement, f'no relation "{name}"{did_you_mean(name, known.values())}', field)
+            raise fail(statement, f'no relation "{name}"{did_you_mean(name, sorted(known.values()))}', field)
         spelled.append(known[key])
     return spelled
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """'; did you mean X?', or '; there are A, B, C' where nothing is close."""
-    names = sorted(set(known))
-    by_key = {n.lower(): n for n in names}
-    close = get_close_matches(word.lower(), by_key, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean {by_key[close[0]]}?"
-    if not names:
-        return ""
-    shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
-    return f"; there are {shown}"

@@ -10,10 +10,11 @@ import sqlglot
 from sqlglot import exp
 
 from larql_duck.errors import LqlSyntaxError
-from larql_duck.lowering.checks import did_you_mean, fail
+from larql_duck.lowering.checks import fail
 from larql_duck.lowering.names import TABLES
 from larql_duck.lowering.select import lower
 from larql_duck.lql.statements import Sql
+from larql_duck.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from larql_duck.lowering.types import Catalog
@@ -55,7 +56,7 @@ def set_columns(s: Update) -> list[str]:
     for assignment in s.assignments:
         name, place = _column_name(assignment.column), f"assignments.{assignment.column.lower()}"
         if name not in _EDGES.columns:
-            hint = did_you_mean(name, _EDGES.columns)
+            hint = did_you_mean(name, sorted(_EDGES.columns))
             raise fail(s, f"SET: EDGES has no column {assignment.column}{hint}", place)
         _columns(s, assignment.value, place)
         names.append(name)
@@ -140,7 +141,9 @@ def _columns(s: Delete | Update, part: Sql, field: str) -> frozenset[str]:
         name = _column_name(column.name)
         if name not in _EDGES.columns:
             raise fail(
-                s, f"EDGES has no column {column.name}{did_you_mean(column.name, _EDGES.columns)}", field
+                s,
+                f"EDGES has no column {column.name}{did_you_mean(column.name, sorted(_EDGES.columns))}",
+                field,
             )
         names.add(name)
     return frozenset(names)

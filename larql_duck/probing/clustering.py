@@ -278,24 +278,36 @@ def _lower_bound(count: int, n: int) -> float:
 def tables_of(vindex: Vindex, found: Clusters) -> dict[str, pa.Table]:
     """The tables clusters, feature_clusters, features and relations with these clusters in place of earlier ones."""
     d = found.directions
-    features = _features(vindex, found)
+    columns: dict[str, list[Any]] = {
+        "cluster_id": list(range(len(found.labels))),
+        "label": [x.text if x else None for x in found.labels],
+        "source": [x.source if x else None for x in found.labels],
+        "confidence": [x.confidence if x else None for x in found.labels],
+        "size": found.sizes(),
+        "top_tokens": found.top_tokens,
+    }
+    sure = [x and x.source != "tokens" and x.confidence >= CONFIDENT for x in found.labels]
+    names = [label if use else None for label, use in zip(columns["label"], sure, strict=True)]
+    members = as_table(
+        "feature_clusters", {"layer": d.layer, "feature": d.feature, "cluster_id": found.member}
+    )
+    others = drop_source(vindex.table("relations"), "cluster")
+    with duckdb.connect() as con:
+        con.register("features", vindex.table("features"))
+        con.register("feature_clusters", members)
+        con.register(
+            "cluster_names",
+            pa.table({"cluster_id": columns["cluster_id"], "name": pa.array(names, pa.string())}),
+        )
+        features = con.sql(sql_query("clustered_features")).to_arrow_table().cast(SCHEMAS["features"])
+        con.register("labelled_features", features)
+        con.register("known_relations", others)
+        relations = con.sql(sql_query("cluster_relations")).to_arrow_table().cast(SCHEMAS["relations"])
     return {
-        "clusters": as_table(
-            "clusters",
-            {
-                "cluster_id": list(range(len(found.labels))),
-                "label": [x.text if x else None for x in found.labels],
-                "source": [x.source if x else None for x in found.labels],
-                "confidence": [x.confidence if x else None for x in found.labels],
-                "size": found.sizes(),
-                "top_tokens": found.top_tokens,
-            },
-        ),
-        "feature_clusters": as_table(
-            "feature_clusters", {"layer": d.layer, "feature": d.feature, "cluster_id": found.member}
-        ),
+        "clusters": as_table("clusters", columns),
+        "feature_clusters": members,
         "features": features,
-        "relations": _relations(vindex, features),
+        "relations": pa.concat_tables([others, relations]),
     }
 
 
@@ -327,51 +339,3 @@ def files_of(found: Clusters) -> dict[str, bytes]:
         "relation_clusters.json": json.dumps(clusters, ensure_ascii=False).encode(),
         "feature_clusters.jsonl": "".join(lines).encode(),
     }
-
-
-def _features(vindex: Vindex, found: Clusters) -> pa.Table:
-    cluster_of = dict(zip(found.directions.slots(), found.member.tolist(), strict=True))
-    names = [
-        x.text if x and x.source != "tokens" and x.confidence >= CONFIDENT else None for x in found.labels
-    ]
-    table = vindex.table("features")
-    changed: dict[str, list[Any]] = {"relation": [], "relation_source": [], "cluster_id": []}
-    columns = table.select(["layer", "feature", "relation", "relation_source"]).to_pydict()
-    for layer, feature, relation, source in zip(*columns.values(), strict=True):
-        cluster = cluster_of.get((layer, feature))
-        if source in (None, "cluster"):
-            relation = None if cluster is None else names[cluster]
-            source = relation and "cluster"
-        for values, value in zip(changed.values(), (relation, source, cluster), strict=True):
-            values.append(value)
-    for name, values in changed.items():
-        field = SCHEMAS["features"].field(name)
-        table = table.set_column(table.schema.get_field_index(name), field, pa.array(values, field.type))
-    return table
-
-
-def _relations(vindex: Vindex, features: pa.Table) -> pa.Table:
-    """relations without earlier clusters' rows, and one for each cluster label that is no relation already."""
-    others = drop_source(vindex.table("relations"), "cluster")
-    known = set(others.column("relation").to_pylist())
-    layers: dict[str, list[int]] = defaultdict(list)
-    columns = features.select(["layer", "relation", "relation_source"]).to_pydict()
-    for layer, relation, source in zip(*columns.values(), strict=True):
-        if source == "cluster" and relation not in known:
-            layers[relation].append(layer)
-    names = sorted(layers)
-    n = len(names)
-    labelled = as_table(
-        "relations",
-        {
-            "relation": names,
-            "source": ["cluster"] * n,
-            "description": ["Found by clustering what features activate on and promote."] * n,
-            "templates": [[]] * n,
-            "n_facts": [0] * n,
-            "n_features": [len(layers[name]) for name in names],
-            "layers": [sorted(set(layers[name])) for name in names],
-            "examples": [[]] * n,
-        },
-    )
-    return pa.concat_tables([others, labelled])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from larql_duck.errors import PackError
 from larql_duck.knowledge.relations import SLOT, Pack, Relation
+from larql_duck.probing.packs import load_pack
 
 # Examples shown before a few-shot prompt, and subjects below which examples would be most of what is asked.
 SHOTS = 3
@@ -78,16 +81,12 @@ def _relations(
     asked: Pack | Iterable[Relation] | str | Path, names: Iterable[str] | None, limit: int | None
 ) -> list[Relation]:
     if isinstance(asked, str | Path):
-        from larql_duck.probing.packs import load_pack
-
         asked = load_pack(asked)
     pack = asked if isinstance(asked, Pack) else Pack("custom", tuple(asked))
     chosen = list(pack.select(names, limit).relations)
-    seen: set[str] = set()
-    for relation in chosen:
-        if relation.name in seen:
-            raise PackError(f"relation {relation.name!r} is given twice", file=pack.path, field="relation")
-        seen.add(relation.name)
+    for name, n in Counter(relation.name for relation in chosen).items():
+        if n > 1:
+            raise PackError(f"relation {name!r} is given twice", file=pack.path, field="relation")
     return chosen
 
 
@@ -104,11 +103,6 @@ def _fitting(chosen: Sequence[Relation], max_prompts: int) -> list[Relation]:
     lengths = [len(r.entities) for r in chosen]
     if sum(lengths) <= max_prompts:
         return list(chosen)
-    low, high = 0, max(lengths)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if sum(min(n, middle) for n in lengths) <= max_prompts:
-            low = middle
-        else:
-            high = middle - 1
-    return [replace(r.limited(low)) if len(r.entities) > low else r for r in chosen]
+    longest = range(max(lengths) + 1)
+    most = bisect_right(longest, max_prompts, key=lambda m: sum(min(n, m) for n in lengths)) - 1
+    return [r.limited(most) if len(r.entities) > most else r for r in chosen]

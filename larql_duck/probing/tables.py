@@ -62,17 +62,11 @@ def tables_of(
 
 def _fact_row(tokenizer: Tokenizer, relation: str, fact: ProbedFact) -> dict[str, object]:
     a, features = fact.answer, fact.features
-    return {
-        "subject": a.subject,
+    names = ("subject", "object", "rank", "p", "p_string", "prior", "n_templates")
+    return {name: getattr(a, name) for name in names} | {
         "relation": relation,
-        "object": a.object,
-        "rank": a.rank,
-        "p": a.p,
-        "p_string": a.p_string,
         "confidence": fact.confidence,
         "calibrated": fact.calibrated,
-        "prior": a.prior,
-        "n_templates": a.n_templates,
         "effect": features.effect if features else None,
         "specific": fact.specific.fact if fact.specific else None,
         "n_features": len(features.edges) if features else 0,
@@ -84,17 +78,12 @@ def _fact_row(tokenizer: Tokenizer, relation: str, fact: ProbedFact) -> dict[str
 
 
 def _edge_rows(relation: str, fact: ProbedFact) -> list[dict[str, object]]:
-    a, edges = fact.answer, fact.features.edges if fact.features else ()
+    edges = fact.features.edges if fact.features else ()
+    specific = fact.specific.edges if fact.specific else [None] * len(edges)
+    shared = {"subject": fact.answer.subject, "relation": relation, "object": fact.answer.object}
     return [
-        {
-            "subject": a.subject,
-            "relation": relation,
-            "object": a.object,
-            **vars(edge),
-            "specific": fact.specific.edges[i] if fact.specific else None,
-            "source": "probe",
-        }
-        for i, edge in enumerate(edges)
+        {**shared, **vars(edge), "specific": beyond, "source": "probe"}
+        for edge, beyond in zip(edges, specific, strict=True)
     ]
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import duckdb
 
 from larql_duck.errors import LarqlError, QueryError, SemanticError
-from larql_duck.lowering.checks import did_you_mean
 from larql_duck.lowering.names import TABLES
+from larql_duck.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from larql_duck.lql.statements import Position, Statement
@@ -72,11 +72,11 @@ def _unknown(what: str, name: str, statement: Statement, text: str) -> SemanticE
     source = text[place.start : place.end]
     if what == "column":
         used = {t for t in re.findall(r"\w+", source.lower()) if t in TABLES}
-        hint = did_you_mean(name, {c for t in used for c in (*TABLES[t].columns, *TABLES[t].aliases)})
+        hint = did_you_mean(name, sorted({c for t in used for c in (*TABLES[t].columns, *TABLES[t].aliases)}))
     elif name == "_":
         hint = ": it is the result piped in, as in DESCRIBE ... |> SELECT ... FROM _"
     else:
-        hint = did_you_mean(name, [n.upper() if n != "model_graph" else n for n in TABLES])
+        hint = did_you_mean(name, sorted(n.upper() if n != "model_graph" else n for n in TABLES))
     line, column = _place_of(name, source, place)
     return SemanticError(
         f"line {line}, column {column}: unknown {what} {name}{hint}", line=line, column=column

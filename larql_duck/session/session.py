@@ -25,7 +25,7 @@ from larql_duck.lowering import (
     transpiled,
     verb_of,
 )
-from larql_duck.lowering.checks import did_you_mean, need_vindex
+from larql_duck.lowering.checks import need_vindex
 from larql_duck.lowering.types import Catalog, EmptyCatalog
 from larql_duck.progress import Progress
 from larql_duck.result import Result
@@ -38,6 +38,7 @@ from larql_duck.session.udfs.asking import register_asking
 from larql_duck.session.udfs.vectors import Failures, register
 from larql_duck.session.vindex_catalog import ModelCatalog, VindexCatalog
 from larql_duck.session.vindex_model import model_of_vindex, open_for_passes, register_forward
+from larql_duck.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from larql_duck.editing.evaluate import Check
@@ -387,7 +388,7 @@ class Session:
         if step.relations and self._catalog.opened:
             names = self._catalog.relations()
             notices += [
-                f'no relation "{r}"{did_you_mean(r, names)}' for r in step.relations if r not in names
+                f'no relation "{r}"{did_you_mean(r, sorted(names))}' for r in step.relations if r not in names
             ]
         return notices
 

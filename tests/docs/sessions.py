@@ -66,7 +66,9 @@ class Runner:
         command = re.sub(r"^larql-duck\b", lambda _: _PROGRAM, command)
         bin_path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         # The package is found beside the tests, wherever the page's directory is.
-        path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+        path = os.pathsep.join(
+            [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        )
         environment = os.environ | {"PATH": bin_path, "PYTHONPATH": path}
         done = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment)
         if done.returncode:

@@ -323,7 +323,7 @@ def test_yaml_that_is_not_utf8(tmp_path: Path) -> None:
 def test_an_unknown_pack_names_the_shipped_ones() -> None:
     with pytest.raises(PackError, match="no pack 'cor'; did you mean 'core'"):
         load_pack("cor")
-    with pytest.raises(PackError, match="no pack 'zzzz'; known: core, world"):
+    with pytest.raises(PackError, match="no pack 'zzzz'; there are core, world"):
         load_pack("zzzz")
 
 

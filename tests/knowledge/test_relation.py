@@ -83,7 +83,7 @@ def test_an_unknown_relation_names_the_nearest() -> None:
     with pytest.raises(PackError, match=r"no relation 'capitol'.*did you mean 'capital'") as caught:
         load_pack("core", relations=["capitol"])
     assert caught.value.field == "relation"
-    with pytest.raises(PackError, match=r"no relation 'zzz'; known: capital, .* and \d+ more$"):
+    with pytest.raises(PackError, match=r"no relation 'zzz'; there are capital, .* and \d+ more$"):
         load_pack("world", relations=["zzz"])
 
 

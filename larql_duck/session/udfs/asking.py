@@ -128,8 +128,8 @@ class Asker:
 
     def _relation(self, key: str) -> Relation:
         from larql_duck.knowledge.relations import Relation, relation_key
-        from larql_duck.lowering.checks import did_you_mean
         from larql_duck.probing.packs import known_relations
+        from larql_duck.spelling import did_you_mean
 
         shipped = {relation_key(name): r for name, r in known_relations().items()}
         own = self._own_templates()
@@ -144,7 +144,7 @@ class Asker:
             return shipped[key]
         names = [name for name, _ in own.values()] + list(known_relations())
         raise SemanticError(
-            f"lq_ask: no relation {key!r}{did_you_mean(key, names)}; "
+            f"lq_ask: no relation {key!r}{did_you_mean(key, sorted(names))}; "
             'new ones come by PROBE ... RELATIONS "name" TEMPLATE "... {} ..."'
         )
 

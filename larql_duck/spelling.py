@@ -1,0 +1,30 @@
+"""What somebody may have meant by a name that is not known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+
+# Names that are listed where none is near.
+_LISTED = 12
+
+
+def did_you_mean(
+    word: str,
+    known: Iterable[str],
+    *,
+    n: int = 1,
+    key: Callable[[str], str] = str.lower,
+    show: Callable[[str], str] = str,
+) -> str:
+    """'; did you mean X?' with at most n of the known names, '; there are A, B, C' where none is near, '' without any.
+
+    key makes of a name what is compared, show how it is written.
+    """
+    names = list(dict.fromkeys(known))
+    by_key = {key(name): name for name in names}
+    near = [show(by_key[k]) for k in get_close_matches(key(word), by_key, n=n)]
+    if near:
+        return f"; did you mean {' or '.join(near)}?"
+    rest = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"; there are {', '.join(names[:_LISTED])}{rest}" if names else ""
