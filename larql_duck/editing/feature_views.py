@@ -15,9 +15,10 @@ from larql_duck.patches.overlay import Overlay, OverlayRow
 from larql_duck.progress import Ticker
 
 if TYPE_CHECKING:
-    from larql_duck.editing.input_tokens import InputTokenRow, InputTokens
-    from larql_duck.editing.output_tokens import OutputTokenRow, OutputTokens
-    from larql_duck.extraction.table_rows import Vocabulary
+    from larql_duck.editing.input_tokens import InputTokens
+    from larql_duck.extraction.feature_inputs import ActivatingRow
+    from larql_duck.extraction.promoted_tokens import OutputHead, PromotedRow
+    from larql_duck.extraction.vocabulary import Vocabulary
     from larql_duck.vindex.store import Vindex
 
 TOKEN_FEATURES = 32
@@ -66,8 +67,8 @@ def slot_keys(slots: Sequence[Slot]) -> pa.Table:
 class _Measured:
     """What was computed about one slot, by the vectors that it was computed from."""
 
-    out: dict[bytes, OutputTokenRow] = field(default_factory=dict)
-    inner: dict[tuple[int, int | None, bytes, bytes], InputTokenRow] = field(default_factory=dict)
+    out: dict[bytes, PromotedRow] = field(default_factory=dict)
+    inner: dict[tuple[int, int | None, bytes, bytes], ActivatingRow] = field(default_factory=dict)
 
 
 class SlotShower:
@@ -78,7 +79,7 @@ class SlotShower:
         self.vindex = stored.vindex
         self.progress = progress
         self._cache = _Measured()
-        self._out: OutputTokens | None = None
+        self._out: OutputHead | None = None
         self._in: InputTokens | None = None
         self._words: Vocabulary | None = None
         self._least: np.ndarray | None = None
@@ -111,18 +112,18 @@ class SlotShower:
     def vocabulary(self) -> Vocabulary:
         """Tokens of the vindex, with who may be an answer."""
         if self._words is None:
-            from larql_duck.extraction.pipeline import vocabulary_of
+            from larql_duck.extraction.vocabulary import vocabulary_of
             from larql_duck.models.tokenizer import load_tokenizer
 
             self._words = vocabulary_of(load_tokenizer(self.vindex), self.vindex.vocab)
         return self._words
 
-    def outside(self) -> OutputTokens:
+    def outside(self) -> OutputHead:
         """The output head."""
         if self._out is None:
-            from larql_duck.editing.output_tokens import OutputTokens
+            from larql_duck.extraction.promoted_tokens import OutputHead
 
-            self._out = OutputTokens(self.vindex, self.vocabulary(), self.inside().k)
+            self._out = OutputHead.of(self.vindex, self.vocabulary(), keep=False)
         return self._out
 
     def inside(self) -> InputTokens:
@@ -133,18 +134,21 @@ class SlotShower:
             self._in = InputTokens(self.vindex, self.vocabulary())
         return self._in
 
-    def _out_rows(self, rows: Mapping[Slot, OverlayRow]) -> dict[Slot, OutputTokenRow]:
+    def _out_rows(self, rows: Mapping[Slot, OverlayRow]) -> dict[Slot, PromotedRow]:
         known = self._cache.out
         downs = {slot: row.down for slot, row in rows.items() if row.down is not None}
         missing = {d.tobytes(): d for d in downs.values() if d.tobytes() not in known}
         if missing:
-            found = self.outside().rows(np.stack(list(missing.values())))
-            known.update(zip(missing, found, strict=True))
+            import torch
+
+            columns = torch.from_numpy(np.stack(list(missing.values()), axis=1))
+            found = self.outside().search(columns, self.inside().k)
+            known.update(zip(missing, found.rows(), strict=True))
         return {slot: known[down.tobytes()] for slot, down in downs.items()}
 
     def _in_rows(
         self, rows: Mapping[Slot, OverlayRow], overlay: Overlay
-    ) -> tuple[dict[Slot, InputTokenRow], set[Slot], list[str]]:
+    ) -> tuple[dict[Slot, ActivatingRow], set[Slot], list[str]]:
         """In sides of the slots whose gate or up row differs; the slots for which that would take too long; notices."""
         from larql_duck.editing.input_tokens import MOST_WORK
 
@@ -217,8 +221,8 @@ class SlotShower:
         slot: Slot,
         row: OverlayRow,
         before: dict[str, Any] | None,
-        out: OutputTokenRow | None,
-        inner: InputTokenRow | None,
+        out: PromotedRow | None,
+        inner: ActivatingRow | None,
         unknown: bool,
     ) -> dict[str, Any]:
         """The slot's row of `features`; what no edit touches is as before."""
@@ -257,8 +261,8 @@ class SlotShower:
     def _feature_tokens(
         self,
         rows: Mapping[Slot, OverlayRow],
-        out: Mapping[Slot, OutputTokenRow],
-        inner: Mapping[Slot, InputTokenRow],
+        out: Mapping[Slot, PromotedRow],
+        inner: Mapping[Slot, ActivatingRow],
         unknown: set[Slot],
     ) -> pa.Table:
         """The feature_tokens of slots with new vectors: measured sides anew, the others as they were."""
@@ -278,7 +282,7 @@ class SlotShower:
             if slot in inner:
                 found = inner[slot]
                 z = (found.scores - found.mean) / (found.std or np.nan)
-                put(slot, "in", found.ids, found.scores, z, found.acts, self.inside().basis)
+                put(slot, "in", found.ids, found.scores, z, found.activations, self.inside().basis)
             if slot in out:
                 for i, side in enumerate(("out", "out_neg")):
                     put(slot, side, out[slot].ids[i], out[slot].scores[i], out[slot].z[i], None, "output")
@@ -297,7 +301,7 @@ class SlotShower:
         return both.sort_by([(name, "ascending") for name in ("layer", "feature", "side", "rank")])
 
     def _token_features(
-        self, inner: Mapping[Slot, InputTokenRow], unknown: set[Slot]
+        self, inner: Mapping[Slot, ActivatingRow], unknown: set[Slot]
     ) -> tuple[pa.Table, pa.Table]:
         """All rows of the tokens whose most specific features changed, and those tokens' ids."""
         ids = pa.schema([("token_id", pa.int32())])
@@ -311,7 +315,9 @@ class SlotShower:
                     "layer": pa.array(np.full(len(row.token_ids), slot[0]), pa.int32()),
                     "feature": pa.array(np.full(len(row.token_ids), slot[1]), pa.int32()),
                     "gate": pa.array(row.gates, pa.float32()),
-                    "activation": pa.array(row.activations, pa.float32(), mask=np.isnan(row.activations)),
+                    "activation": pa.array(
+                        row.token_activations, pa.float32(), mask=np.isnan(row.token_activations)
+                    ),
                     "z": pa.array(row.z, pa.float32()),
                 }
             )

@@ -1,33 +1,40 @@
-"""The in side by asking the model: every word-like token stands once in a neutral context, layer after layer.
+"""Top activating tokens by asking the model: every word-like token stands once in a neutral context, layer after layer.
 
-A feature's answer to a token is its gate value at the token's position behind a constant first word. Measured on
+How a feature activates on a token is its gate value at the token's position behind a constant first word. Measured on
 real sentences, this predicts when a feature fires far better than the token's embedding does (README, "How it works").
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
 from larql_duck.extraction.moments import Moments
 from larql_duck.extraction.parallel import Workers, workers
+from larql_duck.extraction.stream import TokenStream
+from larql_duck.inference.modules import LayerModules
+from larql_duck.inference.query_vectors import NEUTRAL
 from larql_duck.inference.topk import TopK, block_rows, row_blocks, scratch
-
-if TYPE_CHECKING:
-    from larql_duck.extraction.stream import TokenStream
-    from larql_duck.inference.modules import LayerModules
+from larql_duck.models.source import WeightSource
+from larql_duck.models.tokenizer import load_tokenizer
 
 TOKEN_FEATURES = 32
 
+Blocks: TypeAlias = Sequence[tuple[int, int]]
+Visitor: TypeAlias = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None]
+"""Called with a block's first token, the FFN's input [tokens, hidden], gate values and activations [tokens, features]."""
+
 
 @dataclass(frozen=True)
-class InSide:
-    """What one layer's features answer to: token ids, gate values and activations [features, k], and gate statistics.
+class TopActivating:
+    """The tokens on which one layer's features activate most: ids, gate values and activations [features, k].
 
-    Ids are -1 where a feature has fewer than k tokens; activations are NaN where there is no up matrix to ask.
+    Ids are -1 where a feature has fewer than k tokens; activations are NaN where there is no up matrix to ask. `mean`
+    and `std` [features] are those of the gate values over all tokens.
     """
 
     ids: np.ndarray
@@ -55,28 +62,40 @@ class TokenFeatures:
         index = np.searchsorted(self.offsets, numbers, side="right") - 1
         return index + self.first_layer, numbers - self.offsets[index]
 
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything that was gathered, as named arrays, for `restore`."""
+        self.top.settle()
+        gate, activation = self.top.companions
+        return {
+            "values": self.top.values,
+            "columns": self.top.columns,
+            "gate": gate,
+            "activation": activation,
+        }
 
-class LayerAnswers:
-    """Collects one layer's gate answers block by block: the tokens of each feature, the features of each token."""
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take over what `state` of an object of the same size returned."""
+        own = self.state()
+        for name, array in own.items():
+            array[:] = state[name]
+
+
+class LayerCollector:
+    """Collects one layer's gate values block by block: the tokens of each feature, the features of each token."""
 
     def __init__(
-        self,
-        layer: int,
-        n_features: int,
-        k: int,
-        tokens: TokenFeatures,
-        mean: torch.Tensor,
-        std: torch.Tensor,
+        self, layer: int, k: int, tokens: TokenFeatures, mean: torch.Tensor, std: torch.Tensor
     ) -> None:
-        self.layer, self.tokens = layer, tokens
-        self.top = TopK(n_features, k, companions=1)
+        self.tokens = tokens
+        self._first = tokens.offsets[layer - tokens.first_layer]
+        self.top = TopK(len(mean), k, companions=1)
         self.mean, self.std = mean, std
         # A feature that never varies is specific to no token: its z is -inf for everything.
         self._scale = torch.where(std > 0, 1 / std, 0.0)
         self._shift = torch.where(std > 0, -mean / std, -torch.inf)
 
     def add(self, start: int, gate: torch.Tensor, activation: torch.Tensor | None) -> None:
-        """Take in the answers of tokens start.. : gate and activation [tokens, features], f32."""
+        """Take in the values of tokens start.. : gate and activation [tokens, features], f32."""
         acts = None if activation is None else activation.numpy()
         gates = gate.numpy()
         features, rows = self.top.candidates(gate, row_axis=1)
@@ -88,17 +107,17 @@ class LayerAnswers:
         values = gates[rows, features]
         self.tokens.top.offer(
             rows + start,
-            features + self.tokens.offsets[self.layer - self.tokens.first_layer],
+            features + self._first,
             z.numpy()[rows, features],
             values,
             _at(acts, rows, features, values),
         )
 
-    def finish(self, ids: np.ndarray) -> InSide:
-        """The layer's in side, token rows translated to token `ids`. `tokens` settles when it is read, not here."""
+    def finish(self, ids: np.ndarray) -> TopActivating:
+        """The layer's tokens, rows translated to token `ids`. `tokens` settles when it is read, not here."""
         self.top.settle()
         columns = self.top.columns
-        return InSide(
+        return TopActivating(
             ids=np.where(columns >= 0, ids[columns], -1),
             scores=self.top.values,
             activations=self.top.companions[0],
@@ -111,18 +130,24 @@ def _at(matrix: np.ndarray | None, i: np.ndarray, j: np.ndarray, like: np.ndarra
     return np.full_like(like, np.nan) if matrix is None else matrix[i, j]
 
 
+def token_stream(source: WeightSource, ids: np.ndarray) -> TokenStream:
+    """A TokenStream of the tokens `ids` behind the neutral context."""
+    return TokenStream(source, load_tokenizer(source).encode(NEUTRAL), torch.from_numpy(ids))
+
+
 def run_layer(
-    stream: TokenStream, layer: int, ids: np.ndarray, k: int, tokens: TokenFeatures, collect: bool
-) -> InSide | None:
-    """Advance the stream through `layer`; its in side, or None when `collect` is False."""
+    stream: TokenStream,
+    layer: int,
+    begin: Callable[[LayerModules, Blocks, Workers], Visitor] | None = None,
+) -> None:
+    """Advance the stream through `layer`; what `begin` returns sees every block of tokens in the FFN.
+
+    `begin` gets the layer's modules, the blocks (start and stop of tokens) and the threads that run them.
+    """
     with torch.no_grad(), workers() as pool, stream.layer(layer, pool) as part:
-        n_features = part.down_rows().shape[0]
-        blocks = row_blocks(len(stream.residual), block_rows(n_features))
-        answers = None
-        if collect:
-            mean, std = _gate_statistics(stream, part, blocks, pool)
-            answers = LayerAnswers(layer, n_features, k, tokens, mean, std)
-        act_fn: Any = getattr(part.ffn, "act_fn", None) or part.ffn.act
+        blocks = row_blocks(len(stream.residual), block_rows(part.down_rows().shape[0]))
+        visit = None if begin is None else begin(part, blocks, pool)
+        act_fn = activation_function(part)
 
         def ffn(block: tuple[int, int]) -> None:
             x = part.ffn_norm(stream.residual[slice(*block)])
@@ -130,26 +155,44 @@ def run_layer(
             act = act_fn(gate)
             if part.up is not None:
                 act = act * part.up(x) if act is gate else act.mul_(part.up(x))
-            if answers is not None:
-                answers.add(block[0], gate, act)
+            if visit is not None:
+                visit(block[0], x, gate, act)
             stream.add_ffn(part, *block, part.down(act))
 
         pool.each(ffn, blocks)
-    return None if answers is None else answers.finish(ids)
+
+
+def activation_function(part: LayerModules) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What a layer's FFN applies to its gate values."""
+    function: Any = getattr(part.ffn, "act_fn", None) or part.ffn.act
+    return function
+
+
+def collect_layer(
+    stream: TokenStream, layer: int, ids: np.ndarray, k: int, tokens: TokenFeatures
+) -> TopActivating:
+    """The top activating tokens of `layer`, after the stream (of the tokens `ids`) was advanced through it."""
+    collectors: list[LayerCollector] = []
+
+    def begin(part: LayerModules, blocks: Blocks, pool: Workers) -> Visitor:
+        collector = LayerCollector(layer, k, tokens, *_gate_statistics(stream, part, blocks, pool))
+        collectors.append(collector)
+        return lambda start, x, gate, act: collector.add(start, gate, act)
+
+    run_layer(stream, layer, begin)
+    return collectors[0].finish(ids)
 
 
 def _gate_statistics(
-    stream: TokenStream, part: LayerModules, blocks: list[tuple[int, int]], pool: Workers
+    stream: TokenStream, part: LayerModules, blocks: Blocks, pool: Workers
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of each feature's gate value over all tokens, before any gate is computed.
 
     They follow from the moments of the FFN's input, so that z is exact in the one pass over the gates.
     """
-    start, stop = blocks[0]
-    moments = Moments(part.ffn_norm(stream.residual[start:stop]).mean(0))
-    sums = pool.map(lambda block: moments.sums(part.ffn_norm(stream.residual[slice(*block)])), blocks)
-    for found in sums:
-        moments.add(found)
+    moments = Moments(part.ffn_norm(stream.residual[slice(*blocks[0])]).mean(0))
+    for sums in pool.map(lambda block: moments.sums(part.ffn_norm(stream.residual[slice(*block)])), blocks):
+        moments.add(sums)
     weight: Any = part.gate.weight
     mean, std = moments.project(weight.t() if part.transposed else weight)
     bias: Any = getattr(part.gate, "bias", None)

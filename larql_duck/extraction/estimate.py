@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import torch
 
 from larql_duck.extraction.context import TOKEN_FEATURES
+from larql_duck.extraction.job import Job
+from larql_duck.extraction.options import PROMOTED, TOP_ACTIVATING
 from larql_duck.vindex.manifest import DTYPE_BYTES
-
-if TYPE_CHECKING:
-    from larql_duck.extraction.options import Options
-    from larql_duck.models.families import ModelSizes
 
 # `auto` takes the context basis when its pass is expected to stay below this.
 CONTEXT_LIMIT_S = 30 * 60
@@ -44,8 +43,6 @@ class Estimate:
 
 def matrix_speed(hidden: int) -> float:
     """f32 operations per second of this machine in products of the model's width (a few hundred milliseconds)."""
-    import torch
-
     rows, columns = 2048, 1024
     a, b = torch.rand(rows, hidden), torch.rand(hidden, columns)
     a @ b
@@ -58,40 +55,36 @@ def matrix_speed(hidden: int) -> float:
     return 2 * rows * hidden * columns / best
 
 
-def estimate_cost(sizes: ModelSizes, n_words: int, dtype: str, options: Options, speed: float) -> Estimate:
-    """The Estimate for a model of `sizes` with `n_words` word-like tokens, `speed` in f32 operations per second."""
+def estimate_cost(job: Job, speed: float) -> Estimate:
+    """The Estimate for a job on a machine of `speed` f32 operations per second."""
+    sizes, options, width = job.sizes, job.options, DTYPE_BYTES[job.dtype]
+    n_words = int(job.vocabulary.is_word.sum())
     layers = options.layer_range(sizes.n_layers)
     features = sum(sizes.intermediate[i] for i in layers)
     n_context = min(n_words, options.context_tokens or n_words)
     attention = sizes.hidden * sizes.head_dim * 2 * (sizes.n_heads + sizes.n_kv_heads)
-    per_token = sum(attention + 3 * sizes.hidden * sizes.intermediate[i] for i in range(layers.stop))
-    context_s = 2 * n_context * per_token / speed * _CONTEXT_OVERHEAD
+    per_layer = [attention + 3 * sizes.hidden * n for n in sizes.intermediate]
+    context_s = 2 * n_context * sum(per_layer[: layers.stop]) / speed * _CONTEXT_OVERHEAD
+    embedding_s = 2 * n_words * sizes.hidden * features / speed * _SEARCH_OVERHEAD
     basis = options.in_basis
     if basis == "auto":
         basis = "context" if context_s < CONTEXT_LIMIT_S else "embedding"
-    parameters = 2 * sizes.vocab * sizes.hidden + sum(
-        attention + 3 * sizes.hidden * sizes.intermediate[i] for i in range(sizes.n_layers)
-    )
-    stored = parameters - sizes.vocab * sizes.hidden
+    embedding = sizes.vocab * sizes.hidden
+    parameters = 2 * embedding + sum(per_layer)
+    stored = parameters - embedding
     if options.level == "browse":
-        stored = sizes.hidden * (sizes.vocab + sum(sizes.intermediate))
+        stored = embedding + sizes.hidden * sum(sizes.intermediate)
     seconds = {
-        "arrays": stored * DTYPE_BYTES[dtype] / _DISK_SPEED + _FIXED_S,
-        "out side": 2 * sizes.vocab * sizes.hidden * features / speed * _SEARCH_OVERHEAD,
-        "in side": context_s
-        if basis == "context"
-        else 2 * n_words * sizes.hidden * features / speed * _SEARCH_OVERHEAD,
+        "arrays": stored * width / _DISK_SPEED + _FIXED_S,
+        PROMOTED: 2 * embedding * features / speed * _SEARCH_OVERHEAD,
+        TOP_ACTIVATING: context_s if basis == "context" else embedding_s,
     }
     if options.probe:
         seconds["facts"] = 2 * parameters * _PROBE_PROMPTS * _PROMPT_TOKENS * _PROBE_FACTOR / speed
     rows = features * 3 * options.top_k
-    disk = (
-        stored * DTYPE_BYTES[dtype]
-        + rows * _FEATURE_TOKEN_BYTES
-        + n_context * TOKEN_FEATURES * _TOKEN_FEATURE_BYTES
-    )
-    layer = 4 * (attention + 3 * sizes.hidden * max(sizes.intermediate))
-    memory = 3 * 4 * sizes.vocab * sizes.hidden + layer + _GIB
+    token_rows = n_context * TOKEN_FEATURES
+    disk = stored * width + rows * _FEATURE_TOKEN_BYTES + token_rows * _TOKEN_FEATURE_BYTES
+    memory = 3 * 4 * embedding + 4 * max(per_layer) + _GIB
     if options.probe:
         memory += 4 * parameters
     return Estimate(seconds, int(disk), int(memory), basis, speed / 1e9)

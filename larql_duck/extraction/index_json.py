@@ -1,23 +1,23 @@
-"""The contents of index.json: LARQL's fields for whoever reads vindexes of version 2, and our own section."""
+"""The contents of index.json: LARQL's fields for whoever reads vindexes of version 2, and larql-duck's section."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from larql_duck._version import __version__
+from larql_duck.extraction.job import Job
+from larql_duck.vindex.larql_directory import CONFIG_FIELDS
 from larql_duck.vindex.manifest import SCHEMA_VERSION, SECTION
 
-if TYPE_CHECKING:
-    from larql_duck.extraction.pipeline import Job
-
-# Optional fields of LARQL's model_config: theirs -> the config's.
-_OPTIONAL = {
-    "sliding_window_pattern": "sliding_window_pattern",
-    "layer_types": "layer_types",
-    "rope_local_base": "rope_local_base_freq",
-    "query_pre_attn_scalar": "query_pre_attn_scalar",
-    "final_logit_softcapping": "final_logit_softcapping",
-}
+# Fields of LARQL's model_config that are there only where the model has them.
+_OPTIONAL = (
+    "sliding_window_pattern",
+    "layer_types",
+    "rope_local_base",
+    "query_pre_attn_scalar",
+    "final_logit_softcapping",
+)
 
 
 def index_json(
@@ -25,7 +25,7 @@ def index_json(
     *,
     family: str,
     bands: Mapping[str, tuple[int, int]] | None,
-    layers: list[list[int]],
+    layers: list[dict[str, int]],
     files: Mapping[str, Mapping[str, Any]],
     tables: Mapping[str, Mapping[str, Any]],
     basis: str,
@@ -33,9 +33,7 @@ def index_json(
     seconds: Mapping[str, float],
     extracted_at: str,
 ) -> dict[str, Any]:
-    """index.json as a dict. `layers` holds [offset, bytes, features] of each layer's gate rows."""
-    from larql_duck._version import __version__
-
+    """index.json as a dict; `layers` are its rows of layers, `files` and `tables` the entries of what was written."""
     sizes, options = job.sizes, job.options
     return {
         "version": 2,
@@ -58,10 +56,7 @@ def index_json(
         "dtype": job.dtype,
         "quant": "none",
         "layer_bands": None if bands is None else {name: list(limits) for name, limits in bands.items()},
-        "layers": [
-            {"layer": i, "num_features": n, "offset": offset, "length": length}
-            for i, (offset, length, n) in enumerate(layers)
-        ],
+        "layers": layers,
         "down_top_k": options.top_k,
         "has_model_weights": options.level != "browse",
         "model_config": _model_config(job),
@@ -93,7 +88,7 @@ def _model_config(job: Job) -> dict[str, Any]:
         "moe": None,
         "attention_k_eq_v": False,
     }
-    extra = {theirs: family.get(config, ours) for theirs, ours in _OPTIONAL.items()}
+    extra = {name: family.get(config, CONFIG_FIELDS[name]) for name in _OPTIONAL}
     return fields | {name: value for name, value in extra.items() if value is not None}
 
 

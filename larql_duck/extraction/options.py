@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from larql_duck.errors import LarqlError
 from larql_duck.vindex.manifest import LEVELS
 
-"""Called with the stage's name, what is done and what there is to do (same unit)."""
-
-Basis = Literal["auto", "context", "embedding"]
+# The stages that measure, as progress and estimates name them.
+PROMOTED, TOP_ACTIVATING = "promoted tokens", "top activating tokens"
 
 
 @dataclass(frozen=True)

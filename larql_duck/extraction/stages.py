@@ -6,25 +6,36 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from larql_duck._version import __version__
 from larql_duck.catalog import SCHEMAS, empty_table
-from larql_duck.extraction import table_rows as tables
+from larql_duck.extraction import table_rows as rows
 from larql_duck.extraction import weight_arrays as arrays
-from larql_duck.extraction.context import InSide, TokenFeatures, run_layer
+from larql_duck.extraction.context import TokenFeatures, collect_layer, run_layer, token_stream
 from larql_duck.extraction.embedding import EmbeddingInputs
-from larql_duck.extraction.outputs import OutputHead
+from larql_duck.extraction.estimate import estimate_cost, matrix_speed
+from larql_duck.extraction.index_json import index_json
+from larql_duck.extraction.job import Job
+from larql_duck.extraction.options import PROMOTED, TOP_ACTIVATING
+from larql_duck.extraction.promoted_tokens import OutputHead
+from larql_duck.extraction.state import Staging
 from larql_duck.files import open_replacing
+from larql_duck.inference.engine import Engine
 from larql_duck.inference.query_vectors import NEUTRAL
 from larql_duck.inference.topk import row_blocks
-from larql_duck.models.source import ffn_matrix, final_norm_multiplier, head_matrix
+from larql_duck.models.source import ffn_matrix
+from larql_duck.probing.facts import probe
+from larql_duck.probing.packs import load_pack
 from larql_duck.probing.publish import LABELS, feature_labels
+from larql_duck.progress import Progress
 from larql_duck.vindex import layout
 from larql_duck.vindex.arrays import hash_file, write_file
 from larql_duck.vindex.bands import band_of, layer_bands
@@ -32,15 +43,24 @@ from larql_duck.vindex.derive import derive_entities, derive_triples, label_feat
 from larql_duck.vindex.manifest import INDEX, SECTION
 from larql_duck.vindex.publish import TABLES, publish_directory, rebuild_database, seal_manifest, write_table
 
-if TYPE_CHECKING:
-    from larql_duck.extraction.pipeline import Job
-    from larql_duck.extraction.state import Staging
-    from larql_duck.progress import Progress
-
 # A checkpoint may cost this share of the time since the last one.
 _CHECKPOINT_SHARE = 0.04
 # Extraction asks no more than this; PROBE asks the rest.
 MAX_PROMPTS = 2000
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """Tables by name as probing made them, the relations with several answers, and what index.json keeps of the run."""
+
+    tables: dict[str, pa.Table] = field(default_factory=dict)
+    many: list[str] = field(default_factory=list)
+    pack: str | None = None
+    kept: dict[str, Any] | None = None
+
+    def table(self, name: str) -> pa.Table:
+        """The table as probing made it, an empty one where it made none."""
+        return self.tables.get(name, empty_table(name))
 
 
 class Extraction:
@@ -50,20 +70,18 @@ class Extraction:
         self.job, self.staging, self.progress, self.notice = job, staging, progress, notice
         self.source, self.sizes, self.options = job.source, job.sizes, job.options
         self.layers = job.layers
-        self.bands = layer_bands(self._family_name, self.sizes.n_layers)
-        self.seconds: dict[str, float] = dict(staging.done("seconds") or {})
-
-    @property
-    def _family_name(self) -> str:
         # LARQL knows one Gemma 3.
-        return "gemma3" if self.source.family.name.startswith("gemma3") else self.source.family.name
+        name = job.source.family.name
+        self.family_name = "gemma3" if name.startswith("gemma3") else name
+        self.bands = layer_bands(self.family_name, self.sizes.n_layers)
+        self.seconds: dict[str, float] = dict(staging.done("seconds") or {})
 
     def run(self) -> None:
         """Run what is not finished yet, then publish."""
         self._arrays()
-        self._out_side()
+        self._promoted_tokens()
         basis = self._basis()
-        self._in_side(basis)
+        self._top_activating_tokens(basis)
         facts = self._facts()
         entries = self._tables(basis, facts)
         self._publish(basis, entries, facts)
@@ -76,8 +94,9 @@ class Extraction:
         self.staging.record("seconds", self.seconds)
         self.job.release()
 
-    def _layer_progress(self, stage: str, layer: int) -> None:
+    def _layer_done(self, stage: str, layer: int) -> None:
         self.progress(stage, layer + 1 - self.layers.start, len(self.layers))
+        self.job.release()
 
     # -- arrays -------------------------------------------------------------------------------------------
 
@@ -85,9 +104,8 @@ class Extraction:
         if self.staging.done("arrays"):
             return
         directory, dtype, n = self.staging.directory, self.job.dtype, self.sizes.n_layers
-        names = self.source.names()
-        total = _elements(self.source, names, self.options.level == "browse", n)
-        written = 0.0
+        browse = self.options.level == "browse"
+        total, written = _elements(self.job, browse), 0.0
 
         def step(elements: float) -> None:
             nonlocal written
@@ -97,146 +115,105 @@ class Extraction:
 
         with self._stage("arrays"):
             files = arrays.write_config_files(self.source, directory)
-            gates = arrays.write_gates(self.source, n, dtype, directory, step)
-            files[layout.GATE] = gates["file"]
+            files[layout.GATE], layers = arrays.write_gates(self.source, n, dtype, directory, step)
             files[layout.EMBED] = arrays.write_embeddings(self.source, dtype, directory, step)
-            if self.options.level != "browse":
+            if not browse:
                 files |= arrays.write_weights(self.source, n, dtype, directory, step)
-            self.staging.record("arrays", {"files": files, "layers": gates["layers"]})
+            self.staging.record("arrays", {"files": files, "layers": layers})
 
-    # -- out side -----------------------------------------------------------------------------------------
+    # -- promoted tokens ----------------------------------------------------------------------------------
 
-    def _out_side(self) -> None:
-        missing = [i for i in self.layers if self.staging.done(f"out-{i}") is None]
+    def _promoted_tokens(self) -> None:
+        missing = [i for i in self.layers if self.staging.done(f"promoted-{i}") is None]
         if not missing:
             return
-        with self._stage("out side"):
-            words = torch.from_numpy(self.job.vocabulary.is_word)
-            head = OutputHead(
-                head_matrix(self.source),
-                final_norm_multiplier(self.source),
-                torch.from_numpy(self.job.vocabulary.candidate_ids),
-                words,
-            )
+        with self._stage(PROMOTED):
+            head = OutputHead.of(self.source, self.job.vocabulary)
             for layer in missing:
                 found = head.search(ffn_matrix(self.source, layer, "down"), self.options.top_k)
                 gate = ffn_matrix(self.source, layer, "gate").float()
                 up = ffn_matrix(self.source, layer, "up")
                 up_norm = torch.full((len(gate),), torch.nan) if up is None else up.float().norm(dim=1)
-                self.staging.save(
-                    f"out-{layer}",
-                    {
-                        "out_ids": found.ids.int().numpy(),
-                        "out_scores": found.scores.numpy(),
-                        "out_z": found.z.numpy(),
-                        "logits": found.logits.numpy(),
-                        "down_norm": found.norms.numpy(),
-                        "gate_norm": gate.norm(dim=1).numpy(),
-                        "up_norm": up_norm.numpy(),
-                    },
-                )
-                self.staging.record(f"out-{layer}")
-                self._layer_progress("out side", layer)
-                self.job.release()
+                measured = {f"promoted_{name}": values.numpy() for name, values in vars(found).items()}
+                measured["promoted_ids"] = measured["promoted_ids"].astype(np.int32)
+                norms = {"gate_norm": gate.norm(dim=1).numpy(), "up_norm": up_norm.numpy()}
+                self.staging.save(f"promoted-{layer}", measured | norms)
+                self.staging.record(f"promoted-{layer}")
+                self._layer_done(PROMOTED, layer)
 
-    # -- in side ------------------------------------------------------------------------------------------
+    # -- top activating tokens ----------------------------------------------------------------------------
 
     def _basis(self) -> str:
         """'context' or 'embedding'; decided once a run, so that resuming cannot change it."""
-        decided = self.staging.done("basis")
-        if decided is None:
-            decided = self.options.in_basis
-            if decided == "auto":
-                from larql_duck.extraction.pipeline import _estimate
-
-                cost = _estimate(self.job)
-                decided = cost.basis
-                if decided == "embedding":
+        basis = self.staging.done("basis")
+        if basis is None:
+            basis = self.options.in_basis
+            if basis == "auto":
+                basis = estimate_cost(self.job, matrix_speed(self.sizes.hidden)).basis
+                if basis == "embedding":
                     self.notice(
-                        "the context pass would take more than 30 minutes here, so the in side is read off the "
-                        "embedding; --in-basis context runs it all the same"
+                        "the context pass would take more than 30 minutes here, so top activating tokens are read off "
+                        "the embedding; --in-basis context runs it all the same"
                     )
-            self.staging.record("basis", decided)
-        return str(decided)
+            self.staging.record("basis", basis)
+        return str(basis)
 
-    def _in_side(self, basis: str) -> None:
-        if self.staging.done("in"):
+    def _top_activating_tokens(self, basis: str) -> None:
+        if self.staging.done("top"):
             return
         ids = self.job.vocabulary.word_ids
-        if basis == "context" and self.options.context_tokens is not None:
+        if basis == "context":
             ids = ids[: self.options.context_tokens]
-        counts = [self.sizes.intermediate[i] for i in self.layers]
-        features = TokenFeatures(len(ids), counts, self.layers.start)
-        with self._stage("in side"):
+        features = self._token_features(len(ids))
+        with self._stage(TOP_ACTIVATING):
             if basis == "context":
                 self._context_pass(ids, features)
             else:
                 inputs = EmbeddingInputs(self.source, ids)
                 k = min(self.options.top_k, len(ids))
                 for layer in self.layers:
-                    self._save_in(layer, inputs.layer(layer, k, features))
-                    self._layer_progress("in side", layer)
-                    self.job.release()
-            self.staging.save("token-features", _top_arrays(features) | {"ids": ids})
-            self.staging.record("in")
+                    self._save_top(layer, vars(inputs.layer(layer, k, features)))
+                    self._layer_done(TOP_ACTIVATING, layer)
+            self.staging.save("token-features", features.state() | {"ids": ids})
+            self.staging.record("top")
 
     def _context_pass(self, ids: np.ndarray, features: TokenFeatures) -> None:
-        from larql_duck.extraction.stream import TokenStream
-        from larql_duck.models.tokenizer import load_tokenizer
-
-        prefix = load_tokenizer(self.source).encode(NEUTRAL)
-        stream = TokenStream(self.source, prefix, torch.from_numpy(ids))
+        stream = token_stream(self.source, ids)
         k = min(self.options.top_k, len(ids))
         first = 0
-        kept = self.staging.load("context")
-        if kept is not None:
-            first = int(kept["next"][0])
-            stream.residual.copy_(torch.from_numpy(kept["residual"]))
-            stream.prefix_residual = torch.from_numpy(kept["prefix"])
-            _restore_top(features, kept)
+        if self.staging.has("context"):
+            checkpoint = self.staging.load("context")
+            first = int(checkpoint["next"][0])
+            stream.residual.copy_(torch.from_numpy(checkpoint["residual"]))
+            stream.prefix_residual = torch.from_numpy(checkpoint["prefix"])
+            features.restore(checkpoint)
         last_saved, cost = time.perf_counter(), 0.0
         for layer in range(first, self.layers.stop):
-            found = run_layer(stream, layer, ids, k, features, layer in self.layers)
-            if found is not None:
-                self._save_in(layer, found)
+            if layer in self.layers:
+                self._save_top(layer, vars(collect_layer(stream, layer, ids, k, features)))
+            else:
+                run_layer(stream, layer)
             now = time.perf_counter()
             if layer + 1 < self.layers.stop and cost <= _CHECKPOINT_SHARE * (now - last_saved):
-                self.staging.save(
-                    "context",
-                    {
-                        "next": np.array([layer + 1]),
-                        "residual": stream.residual.numpy(),
-                        "prefix": stream.prefix_residual.numpy(),
-                        **_top_arrays(features),
-                    },
-                )
+                reached = {"residual": stream.residual.numpy(), "prefix": stream.prefix_residual.numpy()}
+                self.staging.save("context", {"next": np.array([layer + 1])} | reached | features.state())
                 last_saved = time.perf_counter()
                 cost = last_saved - now
-            self.progress("in side", layer + 1, self.layers.stop)
+            self.progress(TOP_ACTIVATING, layer + 1, self.layers.stop)
             self.job.release()
 
-    def _save_in(self, layer: int, found: InSide) -> None:
-        self.staging.save(
-            f"in-{layer}",
-            {
-                "in_ids": found.ids,
-                "in_scores": found.scores,
-                "in_activations": found.activations,
-                "in_mean": found.mean,
-                "in_std": found.std,
-            },
-        )
+    def _save_top(self, layer: int, measured: dict[str, np.ndarray]) -> None:
+        self.staging.save(f"top-{layer}", {f"top_{name}": values for name, values in measured.items()})
+
+    def _token_features(self, n_tokens: int) -> TokenFeatures:
+        counts = [self.sizes.intermediate[i] for i in self.layers]
+        return TokenFeatures(n_tokens, counts, self.layers.start)
 
     # -- facts --------------------------------------------------------------------------------------------
 
-    def _facts(self) -> dict[str, Any]:
-        """Tables by name as probing made them, and under 'many' the names of relations with several answers."""
+    def _facts(self) -> _Facts:
         if not self.options.probe:
-            return {"many": []}
-        from larql_duck.inference.engine import Engine
-        from larql_duck.probing.facts import probe
-        from larql_duck.probing.packs import load_pack
-
+            return _Facts()
         pack = load_pack(self.options.pack, self.options.relations)
         with self._stage("facts"):
             engine = Engine.load(self.source)
@@ -247,20 +224,19 @@ class Extraction:
                 progress=lambda done, total: self.progress("facts", done, total),
                 checkpoint=self.staging.work / "facts",
             )
-            # Kept for later runs, whose relations may have no reference answers of their own.
+            # For later runs, whose relations may have no reference answers of their own.
             kept = {"calibration": run.calibration.as_json(), "relations": run.report["relations"]}
-            found: dict[str, Any] = {**run.tables, "probe": kept}
             del engine
-        return found | {"many": [r.name for r in pack.relations if r.many], "pack": pack.name}
+        return _Facts(run.tables, [r.name for r in pack.relations if r.many], pack.name, kept)
 
     # -- tables -------------------------------------------------------------------------------------------
 
     def _measured(self, layer: int) -> dict[str, np.ndarray]:
-        out, inner = self.staging.load(f"out-{layer}"), self.staging.load(f"in-{layer}")
-        assert out is not None and inner is not None
-        return out | inner
+        """Everything that was measured of a layer's features, under the names that `table_rows` uses."""
+        return self.staging.load(f"promoted-{layer}") | self.staging.load(f"top-{layer}")
 
-    def _tables(self, basis: str, facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    def _tables(self, basis: str, facts: _Facts) -> dict[str, dict[str, Any]]:
+        """The manifest entries of all tables, after they were written."""
         directory = self.staging.directory / TABLES
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir()
@@ -272,47 +248,35 @@ class Extraction:
 
         with self._stage("tables"):
             vocabulary = self.job.vocabulary
-            put("tokens", tables.tokens_table(vocabulary, self._embedding_norms()))
-            done = self.staging.done("arrays")
+            put("tokens", rows.tokens_table(vocabulary, self._embedding_norms()))
             bands = [band_of(i, self.bands) for i in range(self.sizes.n_layers)]
-            put("layers", tables.layers_table([tuple(e) for e in done["layers"]], bands))
+            put("layers", rows.layers_table(self.staging.done("arrays")["layers"], bands))
             put(
                 "feature_tokens",
-                (tables.feature_tokens_layer(i, self._measured(i), vocabulary, basis) for i in self.layers),
+                (rows.feature_tokens_layer(i, self._measured(i), vocabulary, basis) for i in self.layers),
             )
             features = pa.concat_tables(
-                tables.features_layer(i, self._measured(i), vocabulary, basis) for i in self.layers
+                rows.features_layer(i, self._measured(i), vocabulary, basis) for i in self.layers
             )
-            relations = facts.get("feature_relations", empty_table("feature_relations"))
-            features = label_features(features, relations)
+            features = label_features(features, facts.table("feature_relations"))
             put("features", features)
-            put("token_features", self._token_features(basis))
-            edges = pa.concat_tables(
-                [
-                    facts.get("edges", empty_table("edges")),
-                    weight_edges(directory / "feature_tokens.parquet", features),
-                ]
-            )
+            checkpoint = self.staging.load("token-features")
+            ids = checkpoint["ids"]
+            token_features = self._token_features(len(ids))
+            token_features.restore(checkpoint)
+            put("token_features", rows.token_features_tables(token_features, ids, vocabulary, basis))
+            weights = weight_edges(directory / "feature_tokens.parquet", features)
+            edges = pa.concat_tables([facts.table("edges"), weights])
             put("edges", edges)
-            put("facts", facts.get("facts", empty_table("facts")))
-            triples = derive_triples(directory / "facts.parquet", edges, facts["many"])
+            put("facts", facts.table("facts"))
+            triples = derive_triples(directory / "facts.parquet", edges, facts.many)
             put("triples", triples)
             put("entities", derive_entities(triples))
-            put("meta", tables.meta_table(self._meta(basis)))
+            put("meta", rows.meta_table(self._meta(basis)))
             for name in SCHEMAS:
                 if name not in entries:
-                    put(name, facts.get(name, empty_table(name)))
+                    put(name, facts.table(name))
         return entries
-
-    def _token_features(self, basis: str) -> Iterator[pa.Table]:
-        kept = self.staging.load("token-features")
-        assert kept is not None
-        ids = kept.pop("ids")
-        features = TokenFeatures(
-            len(ids), [self.sizes.intermediate[i] for i in self.layers], self.layers.start
-        )
-        _restore_top(features, kept)
-        yield from tables.token_features_tables(features, ids, self.job.vocabulary, basis)
 
     def _embedding_norms(self) -> np.ndarray:
         matrix = self.source.tensor(self.source.family.embed)
@@ -322,8 +286,6 @@ class Extraction:
         return norms
 
     def _meta(self, basis: str) -> dict[str, object]:
-        from larql_duck._version import __version__
-
         return {
             "model": self.job.name,
             "family": self.source.family.name,
@@ -342,37 +304,33 @@ class Extraction:
 
     # -- publishing ---------------------------------------------------------------------------------------
 
-    def _publish(self, basis: str, entries: dict[str, dict[str, Any]], facts: dict[str, Any]) -> None:
-        from larql_duck.extraction.index_json import index_json
-
+    def _publish(self, basis: str, entries: dict[str, dict[str, Any]], facts: _Facts) -> None:
         directory = self.staging.directory
         done = self.staging.done("arrays")
         files = dict(done["files"])
-        measured: list[Any] = [
-            self._measured(i) if i in self.layers else self.sizes.intermediate[i]
-            for i in range(self.sizes.n_layers)
-        ]
+        counts = self.sizes.intermediate
+        measured = [self._measured(i) if i in self.layers else n for i, n in enumerate(counts)]
         with open_replacing(directory / layout.DOWN_META, error=None) as file:
-            file.writelines(tables.down_meta_bytes(measured, self.options.top_k))
+            file.writelines(rows.down_meta_bytes(measured, self.options.top_k))
         del measured
         files[layout.DOWN_META] = hash_file(directory / layout.DOWN_META)
-        if "probe" in facts:
+        if facts.kept is not None:
             features = pq.read_table(directory / TABLES / "features.parquet")
             files[LABELS] = write_file(directory / LABELS, feature_labels(features))
         raw = index_json(
             self.job,
-            family=self._family_name,
+            family=self.family_name,
             bands=self.bands,
             layers=done["layers"],
             files=files,
             tables=entries,
             basis=basis,
-            packs=[] if "pack" not in facts else [{"name": facts["pack"], "many": facts["many"]}],
+            packs=[] if facts.pack is None else [{"name": facts.pack, "many": facts.many}],
             seconds=self.seconds,
             extracted_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
-        if "probe" in facts:
-            raw[SECTION]["probe"] = facts["probe"]
+        if facts.kept is not None:
+            raw[SECTION]["probe"] = facts.kept
         write_file(directory / INDEX, seal_manifest(raw))
         rebuild_database(directory)
         shutil.rmtree(self.staging.work)
@@ -380,25 +338,9 @@ class Extraction:
         publish_directory(directory, self.staging.out)
 
 
-def _elements(source: Any, names: list[str], browse: bool, n_layers: int) -> float:
+def _elements(job: Job, browse: bool) -> float:
     """How many numbers will be written; tensors are not read for it."""
-    shapes = source.family.expected(source.config)
-    gates = {source.family.gate_name(i) for i in range(n_layers)} | {source.family.embed}
+    family = job.source.family
+    gates = {family.gate_name(i) for i in range(job.sizes.n_layers)} | {family.embed}
+    shapes = family.expected(job.source.config)
     return float(sum(np.prod(shape) for name, shape in shapes.items() if not browse or name in gates))
-
-
-def _top_arrays(features: TokenFeatures) -> dict[str, np.ndarray]:
-    top = features.top
-    top.settle()
-    return {
-        "values": top.values,
-        "columns": top.columns,
-        "gate": top.companions[0],
-        "activation": top.companions[1],
-    }
-
-
-def _restore_top(features: TokenFeatures, kept: dict[str, np.ndarray]) -> None:
-    top = features.top
-    top.values[:], top.columns[:] = kept["values"], kept["columns"]
-    top.companions[0][:], top.companions[1][:] = kept["gate"], kept["activation"]

@@ -73,13 +73,14 @@ class Staging:
         with open_replacing(self.work / f"{name}.npz", error=None, sync=False) as file:
             np.savez(file, allow_pickle=False, **arrays)
 
-    def load(self, name: str) -> dict[str, np.ndarray] | None:
-        """The arrays of checkpoint `name`; None where there is none."""
-        path = self.work / f"{name}.npz"
-        if not path.is_file():
-            return None
-        with np.load(path, allow_pickle=False) as kept:
-            return dict(kept.items())
+    def load(self, name: str) -> dict[str, np.ndarray]:
+        """The arrays of checkpoint `name`, which was saved."""
+        with np.load(self.work / f"{name}.npz", allow_pickle=False) as arrays:
+            return dict(arrays.items())
+
+    def has(self, name: str) -> bool:
+        """Whether there is a checkpoint `name`."""
+        return (self.work / f"{name}.npz").is_file()
 
     def remove(self) -> None:
         """Delete everything: after a failure nothing stays behind."""

@@ -3,39 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from larql_duck.catalog import as_table
+from larql_duck.extraction.context import TokenFeatures
+from larql_duck.extraction.vocabulary import Vocabulary
 from larql_duck.vindex.arrays import down_meta_header, down_meta_layer
 
-if TYPE_CHECKING:
-    from larql_duck.extraction.context import TokenFeatures
-
 SIDES = ("in", "out", "out_neg")
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """Decoded tokens by id, as Arrow strings, with what the tables say of each."""
-
-    tokens: pa.Array
-    texts: pa.Array
-    is_word: np.ndarray
-    is_special: np.ndarray
-
-    @property
-    def word_ids(self) -> np.ndarray:
-        """Ids of the word-like tokens, ascending, int32."""
-        return np.flatnonzero(self.is_word).astype(np.int32)
-
-    @property
-    def candidate_ids(self) -> np.ndarray:
-        """Ids of all tokens that may be an answer: everything that is not special, ascending."""
-        return np.flatnonzero(~self.is_special).astype(np.int64)
+_MEASURES = ("score", "z", "activation")
 
 
 def tokens_table(vocabulary: Vocabulary, norms: np.ndarray) -> pa.Table:
@@ -45,29 +23,21 @@ def tokens_table(vocabulary: Vocabulary, norms: np.ndarray) -> pa.Table:
     return as_table("tokens", columns | {"is_word": vocabulary.is_word})
 
 
-def layers_table(entries: Sequence[tuple[int, int, int]], bands: Sequence[str | None]) -> pa.Table:
-    """The table `layers` from (offset, bytes, features) and the band of each layer."""
-    offsets, sizes, features = zip(*entries, strict=True)
-    return as_table(
-        "layers",
-        {
-            "layer": range(len(entries)),
-            "n_features": features,
-            "band": list(bands),
-            "gate_offset": offsets,
-            "gate_bytes": sizes,
-        },
-    )
+def layers_table(entries: Sequence[Mapping[str, int]], bands: Sequence[str | None]) -> pa.Table:
+    """The table `layers` from index.json's rows of layers and the band of each."""
+    names = {"layer": "layer", "n_features": "num_features", "gate_offset": "offset", "gate_bytes": "length"}
+    columns = {column: [entry[key] for entry in entries] for column, key in names.items()}
+    return as_table("layers", columns | {"band": list(bands)})
 
 
 def features_layer(
     layer: int, arrays: Mapping[str, np.ndarray], vocabulary: Vocabulary, basis: str
 ) -> pa.Table:
-    """One layer's rows of `features`; `arrays` are what the out and in side measured, under the names used here."""
-    out = arrays["out_ids"][:, 0]
-    n = len(out)
+    """One layer's rows of `features`; `arrays` are PromotedTokens (promoted_...), TopActivating (top_...) and norms."""
+    ids = arrays["promoted_ids"][:, 0]
+    n = len(ids)
     # Trimmed texts of the first three, as LARQL shows them.
-    three = out[:, :3]
+    three = ids[:, :3]
     flat = vocabulary.texts.take(pa.array(three.ravel()))
     lists = pa.ListArray.from_arrays(pa.array(np.arange(n + 1, dtype=np.int32) * three.shape[1]), flat)
     return as_table(
@@ -77,14 +47,14 @@ def features_layer(
             "feature": np.arange(n, dtype=np.int32),
             "gate_norm": arrays["gate_norm"],
             "up_norm": nullable(arrays["up_norm"]),
-            "down_norm": arrays["down_norm"],
-            "gate_mean": nullable(arrays["in_mean"]),
-            "gate_std": nullable(arrays["in_std"]),
+            "down_norm": arrays["promoted_norms"],
+            "gate_mean": nullable(arrays["top_mean"]),
+            "gate_std": nullable(arrays["top_std"]),
             "basis": [basis] * n,
-            "top_token": vocabulary.texts.take(pa.array(out[:, 0])),
-            "top_token_id": out[:, 0].astype(np.int32),
+            "top_token": vocabulary.texts.take(pa.array(ids[:, 0])),
+            "top_token_id": ids[:, 0].astype(np.int32),
             "down_tokens": lists,
-            "c_score": arrays["logits"][:, 0],
+            "c_score": arrays["promoted_logits"][:, 0],
         },
     )
 
@@ -92,53 +62,44 @@ def features_layer(
 def feature_tokens_layer(
     layer: int, arrays: Mapping[str, np.ndarray], vocabulary: Vocabulary, basis: str
 ) -> pa.Table:
-    """One layer's rows of `feature_tokens`, by feature, side and rank."""
-    parts = []
-    n = len(arrays["out_ids"])
-    in_ids, in_scores = arrays["in_ids"], arrays["in_scores"]
-    std = arrays["in_std"][:, None]
+    """One layer's rows of `feature_tokens`, by feature, side and rank; `arrays` as for `features_layer`."""
+    std = arrays["top_std"][:, None]
     with np.errstate(divide="ignore", invalid="ignore"):
-        in_z = np.where(std > 0, (in_scores - arrays["in_mean"][:, None]) / std, np.nan)
-    nothing = np.full(arrays["out_scores"].shape[::2], np.nan, np.float32)
+        z = np.where(std > 0, (arrays["top_scores"] - arrays["top_mean"][:, None]) / std, np.nan)
+    promoted = [arrays[f"promoted_{name}"] for name in ("ids", "scores", "z")]
+    nothing = np.full(promoted[1].shape[::2], np.nan, np.float32)
     per_side = [
-        (in_ids, in_scores, in_z.astype(np.float32), arrays["in_activations"]),
-        *(
-            (arrays["out_ids"][:, s], arrays["out_scores"][:, s], arrays["out_z"][:, s], nothing)
-            for s in (0, 1)
-        ),
+        (arrays["top_ids"], arrays["top_scores"], z.astype(np.float32), arrays["top_activations"]),
+        *((*(array[:, i] for array in promoted), nothing) for i in (0, 1)),
     ]
-    for side, (ids, scores, z, activation) in zip(SIDES, per_side, strict=True):
+    n = len(nothing)
+    parts: dict[str, list[np.ndarray]] = {}
+    for side, (ids, *values) in enumerate(per_side):
         k = ids.shape[1]
-        parts.append(
-            {
-                "feature": np.repeat(np.arange(n, dtype=np.int32), k),
-                "side": np.full(n * k, SIDES.index(side), np.int8),
-                "rank": np.tile(np.arange(1, k + 1, dtype=np.int32), n),
-                "token_id": ids.ravel().astype(np.int32),
-                "score": scores.ravel(),
-                "z": z.ravel(),
-                "activation": activation.ravel(),
-            }
-        )
-    joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        columns = {
+            "feature": np.repeat(np.arange(n, dtype=np.int32), k),
+            "side": np.full(n * k, side, np.int8),
+            "rank": np.tile(np.arange(1, k + 1, dtype=np.int32), n),
+            "token_id": ids.ravel().astype(np.int32),
+        }
+        columns |= {name: array.ravel() for name, array in zip(_MEASURES, values, strict=True)}
+        for name, column in columns.items():
+            parts.setdefault(name, []).append(column)
+    joined = {name: np.concatenate(columns) for name, columns in parts.items()}
     order = np.lexsort((joined["rank"], joined["side"], joined["feature"]))
     order = order[joined["token_id"][order] >= 0]
-    rows = {key: value[order] for key, value in joined.items()}
-    bases = pa.array([basis, "output", "output"])
-    side_index = pa.array(rows["side"])
+    rows = {name: column[order] for name, column in joined.items()}
+    side_index = pa.array(rows.pop("side"))
     return as_table(
         "feature_tokens",
-        {
+        rows
+        | {
             "layer": np.full(len(order), layer, np.int32),
-            "feature": rows["feature"],
             "side": pa.array(SIDES).take(side_index),
-            "rank": rows["rank"],
-            "token_id": rows["token_id"],
             "token": vocabulary.tokens.take(pa.array(rows["token_id"])),
-            "score": rows["score"],
             "z": nullable(rows["z"]),
             "activation": nullable(rows["activation"]),
-            "basis": bases.take(side_index),
+            "basis": pa.array([basis, "output", "output"]).take(side_index),
         },
     )
 
@@ -176,11 +137,12 @@ def down_meta_bytes(layers: Sequence[Mapping[str, np.ndarray] | int], top_k: int
     """down_meta.bin in pieces; a layer that was not measured is given as its number of features and stays zero."""
     yield down_meta_header(len(layers), top_k)
     for layer in layers:
-        n = layer if isinstance(layer, int) else len(layer["logits"])
+        n = layer if isinstance(layer, int) else len(layer["promoted_logits"])
         ids, logits = np.zeros((n, top_k), np.uint32), np.zeros((n, top_k), np.float32)
         if not isinstance(layer, int):
-            k = min(top_k, layer["logits"].shape[1])
-            ids[:, :k], logits[:, :k] = layer["out_ids"][:, 0, :k], layer["logits"][:, :k]
+            k = min(top_k, layer["promoted_logits"].shape[1])
+            ids[:, :k] = layer["promoted_ids"][:, 0, :k]
+            logits[:, :k] = layer["promoted_logits"][:, :k]
         yield down_meta_layer(ids, logits)
 
 

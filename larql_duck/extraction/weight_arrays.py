@@ -6,30 +6,27 @@ import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from larql_duck.models.source import ffn_matrix
+from larql_duck.models.source import WeightSource, ffn_matrix
 from larql_duck.vindex import layout
 from larql_duck.vindex.arrays import ArrayWriter, FileEntry, write_file
-
-if TYPE_CHECKING:
-    from larql_duck.models.source import WeightSource
 
 Step = Callable[[float], None]
 
 
 def write_gates(
     source: WeightSource, n_layers: int, dtype: str, directory: Path, step: Step
-) -> dict[str, Any]:
-    """{'file': ..., 'layers': [[offset, length, features], ...]} of gate_vectors.bin after it was written."""
+) -> tuple[FileEntry, list[dict[str, int]]]:
+    """The manifest entry of gate_vectors.bin after it was written, and index.json's rows of layers."""
     layers = []
     with ArrayWriter(directory / layout.GATE, dtype) as writer:
         for layer in range(n_layers):
             gate = ffn_matrix(source, layer, "gate")
-            name = source.family.gate_name(layer)
-            layers.append([*writer.append(gate, name, source.path), gate.shape[0]])
+            offset, length = writer.append(gate, source.family.gate_name(layer), source.path)
+            layers.append({"layer": layer, "num_features": gate.shape[0], "offset": offset, "length": length})
             step(gate.numel())
-    return {"file": writer.entry, "layers": layers}
+    return writer.entry, layers
 
 
 def write_embeddings(source: WeightSource, dtype: str, directory: Path, step: Step) -> FileEntry:

@@ -10,8 +10,8 @@ from larql_duck.vindex.manifest import Manifest
 
 # LARQL runs every architecture with this norm epsilon and keeps none in its manifest.
 _EPS = 1e-6
-# Manifest name -> config name, for what both state.
-_FIELDS = {
+# LARQL's name in model_config -> the config's, for what both state.
+CONFIG_FIELDS = {
     "head_dim": "head_dim",
     "num_q_heads": "num_attention_heads",
     "num_kv_heads": "num_key_value_heads",
@@ -47,7 +47,7 @@ def config_of_larql(manifest: Manifest, has_head: bool) -> dict[str, Any]:
         "bos_token_id": None,
         "eos_token_id": None,
     }
-    config |= {ours: stated[theirs] for theirs, ours in _FIELDS.items() if stated.get(theirs) is not None}
+    config |= {key: stated[name] for name, key in CONFIG_FIELDS.items() if stated.get(name) is not None}
     family, _ = family_for(config)
     if model_type in FAMILIES:
         own = {family.keys.get(key, key): value for key, value in config.items()}

@@ -277,7 +277,7 @@ def test_the_inputs_of_several_layers_are_those_of_each(family: str, probed_vind
     import torch
 
     from larql_duck.editing.input_tokens import InputTokens
-    from larql_duck.extraction.pipeline import vocabulary_of
+    from larql_duck.extraction.vocabulary import vocabulary_of
     from larql_duck.models.tokenizer import load_tokenizer
     from larql_duck.vindex.store import Vindex
 

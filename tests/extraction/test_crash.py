@@ -80,18 +80,18 @@ def test_kill_at_random_moments_then_resume(model: Path, whole: Path, tmp_path: 
         assert resumed.returncode == 0, errors
         same(whole, out)
         assert not staging_of(out).exists()
-        layers = [line.split() for line in output.splitlines() if line.startswith("in side")]
-        if reached[at].startswith("in side") and layers:
-            killed_after = int(reached[at].split()[2])
+        layers = [line.split() for line in output.splitlines() if line.startswith("top activating tokens")]
+        if reached[at].startswith("top activating tokens") and layers:
+            killed_after = int(reached[at].split()[3])
             # At most the layers since the last checkpoint run again; the first layer leaves one.
-            assert killed_after == 1 or int(layers[0][2]) > 1, "the context pass began again at layer 0"
+            assert killed_after == 1 or int(layers[0][3]) > 1, "the context pass began again at layer 0"
 
 
 def test_resume_refuses_other_options_and_other_models(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.vindex"
     process = start(model, out)
     assert process.stdout is not None
-    while not process.stdout.readline().startswith("out side"):
+    while not process.stdout.readline().startswith("promoted tokens"):
         pass
     process.kill()
     process.communicate()

@@ -216,7 +216,7 @@ def test_top_k_along_the_other_axis_with_companions() -> None:
 
 
 def test_bf16_candidates_give_the_f32_answer() -> None:
-    from larql_duck.extraction.outputs import OutputHead
+    from larql_duck.extraction.promoted_tokens import OutputHead
 
     generator = torch.Generator().manual_seed(3)
     head = torch.randn(3000, 64, generator=generator)

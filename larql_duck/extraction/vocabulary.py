@@ -1,0 +1,42 @@
+"""The vocabulary as extraction sees it: decoded tokens, and which of them are words or may be an answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from larql_duck.models.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Decoded tokens by id, as Arrow strings, with what the tables say of each."""
+
+    tokens: pa.Array
+    texts: pa.Array
+    is_word: np.ndarray
+    is_special: np.ndarray
+
+    @property
+    def word_ids(self) -> np.ndarray:
+        """Ids of the word-like tokens, ascending, int32."""
+        return np.flatnonzero(self.is_word).astype(np.int32)
+
+    @property
+    def candidate_ids(self) -> np.ndarray:
+        """Ids of all tokens that may be an answer: everything that is not special, ascending."""
+        return np.flatnonzero(~self.is_special).astype(np.int64)
+
+
+def vocabulary_of(tokenizer: Tokenizer, size: int) -> Vocabulary:
+    """The Vocabulary of a tokenizer for an embedding of `size` rows."""
+    tokens, texts = [""] * size, [""] * size
+    is_word, special = np.zeros(size, bool), np.ones(size, bool)
+    for token_id, token, text, word in tokenizer.vocabulary()[:size]:
+        tokens[token_id], texts[token_id] = token, text
+        is_word[token_id] = word
+        # Rows of the embedding that no token uses are padding: they can be nobody's answer.
+        special[token_id] = tokenizer.is_special(token_id) or token == ""
+    return Vocabulary(pa.array(tokens, pa.string()), pa.array(texts, pa.string()), is_word, special)
