@@ -2,14 +2,14 @@
 
 from larql_duck.compilation.conflicts import Conflict, resolve
 from larql_duck.compilation.model import CompiledModel, compile_model
-from larql_duck.compilation.source import Edited
+from larql_duck.compilation.source import EditedWeights
 from larql_duck.compilation.vindex import CompiledVindex, compile_vindex
 
 __all__ = [
     "CompiledModel",
     "CompiledVindex",
     "Conflict",
-    "Edited",
+    "EditedWeights",
     "compile_model",
     "compile_vindex",
     "resolve",

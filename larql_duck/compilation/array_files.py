@@ -5,24 +5,26 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from larql_duck.compilation.source import EditedWeights
 from larql_duck.compilation.staging import link
-from larql_duck.errors import VindexError
+from larql_duck.extraction import weight_arrays
 from larql_duck.progress import Progress
 from larql_duck.vindex import layout
 from larql_duck.vindex.arrays import ArrayWriter, FileEntry, hash_file, write_file
+from larql_duck.vindex.fields import damaged
 from larql_duck.vindex.manifest import load_manifest
-
-if TYPE_CHECKING:
-    from larql_duck.compilation.source import Edited
 
 # Smaller files, and those that people edit, are copied.
 _LINKED = 1 << 20
 
 
-def check_source(source: Edited, unread: Collection[str] = (), progress: Progress | None = None) -> None:
-    """Nothing; VindexError where a file's checksum is not the one that the vindex lists: damage must not spread.
+def check_source(
+    source: EditedWeights, unread: Collection[str] = (), progress: Progress | None = None
+) -> None:
+    """Raise VindexError where a file's checksum is not the one that the vindex lists: damage must not spread.
 
     unread: tables whose files are not taken over.
     """
@@ -32,39 +34,23 @@ def check_source(source: Edited, unread: Collection[str] = (), progress: Progres
         path = source.path / name
         if name not in skipped and path.is_file() and hash_file(path)["sha256"] != stated:
             if load_manifest(source.path).checksums.get(name) != stated:
-                raise VindexError(
-                    f'{source.path}: changed since it was opened; open it again with USE "{source.path}", then compile',
-                    path=source.path,
-                )
-            raise VindexError(
-                f"{path}: its sha256 differs from the manifest's, so its bytes changed; "
-                "restore it from a copy or extract the model again, then compile",
-                path=path,
-            )
+                next_step = f'open it again with USE "{source.path}", then compile'
+                raise damaged(source.path, "changed since it was opened", next_step)
+            next_step = "restore it from a copy or extract the model again, then compile"
+            raise damaged(path, "its sha256 differs from the manifest's, so its bytes changed", next_step)
         if progress is not None:
             progress("checking", i, len(manifest.checksums))
 
 
-def write_gates(source: Edited, directory: Path) -> tuple[FileEntry, list[dict[str, Any]]]:
+def write_gates(source: EditedWeights, directory: Path) -> tuple[FileEntry, list[dict[str, int]]]:
     """The manifest entry of gate_vectors.bin after it was made, and index.json's rows of layers."""
     vindex = source.vindex
-    family = source.family
-    if not any(source.differs(family.gate_name(i)) for i in range(vindex.n_layers)):
-        rows = [
-            {"layer": e.layer, "num_features": e.num_features, "offset": e.offset, "length": e.length}
-            for e in vindex.manifest.layers
-        ]
-        return carry(source, layout.GATE, directory), rows
-    rows = []
-    with ArrayWriter(directory / layout.GATE, vindex.dtype) as writer:
-        for layer in range(vindex.n_layers):
-            gate = source.matrix(layer, "gate")
-            offset, length = writer.append(gate, family.gate_name(layer), source.path)
-            rows.append({"layer": layer, "num_features": gate.shape[0], "offset": offset, "length": length})
-    return writer.entry, rows
+    if any(source.differs(source.family.gate_name(i)) for i in range(vindex.n_layers)):
+        return weight_arrays.write_gates(source, vindex.n_layers, vindex.dtype, directory, lambda _: None)
+    return carry(source, layout.GATE, directory), [msgspec.structs.asdict(e) for e in vindex.manifest.layers]
 
 
-def write_weights(source: Edited, directory: Path) -> dict[str, FileEntry]:
+def write_weights(source: EditedWeights, directory: Path) -> dict[str, FileEntry]:
     """File name -> manifest entry of the weight files and weight_manifest.json, after they were made.
 
     The order of tensors and whatever else the source's manifest says of them are kept.
@@ -73,24 +59,24 @@ def write_weights(source: Edited, directory: Path) -> dict[str, FileEntry]:
     rows = [dict(row) for row in json.loads((source.path / layout.WEIGHT_MANIFEST).read_bytes())]
     entries: dict[str, FileEntry] = {}
     for file in dict.fromkeys(row["file"] for row in rows):
-        own = sorted((row for row in rows if row["file"] == file), key=lambda row: int(row["offset"]))
-        names = [layout.name_of(row["key"], source.family) for row in own]
+        inside = sorted((row for row in rows if row["file"] == file), key=lambda row: int(row["offset"]))
+        names = [layout.name_of(row["key"], source.family) for row in inside]
         if not any(source.differs(name) for name in names):
             entries[file] = carry(source, file, directory)
             continue
         with ArrayWriter(directory / file, vindex.dtype) as writer:
-            for row, name in zip(own, names, strict=True):
+            for row, name in zip(inside, names, strict=True):
                 tensor = source.tensor(name)
                 if file in (layout.UP, layout.DOWN) and source.family.transposed:
                     tensor = tensor.t()
                 row["offset"], row["length"] = writer.append(tensor, name, source.path)
                 row["shape"] = list(tensor.shape)
         entries[file] = writer.entry
-    written = write_file(directory / layout.WEIGHT_MANIFEST, json.dumps(rows, indent=2).encode())
-    return entries | {layout.WEIGHT_MANIFEST: written}
+    data = json.dumps(rows, indent=2).encode()
+    return entries | {layout.WEIGHT_MANIFEST: write_file(directory / layout.WEIGHT_MANIFEST, data)}
 
 
-def carry(source: Edited, name: str, directory: Path) -> FileEntry:
+def carry(source: EditedWeights, name: str, directory: Path) -> FileEntry:
     """The manifest entry of a file that is taken over as it is."""
     origin, target = source.path / name, directory / name
     target.parent.mkdir(parents=True, exist_ok=True)

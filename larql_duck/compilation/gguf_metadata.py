@@ -31,17 +31,21 @@ class Expressed:
     notices: list[str]
 
 
+def check_architecture(family: Family, path: object) -> None:
+    """Raise ModelError for a family that GGUF has no name for."""
+    if not family.gguf_arch:
+        raise ModelError(
+            f"{path}: model_type {family.name!r} has no place in GGUF as far as is known here; {ELSE}",
+            path=str(path),
+        )
+
+
 def express(config: Config, family: Family, tensors: Mapping[str, Sequence[int]], path: object) -> Expressed:
     """The metadata that say what the config says; `tensors` are the file's names and shapes.
 
     Integers are u32 and floats f32 when written. ModelError that names SAFETENSORS where GGUF cannot say it.
     """
     arch = family.gguf_arch
-    if not arch:
-        raise ModelError(
-            f"{path}: model_type {family.name!r} has no place in GGUF as far as is known here; {ELSE}",
-            path=str(path),
-        )
     own, rope_factors = _fields(config, family, path)
     metadata = {"general.architecture": arch} | {f"{arch}.{k}": v for k, v in own.items() if v is not None}
     for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):

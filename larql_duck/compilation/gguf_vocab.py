@@ -6,12 +6,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from gguf import TokenType
+
 from larql_duck.compilation.gguf_metadata import ELSE
 from larql_duck.errors import ModelError
 from larql_duck.models.gguf_tokenizer import PRE_TOKENIZERS, tokenizer_files
 from larql_duck.models.tokenizer import Tokenizer, load_tokenizer
 
-_NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 _PLAIN_SCORE = -1e6
 # What differs between ways of cutting text: blanks, digits, apostrophes, case, scripts, marks, newlines.
 _TEXTS = (
@@ -37,9 +38,7 @@ def vocabulary(
     rebuilding, cannot express.
     """
     try:
-        data = json.loads(files["tokenizer.json"])
-        model = data["model"]
-        out = _Vocabulary(files, data, model, vocab, path).metadata()
+        out = _Vocabulary(files, json.loads(files["tokenizer.json"]), vocab, path).metadata()
     except (KeyError, TypeError, ValueError, AttributeError):
         raise _refused(path, "is none that is known here") from None
     _check(files, out, context, vocab, path)
@@ -51,15 +50,9 @@ def _refused(path: object, why: str) -> ModelError:
 
 
 class _Vocabulary:
-    def __init__(
-        self,
-        files: Mapping[str, bytes],
-        data: dict[str, Any],
-        model: dict[str, Any],
-        vocab: int,
-        path: object,
-    ) -> None:
-        self.files, self.data, self.model, self.path, self.vocab = files, data, model, path, vocab
+    def __init__(self, files: Mapping[str, bytes], data: dict[str, Any], vocab: int, path: object) -> None:
+        self.files, self.data, self.path, self.vocab = files, data, path, vocab
+        self.model = model = data["model"]
         self.tokenizer = load_tokenizer(files, vocab)
         self.added = {int(t["id"]): t for t in data.get("added_tokens", [])}
         if model.get("type", "BPE") != "BPE":
@@ -87,17 +80,17 @@ class _Vocabulary:
 
     def kind(self, i: int, byte_level: bool) -> int:
         if i not in self.pieces:
-            return _UNUSED
+            return TokenType.UNUSED
         token = self.tokens[i]
         if token == self.model.get("unk_token") and not byte_level:
-            return _UNKNOWN
+            return TokenType.UNKNOWN
         if i in self.added:
-            return _CONTROL if self.added[i].get("special") else _USER
+            return TokenType.CONTROL if self.added[i].get("special") else TokenType.USER_DEFINED
         if self.tokenizer.is_special(i):
-            return _CONTROL
+            return TokenType.CONTROL
         if not byte_level and len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-            return _BYTE
-        return _NORMAL
+            return TokenType.BYTE
+        return TokenType.NORMAL
 
     def pre(self) -> str:
         """llama.cpp's name for the way the tokenizer cuts text."""
@@ -107,19 +100,11 @@ class _Vocabulary:
         pattern = patterns[0] if patterns else ""
         nfc = any(s.get("type") == "NFC" for s in _steps(self.data.get("normalizer")))
         whole = bool(self.model.get("ignore_merges"))
-        close = [
-            name
-            for name, split in PRE_TOKENIZERS.items()
-            if name and (split.pattern, split.digits) == (pattern, digits)
-        ]
-        exact = [
-            name
-            for name in close
-            if (PRE_TOKENIZERS[name].nfc, PRE_TOKENIZERS[name].whole_words) == (nfc, whole)
-        ]
+        close = {n: s for n, s in PRE_TOKENIZERS.items() if n and (s.pattern, s.digits) == (pattern, digits)}
+        exact = [n for n, s in close.items() if (s.nfc, s.whole_words) == (nfc, whole)]
         if not close or len(patterns) > 1:
             raise _refused(self.path, "cuts text in a way that has no name in GGUF")
-        return (exact or close)[0]
+        return (exact or list(close))[0]
 
     def scores(self) -> list[float]:
         """SentencePiece scores that make it merge in the order of the merges; plain characters come last."""
@@ -188,7 +173,7 @@ def _check(
     vocab: int,
     path: object,
 ) -> None:
-    """Nothing; ModelError where a tokenizer rebuilt from the metadata makes other tokens of a text, or other text."""
+    """Raise ModelError where a tokenizer rebuilt from the metadata makes other tokens of a text, or other text."""
     try:
         rebuilt = load_tokenizer(tokenizer_files({**context, **metadata}, path), vocab)
     except ModelError as error:

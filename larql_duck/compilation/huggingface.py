@@ -10,14 +10,14 @@ from larql_duck.compilation.safetensors import SHARD_BYTES, Planned, write_model
 from larql_duck.files import write_whole
 
 if TYPE_CHECKING:
-    from larql_duck.compilation.source import Edited
+    from larql_duck.compilation.source import EditedWeights
 
 _TORCH = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 # What a config may say about how or from where somebody ran the model.
 _FOREIGN = ("_name_or_path", "auto_map", "quantization_config", "torch_dtype")
 
 
-def write_directory(source: Edited, directory: Path, limit: int = SHARD_BYTES) -> list[Path]:
+def write_directory(source: EditedWeights, directory: Path, limit: int = SHARD_BYTES) -> list[Path]:
     """The files of a Hugging Face directory with the weights of `source`, after they were written.
 
     Tensors are in the vindex's dtype. Shards are at most `limit` bytes.
@@ -34,13 +34,13 @@ def write_directory(source: Edited, directory: Path, limit: int = SHARD_BYTES) -
     return [*files, *write_model(source, planned, source.vindex.dtype, directory, limit)]
 
 
-def shapes_of(source: Edited) -> dict[str, tuple[int, ...]]:
+def shapes_of(source: EditedWeights) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every stored tensor; matrices that the config calls for are not read for it."""
     known = source.family.expected(source.config)
     return {n: known[n] if n in known else tuple(source.tensor(n).shape) for n in source.names()}
 
 
-def config_of(source: Edited) -> dict[str, Any]:
+def config_of(source: EditedWeights) -> dict[str, Any]:
     """The config with what a file of its own needs: architecture, dtype, tying as the tensors have it."""
     family = source.family
     config = {k: v for k, v in source.config.items() if k not in _FOREIGN}

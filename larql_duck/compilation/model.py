@@ -10,7 +10,7 @@ from larql_duck.compilation.array_files import check_source
 from larql_duck.compilation.gguf import OF_DTYPE, write_gguf
 from larql_duck.compilation.huggingface import write_directory
 from larql_duck.compilation.safetensors import SHARD_BYTES
-from larql_duck.compilation.source import Edited
+from larql_duck.compilation.source import EditedWeights
 from larql_duck.compilation.staging import staged
 from larql_duck.errors import VindexError
 from larql_duck.files import replacing
@@ -61,7 +61,7 @@ def compile_model(
             path=vindex.path,
         )
     vindex.require("inference", "COMPILE INTO MODEL")
-    source = Edited(vindex, overlay, padded=True)
+    source = EditedWeights(vindex, overlay, padded=True)
     title = vindex.manifest.model
     kind = format if format == "safetensors" else gguf_type or OF_DTYPE[vindex.dtype]
     notices: list[str] = []
@@ -82,13 +82,12 @@ def compile_model(
             f"database facts ({len(overlay.knn)}) are not part of any weight, so the model does not have them: "
             "COMPACT MINOR makes features of them"
         )
-    changed = sum(f < vindex.n_features[layer] for layer, f in overlay.slots())
     return CompiledModel(
         out,
         {str(p.relative_to(root)): p.stat().st_size for p in files},
         kind,
         source.n_features[0],
         sum(source.appended),
-        changed,
+        source.n_changed,
         notices,
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from larql_duck.compilation.source import Edited
+from larql_duck.compilation.source import EditedWeights
 from larql_duck.errors import PatchError
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.sampling import written_ids
@@ -50,7 +50,7 @@ def place(vindex: Vindex, overlay: Overlay, texts: Texts | None = None, seed: in
     alone. PatchError where features have biases, which would stay behind, or where slots run out.
     """
     _check(vindex, overlay)
-    engine = Engine.load(Edited(vindex, overlay))
+    engine = Engine.load(EditedWeights(vindex, overlay))
     texts = _enough(texts) if texts is not None else written_ids(engine, POSITIONS, seed=seed)
     half = max(1, len(texts) // 2)
     use = usage(engine, texts[:half])
@@ -76,7 +76,7 @@ def place(vindex: Vindex, overlay: Overlay, texts: Texts | None = None, seed: in
     placed = replace(overlay, rows=frozen)
     after = before
     if moved:
-        after, _ = perplexity(Engine.load(Edited(vindex, placed)), texts[half:] or texts)
+        after, _ = perplexity(Engine.load(EditedWeights(vindex, placed)), texts[half:] or texts)
     return Placed(placed, moved, before, after, positions)
 
 

@@ -1,23 +1,21 @@
-"""Edited: the weights of a vindex as an overlay leaves them, one matrix at a time."""
+"""The weights of a vindex as an overlay leaves them, one matrix at a time."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from larql_duck.models.families import Family, bias_of
-
-if TYPE_CHECKING:
-    import torch
-
-    from larql_duck.patches.overlay import Overlay, Which
-    from larql_duck.vindex.store import Vindex
+from larql_duck.patches.overlay import Overlay, Which
+from larql_duck.vindex.store import Vindex
 
 # A padded model's features per layer are a multiple of this: whole blocks of every quantisation of GGUF.
 BLOCK = 32
 
 
-class Edited:
+class EditedWeights:
     """The weights of `vindex` under `overlay`. Implements `models.source.WeightSource`; tensors in the stored dtype.
 
     n_features is one number a layer. padded: every layer is brought to one number of features, the largest, rounded
@@ -45,17 +43,18 @@ class Edited:
         self._ffn: dict[str, tuple[int, Which]] = {}
         self._biases: dict[str, int] = {}
         for layer in range(vindex.n_layers):
-            names: list[tuple[str | None, Which]] = [
-                (self.family.gate_name(layer), "gate"),
-                (self.family.up_name(layer), "up"),
-                (self.family.down_name(layer), "down"),
-            ]
-            for name, which in names:
-                if name is None:
-                    continue
-                self._ffn[name] = (layer, which)
-                if which != "down":
-                    self._biases[bias_of(name)] = layer
+            gate, up = self.family.gate_name(layer), self.family.up_name(layer)
+            self._ffn[self.family.down_name(layer)] = (layer, "down")
+            self._ffn[gate] = (layer, "gate")
+            self._biases[bias_of(gate)] = layer
+            if up is not None:
+                self._ffn[up] = (layer, "up")
+                self._biases[bias_of(up)] = layer
+
+    @property
+    def n_changed(self) -> int:
+        """How many of the vindex's own slots are other ones under the overlay."""
+        return sum(f < self.vindex.n_features[layer] for layer, f in self.overlay.slots())
 
     def names(self) -> list[str]:
         """State-dict names of everything that is stored."""
@@ -73,15 +72,11 @@ class Edited:
 
     def matrix(self, layer: int, which: Which) -> torch.Tensor:
         """A layer's FFN matrix: gate and up [features, hidden], down [hidden, features]."""
-        width = self.n_features[layer]
-        if which == "gate":
-            return _grown(self.overlay.matrix(layer, which, self.vindex.gate(layer)), width)
-        if which == "up":
-            up = self.vindex.up(layer)
-            assert up is not None
-            return _grown(self.overlay.matrix(layer, which, up), width)
-        down = self.overlay.matrix(layer, which, self.vindex.down(layer))
-        return _grown(down.t(), width).t() if down.shape[1] != width else down
+        read = {"gate": self.vindex.gate, "up": self.vindex.up, "down": self.vindex.down}[which]
+        stored = read(layer)
+        assert stored is not None
+        matrix, width = self.overlay.matrix(layer, which, stored), self.n_features[layer]
+        return _grown(matrix.t(), width).t() if which == "down" else _grown(matrix, width)
 
     def differs(self, name: str) -> bool:
         """Whether the tensor with this state-dict name is another than the vindex's."""
@@ -107,8 +102,6 @@ def _padded(counts: list[int]) -> int:
 
 def _grown(tensor: torch.Tensor, rows: int) -> torch.Tensor:
     """`tensor` with rows of zeros at its end, `rows` in all; itself where it has them."""
-    import torch
-
     missing = rows - tensor.shape[0]
     if not missing:
         return tensor

@@ -8,25 +8,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from larql_duck.errors import LarqlError, VindexError
+from larql_duck.errors import LarqlError
 from larql_duck.files import locked, replacing, sync_directory
+from larql_duck.vindex.fields import damaged
 from larql_duck.vindex.publish import publish_directory
 
 
 def check_output(out: Path, source: Path) -> None:
-    """Nothing; VindexError where `out` is the source, lies in it, or holds something already."""
-    place = out.resolve()
+    """Raise VindexError where `out` is the source, lies in it, or holds something already."""
+    place, another = out.resolve(), "name another place"
     if source.resolve() in (place, *place.parents):
-        raise VindexError(
-            f"{out}: is the vindex that is compiled, or lies inside it; name another place", path=out
-        )
-    if out.is_dir():
-        if any(out.iterdir()):
-            raise VindexError(
-                f"{out}: exists already and is not empty; delete it, or name another place", path=out
-            )
-    elif out.exists() or out.is_symlink():
-        raise VindexError(f"{out}: exists already; delete it, or name another place", path=out)
+        raise damaged(out, "is the vindex that is compiled, or lies inside it", another)
+    if out.is_dir() and any(out.iterdir()):
+        raise damaged(out, "exists already and is not empty", f"delete it, or {another}")
+    if not out.is_dir() and (out.exists() or out.is_symlink()):
+        raise damaged(out, "exists already", f"delete it, or {another}")
 
 
 @contextmanager
@@ -58,15 +54,12 @@ def staged(out: Path, source: Path, file: str | None = None) -> Iterator[Path]:
     except LarqlError:
         raise
     except (OSError, MemoryError) as error:
-        raise VindexError(
-            f"{out}: {getattr(error, 'strerror', None) or error or 'out of memory'} while writing; "
-            "free some space or name another place, then compile again",
-            path=out,
-        ) from None
+        what = f"{getattr(error, 'strerror', None) or error or 'out of memory'} while writing"
+        raise damaged(out, what, "free some space or name another place, then compile again") from None
 
 
 def link(source: Path, target: Path) -> None:
-    """Nothing; `target` has the bytes of `source`: a hard link where the file system has them, else a copy."""
+    """Give `target` the bytes of `source`: a hard link where the file system has them, else a copy."""
     try:
         os.link(source.resolve(), target)
     except OSError:

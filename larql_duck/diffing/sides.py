@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from larql_duck.aliases import Slot
 from larql_duck.catalog import SCHEMAS
-from larql_duck.compilation.source import Edited
+from larql_duck.compilation.source import EditedWeights
 from larql_duck.diffing.compiled_facts import compiled_facts
 from larql_duck.patches.knn_store import stored_facts
 from larql_duck.patches.operations import InsertKnnOp, Meta, Operation
@@ -41,9 +41,9 @@ class DiffSide:
     lists: Sequence[Sequence[Operation]] = ()
 
     @cached_property
-    def weights(self) -> Edited:
+    def weights(self) -> EditedWeights:
         """The weights under the overlay."""
-        return Edited(self.vindex, self.overlay)
+        return EditedWeights(self.vindex, self.overlay)
 
     @cached_property
     def carried(self) -> dict[Slot, EditedFact]:

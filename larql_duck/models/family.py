@@ -112,6 +112,12 @@ class Family:
         """The name of the norm right before layer i's FFN."""
         return self.layer_prefix(i) + self.ffn_norm
 
+    def relative(self, name: str) -> tuple[int | None, str]:
+        """Layer and name without the layer's prefix for a layer's tensor; None and the name itself for any other."""
+        head = self.layer.partition("{i}")[0]
+        number, dot, rest = name.removeprefix(head).partition(".")
+        return (int(number), rest) if name.startswith(head) and dot and number.isdecimal() else (None, name)
+
     def matrices(self) -> tuple[str, ...]:
         """Relative names of a layer's matrices: attention in the order q, k, v (or fused), o, then gate, up, down."""
         names = (self.qkv,) if self.qkv else (self.q, self.k, self.v)

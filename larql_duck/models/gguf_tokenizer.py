@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gguf import TokenType
+
 from larql_duck.errors import ModelError
 
-# Token types of GGUF.
-_NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -61,7 +61,7 @@ class _Rebuild:
             raise self.error("tokenizer.ggml.tokens is missing or no list of texts")
         self.tokens: list[str] = tokens
         types = self.get("token_type")
-        types = [_NORMAL] * len(tokens) if types is None else types
+        types = [TokenType.NORMAL] * len(tokens) if types is None else types
         if not _all(types, int) or len(types) != len(tokens):
             raise self.error("tokenizer.ggml.token_type does not have one number for each token")
         self.types: list[int] = types
@@ -69,7 +69,7 @@ class _Rebuild:
         self.vocab = {
             t: i
             for i, (t, kind) in enumerate(zip(self.tokens, self.types, strict=True))
-            if not (kind == _UNUSED and t == f"[PAD{i}]")
+            if not (kind == TokenType.UNUSED and t == f"[PAD{i}]")
         }
         self.kind = self.get("model")
 
@@ -132,10 +132,10 @@ class _Rebuild:
             return plain
 
         def part(kind: int, name: str) -> list[dict[str, Any]]:
-            special = [
-                [{"SpecialToken": {"id": t, "type_id": kind}} for t in side] for side in (before, after)
-            ]
-            return [*special[0], {"Sequence": {"id": name, "type_id": kind}}, *special[1]]
+            first, last = (
+                [{"SpecialToken": {"id": t, "type_id": kind}} for t in ends] for ends in (before, after)
+            )
+            return [*first, {"Sequence": {"id": name, "type_id": kind}}, *last]
 
         return {
             "type": "TemplateProcessing",
@@ -149,28 +149,17 @@ class _Rebuild:
         return [
             {
                 "id": i, "content": t, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-                "special": self.types[i] in (_CONTROL, _UNKNOWN),
+                "special": self.types[i] in (TokenType.CONTROL, TokenType.UNKNOWN),
             }
             for t, i in self.vocab.items()
-            if self.types[i] in (_CONTROL, _UNKNOWN, _USER) and t
+            if self.types[i] in (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED) and t
         ]  # fmt: skip
 
     def file(self, model: dict[str, Any], **parts: Any) -> dict[str, Any]:
         head = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": self.added()}
-        return (
-            head
-            | {"normalizer": None, "pre_tokenizer": None, "post_processor": None, "decoder": None}
-            | parts
-            | {
-                "model": {
-                    "type": "BPE",
-                    "dropout": None,
-                    "continuing_subword_prefix": None,
-                    "end_of_word_suffix": None,
-                }
-                | model
-            }
-        )
+        steps = dict.fromkeys(("normalizer", "pre_tokenizer", "post_processor", "decoder"))
+        bpe = {"type": "BPE", "dropout": None, "continuing_subword_prefix": None, "end_of_word_suffix": None}
+        return head | steps | parts | {"model": bpe | model}
 
     # -- byte-level BPE ----------------------------------------------------------------------------------
 
@@ -187,23 +176,13 @@ class _Rebuild:
         pairs = [m.split(" ") for m in merges]
         if any(len(p) != 2 or p[0] not in self.vocab or p[1] not in self.vocab for p in pairs):
             raise self.error("tokenizer.ggml.merges has an entry that is no pair of tokens")
-        level = {
-            "type": "ByteLevel",
-            "add_prefix_space": False,
-            "trim_offsets": True,
-            "use_regex": not split.pattern,
-        }
+        level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+        level["use_regex"] = not split.pattern
         steps: list[dict[str, Any]] = [level]
         if split.digits:
             steps.insert(0, {"type": "Digits", "individual_digits": True})
         if split.pattern:
-            cut = {
-                "type": "Split",
-                "pattern": {"Regex": split.pattern},
-                "behavior": "Isolated",
-                "invert": False,
-            }
-            steps.insert(0, cut)
+            steps.insert(0, _cut({"Regex": split.pattern}, "Isolated"))
         data = self.file(
             {
                 "unk_token": None, "fuse_unk": False, "byte_fallback": False,
@@ -223,11 +202,8 @@ class _Rebuild:
         if not _all(scores, float) or len(scores) != len(self.tokens):
             raise self.error("tokenizer.ggml.scores does not have one number for each token")
         prefix = self.get("add_space_prefix")
-        prefix = (
-            self.metadata.get("general.architecture") in ("llama", "mistral")
-            if prefix is None
-            else bool(prefix)
-        )
+        if prefix is None:
+            prefix = self.metadata.get("general.architecture") in ("llama", "mistral")
         replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
         restore = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
         decoders = [restore, {"type": "ByteFallback"}, {"type": "Fuse"}]
@@ -237,19 +213,19 @@ class _Rebuild:
             decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
             parts = {"normalizer": {"type": "Sequence", "normalizers": [front, replace]}}
         else:
-            cut = {
-                "type": "Split",
-                "pattern": {"String": " "},
-                "behavior": "MergedWithPrevious",
-                "invert": False,
-            }
-            parts = {"normalizer": replace, "pre_tokenizer": cut}
-        unknown = next((t for t, k in zip(self.tokens, self.types, strict=True) if k == _UNKNOWN), None)
+            parts = {"normalizer": replace, "pre_tokenizer": _cut({"String": " "}, "MergedWithPrevious")}
+        unknown = next(
+            (t for t, k in zip(self.tokens, self.types, strict=True) if k == TokenType.UNKNOWN), None
+        )
         model = {
-            "unk_token": unknown, "fuse_unk": True, "byte_fallback": _BYTE in self.types, "ignore_merges": False,
+            "unk_token": unknown, "fuse_unk": True, "byte_fallback": TokenType.BYTE in self.types, "ignore_merges": False,
             "vocab": self.vocab, "merges": score_merges(self.vocab, scores, self.types),
         }  # fmt: skip
         return self.file(model, decoder={"type": "Sequence", "decoders": decoders}, **parts), True
+
+
+def _cut(pattern: dict[str, str], behavior: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": pattern, "behavior": behavior, "invert": False}
 
 
 def score_merges(vocab: Mapping[str, int], scores: Sequence[float], types: Sequence[int]) -> list[list[str]]:
@@ -260,7 +236,7 @@ def score_merges(vocab: Mapping[str, int], scores: Sequence[float], types: Seque
     """
     found = []
     for piece, token_id in vocab.items():
-        if len(piece) < 2 or types[token_id] not in (_NORMAL, _USER):
+        if len(piece) < 2 or types[token_id] not in (TokenType.NORMAL, TokenType.USER_DEFINED):
             continue
         for cut in range(1, len(piece)):
             left, right = piece[:cut], piece[cut:]

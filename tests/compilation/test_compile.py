@@ -130,9 +130,9 @@ def _rows(tensor: torch.Tensor, which: str, transposed: bool) -> torch.Tensor:
 def test_gguf_holds_the_edited_model(family: str, kind: str, base, tmp_path: Path) -> None:
     vindex = Vindex.open(base(family))
     overlay = overlay_of(vindex)
-    from larql_duck.compilation import Edited
+    from larql_duck.compilation import EditedWeights
 
-    expected = logits(Engine.load(Edited(vindex, overlay)))
+    expected = logits(Engine.load(EditedWeights(vindex, overlay)))
     made = compile_model(vindex, overlay, tmp_path / "m.gguf", format="gguf", gguf_type=kind)
     source = open_model(made.path)
     found = logits(Engine.load(source))
@@ -408,9 +408,9 @@ def test_into_slots_overwrites_the_least_used(base, tmp_path: Path) -> None:
     texts = [[3, 8, 20, 5, 30, 40, 22, 60], [9, 14, 33, 70, 4, 12, 90, 17]]
     placed = place(vindex, overlay, texts)
     slot = placed.moved[1, 64]
-    from larql_duck.compilation import Edited
+    from larql_duck.compilation import EditedWeights
 
-    use = usage(Engine.load(Edited(vindex, overlay)), texts[:1])[1]
+    use = usage(Engine.load(EditedWeights(vindex, overlay)), texts[:1])[1]
     assert use[7] == 0 and slot == next(f for f in use[:64].argsort().tolist() if f != 7)
     assert placed.overlay.n_features == vindex.n_features
     assert np.array_equal(placed.overlay.rows[1][slot].down, edits[0].down)  # type: ignore[union-attr]

@@ -1,0 +1,110 @@
+"""How llama.cpp names a family's tensors and lays them out, in both directions: shared by reading and writing GGUF."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+
+import gguf
+import torch
+
+from larql_duck.models.family import Config, Family, bias_of
+
+_BLOCK = re.compile(r"blk\.(0|[1-9]\d{0,5})\.(.+)")
+_ARCHITECTURES = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
+POSITIONS = "position_embd.weight"
+
+
+@dataclass(frozen=True)
+class GgufLayout:
+    """The places of one model's tensors in a GGUF file, by its family and config."""
+
+    family: Family
+    config: Config
+
+    @cached_property
+    def _names(self) -> tuple[dict[str, str], dict[str, str]]:
+        """State-dict name -> llama.cpp's, of tensors outside layers, and of a layer's (without the layer's prefix)."""
+        family = self.family
+        table = gguf.get_tensor_name_map(_ARCHITECTURES[family.gguf_arch], 1)
+
+        def own(name: str) -> str:
+            # Architectures that are always tied have no name for a head of its own.
+            return (table.get_name(name.removesuffix(".weight")) or "output") + ".weight"
+
+        top = {n: own(n) for n in (family.embed, family.head, family.final_norm, family.positions) if n}
+        if family.final_norm_bias:
+            top[family.final_norm_bias] = bias_of(top[family.final_norm])
+        layer: dict[str, str] = {}
+        for name in (*family.matrices(), *family.norms()):
+            stored = own(family.layer_prefix(0) + name).removeprefix("blk.0.")
+            layer |= {name: stored, bias_of(name): bias_of(stored)}
+        return top, layer
+
+    @cached_property
+    def _of_stored(self) -> tuple[dict[str, str], dict[str, str]]:
+        top, layer = self._names
+        return {stored: name for name, stored in top.items()}, {
+            stored: name for name, stored in layer.items()
+        }
+
+    def stored_name(self, name: str) -> str | None:
+        """llama.cpp's name for a state-dict name; None where it has none."""
+        top, layer = self._names
+        i, relative = self.family.relative(name)
+        if i is None:
+            return top.get(name)
+        return f"blk.{i}.{layer[relative]}" if relative in layer else None
+
+    def state_name(self, stored: str) -> str | None:
+        """The state-dict name for llama.cpp's name; None for a tensor that the family has no place for."""
+        top, layer = self._of_stored
+        block = _BLOCK.fullmatch(stored)
+        if block is None:
+            return top.get(stored)
+        name = layer.get(block[2])
+        return None if name is None else self.family.layer_prefix(int(block[1])) + name
+
+    def is_turned(self, name: str) -> bool:
+        """True for Conv1D matrices, which llama.cpp stores the other way round."""
+        return self.family.transposed and self.family.relative(name)[1] in self.family.matrices()
+
+    def norm_offset(self, name: str) -> float:
+        """What llama.cpp adds to a norm's weight: 1 for families that store weight - 1, 0 for every other tensor."""
+        family = self.family
+        is_norm = name == family.final_norm or family.relative(name)[1] in family.norms()
+        return family.norm_offset if is_norm else 0.0
+
+    def heads(self, name: str) -> int | None:
+        """Heads whose two rotary halves llama.cpp stores interleaved in the tensor's rows; None where it does not."""
+        family = self.family
+        if not family.gguf_permuted:
+            return None
+        n_heads = self.config.get("num_attention_heads")
+        n_kv_heads = self.config.get("num_key_value_heads") or n_heads
+        heads = {
+            family.q: n_heads,
+            bias_of(family.q): n_heads,
+            family.k: n_kv_heads,
+            bias_of(family.k): n_kv_heads,
+        }
+        return heads.get(family.relative(name)[1])
+
+
+def interleaved(tensor: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows [heads * size, ...] as llama.cpp has them: each head's two rotary halves interleaved."""
+    return (
+        tensor.reshape(heads, 2, len(tensor) // heads // 2, *tensor.shape[1:])
+        .transpose(1, 2)
+        .reshape(tensor.shape)
+    )
+
+
+def parted(tensor: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows in Hugging Face order: what `interleaved` made of it, taken back."""
+    return (
+        tensor.reshape(heads, len(tensor) // heads // 2, 2, *tensor.shape[1:])
+        .transpose(1, 2)
+        .reshape(tensor.shape)
+    )
