@@ -22,7 +22,7 @@ def _products() -> tuple[float, float]:
     """Seconds of the f32 products of browse extraction, and of the context pass per token, on the real shapes."""
     import torch
 
-    from larql_duck.models import open_model
+    from larql_duck.models.opening import open_model
     from larql_duck.models.source import ffn_matrix, head_matrix
 
     source = open_model(smollm2())

@@ -34,7 +34,8 @@ def in_quality(work: Path) -> Iterator[Row]:
     from larql_duck.inference.batch import pad
     from larql_duck.inference.engine import Engine
     from larql_duck.inference.prefix import prefill
-    from larql_duck.models import load_tokenizer, open_model
+    from larql_duck.models.opening import open_model
+    from larql_duck.models.tokenizer import load_tokenizer
 
     source = open_model(smollm2())
     tokenizer = load_tokenizer(source)

@@ -9,10 +9,11 @@ from typing import Any
 
 from larql_duck.commands.opening import connect
 from larql_duck.commands.rows import BIG, INT, TEXT, result_of
-from larql_duck.compilation import compile_model, compile_vindex, resolve
-from larql_duck.compilation.conflicts import Conflict
+from larql_duck.compilation.conflicts import Conflict, resolve
+from larql_duck.compilation.model import compile_model
 from larql_duck.compilation.slot_replacement import place
 from larql_duck.compilation.staging import check_output
+from larql_duck.compilation.vindex import compile_vindex
 from larql_duck.editing.background_corpus import background_of
 from larql_duck.lowering.types import Request
 from larql_duck.lql import statements as st

@@ -50,7 +50,7 @@ def prepare(model: str | Path, options: Options) -> Job:
     if path.is_dir() and (path / INDEX).is_file():
         source = vindex = _open_vindex(path)
         stated = vindex.manifest.raw.get("source") or {}
-        name, own_dtype = vindex.manifest.model, vindex.dtype
+        name, own_dtype = vindex.manifest.model, str(vindex.dtype)
         origin = {
             "huggingface_repo": stated.get("huggingface_repo"),
             "revision": stated.get("huggingface_revision"),

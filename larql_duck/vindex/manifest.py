@@ -6,10 +6,10 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import msgspec
 from msgspec import Meta, Struct
 
 from larql_duck.errors import VindexError
@@ -68,8 +68,7 @@ class _Table(_File):
     rows: Natural
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(_Index, kw_only=True):
     """A parsed index.json. `raw` keeps every field as it was read.
 
     `files` is file name -> bytes and `checksums` file name -> sha256, tables included; `tables` is table name -> file
@@ -78,19 +77,14 @@ class Manifest:
 
     raw: Mapping[str, Any]
     path: Path
-    model: str
-    family: str
-    num_layers: int
-    hidden_size: int
-    vocab_size: int
-    embed_scale: float
-    level: str
-    dtype: str
-    layers: tuple[LayerEntry, ...]
-    bands: dict[str, tuple[int, int]] | None
     checksums: dict[str, str]
-    files: dict[str, int] = field(default_factory=dict)
-    tables: dict[str, dict[str, Any]] = field(default_factory=dict)
+    files: dict[str, int]
+    tables: dict[str, dict[str, Any]]
+
+    @property
+    def level(self) -> str:
+        """'browse', 'inference' or 'all'."""
+        return "browse" if self.extract_level == "attention" else self.extract_level
 
     @property
     def has_tables(self) -> bool:
@@ -130,15 +124,10 @@ def load_manifest(directory: Path) -> Manifest:
     """The manifest of the vindex in `directory`; VindexError where it is missing, malformed or of another version."""
     path = directory / INDEX
     if not directory.is_dir():
-        raise VindexError(
-            f"{directory}: no such vindex; make one with: larql-duck extract MODEL -o {directory}",
-            path=directory,
-        )
+        raise damaged(directory, "no such vindex", f"make one with: larql-duck extract MODEL -o {directory}")
     if not path.is_file():
-        raise VindexError(
-            f"{directory}: not a vindex (no index.json); make one with: larql-duck extract MODEL -o OUT.vindex",
-            path=directory,
-        )
+        next_step = "make one with: larql-duck extract MODEL -o OUT.vindex"
+        raise damaged(directory, "not a vindex (no index.json)", next_step)
     if path.stat().st_size > _MAX_BYTES:
         raise damaged(path, "larger than 64 MiB, not a manifest")
     raw = read_json(path)
@@ -187,20 +176,5 @@ def _parse(raw: dict[str, Any], path: Path) -> Manifest:
             stated[table.file] = table
         files = {safe_name(name, path): entry.bytes for name, entry in stated.items()}
         checksums = {name: entry.sha256 for name, entry in stated.items()}
-    return Manifest(
-        raw=raw,
-        path=path,
-        model=index.model,
-        family=index.family,
-        num_layers=n,
-        hidden_size=index.hidden_size,
-        vocab_size=index.vocab_size,
-        embed_scale=index.embed_scale,
-        level="browse" if index.extract_level == "attention" else index.extract_level,
-        dtype=index.dtype,
-        layers=tuple(index.layers),
-        bands=index.layer_bands,
-        checksums=checksums,
-        files=files,
-        tables=tables,
-    )
+    fields = msgspec.structs.asdict(index) | {"checksums": checksums, "files": files, "tables": tables}
+    return Manifest(raw=raw, path=path, **fields)

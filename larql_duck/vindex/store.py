@@ -41,14 +41,23 @@ class WeightEntry(msgspec.Struct, frozen=True):
 class Vindex:
     """A vindex directory, opened with `Vindex.open`. Implements `models.source.WeightSource`.
 
-    Arrays are mapped when they are first asked for; tensors are views of the mapped bytes in the stored dtype.
+    Arrays are mapped when they are first asked for; tensors are views of the mapped bytes in the stored dtype ('f32',
+    'f16' or 'bf16'). `level` is 'browse', 'inference' or 'all', `n_features` has one number a layer; `has_tables` is
+    False for a directory that LARQL wrote, `has_weights` says whether a forward pass is possible.
     """
 
     def __init__(self, path: Path, manifest: Manifest, config: dict[str, Any], family: Family) -> None:
-        self.path = path
-        self.manifest = manifest
-        self.config = config
-        self.family = family
+        self.path, self.manifest, self.config, self.family = path, manifest, config, family
+        self.has_tables, self.level, self.dtype = manifest.has_tables, manifest.level, manifest.dtype
+        self.n_layers, self.hidden, self.vocab = (
+            manifest.num_layers,
+            manifest.hidden_size,
+            manifest.vocab_size,
+        )
+        self.embed_scale, self.bands = manifest.embed_scale, manifest.layer_bands
+        self.n_features = [entry.num_features for entry in manifest.layers]
+        self.has_weights = self.level != "browse"
+        self.database, self.tables_dir = path / DATABASE, path / TABLES
 
     @classmethod
     def open(cls, path: str | Path) -> Vindex:
@@ -73,53 +82,6 @@ class Vindex:
         if vindex.has_weights:
             vindex._check_weights()
         return vindex
-
-    # -- what it is ---------------------------------------------------------------------------------------
-
-    @property
-    def has_tables(self) -> bool:
-        """True where tables are there; False for a directory that LARQL wrote."""
-        return self.manifest.has_tables
-
-    @property
-    def level(self) -> str:
-        """'browse', 'inference' or 'all'."""
-        return self.manifest.level
-
-    @property
-    def dtype(self) -> str:
-        """The arrays' dtype: 'f32', 'f16' or 'bf16'."""
-        return self.manifest.dtype
-
-    @property
-    def n_layers(self) -> int:
-        return self.manifest.num_layers
-
-    @property
-    def hidden(self) -> int:
-        return self.manifest.hidden_size
-
-    @property
-    def vocab(self) -> int:
-        return self.manifest.vocab_size
-
-    @property
-    def embed_scale(self) -> float:
-        return self.manifest.embed_scale
-
-    @property
-    def bands(self) -> dict[str, tuple[int, int]] | None:
-        return self.manifest.bands
-
-    @cached_property
-    def n_features(self) -> list[int]:
-        """Features per layer."""
-        return [entry.num_features for entry in self.manifest.layers]
-
-    @property
-    def has_weights(self) -> bool:
-        """Whether a forward pass is possible."""
-        return self.level != "browse"
 
     def require(self, level: str, why: str) -> None:
         """Raise LevelError when `why` needs more than this vindex stores; the error names the command to run."""
@@ -188,15 +150,6 @@ class Vindex:
         return {p.name: p.read_bytes() for p in paths if p.is_file()}
 
     # -- tables -------------------------------------------------------------------------------------------
-
-    @property
-    def database(self) -> Path:
-        """Where model.duckdb is."""
-        return self.path / DATABASE
-
-    @property
-    def tables_dir(self) -> Path:
-        return self.path / TABLES
 
     def table(self, name: str) -> pa.Table:
         """The whole table as Arrow; an empty one for a directory that LARQL wrote."""

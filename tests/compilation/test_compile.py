@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from larql_duck import connect
-from larql_duck.compilation import compile_model, resolve
+from larql_duck.compilation.conflicts import resolve
+from larql_duck.compilation.model import compile_model
 from larql_duck.compilation.slot_replacement import place, usage
+from larql_duck.compilation.source import EditedWeights
 from larql_duck.errors import LarqlError, ModelError, PatchError, VindexError
 from larql_duck.extraction import extract
 from larql_duck.inference.engine import Engine
@@ -130,8 +132,6 @@ def _rows(tensor: torch.Tensor, which: str, transposed: bool) -> torch.Tensor:
 def test_gguf_holds_the_edited_model(family: str, kind: str, base, tmp_path: Path) -> None:
     vindex = Vindex.open(base(family))
     overlay = overlay_of(vindex)
-    from larql_duck.compilation import EditedWeights
-
     expected = logits(Engine.load(EditedWeights(vindex, overlay)))
     made = compile_model(vindex, overlay, tmp_path / "m.gguf", format="gguf", gguf_type=kind)
     source = open_model(made.path)
@@ -408,8 +408,6 @@ def test_into_slots_overwrites_the_least_used(base, tmp_path: Path) -> None:
     texts = [[3, 8, 20, 5, 30, 40, 22, 60], [9, 14, 33, 70, 4, 12, 90, 17]]
     placed = place(vindex, overlay, texts)
     slot = placed.moved[1, 64]
-    from larql_duck.compilation import EditedWeights
-
     use = usage(Engine.load(EditedWeights(vindex, overlay)), texts[:1])[1]
     assert use[7] == 0 and slot == next(f for f in use[:64].argsort().tolist() if f != 7)
     assert placed.overlay.n_features == vindex.n_features

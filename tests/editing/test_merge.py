@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from larql_duck.commands.opening import connect
-from larql_duck.compilation import compile_vindex
+from larql_duck.compilation.vindex import compile_vindex
 from larql_duck.editing import inserting
 from larql_duck.errors import SemanticError, VindexError
 from larql_duck.patches.operations import DeleteOp, UpdateOp

@@ -14,12 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from larql_duck.errors import ModelError
-from larql_duck.models import load_tokenizer, open_model
 from larql_duck.models.families import complete
 from larql_duck.models.gguf_config import GgufConfig
 from larql_duck.models.gguf_file import GgufFile
 from larql_duck.models.gguf_tokenizer import tokenizer_files
+from larql_duck.models.opening import open_model
 from larql_duck.models.safetensors_file import SafetensorsFile
+from larql_duck.models.tokenizer import load_tokenizer
 from tests.models.conftest import Make
 
 _FUZZ = settings(

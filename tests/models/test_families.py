@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from larql_duck.errors import ModelError
-from larql_duck.models import FAMILIES, family_for, ffn_matrix, final_norm_multiplier, head_matrix, open_model
-from larql_duck.models.families import complete, text_config
+from larql_duck.models.families import FAMILIES, complete, family_for, text_config
+from larql_duck.models.opening import open_model
+from larql_duck.models.source import ffn_matrix, final_norm_multiplier, head_matrix
 from tests.models.conftest import Make
 from tests.tiny import TINY_FAMILIES
 

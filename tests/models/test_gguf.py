@@ -13,10 +13,12 @@ import pytest
 import torch
 
 from larql_duck.errors import ModelError
-from larql_duck.models import ModelSource, load_tokenizer, open_model
+from larql_duck.models.checkpoint import ModelSource
 from larql_duck.models.gguf_config import llama3_factors, shortest
 from larql_duck.models.gguf_file import GgufFile
 from larql_duck.models.gguf_tokenizer import score_merges
+from larql_duck.models.opening import open_model
+from larql_duck.models.tokenizer import load_tokenizer
 from tests.models.conftest import Make
 from tests.tiny import CHAT_TEMPLATE, TINY_FAMILIES, make_tiny, write_gguf
 

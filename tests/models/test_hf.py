@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from larql_duck.errors import ModelError
-from larql_duck.models import open_model
+from larql_duck.models.opening import open_model
 from tests.models.conftest import Make
 from tests.tiny import TINY_FAMILIES, make_tiny
 

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from larql_duck.errors import ModelError
-from larql_duck.models import open_model
 from larql_duck.models.hub import parse_spec
+from larql_duck.models.opening import open_model
 from tests.models.conftest import Make
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OPEN = """
 import json, sys
 from larql_duck.errors import ModelError
-from larql_duck.models import open_model
+from larql_duck.models.opening import open_model
 out = []
 for spec in sys.argv[1:]:
     try:

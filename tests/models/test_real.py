@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from larql_duck.models import ModelSource, load_tokenizer, open_model
+from larql_duck.models.checkpoint import ModelSource
 from larql_duck.models.gguf_file import GgufFile
+from larql_duck.models.opening import open_model
+from larql_duck.models.tokenizer import load_tokenizer
 from tests.models.test_tokenizer import TEXT
 
 pytestmark = pytest.mark.real

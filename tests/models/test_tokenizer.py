@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from larql_duck.errors import ModelError
-from larql_duck.models import load_tokenizer, open_model
 from larql_duck.models.gguf_tokenizer import tokenizer_files
+from larql_duck.models.opening import open_model
+from larql_duck.models.tokenizer import load_tokenizer
 from tests.models.conftest import Make
 from tests.tiny import TINY_FAMILIES
 
