@@ -8,17 +8,11 @@ from typing import Any
 
 from larql_duck.errors import ModelError
 from larql_duck.models.family import Config, Family
-from larql_duck.models.gguf_config import GgufConfig, llama3_factors
+from larql_duck.models.gguf_config import YARN, GgufConfig, llama3_factors
 
 ELSE = "write it with FORMAT SAFETENSORS instead"
-# The config's keys that decide what a model computes, as far as GGUF has a place for them.
-_COMPARED = (
-    "sliding_window",
-    "query_pre_attn_scalar",
-    "attn_logit_softcapping",
-    "final_logit_softcapping",
-    "rope_local_base_freq",
-)
+# Keys of Gemma's configs that decide what it computes.
+_OF_GEMMA = ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping")
 
 
 @dataclass(frozen=True)
@@ -150,10 +144,7 @@ def _scaling(
         return {
             "rope.scaling.type": "yarn",
             "rope.scaling.factor": float(scaling["factor"]),
-            "rope.scaling.original_context_length": scaling.get("original_max_position_embeddings"),
-            "rope.scaling.attn_factor": scaling.get("attention_factor"),
-            "rope.scaling.yarn_beta_fast": scaling.get("beta_fast"),
-            "rope.scaling.yarn_beta_slow": scaling.get("beta_slow"),
+            **{stored: scaling.get(key) for key, stored in YARN.items()},
         }, None
     raise ModelError(
         f"{path}: rope scaling {str(kind)[:40]!r} cannot be said in GGUF; {ELSE}", path=str(path)
@@ -168,7 +159,7 @@ def _check(
     factors: list[float] | None,
     path: object,
 ) -> None:
-    """Nothing; ModelError where a reader of the metadata would build another model."""
+    """Raise ModelError where a reader of the metadata would build another model."""
     try:
         found = GgufConfig(metadata, path).build(tensors, factors)
     except ModelError as error:
@@ -190,23 +181,22 @@ def _check(
 
 
 def _differences(config: Config, found: Config, family: Family) -> list[str]:
-    out = []
-    if family.rope_theta(found) != family.rope_theta(config) and family.rope_theta(config) is not None:
-        out.append("rope_theta")
-    if rope_scaling(found) != rope_scaling(config) and not _same_scaling(found, config):
-        out.append("rope_scaling")
-    windowed = family.name in ("mistral", "gemma2", "gemma3_text")
-    if not windowed and config.get("use_sliding_window", True) and config.get("sliding_window"):
-        out.append("sliding_window")
-    if not windowed or family.name == "mistral":
-        return out + (["sliding_window"] if windowed and _other(found, config, "sliding_window") else [])
-    out += [key for key in _COMPARED if key != "rope_local_base_freq" and _other(found, config, key)]
-    if family.name == "gemma3_text" and local_base(found) != local_base(config):
-        out.append("rope_local_base_freq")
-    types = config.get("layer_types")
-    if isinstance(types, list) and found.get("layer_types") != types:
-        out.append("layer_types")
-    return out
+    """The config's keys in which the config that a reader rebuilds says something else."""
+    theta, types = family.rope_theta(config), config.get("layer_types")
+    gemma = family.name in ("gemma2", "gemma3_text")
+    if gemma or family.name == "mistral":
+        window = _other(found, config, "sliding_window")
+    else:
+        window = bool(config.get("use_sliding_window", True) and config.get("sliding_window"))
+    differs = {
+        "rope_theta": theta is not None and family.rope_theta(found) != theta,
+        "rope_scaling": not _same_scaling(found, config),
+        "sliding_window": window,
+        **{key: gemma and _other(found, config, key) for key in _OF_GEMMA},
+        "rope_local_base_freq": family.name == "gemma3_text" and local_base(found) != local_base(config),
+        "layer_types": gemma and isinstance(types, list) and found.get("layer_types") != types,
+    }
+    return [key for key, other in differs.items() if other]
 
 
 def _same_scaling(found: Config, config: Config) -> bool:

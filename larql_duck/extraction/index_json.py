@@ -83,20 +83,10 @@ def _model_config(job: Job) -> dict[str, Any]:
         "head_dim": sizes.head_dim,
         "num_q_heads": sizes.n_heads,
         "num_kv_heads": sizes.n_kv_heads,
-        "rope_base": _rope_base(config),
+        "rope_base": family.rope_theta(config) or 10000.0,
         "sliding_window": window,
         "moe": None,
         "attention_k_eq_v": False,
     }
     extra = {name: family.get(config, CONFIG_FIELDS[name]) for name in _OPTIONAL}
     return fields | {name: value for name, value in extra.items() if value is not None}
-
-
-def _rope_base(config: Mapping[str, Any]) -> float:
-    """The rotary base; newer configs keep it under rope_parameters, one entry per kind of layer in some families."""
-    stated = config.get("rope_theta")
-    parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if stated is None and isinstance(parameters, Mapping):
-        inner = parameters.get("full_attention", parameters)
-        stated = inner.get("rope_theta") if isinstance(inner, Mapping) else None
-    return float(10000.0 if stated is None else stated)

@@ -209,7 +209,7 @@ class Family:
 
     def rope_theta(self, config: Config) -> float | None:
         """The base of the rotary embedding (full attention where layers differ); None where there is none."""
-        parameters = config.get("rope_parameters")
+        parameters = config.get("rope_parameters") or config.get("rope_scaling")
         parameters = parameters if isinstance(parameters, Mapping) else {}
         full = parameters.get("full_attention", parameters)
         value = config.get("rope_theta", full.get("rope_theta") if isinstance(full, Mapping) else None)

@@ -25,6 +25,13 @@ _TOKEN_IDS = {
     "pad_token_id": "tokenizer.ggml.padding_token_id",
 }
 _EPS = {"rms": "attention.layer_norm_rms_epsilon", "layer": "attention.layer_norm_epsilon"}
+# What YaRN scaling is told, as a config and as the metadata name it.
+YARN = {
+    "original_max_position_embeddings": "rope.scaling.original_context_length",
+    "attention_factor": "rope.scaling.attn_factor",
+    "beta_fast": "rope.scaling.yarn_beta_fast",
+    "beta_slow": "rope.scaling.yarn_beta_slow",
+}
 # Layer counts of the two largest Gemmas: only they scale queries by hidden / heads instead of the head size.
 _WIDE_QUERIES = {"gemma2": 46, "gemma3_text": 62}
 # Soft-caps that llama.cpp assumes where a Gemma 2 file leaves them out.
@@ -198,15 +205,8 @@ class GgufConfig:
             return {"rope_type": "linear", "factor": float(factor)} if factor and factor != 1 else None
         if kind == "yarn" and factor:
             out: dict[str, Any] = {"rope_type": "yarn", "factor": float(factor)}
-            for key, own in (
-                ("original_max_position_embeddings", "rope.scaling.original_context_length"),
-                ("attention_factor", "rope.scaling.attn_factor"),
-                ("beta_fast", "rope.scaling.yarn_beta_fast"),
-                ("beta_slow", "rope.scaling.yarn_beta_slow"),
-            ):
-                if self.number(own) is not None:
-                    out[key] = self.number(own)
-            return out
+            stated = {key: self.number(stored) for key, stored in YARN.items()}
+            return out | {key: value for key, value in stated.items() if value is not None}
         raise ModelError(
             f"{self.path}: rope scaling {str(kind)[:40]!r} is not supported; linear, yarn and Llama 3's are",
             found=kind,
