@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from larql_duck.inference.engine import Engine
+    from larql_duck.inference.gate_search import GateSearch
     from larql_duck.inference.model import Model
     from larql_duck.inference.query_vectors import QueryVectors
     from larql_duck.patches.edit_log import EditLog
@@ -21,18 +22,20 @@ class Workspace(Protocol):
     """One open vindex, its edits, its model and its tables. A session implements it; `editing`, `diffing`,
     `compilation` and `extraction` are written against it, or against the parts that they need.
 
-    schema is the DuckDB schema of the tables; texts, a file or texts, is what edits take for ordinary text (None:
-    text that the model writes itself); cache keeps what was computed about the vindex and holds whatever is edited,
-    by kind and path.
+    schema is the DuckDB schema of the tables; cache keeps what was computed about the vindex and holds whatever is
+    edited, by kind and path.
     """
 
     schema: str
-    texts: str | Path | Sequence[str] | None
     cache: dict[tuple[str, str], Any]
 
     @property
     def progress(self) -> Progress | None:
         """Called with (stage, done, total) of long work; None where nobody watches."""
+
+    @property
+    def texts(self) -> str | Path | Sequence[str] | None:
+        """What edits take for ordinary text: a file or texts; None: text that the model writes itself."""
 
     @property
     def vindex(self) -> Vindex:
@@ -56,6 +59,9 @@ class Workspace(Protocol):
 
     def engine(self) -> Engine:
         """The engine of `model`, loaded when first asked for. LevelError where no weights are stored."""
+
+    def search(self) -> GateSearch:
+        """The gate search over the vindex's mapped rows, under the edits."""
 
     def vectors(self) -> QueryVectors:
         """The vectors of prompts and entities."""

@@ -32,7 +32,8 @@ def probe(session: Session, request: Request) -> Result:
     first.
     """
     options = dict(request.arguments)
-    vindex = session.workspace.vindex
+    workspace = session.workspace
+    vindex = workspace.vindex
     require_tables(vindex)
     vindex.require("inference", "PROBE")
     entities = _entities(session, request, options.pop("entities"))
@@ -41,19 +42,19 @@ def probe(session: Session, request: Request) -> Result:
     many = {r.name for r in pack.relations if r.many}
 
     def progress(done: int, total: int) -> None:
-        if session.progress is not None:
-            session.progress("probe", done, total)
+        if workspace.progress is not None:
+            workspace.progress("probe", done, total)
 
     kept = vindex.manifest.raw.get(SECTION, {}).get("probe", {}).get("calibration")
     probed = ask_model(
-        session.engine(),
+        workspace.engine(),
         pack,
         calibration=Calibration.from_json(kept) if kept else None,
         progress=progress,
         **options,
     )
     notices = list(probed.notices)
-    edits = session.edited.fingerprint()
+    edits = workspace.views.fingerprint()
     if save and edits is not None:
         save = False
         notices.append(
@@ -66,13 +67,13 @@ def probe(session: Session, request: Request) -> Result:
             "relations": probed.report.get("relations", {}),
         }
         published = publish(vindex, probed.tables, name=pack.name, many=many, statistics=statistics)
-        session.unsaved.saved(probed.tables)
-        session.unsaved.published(published)
+        workspace.unsaved.saved(probed.tables)
+        workspace.unsaved.published(published)
         notices.append(f"saved in {vindex.path}")
     else:
-        session.unsaved.add(probed.tables, many, edits)
+        workspace.unsaved.add(probed.tables, many, edits)
         notices.append("not saved: this session alone shows these facts")
-    notices += session.edited.show()
+    notices += workspace.views.show()
     return Result(_best(probed, many), notices=notices)
 
 
@@ -82,7 +83,7 @@ def _entities(session: Session, request: Request, entities: Any) -> Any:
         return session.sql(entities).arrow()
     if not isinstance(entities, Query):
         return entities
-    table = session.query(entities.sql).arrow()
+    table = session.workspace.query(entities.sql).arrow()
     if not table.num_rows:
         raise fail(
             request.statement,

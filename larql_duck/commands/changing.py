@@ -69,9 +69,9 @@ def delete(session: Session, request: Request) -> Result:
     if s.dry_run or not selected:
         return _facts_result(selected, notices, "would be changed")
     database, others = _by_home(session, selected)
-    with session.edits.transaction():
+    with session.patches.transaction():
         if database:
-            session.edits.add([DeleteKnnOp(e.entity, e.relation) for e in database])
+            session.patches.add([DeleteKnnOp(e.entity, e.relation) for e in database])
         if not others:
             return _facts_result(selected, notices, "deleted")
         result = delete_facts(session.workspace, [e.pair for e in others])
@@ -100,13 +100,13 @@ def update(session: Session, request: Request) -> Result:
     for edge in others:
         if "target" in edge.values:
             by_target.setdefault(edge.values["target"].strip(), []).append(edge.pair)
-    with session.edits.transaction():
+    with session.patches.transaction():
         if database:
-            session.edits.add([_changed_knn(session, e) for e in database])
+            session.patches.add([_changed_knn(session, e) for e in database])
         parts = [update_facts(session.workspace, pairs, target) for target, pairs in by_target.items()]
         confident = [e for e in others if "confidence" in e.values]
         if confident:
-            session.edits.add(_confident(session, confident))
+            session.patches.add(_confident(session, confident))
     if not parts:
         return _facts_result(selected, notices, "updated")
     table = pa.concat_tables([part.arrow() for part in parts], promote_options="default")
@@ -145,7 +145,7 @@ def select_edges(
 
 
 def _rows(session: Session, sql: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = session.query(sql).arrow().to_pylist()
+    rows: list[dict[str, Any]] = session.workspace.query(sql).arrow().to_pylist()
     return rows
 
 
@@ -212,7 +212,7 @@ def _by_home(
 
 def _edited(session: Session, edge: EdgeSelection) -> EditedFact | None:
     """The fact as the session's edits have it; None for one of the model's own."""
-    return session.edits.overlay.fact(edge.entity, edge.relation)
+    return session.patches.overlay.fact(edge.entity, edge.relation)
 
 
 def _check_target(s: Update, edge: EdgeSelection) -> str:
@@ -254,7 +254,7 @@ def _changed_knn(session: Session, edge: EdgeSelection) -> Operation:
 
 def _confident(session: Session, edges: Sequence[EdgeSelection]) -> list[Operation]:
     """Inserted facts again, with other confidences and the same vectors."""
-    edits = session.edits
+    edits = session.patches
     overlay = edits.overlay
     operations: list[Operation] = []
     counts: dict[int, int] = {}
@@ -316,7 +316,7 @@ def _change_slots(
         for e in selected
     ]
     if changes and not s.dry_run:
-        session.edits.add([c.operation for c in changes])
+        session.patches.add([c.operation for c in changes])
     rows = [
         (
             e.layer,

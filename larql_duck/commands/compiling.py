@@ -63,20 +63,20 @@ def _into_model(session: Session, origin: Session, s: st.Compile) -> Result:
         out,
         format=s.format or "safetensors",
         gguf_type=s.gguf_type,
-        progress=session.progress,
+        progress=session.options.progress,
     )
     title = f"{made.format}, {made.features} features a layer"
     return _result(made.path, title, made.files, [*_slots(overlay), *rows], [*notices, *made.notices])
 
 
 def _into_vindex(session: Session, origin: Session, s: st.Compile) -> Result:
-    patches, rule = origin.edits.applied, s.conflict or "last_wins"
+    patches, rule = origin.patches.applied, s.conflict or "last_wins"
     lists, names = [p.operations for p in patches], [p.title for p in patches]
     chosen, conflicts = resolve(lists, names, origin.workspace.vindex.n_features, rule)
     changed = any(len(after) != len(before) for after, before in zip(chosen, lists, strict=True))
     with _under(origin, chosen if changed else None) as source:
-        overlay = source.edits.overlay
-        made = compile_vindex(source.workspace, overlay, Path(s.into).expanduser(), session.progress)
+        overlay = source.patches.overlay
+        made = compile_vindex(source.workspace, overlay, Path(s.into).expanduser(), session.options.progress)
         rows = [*_slots(overlay), *(_conflict_row(c, names, rule) for c in conflicts)]
         title = f"vindex, {made.appended} slots appended, {made.changed} changed, {made.knn} database facts"
         return _result(made.path, title, made.files, rows, made.notices)
@@ -99,9 +99,9 @@ def _under(session: Session, lists: Sequence[Sequence[Operation]] | None) -> Ite
         yield session
         return
     with connect(session.workspace.vindex.path) as other:
-        other.edits.add([op for operations in lists for op in operations] + list(session.edits.live))
+        other.patches.add([op for operations in lists for op in operations] + list(session.patches.live))
         yield other
-        other.edits.rollback()
+        other.patches.rollback()
 
 
 def _conflict_row(c: Conflict, names: Sequence[str], rule: str) -> Row:

@@ -30,7 +30,7 @@ def extract(session: Session, request: Request) -> Result:
         s.into,
         level=s.level,
         layers=request.arguments["layers"],
-        progress=session.progress,
+        progress=session.options.progress,
         notice=notices.append,
     )
     session.use(path)
@@ -51,12 +51,12 @@ def auto_extract(session: Session, request: Request) -> Result:
                 f"{out}: exists already and is of another model; make a vindex yourself: EXTRACT MODEL ... INTO ...",
                 path=out,
             )
-        session.show(vindex)
+        session.use(vindex)
         return result_of({}, [], [f"opened {out}, which was made from this model before"])
     notices: list[str] = []
     # Nothing of the model stays in memory beside the extraction.
-    session.model.reload(session.settings)
-    path = make_vindex(source.path, out, progress=session.progress, notice=notices.append)
+    session.model.reload(session.options.settings)
+    path = make_vindex(source.path, out, progress=session.options.progress, notice=notices.append)
     session.use(path)
     return result_of({}, [], [*notices, f"made {path} first (AUTO_EXTRACT)"])
 

@@ -74,7 +74,7 @@ def _started(session: Session, path: str | Path | None, patches: Sequence[str | 
         if path is not None:
             session.use(path)
         for patch in patches:
-            session.edits.apply(patch)
+            session.patches.apply(patch)
     except BaseException:
         session.close()
         raise
@@ -92,7 +92,7 @@ def _close_all() -> None:
 def use(session: Session, request: Request) -> Result:
     """USE "path": the session's statements speak of this vindex from now on."""
     vindex = session.use(request.statement.target)
-    relations = session.query(f"SELECT count(*) FROM {session.schema}.relations").one()
+    relations = session.workspace.query(f"SELECT count(*) FROM {session.schema}.relations").one()
     columns = {
         "path": TEXT, "model": TEXT, "level": TEXT, "layers": INT, "features": BIG, "relations": BIG,
     }  # fmt: skip

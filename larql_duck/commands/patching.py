@@ -28,7 +28,7 @@ _NAMED = 5
 
 def begin(session: Session, request: Request) -> Result:
     """BEGIN PATCH "f": edits from now on, and those not saved yet, are for this file."""
-    edits = session.edits
+    edits = session.patches
     edits.begin(request.statement.path)
     n = len(edits.live)
     return _result(edits.shown()[-1:], [f"{n} edits made before belong to it"] if n else [])
@@ -36,13 +36,13 @@ def begin(session: Session, request: Request) -> Result:
 
 def save(session: Session, request: Request) -> Result:
     """SAVE PATCH ["f"]: the edits that are not saved yet become a file and an applied patch."""
-    patch = session.edits.save(request.statement.path)
-    return _result(session.edits.shown()[-1:], [f"wrote {patch.path}"])
+    patch = session.patches.save(request.statement.path)
+    return _result(session.patches.shown()[-1:], [f"wrote {patch.path}"])
 
 
 def rollback(session: Session, request: Request) -> Result:
     """ROLLBACK PATCH: the edits that are not saved yet are taken back."""
-    edits = session.edits
+    edits = session.patches
     rows = edits.shown()[len(edits.applied) :]
     n = edits.rollback()
     return _result(rows, [f"{n} edits were taken back" if n else "there were no edits to take back"])
@@ -50,7 +50,7 @@ def rollback(session: Session, request: Request) -> Result:
 
 def apply(session: Session, request: Request) -> Result:
     """APPLY PATCH "f" [FORCE]: a file's edits hold from now on."""
-    edits = session.edits
+    edits = session.patches
     patch = edits.apply(request.statement.path, request.statement.force)
     at = next(i for i, p in enumerate(edits.applied) if p is patch)
     return _result(edits.shown()[at : at + 1], remarks(patch, session.workspace.vindex))
@@ -82,7 +82,7 @@ def remarks(patch: PatchFile, vindex: Vindex) -> list[str]:
 
 def remove(session: Session, request: Request) -> Result:
     """REMOVE PATCH "f": a patch holds no more, everything else is as if it had never been applied."""
-    edits = session.edits
+    edits = session.patches
     rows, before = edits.shown(), list(edits.applied)
     patch = edits.remove(request.statement.name)
     at = next(i for i, p in enumerate(before) if p is patch)

@@ -32,7 +32,7 @@ def entities_of(entities: object) -> list[PackRow] | None:
     if isinstance(entities, Sequence):
         rows = [_row(number, name) for number, name in enumerate(entities, 1)]
     else:
-        rows = _table_rows(_as_table(entities))
+        rows = _table_rows(as_table(entities))
     first: dict[str, PackRow] = {}
     for row in rows:
         if row.subject:
@@ -89,7 +89,8 @@ def _row(number: int, value: object, text: object = None, objects: object = None
     return PackRow(number, subject, str(text or subject).strip(), tuple(unique), "")
 
 
-def _as_table(entities: Any) -> pa.Table:
+def as_table(entities: Any) -> pa.Table:
+    """Anything that pyarrow or DuckDB takes as a table; a list of names as a table of one column. PackError."""
     import pyarrow as pa
 
     if isinstance(entities, pa.Table):

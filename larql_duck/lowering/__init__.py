@@ -19,13 +19,12 @@ if TYPE_CHECKING:
 __all__ = [
     "NOT_RUN",
     "PLANNERS",
-    "WITHOUT_VINDEX",
-    "WITH_MODEL",
     "Catalog",
     "Plan",
     "Query",
     "Request",
     "joined",
+    "needs_vindex",
     "pipe_sql",
     "plan",
     "transpiled",
@@ -127,6 +126,21 @@ def _alone(statement: Statement, verb: str) -> bool:
     if isinstance(statement, Diff):
         return None not in (statement.left, statement.right)
     return verb in WITHOUT_VINDEX
+
+
+def needs_vindex(statement: Any, catalog: Catalog) -> bool:
+    """Whether a statement needs more than the model that is open."""
+    if statement.kind == "Pipe":
+        return any(needs_vindex(stage, catalog) for stage in statement.stages)
+    if statement.kind == "ExplainSql":
+        return needs_vindex(statement.statement, catalog)
+    verb = verb_of(statement)
+    if verb not in PLANNERS or verb in WITH_MODEL:
+        return False
+    if verb == "SELECT":
+        step = plan(statement, catalog, running=False)
+        return isinstance(step, Query) and step.uses_vindex
+    return verb not in WITHOUT_VINDEX
 
 
 def transpiled(statement: Statement, catalog: Catalog, *, running: bool = False) -> Query:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -12,46 +13,27 @@ from typing import TYPE_CHECKING, Any, cast
 import duckdb
 import pyarrow as pa
 
-from larql_duck.inference.settings import Settings
-from larql_duck.lowering import (
-    PLANNERS,
-    WITH_MODEL,
-    WITHOUT_VINDEX,
-    Plan,
-    Query,
-    Request,
-    joined,
-    plan,
-    transpiled,
-    verb_of,
-)
+from larql_duck.lowering import Plan, Query, Request, joined, needs_vindex, plan, transpiled
 from larql_duck.lowering.checks import need_vindex
 from larql_duck.lowering.types import Catalog, EmptyCatalog
-from larql_duck.progress import Progress
+from larql_duck.lql import parse
+from larql_duck.lql.statements import Statement
+from larql_duck.patches.edit_log import EditLog
 from larql_duck.result import Result
-from larql_duck.session import caller_scope as scope
+from larql_duck.session.connection import Connection
 from larql_duck.session.mount import Mount
-from larql_duck.session.overlay_views import Edited
-from larql_duck.session.probe_runs import Unsaved
-from larql_duck.session.query_errors import query_error, statement_error
-from larql_duck.session.udfs.asking import register_asking
-from larql_duck.session.udfs.vectors import Failures, register
-from larql_duck.session.vindex_catalog import ModelCatalog, VindexCatalog
-from larql_duck.session.vindex_model import model_of_vindex, open_for_passes, register_forward
+from larql_duck.session.open_vindex import OpenVindex, Options, Texts
+from larql_duck.session.query_errors import statement_error
+from larql_duck.session.udfs import register_functions
+from larql_duck.session.vindex_catalog import ModelCatalog
 from larql_duck.spelling import did_you_mean
+from larql_duck.vindex.store import Vindex
 
 if TYPE_CHECKING:
     from larql_duck.editing.evaluate import Check
-    from larql_duck.inference.engine import Engine
-    from larql_duck.inference.gate_search import GateSearch
     from larql_duck.inference.model import Model
-    from larql_duck.inference.query_vectors import QueryVectors
     from larql_duck.inference.trace import TraceResult
-    from larql_duck.lql.statements import Statement
     from larql_duck.models.checkpoint import ModelSource
-    from larql_duck.patches.edit_log import EditLog
-    from larql_duck.patches.overlay import Overlay
-    from larql_duck.vindex.store import Vindex
 
 Parameters = Mapping[str, Any]
 CarryOut = Callable[["Session", Request], Result]
@@ -61,8 +43,8 @@ class Session:
     """A vindex in a DuckDB connection, asked in LQL (`lql`, `script`) or SQL (`sql`, or `con` directly).
 
     con is the DuckDB connection: query it, join with it, create tables in it. Views and macros are in the schema
-    `schema`. vindex is what USE opened last, None before. Safe to use from several threads: each gets its own cursor
-    of the connection. Made by `connect` and `attach`; a context manager that closes itself.
+    `schema`. Safe to use from several threads: each gets its own cursor of the connection. Made by `connect` and
+    `attach`; a context manager that closes itself.
     """
 
     def __init__(
@@ -73,39 +55,21 @@ class Session:
         schema: str = "lq",
         own: bool = False,
         tracer: Callable[[str], None] | None = None,
-        progress: Progress | None = None,
-        texts: str | Path | Sequence[str] | None = None,
+        texts: Texts | None = None,
     ) -> None:
-        """carry_out runs a Request of this session (`larql_duck.commands.carry_out`). own: the connection is closed with the session. tracer is called with every SQL before it runs; progress
-        with (stage, done, total) of long statements. texts, a file or texts, is what edits take for ordinary text;
-        None: text that the model writes itself."""
+        """carry_out runs a Request of this session (`larql_duck.commands.carry_out`). own: the connection is closed
+        with the session. tracer and texts are as in `configure`."""
         self.con = con
         self.schema = schema
-        self.tracer = tracer
-        self.progress = progress
-        self.texts = texts
-        # What was computed about a vindex and holds whatever is edited, by kind and path.
-        self.cache: dict[tuple[str, str], Any] = {}
-        self._carry_out_request = carry_out
-        self._own = own
-        self._thread = threading.get_ident()
-        self._local = threading.local()
+        self.options = Options(texts=texts)
+        self._dispatch = carry_out
+        self._mount = Mount(con, schema)
+        self._connection = Connection(con, schema, own=own, tracer=tracer)
         self._lock = threading.RLock()
-        self._failures = Failures()
-        self._catalog: Catalog = EmptyCatalog(schema)
-        self.settings = Settings.from_environment()
+        self._opened: OpenVindex | None = None
         self._model: Model | None = None
-        self._search: GateSearch | None = None
-        self._vectors: QueryVectors | None = None
-        self.mount = Mount(con, schema)
-        self.unsaved = Unsaved(self)
-        self.edited = Edited(self)
+        self._catalog: Catalog = EmptyCatalog(schema)
         self._registered = False
-        self._edits: EditLog | None = None
-        # Rises with every change of edits: what was computed under others is computed again.
-        self.revision = 0
-        if own:
-            self._prepare(con)
 
     # -- asking -------------------------------------------------------------------------------------------
 
@@ -123,20 +87,14 @@ class Session:
 
     def stream(self, text: str, parameters: Parameters | None = None) -> Iterator[Result]:
         """The results of an LQL text one by one, each as soon as its statement has run."""
-        from larql_duck.lql import parse
-
         for statement in parse(text, parameters):
             yield from self.run(statement, text)
 
     def run(self, statement: Statement, text: str = "") -> list[Result]:
         """The results of one parsed statement: one, or several for a pipe whose stages do not use each other."""
-        text = text or str(statement)
-        if (
-            isinstance(self._catalog, ModelCatalog)
-            and self._catalog.auto_extract
-            and _needs_vindex(statement, self._catalog)
-        ):
-            made = self.carry_out(Request("AUTO EXTRACT", arguments={"source": self._catalog.source}))
+        text, catalog = text or str(statement), self._catalog
+        if isinstance(catalog, ModelCatalog) and catalog.auto_extract and needs_vindex(statement, catalog):
+            made = self._carry_out(Request("AUTO EXTRACT", arguments={"source": catalog.source}))
             results = self.run(statement, text)
             results[0].notices[:0] = made.notices
             return results
@@ -144,7 +102,7 @@ class Session:
             return self._pipe(statement, text)
         if statement.kind == "ExplainSql":
             return [self._explain_sql(statement)]
-        return [self._answer(plan(statement, self._catalog), statement, text, None)]
+        return [self._answer(plan(statement, catalog), statement, text, None)]
 
     def sql(self, query: str, parameters: Parameters | list[Any] | None = None) -> Result:
         """The result of plain DuckDB SQL. In it `"x"` is a column's name, as everywhere in DuckDB; text takes `'x'`.
@@ -152,17 +110,14 @@ class Session:
         Tables that neither the connection nor the vindex has are looked up among the caller's DataFrames.
         QueryError with DuckDB's message; several statements give the last one's result.
         """
-        try:
-            return Result(self._fetch(query, parameters, None), con=self._connection(), sql=query)
-        except duckdb.Error as error:
-            raise query_error(error, query, self._failures) from error
+        return self._connection.query(query, parameters)
 
-    # -- the vindex ---------------------------------------------------------------------------------------
+    # -- what is open -------------------------------------------------------------------------------------
 
     @property
     def vindex(self) -> Vindex | None:
-        """The vindex that is open, None where there is none."""
-        return self.mount.vindex
+        """The vindex that USE opened last; None where none is open."""
+        return None if self._opened is None else self._opened.vindex
 
     @property
     def catalog(self) -> Catalog:
@@ -171,70 +126,60 @@ class Session:
 
     @property
     def workspace(self) -> Any:
-        """The session as the packages below it see it (`Workspace`). VindexError where no vindex is open."""
-        self._need()
-        return self
+        """The open vindex as commands and editing use it. VindexError where there is none."""
+        need_vindex(self._catalog)
+        assert self._opened is not None
+        return self._opened
 
     @property
-    def replaced_tables(self) -> list[str]:
-        """Names of the tables that do not show their stored rows alone."""
-        return self.mount.shadowed
+    def model(self) -> Model:
+        """The model behind the vindex: forward passes, interventions, captures. Loaded when a pass first needs it."""
+        return self.workspace.model if self._model is None else self._model
 
-    def use(self, path: str | Path) -> Vindex:
-        """The vindex at `path`, which the session speaks of from now on. Nothing of an earlier one is kept."""
-        from larql_duck.vindex.store import Vindex
+    @property
+    def patches(self) -> EditLog:
+        """The edits of the vindex: patches that are applied and what was edited since. VindexError where none is open."""
+        return self.workspace.edits
 
-        vindex = Vindex.open(path)
-        self.show(vindex)
-        return vindex
-
-    def show(self, vindex: Vindex) -> None:
-        """Like `use`, for a vindex that is open already."""
-        from larql_duck.patches.edit_log import EditLog
-
+    def use(self, vindex: str | Path | Vindex) -> Vindex:
+        """The vindex (or that at a path) that the session speaks of from now on. Nothing of an earlier one is kept."""
+        opened = vindex if isinstance(vindex, Vindex) else Vindex.open(vindex)
         with self._lock:
             self._forget()
-            self.mount.show(vindex)
+            self._mount.show(opened)
             if not self._registered:
-                register(self.mount, self.search, self.vectors, self._failures)
-                register_asking(self, self._failures)
-                register_forward(self, self._failures)
+                register_functions(self._mount, self._connection, lambda: self.model, lambda: self.workspace)
                 self._registered = True
-            self.mount.load_python_macros()
-            self._catalog = VindexCatalog(vindex, self.schema, self._ask)
-            self._edits = EditLog(self, vindex)
-            if self._edits.stored:
-                self.refresh()
+            self._mount.load_python_macros()
+            self._opened = OpenVindex(opened, self._mount, self._connection, self.options)
+            self._catalog = self._opened.catalog
+        return opened
 
-    # -- edits --------------------------------------------------------------------------------------------
+    def use_model(self, target: str | Path, *, auto_extract: bool = False) -> ModelSource:
+        """The model (directory, .gguf, hf://) that INFER, EXPLAIN INFER, TRACE and STATS run on from now on.
 
-    @property
-    def edits(self) -> EditLog:
-        """The patches on the vindex that is open; VindexError where there is none."""
-        self._need()
-        assert self._edits is not None
-        return self._edits
+        Nothing of an earlier vindex is kept. auto_extract: the first statement that needs a vindex makes one.
+        """
+        from larql_duck.session.model_parts import model_alone
 
-    @property
-    def overlay(self) -> Overlay:
-        """What the session's edits make of the vindex; VindexError where none is open."""
-        return self.edits.overlay
-
-    def refresh(self) -> None:
-        """None; gate search, passes and tables show the edits as they are now."""
-        from larql_duck.inference.search_overlay import SearchOverlay
-        from larql_duck.session.overlay_views import show_tables
-
+        source, model = model_alone(target, self.options.settings)
         with self._lock:
-            self.revision += 1
-            overlay, vindex = self.overlay, self._need()
-            if isinstance(self._catalog, VindexCatalog):
-                self._catalog.n_features = overlay.n_features
-            self.search().overlay = SearchOverlay(vindex, overlay) if overlay else None
-            self._vectors = None
-            if self._model is not None:
-                self._model.refresh_overlay()
-            show_tables(self)
+            self._forget()
+            self._mount.clear()
+            self._model = model
+            self._catalog = ModelCatalog(source, self.schema, auto_extract)
+        return source
+
+    # -- commands -----------------------------------------------------------------------------------------
+
+    def insert(self, rows: object, **options: Any) -> Result:
+        """INSERT INTO EDGES: facts that the model is to know from now on, one row a fact in the result.
+
+        rows: a list of tuples (entity, relation, target), or a DataFrame, Arrow table or DuckDB relation with these
+        columns (subject, relationship and object are read too). options: relation, where the rows have none; layer,
+        confidence, alpha, mode and template as in INSERT.
+        """
+        return self._carry_out(Request("INSERT", arguments={"rows": rows, **options}))
 
     def probe(
         self,
@@ -258,84 +203,51 @@ class Session:
         LevelError where the vindex has no weights, PackError for what cannot be asked.
         """
         arguments = {"entities": entities, "relations": relations, "pack": pack, "limit": limit, "save": save}
-        return self.carry_out(Request("PROBE", arguments=arguments | options))
+        return self._carry_out(Request("PROBE", arguments=arguments | options))
 
-    def check_edits(self, *, texts: str | Path | Sequence[str] | None = None) -> Check:
+    def evaluate(self, *, texts: Texts | None = None) -> Check:
         """What the edits do: one row a fact, and a last one for all with the perplexity; see `editing.evaluate`."""
-        return cast("Check", self.carry_out(Request("EVALUATE", arguments={"texts": texts})))
-
-    def use_model(self, target: str | Path, *, auto_extract: bool = False) -> ModelSource:
-        """The model (directory, .gguf, hf://) that INFER, EXPLAIN INFER, TRACE and STATS run on from now on.
-
-        Nothing of an earlier vindex is kept. auto_extract: the first statement that needs a vindex makes one.
-        """
-        source, live = open_for_passes(target)
-        live.settings = self.settings
-        with self._lock:
-            self._forget()
-            self.mount.clear()
-            self._model = live
-            self._catalog = ModelCatalog(source, self.schema, auto_extract)
-        return source
-
-    @property
-    def model(self) -> Model:
-        """The model behind the vindex: forward passes, interventions, captures. Loaded when a pass first needs it."""
-        with self._lock:
-            if self._model is None:
-                self._model = model_of_vindex(self, self._need(), self.settings)
-            return self._model
-
-    def engine(self) -> Engine:
-        """The engine of `model`, loaded when first asked for. LevelError where no weights are stored."""
-        return self.model.engine
-
-    def configure(self, **settings: Any) -> None:
-        """None; passes compute as compute_dtype, device and threads say (see infer.settings.Settings)."""
-        with self._lock:
-            self.settings = replace(self.settings, **settings)
-            if self._model is not None:
-                self._model.reload(self.settings)
+        return cast("Check", self._carry_out(Request("EVALUATE", arguments={"texts": texts})))
 
     def trace(self, prompt: str, **options: Any) -> TraceResult:
         """How a prompt becomes a prediction, layer by layer, to plot and to save; options as in Model.trace."""
         return self.model.trace(prompt, **options)
 
-    def search(self) -> GateSearch:
-        """The gate search over the vindex's mapped rows."""
+    def refresh(self) -> None:
+        """Ask again whatever the edits have changed and was not asked since, so that `con` shows it too."""
+        self.workspace.refresh()
+
+    def configure(self, **options: Any) -> None:
+        """Set options, which hold whatever is opened: tracer is called with every SQL before it runs, progress with
+        (stage, done, total) of long statements; texts, a file or texts, is what edits take for ordinary text (None:
+        text that the model writes itself); compute_dtype, device and threads say how passes compute."""
         with self._lock:
-            if self._search is None:
-                from larql_duck.inference.gate_search import GateSearch
-
-                self._search = GateSearch(self._need(), self._norms)
-            return self._search
-
-    def vectors(self) -> QueryVectors:
-        """The vectors of prompts and entities."""
-        with self._lock:
-            if self._vectors is None:
-                from larql_duck.inference.query_vectors import QueryVectors
-
-                self._vectors = QueryVectors(self._need(), self.engine)
-            return self._vectors
+            if "tracer" in options:
+                self._connection.tracer = options.pop("tracer")
+            for name in {"progress", "texts"} & set(options):
+                setattr(self.options, name, options.pop(name))
+            if options:
+                self.options.settings = replace(self.options.settings, **options)
+                if self._opened is not None:
+                    self._opened.reload()
+                elif self._model is not None:
+                    self._model.reload(self.options.settings)
 
     # -- life ---------------------------------------------------------------------------------------------
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
         """A connection of its own to the same database, for another thread."""
-        cursor = self.con.cursor()
-        self._prepare(cursor)
-        return cursor
+        return self._connection.cursor()
 
     def close(self) -> None:
-        """Closes the session: its own connection, or, in one of the user's, what it had put there."""
+        """Close the session: its own connection, or, in one of the user's, what it had put there."""
         with self._lock:
             self._forget()
-            if self._own:
+            if self._connection.own:
                 self.con.close()
-                self.mount.remove_files()
+                self._mount.remove_files()
             else:
-                self.mount.close()
+                self._mount.close()
 
     def __enter__(self) -> Session:
         return self
@@ -347,50 +259,19 @@ class Session:
         return f"<Session: {'no vindex' if self.vindex is None else self.vindex.path}, schema {self.schema}>"
 
     def _repr_html_(self) -> str:
-        import html
-
         return f"<code>{html.escape(repr(self))}</code>"
 
-    # -- plans --------------------------------------------------------------------------------------------
+    def _forget(self) -> None:
+        if self._opened is not None and self._opened.edits.dirty:
+            n = len(self._opened.edits.live)
+            print(
+                f'{n} edit{"s" if n > 1 else ""} not saved and gone; SAVE PATCH "file.vlp" would have kept them',
+                file=sys.stderr,
+            )
+        self._opened = self._model = None
+        self._catalog = EmptyCatalog(self.schema)
 
-    def carry_out(self, request: Request) -> Result:
-        """The result of a request; for statements that Python carries out and for requests that Python code makes."""
-        before = self.revision
-        result = self._carry_out_request(self, request)
-        if self.revision != before:
-            # What the tables could not show of the edits.
-            result.notices += [n for n in self.edited.notices if n not in result.notices]
-        return result
-
-    def _answer(self, step: Plan, statement: Statement, text: str, piped: pa.Table | None) -> Result:
-        if isinstance(step, Request):
-            result = self.carry_out(step)
-            result.statement = str(statement)
-            return result
-        if step.uses_vindex:
-            self._need()
-        try:
-            table = self._fetch(step.sql, None, None if piped is None else {"_": piped})
-        except duckdb.Error as error:
-            raise statement_error(error, step.sql, statement, text, self._failures) from error
-        notices = list(step.notices)
-        if table.num_rows == 0:
-            notices += self._why_empty(step)
-        return Result(
-            table, con=self._connection(), sql=step.printed, notices=notices, statement=str(statement)
-        )
-
-    def _why_empty(self, step: Query) -> list[str]:
-        notices = []
-        if step.when_empty is not None:
-            known = self._ask(step.when_empty.probe, [])[0][0]
-            notices.append(step.when_empty.known if known else step.when_empty.unknown)
-        if step.relations and self._catalog.opened:
-            names = self._catalog.relations()
-            notices += [
-                f'no relation "{r}"{did_you_mean(r, sorted(names))}' for r in step.relations if r not in names
-            ]
-        return notices
+    # -- statements ---------------------------------------------------------------------------------------
 
     def _pipe(self, statement: Any, text: str) -> list[Result]:
         results: list[Result] = []
@@ -410,93 +291,61 @@ class Session:
     def _explain_sql(self, statement: Any) -> Result:
         query = transpiled(statement.statement, self._catalog, running=True)
         table = pa.table({"sql": pa.array([query.printed], pa.string())})
-        return Result(table, con=self._connection(), notices=query.notices, statement=str(statement))
+        return Result(table, con=self._connection.here, notices=query.notices, statement=str(statement))
 
-    # -- running ------------------------------------------------------------------------------------------
-
-    def query(self, sql: str, parameters: list[Any] | None = None) -> Result:
-        """The result of SQL of our own; for the package's other modules."""
-        return self.run_sql(sql, parameters)
-
-    def run_sql(self, sql: str, parameters: list[Any] | None = None) -> Result:
-        """Like `query`."""
+    def _answer(self, step: Plan, statement: Statement, text: str, piped: pa.Table | None) -> Result:
+        if isinstance(step, Request):
+            result = self._carry_out(step)
+            result.statement = str(statement)
+            return result
+        if step.uses_vindex:
+            need_vindex(self._catalog)
+        connection = self._connection
         try:
-            return Result(self._fetch(sql, parameters, None), con=self._connection(), sql=sql)
+            table = connection.fetch(step.sql, None, None if piped is None else {"_": piped})
         except duckdb.Error as error:
-            raise query_error(error, sql, self._failures) from error
+            raise statement_error(error, step.sql, statement, text, connection.failures) from error
+        notices = list(step.notices)
+        if table.num_rows == 0:
+            notices += self._why_empty(step)
+        return Result(table, con=connection.here, sql=step.printed, notices=notices, statement=str(statement))
 
-    def _fetch(self, sql: str, parameters: Any, extra: Mapping[str, Any] | None) -> pa.Table:
-        if self.tracer is not None:
-            self.tracer(sql)
-        return scope.fetch(self._connection(), sql, parameters, extra)
+    def _why_empty(self, step: Query) -> list[str]:
+        notices = []
+        if step.when_empty is not None:
+            [[known]] = self._connection.rows(step.when_empty.probe, [])
+            notices.append(step.when_empty.known if known else step.when_empty.unknown)
+        if step.relations and self._catalog.opened:
+            names = self._catalog.relations()
+            notices += [
+                f'no relation "{r}"{did_you_mean(r, sorted(names))}' for r in step.relations if r not in names
+            ]
+        return notices
 
-    def _ask(self, sql: str, parameters: list[Any]) -> list[tuple[Any, ...]]:
-        if self.tracer is not None:
-            self.tracer(sql)
-        rows: list[tuple[Any, ...]] = self._connection().execute(sql, parameters).fetchall()
-        return rows
+    def _carry_out(self, request: Request) -> Result:
+        before = self._opened, self._opened and self._opened.revision
+        result = self._dispatch(self, request)
+        opened = self._opened
+        if opened is not None and (opened, opened.revision) != before:
+            # What the tables could not show of the edits.
+            result.notices += [n for n in opened.views.notices if n not in result.notices]
+        return result
 
-    def _connection(self) -> duckdb.DuckDBPyConnection:
-        """The connection of this thread: DuckDB's are not to be shared."""
-        if threading.get_ident() == self._thread:
-            return self.con
-        cursor: duckdb.DuckDBPyConnection | None = getattr(self._local, "cursor", None)
-        if cursor is None:
-            with self._lock:
-                cursor = self.cursor()
-            self._local.cursor = cursor
-        return cursor
+    # -- transitional ---------------------------------------------------------------------------------------
 
-    def _prepare(self, con: duckdb.DuckDBPyConnection) -> None:
-        if self._own:
-            # DuckDB's progress bar goes to stdout, in between the results.
-            con.execute(f"SET search_path = 'main,{self.schema}'; SET enable_progress_bar = false")
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self.workspace, name)
 
-    def _forget(self) -> None:
-        if self._edits is not None and self._edits.dirty:
-            n = len(self._edits.live)
-            print(
-                f'{n} edit{"s" if n > 1 else ""} not saved and gone; SAVE PATCH "file.vlp" would have kept them',
-                file=sys.stderr,
-            )
-        self._edits = None
-        self._model = self._search = self._vectors = None
-        self.unsaved.clear()
-        self.edited.clear()
-        self.cache.clear()
-        self._catalog = EmptyCatalog(self.schema)
+    progress = property(lambda s: s.options.progress, lambda s, f: s.configure(progress=f))
+    tracer = property(lambda s: s._connection.tracer, lambda s, f: s.configure(tracer=f))
+    texts = property(lambda s: s.options.texts, lambda s, f: s.configure(texts=f))
+    mount = property(lambda s: s._mount)
+    settings = property(lambda s: s.options.settings)
 
-    def _need(self) -> Vindex:
-        need_vindex(self._catalog)
-        vindex = self.mount.vindex
-        assert vindex is not None
-        return vindex
+    def check_edits(self, **options: Any) -> Check:
+        return self.evaluate(**options)
 
-    def need(self) -> Vindex:
-        """The vindex that is open; VindexError where there is none."""
-        return self._need()
-
-    def _norms(self) -> dict[str, Any]:
-        con = self.con.cursor()
-        try:
-            # Those of the stored rows, whatever edits show in their place.
-            return con.execute(
-                f"SELECT layer, gate_norm, up_norm FROM {self.mount.stored('features')} ORDER BY layer, feature"
-            ).fetchnumpy()
-        finally:
-            con.close()
-
-
-def _needs_vindex(statement: Any, catalog: Catalog) -> bool:
-    """Whether a statement needs more than the model that is open."""
-    if statement.kind == "Pipe":
-        return any(_needs_vindex(stage, catalog) for stage in statement.stages)
-    if statement.kind == "ExplainSql":
-        return _needs_vindex(statement.statement, catalog)
-    verb = verb_of(statement)
-    if verb not in PLANNERS or verb in WITH_MODEL:
-        return False
-    if verb == "SELECT":
-        step = plan(statement, catalog, running=False)
-        return isinstance(step, Query) and step.uses_vindex
-    return verb not in WITHOUT_VINDEX
+    def run_sql(self, sql: str, parameters: Any = None) -> Result:
+        return self._connection.query(sql, parameters)

@@ -1,0 +1,155 @@
+"""One open vindex: what a session knows about it, forgotten as a whole when another is opened."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from larql_duck.inference.settings import Settings
+from larql_duck.patches.edit_log import EditLog
+from larql_duck.patches.overlay import Overlay
+from larql_duck.progress import Progress
+from larql_duck.result import Result
+from larql_duck.session.connection import Connection
+from larql_duck.session.mount import Mount
+from larql_duck.session.overlay_views import Edited
+from larql_duck.session.probing_runs import UnsavedRuns
+from larql_duck.session.vindex_catalog import VindexCatalog
+from larql_duck.vindex.store import Vindex
+
+if TYPE_CHECKING:
+    from larql_duck.inference.engine import Engine
+    from larql_duck.inference.gate_search import GateSearch
+    from larql_duck.inference.model import Model
+    from larql_duck.inference.query_vectors import QueryVectors
+
+Texts = str | Path | Sequence[str]
+
+
+@dataclass
+class Options:
+    """What a session's user chose, whatever is open.
+
+    progress is called with (stage, done, total) of long work. texts, a file or texts, is what edits take for ordinary
+    text; None: text that the model writes itself. settings say how passes compute.
+    """
+
+    progress: Progress | None = None
+    texts: Texts | None = None
+    settings: Settings = field(default_factory=Settings.from_environment)
+
+
+class OpenVindex:
+    """A vindex with its edits, model and tables, the last two under the edits. Implements `Workspace`.
+
+    revision rises with every change of the edits.
+    """
+
+    def __init__(self, vindex: Vindex, mount: Mount, connection: Connection, options: Options) -> None:
+        """The mount shows the vindex already."""
+        self.vindex, self.mount, self.con = vindex, mount, mount.con
+        self.schema = mount.schema
+        self.cache: dict[tuple[str, str], Any] = {}
+        self.catalog = VindexCatalog(vindex, mount.schema, connection.rows)
+        self.unsaved = UnsavedRuns(vindex)
+        self.revision = 0
+        self._connection, self._options = connection, options
+        self._lock = threading.RLock()
+        self._model: Model | None = None
+        self._search: GateSearch | None = None
+        self._vectors: QueryVectors | None = None
+        self.edits = EditLog(self, vindex)  # type: ignore[arg-type]
+        self.views = Edited(self)  # type: ignore[arg-type]
+        if self.edits.stored:
+            self.refresh()
+
+    @property
+    def progress(self) -> Progress | None:
+        """Called with (stage, done, total) of long work."""
+        return self._options.progress
+
+    @property
+    def texts(self) -> Texts | None:
+        """What edits take for ordinary text."""
+        return self._options.texts
+
+    @property
+    def overlay(self) -> Overlay:
+        """What the edits make of the vindex."""
+        return self.edits.overlay
+
+    @property
+    def replaced_tables(self) -> list[str]:
+        """Names of the tables that do not show their stored rows alone."""
+        return self.mount.shadowed
+
+    def query(self, sql: str, parameters: list[Any] | None = None) -> Result:
+        """The result of a query of our own. QueryError where DuckDB refuses it."""
+        return self._connection.query(sql, parameters)
+
+    def refresh(self) -> None:
+        """Show the edits as they are now: in gate search, passes and tables."""
+        with self._lock:
+            self.revision += 1
+            self.catalog.n_features = self.overlay.n_features
+            if self._search is not None:
+                self._search.overlay = self._parts.search_overlay(self.vindex, self.overlay)
+            self._vectors = None
+            if self._model is not None:
+                self._model.refresh_overlay()
+            self.views.show()
+
+    # -- the model ------------------------------------------------------------------------------------------
+
+    @property
+    def _parts(self) -> ModuleType:
+        from larql_duck.session import model_parts
+
+        return model_parts
+
+    @property
+    def model(self) -> Model:
+        """The model: forward passes, interventions, captures. Loaded when a pass first needs it."""
+        with self._lock:
+            if self._model is None:
+                self._model = self._parts.model_of_vindex(self, self._options.settings)
+            return self._model
+
+    def engine(self) -> Engine:
+        """The engine of `model`, loaded when first asked for. LevelError where no weights are stored."""
+        return self.model.engine
+
+    def reload(self) -> None:
+        """Load the model anew when a pass next needs it, with the options as they are now."""
+        if self._model is not None:
+            self._model.reload(self._options.settings)
+
+    def search(self) -> GateSearch:
+        """The gate search over the vindex's mapped rows, under the edits."""
+        with self._lock:
+            if self._search is None:
+                self._search = self._parts.gate_search(self.mount, self.vindex, self.overlay)
+            return self._search
+
+    def vectors(self) -> QueryVectors:
+        """The vectors of prompts and entities."""
+        with self._lock:
+            if self._vectors is None:
+                self._vectors = self._parts.query_vectors(self)
+            return self._vectors
+
+    # -- transitional ---------------------------------------------------------------------------------------
+
+    def need(self) -> Vindex:
+        return self.vindex
+
+    def run_sql(self, sql: str, parameters: Any = None) -> Result:
+        return self.query(sql, parameters)
+
+    kept = property(lambda s: s.cache)
+    edited = property(lambda s: s.views)
+    workspace = property(lambda s: s)

@@ -1,0 +1,49 @@
+"""Errors of Python functions that SQL calls: DuckDB passes on their text only."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable
+
+import pyarrow as pa
+
+from larql_duck.errors import LarqlError
+
+# Errors kept at most: those whose text no message brought back.
+_MOST = 100
+
+
+class Failures:
+    """The errors that functions raised, until the one behind a message of DuckDB's is asked for."""
+
+    def __init__(self) -> None:
+        self._by_text: dict[str, LarqlError] = {}
+        self._lock = threading.Lock()
+
+    def watched(self, function: Callable[..., pa.Array], parameters: int) -> Callable[..., pa.Array]:
+        """`function` of so many columns, whose errors are kept."""
+
+        def call(*columns: pa.Array) -> pa.Array:
+            try:
+                return function(*columns)
+            except LarqlError as error:
+                with self._lock:
+                    if len(self._by_text) > _MOST:
+                        self._by_text.clear()
+                    self._by_text[str(error)] = error
+                raise
+
+        # DuckDB counts the parameters.
+        kind = inspect.Parameter.POSITIONAL_ONLY
+        names = [inspect.Parameter(f"column{i}", kind) for i in range(parameters)]
+        call.__signature__ = inspect.Signature(names)  # type: ignore[attr-defined]
+        return call
+
+    def behind(self, message: str) -> LarqlError | None:
+        """The error whose text stands in DuckDB's message, taken out; None where no function failed."""
+        with self._lock:
+            for text in sorted(self._by_text, key=len, reverse=True):
+                if text in message:
+                    return self._by_text.pop(text)
+        return None

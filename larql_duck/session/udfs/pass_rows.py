@@ -1,0 +1,77 @@
+"""The rows of the functions of `passes`: one a prompt, each field's values as a list or array."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from larql_duck.inference.batched import logit_lenses, top_contributions, traces
+from larql_duck.inference.engine import Engine
+from larql_duck.inference.model import Model
+from larql_duck.inference.predict import predictions
+from larql_duck.inference.targets import token_text
+
+Rows = list[dict[str, Any]]
+
+
+def infer_top(model: Model, prompts: Sequence[str], tops: Sequence[int]) -> Rows:
+    """The most probable next tokens with their source 'dense', and the database facts behind them with 'patch'."""
+    engine = model.engine
+    rows = []
+    for p, k, facts in zip(
+        predictions(engine, prompts, max(tops)), tops, model.database(prompts), strict=True
+    ):
+        row = {name: column[:k] for name, column in p.columns(engine.tokenizer).items()}
+        row["source"] = ["dense"] * len(row["rank"]) + ["patch"] * len(facts)
+        row["token"] += [fact.target for fact in facts]
+        for name in ("rank", "token_id", "probability", "logit"):
+            row[name] += [None] * len(facts)
+        rows.append(row)
+    return rows
+
+
+def trace(model: Model, prompts: Sequence[str], targets: Sequence[str | None]) -> Rows:
+    """Layer by layer, the embedding as layer -1: the first token, norms, and the target's (else prediction's) figures."""
+    engine = model.engine
+    rows = []
+    for columns in traces(engine, prompts, targets):
+        tokens = [_token(engine, int(i)) for i in columns.pop("top_id")]
+        rows.append({"layer": list(range(-1, engine.n_layers)), "top_token": tokens, **columns})
+    return rows
+
+
+def features(
+    model: Model, prompts: Sequence[str], targets: Sequence[str | None], tops: Sequence[int]
+) -> Rows:
+    """The features that contribute most to the target, else to the prediction."""
+    engine = model.engine
+    return [
+        {
+            "rank": list(range(1, len(c.layer) + 1)),
+            "layer": c.layer,
+            "feature": c.feature,
+            "gate": c.gate,
+            "activation": c.activation,
+            "contribution": c.contribution,
+            "predicted": [_token(engine, c.token_id)] * len(c.layer),
+        }
+        for c in top_contributions(engine, prompts, targets, tops)
+    ]
+
+
+def logit_lens(model: Model, prompts: Sequence[str], tops: Sequence[int]) -> Rows:
+    """The most probable tokens after each layer, the embedding as layer -1."""
+    engine = model.engine
+    rows = []
+    for readings in logit_lenses(engine, prompts, tops):
+        row: dict[str, Any] = {}
+        for layer, reading in enumerate(readings, -1):
+            part = reading.columns(engine.tokenizer)
+            for name, values in (part | {"layer": [layer] * len(part["rank"])}).items():
+                row.setdefault(name, []).extend(values)
+        rows.append(row)
+    return rows
+
+
+def _token(engine: Engine, token_id: int) -> str:
+    return token_text(engine.tokenizer, token_id)

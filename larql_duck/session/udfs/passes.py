@@ -1,0 +1,55 @@
+"""Forward passes in SQL: functions over columns of prompts, batched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from larql_duck.session.udfs.arrow import Function, answered, struct_list_type, struct_lists
+
+if TYPE_CHECKING:
+    from larql_duck.inference.model import Model
+
+_I32, _F32, _F64, _S = pa.int32(), pa.float32(), pa.float64(), pa.string()
+
+_TOP = {"rank": _I32, "token": _S, "token_id": _I32, "probability": _F64, "logit": _F64}
+_TRACE = {
+    "layer": _I32, "top_token": _S, "probability": _F64, "attn_norm": _F32, "ffn_norm": _F32, "residual_norm": _F32,
+    "token_rank": _I32, "token_probability": _F64, "attn_logit": _F64, "ffn_logit": _F64,
+}  # fmt: skip
+_FEATURES = {
+    "rank": _I32, "layer": _I32, "feature": _I32, "gate": _F32, "activation": _F32, "contribution": _F32,
+    "predicted": _S,
+}  # fmt: skip
+
+_PASSES: dict[str, tuple[list[str], dict[str, pa.DataType], int | None]] = {
+    "infer_top": (["VARCHAR", "INTEGER"], {**_TOP, "source": _S}, None),
+    "trace": (["VARCHAR", "VARCHAR"], _TRACE, 1),
+    "features": (["VARCHAR", "VARCHAR", "INTEGER"], _FEATURES, 1),
+    "logit_lens": (["VARCHAR", "INTEGER"], {"layer": _I32, **_TOP}, None),
+}
+"""Function of `pass_rows` -> SQL types of its parameters, fields of its result, how many parameters must not be NULL.
+
+A parameter's default is NULL too, where the macro hands it on."""
+
+
+def pass_functions(model: Callable[[], Model]) -> list[Function]:
+    """The functions; `model` gives the model that is open at the time."""
+    return [
+        (name, _function(name, model, fields, needed), parameters, struct_list_type(fields))
+        for name, (parameters, fields, needed) in _PASSES.items()
+    ]
+
+
+def _function(
+    name: str, model: Callable[[], Model], fields: dict[str, pa.DataType], needed: int | None
+) -> Callable[..., pa.Array]:
+    def call(*columns: Any) -> pa.Array:
+        # What runs passes needs torch.
+        rows = getattr(import_module("larql_duck.session.udfs.pass_rows"), name)
+        return struct_lists(answered(columns, needed, lambda *given: rows(model(), *given)), fields)
+
+    return call
