@@ -120,7 +120,7 @@ def test_prompts_about_other_subjects_show_nothing(family: str, base) -> None:
 def test_the_detector_decides_and_not_the_name_alone(base) -> None:
     with connect(base("llama")) as s:
         s.lql(INSERT)
-        database = s.model._database
+        database = s.model.database
         assert patch_rows(s, "The capital of Italy is") == ["the cold city"]
         for detector in database._known.values():  # type: ignore[union-attr]
             detector.gate.zero_()
@@ -243,9 +243,9 @@ def test_a_compiled_vindex_has_the_facts_until_they_are_deleted(family: str, bas
 
 
 def test_a_failing_statement_changes_nothing(base, monkeypatch: pytest.MonkeyPatch) -> None:
-    import larql_duck.session.session as module
+    from larql_duck.session.opened import OpenVindex
 
-    show: Callable = module.Session.refresh
+    show: Callable = OpenVindex.refresh
     with connect(base("llama")) as s:
         s.lql(INSERT)
         before = s.overlay
@@ -257,7 +257,7 @@ def test_a_failing_statement_changes_nothing(base, monkeypatch: pytest.MonkeyPat
                 raise KeyboardInterrupt
             show(self)
 
-        monkeypatch.setattr(module.Session, "refresh", fail)
+        monkeypatch.setattr(OpenVindex, "refresh", fail)
         with pytest.raises(KeyboardInterrupt):
             s.lql('INSERT INTO EDGES (entity, relation, target) VALUES ("Spain", "capital", "Rome") MODE KNN')
         monkeypatch.undo()
