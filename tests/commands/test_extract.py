@@ -78,7 +78,9 @@ def test_extract_verify_and_ask_on_the_command_line(
 def test_plain_ffn_activations_equal_the_models(tiny_model, tiny_vindex) -> None:
     with connect(tiny_vindex("gpt2")) as session:
         captured = session.engine().capture("the capital of", ["activation"]).need("activation")
-        for row in session.lql('WALK "the capital of" MODE DENSE TOP 2').dicts():
+        rows = session.lql('WALK "the capital of" MODE DENSE TOP 2').dicts()
+        assert len(rows) == 2 * len(captured)
+        for row in rows:
             assert row["activation"] == pytest.approx(
                 float(captured[row["layer"]][0, row["feature"]]), rel=1e-3, abs=1e-6
             )

@@ -89,10 +89,8 @@ def test_slots_come_from_edges_or_from_the_model(session: Session) -> None:
 
 
 def test_rows_of_weights_need_to_be_named(session: Session) -> None:
-    found = rows(session, "SELECT subject FROM lq.edges WHERE source = 'weights' LIMIT 1")
-    if not found:
-        pytest.skip("this model has no weight edges")
-    name = found[0]["subject"].replace("'", "''")
+    [edge] = rows(session, "SELECT subject FROM lq.edges WHERE source = 'weights' LIMIT 1")
+    name = edge["subject"].replace("'", "''")
     statement = parse(f"DELETE FROM EDGES WHERE entity = '{name}' AND source <> 'probe'")[0]
     picked, [notice] = changing.select_edges(session, statement, edge_condition(statement))
     assert picked == []

@@ -151,7 +151,9 @@ def test_features_sum_to_the_stated_share() -> None:
 def test_feature_relations_follow_from_facts_and_edges(tables: dict[str, pa.Table]) -> None:
     facts = [f for f in tables["facts"].to_pylist() if f["n_features"]]
     edges = tables["edges"].to_pylist()
-    for row in tables["feature_relations"].to_pylist()[:20]:
+    related = tables["feature_relations"].to_pylist()
+    assert related
+    for row in related[:20]:
         own = [f for f in facts if f["relation"] == row["relation"]]
         rest = len(facts) - len(own)
         mine = [e for e in edges if (e["layer"], e["feature"]) == (row["layer"], row["feature"])]
@@ -163,7 +165,9 @@ def test_feature_relations_follow_from_facts_and_edges(tables: dict[str, pa.Tabl
 
 
 def test_relations_count_what_the_other_tables_hold(tables: dict[str, pa.Table]) -> None:
-    for row in tables["relations"].to_pylist():
+    relations = tables["relations"].to_pylist()
+    assert {r["relation"] for r in relations} == {f["relation"] for f in tables["facts"].to_pylist()}
+    for row in relations:
         own = rows(tables["facts"], relation=row["relation"], rank=1)
         edges = rows(tables["edges"], relation=row["relation"])
         assert row["n_facts"] == len(own)
