@@ -25,7 +25,7 @@ from larql_duck.session import Session
 COLUMNS = {"kind": TEXT, "name": TEXT, "layer": INT, "feature": INT, "bytes": BIG, "detail": TEXT}
 """What COMPILE says: kind is output, file, slot, conflict, moved or cost."""
 
-Row = tuple[Any, ...]
+ReportRow = tuple[Any, ...]
 
 
 def compile(session: Session, request: Request) -> Result:
@@ -41,7 +41,7 @@ def compile(session: Session, request: Request) -> Result:
 def _into_model(session: Session, origin: Session, s: st.Compile) -> Result:
     workspace, out = origin.workspace, Path(s.into).expanduser()
     vindex, overlay = workspace.vindex, workspace.overlay
-    rows: list[Row] = []
+    rows: list[ReportRow] = []
     notices: list[str] = []
     if s.slots:
         check_output(out, vindex.path)
@@ -104,12 +104,12 @@ def _under(session: Session, lists: Sequence[Sequence[Operation]] | None) -> Ite
         other.patches.rollback()
 
 
-def _conflict_row(c: Conflict, names: Sequence[str], rule: str) -> Row:
+def _conflict_row(c: Conflict, names: Sequence[str], rule: str) -> ReportRow:
     writers = ", ".join(names[n] for n in c.patches)
     return ("conflict", c.what, c.layer, c.feature, None, f"{writers}: {names[c.kept]} holds ({rule})")
 
 
-def _slots(overlay: Overlay) -> list[Row]:
+def _slots(overlay: Overlay) -> list[ReportRow]:
     rows = []
     for layer, feature in overlay.slots():
         row = overlay.rows[layer][feature]
@@ -120,8 +120,8 @@ def _slots(overlay: Overlay) -> list[Row]:
 
 
 def _result(
-    path: Path, title: str, files: dict[str, int], rows: Sequence[Row], notices: Sequence[str]
+    path: Path, title: str, files: dict[str, int], rows: Sequence[ReportRow], notices: Sequence[str]
 ) -> Result:
-    output: Row = ("output", str(path), None, None, sum(files.values()), title)
-    written: list[Row] = [("file", name, None, None, size, None) for name, size in files.items()]
+    output: ReportRow = ("output", str(path), None, None, sum(files.values()), title)
+    written: list[ReportRow] = [("file", name, None, None, size, None) for name, size in files.items()]
     return result_of(COLUMNS, [output, *written, *rows], notices)

@@ -31,7 +31,7 @@ __all__ = [
     "verb_of",
 ]
 
-Planner = Callable[[Any, Catalog], Plan | requests.Arguments]
+Planner = Callable[[Any, Catalog], Plan | requests.Resolved]
 
 PLANNERS: dict[str, Planner] = {
     "USE": requests.nothing,

@@ -16,7 +16,7 @@ from larql_duck.lowering.select import lower
 from larql_duck.lowering.types import Query
 
 if TYPE_CHECKING:
-    from larql_duck.lowering.requests import Arguments
+    from larql_duck.lowering.requests import Resolved
     from larql_duck.lowering.types import Catalog
     from larql_duck.lql import statements as st
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 FLOOR, CEILING, ROUNDS = 0.30, 0.90, 16
 
 
-def insert(s: st.Insert, catalog: Catalog) -> Arguments:
+def insert(s: st.Insert, catalog: Catalog) -> Resolved:
     """query: the Query whose rows are inserted, None where the statement lists them."""
     check_layer(s, catalog, s.layer)
     _check_share(s, s.confidence, "CONFIDENCE")
@@ -37,13 +37,13 @@ def insert(s: st.Insert, catalog: Catalog) -> Arguments:
     return {"query": None if s.query is None else lower(s, s.query, catalog)}
 
 
-def delete(s: st.Delete, catalog: Catalog) -> Arguments:
+def delete(s: st.Delete, catalog: Catalog) -> Resolved:
     """condition: the EdgeCondition of the WHERE."""
     check_count(s, s.limit, "LIMIT", "limit", low=1)
     return {"condition": edge_condition(s)}
 
 
-def update(s: st.Update, catalog: Catalog) -> Arguments:
+def update(s: st.Update, catalog: Catalog) -> Resolved:
     """condition: the EdgeCondition of the WHERE, with the values of SET."""
     check_count(s, s.limit, "LIMIT", "limit", low=1)
     condition = edge_condition(s)
@@ -57,7 +57,7 @@ def update(s: st.Update, catalog: Catalog) -> Arguments:
     return {"condition": condition}
 
 
-def rebalance(s: st.Rebalance, catalog: Catalog) -> Arguments:
+def rebalance(s: st.Rebalance, catalog: Catalog) -> Resolved:
     """floor and ceiling: the probabilities between which every fact is to lie; rounds: how many passes at most."""
     check_count(s, s.max_rounds, "MAX", "max_rounds", low=1)
     floor = FLOOR if s.floor is None else s.floor
@@ -69,17 +69,17 @@ def rebalance(s: st.Rebalance, catalog: Catalog) -> Arguments:
     return {"floor": floor, "ceiling": ceiling, "rounds": ROUNDS if s.max_rounds is None else s.max_rounds}
 
 
-def compact_major(s: st.CompactMajor, catalog: Catalog) -> Arguments:
+def compact_major(s: st.CompactMajor, catalog: Catalog) -> Resolved:
     """No arguments; LAMBDA is above 0."""
     if s.lambda_ is not None and not (math.isfinite(s.lambda_) and s.lambda_ > 0):
         raise fail(s, f"LAMBDA {s.lambda_:g} is out of range: it must be above 0", "lambda_")
     return {}
 
 
-def with_file(field: str) -> Callable[[st.Statement, Catalog], Arguments]:
+def with_file(field: str) -> Callable[[st.Statement, Catalog], Resolved]:
     """The planner of a statement that names a file in `field` and needs no other check; the field may be None."""
 
-    def check(s: st.Statement, catalog: Catalog) -> Arguments:
+    def check(s: st.Statement, catalog: Catalog) -> Resolved:
         path = getattr(s, field)
         if path is not None and (not path.strip() or "\0" in path):
             raise fail(s, "the name of the file is empty or malformed", field)

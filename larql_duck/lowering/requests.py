@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from larql_duck.lowering.types import Catalog
     from larql_duck.lql import statements as st
 
-Arguments = Mapping[str, Any]
+Resolved = Mapping[str, Any]
 
 
-def nothing(s: st.Statement, catalog: Catalog) -> Arguments:
+def nothing(s: st.Statement, catalog: Catalog) -> Resolved:
     """No arguments: the statement says everything."""
     return {}
 
@@ -33,7 +33,7 @@ def stats(s: st.Stats, catalog: Catalog) -> Query | Request:
     return browse.stats(s, catalog)
 
 
-def extract(s: st.Extract, catalog: Catalog) -> Arguments:
+def extract(s: st.Extract, catalog: Catalog) -> Resolved:
     """layers: the first and last layer to extract, None for all."""
     if s.components:
         raise fail(
@@ -46,7 +46,7 @@ def extract(s: st.Extract, catalog: Catalog) -> Arguments:
     return {"layers": None if s.layers is None else s.layers[0]}
 
 
-def infer(s: st.Infer, catalog: Catalog) -> Arguments:
+def infer(s: st.Infer, catalog: Catalog) -> Resolved:
     """No arguments; ABLATE, STEER and PATCH name layers and features that there are."""
     catalog.require("inference", "INFER")
     check_count(s, s.top, "TOP", "top")
@@ -66,20 +66,20 @@ def infer(s: st.Infer, catalog: Catalog) -> Arguments:
     return {}
 
 
-def explain_infer(s: st.Explain, catalog: Catalog) -> Arguments:
+def explain_infer(s: st.Explain, catalog: Catalog) -> Resolved:
     """layers: those shown, ascending; None for all."""
     catalog.require("inference", "EXPLAIN INFER")
     check_count(s, s.top, "TOP", "top")
     return {"layers": check_layers(s, catalog, s.layers)}
 
 
-def trace(s: st.Trace, catalog: Catalog) -> Arguments:
+def trace(s: st.Trace, catalog: Catalog) -> Resolved:
     """layers: those shown, ascending; None for all."""
     catalog.require("inference", "TRACE")
     return {"layers": check_layers(s, catalog, s.layers)}
 
 
-def probe(s: st.Probe, catalog: Catalog) -> Arguments:
+def probe(s: st.Probe, catalog: Catalog) -> Resolved:
     """The arguments of `Session.probe`; entities is a Query where the statement has one."""
     check_count(s, s.limit, "LIMIT", "limit", low=1)
     if s.templates and len(s.relations) != 1:
@@ -98,7 +98,7 @@ def probe(s: st.Probe, catalog: Catalog) -> Arguments:
     }
 
 
-def compile(s: st.Compile, catalog: Catalog) -> Arguments:
+def compile(s: st.Compile, catalog: Catalog) -> Resolved:
     """No arguments; the place to write to has a name, and the weights that a model needs are stored."""
     if not s.into.strip():
         raise fail(s, "the place to write to has no name", "into")
@@ -107,7 +107,7 @@ def compile(s: st.Compile, catalog: Catalog) -> Arguments:
     return {}
 
 
-def diff(s: st.Diff, catalog: Catalog) -> Arguments:
+def diff(s: st.Diff, catalog: Catalog) -> Resolved:
     """No arguments; the layer of the vindex in use exists."""
     check_count(s, s.limit, "LIMIT", "limit")
     if s.layer is not None and None in (s.left, s.right):

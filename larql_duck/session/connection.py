@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from larql_duck.result import Result
 from larql_duck.session.caller_scope import fetch
+from larql_duck.session.failures import Failures
 from larql_duck.session.query_errors import query_error
-from larql_duck.session.udfs.failures import Failures
 
 Parameters = Mapping[str, Any] | list[Any]
 

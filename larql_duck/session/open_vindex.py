@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from larql_duck.inference.model import Model
     from larql_duck.inference.query_vectors import QueryVectors
 
-Texts = str | Path | Sequence[str]
+BackgroundTexts = str | Path | Sequence[str]
 
 
 @dataclass
-class Options:
+class SessionOptions:
     """What a session's user chose, whatever is open.
 
     progress is called with (stage, done, total) of long work. texts, a file or texts, is what edits take for ordinary
@@ -39,7 +39,7 @@ class Options:
     """
 
     progress: Progress | None = None
-    texts: Texts | None = None
+    texts: BackgroundTexts | None = None
     settings: Settings = field(default_factory=Settings.from_environment)
 
 
@@ -49,7 +49,7 @@ class OpenVindex:
     revision rises with every change of the edits.
     """
 
-    def __init__(self, vindex: Vindex, mount: Mount, connection: Connection, options: Options) -> None:
+    def __init__(self, vindex: Vindex, mount: Mount, connection: Connection, options: SessionOptions) -> None:
         """The mount shows the vindex already."""
         self.vindex, self.mount, self.con = vindex, mount, mount.con
         self.schema = mount.schema
@@ -73,7 +73,7 @@ class OpenVindex:
         return self._options.progress
 
     @property
-    def texts(self) -> Texts | None:
+    def texts(self) -> BackgroundTexts | None:
         """What edits take for ordinary text."""
         return self._options.texts
 

@@ -13,7 +13,7 @@ from larql_duck.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from larql_duck.lql.statements import Position, Statement
-    from larql_duck.session.udfs.failures import Failures
+    from larql_duck.session.failures import Failures
 
 _COLUMN = re.compile(
     r'Referenced column "((?:[^"]|"")*)" not found|does not have a column named "((?:[^"]|"")*)"'

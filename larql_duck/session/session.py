@@ -22,7 +22,7 @@ from larql_duck.patches.edit_log import EditLog
 from larql_duck.result import Result
 from larql_duck.session.connection import Connection
 from larql_duck.session.mount import Mount
-from larql_duck.session.open_vindex import OpenVindex, Options, Texts
+from larql_duck.session.open_vindex import BackgroundTexts, OpenVindex, SessionOptions
 from larql_duck.session.query_errors import statement_error
 from larql_duck.session.udfs import register_functions
 from larql_duck.session.vindex_catalog import ModelCatalog
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from larql_duck.inference.trace import TraceResult
     from larql_duck.models.checkpoint import ModelSource
 
-Parameters = Mapping[str, Any]
+NamedValues = Mapping[str, Any]
 CarryOut = Callable[["Session", Request], Result]
 
 
@@ -55,13 +55,13 @@ class Session:
         schema: str = "lq",
         own: bool = False,
         tracer: Callable[[str], None] | None = None,
-        texts: Texts | None = None,
+        texts: BackgroundTexts | None = None,
     ) -> None:
         """carry_out runs a Request of this session (`larql_duck.commands.carry_out`). own: the connection is closed
         with the session. tracer and texts are as in `configure`."""
         self.con = con
         self.schema = schema
-        self.options = Options(texts=texts)
+        self.options = SessionOptions(texts=texts)
         self._dispatch = carry_out
         self._mount = Mount(con, schema)
         self._connection = Connection(con, schema, own=own, tracer=tracer)
@@ -73,7 +73,7 @@ class Session:
 
     # -- asking -------------------------------------------------------------------------------------------
 
-    def lql(self, text: str, parameters: Parameters | None = None) -> Result:
+    def lql(self, text: str, parameters: NamedValues | None = None) -> Result:
         """The result of the last statement of an LQL text; all of them run, in order.
 
         `$name` in the text stands for parameters['name'], always as a value. Tables that neither the vindex nor the
@@ -81,11 +81,11 @@ class Session:
         """
         return self.script(text, parameters)[-1]
 
-    def script(self, text: str, parameters: Parameters | None = None) -> list[Result]:
+    def script(self, text: str, parameters: NamedValues | None = None) -> list[Result]:
         """The results of all statements of an LQL text, in order. The first that fails raises; the ones before ran."""
         return list(self.stream(text, parameters))
 
-    def stream(self, text: str, parameters: Parameters | None = None) -> Iterator[Result]:
+    def stream(self, text: str, parameters: NamedValues | None = None) -> Iterator[Result]:
         """The results of an LQL text one by one, each as soon as its statement has run."""
         for statement in parse(text, parameters):
             yield from self.run(statement, text)
@@ -104,7 +104,7 @@ class Session:
             return [self._explain_sql(statement)]
         return [self._answer(plan(statement, catalog), statement, text, None)]
 
-    def sql(self, query: str, parameters: Parameters | list[Any] | None = None) -> Result:
+    def sql(self, query: str, parameters: NamedValues | list[Any] | None = None) -> Result:
         """The result of plain DuckDB SQL. In it `"x"` is a column's name, as everywhere in DuckDB; text takes `'x'`.
 
         Tables that neither the connection nor the vindex has are looked up among the caller's DataFrames.
@@ -205,7 +205,7 @@ class Session:
         arguments = {"entities": entities, "relations": relations, "pack": pack, "limit": limit, "save": save}
         return self._carry_out(Request("PROBE", arguments=arguments | options))
 
-    def evaluate(self, *, texts: Texts | None = None) -> Check:
+    def evaluate(self, *, texts: BackgroundTexts | None = None) -> Check:
         """What the edits do: one row a fact, and a last one for all with the perplexity; see `editing.evaluate`."""
         return cast("Check", self._carry_out(Request("EVALUATE", arguments={"texts": texts})))
 

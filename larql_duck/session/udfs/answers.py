@@ -21,23 +21,23 @@ from larql_duck.workspace import Workspace
 # Prompts that are continued together, and the most tokens a continuation may have.
 _TOGETHER = 32
 MOST_TOKENS = 1024
-Answer = dict[str, Any] | None
-Pair = tuple[str, str]
-Query = Callable[[str, list[Any]], list[tuple[Any, ...]]]
+AnswerRow = dict[str, Any] | None
+Question = tuple[str, str]
+RowsOf = Callable[[str, list[Any]], list[tuple[Any, ...]]]
 
 
 class Answers:
     """Answers and continuations of the model; each is computed once as long as a vindex is shown under the same edits."""
 
-    def __init__(self, workspace: Callable[[], Workspace], query: Query) -> None:
+    def __init__(self, workspace: Callable[[], Workspace], query: RowsOf) -> None:
         """workspace gives the vindex that is open at the time; query, rows of SQL while another query runs."""
         self._open, self._query = workspace, query
         self._lock = threading.RLock()
         self._model: tuple[Workspace, str | None] | None = None
-        self._answers: dict[Pair, Answer] = {}
+        self._answers: dict[Question, AnswerRow] = {}
         self._texts: dict[tuple[str, int], str | None] = {}
 
-    def ask(self, subjects: pa.Array, relations: pa.Array) -> list[Answer]:
+    def ask(self, subjects: pa.Array, relations: pa.Array) -> list[AnswerRow]:
         """Per row the best answer (object) and its probability (p); None for NULL, an empty subject, and no answer.
 
         A probed fact is the answer (subject and relation in any case); the model is asked about the rest, one
@@ -81,7 +81,7 @@ class Answers:
             self._texts.clear()
         return workspace
 
-    def _run(self, workspace: Workspace, pairs: Sequence[Pair]) -> None:
+    def _run(self, workspace: Workspace, pairs: Sequence[Question]) -> None:
         by_relation: dict[str, list[str]] = {}
         for subject, relation in pairs:
             by_relation.setdefault(relation, []).append(subject)
@@ -93,7 +93,7 @@ class Answers:
                 fact = best.get(name)
                 self._answers[name, key] = None if fact is None else {"object": fact.object, "p": fact.p}
 
-    def _stored(self, schema: str, pairs: Sequence[Pair]) -> dict[Pair, Answer]:
+    def _stored(self, schema: str, pairs: Sequence[Question]) -> dict[Question, AnswerRow]:
         """The stored best answers about these pairs; an exact subject goes before one in another case."""
         rows = self._query(
             "SELECT a.subject, a.relation, f.object, f.p"
@@ -132,7 +132,7 @@ class Answers:
         )
 
 
-def _pair(subject: str | None, relation: str | None) -> Pair | None:
+def _pair(subject: str | None, relation: str | None) -> Question | None:
     """(trimmed subject, the relation's key); None where there is nothing to ask."""
     if subject is None or relation is None or not subject.strip():
         return None

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 # A row of such a column: the values of each field, in order; None for NULL.
-Row = Mapping[str, Any] | None
+StructRow = Mapping[str, Any] | None
 Function = tuple[str, Callable[..., pa.Array], list[str], str]
 """Name, function over Arrow columns, SQL types of its parameters and of its result."""
 
@@ -20,7 +20,7 @@ def struct_list_type(fields: Mapping[str, pa.DataType]) -> str:
     return "STRUCT(" + ", ".join(f'"{name}" {_SQL[str(kind)]}' for name, kind in fields.items()) + ")[]"
 
 
-def struct_lists(rows: Sequence[Row], fields: Mapping[str, pa.DataType]) -> pa.Array:
+def struct_lists(rows: Sequence[StructRow], fields: Mapping[str, pa.DataType]) -> pa.Array:
     """A column of lists of structs with these fields, one list a row."""
     given = [row for row in rows if row is not None]
     columns = [

@@ -11,10 +11,10 @@ from larql_duck.inference.model import Model
 from larql_duck.inference.predict import predictions
 from larql_duck.inference.targets import token_text
 
-Rows = list[dict[str, Any]]
+PassRows = list[dict[str, Any]]
 
 
-def infer_top(model: Model, prompts: Sequence[str], tops: Sequence[int]) -> Rows:
+def infer_top(model: Model, prompts: Sequence[str], tops: Sequence[int]) -> PassRows:
     """The most probable next tokens with their source 'dense', and the database facts behind them with 'patch'."""
     engine = model.engine
     rows = []
@@ -30,7 +30,7 @@ def infer_top(model: Model, prompts: Sequence[str], tops: Sequence[int]) -> Rows
     return rows
 
 
-def trace(model: Model, prompts: Sequence[str], targets: Sequence[str | None]) -> Rows:
+def trace(model: Model, prompts: Sequence[str], targets: Sequence[str | None]) -> PassRows:
     """Layer by layer, the embedding as layer -1: the first token, norms, and the target's (else prediction's) figures."""
     engine = model.engine
     rows = []
@@ -42,7 +42,7 @@ def trace(model: Model, prompts: Sequence[str], targets: Sequence[str | None]) -
 
 def features(
     model: Model, prompts: Sequence[str], targets: Sequence[str | None], tops: Sequence[int]
-) -> Rows:
+) -> PassRows:
     """The features that contribute most to the target, else to the prediction."""
     engine = model.engine
     return [
@@ -59,7 +59,7 @@ def features(
     ]
 
 
-def logit_lens(model: Model, prompts: Sequence[str], tops: Sequence[int]) -> Rows:
+def logit_lens(model: Model, prompts: Sequence[str], tops: Sequence[int]) -> PassRows:
     """The most probable tokens after each layer, the embedding as layer -1."""
     engine = model.engine
     rows = []

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from larql_duck.session.udfs.arrow import Function, Row, struct_list_type, struct_lists
+from larql_duck.session.udfs.arrow import Function, StructRow, struct_list_type, struct_lists
 from larql_duck.workspace import Workspace
 
 _HIT = {"layer": pa.int32(), "feature": pa.int32(), "gate": pa.float32(), "activation": pa.float32()}
@@ -18,7 +18,7 @@ def search_functions(workspace: Callable[[], Workspace]) -> list[Function]:
     """The functions; `workspace` gives the vindex that is open at the time."""
 
     def topk(layers: Any, query: Any, k: Any, order: Any) -> pa.Array:
-        def hits(*row: Any) -> Row:
+        def hits(*row: Any) -> StructRow:
             found = workspace().search().search(*row)
             activation = pa.nulls(len(found.layer), pa.float32())
             if found.activation is not None:
@@ -30,7 +30,7 @@ def search_functions(workspace: Callable[[], Workspace]) -> list[Function]:
         )
 
     def distances(layer: Any, query: Any) -> pa.Array:
-        def measured(*row: Any) -> Row:
+        def measured(*row: Any) -> StructRow:
             return dict(zip(_DISTANCE, workspace().search().distances(*row), strict=True))
 
         return struct_lists(_each(measured, layer.to_pylist(), _floats(query)), _DISTANCE)
