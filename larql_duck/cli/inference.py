@@ -19,6 +19,7 @@ from larql_duck.cli.options import (
     layer_range,
 )
 from larql_duck.progress import bars
+from larql_duck.result import Result
 
 app = typer.Typer()
 
@@ -59,7 +60,6 @@ def trace(
 ) -> None:
     """Show how a prompt becomes a prediction, layer by layer."""
     from larql_duck.charts.saving import check_format, save_chart
-    from larql_duck.result import Result
 
     if plot is not None:
         check_format(plot)

@@ -14,7 +14,9 @@ from typer import Option
 
 from larql_duck.cli.errors import UsageError, note
 from larql_duck.cli.options import OutputOptions, RelationOption, SessionOptions, VindexArgument, command
+from larql_duck.files import locked
 from larql_duck.progress import bars
+from larql_duck.result import Result
 
 app = typer.Typer()
 
@@ -70,8 +72,6 @@ def probe(
 @contextmanager
 def _checkpoint(vindex: Path, resume: bool) -> Iterator[Path | None]:
     """A directory beside the vindex for finished batches, gone when the run succeeds; one run at a time has it."""
-    from larql_duck.files import locked
-
     place = vindex.resolve()
     directory = place.parent / f".{place.name}.probe"
     try:
@@ -94,7 +94,6 @@ def packs(output: OutputOptions) -> None:
     import pyarrow as pa
 
     from larql_duck.probing.packs import list_packs
-    from larql_duck.result import Result
 
     listed = list_packs()
     table = pa.table(
@@ -121,7 +120,6 @@ def cluster(
     Features are clustered by the direction from the tokens that activate them to those they promote.
     """
     from larql_duck.probing.clustering import discover, publish_clusters
-    from larql_duck.result import Result
     from larql_duck.vindex.store import Vindex
 
     opened = Vindex.open(vindex)

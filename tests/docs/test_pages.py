@@ -43,3 +43,42 @@ def test_importing_the_package_is_light() -> None:
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         == "[]\n"
     )
+
+
+def test_the_questions_of_the_readme_can_be_asked(con) -> None:
+    table = README[README.index("| question |") :].split("\n\n")[0]
+    asked = 0
+    for row in table.splitlines()[2:]:
+        _, sql, lql = (re.findall(r"`([^`]+)`", cell) for cell in row.strip("|").split("|"))
+        for query in sql:
+            con.execute(query)
+        for statement in lql:
+            # Clauses stand alone, and "..." is any prompt.
+            if statement.split()[0] not in ("STEER", "PATCH"):
+                assert larql_duck.parse(statement)
+        asked += 1
+    assert asked >= 12
+
+
+def test_pages_of_statements_are_lql() -> None:
+    """Blocks of `sql` whose statements are LQL parse; those with functions or clauses of DuckDB's own run elsewhere."""
+    blocks = {
+        page.name: re.findall(r"```sql\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+        for page in [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
+    }
+    assert sum(map(len, blocks.values())) >= 15
+    for name, texts in blocks.items():
+        for text in texts:
+            if re.search(r"\blq_\w+\(|^FROM |^ATTACH ", text, re.M):
+                continue
+            assert larql_duck.parse(text), name
+
+
+def test_links_of_the_pages_lead_somewhere() -> None:
+    for page in [*(ROOT / "docs").glob("*.md"), ROOT / "CONTRIBUTING.md"]:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 160
