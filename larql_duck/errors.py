@@ -42,11 +42,11 @@ class LqlSyntaxError(LarqlError):
         lines = self.text.replace("\r\n", "\n").split("\n")
         source = lines[self.line - 1] if self.line <= len(lines) else ""
         start = max(0, self.column - 1 - _BEFORE)
-        shown = ("..." if start else "") + source[start : start + _BEFORE + _BEHIND]
+        excerpt = ("..." if start else "") + source[start : start + _BEFORE + _BEHIND]
         # A tab keeps its width below itself, so that the caret stands under the right character.
         before = source[start : self.column - 1]
         pad = ("   " if start else "") + "".join("\t" if c == "\t" else " " for c in before)
-        return f"{self}\n  {shown}\n  {pad}^"
+        return f"{self}\n  {excerpt}\n  {pad}^"
 
 
 class SemanticError(LarqlError):
@@ -64,12 +64,16 @@ class NotSupportedError(LarqlError):
     """A statement that is valid LQL and that this version does not run."""
 
 
-class VindexError(LarqlError):
-    """A vindex directory that is missing, damaged or of another version."""
+class PathError(LarqlError):
+    """An error about a file or directory: `path`."""
 
     def __init__(self, message: str, *, path: str | Path | None = None) -> None:
         self.path = None if path is None else Path(path)
         super().__init__(message)
+
+
+class VindexError(PathError):
+    """A vindex directory that is missing, damaged or of another version."""
 
 
 class LevelError(VindexError):
@@ -81,7 +85,7 @@ class LevelError(VindexError):
         super().__init__(message, path=path)
 
 
-class ModelError(LarqlError):
+class ModelError(PathError):
     """A model file or directory that cannot be used: names file, tensor, what was expected and found."""
 
     def __init__(
@@ -93,11 +97,10 @@ class ModelError(LarqlError):
         expected: object = None,
         found: object = None,
     ) -> None:
-        self.path = None if path is None else Path(path)
         self.tensor = tensor
         self.expected = expected
         self.found = found
-        super().__init__(message)
+        super().__init__(message, path=path)
 
 
 class PackError(LarqlError):
@@ -118,15 +121,14 @@ class PackError(LarqlError):
         super().__init__(f"{where}{message}")
 
 
-class PatchError(LarqlError):
+class PatchError(PathError):
     """A patch that cannot be read, applied or removed: names file and slot."""
 
     def __init__(
         self, message: str, *, path: str | Path | None = None, slot: tuple[int, int] | None = None
     ) -> None:
-        self.path = None if path is None else Path(path)
         self.slot = slot
-        super().__init__(message)
+        super().__init__(message, path=path)
 
 
 class QueryError(LarqlError):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
 
@@ -42,35 +43,12 @@ def _options() -> _Options:
     return parser
 
 
-class _Variables(Mapping[str, Any]):
+def _variables(space: Mapping[str, Any]) -> dict[str, Any]:
     """The notebook's variables that can be bound to `$name`: texts, numbers, truth values, None."""
-
-    def __init__(self, space: Mapping[str, Any]) -> None:
-        self._space = space
-
-    def __getitem__(self, name: str) -> Any:
-        value = self._space[name]
-        # NumPy's scalars are what a cell of a DataFrame gives.
-        value = value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
-        if not isinstance(value, str | int | float | None):
-            raise KeyError(name)
-        return value
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for name in self._space if not name.startswith("_") and self._has(name))
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self._has(name)
-
-    def _has(self, name: str) -> bool:
-        try:
-            self[name]
-            return True
-        except KeyError:
-            return False
+    values = {name: value for name, value in space.items() if not name.startswith("_")}
+    # NumPy's scalars are what a cell of a DataFrame gives.
+    scalars = {name: value.item() for name, value in values.items() if isinstance(value, np.generic)}
+    return {name: v for name, v in (values | scalars).items() if isinstance(v, str | int | float | None)}
 
 
 @magics_class
@@ -105,7 +83,7 @@ class LqlMagics(Magics):
         space = self.shell.user_ns
 
         def run() -> list[Result]:
-            return [self.session.sql(text)] if options.sql else self.session.script(text, _Variables(space))
+            return [self.session.sql(text)] if options.sql else self.session.script(text, _variables(space))
 
         results: list[Result] = eval(_CALL, space, {"larql_run": run})
         for result in results:

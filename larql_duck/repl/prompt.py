@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from platformdirs import user_state_path
 from prompt_toolkit import PromptSession
 from prompt_toolkit import completion as toolkit
 from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
@@ -67,12 +68,9 @@ def key_bindings() -> KeyBindings:
 
 
 def history_path() -> Path:
-    """Where the history is kept: LARQL_DUCK_HISTORY, else larql_duck/history in the state directory."""
+    """Where the history is kept: LARQL_DUCK_HISTORY, else larql_duck/history in the user's state directory."""
     named = os.environ.get("LARQL_DUCK_HISTORY")
-    if named:
-        return Path(named).expanduser()
-    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return Path(state).expanduser() / "larql_duck" / "history"
+    return Path(named).expanduser() if named else user_state_path("larql_duck") / "history"
 
 
 def open_history(path: Path | None = None) -> History:
