@@ -184,7 +184,7 @@ def speed(work: Path) -> Iterator[Row]:
     asked = questions(load_pack("core").select(None, 40))
     for name, head in (("templates with a head", True), ("templates that begin with the slot", False)):
         parts = [
-            (q, v) for q in asked for v in q.variants if bool(v.shown(q.relation).split("{}")[0]) == head
+            (q, v) for q in asked for v in q.variants if bool(v.template(q.relation).split("{}")[0]) == head
         ]
         prompts = [v.prompt(q.relation, s) for q, v in parts for s in q.relation.entities]
         if not prompts:

@@ -41,7 +41,7 @@ class StoredVariant(Variant):
         """The prompt that was asked about the subject."""
         return self.prompts[subject]
 
-    def shown(self, relation: Relation) -> str:
+    def template(self, relation: Relation) -> str:
         """The template as it is stored."""
         return self.base
 

@@ -32,7 +32,7 @@ class _Sources:
     """Where `from` looks: shipped packs, and files, read once each; `trail` are the files that led here."""
 
     shipped: Shipped
-    trail: tuple[Path, ...] = ()
+    trail: tuple[str, ...] = ()
     done: dict[Path, Pack] = field(default_factory=dict)
 
 
@@ -46,23 +46,21 @@ def read_pack(path: Path, shipped: Shipped) -> Pack:
 
 def _read(path: Path, sources: _Sources) -> Pack:
     top = _PackFields(read_yaml(path), path, _PACK_KEYS, "a pack")
-    sources = replace(sources, trail=(*sources.trail, _real(path)))
+    sources = replace(sources, trail=(*sources.trail, os.path.realpath(path)))
     name = top.text("pack")
     _check_name(name, top, "pack")
     relations: dict[str, Relation] = {}
     for item in top.items("relations"):
-        for relation in _relations(item, top, sources):
+        if isinstance(item.value, dict) and "from" in item.value:
+            used = _used(_PackFields(item, path, _USE_KEYS, "a relation taken from another pack"), sources)
+        else:
+            used = [_defined(_PackFields(item, path, _RELATION_KEYS, "a relation"), top)]
+        for relation in used:
             key = relation_key(relation.name)
             if key in relations:
                 top.fail("relation", f"{relation.name!r} is defined twice in this pack", item.line)
             relations[key] = relation
     return Pack(name, tuple(relations.values()), path, top.text("description", ""))
-
-
-def _relations(item: Node, top: _PackFields, sources: _Sources) -> list[Relation]:
-    if isinstance(item.value, dict) and "from" in item.value:
-        return _used(_PackFields(item, top.path, _USE_KEYS, "a relation taken from another pack"), sources)
-    return [_defined(_PackFields(item, top.path, _RELATION_KEYS, "a relation"), top)]
 
 
 def _used(fields: _PackFields, sources: _Sources) -> list[Relation]:
@@ -86,17 +84,13 @@ def _used(fields: _PackFields, sources: _Sources) -> list[Relation]:
 
 def _beside(other: str, fields: _PackFields, sources: _Sources) -> Pack:
     path = beside(other, fields.path, fields.line("from"), "from")
-    if _real(path) in sources.trail:
+    if os.path.realpath(path) in sources.trail:
         fields.fail("from", f"{other!r} leads back to this pack")
     if len(sources.trail) >= _MAX_INCLUDES:
         fields.fail("from", f"more than {_MAX_INCLUDES} packs take from each other")
     if path not in sources.done:
         sources.done[path] = _read(path, sources)
     return sources.done[path]
-
-
-def _real(path: Path) -> Path:
-    return Path(os.path.realpath(path))
 
 
 def _defined(fields: _PackFields, top: _PackFields) -> Relation:
@@ -148,23 +142,21 @@ def template_problem(template: str) -> str | None:
 
 
 def _examples(fields: _PackFields) -> tuple[tuple[str, str], ...]:
-    pairs: list[tuple[str, str]] = []
-    if "examples" not in fields:
-        return ()
-    for node in fields.items("examples"):
+    examples: dict[str, str] = {}
+    for node in fields.items("examples") if "examples" in fields else ():
         if not isinstance(node.value, list) or len(node.value) != 2:
             fields.fail("examples", "each example is a pair [subject, answer]", node.line)
         subject, answer = (fields.scalar("examples", part) for part in node.value)
-        if any(subject == other for other, _ in pairs):
+        if subject in examples:
             fields.fail("examples", f"{subject!r} is given twice", node.line)
-        pairs.append((subject, answer))
-    return tuple(pairs)
+        examples[subject] = answer
+    return tuple(examples.items())
 
 
 def _entities(fields: _PackFields) -> list[PackRow]:
     node = fields.node("entities")
-    if isinstance(node.value, str) and not node.is_null:
-        return read_rows(beside(node.value, fields.path, node.line, "entities"))
+    if node.kind == "a text":
+        return read_rows(beside(str(node.value), fields.path, node.line, "entities"))
     rows: dict[str, PackRow] = {}
     for item in fields.items("entities"):
         row = _entity(item, fields)
@@ -230,10 +222,10 @@ class _PackFields:
         return self.scalar(key, self.node(key))
 
     def scalar(self, key: str, node: Node) -> str:
-        if not isinstance(node.value, str) or node.is_null or not node.value.strip():
-            found = "an empty text" if isinstance(node.value, str) and not node.is_null else node.kind
-            self.fail(key, f"expected a text, found {found}", node.line)
-        return node.value
+        if node.kind != "a text" or not str(node.value).strip():
+            kind = "an empty text" if node.kind == "a text" else node.kind
+            self.fail(key, f"expected a text, found {kind}", node.line)
+        return str(node.value)
 
     def items(self, key: str) -> list[Node]:
         node = self.node(key)
@@ -244,17 +236,15 @@ class _PackFields:
         return node.value
 
     def flag(self, key: str) -> bool:
-        if key not in self._values:
-            return False
-        node = self.node(key)
-        if node.value not in ("true", "false") or not node.plain:
+        node = self._values.get(key)
+        if node is not None and not (node.plain and node.value in ("true", "false")):
             self.fail(key, "expected true or false", node.line)
-        return node.value == "true"
+        return node is not None and node.value == "true"
 
     def count(self, key: str) -> int | None:
         if key not in self._values:
             return None
-        value = self.node(key).value
-        if not isinstance(value, str) or not re.fullmatch(r"[1-9][0-9]{0,8}", value):
+        value = str(self.node(key).value)
+        if not re.fullmatch(r"[1-9][0-9]{0,8}", value):
             self.fail(key, "expected a whole number from 1")
         return int(value)

@@ -100,20 +100,20 @@ def discover(
     LarqlError where no feature has both a top activating and a promoted word.
     """
     progress("directions")
-    found = directions(vindex)
-    if not len(found.layer):
+    directions = feature_directions(vindex)
+    if not len(directions.layer):
         raise LarqlError(
             f"{vindex.path}: no feature has a word among its top activating and among its promoted tokens, so there is "
             "nothing to cluster"
         )
     progress("clusters")
-    member, centres = _cluster(found.unit, min(k, len(found.layer)), seed)
+    member, centres = _cluster(directions.unit, min(k, len(directions.layer)), seed)
     progress("labels")
-    namer = _Namer(vindex, found, member, len(centres))
-    return Clusters(found, member, centres, namer.labels(), namer.top_tokens())
+    namer = _Namer(vindex, directions, member, len(centres))
+    return Clusters(directions, member, centres, namer.labels(), namer.top_tokens())
 
 
-def directions(vindex: Vindex) -> FeatureDirections:
+def feature_directions(vindex: Vindex) -> FeatureDirections:
     """The FeatureDirections of all features whose top activating and top promoted token are two different words."""
     import torch
 
@@ -166,15 +166,15 @@ def _cluster(unit: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, np.ndarra
 class _Namer:
     """Labels by evidence: what a member is counted for, compared with how often all features are."""
 
-    def __init__(self, vindex: Vindex, found: FeatureDirections, member: np.ndarray, k: int) -> None:
+    def __init__(self, vindex: Vindex, directions: FeatureDirections, member: np.ndarray, k: int) -> None:
         self._k = k
         self._members: list[list[int]] = [np.flatnonzero(member == c).tolist() for c in range(k)]
-        self._promoted = [t.casefold() for t in found.promotes]
-        texts = [t.casefold() for t in found.activates_on]
-        continues = found.continues or [False] * len(texts)
+        self._promoted = [t.casefold() for t in directions.promotes]
+        texts = [t.casefold() for t in directions.activates_on]
+        continues = directions.continues or [False] * len(texts)
         patterns = map(_patterns, texts, self._promoted, continues)
         self._evidence: list[tuple[str, Sequence[tuple[str, ...]], float]] = [
-            ("probe", _probed(vindex, found), 0.0),
+            ("probe", _probed(vindex, directions), 0.0),
             ("reference", _referenced(texts, self._promoted), 0.0),
             ("pattern", list(patterns), _SHARE_OF_PATTERN),
             ("tokens", [(text,) for text in self._promoted], 0.0),
@@ -221,14 +221,14 @@ class _Namer:
         return None
 
 
-def _probed(vindex: Vindex, found: FeatureDirections) -> list[tuple[str, ...]]:
+def _probed(vindex: Vindex, directions: FeatureDirections) -> list[tuple[str, ...]]:
     columns = vindex.table("features").select(["layer", "feature", "relation", "relation_source"]).to_pydict()
     known = {
         (layer, feature): (relation,)
         for layer, feature, relation, source in zip(*columns.values(), strict=True)
         if source == "probe"
     }
-    return [known.get(slot, ()) for slot in found.slots()]
+    return [known.get(slot, ()) for slot in directions.slots()]
 
 
 def _referenced(texts: Sequence[str], promoted: Sequence[str]) -> list[tuple[str, ...]]:
@@ -275,21 +275,21 @@ def _lower_bound(count: int, n: int) -> float:
 # -- tables ---------------------------------------------------------------------------------------------------
 
 
-def tables_of(vindex: Vindex, found: Clusters) -> dict[str, pa.Table]:
+def tables_of(vindex: Vindex, clusters: Clusters) -> dict[str, pa.Table]:
     """The tables clusters, feature_clusters, features and relations with these clusters in place of earlier ones."""
-    d = found.directions
+    d = clusters.directions
     columns: dict[str, list[Any]] = {
-        "cluster_id": list(range(len(found.labels))),
-        "label": [x.text if x else None for x in found.labels],
-        "source": [x.source if x else None for x in found.labels],
-        "confidence": [x.confidence if x else None for x in found.labels],
-        "size": found.sizes(),
-        "top_tokens": found.top_tokens,
+        "cluster_id": list(range(len(clusters.labels))),
+        "label": [x.text if x else None for x in clusters.labels],
+        "source": [x.source if x else None for x in clusters.labels],
+        "confidence": [x.confidence if x else None for x in clusters.labels],
+        "size": clusters.sizes(),
+        "top_tokens": clusters.top_tokens,
     }
-    sure = [x and x.source != "tokens" and x.confidence >= CONFIDENT for x in found.labels]
+    sure = [x and x.source != "tokens" and x.confidence >= CONFIDENT for x in clusters.labels]
     names = [label if use else None for label, use in zip(columns["label"], sure, strict=True)]
     members = as_table(
-        "feature_clusters", {"layer": d.layer, "feature": d.feature, "cluster_id": found.member}
+        "feature_clusters", {"layer": d.layer, "feature": d.feature, "cluster_id": clusters.member}
     )
     others = drop_source(vindex.table("relations"), "cluster")
     with duckdb.connect() as con:
@@ -311,31 +311,31 @@ def tables_of(vindex: Vindex, found: Clusters) -> dict[str, pa.Table]:
     }
 
 
-def publish_clusters(vindex: Vindex, found: Clusters) -> dict[str, pa.Table]:
+def publish_clusters(vindex: Vindex, clusters: Clusters) -> dict[str, pa.Table]:
     """The tables that were published: those of `tables_of`, and edges, triples and entities with the new labels."""
     require_tables(vindex)
-    tables = tables_of(vindex, found)
+    tables = tables_of(vindex, clusters)
     known = {name: vindex.table(name) for name in ("facts", "edges", "feature_relations")}
     tables |= derived_tables(vindex, known, many_relations(vindex), tables["features"])
-    commit_tables(vindex.path, tables, None, files_of(found))
+    commit_tables(vindex.path, tables, None, files_of(clusters))
     vindex.manifest = load_manifest(vindex.path)
     return tables
 
 
-def files_of(found: Clusters) -> dict[str, bytes]:
+def files_of(clusters: Clusters) -> dict[str, bytes]:
     """relation_clusters.json and feature_clusters.jsonl as LARQL writes them; unnamed clusters are 'cluster-<id>'."""
-    clusters = {
-        "k": len(found.labels),
-        "centres": [[round(float(v), 6) for v in row] for row in found.centres],
-        "labels": [x.text if x else f"cluster-{i}" for i, x in enumerate(found.labels)],
-        "counts": found.sizes(),
-        "top_tokens": found.top_tokens,
+    content = {
+        "k": len(clusters.labels),
+        "centres": [[round(float(v), 6) for v in row] for row in clusters.centres],
+        "labels": [x.text if x else f"cluster-{i}" for i, x in enumerate(clusters.labels)],
+        "counts": clusters.sizes(),
+        "top_tokens": clusters.top_tokens,
     }
     lines = [
         json.dumps({"l": layer, "f": feature, "c": int(c)}) + "\n"
-        for (layer, feature), c in zip(found.directions.slots(), found.member, strict=True)
+        for (layer, feature), c in zip(clusters.directions.slots(), clusters.member, strict=True)
     ]
     return {
-        "relation_clusters.json": json.dumps(clusters, ensure_ascii=False).encode(),
+        "relation_clusters.json": json.dumps(content, ensure_ascii=False).encode(),
         "feature_clusters.jsonl": "".join(lines).encode(),
     }

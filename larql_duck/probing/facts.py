@@ -35,7 +35,7 @@ _MEAN_PROMPTS = 64
 
 @dataclass(frozen=True)
 class Probed:
-    """What probing found: tables (facts, probes, edges, relations, feature_relations), calibration, notices.
+    """The result of a probing run: tables (facts, probes, edges, relations, feature_relations), calibration, notices.
 
     report holds figures of the calibration: see `calibrate`.
     """

@@ -65,10 +65,10 @@ def load_pack(name_or_path: str | Path, relations: Iterable[str] | None = None) 
 
 def list_packs() -> list[PackInfo]:
     """The shipped packs with their sizes: `core`, `world`, then the themes by name."""
-    found = [(load_pack(name), path) for name, path in _files().items()]
+    packs = ((load_pack(name), path) for name, path in _files().items())
     return [
         PackInfo(pack.name, pack.description, len(pack.relations), pack.n_entries, pack.n_references, path)
-        for pack, path in found
+        for pack, path in packs
     ]
 
 

@@ -28,7 +28,7 @@ class Variant:
         """The prompt for a subject; the examples never include the subject's own."""
         return relation.prompt(subject, self.base, shots=self.shots)
 
-    def shown(self, relation: Relation) -> str:
+    def template(self, relation: Relation) -> str:
         """The template as the tables show it, {} for the subject, examples written out."""
         if not self.shots:
             return self.base
@@ -66,15 +66,15 @@ def questions(
     if max_prompts is not None:
         chosen = _fitting(chosen, max_prompts)
     ways = {r.name: _variants(r, few_shot) for r in chosen}
-    kept = {r.name: 1 for r in chosen}
+    n_variants = {r.name: 1 for r in chosen}
     total = sum(len(r.entities) for r in chosen)
     for depth in range(1, max((len(w) for w in ways.values()), default=0)):
         for relation in chosen:
             more = len(relation.entities)
             if depth < len(ways[relation.name]) and (max_prompts is None or total + more <= max_prompts):
-                kept[relation.name] = depth + 1
+                n_variants[relation.name] = depth + 1
                 total += more
-    return [Question(r, ways[r.name][: kept[r.name]]) for r in chosen if r.entities]
+    return [Question(r, ways[r.name][: n_variants[r.name]]) for r in chosen if r.entities]
 
 
 def _relations(

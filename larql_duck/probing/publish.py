@@ -1,4 +1,4 @@
-"""What probing found, made part of a vindex: merged with what it knew, everything derived from it anew, published."""
+"""A probing run made part of a vindex: merged with what it knew, everything derived from it anew, published."""
 
 from __future__ import annotations
 
@@ -144,9 +144,9 @@ def probe_section(section: dict[str, Any], statistics: Mapping[str, Any]) -> Non
 
     statistics may hold "calibration" (maps by family) and "relations" (figures by relation).
     """
-    kept = section.setdefault("probe", {})
+    stored = section.setdefault("probe", {})
     for part, values in statistics.items():
-        kept[part] = {**kept.get(part, {}), **values}
+        stored[part] = {**stored.get(part, {}), **values}
 
 
 def _note_pack(section: dict[str, Any], name: str, many: Collection[str]) -> None:

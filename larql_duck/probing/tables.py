@@ -54,7 +54,7 @@ def tables_of(
         tables["edges"],
         list(by_name),
         {q.relation.name: q.relation.description for q in asked},
-        {q.relation.name: [v.shown(q.relation) for v in q.variants] for q in asked},
+        {q.relation.name: [v.template(q.relation) for v in q.variants] for q in asked},
     )
     features = feature_relations(tables["facts"], tables["edges"])
     return {**tables, "relations": relations, "feature_relations": features}
@@ -88,7 +88,7 @@ def _edge_rows(relation: str, fact: ProbedFact) -> list[dict[str, object]]:
 
 
 def _probe_rows(question: Question, replied: Sequence[Reply]) -> list[dict[str, object]]:
-    templates = {v.index: v.shown(question.relation) for v in question.variants}
+    templates = {v.index: v.template(question.relation) for v in question.variants}
     return [
         {
             "prompt": r.prompt,

@@ -191,5 +191,4 @@ def normal(text: str) -> str:
 
 def matches(answer: str, references: tuple[str, ...]) -> bool:
     """Whether the answer equals one of the references after normalisation."""
-    own = normal(answer)
-    return any(own == normal(reference) for reference in references)
+    return normal(answer) in map(normal, references)

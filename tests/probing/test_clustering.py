@@ -18,8 +18,8 @@ from larql_duck.probing.clustering import (
     Label,
     _Namer,
     _patterns,
-    directions,
     discover,
+    feature_directions,
     tables_of,
 )
 from larql_duck.vindex.store import Vindex
@@ -44,7 +44,7 @@ def named(base: Path, answers: list[str], writes: list[str], member: list[int]) 
 
 def test_directions_are_unit_and_lead_from_the_activating_to_the_promoted_token(base: Path) -> None:
     vindex = Vindex.open(base)
-    found = directions(vindex)
+    found = feature_directions(vindex)
     assert len(found.layer) == len(found.activates_on) == len(found.unit) > 10
     assert np.linalg.norm(found.unit, axis=1) == pytest.approx(np.ones(len(found.unit)), abs=1e-5)
     tokens = {r["token_id"]: r for r in vindex.table("tokens").to_pylist()}
