@@ -82,7 +82,7 @@ def _checkpoint(vindex: Path, resume: bool) -> Iterator[Path | None]:
         return
     with locked(directory / ".lock", f"{vindex}: another process is probing this vindex; try again later"):
         if not resume:
-            for file in directory.glob("*.parquet"):
+            for file in directory.glob("*.msgpack"):
                 file.unlink()
         yield directory
         shutil.rmtree(directory, ignore_errors=True)

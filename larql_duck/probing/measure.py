@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-import pyarrow as pa
 import torch
 
 from larql_duck.inference.attribution import attribute
@@ -26,11 +24,6 @@ MOST_FEATURES = 32
 SINGLE = 8
 # Facts of one batch, and the contributions computed for them.
 BATCH_FACTS, BATCH_CONTRIBUTIONS = 128, 1 << 23
-
-_EDGE = pa.struct(
-    [("layer", pa.int32()), ("feature", pa.int32()), ("score", pa.float64()), ("effect", pa.float64())]
-)
-_SCHEMA = pa.schema([("edges", pa.list_(_EDGE)), ("effect", pa.float64()), ("attention_share", pa.float64())])
 
 
 @dataclass(frozen=True)
@@ -77,18 +70,16 @@ def measure(
         rows = [i for i, a in enumerate(answers) if a.variant == variant]
         for chunk in chunks(rows, [len(row) for row in ids], most, BATCH_CACHE // engine.cache_bytes):
             batch = [ids[i] for i in chunk], [answers[i].first for i in chunk]
-            make = functools.partial(_batch, engine, *batch, replacement)
-            table = checkpoint.table("edges", batch, _SCHEMA, len(chunk), make)
-            for i, row in zip(chunk, table.to_pylist(), strict=True):
-                edges = tuple(FeatureEffect(**edge) for edge in row.pop("edges"))
-                features[i] = FactFeatures(edges, **row)
+            make = partial(_batch, engine, *batch, replacement)
+            made = checkpoint.batch("edges", batch, FactFeatures, len(chunk), make)
+            features.update(zip(chunk, made, strict=True))
             done(len(chunk))
     return [features[i] for i in range(len(answers))]
 
 
 def _batch(
     engine: Engine, ids: Sequence[Sequence[int]], tokens: Sequence[int], replacement: torch.Tensor | None
-) -> pa.Table:
+) -> list[FactFeatures]:
     prefix = prefill(engine, pad(ids, device=engine.device))
     with engine.recording() as capture:
         logits = prefix.step()
@@ -96,21 +87,14 @@ def _batch(
     listed = [strongest(row) for row in parts.features]
     slots = [[(layer, feature) for layer, feature, _ in row] for row in listed]
     effects = effects_after(prefix, capture, logits, tokens, slots, single=SINGLE, replacement=replacement)
-    attention_share = parts.attention_share()
-    rows = []
-    for i, features in enumerate(listed):
-        single = itertools.chain(effects.single[i].tolist(), itertools.repeat(None))
-        rows.append(
-            {
-                "edges": [
-                    {"layer": layer, "feature": feature, "score": score, "effect": effect}
-                    for (layer, feature, score), effect in zip(features, single, strict=False)
-                ],
-                "effect": float(effects.together[i]),
-                "attention_share": float(attention_share[i]),
-            }
-        )
-    return pa.Table.from_pylist(rows, schema=_SCHEMA)
+    out = []
+    for row, single, together, share in zip(
+        listed, effects.single, effects.together, parts.attention_share(), strict=True
+    ):
+        alone = [*single.tolist(), *[None] * (len(row) - len(single))]
+        edges = tuple(FeatureEffect(*edge, effect) for edge, effect in zip(row, alone, strict=True))
+        out.append(FactFeatures(edges, float(together), float(share)))
+    return out
 
 
 def strongest(contributions: torch.Tensor) -> list[tuple[int, int, float]]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from larql_duck.probing.answers import MAX_TOKENS, ask
 from larql_duck.probing.checkpoint import Checkpoint
-from larql_duck.probing.outcomes import OUTCOME_SCHEMA, Outcome, Reply, outcome_table, outcomes_of
+from larql_duck.probing.outcomes import Outcome, Reply
 from larql_duck.probing.prompts import Question, Variant
 
 if TYPE_CHECKING:
@@ -39,15 +40,14 @@ def replies(
     outcomes: dict[int, Outcome] = {}
     most = max(8, min(BATCH_PROMPTS, BATCH_LOGITS // engine.vocab))
     for chunk in chunks(fits, [len(row) for row in ids], most, BATCH_CACHE // engine.cache_bytes):
-        # Always read back from the table, so that a resumed run sees exactly what an unbroken one saw.
-        table = checkpoint.table(
+        made = checkpoint.batch(
             "answers",
             [relation.answer, [prompts[i] for i in chunk]],
-            OUTCOME_SCHEMA,
+            Outcome,
             len(chunk),
-            lambda batch=[ids[i] for i in chunk]: outcome_table(ask(engine, relation.answer, batch)),  # type: ignore[misc]
+            partial(ask, engine, relation.answer, [ids[i] for i in chunk]),
         )
-        outcomes.update(zip(chunk, outcomes_of(table), strict=True))
+        outcomes.update(zip(chunk, made, strict=True))
         done(len(chunk))
     skipped = [s for i, s in enumerate(relation.entities) if i not in outcomes]
     if skipped:

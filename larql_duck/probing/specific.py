@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cache, partial
 from statistics import median
 
-import pyarrow as pa
 import torch
 
 from larql_duck.aliases import Slot
@@ -25,7 +24,6 @@ from larql_duck.probing.measure import SINGLE, FactFeatures
 SAMPLE = 16
 # Sets of features of one batch.
 _BATCH = 64
-_SCHEMA = pa.schema([("drops", pa.list_(pa.float64()))])
 
 
 @dataclass(frozen=True)
@@ -93,18 +91,20 @@ def _drops(
             logits = prefix.step()
         return prefix, capture, log_probability(logits, torch.tensor(tokens, device=engine.device))
 
-    def batch(chunk: Sequence[tuple[Slot, ...]]) -> pa.Table:
+    def batch(chunk: Sequence[tuple[Slot, ...]]) -> list[list[float]]:
         prefix, capture, base = with_all_features()
         ablations = [Ablation(row, slots, tokens[row]) for slots in chunk for row in range(len(sample))]
         after = ablated_log_probability(prefix, capture, ablations, replacement=replacement)
-        drops = base - after.view(len(chunk), len(sample))
-        return pa.table([drops.double().tolist()], schema=_SCHEMA)
+        drops: list[list[float]] = (base - after.view(len(chunk), len(sample))).double().tolist()
+        return drops
 
     out: dict[tuple[Slot, ...], list[float]] = {}
     # By first layer, so that the sets of one batch skip the same layers.
     order = sorted(tried, key=lambda s: (min((layer for layer, _ in s), default=0), s))
     for start in range(0, len(order), _BATCH):
         chunk = order[start : start + _BATCH]
-        table = checkpoint.table("specific", [ids, tokens, chunk], _SCHEMA, len(chunk), partial(batch, chunk))
-        out.update(zip(chunk, table.column("drops").to_pylist(), strict=True))
+        drops = checkpoint.batch(
+            "specific", [ids, tokens, chunk], list[float], len(chunk), partial(batch, chunk)
+        )
+        out.update(zip(chunk, drops, strict=True))
     return out

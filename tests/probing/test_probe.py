@@ -281,7 +281,7 @@ def test_a_checkpoint_of_another_model_or_a_damaged_one_is_not_used(
     other = Engine.load(open_model(tiny_model("qwen2")))
     mixed = probe_facts(other, [LANGUAGE], checkpoint=tmp_path)
     assert mixed["probes"].equals(probe_facts(other, [LANGUAGE])["probes"])
-    for path in tmp_path.glob("*.parquet"):
+    for path in tmp_path.glob("*.msgpack"):
         path.write_bytes(path.read_bytes()[:100])
     calls = counting(engine, monkeypatch)
     again = probe_facts(engine, [LANGUAGE], checkpoint=tmp_path)
