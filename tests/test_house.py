@@ -21,7 +21,7 @@ SHARE_INSIDE = 0.08
 CIRCLES = {"lql", "session", "editing", "patches", "workspace", "inference"}
 LARGE = {"lql/statements.py"}
 NAMING_SESSION = {"patches/edit_log.py"}
-TWICE = {"Steer", "Triple", "Check", "Edit", "Item", "Kind", "Value", "Slot"}
+TWICE = {"Texts", "Pair", "Steer", "Triple", "Check", "Edit", "Item", "Kind", "Value", "Slot"}
 # Packages that may name the class Session: its own, and those above it.
 ABOVE_SESSION = {"session", "commands", "cli", "repl", "notebook.py", "__init__.py"}
 SESSION = {

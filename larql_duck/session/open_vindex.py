@@ -31,7 +31,7 @@ BackgroundTexts = str | Path | Sequence[str]
 
 
 @dataclass
-class SessionOptions:
+class Preferences:
     """What a session's user chose, whatever is open.
 
     progress is called with (stage, done, total) of long work. texts, a file or texts, is what edits take for ordinary
@@ -49,7 +49,7 @@ class OpenVindex:
     revision rises with every change of the edits.
     """
 
-    def __init__(self, vindex: Vindex, mount: Mount, connection: Connection, options: SessionOptions) -> None:
+    def __init__(self, vindex: Vindex, mount: Mount, connection: Connection, options: Preferences) -> None:
         """The mount shows the vindex already."""
         self.vindex, self.mount, self.con = vindex, mount, mount.con
         self.schema = mount.schema

@@ -22,7 +22,7 @@ from larql_duck.patches.edit_log import EditLog
 from larql_duck.result import Result
 from larql_duck.session.connection import Connection
 from larql_duck.session.mount import Mount
-from larql_duck.session.open_vindex import BackgroundTexts, OpenVindex, SessionOptions
+from larql_duck.session.open_vindex import BackgroundTexts, OpenVindex, Preferences
 from larql_duck.session.query_errors import statement_error
 from larql_duck.session.udfs import register_functions
 from larql_duck.session.vindex_catalog import ModelCatalog
@@ -61,7 +61,7 @@ class Session:
         with the session. tracer and texts are as in `configure`."""
         self.con = con
         self.schema = schema
-        self.options = SessionOptions(texts=texts)
+        self.options = Preferences(texts=texts)
         self._dispatch = carry_out
         self._mount = Mount(con, schema)
         self._connection = Connection(con, schema, own=own, tracer=tracer)

@@ -22,7 +22,7 @@ from larql_duck.workspace import Workspace
 _TOGETHER = 32
 MOST_TOKENS = 1024
 AnswerRow = dict[str, Any] | None
-Question = tuple[str, str]
+SubjectRelation = tuple[str, str]
 RowsOf = Callable[[str, list[Any]], list[tuple[Any, ...]]]
 
 
@@ -34,7 +34,7 @@ class Answers:
         self._open, self._query = workspace, query
         self._lock = threading.RLock()
         self._model: tuple[Workspace, str | None] | None = None
-        self._answers: dict[Question, AnswerRow] = {}
+        self._answers: dict[SubjectRelation, AnswerRow] = {}
         self._texts: dict[tuple[str, int], str | None] = {}
 
     def ask(self, subjects: pa.Array, relations: pa.Array) -> list[AnswerRow]:
@@ -81,7 +81,7 @@ class Answers:
             self._texts.clear()
         return workspace
 
-    def _run(self, workspace: Workspace, pairs: Sequence[Question]) -> None:
+    def _run(self, workspace: Workspace, pairs: Sequence[SubjectRelation]) -> None:
         by_relation: dict[str, list[str]] = {}
         for subject, relation in pairs:
             by_relation.setdefault(relation, []).append(subject)
@@ -93,7 +93,7 @@ class Answers:
                 fact = best.get(name)
                 self._answers[name, key] = None if fact is None else {"object": fact.object, "p": fact.p}
 
-    def _stored(self, schema: str, pairs: Sequence[Question]) -> dict[Question, AnswerRow]:
+    def _stored(self, schema: str, pairs: Sequence[SubjectRelation]) -> dict[SubjectRelation, AnswerRow]:
         """The stored best answers about these pairs; an exact subject goes before one in another case."""
         rows = self._query(
             "SELECT a.subject, a.relation, f.object, f.p"
@@ -132,7 +132,7 @@ class Answers:
         )
 
 
-def _pair(subject: str | None, relation: str | None) -> Question | None:
+def _pair(subject: str | None, relation: str | None) -> SubjectRelation | None:
     """(trimmed subject, the relation's key); None where there is nothing to ask."""
     if subject is None or relation is None or not subject.strip():
         return None
