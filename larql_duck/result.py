@@ -25,8 +25,7 @@ _ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\0": "\\0"}
 class Result:
     """One table with typed columns, read completely when the statement ran.
 
-    sql is the DuckDB query behind it (None where Python did the work), notices are remarks for the reader, statement
-    is the LQL as canonical text (None for plain SQL).
+    sql is the DuckDB query behind it (None where Python did the work), notices are remarks for the reader.
     """
 
     def __init__(
@@ -36,14 +35,24 @@ class Result:
         con: duckdb.DuckDBPyConnection | None = None,
         sql: str | None = None,
         notices: Sequence[str] = (),
-        statement: str | None = None,
+        statement: object = None,
     ) -> None:
+        """statement: what was asked in LQL, as text or parsed."""
         self._table = table
         self._con = con
         self._unfetched: Iterator[tuple[Any, ...]] | None = None
         self.sql = sql
         self.notices = list(notices)
-        self.statement = statement
+        self._statement = statement
+
+    @property
+    def statement(self) -> str | None:
+        """The LQL that was asked, as canonical text; None for plain SQL."""
+        return None if self._statement is None else str(self._statement)
+
+    @statement.setter
+    def statement(self, statement: object) -> None:
+        self._statement = statement
 
     # -- forms --------------------------------------------------------------------------------------------
 

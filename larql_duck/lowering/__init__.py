@@ -16,21 +16,6 @@ from larql_duck.lql.table import STATEMENTS, declare_not_run
 if TYPE_CHECKING:
     from larql_duck.lql.statements import Pipe, Statement
 
-__all__ = [
-    "NOT_RUN",
-    "PLANNERS",
-    "Catalog",
-    "Plan",
-    "Query",
-    "Request",
-    "joined",
-    "needs_vindex",
-    "pipe_sql",
-    "plan",
-    "transpiled",
-    "verb_of",
-]
-
 Planner = Callable[[Any, Catalog], Plan | requests.Resolved]
 
 PLANNERS: dict[str, Planner] = {
@@ -92,13 +77,16 @@ WITH_MODEL = frozenset({"INFER", "EXPLAIN INFER", "TRACE", "STATS"})
 """Verbs that a model without a vindex can carry out."""
 
 
+_VERBS = {row.statement: row.name for row in STATEMENTS}
+
+
 def verb_of(statement: Statement) -> str:
     """The statement's verb as the statement table names it, such as 'EXPLAIN WALK'."""
     if isinstance(statement, Explain):
         return f"EXPLAIN {statement.what.upper()}"
     if isinstance(statement, Use):
         return "USE" if statement.what == "vindex" else f"USE {statement.what.upper()}"
-    return next(row.name for row in STATEMENTS if row.statement is type(statement))
+    return _VERBS[type(statement)]
 
 
 def plan(statement: Statement, catalog: Catalog, *, running: bool = True) -> Plan:

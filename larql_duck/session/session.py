@@ -291,12 +291,12 @@ class Session:
     def _explain_sql(self, statement: Any) -> Result:
         query = transpiled(statement.statement, self._catalog, running=True)
         table = pa.table({"sql": pa.array([query.printed], pa.string())})
-        return Result(table, con=self._connection.here, notices=query.notices, statement=str(statement))
+        return Result(table, con=self._connection.here, notices=query.notices, statement=statement)
 
     def _answer(self, step: Plan, statement: Statement, text: str, piped: pa.Table | None) -> Result:
         if isinstance(step, Request):
             result = self._carry_out(step)
-            result.statement = str(statement)
+            result.statement = statement
             return result
         if step.uses_vindex:
             need_vindex(self._catalog)
@@ -308,7 +308,7 @@ class Session:
         notices = list(step.notices)
         if table.num_rows == 0:
             notices += self._why_empty(step)
-        return Result(table, con=connection.here, sql=step.printed, notices=notices, statement=str(statement))
+        return Result(table, con=connection.here, sql=step.printed, notices=notices, statement=statement)
 
     def _why_empty(self, step: Query) -> list[str]:
         notices = []
