@@ -113,8 +113,7 @@ def _specific(engine: Any) -> Iterator[Row]:
 
 def labels(work: Path) -> Iterator[Row]:
     """Relation features on facts that took no part in labelling: own relation beside the others'."""
-    from larql_duck.probing.labels import feature_relations
-    from larql_duck.vindex.derive import label_features
+    from larql_duck.vindex.derive import feature_relations, label_features
 
     opened, _ = _opened(work)
     facts, edges = opened.table("facts"), opened.table("edges")

@@ -37,7 +37,7 @@ def walking(work: Path) -> Iterator[Row]:
         logits = engine.logits(prompt)
         plain = {s: median_time(lambda s=s: session.lql(s).arrow(), 15, 3) for s in statements}
         passes = median_time(lambda: engine.logits(prompt), 25, 3)
-        session.edits.add(
+        session.edits.append(
             [
                 InsertOp(_LAYER, vindex.n_features[_LAYER] + i, f"Thing{i}", "x", "thing", None, *(vector() for _ in range(3)))
                 for i in range(_FEATURES)

@@ -66,5 +66,14 @@ class Workspace(Protocol):
     def vectors(self) -> QueryVectors:
         """The vectors of prompts and entities."""
 
-    def query(self, sql: str, parameters: list[Any] | None = None) -> Result:
-        """The result of a query of our own; tables are `schema`.name. QueryError where DuckDB refuses it."""
+    def refresh(self, *, aside: bool = False) -> None:
+        """Ask the facts that edits touched again, and measure what tables show of new features.
+
+        aside: inside a function that a query on the session's connection is calling.
+        """
+
+    def query(self, sql: str, parameters: list[Any] | None = None, *, stale: bool = False) -> Result:
+        """The result of a query of our own; tables are `schema`.name. QueryError where DuckDB refuses it.
+
+        What edits touched in the tables that it names is asked again first; stale: not for this query.
+        """

@@ -73,7 +73,7 @@ def probe(session: Session, request: Request) -> Result:
     else:
         workspace.unsaved.add(probed.tables, many, edits)
         notices.append("not saved: this session alone shows these facts")
-    notices += workspace.views.show()
+    workspace.views.update()
     return Result(_best(probed, many), notices=notices)
 
 

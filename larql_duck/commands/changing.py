@@ -71,7 +71,7 @@ def delete(session: Session, request: Request) -> Result:
     database, others = _by_home(session, selected)
     with session.patches.transaction():
         if database:
-            session.patches.add([DeleteKnnOp(e.entity, e.relation) for e in database])
+            session.patches.append([DeleteKnnOp(e.entity, e.relation) for e in database])
         if not others:
             return _facts_result(selected, notices, "deleted")
         result = delete_facts(session.workspace, [e.pair for e in others])
@@ -102,11 +102,11 @@ def update(session: Session, request: Request) -> Result:
             by_target.setdefault(edge.values["target"].strip(), []).append(edge.pair)
     with session.patches.transaction():
         if database:
-            session.patches.add([_changed_knn(session, e) for e in database])
+            session.patches.append([_changed_knn(session, e) for e in database])
         parts = [update_facts(session.workspace, pairs, target) for target, pairs in by_target.items()]
         confident = [e for e in others if "confidence" in e.values]
         if confident:
-            session.patches.add(_confident(session, confident))
+            session.patches.append(_confident(session, confident))
     if not parts:
         return _facts_result(selected, notices, "updated")
     table = pa.concat_tables([part.arrow() for part in parts], promote_options="default")
@@ -316,7 +316,7 @@ def _change_slots(
         for e in selected
     ]
     if changes and not s.dry_run:
-        session.patches.add([c.operation for c in changes])
+        session.patches.append([c.operation for c in changes])
     rows = [
         (
             e.layer,

@@ -99,7 +99,7 @@ def _under(session: Session, lists: Sequence[Sequence[Operation]] | None) -> Ite
         yield session
         return
     with connect(session.workspace.vindex.path) as other:
-        other.patches.add([op for operations in lists for op in operations] + list(session.patches.live))
+        other.patches.append([op for operations in lists for op in operations] + list(session.patches.live))
         yield other
         other.patches.rollback()
 

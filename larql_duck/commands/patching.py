@@ -31,19 +31,19 @@ def begin(session: Session, request: Request) -> Result:
     edits = session.patches
     edits.begin(request.statement.path)
     n = len(edits.live)
-    return _result(edits.shown()[-1:], [f"{n} edits made before belong to it"] if n else [])
+    return _result(edits.patch_rows()[-1:], [f"{n} edits made before belong to it"] if n else [])
 
 
 def save(session: Session, request: Request) -> Result:
     """SAVE PATCH ["f"]: the edits that are not saved yet become a file and an applied patch."""
     patch = session.patches.save(request.statement.path)
-    return _result(session.patches.shown()[-1:], [f"wrote {patch.path}"])
+    return _result(session.patches.patch_rows()[-1:], [f"wrote {patch.path}"])
 
 
 def rollback(session: Session, request: Request) -> Result:
     """ROLLBACK PATCH: the edits that are not saved yet are taken back."""
     edits = session.patches
-    rows = edits.shown()[len(edits.applied) :]
+    rows = edits.patch_rows()[len(edits.applied) :]
     n = edits.rollback()
     return _result(rows, [f"{n} edits were taken back" if n else "there were no edits to take back"])
 
@@ -53,7 +53,7 @@ def apply(session: Session, request: Request) -> Result:
     edits = session.patches
     patch = edits.apply(request.statement.path, request.statement.force)
     at = next(i for i, p in enumerate(edits.applied) if p is patch)
-    return _result(edits.shown()[at : at + 1], remarks(patch, session.workspace.vindex))
+    return _result(edits.patch_rows()[at : at + 1], remarks(patch, session.workspace.vindex))
 
 
 def remarks(patch: PatchFile, vindex: Vindex) -> list[str]:
@@ -83,7 +83,7 @@ def remarks(patch: PatchFile, vindex: Vindex) -> list[str]:
 def remove(session: Session, request: Request) -> Result:
     """REMOVE PATCH "f": a patch holds no more, everything else is as if it had never been applied."""
     edits = session.patches
-    rows, before = edits.shown(), list(edits.applied)
+    rows, before = edits.patch_rows(), list(edits.applied)
     patch = edits.remove(request.statement.name)
     at = next(i for i, p in enumerate(before) if p is patch)
     return _result([rows[at]], [f"{patch.title} holds no more"])

@@ -107,7 +107,7 @@ def compact_major(workspace: Workspace, *, full: bool = False, lambda_: float | 
     before = measure_facts(engine, every)
     with engine.under(workspace.edits.preview(operations)):
         after = measure_facts(engine, every)
-    workspace.edits.add(operations)
+    workspace.edits.append(operations)
     rows = [
         {
             "entity": w.entity,

@@ -1,363 +1,289 @@
-"""What the tables say about edited slots: features, feature_tokens and token_features under an overlay."""
+"""Features under an overlay: rows of features, feature_tokens and token_features that stand in place of the base's.
+
+What a slot's vectors say by themselves is shown at once; its top activating and promoted tokens are measured when
+`EditedFeatures.measure` is called, and are NULL or absent until then. Vectors that were measured once are not measured
+again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from larql_duck.aliases import Slot
 from larql_duck.catalog import SCHEMAS, as_table, empty_table
+from larql_duck.editing.fact_views import BaseTables, slot_keys
+from larql_duck.editing.input_tokens import MOST_WORK, InputTokens
+from larql_duck.extraction.feature_inputs import ActivatingRow
+from larql_duck.extraction.promoted_tokens import OutputHead, PromotedRow
+from larql_duck.extraction.table_rows import nullable
+from larql_duck.extraction.vocabulary import Vocabulary, vocabulary_of
+from larql_duck.models.tokenizer import load_tokenizer
 from larql_duck.patches.overlay import Overlay, OverlayRow
 from larql_duck.progress import Ticker
 
-if TYPE_CHECKING:
-    from larql_duck.editing.input_tokens import InputTokens
-    from larql_duck.extraction.feature_inputs import ActivatingRow
-    from larql_duck.extraction.promoted_tokens import OutputHead, PromotedRow
-    from larql_duck.extraction.vocabulary import Vocabulary
-    from larql_duck.vindex.store import Vindex
-
-TOKEN_FEATURES = 32
-
-
-class Stored(Protocol):
-    """The tables that edits are shown over."""
-
-    vindex: Vindex
-
-    def table(self, name: str) -> pa.Table:
-        """A whole table, before edits."""
-
-    def query(self, sql: str, **tables: pa.Table) -> pa.Table:
-        """The rows of a query in which `stored.NAME` is a table before edits and the given names are these tables."""
+_KEPT = pa.schema([SCHEMAS["feature_tokens"].field(name) for name in ("layer", "feature", "side")])
+_FEATURE_VALUES = ("token_id", "layer", "feature", "gate", "activation", "z", "basis")
+_NEW = pa.schema([SCHEMAS["token_features"].field(name) for name in _FEATURE_VALUES])
+_OUT_SIDES = ("out", "out_neg")
 
 
 @dataclass(frozen=True)
-class SlotTables:
-    """The rows that replace those of the touched slots, and what they replace.
+class FeatureRows:
+    """What is shown of features under an overlay.
 
-    features: one row a touched slot, with hidden_slots [layer, feature] naming the stored ones that go. feature_tokens
-    goes with the same hidden_slots where not None. token_features replaces all rows of the tokens in hidden_ids.
+    features stands in place of the base's rows of `slots` (layer, feature), feature_tokens of those of
+    `token_slots`, token_features of those of the tokens `token_ids`.
     """
 
+    slots: pa.Table
     features: pa.Table
+    token_slots: pa.Table
     feature_tokens: pa.Table
+    token_ids: pa.Table
     token_features: pa.Table
-    hidden_slots: pa.Table
-    hidden_tokens: pa.Table
-    hidden_ids: pa.Table
-    notices: tuple[str, ...] = ()
 
 
-def slot_keys(slots: Sequence[Slot]) -> pa.Table:
-    """A table (layer, feature) of slots."""
-    return pa.table(
-        {
-            "layer": pa.array([layer for layer, _ in slots], pa.int32()),
-            "feature": pa.array([feature for _, feature in slots], pa.int32()),
-        }
-    )
+class EditedFeatures:
+    """Rows of edited slots over one vindex."""
 
+    def __init__(self, tables: BaseTables) -> None:
+        self.tables = tables
+        self.vindex = tables.vindex
+        # What was measured about vectors: down columns, and gate and up rows of a layer in place of a slot.
+        self._promoted: dict[bytes, PromotedRow] = {}
+        self._activating: dict[tuple[object, ...], ActivatingRow] = {}
+        self._skipped: set[tuple[object, ...]] = set()
 
-@dataclass
-class _Measured:
-    """What was computed about one slot, by the vectors that it was computed from."""
+    def missing(self, overlay: Overlay) -> int:
+        """How many slots were not measured since they were edited."""
+        return len({*self._unpromoted(overlay), *self._unactivated(overlay)})
 
-    out: dict[bytes, PromotedRow] = field(default_factory=dict)
-    inner: dict[tuple[int, int | None, bytes, bytes], ActivatingRow] = field(default_factory=dict)
+    def measure(self, overlay: Overlay, progress: Ticker) -> list[str]:
+        """Measure the tokens of every edited slot that are not known yet; notices."""
+        unpromoted = self._unpromoted(overlay)
+        if unpromoted:
+            downs = {d.tobytes(): d for slot in unpromoted if (d := _row(overlay, slot).down) is not None}
+            columns = torch.from_numpy(np.stack(list(downs.values()), axis=1))
+            self._promoted.update(zip(downs, self._head.search(columns, self._inputs.k).rows(), strict=True))
+        slots = self._unactivated(overlay)
+        layers = sorted({layer for layer, _ in slots})
+        if slots and self._inputs.work(layers) > MOST_WORK:
+            self._skipped |= {self._vectors(overlay, slot)[0] for slot in slots}
+            return [
+                f"the top activating tokens of {len(slots)} edited features are not measured, because running the "
+                "vocabulary through the model would take too long: their gate_mean, gate_std and tokens of side 'in' are "
+                "NULL; extract the compiled model to have them"
+            ]
+        if slots:
+            self._inputs.collect(layers, progress)
+        for layer in layers:
+            keys, gates, ups = zip(
+                *(self._vectors(overlay, slot) for slot in slots if slot[0] == layer), strict=True
+            )
+            up = None if any(u is None for u in ups) else np.stack(ups)
+            found_in = self._inputs.rows(layer, [key[1] for key in keys], np.stack(gates), up, self._least_z)
+            self._activating.update(zip(keys, found_in, strict=True))
+        return []
 
-
-class SlotShower:
-    """Rows of edited slots over one vindex; vectors that were measured once are not measured again."""
-
-    def __init__(self, stored: Stored, progress: Ticker = lambda done, total: None) -> None:
-        self.stored = stored
-        self.vindex = stored.vindex
-        self.progress = progress
-        self._cache = _Measured()
-        self._out: OutputHead | None = None
-        self._in: InputTokens | None = None
-        self._words: Vocabulary | None = None
-        self._least: np.ndarray | None = None
-
-    def tables(self, overlay: Overlay) -> SlotTables:
-        """The rows of every slot that the overlay changes or appends."""
+    def rows(self, overlay: Overlay) -> FeatureRows:
+        """What is shown of every slot that the overlay changes or appends, as far as it is known."""
         slots = overlay.slots()
-        rows = {slot: overlay.rows[slot[0]][slot[1]] for slot in slots}
-        before = self._before(slots)
-        out = self._out_rows(rows) if self.vindex.has_weights else {}
-        inner, unknown, notices = self._in_rows(rows, overlay) if self.vindex.has_tables else ({}, set(), [])
+        edited = {slot: _row(overlay, slot) for slot in slots}
+        promoted = {
+            s: self._promoted[r.down.tobytes()]
+            for s, r in edited.items()
+            if r.down is not None and r.down.tobytes() in self._promoted
+        }
+        keys = {s: self._vectors(overlay, s)[0] for s, r in edited.items() if self._activates(r)}
+        activating = {s: self._activating[key] for s, key in keys.items() if key in self._activating}
+        before = {
+            (r["layer"], r["feature"]): r
+            for r in self.tables.query("edited_slots", slots=slot_keys(slots)).to_pylist()
+        }
         features = [
-            self._feature(slot, row, before.get(slot), out.get(slot), inner.get(slot), slot in unknown)
-            for slot, row in rows.items()
+            self._feature(s, r, before.get(s, {}), promoted.get(s), activating.get(s), s in keys)
+            for s, r in edited.items()
         ]
-        token_rows, token_ids = self._token_features(inner, unknown)
-        kept = {slot for slot, row in rows.items() if row.vectors}
-        return SlotTables(
-            pa.Table.from_pylist(features, schema=SCHEMAS["features"]),
-            self._feature_tokens(rows, out, inner, unknown),
-            token_rows,
+        token_ids, token_features = self._token_features(list(keys), activating)
+        return FeatureRows(
             slot_keys(slots),
-            slot_keys(sorted(kept)),
+            pa.Table.from_pylist(features, schema=SCHEMAS["features"]),
+            slot_keys(s for s, r in edited.items() if r.vectors),
+            self._feature_tokens(edited, promoted, activating),
             token_ids,
-            tuple(notices),
+            token_features,
         )
 
     # -- measuring ----------------------------------------------------------------------------------------
 
-    def vocabulary(self) -> Vocabulary:
-        """Tokens of the vindex, with who may be an answer."""
-        if self._words is None:
-            from larql_duck.extraction.vocabulary import vocabulary_of
-            from larql_duck.models.tokenizer import load_tokenizer
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return vocabulary_of(load_tokenizer(self.vindex), self.vindex.vocab)
 
-            self._words = vocabulary_of(load_tokenizer(self.vindex), self.vindex.vocab)
-        return self._words
+    @cached_property
+    def _inputs(self) -> InputTokens:
+        return InputTokens(self.vindex, self._vocabulary)
 
-    def outside(self) -> OutputHead:
-        """The output head."""
-        if self._out is None:
-            from larql_duck.extraction.promoted_tokens import OutputHead
+    @cached_property
+    def _head(self) -> OutputHead:
+        return OutputHead.of(self.vindex, self._vocabulary, keep=False)
 
-            self._out = OutputHead.of(self.vindex, self.vocabulary(), keep=False)
-        return self._out
-
-    def inside(self) -> InputTokens:
-        """The inputs of the in side."""
-        if self._in is None:
-            from larql_duck.editing.input_tokens import InputTokens
-
-            self._in = InputTokens(self.vindex, self.vocabulary())
-        return self._in
-
-    def _out_rows(self, rows: Mapping[Slot, OverlayRow]) -> dict[Slot, PromotedRow]:
-        known = self._cache.out
-        downs = {slot: row.down for slot, row in rows.items() if row.down is not None}
-        missing = {d.tobytes(): d for d in downs.values() if d.tobytes() not in known}
-        if missing:
-            import torch
-
-            columns = torch.from_numpy(np.stack(list(missing.values()), axis=1))
-            found = self.outside().search(columns, self.inside().k)
-            known.update(zip(missing, found.rows(), strict=True))
-        return {slot: known[down.tobytes()] for slot, down in downs.items()}
-
-    def _in_rows(
-        self, rows: Mapping[Slot, OverlayRow], overlay: Overlay
-    ) -> tuple[dict[Slot, ActivatingRow], set[Slot], list[str]]:
-        """In sides of the slots whose gate or up row differs; the slots for which that would take too long; notices."""
-        from larql_duck.editing.input_tokens import MOST_WORK
-
-        touched = {slot: row for slot, row in rows.items() if row.gate is not None or row.up is not None}
-        keys: dict[Slot, tuple[int, int | None, bytes, bytes]] = {}
-        vectors: dict[Slot, tuple[np.ndarray, np.ndarray | None]] = {}
-        for (layer, feature), row in touched.items():
-            base = feature if feature < overlay.n_base[layer] else None
-            gate, up = self._gate_up(layer, base, row)
-            keys[layer, feature] = (layer, base, gate.tobytes(), b"" if up is None else up.tobytes())
-            vectors[layer, feature] = gate, up
-        missing = [slot for slot in touched if keys[slot] not in self._cache.inner]
-        unknown: set[Slot] = set()
-        notices: list[str] = []
-        layers = sorted({layer for layer, _ in missing})
-        if missing and self.inside().work(layers) > MOST_WORK:
-            unknown = set(missing)
-            notices.append(
-                f"which tokens {len(missing)} edited features answer to is not measured, because running the vocabulary "
-                "through the model would take too long: their gate_mean, gate_std and in tokens are NULL; "
-                "extract the compiled model to have them"
-            )
-        elif missing:
-            self.inside().collect(layers, self.progress)
-            for layer in layers:
-                own = [slot for slot in missing if slot[0] == layer]
-                gates = np.stack([vectors[s][0] for s in own])
-                ups = [vectors[s][1] for s in own]
-                up = None if any(u is None for u in ups) else np.stack([u for u in ups if u is not None])
-                found = self.inside().rows(layer, [keys[s][1] for s in own], gates, up, self._least_z())
-                self._cache.inner.update(zip((keys[s] for s in own), found, strict=True))
-        return {s: self._cache.inner[keys[s]] for s in touched if s not in unknown}, unknown, notices
-
-    def _gate_up(self, layer: int, base: int | None, row: OverlayRow) -> tuple[np.ndarray, np.ndarray | None]:
-        zeros = np.zeros(self.vindex.hidden, np.float32)
-        gate = row.gate
-        if gate is None:
-            gate = zeros if base is None else self.vindex.gate(layer)[base].float().numpy()
-        stored = self.vindex.up(layer) if self.vindex.has_weights else None
-        if stored is None:
-            return gate, None
-        up = row.up
-        if up is None:
-            up = zeros if base is None else stored[base].float().numpy()
-        return gate, up
-
+    @cached_property
     def _least_z(self) -> np.ndarray:
-        """For every token of the in side the smallest z among its rows of token_features; -inf where there is room."""
-        if self._least is None:
-            found = self.stored.query(
-                "SELECT token_id, min(z) AS z FROM stored.token_features"
-                f" GROUP BY token_id HAVING count(*) >= {TOKEN_FEATURES}"
-            )
-            by_id = np.full(self.vindex.vocab, -np.inf, np.float32)
-            by_id[found.column("token_id").to_numpy()] = found.column("z").to_numpy()
-            self._least = by_id[self.inside().ids]
-        return self._least
+        """For every token of the inputs the smallest z among its rows of token_features; -inf where there is room."""
+        least = self.tables.query("least_z")
+        by_id = np.full(self.vindex.vocab, -np.inf, np.float32)
+        by_id[least.column("token_id").to_numpy()] = least.column("z").to_numpy()
+        return by_id[self._inputs.ids]
+
+    def _unpromoted(self, overlay: Overlay) -> list[Slot]:
+        if not self.vindex.has_weights:
+            return []
+        rows = ((slot, _row(overlay, slot)) for slot in overlay.slots())
+        return [
+            s
+            for s, r in rows
+            if r.down is not None and not r.deleted and r.down.tobytes() not in self._promoted
+        ]
+
+    def _unactivated(self, overlay: Overlay) -> list[Slot]:
+        slots = [s for s in overlay.slots() if self._activates(_row(overlay, s))]
+        keys = {slot: self._vectors(overlay, slot)[0] for slot in slots}
+        return [s for s, key in keys.items() if key not in self._activating and key not in self._skipped]
+
+    def _activates(self, row: OverlayRow) -> bool:
+        """Whether the slot activates on other tokens than before."""
+        return self.vindex.has_tables and (row.gate is not None or row.up is not None)
+
+    def _vectors(
+        self, overlay: Overlay, slot: Slot
+    ) -> tuple[tuple[object, ...], np.ndarray, np.ndarray | None]:
+        """What names the slot's measures, its gate row and its up row, f32 [hidden]; zeros where it has none."""
+        layer, row = slot[0], _row(overlay, slot)
+        base = slot[1] if slot[1] < overlay.n_base[layer] else None
+        up_rows = self.vindex.up(layer) if self.vindex.has_weights else None
+        given = ((row.gate, self.vindex.gate(layer)), (row.up, up_rows))
+        zeros = np.zeros(self.vindex.hidden, np.float32)
+        gate, up = (
+            vector
+            if vector is not None
+            else zeros
+            if base is None or stored is None
+            else stored[base].float().numpy()
+            for vector, stored in given
+        )
+        if up_rows is None:
+            return (layer, base, gate.tobytes()), gate, None
+        return (layer, base, gate.tobytes(), up.tobytes()), gate, up
 
     # -- rows ---------------------------------------------------------------------------------------------
-
-    def _before(self, slots: Sequence[Slot]) -> dict[Slot, dict[str, Any]]:
-        found = self.stored.query(
-            "SELECT f.* FROM stored.features AS f SEMI JOIN slots USING (layer, feature)",
-            slots=slot_keys(slots),
-        )
-        return {(r["layer"], r["feature"]): r for r in found.to_pylist()}
 
     def _feature(
         self,
         slot: Slot,
         row: OverlayRow,
-        before: dict[str, Any] | None,
-        out: PromotedRow | None,
-        inner: ActivatingRow | None,
-        unknown: bool,
+        before: Mapping[str, Any],
+        promoted: PromotedRow | None,
+        activating: ActivatingRow | None,
+        activates: bool,
     ) -> dict[str, Any]:
         """The slot's row of `features`; what no edit touches is as before."""
-        new: dict[str, Any] = dict.fromkeys(SCHEMAS["features"].names) | (before or {})
-        new |= {"layer": slot[0], "feature": slot[1]}
-        if row.gate is not None:
-            new["gate_norm"] = float(np.linalg.norm(row.gate))
-        if row.up is not None and self._has_up(slot[0]):
-            new["up_norm"] = float(np.linalg.norm(row.up))
-        if row.down is not None:
-            new["down_norm"] = float(np.linalg.norm(row.down))
-        if out is not None:
-            texts = [self._text(int(i)) for i in out.ids[0][:3]]
-            new["top_token"] = texts[0] if texts else None
-            new["top_token_id"] = int(out.ids[0][0]) if texts else None
-            new["down_tokens"] = texts
-            new["c_score"] = float(out.logits[0]) if texts else 0.0
-        elif row.deleted:
+        new: dict[str, Any] = {**before, "layer": slot[0], "feature": slot[1]}
+        has_up = not self.vindex.has_weights or self.vindex.up(slot[0]) is not None
+        for name, vector in (("gate", row.gate), ("up", row.up if has_up else None), ("down", row.down)):
+            if vector is not None:
+                new[f"{name}_norm"] = float(np.linalg.norm(vector))
+        if promoted is not None and len(promoted.ids[0]) and not row.deleted:
+            texts = [str(self._vocabulary.texts[int(i)].as_py()) for i in promoted.ids[0][:3]]
+            new |= {"top_token": texts[0], "top_token_id": int(promoted.ids[0][0]), "down_tokens": texts}
+            new["c_score"] = float(promoted.logits[0])
+        elif row.deleted or promoted is not None:
             new |= {"top_token": None, "top_token_id": None, "down_tokens": [], "c_score": 0.0}
-        if row.meta is not None and not row.deleted and (out is None or not self.vindex.has_tables):
+        elif row.down is not None and self.vindex.has_weights:
+            new |= {"top_token": None, "top_token_id": None, "down_tokens": None, "c_score": None}
+        if row.meta is not None and not row.deleted and (promoted is None or not self.vindex.has_tables):
             new |= {"top_token": row.meta.token, "top_token_id": row.meta.token_id, "c_score": row.meta.score}
-        if inner is not None:
-            new |= {"gate_mean": inner.mean, "gate_std": inner.std, "basis": self.inside().basis}
-        elif unknown:
+        if activating is not None:
+            new |= {"gate_mean": activating.mean, "gate_std": activating.std, "basis": self._inputs.basis}
+        elif activates:
             new |= {"gate_mean": None, "gate_std": None, "basis": None}
         if row.entity is not None and row.relation is not None:
             new |= {"relation": row.relation, "relation_source": "patch"}
         return new
 
-    def _has_up(self, layer: int) -> bool:
-        return not self.vindex.has_weights or self.vindex.up(layer) is not None
-
-    def _text(self, token_id: int) -> str:
-        return str(self.vocabulary().texts[token_id].as_py())
-
     def _feature_tokens(
         self,
-        rows: Mapping[Slot, OverlayRow],
-        out: Mapping[Slot, PromotedRow],
-        inner: Mapping[Slot, ActivatingRow],
-        unknown: set[Slot],
+        edited: Mapping[Slot, OverlayRow],
+        promoted: Mapping[Slot, PromotedRow],
+        activating: Mapping[Slot, ActivatingRow],
     ) -> pa.Table:
-        """The feature_tokens of slots with new vectors: measured sides anew, the others as they were."""
-        touched = [slot for slot, row in rows.items() if row.vectors]
-        if not touched or not self.vindex.has_tables:
+        """The feature_tokens of slots with new vectors: measured sides anew, those that the edit left alone as before."""
+        if not self.vindex.has_tables:
             return empty_table("feature_tokens")
-        columns: dict[str, list[Any]] = {name: [] for name in SCHEMAS["feature_tokens"].names}
+        parts = [empty_table("feature_tokens")]
+        for slot, a in activating.items():
+            z = (a.scores - a.mean) / (a.std or np.nan)
+            parts.append(self._side(slot, "in", a.ids, a.scores, z, a.activations, self._inputs.basis))
+        for slot, p in promoted.items():
+            nothing = np.full(len(p.ids[0]), np.nan)
+            for i, side in enumerate(_OUT_SIDES):
+                parts.append(self._side(slot, side, p.ids[i], p.scores[i], p.z[i], nothing, "output"))
+        kept = [(*s, "in") for s, r in edited.items() if r.vectors and not self._activates(r)]
+        kept += [(*s, side) for s, r in edited.items() if r.vectors and r.down is None for side in _OUT_SIDES]
+        wanted = pa.Table.from_pylist([dict(zip(_KEPT.names, k, strict=True)) for k in kept], schema=_KEPT)
+        rows = self.tables.query("edited_feature_tokens", new=pa.concat_tables(parts), kept=wanted)
+        return rows.select(SCHEMAS["feature_tokens"].names).cast(SCHEMAS["feature_tokens"])
 
-        def put(slot: Slot, side: str, ids: Any, scores: Any, z: Any, acts: Any, basis: str) -> None:
-            for rank, token_id in enumerate(ids, start=1):
-                values = (scores[rank - 1], z[rank - 1], None if acts is None else acts[rank - 1])
-                row = (*slot, side, rank, int(token_id), self.vocabulary().tokens[int(token_id)].as_py())
-                for name, value in zip(columns, (*row, *map(_number, values), basis), strict=True):
-                    columns[name].append(value)
-
-        for slot in touched:
-            if slot in inner:
-                found = inner[slot]
-                z = (found.scores - found.mean) / (found.std or np.nan)
-                put(slot, "in", found.ids, found.scores, z, found.activations, self.inside().basis)
-            if slot in out:
-                for i, side in enumerate(("out", "out_neg")):
-                    put(slot, side, out[slot].ids[i], out[slot].scores[i], out[slot].z[i], None, "output")
-        # Sides that the edit left alone: an appended slot has no rows to copy.
-        keep = [("in", s) for s in touched if s not in inner and s not in unknown]
-        keep += [(side, s) for s in touched if s not in out for side in ("out", "out_neg")]
-        wanted = slot_keys([s for _, s in keep]).append_column(
-            "side", pa.array([side for side, _ in keep], pa.string())
+    def _side(
+        self,
+        slot: Slot,
+        side: str,
+        ids: np.ndarray,
+        scores: np.ndarray,
+        z: np.ndarray,
+        acts: np.ndarray,
+        basis: str,
+    ) -> pa.Table:
+        n = len(ids)
+        columns = {"layer": [slot[0]] * n, "feature": [slot[1]] * n, "side": [side] * n, "basis": [basis] * n}
+        values = {"score": scores, "z": z, "activation": acts}
+        columns |= {name: nullable(np.asarray(array, np.float32)) for name, array in values.items()}
+        tokens = self._vocabulary.tokens.take(pa.array(ids, pa.int64()))
+        return as_table(
+            "feature_tokens", columns | {"rank": range(1, n + 1), "token_id": ids, "token": tokens}
         )
-        left = self.stored.query(
-            "SELECT t.* FROM stored.feature_tokens AS t SEMI JOIN wanted USING (layer, feature, side)",
-            wanted=wanted,
-        )
-        new = as_table("feature_tokens", dict(columns))
-        both = pa.concat_tables([new, left.cast(SCHEMAS["feature_tokens"])])
-        return both.sort_by([(name, "ascending") for name in ("layer", "feature", "side", "rank")])
 
     def _token_features(
-        self, inner: Mapping[Slot, ActivatingRow], unknown: set[Slot]
+        self, gone: list[Slot], activating: Mapping[Slot, ActivatingRow]
     ) -> tuple[pa.Table, pa.Table]:
-        """All rows of the tokens whose most specific features changed, and those tokens' ids."""
-        ids = pa.schema([("token_id", pa.int32())])
-        gone = [*inner, *unknown]
-        if not gone:
-            return empty_table("token_features"), ids.empty_table()
-        parts = [
-            pa.table(
-                {
-                    "token_id": pa.array(row.token_ids, pa.int32()),
-                    "layer": pa.array(np.full(len(row.token_ids), slot[0]), pa.int32()),
-                    "feature": pa.array(np.full(len(row.token_ids), slot[1]), pa.int32()),
-                    "gate": pa.array(row.gates, pa.float32()),
-                    "activation": pa.array(
-                        row.token_activations, pa.float32(), mask=np.isnan(row.token_activations)
-                    ),
-                    "z": pa.array(row.z, pa.float32()),
-                }
+        """The ids of the tokens whose most specific features changed, and all of their rows."""
+        parts = [_NEW.empty_table()]
+        for (layer, feature), a in activating.items():
+            n = len(a.token_ids)
+            columns = [
+                a.token_ids,
+                [layer] * n,
+                [feature] * n,
+                a.gates,
+                nullable(a.token_activations),
+                a.z,
+                [self._inputs.basis] * n,
+            ]
+            parts.append(
+                pa.table([pa.array(c, f.type) for c, f in zip(columns, _NEW, strict=True)], schema=_NEW)
             )
-            for slot, row in inner.items()
-        ]
-        names = ("token_id", "layer", "feature", "gate", "activation", "z")
-        new = (
-            pa.concat_tables(parts)
-            if parts
-            else pa.schema([SCHEMAS["token_features"].field(n) for n in names]).empty_table()
-        )
-        found = self.stored.query(
-            f"""
-            WITH affected AS (
-                SELECT token_id FROM stored.token_features SEMI JOIN gone USING (layer, feature)
-                UNION SELECT token_id FROM new
-            ), every AS (
-                SELECT {", ".join(names)} FROM stored.token_features
-                SEMI JOIN affected USING (token_id) ANTI JOIN gone USING (layer, feature)
-                UNION ALL SELECT {", ".join(names)} FROM new
-            )
-            SELECT token_id, t.token, layer, feature,
-                row_number() OVER (PARTITION BY token_id ORDER BY z DESC, layer, feature)::INTEGER AS rank,
-                gate, activation, z
-            FROM every JOIN stored.tokens AS t USING (token_id)
-            QUALIFY rank <= {TOKEN_FEATURES} ORDER BY token_id, rank
-            """,
-            gone=slot_keys(gone),
-            new=new,
-        )
-        changed = self.stored.query(
-            "SELECT DISTINCT token_id FROM stored.token_features SEMI JOIN gone USING (layer, feature)"
-            " UNION SELECT token_id FROM new",
-            gone=slot_keys(gone),
-            new=new,
-        )
-        basis = pa.array([self.inside().basis] * found.num_rows, pa.string())
-        found = found.append_column("basis", basis).select(SCHEMAS["token_features"].names)
-        return found.cast(SCHEMAS["token_features"]), changed.cast(ids)
+        tables = {"gone": slot_keys(gone), "new": pa.concat_tables(parts)}
+        rows = self.tables.query("edited_token_features", **tables)
+        ids = self.tables.query("affected_tokens", **tables)
+        return ids, rows.select(SCHEMAS["token_features"].names).cast(SCHEMAS["token_features"])
 
 
-def _number(value: Any) -> float | None:
-    return None if value is None or np.isnan(value) else float(value)
+def _row(overlay: Overlay, slot: Slot) -> OverlayRow:
+    return overlay.rows[slot[0]][slot[1]]

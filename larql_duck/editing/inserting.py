@@ -119,7 +119,7 @@ def delete_facts(workspace: Workspace, facts: Sequence[tuple[str, str]]) -> Resu
     results = []
     with workspace.edits.transaction():
         if removals:
-            workspace.edits.add([_numbered(workspace, op) for op in removals])
+            workspace.edits.append([_numbered(workspace, op) for op in removals])
             results.append(fact_result(rows, ["removed: the model says what it said before"]))
         if model:
             need_features(workspace)
@@ -184,7 +184,7 @@ def solve_and_add(
     # The score that a slot shows is what was measured, unless the statement says otherwise.
     if confidence is None:
         operations = [_scored(op, s.p_after) for op, s in zip(operations, solved, strict=True)]
-    edits.add(operations)
+    edits.append(operations)
     rows = [_row(workspace, s) for s in solved]
     notices = [second.notice] if second.notice else []
     weak = [s for s in solved if s.request.kind != "delete" and (s.p_after or 0) < 0.1]

@@ -79,7 +79,7 @@ def insert_knn(
         )
         for i, (e, r, t) in enumerate(rows)
     ]  # fmt: skip
-    workspace.edits.add(operations)
+    workspace.edits.append(operations)
     made = [{"entity": op.entity, "relation": op.relation, "target": op.target} for op in operations]
     notices = []
     if not vindex.has_weights:

@@ -95,7 +95,7 @@ def _carry_out(workspace: Workspace, taken: Sequence[Item]) -> list[str]:
     try:
         operations = [item.operation for item in taken if item.operation is not None]
         if operations:
-            workspace.edits.add(operations)
+            workspace.edits.append(operations)
         facts = [(i.entity or "", i.relation or "", i.source or "") for i in taken if i.operation is None]
         if facts:
             from larql_duck.editing.inserting import insert

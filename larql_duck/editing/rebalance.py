@@ -92,7 +92,7 @@ def rebalance(
             workspace.progress("rebalance", used, rounds)
     operations = _operations(workspace, scaled)
     if operations:
-        workspace.edits.add(operations)
+        workspace.edits.append(operations)
     inside = sum(floor <= s.p <= ceiling for s in scaled)
     notices = [f"{inside} of {len(scaled)} facts lie between {floor:g} and {ceiling:g} after {used} rounds"]
     return _result([_row(workspace, s, floor, ceiling) for s in scaled], notices)

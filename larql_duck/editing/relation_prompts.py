@@ -90,7 +90,9 @@ def plain_template(relation: str) -> str:
 
 def _stored(workspace: Workspace, relation: str) -> tuple[str, ...]:
     rows = workspace.query(
-        f"SELECT templates FROM {workspace.schema}.relations WHERE lower(relation) = lower($1)", [relation]
+        f"SELECT templates FROM {workspace.schema}.relations WHERE lower(relation) = lower($1)",
+        [relation],
+        stale=True,
     ).rows()
     found = [t for (templates,) in rows for t in templates or () if t.count(SLOT) == 1 and "\n" not in t]
     return tuple(dict.fromkeys(found))
@@ -101,5 +103,6 @@ def _subjects(workspace: Workspace, relation: str) -> list[str]:
         f"SELECT DISTINCT subject FROM {workspace.schema}.facts WHERE lower(relation) = lower($1) "
         "ORDER BY subject LIMIT 500",
         [relation],
+        stale=True,
     ).rows()
     return [str(subject) for (subject,) in rows]

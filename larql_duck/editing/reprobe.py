@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from larql_duck.inference.scoring import score_targets
 from larql_duck.knowledge.relations import SLOT, Relation, relation_key
 from larql_duck.probing.checkpoint import Checkpoint
 from larql_duck.probing.combine import combine
@@ -20,15 +20,12 @@ from larql_duck.probing.prompts import Question, Variant
 from larql_duck.probing.replies import replies
 from larql_duck.probing.tables import ProbedFact, tables_of
 from larql_duck.probing.words import normal
-from larql_duck.vindex.manifest import SECTION
 
 if TYPE_CHECKING:
     from larql_duck.inference.engine import Engine
     from larql_duck.probing.calibrate import Calibration
 
 Pair = tuple[str, str]
-# Prompts whose logits are held at a time.
-_TOGETHER = 32
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ class StatedFact:
 
 @dataclass(frozen=True)
 class FactScore:
-    """How far a wanted fact holds: mean probabilities of its target's first token and of the whole target.
+    """How far a fact holds: mean probabilities of its target's first token and of the whole target.
 
     prompt is the one with the highest p; there, effect is the drop of log p (nats) of the first token, and score that of
     its centred logit, when the feature that carries the fact is zeroed at every position; None without one.
@@ -80,17 +77,17 @@ def reprobe_pairs(
     engine: Engine,
     probes: pa.Table,
     before: Mapping[Pair, Mapping[str, float | None]],
-    raw: Mapping[str, Any],
+    section: Mapping[str, Any],
     many: set[str],
     progress: Callable[[int], None] = lambda n: None,
 ) -> dict[str, pa.Table]:
     """The tables facts, edges and probes of the (subject, relation) pairs in `probes`, as the engine answers now.
 
     probes are rows of that table: their prompts are asked. before gives each pair's earlier objects (normalised) with
-    their priors, which stay; raw is the vindex's manifest, whose calibration and weights of templates are used.
+    their priors, which stay; section is that of the vindex's manifest, whose calibration and weights of templates are used.
     """
-    kept = raw.get(SECTION, {}).get("probe", {})
-    calibration = _calibration(kept)
+    statistics = section.get("probe", {})
+    calibration = _calibration(statistics)
     by_relation: dict[str, dict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
     columns = probes.select(["relation", "template", "subject", "prompt"]).to_pydict()
     for relation, template, subject, prompt in zip(*columns.values(), strict=True):
@@ -107,7 +104,7 @@ def reprobe_pairs(
         for variant in variants:
             some = Question(relation.over(variant.prompts), (variant,))
             own += replies(engine, some, variant, checkpoint=Checkpoint(None))[0]
-        weights = _weights(kept, name, len(variants))
+        weights = _weights(statistics, name, len(variants))
         facts = [
             replace(f, prior=before.get((f.subject, name), {}).get(normal(f.object)))
             for f in combine(own, weights=weights)
@@ -139,15 +136,15 @@ def known_relation(name: str, templates: tuple[str, ...], many: bool = False) ->
     return Relation(name, "", "custom", templates, many=many, answer="phrase")
 
 
-def _calibration(kept: Mapping[str, Any]) -> Calibration:
+def _calibration(statistics: Mapping[str, Any]) -> Calibration:
     from larql_duck.probing.calibrate import Calibration
 
-    return Calibration.from_json(kept.get("calibration") or {})
+    return Calibration.from_json(statistics.get("calibration") or {})
 
 
-def _weights(kept: Mapping[str, Any], relation: str, n: int) -> dict[int, float] | None:
+def _weights(statistics: Mapping[str, Any], relation: str, n: int) -> dict[int, float] | None:
     """How much each template counts, as the run that asked them found; None where that is not known for all."""
-    found = (kept.get("relations") or {}).get(relation, {})
+    found = (statistics.get("relations") or {}).get(relation, {})
     if set(found.get("templates", ())) != {str(i) for i in range(n)}:
         return None
     return {int(i): float(w) for i, w in found.get("weights", {}).items()} or None
@@ -157,104 +154,46 @@ def _weights(kept: Mapping[str, Any], relation: str, n: int) -> dict[int, float]
 
 
 def score_facts(
-    engine: Engine, wanted: Sequence[StatedFact], progress: Callable[[int], None] = lambda n: None
+    engine: Engine, facts: Sequence[StatedFact], progress: Callable[[int], None] = lambda n: None
 ) -> list[FactScore | None]:
-    """How far each wanted fact holds now; None for one without prompts or whose target has no token.
+    """How far each fact holds now; None for one without prompts or whose target has no token.
 
     progress is called with the number of facts that are done since the last call.
     """
-    rows: list[_Row] = []
-    for i, fact in enumerate(wanted):
+    asked: list[tuple[int, str]] = []
+    rows: list[tuple[list[int], list[int]]] = []
+    for i, fact in enumerate(facts):
         target = engine.tokenizer.entity_ids(fact.target)
-        if not target:
-            continue
-        encoded = engine.tokenizer.encode_batch(list(fact.prompts))
-        for prompt, ids in zip(fact.prompts, encoded, strict=True):
-            if ids and (engine.context is None or len(ids) + len(target) <= engine.context):
-                rows.append(_Row(i, prompt, ids, target))
-    now = _all(engine, rows, [None] * len(rows))
+        for prompt, ids in zip(fact.prompts, engine.tokenizer.encode_batch(list(fact.prompts)), strict=True):
+            fits = engine.context is None or len(ids) + len(target) <= engine.context
+            if ids and target and fits:
+                asked.append((i, prompt))
+                rows.append((ids, target))
+    now = score_targets(engine, rows)
     by_fact: dict[int, list[int]] = defaultdict(list)
-    for k, row in enumerate(rows):
-        by_fact[row.fact].append(k)
-    best = {i: max(own, key=lambda k: (now[k].log_p[0], -k)) for i, own in by_fact.items()}
+    for k, (i, _) in enumerate(asked):
+        by_fact[i].append(k)
+    best = {i: max(own, key=lambda k: (now[k].log_first, -k)) for i, own in by_fact.items()}
     # What carries a fact is taken away at the prompt that states it best.
-    carried = [i for i in best if wanted[i].slot is not None]
-    less = _all(engine, [rows[best[i]] for i in carried], [wanted[i].slot for i in carried])
+    carried = [i for i in best if facts[i].slot is not None]
+    less = score_targets(engine, [rows[best[i]] for i in carried], [facts[i].slot for i in carried])
     without = dict(zip(carried, less, strict=True))
-    progress(len(wanted))
-    return [
-        None
-        if i not in best
-        else FactScore(
-            sum(math.exp(now[k].log_p[0]) for k in by_fact[i]) / len(by_fact[i]),
-            sum(math.exp(sum(now[k].log_p)) for k in by_fact[i]) / len(by_fact[i]),
-            len(by_fact[i]),
-            now[best[i]].log_p[0] - without[i].log_p[0] if i in without else None,
-            now[best[i]].centred - without[i].centred if i in without else None,
-            rows[best[i]].prompt,
+    progress(len(facts))
+    scores: list[FactScore | None] = [None] * len(facts)
+    for i, k in best.items():
+        every, gone = [now[j] for j in by_fact[i]], without.get(i)
+        scores[i] = FactScore(
+            p=sum(s.first for s in every) / len(every),
+            p_string=sum(s.p for s in every) / len(every),
+            n_templates=len(every),
+            effect=None if gone is None else now[k].log_first - gone.log_first,
+            score=None if gone is None else now[k].centred - gone.centred,
+            prompt=asked[k][1],
         )
-        for i in range(len(wanted))
-    ]
+    return scores
 
 
-@dataclass(frozen=True)
-class _Row:
-    """One prompt of a fact (its number) as token ids, with the target's."""
-
-    fact: int
-    prompt: str
-    ids: list[int]
-    target: list[int]
-
-
-@dataclass(frozen=True)
-class _Said:
-    """log p of every target token after its prompt, and the centred logit of the first one."""
-
-    log_p: list[float]
-    centred: float
-
-
-def _all(engine: Engine, rows: Sequence[_Row], zeroed: Sequence[tuple[int, int] | None]) -> list[_Said]:
-    """What is said of every row, with the slot named beside it zero at every position."""
-    out: dict[int, _Said] = {}
-    order = sorted(range(len(rows)), key=lambda k: (len(rows[k].ids) + len(rows[k].target), k))
-    for start in range(0, len(order), _TOGETHER):
-        part = order[start : start + _TOGETHER]
-        found = _batch(engine, [rows[k] for k in part], [zeroed[k] for k in part])
-        out.update(zip(part, found, strict=True))
-    return [out[k] for k in range(len(rows))]
-
-
-def _batch(engine: Engine, rows: Sequence[_Row], zeroed: Sequence[tuple[int, int] | None]) -> list[_Said]:
-    import torch
-
-    from larql_duck.inference.batch import pad
-    from larql_duck.inference.interventions import FeatureEdit
-
-    batch = pad([[*row.ids, *row.target] for row in rows], device=engine.device)
-    longest = max(len(row.target) for row in rows)
-    by_layer: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for at, slot in enumerate(zeroed):
-        if slot is not None:
-            by_layer[slot[0]].append((at, slot[1]))
-    edits = [
-        FeatureEdit(layer, torch.tensor([f for _, f in own]), rows=torch.tensor([r for r, _ in own]))
-        for layer, own in sorted(by_layer.items())
-    ]
-    with torch.inference_mode(), engine.intervene(*edits):
-        mask = batch.mask if batch.padded else None
-        logits = engine.run(batch.ids, mask, batch.positions, keep=longest + 1)
-        out = []
-        for at, row in enumerate(rows):
-            own = logits[at, -len(row.target) - 1 : -1]
-            log_p = torch.log_softmax(own, -1)
-            first = own[0, row.target[0]] - own[0].mean()
-            out.append(_Said([float(log_p[i, t]) for i, t in enumerate(row.target)], float(first)))
-    return out
-
-
-def prompts_of(
+def stated_prompts(
     entity: str, relation: str | None, templates: Sequence[str], known: Sequence[str]
 ) -> tuple[str, ...]:
     """The prompts that state a fact: its own templates, else those `known` of its relation, else the plain one."""

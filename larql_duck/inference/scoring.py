@@ -1,15 +1,19 @@
-"""What a model says: the probability of a whole object after a prompt, and the next token's distribution."""
+"""What a model says: the probability of a whole target after a prompt, and the next token's distribution."""
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from larql_duck.aliases import Slot
 from larql_duck.inference.batch import length_groups, pad
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.fact_prompts import answer_ids, filled
+from larql_duck.inference.interventions import FeatureEdit
 
 # Logits that one pass may hold.
 _LOGITS = 1 << 24
@@ -17,40 +21,82 @@ _LOGITS = 1 << 24
 
 @dataclass(frozen=True)
 class TargetProbability:
-    """p: the probability of all tokens of the object; greedy: whether each is the most probable one; first: its first."""
+    """How probable a target is: log_p of all its tokens together, log_first of the first one, in nats.
 
-    p: float
+    greedy: whether each is the most probable one. centred: the first one's logit above the vocabulary's mean.
+    """
+
+    log_p: float
+    log_first: float
     greedy: bool
-    first: float
+    centred: float
+
+    @property
+    def p(self) -> float:
+        """The probability of the whole target."""
+        return math.exp(self.log_p)
+
+    @property
+    def first(self) -> float:
+        """The probability of its first token."""
+        return math.exp(self.log_first)
+
+
+def target_probabilities(engine: Engine, asked: Sequence[tuple[str, str, str]]) -> list[TargetProbability]:
+    """What becomes of each (template, subject's text, target)."""
+    return score_targets(
+        engine,
+        [
+            (
+                engine.tokenizer.encode(filled(template, text)[0]),
+                answer_ids(engine.tokenizer, template, target),
+            )
+            for template, text, target in asked
+        ],
+    )
 
 
 @torch.inference_mode()
-def target_probabilities(engine: Engine, asked: Sequence[tuple[str, str, str]]) -> list[TargetProbability]:
-    """What becomes of each (template, subject's text, object)."""
-    rows, sizes = [], []
-    for template, text, target in asked:
-        ids = answer_ids(engine.tokenizer, template, target)
-        rows.append([*engine.tokenizer.encode(filled(template, text)[0]), *ids])
-        sizes.append(len(ids))
+def score_targets(
+    engine: Engine, rows: Sequence[tuple[Sequence[int], Sequence[int]]], zeroed: Sequence[Slot | None] = ()
+) -> list[TargetProbability]:
+    """How probable each target is after its prompt, both as token ids; with the feature `zeroed` beside it at zero
+    at every position. A target without tokens has probability 1 and is not greedy.
+    """
     out: dict[int, TargetProbability] = {}
-    for part in length_groups(
-        [len(r) for r in rows], rows=_LOGITS // (engine.vocab * (max(sizes, default=0) + 1))
-    ):
-        batch = pad([rows[i] for i in part], device=engine.device)
-        keep = max(sizes[i] for i in part) + 1
-        mask = batch.mask if batch.padded else None
-        logits = engine.run(batch.ids, mask, batch.positions, keep=keep)
+    longest = max((len(target) for _, target in rows), default=0)
+    lengths = [len(prompt) + len(target) for prompt, target in rows]
+    for part in length_groups(lengths, rows=_LOGITS // (engine.vocab * (longest + 1))):
+        batch = pad([[*rows[i][0], *rows[i][1]] for i in part], device=engine.device)
+        keep = max(len(rows[i][1]) for i in part) + 1
+        with engine.intervene(*_zeroing(part, zeroed)):
+            logits = engine.run(batch.ids, batch.mask if batch.padded else None, batch.positions, keep=keep)
         logits = logits[:, None] if logits.dim() == 2 else logits
         for j, i in enumerate(part):
-            size = sizes[i]
-            labels = torch.tensor(rows[i][len(rows[i]) - size :], device=logits.device)
-            log_p = torch.log_softmax(logits[j, -size - 1 : -1], -1)
-            token_log_p = log_p.gather(1, labels[:, None])[:, 0]
+            size = len(rows[i][1])
+            if not size:
+                out[i] = TargetProbability(0.0, 0.0, False, 0.0)
+                continue
+            labels = torch.tensor(rows[i][1], device=logits.device)
+            ahead = logits[j, -size - 1 : -1]
+            log_p = torch.log_softmax(ahead, -1)
+            every = log_p.gather(1, labels[:, None])[:, 0]
+            centred = ahead[0, labels[0]] - ahead[0].mean()
             greedy = bool((log_p.argmax(-1) == labels).all())
-            out[i] = TargetProbability(
-                float(token_log_p.sum().exp()), greedy and size > 0, float(token_log_p[:1].exp().sum())
-            )
-    return [out[i] for i in range(len(asked))]
+            out[i] = TargetProbability(float(every.sum()), float(every[0]), greedy, float(centred))
+    return [out[i] for i in range(len(rows))]
+
+
+def _zeroing(part: Sequence[int], zeroed: Sequence[Slot | None]) -> list[FeatureEdit]:
+    """The edits that zero each row's feature, for the rows `part` of a batch."""
+    by_layer: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for j, i in enumerate(part):
+        if i < len(zeroed) and (slot := zeroed[i]) is not None:
+            by_layer[slot[0]].append((j, slot[1]))
+    return [
+        FeatureEdit(layer, torch.tensor([f for _, f in pairs]), rows=torch.tensor([r for r, _ in pairs]))
+        for layer, pairs in sorted(by_layer.items())
+    ]
 
 
 @torch.inference_mode()

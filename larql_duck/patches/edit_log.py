@@ -1,10 +1,10 @@
-"""Edits: the patches of one session, applied ones in order and what was edited since, and the overlay they make."""
+"""The edit log: patches that are applied, what was edited since, and the overlay that all of them make."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,6 @@ from larql_duck.patches.overlay import Overlay
 from larql_duck.patches.validate import check_operations
 
 if TYPE_CHECKING:
-    from larql_duck.session.session import Session
     from larql_duck.vindex.store import Vindex
 
 
@@ -59,23 +58,29 @@ class PatchFile:
         return str(self.path or self.name or self.description or "(unnamed)")
 
 
-Mark = tuple[tuple[PatchFile, ...], tuple[Operation, ...], Path | None]
+Savepoint = tuple[tuple[PatchFile, ...], tuple[Operation, ...], Path | None]
 
 
 class EditLog:
-    """The patches of a session on one vindex; every change is shown at once, or nothing changes.
+    """The edits of one vindex: operations are appended, and make a new immutable overlay each time.
 
     applied are saved patches in order, live what was edited since; recording is the file that BEGIN PATCH named.
     stored are the database facts that the vindex holds itself. overlay is what all of them make of the vindex.
+    Subscribers are told of every change; where one fails, nothing changes.
     """
 
-    def __init__(self, session: Session, vindex: Vindex) -> None:
-        self._session, self._vindex = session, vindex
+    def __init__(self, vindex: Vindex) -> None:
+        self._vindex = vindex
+        self._subscribers: list[Callable[[EditLog], None]] = []
         self.applied: list[PatchFile] = []
         self.live: list[Operation] = []
         self.recording: Path | None = None
         self.stored = stored_facts(vindex)
         self.overlay = self._fold([], [])
+
+    def subscribe(self, subscriber: Callable[[EditLog], None]) -> None:
+        """Call `subscriber` with this log after every change of its patches; its overlay may be the same as before."""
+        self._subscribers.append(subscriber)
 
     # -- operations ---------------------------------------------------------------------------------------
 
@@ -84,8 +89,8 @@ class EditLog:
         """Whether there are edits that no file holds."""
         return bool(self.live)
 
-    def add(self, operations: Sequence[Operation]) -> None:
-        """None; the operations hold from now on, as part of the live patch. PatchError for ones that do not fit."""
+    def append(self, operations: Sequence[Operation]) -> None:
+        """Append operations to the live patch. PatchError for ones that do not fit."""
         self.check(operations)
         self._become(self.applied, [*self.live, *operations], self.recording)
 
@@ -103,7 +108,7 @@ class EditLog:
     def check(
         self, operations: Sequence[Operation], where: str = "", before: Sequence[Operation] | None = None
     ) -> None:
-        """None; PatchError for a layer, a feature or a vector that this vindex cannot have.
+        """Raise PatchError for a layer, a feature or a vector that this vindex cannot have.
 
         before are the operations that stand before these in their patch; None: the live ones.
         """
@@ -111,12 +116,12 @@ class EditLog:
 
     # -- taking back --------------------------------------------------------------------------------------
 
-    def savepoint(self) -> Mark:
+    def savepoint(self) -> Savepoint:
         """The state to which `rollback_to` returns."""
         return tuple(self.applied), tuple(self.live), self.recording
 
-    def rollback_to(self, savepoint: Mark) -> None:
-        """None; the patches are those of `mark` again."""
+    def rollback_to(self, savepoint: Savepoint) -> None:
+        """Make the patches those of `savepoint` again."""
         applied, live, recording = savepoint
         # By identity: operations hold arrays, which have no one answer to "are you equal".
         now = [*map(id, self.applied), None, *map(id, self.live), self.recording]
@@ -143,7 +148,7 @@ class EditLog:
     # -- patches ------------------------------------------------------------------------------------------
 
     def begin(self, path: str | Path) -> None:
-        """None; edits, also those made already without a name, belong to the patch file `path` until it is saved."""
+        """Note that edits, also those made already without a name, belong to the patch file `path` until it is saved."""
         if self.recording is not None:
             raise PatchError(
                 f"{self.recording}: a patch is open already; SAVE PATCH or ROLLBACK PATCH first",
@@ -152,7 +157,7 @@ class EditLog:
         target = Path(path).expanduser()
         self._check_target(target)
         self.recording = target
-        self._session.mount.show_patches(self.shown())
+        self._tell()
 
     def save(self, path: str | Path | None = None) -> PatchFile:
         """The live patch after it was written to `path` (None: the file that BEGIN PATCH named), now an applied one."""
@@ -169,8 +174,7 @@ class EditLog:
         patch = write_patch(target, PatchFile(tuple(self.live), target.stem, target), self._vindex)
         # The same operations in the same order: the overlay is what it was.
         self.applied, self.live, self.recording = [*self.applied, patch], [], None
-        self.overlay = self._fold(self.applied, [])
-        self._session.mount.show_patches(self.shown())
+        self._tell()
         return patch
 
     def apply(self, path: str | Path, force: bool = False) -> PatchFile:
@@ -214,7 +218,7 @@ class EditLog:
         self._become([*self.applied[:at], *self.applied[at + 1 :]], self.live, self.recording)
         return patch
 
-    def shown(self) -> list[dict[str, Any]]:
+    def patch_rows(self) -> list[dict[str, Any]]:
         """One row a patch, as the table PATCHES has it; the live one last, recording true, where it has edits or a file."""
         rows = [
             {
@@ -245,18 +249,20 @@ class EditLog:
     def _become(
         self, applied: Sequence[PatchFile], live: Sequence[Operation], recording: Path | None
     ) -> None:
-        """All of the session shows these patches afterwards, or what it showed before where that fails."""
+        """Hold these patches, or what was held before where a subscriber fails."""
         before = (self.applied, self.live, self.recording, self.overlay)
         overlay = self._fold(applied, live)
         self.applied, self.live, self.recording, self.overlay = list(applied), list(live), recording, overlay
         try:
-            self._session.refresh()
-            self._session.mount.show_patches(self.shown())
+            self._tell()
         except BaseException:
             self.applied, self.live, self.recording, self.overlay = before
-            self._session.refresh()
-            self._session.mount.show_patches(self.shown())
+            self._tell()
             raise
+
+    def _tell(self) -> None:
+        for subscriber in self._subscribers:
+            subscriber(self)
 
     def _touched(self, operations: Sequence[Operation]) -> set[tuple[object, ...]]:
         """What operations change that others might too: slots of the base, and facts by name."""

@@ -13,39 +13,6 @@ from larql_duck.catalog import rows_as_table
 from larql_duck.probing.sources import probed_rows
 
 
-def feature_relations(facts: pa.Table, edges: pa.Table) -> pa.Table:
-    """The table feature_relations, from the probe rows of facts and edges: a row for each relation a feature is in.
-
-    support is the share of the relation's facts (those with features) that list the feature; specificity is support
-    divided by support plus the feature's rate over the other relations' facts; mean_contribution the mean score
-    where it is listed. Ordered by relation, then support, then slot.
-    """
-    totals = Counter(relation for relation, n in probed_rows(facts, "relation", "n_features") if n)
-    scores: dict[tuple[str, Slot], list[float]] = defaultdict(list)
-    listed: Counter[Slot] = Counter()
-    for relation, layer, feature, score in probed_rows(edges, "relation", "layer", "feature", "score"):
-        if relation in totals:
-            scores[relation, (layer, feature)].append(score)
-            listed[layer, feature] += 1
-    rows: list[dict[str, Any]] = []
-    for (relation, slot), own in scores.items():
-        n, others = totals[relation], totals.total() - totals[relation]
-        support = len(own) / n
-        elsewhere = (listed[slot] - len(own)) / others if others else 0.0
-        rows.append(
-            {
-                "layer": slot[0],
-                "feature": slot[1],
-                "relation": relation,
-                "support": support,
-                "specificity": support / (support + elsewhere),
-                "mean_contribution": sum(own) / len(own),
-            }
-        )
-    rows.sort(key=lambda r: (r["relation"], -r["support"], r["layer"], r["feature"]))
-    return rows_as_table("feature_relations", rows)
-
-
 def relations_table(
     facts: pa.Table,
     edges: pa.Table,

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 from larql_duck.catalog import SCHEMAS, empty_table
-from larql_duck.probing.labels import feature_relations, relations_table
+from larql_duck.probing.labels import relations_table
 from larql_duck.probing.sources import drop_source, of_source
+from larql_duck.vindex.derive import feature_relations
 
 PROBED = ("facts", "probes", "edges", "relations", "feature_relations")
 

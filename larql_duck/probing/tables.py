@@ -10,8 +10,9 @@ import pyarrow as pa
 
 from larql_duck.catalog import rows_as_table
 from larql_duck.probing.combine import Answer
-from larql_duck.probing.labels import feature_relations, relations_table
+from larql_duck.probing.labels import relations_table
 from larql_duck.probing.outcomes import NO_ARTICLE, Reply
+from larql_duck.vindex.derive import feature_relations
 
 if TYPE_CHECKING:
     from larql_duck.models.tokenizer import Tokenizer

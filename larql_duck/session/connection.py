@@ -27,6 +27,8 @@ class Connection:
         self, con: duckdb.DuckDBPyConnection, schema: str, *, own: bool, tracer: Callable[[str], None] | None
     ) -> None:
         self.con, self.schema, self.own, self.tracer = con, schema, own, tracer
+        # Called with every statement before it runs, so that tables show what it reads.
+        self.before: Callable[[str], object] | None = None
         self.failures = Failures()
         self._thread = threading.get_ident()
         self._local = threading.local()
@@ -51,9 +53,19 @@ class Connection:
         return cursor
 
     def fetch(
-        self, sql: str, parameters: Parameters | None = None, scope: Mapping[str, Any] | None = None
+        self,
+        sql: str,
+        parameters: Parameters | None = None,
+        scope: Mapping[str, Any] | None = None,
+        *,
+        stale: bool = False,
     ) -> pa.Table:
-        """The rows of a query as if the caller's own code ran it; scope adds names of tables. duckdb.Error."""
+        """The rows of a query as if the caller's own code ran it; scope adds names of tables. duckdb.Error.
+
+        stale: tables are read as they are, whether or not edits touched them.
+        """
+        if self.before is not None and not stale:
+            self.before(sql)
         if self.tracer is not None:
             self.tracer(sql)
         return fetch(self.here, sql, parameters, scope)
@@ -73,10 +85,10 @@ class Connection:
         finally:
             cursor.close()
 
-    def query(self, sql: str, parameters: Parameters | None = None) -> Result:
-        """The Result of a query as if the caller's own code ran it. QueryError where DuckDB refuses it."""
+    def query(self, sql: str, parameters: Parameters | None = None, *, stale: bool = False) -> Result:
+        """The Result of a query as if the caller's own code ran it; see `fetch`. QueryError where DuckDB refuses it."""
         try:
-            return Result(self.fetch(sql, parameters), con=self.here, sql=sql)
+            return Result(self.fetch(sql, parameters, stale=stale), con=self.here, sql=sql)
         except duckdb.Error as error:
             raise query_error(error, sql, self.failures) from error
 

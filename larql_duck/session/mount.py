@@ -11,7 +11,8 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,8 +50,10 @@ class Mount:
         self._alias: str | None = None
         self._directory: str | None = None
         self._functions: list[str] = []
-        self._shadows: dict[str, str] = {}
-        self._hidden: dict[str, list[str] | None] = {}
+        # What a table shows where that is not its stored rows alone, as the body of its view; and what stands in
+        # place of the stored rows.
+        self._bodies: dict[str, str] = {}
+        self._rebased: set[str] = set()
         self._lock = threading.RLock()
         self._catalog = self._make_schema()
 
@@ -99,8 +102,8 @@ class Mount:
                 self._run(f"DETACH {self.schema}; ATTACH ':memory:' AS {self.schema}")
             else:
                 self._run(f"DROP SCHEMA IF EXISTS {self.schema} CASCADE; CREATE SCHEMA {self.schema}")
-            self._shadows.clear()
-            self._hidden.clear()
+            self._bodies.clear()
+            self._rebased.clear()
             self._detach()
             self.remove_files()
 
@@ -137,22 +140,61 @@ class Mount:
             raise KeyError(table)
         with self._lock:
             self._keep(f"added_{table}", rows)
+            body = f"FROM {self.schema}.added_{table}"
             if hidden is not None:
                 self._keep(f"hidden_{table}", hidden)
-            before = self._shadows.get(table)
-            self._shadows[table] = "replace" if replace else "add"
-            self._hidden[table] = None if hidden is None else hidden.column_names
-            self._run(self._seam(table))
-            if before is not None and hidden is None:
-                self._run(f"DROP TABLE IF EXISTS {self.schema}.hidden_{table}")
+                columns = ", ".join(hidden.column_names)
+                body = f"FROM {self.base(table)} ANTI JOIN {self.schema}.hidden_{table} USING ({columns}) UNION ALL BY NAME {body}"
+            elif not replace:
+                body = f"FROM {self.base(table)} UNION ALL BY NAME {body}"
+            self._show_as(table, body)
+
+    def derive(
+        self,
+        table: str,
+        query: str | None = None,
+        parameters: dict[str, Any] | None = None,
+        *,
+        behind: str = "",
+    ) -> None:
+        """Show what the query sql/queries/`query`.sql (default: of the table's name) gives over the tables as shown now.
+
+        behind: a condition; the rows for which it holds of those shown so far stay, and the new ones stand behind.
+        """
+        with self._lock:
+            made = f"{self.schema}.derived_{table}"
+            self._run(
+                f"CREATE OR REPLACE TABLE {made} AS\n{sql_query(query or table, self.schema)}", parameters
+            )
+            before = self._bodies.get(table, f"FROM {self.base(table)}")
+            body = (
+                f"FROM ({before}) WHERE {behind} UNION ALL BY NAME FROM {made}" if behind else f"FROM {made}"
+            )
+            self._show_as(table, body)
+
+    def rebase(self, tables: Mapping[str, pa.Table]) -> None:
+        """Put `tables` in place of the stored ones of their names, and stored rows in place of those of calls before.
+
+        Views base_NAME over what stands there now are made for every table. Tables that are shadowed keep their view.
+        """
+        with self._lock:
+            before, self._rebased = self._rebased, set(tables)
+            for name, rows in tables.items():
+                self._keep(f"probed_{name}", rows)
+            for name in SCHEMAS:
+                self._run(f"CREATE OR REPLACE VIEW {self.schema}.base_{name} AS FROM {self.base(name)}")
+            for name in before | self._rebased:
+                if name not in self._bodies:
+                    self._run(self._seam(name))
+                if name not in self._rebased:
+                    self._run(f"DROP TABLE IF EXISTS {self.schema}.probed_{name}")
 
     def unshadow(self, table: str) -> None:
-        """Shows a table's stored rows alone again."""
+        """Show a table's own rows alone again."""
         with self._lock:
-            if self._shadows.pop(table, None) is not None:
-                self._hidden.pop(table, None)
+            if self._bodies.pop(table, None) is not None:
                 self._run(self._seam(table))
-                for kind in ("added", "hidden"):
+                for kind in ("added", "hidden", "derived"):
                     self._run(f"DROP TABLE IF EXISTS {self.schema}.{kind}_{table}")
 
     def show_patches(self, rows: list[dict[str, Any]]) -> None:
@@ -168,7 +210,22 @@ class Mount:
     @property
     def shadowed(self) -> list[str]:
         """Names of the tables (and lookups) that do not show their stored rows alone."""
-        return list(self._shadows)
+        return sorted({*self._bodies, *self._rebased})
+
+    @contextmanager
+    def on_cursor(self) -> Iterator[None]:
+        """A context in which the mount works through a connection of its own: the session's may be running a query."""
+        with self._lock:
+            before, self.con = self.con, self.con.cursor()
+            try:
+                yield
+            finally:
+                self.con.close()
+                self.con = before
+
+    def base(self, table: str) -> str:
+        """The qualified name of what a table's changes are shown over: the stored table, or what `rebase` put there."""
+        return f"{self.schema}.probed_{table}" if table in self._rebased else self.stored(table)
 
     def stored(self, table: str) -> str:
         """The stored table's qualified name, whatever is shown in its place."""
@@ -188,11 +245,7 @@ class Mount:
         with self._lock:
             # links reads entity_names, which must show its new rows by then.
             for name in LOOKUPS:
-                self._run(
-                    f"CREATE OR REPLACE TABLE {self.schema}.added_{name} AS\n{sql_query(name, self.schema)}"
-                )
-                self._shadows[name] = "replace"
-                self._run(self._seam(name))
+                self.derive(name)
 
     def add_function(
         self, name: str, function: Callable[..., Any], parameters: list[str], returns: str
@@ -217,14 +270,12 @@ class Mount:
 
     # -- inside -------------------------------------------------------------------------------------------
 
+    def _show_as(self, table: str, body: str) -> None:
+        self._bodies[table] = body
+        self._run(self._seam(table))
+
     def _seam(self, table: str) -> str:
-        stored = f"FROM {self.stored(table)}"
-        if columns := self._hidden.get(table):
-            stored += f" ANTI JOIN {self.schema}.hidden_{table} USING ({', '.join(columns)})"
-        added = f"FROM {self.schema}.added_{table}"
-        body = {"add": f"{stored} UNION ALL {added}", "replace": added}.get(
-            self._shadows.get(table, ""), stored
-        )
+        body = self._bodies.get(table, f"FROM {self.base(table)}")
         return f"CREATE OR REPLACE VIEW {self.schema}.{table} AS {body};\n"
 
     def _attach(self, vindex: Vindex) -> None:
@@ -294,9 +345,9 @@ class Mount:
         for name, text in scripts:
             run_sql(self.con, name, text)
 
-    def _run(self, sql: str) -> None:
+    def _run(self, sql: str, parameters: dict[str, Any] | None = None) -> None:
         try:
-            self.con.execute(sql)
+            self.con.execute(sql, parameters)
         except duckdb.Error as error:
             raise QueryError(str(error).split("\n", 1)[0], sql=sql) from error
 

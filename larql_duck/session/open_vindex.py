@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from larql_duck.progress import Progress
 from larql_duck.result import Result
 from larql_duck.session.connection import Connection
 from larql_duck.session.mount import Mount
-from larql_duck.session.overlay_views import Edited
+from larql_duck.session.overlay_views import OverlayViews
 from larql_duck.session.probing_runs import UnsavedRuns
 from larql_duck.session.vindex_catalog import VindexCatalog
 from larql_duck.vindex.store import Vindex
@@ -62,10 +63,14 @@ class OpenVindex:
         self._model: Model | None = None
         self._search: GateSearch | None = None
         self._vectors: QueryVectors | None = None
-        self.edits = EditLog(self, vindex)  # type: ignore[arg-type]
-        self.views = Edited(self)  # type: ignore[arg-type]
+        self.edits = EditLog(vindex)
+        self.edits.subscribe(self._show_edits)
+        self.views = OverlayViews(self)
+        # The overlay that passes, gate search and tables are under.
+        self._overlay: Overlay | None = None if self.edits.stored else self.edits.overlay
         if self.edits.stored:
-            self.refresh()
+            self._show_edits(self.edits)
+        connection.before = self.views.refresh_for
 
     @property
     def progress(self) -> Progress | None:
@@ -87,21 +92,34 @@ class OpenVindex:
         """Names of the tables that do not show their stored rows alone."""
         return self.mount.shadowed
 
-    def query(self, sql: str, parameters: list[Any] | None = None) -> Result:
-        """The result of a query of our own. QueryError where DuckDB refuses it."""
-        return self._connection.query(sql, parameters)
+    def query(self, sql: str, parameters: list[Any] | None = None, *, stale: bool = False) -> Result:
+        """The result of a query of our own; stale: edited facts are not asked again for it. QueryError."""
+        return self._connection.query(sql, parameters, stale=stale)
 
-    def refresh(self) -> None:
-        """Show the edits as they are now: in gate search, passes and tables."""
+    def refresh(self, *, aside: bool = False) -> None:
+        """Ask the facts that edits touched again, and measure what tables show of new features.
+
+        aside: inside a function that a query on the session's connection is calling.
+        """
+        with self._lock, self.mount.on_cursor() if aside else nullcontext():
+            self.views.refresh()
+
+    def _show_edits(self, log: EditLog) -> None:
+        """Show what the log of edits holds now; what needs the model is measured later."""
         with self._lock:
+            self.mount.show_patches(log.patch_rows())
+            if log.overlay is self._overlay:
+                return
+            self._overlay = None
             self.revision += 1
-            self.catalog.n_features = self.overlay.n_features
+            self.catalog.n_features = log.overlay.n_features
             if self._search is not None:
-                self._search.overlay = self._parts.search_overlay(self.vindex, self.overlay)
+                self._search.overlay = self._parts.search_overlay(self.vindex, log.overlay)
             self._vectors = None
             if self._model is not None:
                 self._model.refresh_overlay()
-            self.views.show()
+            self.views.update()
+            self._overlay = log.overlay
 
     # -- the model ------------------------------------------------------------------------------------------
 

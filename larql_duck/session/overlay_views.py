@@ -1,233 +1,244 @@
-"""What a session's tables show: the vindex's, with what was probed without saving, under the session's edits."""
+"""What a session's tables show: the vindex's, with what was probed without saving, under the session's edits.
+
+An edit changes what is shown at once, as far as it is known without asking the model: facts that it touched have NULL
+figures and are stale. They are asked again, and what tables show of new features is measured, by `refresh`: the session
+calls it before a statement that names one of these tables.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
+import re
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from larql_duck.catalog import SCHEMAS
+from larql_duck.catalog import LOOKUPS, SCHEMAS
+from larql_duck.catalog.sql_files import sql_query
 from larql_duck.progress import Ticker
 
 if TYPE_CHECKING:
-    from larql_duck.editing.fact_views import FactShower
-    from larql_duck.editing.feature_views import SlotShower, SlotTables
-    from larql_duck.inference.engine import Engine
+    from larql_duck.editing.fact_views import ConcernedFacts, EditedFacts, FactRows
+    from larql_duck.editing.feature_views import EditedFeatures, FeatureRows
     from larql_duck.patches.overlay import Overlay
-    from larql_duck.session.session import Session
+    from larql_duck.session.open_vindex import OpenVindex
     from larql_duck.vindex.store import Vindex
 
+# Tables and lookups that show something else once edits were measured.
+_MEASURED = frozenset({
+    "edges", "entities", "facts", "feature_relations", "feature_tokens", "features", "probes", "relations",
+    "token_features", "triples", *LOOKUPS,
+})  # fmt: skip
+_WORD = re.compile(r"[a-z_][a-z0-9_]*")
 
-def show_tables(session: Session) -> list[str]:
-    """Notices; afterwards every table of the session shows the vindex with unsaved probing runs and edits.
 
-    The one place that decides what stands in front of the stored tables. Without edits and runs nothing does.
-    """
-    return session.edited.show()
-
-
-class Edited:
+class OverlayViews:
     """The tables of one session's vindex under its edits, with what was measured for them.
 
-    notices are those of the last `show`.
+    stale says whether anything was not measured since it was edited; notices are those of the last change.
     """
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, opened: OpenVindex) -> None:
+        self._opened = opened
         self.clear()
 
     def clear(self) -> None:
-        """Forgets what was measured; the tables shown stay as they are."""
+        """Forget what was measured; the tables shown stay as they are."""
         self.notices: list[str] = []
-        self._stored: _Stored | None = None
-        self._slots: SlotShower | None = None
-        self._facts: FactShower | None = None
-
-    def show(self) -> list[str]:
-        """See `show_tables`."""
-        session = self._session
-        vindex = session.need()
-        overlay: Overlay | None = getattr(session, "overlay", None)
-        edits = self.fingerprint()
-        probed = session.unsaved.tables(edits)
-        self.notices = []
-        if session.unsaved.hidden(edits):
-            self.notices.append(
-                "facts that were probed under other edits, without saving them, are not shown"
-            )
-        replaced: dict[str, pa.Table] = dict(probed)
-        slots: SlotTables | None = None
-        if overlay and (session.edits.applied or session.edits.live or not vindex.has_tables):
-            slots, replaced = self._edited(vindex, overlay, probed)
-        self._present(vindex, replaced, slots)
-        return list(self.notices)
+        self._untold: list[str] = []
+        self.stale = False
+        self._tables: _BaseTables | None = None
+        self._facts: EditedFacts | None = None
+        self._features: EditedFeatures | None = None
+        self._concerned: ConcernedFacts | None = None
 
     def fingerprint(self) -> str | None:
         """What names the model that the session's edits make; None where it is the vindex's own."""
-        overlay: Overlay | None = getattr(self._session, "overlay", None)
+        overlay = self._overlay()
         return overlay.fingerprint() if overlay is not None and overlay.changes_weights else None
+
+    def update(self) -> None:
+        """Show the tables under the edits and unsaved probing runs as they are now; nothing is measured."""
+        opened = self._opened
+        vindex, overlay = opened.vindex, self._overlay()
+        fingerprint = self.fingerprint()
+        probed = opened.unsaved.tables(fingerprint)
+        self.notices = []
+        self.stale = False
+        self._concerned = None
+        if opened.unsaved.hidden(fingerprint):
+            self.notices.append(
+                "facts that were probed under other edits, without saving them, are not shown"
+            )
+        self._untold += self.notices
+        edited = overlay and (opened.edits.applied or opened.edits.live or not vindex.has_tables)
+        if edited or probed or opened.mount.shadowed:
+            opened.mount.rebase(probed)
+        if edited and overlay:
+            self._prepare(vindex, overlay)
+            self._show(vindex, overlay)
+            return
+        for name in opened.mount.shadowed:
+            opened.mount.unshadow(name)
+        if probed or not vindex.has_tables:
+            opened.mount.refresh_lookups()
+
+    def refresh(self) -> None:
+        """Ask and measure whatever was not since it was edited, and show it."""
+        if not self.stale:
+            return
+        opened, overlay = self._opened, self._overlay()
+        assert overlay and self._facts and self._features and self._concerned
+        # Errors come again with the next statement that reads these tables, as long as something is missing.
+        notices = self._features.measure(overlay, self._progress("features"))
+        if self._facts.missing(self._concerned):
+            notices += self._facts.measure(
+                self._concerned, opened.engine(), self._many(opened.vindex), self._progress("facts")
+            )
+        self._show(opened.vindex, overlay)
+        self.notices += notices
+        self._untold += notices
+
+    def refresh_for(self, sql: str) -> bool:
+        """Refresh where `sql` names a table that is stale, directly or through a view or macro; whether it did."""
+        if not self.stale or not self._named() & set(_WORD.findall(sql.lower())):
+            return False
+        self.refresh()
+        return True
+
+    def take_notices(self) -> list[str]:
+        """Notices of changes that no result has carried yet."""
+        untold, self._untold = list(dict.fromkeys(self._untold)), []
+        return untold
 
     # -- inside -------------------------------------------------------------------------------------------
 
-    def _edited(
-        self, vindex: Vindex, overlay: Overlay, probed: dict[str, pa.Table]
-    ) -> tuple[SlotTables, dict[str, pa.Table]]:
-        from larql_duck.editing.fact_views import FactShower
-        from larql_duck.editing.feature_views import SlotShower
+    def _overlay(self) -> Overlay | None:
+        return getattr(self._opened, "overlay", None)
+
+    def _prepare(self, vindex: Vindex, overlay: Overlay) -> None:
+        from larql_duck.editing.fact_views import ConcernedFacts, EditedFacts
+        from larql_duck.editing.feature_views import EditedFeatures
+
+        if self._tables is None or self._tables.vindex is not vindex:
+            self._tables = _BaseTables(self._opened, vindex)
+            self._facts = EditedFacts(self._tables, measurable=vindex.has_tables and vindex.has_weights)
+            self._features = EditedFeatures(self._tables)
+        self._concerned = ConcernedFacts(self._tables, overlay, self._opened.edits.stored)
+
+    def _show(self, vindex: Vindex, overlay: Overlay) -> None:
+        assert self._tables and self._facts and self._features and self._concerned
+        mount = self._opened.mount
+        features, facts = self._features.rows(overlay), self._facts.rows(self._concerned)
+        self.stale = bool(self._facts.missing(self._concerned) or self._features.missing(overlay))
+        mount.shadow("features", features.features, hidden=features.slots)
+        shown = {"features", "triples", "entities", *LOOKUPS, *self._show_features(vindex, overlay, features)}
+        if facts is not None:
+            shown |= self._show_facts(facts)
+        for name in set(mount.shadowed) - shown:
+            mount.unshadow(name)
+        # Labels follow facts; weight edges follow labels and tokens; the graph follows all of them.
+        if facts is not None:
+            mount.derive("feature_relations")
+        mount.derive("features")
+        mount.derive("edges", "weight_edges", behind="source <> 'weights'")
+        mount.derive("triples", parameters={"many": sorted(self._many(vindex))})
+        mount.derive("entities")
+        mount.refresh_lookups()
+
+    def _show_features(self, vindex: Vindex, overlay: Overlay, rows: FeatureRows) -> set[str]:
+        mount, shown = self._opened.mount, set()
+        if vindex.has_tables:
+            mount.shadow("feature_tokens", rows.feature_tokens, hidden=rows.token_slots)
+            mount.shadow("token_features", rows.token_features, hidden=rows.token_ids)
+            shown |= {"feature_tokens", "token_features"}
+        if overlay.rows:
+            assert self._tables
+            counts = overlay.n_features
+            layers, meta = self._tables.table("layers"), self._tables.table("meta")
+            mount.shadow(
+                "layers", _replaced(layers, "layer", "n_features", dict(enumerate(counts))), replace=True
+            )
+            mount.shadow(
+                "meta", _replaced(meta, "key", "value", {"features": str(sum(counts))}), replace=True
+            )
+            shown |= {"layers", "meta"}
+        return shown
+
+    def _show_facts(self, rows: FactRows) -> set[str]:
+        assert self._tables
+        mount = self._opened.mount
+        mount.shadow("facts", rows.facts, hidden=rows.pairs)
+        mount.shadow("edges", rows.edges, hidden=rows.pairs)
+        mount.shadow("probes", rows.probes, hidden=rows.probed)
+        relations = self._tables.query("edited_relations", named=rows.named)
+        mount.shadow("relations", _as("relations", relations), replace=True)
+        return {"facts", "edges", "probes", "relations", "feature_relations"}
+
+    def _many(self, vindex: Vindex) -> set[str]:
         from larql_duck.probing.publish import many_relations
 
-        if self._stored is None or self._stored.vindex is not vindex:
-            self._stored = _Stored(self._session, vindex)
-            self._slots = SlotShower(self._stored, self._progress("features"))
-            self._facts = FactShower(
-                self._stored, self._engine if vindex.has_tables and vindex.has_weights else None
-            )
-        assert self._slots is not None and self._facts is not None
-        stored = self._stored
-        stored.probed = probed
-        many = many_relations(vindex) | self._session.unsaved.many
-        slots = self._slots.tables(overlay)
-        facts, notices = self._facts.tables(overlay, many, self._session.edits.stored)
-        self.notices += [*slots.notices, *notices]
-        replaced = probed | facts | self._derived(stored, slots, facts, many)
-        if overlay.rows:
-            replaced["layers"] = _layers(stored.table("layers"), overlay.n_features)
-            replaced["meta"] = _meta(stored.table("meta"), sum(overlay.n_features))
-        return slots, replaced
+        return many_relations(vindex) | self._opened.unsaved.many
 
-    def _derived(
-        self, stored: _Stored, slots: SlotTables, facts: dict[str, pa.Table], many: set[str]
-    ) -> dict[str, pa.Table]:
-        """features, edges, triples and entities that follow from the slots' rows and the facts."""
-        from larql_duck.probing.sources import drop_source
-        from larql_duck.vindex.derive import (
-            Changed,
-            derive_entities,
-            derive_triples,
-            label_features,
-            weight_edges,
-        )
-
-        columns = ", ".join(SCHEMAS["features"].names)
-        features = stored.query(
-            f"SELECT {columns} FROM stored.features ANTI JOIN hidden USING (layer, feature)"
-            f" UNION ALL SELECT {columns} FROM shown",
-            hidden=slots.hidden_slots,
-            shown=slots.features,
-        ).cast(SCHEMAS["features"])
-        features = label_features(features, facts.get("feature_relations", stored.table("feature_relations")))
-        path = stored.file("feature_tokens")
-        parts = [drop_source(facts.get("edges", stored.table("edges")), "weights")]
-        if path is not None:
-            tokens = Changed(path, slots.hidden_tokens, slots.feature_tokens)
-            parts.append(weight_edges(tokens, features))
-        edges = pa.concat_tables(parts).cast(SCHEMAS["edges"])
-        triples = derive_triples(facts.get("facts", stored.table("facts")), edges, many)
-        return {
-            "features": features,
-            "edges": edges,
-            "triples": triples,
-            "entities": derive_entities(triples),
-        }
-
-    def _present(self, vindex: Vindex, replaced: dict[str, pa.Table], slots: SlotTables | None) -> None:
-        from larql_duck.session.mount import LOOKUPS
-
-        mount = self._session.mount
-        shown = set(replaced)
-        for name, table in replaced.items():
-            mount.shadow(name, table, replace=True)
-        if slots is not None and vindex.has_tables:
-            mount.shadow("feature_tokens", slots.feature_tokens, hidden=slots.hidden_tokens)
-            mount.shadow("token_features", slots.token_features, hidden=slots.hidden_ids)
-            shown |= {"feature_tokens", "token_features"}
-        for name in set(mount.shadowed) - shown - set(LOOKUPS):
-            mount.unshadow(name)
-        if shown or not vindex.has_tables:
-            if shown or mount.shadowed:
-                mount.refresh_lookups()
-        else:
-            for name in LOOKUPS:
-                mount.unshadow(name)
-
-    def _engine(self) -> Engine:
-        return self._session.engine()
+    def _named(self) -> set[str]:
+        """The names, in small letters, under which a statement reaches a table that is stale."""
+        con = self._opened.con.cursor()
+        try:
+            defined = con.execute(
+                "SELECT lower(view_name), lower(sql) FROM duckdb_views() WHERE NOT internal UNION ALL"
+                " SELECT lower(function_name), lower(macro_definition) FROM duckdb_functions()"
+                " WHERE macro_definition IS NOT NULL AND NOT internal"
+            ).fetchall()
+        finally:
+            con.close()
+        words = [(name, set(_WORD.findall(text))) for name, text in defined]
+        # What lq_ask answers from is read by a function.
+        names = {*_MEASURED, f"{self._opened.schema.lower()}_udf_ask"}
+        while more := {name for name, used in words if used & names} - names:
+            names |= more
+        return names
 
     def _progress(self, stage: str) -> Ticker:
-        def say(done: int, total: int) -> None:
-            if self._session.progress is not None:
-                self._session.progress(stage, done, total)
+        def tick(done: int, total: int) -> None:
+            if self._opened.progress is not None:
+                self._opened.progress(stage, done, total)
 
-        return say
+        return tick
 
 
-class _Stored:
+class _BaseTables:
     """The session's tables before edits: those of the attached database, or newer ones of probing runs."""
 
-    def __init__(self, session: Session, vindex: Vindex) -> None:
-        self._session = session
+    def __init__(self, opened: OpenVindex, vindex: Vindex) -> None:
+        self._opened = opened
         self.vindex = vindex
-        self.probed: dict[str, pa.Table] = {}
 
     def table(self, name: str) -> pa.Table:
         """A whole table."""
-        if name in self.probed:
-            return self.probed[name]
-        columns = ", ".join(SCHEMAS[name].names)
-        return self.query(f"SELECT {columns} FROM stored.{name}").cast(SCHEMAS[name])
-
-    def file(self, name: str) -> Path | None:
-        """The Parquet file of a table that no run changes; None in a directory without tables."""
-        entry = self.vindex.manifest.tables.get(name)
-        return None if entry is None else self.vindex.path / entry["file"]
-
-    def query(self, sql: str, **tables: pa.Table) -> pa.Table:
-        """The rows of a query in which `stored.NAME` is one of these tables and the given names are the given ones."""
-        con = self._session.con.cursor()
-        names: list[str] = []
-
-        def register(name: str, table: pa.Table) -> str:
-            full = f"larql_edit_{name}"
-            con.register(full, table)
-            names.append(full)
-            return full
-
+        con = self._opened.mount.con.cursor()
         try:
-            for name in sorted(SCHEMAS, key=len, reverse=True):
-                if f"stored.{name}" in sql:
-                    place = (
-                        register(f"stored_{name}", self.probed[name])
-                        if name in self.probed
-                        else self._session.mount.stored(name)
-                    )
-                    sql = _renamed(sql, f"stored.{name}", place)
-            for name, table in tables.items():
-                sql = _renamed(sql, name, register(name, table))
-            found: pa.Table = con.sql(sql).to_arrow_table()
+            return _as(name, con.sql(f"FROM {self._opened.mount.base(name)}").to_arrow_table())
+        finally:
+            con.close()
+
+    def query(self, name: str, **tables: pa.Table) -> pa.Table:
+        """The rows of sql/queries/`name`.sql, in which base_NAME is one of these tables, and the given ones have names."""
+        con = self._opened.mount.con.cursor()
+        try:
+            for given, rows in tables.items():
+                con.register(given, rows)
+            found: pa.Table = con.sql(sql_query(name, self._opened.schema)).to_arrow_table()
             return found
         finally:
-            for name in names:
-                con.unregister(name)
             con.close()
 
 
-def _renamed(sql: str, name: str, new: str) -> str:
-    import re
-
-    return re.sub(rf"(?<![\w.]){re.escape(name)}(?![\w.])", new, sql)
+def _as(name: str, rows: pa.Table) -> pa.Table:
+    return rows.select(SCHEMAS[name].names).cast(SCHEMAS[name])
 
 
-def _layers(layers: pa.Table, n_features: list[int]) -> pa.Table:
-    counts = dict(enumerate(n_features))
-    values: list[Any] = [counts[layer] for layer in layers.column("layer").to_pylist()]
-    at = layers.schema.get_field_index("n_features")
-    return layers.set_column(at, layers.schema.field(at), pa.array(values, pa.int32()))
-
-
-def _meta(meta: pa.Table, features: int) -> pa.Table:
-    values = [
-        str(features) if key == "features" else value
-        for key, value in zip(*(meta.column(n).to_pylist() for n in ("key", "value")), strict=True)
-    ]
-    return meta.set_column(1, meta.schema.field(1), pa.array(values, pa.string()))
+def _replaced(table: pa.Table, key: str, column: str, values: dict[Any, Any]) -> pa.Table:
+    """The table with other values in `column` in the rows whose `key` is among those of `values`."""
+    pairs = zip(*(table.column(name).to_pylist() for name in (key, column)), strict=True)
+    at = table.schema.get_field_index(column)
+    new = pa.array([values.get(k, value) for k, value in pairs], table.schema.field(at).type)
+    return table.set_column(at, table.schema.field(at), new)

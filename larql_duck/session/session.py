@@ -268,7 +268,7 @@ class Session:
                 f'{n} edit{"s" if n > 1 else ""} not saved and gone; SAVE PATCH "file.vlp" would have kept them',
                 file=sys.stderr,
             )
-        self._opened = self._model = None
+        self._opened = self._model = self._connection.before = None
         self._catalog = EmptyCatalog(self.schema)
 
     # -- statements ---------------------------------------------------------------------------------------
@@ -305,7 +305,7 @@ class Session:
             table = connection.fetch(step.sql, None, None if piped is None else {"_": piped})
         except duckdb.Error as error:
             raise statement_error(error, step.sql, statement, text, connection.failures) from error
-        notices = list(step.notices)
+        notices = [*step.notices, *self._untold()]
         if table.num_rows == 0:
             notices += self._why_empty(step)
         return Result(table, con=connection.here, sql=step.printed, notices=notices, statement=statement)
@@ -323,13 +323,13 @@ class Session:
         return notices
 
     def _carry_out(self, request: Request) -> Result:
-        before = self._opened, self._opened and self._opened.revision
         result = self._dispatch(self, request)
-        opened = self._opened
-        if opened is not None and (opened, opened.revision) != before:
-            # What the tables could not show of the edits.
-            result.notices += [n for n in opened.views.notices if n not in result.notices]
+        result.notices += [n for n in self._untold() if n not in result.notices]
         return result
+
+    def _untold(self) -> list[str]:
+        """What the tables could not show of the edits, as far as no result says it yet."""
+        return [] if self._opened is None else self._opened.views.take_notices()
 
     # -- transitional ---------------------------------------------------------------------------------------
 

@@ -40,6 +40,16 @@ def label_features(features: Source, feature_relations: Source) -> pa.Table:
     return _run("features", "features", features=features, feature_relations=feature_relations)
 
 
+def feature_relations(facts: Source, edges: Source) -> pa.Table:
+    """The table feature_relations, from the probe rows of facts and edges: a row for each relation a feature is in.
+
+    support is the share of the relation's facts (those with features) that list the feature; specificity is support
+    divided by support plus the feature's rate over the other relations' facts; mean_contribution the mean score
+    where it is listed. Ordered by relation, then support, then slot.
+    """
+    return _run("feature_relations", "feature_relations", facts=facts, edges=edges)
+
+
 def weight_edges(feature_tokens: Source, features: Source) -> pa.Table:
     """Edges of source 'weights': subject = a token the feature activates on, object = one that it promotes.
 

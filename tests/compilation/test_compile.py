@@ -73,7 +73,7 @@ def test_session_vindex_and_transformers_agree(family: str, base, tmp_path: Path
     source = Vindex.open(base(family))
     with connect(base(family)) as s:
         plain = logits(s.engine())
-        s.edits.add(some(source))
+        s.edits.append(some(source))
         session = logits(s.engine())
         assert (session - plain).abs().max() > 0.1
         written = s.lql(f'COMPILE CURRENT INTO VINDEX "{tmp_path / "out.vindex"}"').dicts()
@@ -168,11 +168,11 @@ def test_shards_load(base, tmp_path: Path) -> None:
 
 def test_a_compiled_vindex_is_edited_and_compiled_again(base, tmp_path: Path) -> None:
     with connect(base("llama")) as s:
-        s.edits.add(some(s.need()))
+        s.edits.append(some(s.need()))
         s.lql(f'COMPILE CURRENT INTO VINDEX "{tmp_path / "one.vindex"}"')
         s.edits.rollback()
     with connect(tmp_path / "one.vindex") as s:
-        s.edits.add([insert(s.need(), "Lemuria", "Mu", seed=30), DeleteOp(1, 64)])
+        s.edits.append([insert(s.need(), "Lemuria", "Mu", seed=30), DeleteOp(1, 64)])
         expected = logits(s.engine())
         s.lql(f'COMPILE CURRENT INTO VINDEX "{tmp_path / "two.vindex"}"')
         s.lql(f'COMPILE CURRENT INTO MODEL "{tmp_path / "two.gguf"}" FORMAT gguf F32')
@@ -188,7 +188,7 @@ def test_a_compiled_vindex_is_edited_and_compiled_again(base, tmp_path: Path) ->
 
 def test_the_plain_duckdb_client_sees_the_edits(base, tmp_path: Path) -> None:
     with connect(base("llama")) as s:
-        s.edits.add([insert(s.need(), "Atlantis", "Poseidon"), database_fact(s.need())])
+        s.edits.append([insert(s.need(), "Atlantis", "Poseidon"), database_fact(s.need())])
         s.lql(f'COMPILE CURRENT INTO VINDEX "{tmp_path / "out.vindex"}"')
         s.edits.rollback()
     with duckdb.connect(str(tmp_path / "out.vindex" / "model.duckdb"), read_only=True) as con:
@@ -202,7 +202,7 @@ def test_the_plain_duckdb_client_sees_the_edits(base, tmp_path: Path) -> None:
 
 def test_down_meta_follows_the_tables(base, tmp_path: Path) -> None:
     with connect(base("llama")) as s:
-        s.edits.add(some(s.need()))
+        s.edits.append(some(s.need()))
         s.lql(f'COMPILE CURRENT INTO VINDEX "{tmp_path / "out.vindex"}"')
         s.edits.rollback()
     before = read_down_meta(base("llama") / "down_meta.bin")
@@ -271,7 +271,7 @@ def test_an_upstream_deletion_is_compiled(tmp_path: Path) -> None:
 
 def test_a_larql_directory_grows(tmp_path: Path) -> None:
     with connect(UPSTREAM / "all-f32.vindex") as s:
-        s.edits.add([insert(s.need(), "Atlantis", "Poseidon")])
+        s.edits.append([insert(s.need(), "Atlantis", "Poseidon")])
         expected = logits(s.engine())
         s.lql(f'COMPILE CURRENT INTO VINDEX "{tmp_path / "out.vindex"}"')
         s.edits.rollback()
@@ -382,7 +382,7 @@ def test_conflicts_are_found_and_settled(base) -> None:
 def test_on_conflict_decides_what_is_compiled(base, tmp_path: Path) -> None:
     with connect(base("llama")) as s:
         for name, target, confidence, seed in (("a", "Poseidon", 0.9, 10), ("b", "Plato", 0.2, 40)):
-            s.edits.add([insert(s.need(), "Atlantis", target, confidence=confidence, seed=seed)])
+            s.edits.append([insert(s.need(), "Atlantis", target, confidence=confidence, seed=seed)])
             s.edits.save(tmp_path / f"{name}.vlp")
         with pytest.raises(PatchError, match="Atlantis capital"):
             s.lql(f'COMPILE CURRENT INTO VINDEX "{tmp_path / "fail"}" ON CONFLICT FAIL')
@@ -413,7 +413,7 @@ def test_into_slots_overwrites_the_least_used(base, tmp_path: Path) -> None:
     assert placed.overlay.n_features == vindex.n_features
     assert np.array_equal(placed.overlay.rows[1][slot].down, edits[0].down)  # type: ignore[union-attr]
     with connect(base("llama")) as s:
-        s.edits.add(edits)
+        s.edits.append(edits)
         result = s.lql(f'COMPILE CURRENT INTO MODEL "{tmp_path / "out"}" INTO SLOTS')
         s.edits.rollback()
     assert open_model(tmp_path / "out").config["intermediate_size"] == 64
@@ -453,7 +453,7 @@ def test_a_real_model_three_ways(smollm2_vindex: Path, tmp_path: Path) -> None:
         vindex = s.need()
         plain = s.engine().logits(prompts)
         vectors = {w: vector(vindex, i, 0.05) for i, w in enumerate(("gate", "up", "down"))}
-        s.edits.add([InsertOp(10, 1536, "Atlantis", "Poseidon", "capital", **vectors), DeleteOp(20, 5)])
+        s.edits.append([InsertOp(10, 1536, "Atlantis", "Poseidon", "capital", **vectors), DeleteOp(20, 5)])
         session = torch.cat([s.engine().logits(p) for p in prompts])
         assert (session - plain).abs().max() > 0.05
         s.lql(f'COMPILE CURRENT INTO VINDEX "{tmp_path / "out.vindex"}"')

@@ -34,7 +34,7 @@ def compiled(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`base` with one edit of every kind and a database fact inside."""
     out = tmp_path_factory.mktemp("compiled") / "b.vindex"
     with connect(base) as s:
-        s.edits.add([*some(s.need()), database_fact(s.need())])
+        s.edits.append([*some(s.need()), database_fact(s.need())])
         s.lql(f'COMPILE CURRENT INTO VINDEX "{out}"')
         s.edits.rollback()
     return out
@@ -44,7 +44,7 @@ def compiled(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def edited(base: Path) -> Iterator:
     """A session on `base` under the same edits."""
     with connect(base) as s:
-        s.edits.add([*some(s.need()), database_fact(s.need())])
+        s.edits.append([*some(s.need()), database_fact(s.need())])
         yield s
         s.edits.rollback()
 
@@ -81,7 +81,7 @@ def test_slots_that_differ_and_no_others(base: Path, compiled: Path, edited) -> 
 def test_facts_new_lost_and_changed(base: Path, compiled: Path, tmp_path: Path) -> None:
     with connect(base) as s:
         vindex = s.need()
-        s.edits.add(
+        s.edits.append(
             [
                 insert(vindex, "Atlantis", "Plato", seed=40),
                 insert(vindex, "Lemuria", "Mu", number=1, seed=50),
@@ -89,7 +89,7 @@ def test_facts_new_lost_and_changed(base: Path, compiled: Path, tmp_path: Path) 
             ]
         )
         s.lql(f'COMPILE CURRENT INTO VINDEX "{tmp_path / "c.vindex"}"')
-        s.edits.add([insert(vindex, "Mu", "Sun", number=3, seed=70)])
+        s.edits.append([insert(vindex, "Mu", "Sun", number=3, seed=70)])
         result = s.lql(f'DIFF "{compiled}" CURRENT LIMIT 100')
         facts = [(r["status"], r["entity"], r["relation"], r["a"], r["b"]) for r in rows(result, "fact")]
         assert facts == [
@@ -116,7 +116,7 @@ def test_one_bit_is_a_difference(base: Path, tmp_path: Path) -> None:
     row = vindex.gate(1)[9].clone()
     row.view(torch.int32)[4] ^= 1
     with connect(base) as s:
-        s.edits.add([UpdateOp(1, 9, gate=row.numpy())])
+        s.edits.append([UpdateOp(1, 9, gate=row.numpy())])
         found = rows(s.lql(f'DIFF "{base}" CURRENT'), "slot")
         s.edits.rollback()
     assert [(r["layer"], r["feature"]) for r in found] == [(1, 9)] and 0 < found[0]["gate_change"] < 1e-6
@@ -164,7 +164,7 @@ def test_other_shapes_are_compared_by_facts(base: Path, tiny_vindex, tmp_path: P
 def test_the_patch_turns_one_into_the_other(family: str, tiny_vindex, tmp_path: Path) -> None:
     source = tiny_vindex(family)
     with connect(source) as s:
-        s.edits.add([*some(s.need()), database_fact(s.need())])
+        s.edits.append([*some(s.need()), database_fact(s.need())])
         s.lql(f'COMPILE CURRENT INTO VINDEX "{tmp_path / "b.vindex"}"')
         s.lql(f'DIFF "{source}" CURRENT INTO PATCH "{tmp_path / "current.vlp"}"')
         s.edits.rollback()
@@ -196,7 +196,7 @@ def test_a_patch_back_to_the_base(base: Path, compiled: Path, edited, tmp_path: 
     # Applied patches come before the live edits: what the patch takes back must be saved first.
     edited.edits.rollback()
     with connect(base) as s:
-        s.edits.add(some(s.need()))
+        s.edits.append(some(s.need()))
         s.edits.save(tmp_path / "there.vlp")
         s.lql(f'DIFF CURRENT "{base}" INTO PATCH "{tmp_path / "again.vlp"}"')
         s.lql(f'APPLY PATCH "{tmp_path / "again.vlp"}"')
@@ -257,7 +257,7 @@ def test_differences_outside_the_ffn_are_named(tmp_path: Path) -> None:
 
 
 def test_the_report_names_all(base: Path, edited, tmp_path: Path) -> None:
-    edited.edits.add([insert(edited.need(), "A|B<script>", "x", number=1, seed=80)])
+    edited.edits.append([insert(edited.need(), "A|B<script>", "x", number=1, seed=80)])
     edited.lql(f'DIFF "{base}" CURRENT LIMIT 1 INTO REPORT "{tmp_path / "r.md"}"')
     text = (tmp_path / "r.md").read_text()
     assert "- facts: 0 kept, 0 changed, 0 lost, 3 new" in text
@@ -269,7 +269,7 @@ def test_the_report_names_all(base: Path, edited, tmp_path: Path) -> None:
 
 def test_current_is_what_the_session_shows(base: Path) -> None:
     with connect(base) as s:
-        s.edits.add([DeleteOp(0, 5)])
+        s.edits.append([DeleteOp(0, 5)])
         found = compare(directory_side(base, opened), current_side(s.workspace))
         s.edits.rollback()
     assert [(x.layer, x.feature) for x in found.slots] == [(0, 5)]

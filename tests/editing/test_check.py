@@ -71,7 +71,7 @@ def test_the_figures_are_those_of_the_model_before_and_after(family: str, base, 
         before, p_before = perplexity(engine, rows)[0], p()
         own = prompts_for(s, "capital")
         near = [filled("The capital of {} is", x)[0] for x in own.subjects]
-        s.edits.add([strong(s, "Italy", "Paris")])
+        s.edits.append([strong(s, "Italy", "Paris")])
         found = s.check_edits(texts=TEXT)
         row, whole = found.dicts()
         assert (row["entity"], row["kind"], row["mode"], row["layer"]) == ("Italy", "insert", "compose", 1)
@@ -109,7 +109,7 @@ def test_kept_answers_are_counted(base) -> None:
             best = engine.logits(prompt)[0].softmax(-1).topk(2).values
             if float(best[0] - best[1]) >= check.LEAD:
                 before[prompt] = first(engine, prompt)
-        s.edits.add([strong(s, "Italy", "Paris")])
+        s.edits.append([strong(s, "Italy", "Paris")])
         after = sum(first(engine, prompt) == answer for prompt, answer in before.items())
         row = s.check_edits(texts=TEXT).dicts()[0]
         assert (row["neighbours"], row["neighbours_kept"]) == (len(before), after)
@@ -119,7 +119,7 @@ def test_kept_answers_are_counted(base) -> None:
 
 def test_a_feature_that_writes_nothing_changes_nothing(base) -> None:
     with connect(base("qwen3")) as s:
-        s.edits.add([strong(s, "Italy", "Paris", down=np.zeros(s.need().hidden, np.float32))])
+        s.edits.append([strong(s, "Italy", "Paris", down=np.zeros(s.need().hidden, np.float32))])
         row, whole = s.check_edits(texts=TEXT).dicts()
         assert row["neighbours"] == row["neighbours_kept"] and row["relations"] == row["relations_kept"]
         assert row["neighbour_kl"] < 1e-6 and np.isclose(row["p"], row["p_before"], rtol=1e-4)
@@ -154,7 +154,7 @@ def test_without_edits_only_the_text_is_measured(base, monkeypatch: pytest.Monke
 
 def test_facts_of_a_compiled_vindex_have_no_before(base, tmp_path: Path) -> None:
     with connect(base("llama")) as s:
-        s.edits.add([strong(s, "Italy", "Paris")])
+        s.edits.append([strong(s, "Italy", "Paris")])
         expected = s.check_edits(texts=TEXT).dicts()[0]
         s.lql(f'COMPILE CURRENT INTO VINDEX "{tmp_path / "out.vindex"}"')
         s.edits.rollback()
@@ -172,7 +172,7 @@ def test_the_command_writes_a_table_and_a_plot(
 ) -> None:
     (tmp_path / "text.txt").write_text(TEXT)
     with connect(base("llama")) as s:
-        s.edits.add([strong(s, "Italy", "Paris")])
+        s.edits.append([strong(s, "Italy", "Paris")])
         s.lql(f'SAVE PATCH "{tmp_path / "italy.vlp"}"')
     arguments = ["check-edits", str(base("llama")), "--patch", str(tmp_path / "italy.vlp")]
     arguments += ["--texts", str(tmp_path / "text.txt"), "--plot", str(tmp_path / "plot.svg"), "--jsonl"]

@@ -122,7 +122,7 @@ def test_folding_keeps_what_the_facts_prompts_say_and_the_size(
 ) -> None:
     with connect(base(family)) as s:
         plain, sizes = logits(s, PROMPTS + OTHERS), list(s.engine().n_features)
-        s.edits.add(detected(family))
+        s.edits.append(detected(family))
         inserted, p = logits(s), whole_p(s)
         moved = (inserted - plain[:3]).abs().amax(1)
         assert s.engine().n_features[1] == sizes[1] + 3
@@ -159,14 +159,14 @@ def test_folding_keeps_what_the_facts_prompts_say_and_the_size(
 def test_full_folds_again_what_was_folded(family: str, base, detected) -> None:
     operations = detected(family)
     with connect(base(family)) as s:
-        s.edits.add(operations)
+        s.edits.append(operations)
         inserted = logits(s)
         s.lql(f"COMPACT MAJOR {LITTLE}")
         once = s.overlay.matrix(1, "down", s.need().down(1)).clone()
         s.edits.rollback()
-        s.edits.add(operations[:1])
+        s.edits.append(operations[:1])
         s.lql(f"COMPACT MAJOR {LITTLE}")
-        s.edits.add(operations[1:])
+        s.edits.append(operations[1:])
         assert folded_features(s) == ["fold", "compose", "compose"]
         s.lql(f"COMPACT MAJOR {LITTLE}")
         assert folded_features(s) == ["fold"] * 3
@@ -185,7 +185,7 @@ def test_full_folds_again_what_was_folded(family: str, base, detected) -> None:
 def test_slots_that_were_deleted_or_carry_a_fact_are_left_alone(base, detected) -> None:
     with connect(base("llama")) as s:
         vindex = s.need()
-        s.edits.add(
+        s.edits.append(
             [
                 DeleteOp(1, 5),
                 UpdateOp(1, 6, down=vector(vindex, 7)),
@@ -235,11 +235,11 @@ def test_minor_makes_features_of_database_facts(family: str, base) -> None:
 def test_what_cannot_be_folded_is_said(base, detected) -> None:
     with connect(base("llama")) as s:
         assert "nothing to fold" in s.lql("COMPACT MAJOR").notices[0]
-        s.edits.add(detected("llama"))
+        s.edits.append(detected("llama"))
         with pytest.raises(SemanticError, match="LAMBDA 0 is out of range"):
             s.lql("COMPACT MAJOR WITH LAMBDA = 0")
         s.edits.rollback()
-        s.edits.add([InsertOp(1, s.need().n_features[1], "Italy", "Rome", "capital", kind="fold")])
+        s.edits.append([InsertOp(1, s.need().n_features[1], "Italy", "Rome", "capital", kind="fold")])
         with pytest.raises(PatchError, match="Italy capital: no patch"):
             s.lql("COMPACT MAJOR FULL")
         s.edits.rollback()
@@ -281,7 +281,7 @@ def test_the_vindex_is_left_as_it_was(base, detected, tmp_path: Path) -> None:
     shutil.copytree(base("llama"), path)
     arrays = {p.name: p.read_bytes() for p in path.glob("*.bin")}
     with connect(path) as s:
-        s.edits.add(detected("llama"))
+        s.edits.append(detected("llama"))
         s.lql("COMPACT MAJOR")
         s.edits.rollback()
     assert {name: (path / name).read_bytes() for name in arrays} == arrays

@@ -85,7 +85,7 @@ def test_inserted_features_are_edited_like_others(probed_vindex) -> None:
     with connect(probed_vindex("llama")) as session:
         n, hidden = session.need().n_features[1], session.need().hidden
         up = vector(1, hidden, 4)
-        session.edits.add(
+        session.edits.append(
             [
                 InsertOp(1, n, "Peru", "Rome", "capital", gate=up, up=up, down=up),
                 InsertOp(1, n + 1, "Cuba", "Rome", "capital", gate=-up, up=up, down=up),
@@ -122,7 +122,7 @@ def test_what_cannot_be_set_is_said(probed_vindex) -> None:
 def test_database_facts(probed_vindex) -> None:
     with connect(probed_vindex("qwen2")) as session:
         key = vector(1, session.need().hidden)
-        session.edits.add(
+        session.edits.append(
             [
                 InsertKnnOp(1, "Peru", "river", "Ucayali", 5, key),
                 InsertKnnOp(1, "Peru", "food", "rice", 5, key),
@@ -146,7 +146,7 @@ def test_the_confidence_of_inserted_facts(probed_vindex) -> None:
     with connect(probed_vindex("qwen2")) as session:
         n, hidden = session.need().n_features[1], session.need().hidden
         up = vector(1, hidden, 4)
-        session.edits.add([InsertOp(1, n, "Peru", "Rome", "capital", gate=up, up=up, down=up)])
+        session.edits.append([InsertOp(1, n, "Peru", "Rome", "capital", gate=up, up=up, down=up)])
         row = session.overlay.rows[1][n]
         session.lql("UPDATE EDGES SET confidence = 0.25 WHERE entity = 'Peru'")
         assert session.overlay.fact("Peru", "capital").confidence == 0.25
@@ -201,7 +201,7 @@ def test_an_error_half_way_takes_everything_back(probed_vindex, monkeypatch: pyt
             session, "SELECT subject, relation FROM lq.edges WHERE source = 'probe' ORDER BY ALL LIMIT 1"
         )
         key = vector(1, session.need().hidden)
-        session.edits.add([InsertKnnOp(1, "Peru", "river", "Ucayali", 5, key)])
+        session.edits.append([InsertKnnOp(1, "Peru", "river", "Ucayali", 5, key)])
         shown = contents(session)
         with pytest.raises(RuntimeError, match="interrupted"):
             session.lql(f"DELETE FROM EDGES WHERE entity IN ('Peru', '{name['subject']}')")

@@ -38,7 +38,7 @@ def test_facts_that_list_a_touched_feature_are_asked_again(family: str, probed_v
     with connect(probed_vindex(family)) as session:
         slot = _listed(session)
         before = {name: _by_pair(session, name) for name in ("facts", "edges", "probes")}
-        session.edits.add([DeleteOp(slot["layer"], slot["feature"])])
+        session.edits.append([DeleteOp(slot["layer"], slot["feature"])])
         after = {name: _by_pair(session, name) for name in ("facts", "edges", "probes")}
         everyone = {pair for name in before for pair in before[name]}
         for name in before:
@@ -76,7 +76,7 @@ def test_an_inserted_fact_is_asked_for_its_target(family: str, probed_vindex) ->
         base = {n_: session.engine().tokenizer.entity_ids(n_)[0] for n_ in ("Rome",)}["Rome"]
         prompts = [t.format("Spain") for t in RELATIONS["capital"]]
         plain = torch.log_softmax(session.engine().logits(prompts), -1)[:, base]
-        session.edits.add([InsertOp(1, n, "Spain", "Rome", "capital", **vectors)])
+        session.edits.append([InsertOp(1, n, "Spain", "Rome", "capital", **vectors)])
         [fact] = rows(
             session, "SELECT * FROM lq.facts WHERE subject = 'Spain' AND rank = 1 AND relation = 'capital'"
         )
@@ -100,7 +100,7 @@ def test_an_inserted_fact_is_asked_for_its_target(family: str, probed_vindex) ->
         assert {p: r for p, r in after.items() if p[0] != "Spain"} == {
             p: r for p, r in before.items() if p[0] != "Spain"
         }
-        session.edits.add([InsertOp(1, n, "Spain", "Rome", "capital", confidence=0.75, **vectors)])
+        session.edits.append([InsertOp(1, n, "Spain", "Rome", "capital", confidence=0.75, **vectors)])
         [fact] = rows(session, "SELECT confidence FROM lq.facts WHERE subject = 'Spain' AND source = 'patch'")
         assert fact["confidence"] == 0.75
 
@@ -114,7 +114,7 @@ def test_a_database_fact_is_a_row_beside_what_the_model_says(probed_vindex) -> N
             InsertKnnOp(1, stated["subject"], stated["relation"], "Lima", 5, key),
             InsertKnnOp(2, "Peru", "river", "Ucayali", 5, key, 0.6),
         ]
-        session.edits.add(ops)
+        session.edits.append(ops)
         mine = rows(
             session,
             "SELECT subject, object, confidence, p, source, layers FROM lq.triples"
@@ -132,7 +132,9 @@ def test_a_database_fact_is_a_row_beside_what_the_model_says(probed_vindex) -> N
         # The same triple is one row, with the features that the model has for it.
         edges = f"SELECT layer, feature FROM lq.edges WHERE subject = '{stated['subject']}' AND object = '{stated['object']}' AND source <> 'weights' ORDER BY ALL"
         listed = rows(session, edges)
-        session.edits.add([InsertKnnOp(1, stated["subject"], stated["relation"], stated["object"], 5, key)])
+        session.edits.append(
+            [InsertKnnOp(1, stated["subject"], stated["relation"], stated["object"], 5, key)]
+        )
         [row] = rows(
             session,
             f"SELECT * FROM lq.facts WHERE subject = '{stated['subject']}' AND relation = '{stated['relation']}' AND source = 'patch'",
@@ -146,8 +148,9 @@ def test_too_many_facts_are_not_asked(probed_vindex, monkeypatch: pytest.MonkeyP
     with connect(probed_vindex("llama")) as session:
         slot = _listed(session)
         before = _by_pair(session, "facts")
-        session.edits.add([DeleteOp(slot["layer"], slot["feature"])])
-        [notice] = session.edited.notices
+        session.edits.append([DeleteOp(slot["layer"], slot["feature"])])
+        session.refresh()
+        [notice] = session.views.notices
         assert "NULL" in notice
         after = _by_pair(session, "facts")
         for pair, own in after.items():
@@ -165,24 +168,28 @@ def test_what_did_not_change_is_not_measured_again(probed_vindex, monkeypatch: p
 
     def watched(engine, wanted, tick):
         asked.append([w.subject for w in wanted])
-        return measured_hold(engine, wanted, tick)
+        return score_facts(engine, wanted, tick)
 
-    measured_hold = measured.hold
-    monkeypatch.setattr(measured, "hold", watched)
+    score_facts = measured.score_facts
+    monkeypatch.setattr(measured, "score_facts", watched)
     with connect(probed_vindex("qwen2")) as session:
         n, hidden = session.need().n_features[1], session.need().hidden
         up = vector(1, hidden)
-        session.edits.add([InsertOp(1, n, "Spain", "Rome", "capital", gate=up, up=up, down=up)])
+        session.edits.append([InsertOp(1, n, "Spain", "Rome", "capital", gate=up, up=up, down=up)])
         first = _by_pair(session, "facts")["Spain", "capital"]
         mark = session.edits.savepoint()
-        session.edits.add([InsertOp(1, n + 1, "Peru", "Tokyo", "capital", gate=-up, up=up, down=up)])
-        assert asked == [["Spain"], ["Peru"]]
+        session.edits.append([InsertOp(1, n + 1, "Peru", "Tokyo", "capital", gate=-up, up=up, down=up)])
+        # An edit asks nothing by itself.
+        assert asked == [["Spain"]]
         assert _by_pair(session, "facts")["Spain", "capital"] == first
+        assert asked == [["Spain"], ["Peru"]]
         session.edits.rollback_to(mark)
-        session.edits.add([InsertOp(1, n + 1, "Peru", "Tokyo", "capital", gate=-up, up=up, down=up)])
+        session.edits.append([InsertOp(1, n + 1, "Peru", "Tokyo", "capital", gate=-up, up=up, down=up)])
+        session.refresh()
         assert [names for names in asked if names] == [["Spain"], ["Peru"]]
         # Without the first fact the second has another number, and is the same feature.
-        session.edits.add([InsertOp(1, n, "Spain", "Rome", "capital", kind="remove")])
+        session.edits.append([InsertOp(1, n, "Spain", "Rome", "capital", kind="remove")])
+        session.refresh()
         assert [names for names in asked if names] == [["Spain"], ["Peru"]]
         [edge] = rows(session, "SELECT subject, feature FROM lq.edges WHERE source = 'patch'")
         assert edge == {"subject": "Peru", "feature": n}
@@ -198,7 +205,7 @@ def test_probing_and_edits_combine(probed_vindex) -> None:
         ]  # fmt: skip
         n, hidden = session.need().n_features[1], session.need().hidden
         up = vector(1, hidden)
-        session.edits.add([InsertOp(1, n, "Rome", "Tokyo", "size", gate=up, up=up, down=up)])
+        session.edits.append([InsertOp(1, n, "Rome", "Tokyo", "size", gate=up, up=up, down=up)])
         found = rows(
             session, "SELECT object FROM lq.facts WHERE subject = 'Rome' AND relation = 'size' AND rank = 1"
         )
@@ -208,7 +215,7 @@ def test_probing_and_edits_combine(probed_vindex) -> None:
         assert rows(session, "SELECT 1 FROM lq.probes WHERE relation = 'age'")
         session.edits.rollback_to(mark)
         # The edited model's answers went with it, those of the model itself stay.
-        assert any("other edits" in notice for notice in session.edited.notices)
+        assert any("other edits" in notice for notice in session.views.notices)
         for name, table in contents(session).items():
             assert table.equals(probed[name]), name
 
@@ -217,8 +224,8 @@ def test_an_update_of_a_listed_feature_keeps_its_neighbours(probed_vindex) -> No
     with connect(probed_vindex("gemma3_text")) as session:
         slot = _listed(session)
         down = vector(5, session.need().hidden, 3)
-        session.edits.add([UpdateOp(slot["layer"], slot["feature"], down=down)])
-        from larql_duck.probing.labels import feature_relations
+        session.edits.append([UpdateOp(slot["layer"], slot["feature"], down=down)])
+        from larql_duck.vindex.derive import feature_relations
 
         shown = contents(session)
         derived = feature_relations(shown["facts"], shown["edges"])
@@ -240,7 +247,7 @@ def test_a_compiled_vindex_says_the_same_and_can_be_edited_on(
         if family == "gpt2":
             del vectors["up"]
         base = contents(session)
-        session.edits.add(
+        session.edits.append(
             [
                 InsertOp(2, n, "Spain", "Rome", "capital", **vectors),
                 DeleteOp(1, 3),

@@ -24,7 +24,7 @@ def source(tiny_vindex: Callable[[str], Path], tmp_path: Path) -> Path:
     out = tmp_path / "source.vindex"
     with connect(tiny_vindex("llama")) as s:
         v = s.need()
-        s.edits.add(
+        s.edits.append(
             [
                 UpdateOp(1, 3, down=vector(v, 1)),
                 DeleteOp(0, 5),
@@ -74,7 +74,7 @@ def test_conflicts_go_by_the_rule_and_are_reported(
 ) -> None:
     with connect(tiny_vindex("llama")) as s:
         v = s.need()
-        s.edits.add(
+        s.edits.append(
             [insert(v, "atlantis", "Plato", confidence=mine, seed=60), UpdateOp(1, 3, gate=vector(v, 8))]
         )
         found = s.lql(f'MERGE "{source}" {rule}')

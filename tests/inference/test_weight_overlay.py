@@ -64,7 +64,7 @@ def test_layers_of_unequal_width_are_shown_with_zeros(tiny_vindex: Callable[[str
     with connect(tiny_vindex("llama")) as s:
         vindex = s.need()
         n = vindex.n_features[1]
-        s.edits.add([insert(vindex, "Mu", "Ra"), insert(vindex, "Atlantis", "Zeus", number=1, seed=50)])
+        s.edits.append([insert(vindex, "Mu", "Ra"), insert(vindex, "Atlantis", "Zeus", number=1, seed=50)])
         engine = s.engine()
         found = engine.capture(engine.encode(PROMPTS[0]), ["gate", "activation"])
         activation = found.need("activation")
@@ -82,8 +82,8 @@ def test_an_engine_that_is_loaded_later_starts_under_the_edits(tiny_vindex: Call
     with connect(tiny_vindex("qwen2")) as s, connect(tiny_vindex("qwen2")) as t:
         edits = [DeleteOp(layer, f) for layer in range(2) for f in range(8)]
         base = s.lql(ask).rows()
-        s.edits.add(edits)
-        t.edits.add(edits)
+        s.edits.append(edits)
+        t.edits.append(edits)
         assert s.lql(ask).rows() == t.lql(ask).rows() != base
         s.edits.rollback()
         t.edits.rollback()

@@ -144,7 +144,7 @@ def test_a_patch_on_which_a_later_one_depends_stays_and_names_it(files: dict[str
 
 def test_edits_that_are_not_saved_count_as_a_later_patch(files: dict[str, Path]) -> None:
     with connect(BASE, patches=[files["a"]]) as s:
-        s.edits.add([insert(s.need(), "ATLANTIS", "Zeus", seed=60)])
+        s.edits.append([insert(s.need(), "ATLANTIS", "Zeus", seed=60)])
         with pytest.raises(PatchError, match="not saved yet"):
             s.lql('REMOVE PATCH "a"')
         s.lql("ROLLBACK PATCH")
@@ -200,19 +200,19 @@ def test_a_later_operation_of_a_patch_may_name_its_own_feature(tmp_path: Path) -
         row = s.overlay.rows[1][64]
         assert row.down is not None and np.array_equal(row.down, down)
         with pytest.raises(PatchError, match="features 0-63"):
-            s.edits.add([DeleteOp(1, 71)])
+            s.edits.append([DeleteOp(1, 71)])
 
 
 def test_leaving_with_unsaved_edits_says_so_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with connect(BASE) as s:
-        s.edits.add([DeleteOp(0, 1)])
+        s.edits.append([DeleteOp(0, 1)])
         s.use(BASE)
         assert capsys.readouterr().err.count("\n") == 1
         assert not s.overlay and s.lql("SHOW PATCHES").rows() == []
-        s.edits.add([DeleteOp(0, 1), DeleteOp(0, 2)])
+        s.edits.append([DeleteOp(0, 1), DeleteOp(0, 2)])
     assert "2 edits not saved" in capsys.readouterr().err
     with connect(BASE) as s:
-        s.edits.add([DeleteOp(0, 1)])
+        s.edits.append([DeleteOp(0, 1)])
         s.lql(f'SAVE PATCH "{tmp_path / "x.vlp"}"')
     assert capsys.readouterr().err == ""
 
@@ -241,15 +241,15 @@ def test_a_refresh_that_fails_takes_everything_back(
     with connect(BASE, patches=[files["a"]]) as s:
         before = State(s)
         calls = []
-        real = s.edited.show
+        real = s.views.update
 
-        def once() -> list[str]:
+        def once() -> None:
             calls.append(1)
             if len(calls) == 1:
                 raise KeyboardInterrupt
-            return real()
+            real()
 
-        monkeypatch.setattr(s.edited, "show", once)
+        monkeypatch.setattr(s.views, "update", once)
         with pytest.raises(KeyboardInterrupt):
             s.edits.apply(files["c"])
         assert State(s) == before and [p.name for p in s.edits.applied] == ["a"]
@@ -281,7 +281,7 @@ def test_run_writes_under_patches(tmp_path: Path) -> None:
 def test_a_database_fact_under_two_patches_is_the_later_ones(files: dict[str, Path]) -> None:
     with connect(BASE, patches=[files["c"]]) as s:
         first = database_fact(s.need())
-        s.edits.add([InsertKnnOp(1, "italy", "Currency", "lira", 5, first.key)])
+        s.edits.append([InsertKnnOp(1, "italy", "Currency", "lira", 5, first.key)])
         assert [(f.target, f.patch) for f in s.overlay.knn] == [("lira", 1)]
         s.edits.rollback()
         assert [f.target for f in s.overlay.knn] == ["euro"]

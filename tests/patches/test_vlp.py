@@ -197,14 +197,14 @@ def test_a_damaged_patch_is_one_line_and_changes_nothing(what: str, tmp_path: Pa
     path = tmp_path / "damaged.vlp"
     path.write_text(json.dumps(raw))
     with connect(BASE, patches=[upstream("insert-knn")]) as s:
-        before = s.overlay.fingerprint(), s.edits.shown()
+        before = s.overlay.fingerprint(), s.edits.patch_rows()
         with pytest.raises(PatchError) as caught:
             s.lql(f'APPLY PATCH "{path}"')
         line = str(caught.value)
         assert "\n" not in line and str(path) in line
         wanted = {"surrogate": "field entity", "update 64": "features 0-63", "not  finite": "not finite"}
         assert wanted.get(what, what) in line
-        assert (s.overlay.fingerprint(), s.edits.shown()) == before
+        assert (s.overlay.fingerprint(), s.edits.patch_rows()) == before
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_another_base_is_refused_unless_forced(tiny_vindex: Callable[[str], Path
     copy = tmp_path / "other.vindex"
     shutil.copytree(BASE, copy)
     with connect(BASE) as s:
-        s.edits.add([DeleteOp(0, 3)])
+        s.edits.append([DeleteOp(0, 3)])
         s.lql(f'SAVE PATCH "{tmp_path / "p.vlp"}"')
     index = json.loads((copy / "index.json").read_text())
     index["checksums"].pop("gate_vectors.bin")
@@ -325,10 +325,10 @@ def test_saving_is_whole_or_not_at_all(when: str, tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_written_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "p.vlp"
     with connect(BASE) as s:
-        s.edits.add([DeleteOp(0, 3)])
+        s.edits.append([DeleteOp(0, 3)])
         s.edits.save(path)
         before = path.read_bytes()
-        s.edits.add([DeleteOp(0, 4)])
+        s.edits.append([DeleteOp(0, 4)])
         with pytest.raises(PatchError, match="no folder"):
             s.lql(f'SAVE PATCH "{tmp_path / "none" / "q.vlp"}"')
 
@@ -347,7 +347,7 @@ def test_a_file_that_cannot_be_written_loses_nothing(tmp_path: Path, monkeypatch
 def test_saved_vectors_are_those_of_the_session(tmp_path: Path) -> None:
     with connect(BASE) as s:
         vindex = s.need()
-        s.edits.add([insert(vindex, "Atlantis", "Poseidon"), UpdateOp(0, 1, gate=vector(vindex, 4))])
+        s.edits.append([insert(vindex, "Atlantis", "Poseidon"), UpdateOp(0, 1, gate=vector(vindex, 4))])
         before = s.overlay.fingerprint()
         s.lql(f'SAVE PATCH "{tmp_path / "p.vlp"}"')
         assert s.overlay.fingerprint() == before and not s.edits.dirty

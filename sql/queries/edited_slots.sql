@@ -1,0 +1,2 @@
+-- The rows of features of the given slots before edits.
+FROM {schema}.base_features SEMI JOIN slots USING (layer, feature)

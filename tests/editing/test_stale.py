@@ -1,0 +1,113 @@
+"""After an edit, what it touched is stale until a statement of the session names the tables that show it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from larql_duck import connect
+from larql_duck.patches.operations import DeleteOp, InsertKnnOp, InsertOp
+from larql_duck.session import Session
+from tests.editing.tables import rows, vector
+
+
+@pytest.fixture
+def edited(probed_vindex, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
+    """A session with one fact inserted, and one feature deleted that facts list."""
+    with connect(probed_vindex("llama")) as session:
+        [slot] = rows(
+            session,
+            "SELECT layer, feature FROM lq.edges WHERE source = 'probe' ORDER BY abs(effect) DESC NULLS LAST, layer, feature LIMIT 1",
+        )
+        n, hidden = session.need().n_features[1], session.need().hidden
+        vectors = {w: vector(i, hidden, 4) for i, w in enumerate(("gate", "up", "down"))}
+        session.edits.append(
+            [InsertOp(1, n, "Peru", "Rome", "capital", **vectors), DeleteOp(slot["layer"], slot["feature"])]
+        )
+        yield session
+        session.edits.rollback()
+
+
+def raw(session: Session, sql: str) -> list:  # type: ignore[type-arg]
+    return session.con.execute(sql).fetchall()
+
+
+PERU = "SELECT object, p, confidence, effect, stale FROM lq.facts WHERE subject = 'Peru'"
+
+
+def test_the_raw_connection_sees_stale_rows_without_figures(edited: Session) -> None:
+    assert raw(edited, PERU) == [("Rome", None, None, None, True)]
+    for table in ("facts", "edges", "triples", "model_graph"):
+        assert raw(edited, f"SELECT DISTINCT stale FROM lq.{table} WHERE subject = 'Peru'") == [(True,)]
+    # Facts that list the deleted feature have lost it, and their figures.
+    stale = raw(edited, "SELECT p, confidence, effect FROM lq.facts WHERE stale AND source = 'probe'")
+    assert stale and set(stale) == {(None, None, None)}
+    assert raw(edited, "SELECT count(*) > 0 FROM lq.facts WHERE NOT stale AND p IS NOT NULL") == [(True,)]
+    n = edited.need().n_features[1]
+    feature = f"FROM lq.features WHERE layer = 1 AND feature = {n}"
+    assert raw(edited, f"SELECT relation, gate_mean, top_token, gate_norm > 0 {feature}") == [
+        ("capital", None, None, True)
+    ]
+    # The graph knows the new name.
+    assert raw(edited, "SELECT n_facts FROM lq.entities WHERE entity = 'Peru'") == [(1,)]
+    edited.refresh()
+    assert raw(edited, "SELECT count(*) FROM lq.facts WHERE stale") == [(0,)]
+    [(_, p, confidence, _, stale)] = raw(edited, PERU)
+    assert p is not None and confidence == p and not stale
+    assert raw(edited, f"SELECT gate_mean IS NOT NULL {feature}") == [(True,)]
+
+
+@pytest.mark.parametrize(
+    ("statement", "names"),
+    [
+        ("SELECT 1", False),
+        ("FROM lq.layers", False),
+        ("SHOW TABLES", False),
+        ("FROM lq.Facts LIMIT 1", True),
+        ("SELECT * FROM model_graph LIMIT 1", True),
+        ("SELECT * FROM lq.describe_entity('Peru')", True),
+        ("FROM mine", True),
+        ("SELECT counted()", True),
+        ("SELECT lq_ask('Peru', 'capital')", True),
+    ],
+)
+def test_a_statement_refreshes_what_it_names(edited: Session, statement: str, names: bool) -> None:
+    edited.con.execute(
+        "CREATE VIEW inner_view AS SELECT subject FROM lq.edges; CREATE VIEW mine AS FROM inner_view"
+    )
+    edited.con.execute("CREATE MACRO counted() AS (SELECT count(*) FROM lq.triples)")
+    edited.sql(statement)
+    assert edited.views.stale is not names
+
+
+def test_lql_and_python_refresh_too(edited: Session) -> None:
+    edited.lql('INFER "The capital of Peru is"')
+    assert edited.views.stale
+    [row] = edited.lql('DESCRIBE "Peru"').dicts()
+    assert row["target"] == "Rome" and row["p"] is not None
+    assert not edited.views.stale
+
+
+def test_a_function_refreshes_what_it_reads_on_the_raw_connection(edited: Session) -> None:
+    sql = "SELECT lq_ask(subject, 'capital').object FROM (VALUES ('France'), ('Japan')) AS t(subject)"
+    found = raw(edited, sql)
+    assert len(found) == 2 and not edited.views.stale
+    assert raw(edited, sql) == found
+
+
+def test_compile_writes_no_stale_rows(edited: Session, tmp_path) -> None:
+    edited.lql("COMPILE CURRENT INTO VINDEX $out", {"out": str(tmp_path / "out.vindex")})
+    with connect(tmp_path / "out.vindex") as other:
+        assert raw(other, "SELECT count(*) FROM lq.facts WHERE stale") == [(0,)]
+        [(target, p, *_)] = raw(other, PERU)
+        assert target == "Rome" and p is not None
+
+
+def test_database_facts_are_never_stale(edited: Session) -> None:
+    edited.refresh()
+    edited.edits.append([InsertKnnOp(1, "Peru", "river", "Ucayali", 5, vector(1, edited.need().hidden))])
+    assert not edited.views.stale
+    assert raw(edited, "SELECT object, confidence, stale FROM lq.facts WHERE relation = 'river'") == [
+        ("Ucayali", 1.0, False)
+    ]
