@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from contextlib import nullcontext
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
