@@ -106,7 +106,7 @@ def _under(session: Session, lists: Sequence[Sequence[Operation]] | None) -> Ite
 
 def _conflict_row(c: Conflict, names: Sequence[str], rule: str) -> ReportRow:
     writers = ", ".join(names[n] for n in c.patches)
-    return ("conflict", c.what, c.layer, c.feature, None, f"{writers}: {names[c.kept]} holds ({rule})")
+    return ("conflict", c.what, c.layer, c.feature, None, f"{writers}: {names[c.winner]} holds ({rule})")
 
 
 def _slots(overlay: Overlay) -> list[ReportRow]:

@@ -19,7 +19,7 @@ _NAMED = 5
 class Conflict:
     """A slot of the base (layer, feature) or a fact (entity, relation) that several patches write.
 
-    what says which, for people; patches are their numbers in order, kept is the one that holds.
+    what says which, for people; patches are their numbers in order, winner is the one that holds.
     """
 
     what: str
@@ -28,7 +28,7 @@ class Conflict:
     entity: str | None
     relation: str | None
     patches: tuple[int, ...]
-    kept: int
+    winner: int
 
 
 def resolve(
@@ -47,17 +47,18 @@ def resolve(
                 titles.setdefault(key, operation)
                 writers.setdefault(key, {})[number] = _confidence(operation)
     conflicts, losers = [], set()
-    for key, found in writers.items():
-        if len(found) < 2:
+    for key, confidences in writers.items():
+        if len(confidences) < 2:
             continue
-        kept = max(found) if rule != "highest_confidence" else max(found, key=lambda n: (found[n], n))
-        losers |= {(key, number) for number in found if number != kept}
-        conflicts.append(_conflict(key, titles[key], tuple(sorted(found)), kept))
+        by_confidence = rule == "highest_confidence"
+        winner = max(confidences, key=lambda n: (confidences[n] if by_confidence else 0, n))
+        losers |= {(key, number) for number in confidences if number != winner}
+        conflicts.append(_conflict(key, titles[key], tuple(sorted(confidences)), winner))
     if conflicts and rule == "fail":
-        shown = "; ".join(f"{c.what} ({', '.join(names[n] for n in c.patches)})" for c in conflicts[:_NAMED])
+        named = "; ".join(f"{c.what} ({', '.join(names[n] for n in c.patches)})" for c in conflicts[:_NAMED])
         more = f"; and {len(conflicts) - _NAMED} more" if len(conflicts) > _NAMED else ""
         raise PatchError(
-            f"patches conflict on {shown}{more}; remove one with REMOVE PATCH, "
+            f"patches conflict on {named}{more}; remove one with REMOVE PATCH, "
             "or compile with ON CONFLICT LAST_WINS or HIGHEST_CONFIDENCE"
         )
     if rule != "highest_confidence":
@@ -87,10 +88,10 @@ def _confidence(operation: Operation) -> float:
     return -1.0
 
 
-def _conflict(key: Key, operation: Operation, patches: tuple[int, ...], kept: int) -> Conflict:
+def _conflict(key: Key, operation: Operation, patches: tuple[int, ...], winner: int) -> Conflict:
     first, second = key
     if isinstance(first, int) and isinstance(second, int):
-        return Conflict(f"L{first} F{second}", first, second, None, None, patches, kept)
+        return Conflict(f"L{first} F{second}", first, second, None, None, patches, winner)
     assert isinstance(operation, InsertOp | InsertKnnOp)
     entity, relation = operation.entity, operation.relation
-    return Conflict(f"{entity} {relation or ''}".strip(), None, None, entity, relation, patches, kept)
+    return Conflict(f"{entity} {relation or ''}".strip(), None, None, entity, relation, patches, winner)

@@ -40,8 +40,8 @@ def express(config: Config, family: Family, tensors: Mapping[str, Sequence[int]]
     Integers are u32 and floats f32 when written. ModelError that names SAFETENSORS where GGUF cannot say it.
     """
     arch = family.gguf_arch
-    own, rope_factors = _fields(config, family, path)
-    metadata = {"general.architecture": arch} | {f"{arch}.{k}": v for k, v in own.items() if v is not None}
+    fields, rope_factors = _fields(config, family, path)
+    metadata = {"general.architecture": arch} | {f"{arch}.{k}": v for k, v in fields.items() if v is not None}
     for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
         value = config.get(f"{name}_token_id")
         value = value[0] if isinstance(value, list) and value else value

@@ -178,12 +178,12 @@ def _check(
         rebuilt = load_tokenizer(tokenizer_files({**context, **metadata}, path), vocab)
     except ModelError as error:
         raise ModelError(f"{error}; {ELSE}", path=str(path)) from None
-    own = load_tokenizer(files, vocab)
-    for text in (*_TEXTS, *_sample(own)):
-        ids = own.encode(text)
+    original = load_tokenizer(files, vocab)
+    for text in (*_TEXTS, *_sample(original)):
+        ids = original.encode(text)
         if max(ids, default=0) >= vocab:
             continue
-        if rebuilt.encode(text) != ids or rebuilt.decode(ids) != own.decode(ids):
+        if rebuilt.encode(text) != ids or rebuilt.decode(ids) != original.decode(ids):
             raise _refused(path, f"cuts {text[:30]!r} in a way that a rebuilt one does not")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from larql_duck.files import open_replacing, write_whole
+from larql_duck.vindex.arrays import torch_dtype
 from larql_duck.vindex.manifest import DTYPE_BYTES
 
 if TYPE_CHECKING:
@@ -41,12 +42,12 @@ def write_model(
     shards: list[list[Planned]] = [[]]
     size = 0
     for tensor in planned:
-        own = tensor.bytes(dtype)
-        if shards[-1] and size + own > limit:
+        n_bytes = tensor.bytes(dtype)
+        if shards[-1] and size + n_bytes > limit:
             shards.append([])
             size = 0
         shards[-1].append(tensor)
-        size += own
+        size += n_bytes
     if len(shards) == 1:
         return [_write(source, shards[0], dtype, directory / "model.safetensors")]
     files: list[Path] = []
@@ -87,8 +88,6 @@ def _write(source: WeightSource, planned: Sequence[Planned], dtype: str, path: P
 
 def _pieces(tensor: torch.Tensor, planned: Planned, dtype: str) -> Iterator[memoryview]:
     import torch
-
-    from larql_duck.vindex.arrays import torch_dtype
 
     assert tuple(tensor.shape) == planned.shape, (planned, tensor.shape)
     target = torch_dtype(dtype)

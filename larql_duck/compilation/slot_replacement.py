@@ -21,7 +21,7 @@ from larql_duck.patches.overlay import Overlay, OverlayRow
 if TYPE_CHECKING:
     from larql_duck.vindex.store import Vindex
 
-Texts = Sequence[Sequence[int]]
+TokenTexts = Sequence[Sequence[int]]
 """Token ids of texts, special tokens included."""
 
 POSITIONS = 4096
@@ -42,7 +42,7 @@ class Placed:
     positions: int
 
 
-def place(vindex: Vindex, overlay: Overlay, texts: Texts | None = None, seed: int = 0) -> Placed:
+def place(vindex: Vindex, overlay: Overlay, texts: TokenTexts | None = None, seed: int = 0) -> Placed:
     """The overlay with every appended feature in the slot of its layer that is used least.
 
     Used means: mean |activation| x |down column| over the first half of `texts`; the cost is measured on the other
@@ -58,11 +58,11 @@ def place(vindex: Vindex, overlay: Overlay, texts: Texts | None = None, seed: in
     del engine
     rows: dict[int, dict[int, OverlayRow]] = {}
     moved: dict[tuple[int, int], int] = {}
-    for layer, own in overlay.rows.items():
+    for layer, edited in overlay.rows.items():
         n = vindex.n_features[layer]
-        rows[layer] = {f: row for f, row in own.items() if f < n}
-        free = [f for f in use[layer][:n].argsort(stable=True).tolist() if f not in own]
-        appended = [f for f in own if f >= n]
+        rows[layer] = {f: row for f, row in edited.items() if f < n}
+        free = [f for f in use[layer][:n].argsort(stable=True).tolist() if f not in edited]
+        appended = [f for f in edited if f >= n]
         if len(appended) > len(free):
             raise PatchError(
                 f"layer {layer} has {len(appended)} inserted features and {len(free)} slots for them; "
@@ -70,7 +70,7 @@ def place(vindex: Vindex, overlay: Overlay, texts: Texts | None = None, seed: in
                 slot=(layer, appended[0]),
             )
         for feature, slot in zip(appended, free, strict=False):
-            rows[layer][slot] = own[feature]
+            rows[layer][slot] = edited[feature]
             moved[layer, feature] = slot
     frozen = MappingProxyType({k: MappingProxyType(dict(sorted(v.items()))) for k, v in rows.items()})
     placed = replace(overlay, rows=frozen)
@@ -80,7 +80,7 @@ def place(vindex: Vindex, overlay: Overlay, texts: Texts | None = None, seed: in
     return Placed(placed, moved, before, after, positions)
 
 
-def _enough(texts: Texts) -> list[Sequence[int]]:
+def _enough(texts: TokenTexts) -> list[Sequence[int]]:
     """The first texts, up to POSITIONS tokens and one text at least."""
     out: list[Sequence[int]] = []
     for text in texts:
@@ -105,7 +105,7 @@ def _check(vindex: Vindex, overlay: Overlay) -> None:
 
 
 @torch.inference_mode()
-def usage(engine: Engine, texts: Texts) -> list[torch.Tensor]:
+def usage(engine: Engine, texts: TokenTexts) -> list[torch.Tensor]:
     """How much each feature is used: mean |activation| x |down column|, f64 [features] a layer."""
     sums = [torch.zeros(n, dtype=torch.float64) for n in engine.n_features]
     count = 0
@@ -139,7 +139,7 @@ def _activations(engine: Engine, sums: list[torch.Tensor]) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def perplexity(engine: Engine, texts: Texts) -> tuple[float, int]:
+def perplexity(engine: Engine, texts: TokenTexts) -> tuple[float, int]:
     """The perplexity of the texts, every token but the first predicted, and how many tokens that were."""
     total, count = 0.0, 0
     for ids in texts:

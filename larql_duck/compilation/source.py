@@ -29,10 +29,12 @@ class EditedWeights:
         self.overlay = overlay
         self.path: Path = vindex.path
         self.family: Family = vindex.family
-        own = overlay.n_features
-        self.appended = [n - base for n, base in zip(own, vindex.n_features, strict=True)]
+        counts = overlay.n_features
+        self.appended = [n - base for n, base in zip(counts, vindex.n_features, strict=True)]
         self.n_features = (
-            [_padded(own)] * len(own) if padded and (any(self.appended) or len(set(own)) > 1) else own
+            [_padded(counts)] * len(counts)
+            if padded and (any(self.appended) or len(set(counts)) > 1)
+            else counts
         )
         self.config: dict[str, Any] = dict(vindex.config)
         if self.n_features != vindex.n_features:

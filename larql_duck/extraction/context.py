@@ -75,8 +75,8 @@ class TokenFeatures:
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Take over what `state` of an object of the same size returned."""
-        own = self.state()
-        for name, array in own.items():
+        current = self.state()
+        for name, array in current.items():
             array[:] = state[name]
 
 

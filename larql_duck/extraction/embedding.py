@@ -59,20 +59,20 @@ class EmbeddingInputs:
 
         with workers() as pool:
             pool.each(search, blocks)
-        found = collector.finish(self.ids)
-        fill_activations(self.rows, collector.top.columns, found, up, self.act)
-        return found
+        top = collector.finish(self.ids)
+        fill_activations(self.rows, collector.top.columns, top, up, self.act)
+        return top
 
 
 def fill_activations(
     rows: torch.Tensor,
     columns: np.ndarray,
-    found: TopActivating,
+    top: TopActivating,
     up: torch.Tensor | None,
     act: Callable[[torch.Tensor], torch.Tensor],
 ) -> None:
-    """Write act(gate) * up into `found.activations` for the kept pairs (act(gate) alone where the FFN is plain)."""
-    value = act(torch.from_numpy(found.scores))
+    """Write act(gate) * up into `top.activations` for the kept pairs (act(gate) alone where the FFN is plain)."""
+    value = act(torch.from_numpy(top.scores))
     if up is not None:
         ups = up.float()
         for start, stop in row_blocks(
@@ -80,4 +80,4 @@ def fill_activations(
         ):
             at = torch.from_numpy(columns[start:stop]).clamp_min(0).long()
             value[start:stop] *= (rows[at] @ ups[start:stop, :, None])[..., 0]
-    found.activations[:] = np.where(columns >= 0, value.numpy(), np.nan)
+    top.activations[:] = np.where(columns >= 0, value.numpy(), np.nan)

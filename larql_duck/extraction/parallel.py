@@ -10,8 +10,8 @@ from typing import TypeVar
 
 import torch
 
-Item = TypeVar("Item")
-Value = TypeVar("Value")
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 
 
 class Workers:
@@ -20,11 +20,11 @@ class Workers:
     def __init__(self, pool: ThreadPoolExecutor, n: int) -> None:
         self._pool, self._n = pool, n
 
-    def map(self, function: Callable[[Item], Value], items: Iterable[Item]) -> Iterator[Value]:
+    def map(self, function: Callable[[Given], Made], items: Iterable[Given]) -> Iterator[Made]:
         """`function` of each item, in the items' order; a few are computed ahead. Gradients are off inside."""
-        waiting: deque[Future[Value]] = deque()
+        waiting: deque[Future[Made]] = deque()
 
-        def call(item: Item) -> Value:
+        def call(item: Given) -> Made:
             with torch.no_grad():  # this setting belongs to a thread
                 return function(item)
 
@@ -39,8 +39,8 @@ class Workers:
             for future in waiting:
                 future.cancel()
 
-    def each(self, function: Callable[[Item], object], items: Iterable[Item]) -> None:
-        """Nothing; `function` was called with each item."""
+    def each(self, function: Callable[[Given], object], items: Iterable[Given]) -> None:
+        """Call `function` with each item."""
         for _ in self.map(function, items):
             pass
 

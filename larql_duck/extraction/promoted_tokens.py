@@ -141,13 +141,13 @@ class OutputHead:
             return None if words is None else torch.stack([words.sum(0), words.square().sum(0)])
 
         # The first block alone: it sets the thresholds that keep the others' candidates few.
-        found = [offer(blocks[0])]
+        sums_of_blocks = [offer(blocks[0])]
         with workers() as pool:
-            found += pool.map(offer, blocks[1:])
+            sums_of_blocks += pool.map(offer, blocks[1:])
         if self._unit is not None:
             mean, std = self._moments.project(directions)
         else:
-            sums = torch.stack([part for part in found if part is not None]).sum(0) / max(
+            sums = torch.stack([part for part in sums_of_blocks if part is not None]).sum(0) / max(
                 int(self._words.sum()), 1
             )
             mean, std = sums[0].float(), (sums[1] - sums[0].square()).clamp_min(0).sqrt().float()
@@ -159,7 +159,7 @@ class OutputHead:
 
     def _offer_half(
         self,
-        found: TopK,
+        top: TopK,
         block: torch.Tensor,
         directions: torch.Tensor,
         slack: torch.Tensor | float,
@@ -167,32 +167,32 @@ class OutputHead:
         sign: float,
     ) -> None:
         """Offer a bf16 block [tokens, features]: whatever its rounding leaves possible, recomputed in f32."""
-        threshold = found.threshold()
+        threshold = top.threshold()
         # The limit itself is rounded too, hence twice the rounding of a result.
         limit = (threshold - slack - 2 * _BF16_ROUNDING * threshold.abs().clamp_min(1e-3)).to(torch.bfloat16)
         tokens, features = np.divmod(np.flatnonzero((block > limit).numpy()), block.shape[1])
-        at, own = torch.from_numpy(tokens + start), torch.from_numpy(features)
-        values = sign * _dots(self._unit_rows, at, directions, own).numpy()
-        enters = values >= found.values[features, -1]
-        found.offer(features[enters], tokens[enters] + start, values[enters])
+        at, which = torch.from_numpy(tokens + start), torch.from_numpy(features)
+        values = sign * _dots(self._unit_rows, at, directions, which).numpy()
+        enters = values >= top.values[features, -1]
+        top.offer(features[enters], tokens[enters] + start, values[enters])
 
     def _exact(
-        self, directions: torch.Tensor, found: TopK, sign: float, k: int
+        self, directions: torch.Tensor, top: TopK, sign: float, k: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids and scores, [features, k], after every kept pair was computed anew in one way."""
-        found.settle()
-        kept = torch.from_numpy(found.columns)
-        scores = _row_dots(self._unit_rows, kept.long(), directions)
+        """Token ids and scores, [features, k], after every positions pair was computed anew in one way."""
+        top.settle()
+        positions = torch.from_numpy(top.columns)
+        scores = _row_dots(self._unit_rows, positions.long(), directions)
         # Ties go to the lower token id: order by column first, then stably by score.
-        columns, order = kept.sort(dim=1)
+        columns, order = positions.sort(dim=1)
         scores, rank = (sign * scores.gather(1, order)).sort(dim=1, descending=True, stable=True)
         return self.candidates[columns.gather(1, rank)[:, :k].long()], sign * scores[:, :k]
 
 
-def _offer(found: TopK, block: torch.Tensor, start: int) -> None:
+def _offer(top: TopK, block: torch.Tensor, start: int) -> None:
     """Offer a block [tokens, features], its first token being column `start`, to the rows = features."""
-    features, tokens = found.candidates(block, row_axis=1)
-    found.offer(features, tokens + start, block.numpy()[tokens, features])
+    features, tokens = top.candidates(block, row_axis=1)
+    top.offer(features, tokens + start, block.numpy()[tokens, features])
 
 
 def _rounding_error(rows: torch.Tensor, half: torch.Tensor) -> torch.Tensor:

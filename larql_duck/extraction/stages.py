@@ -56,7 +56,7 @@ class _Facts:
     tables: dict[str, pa.Table] = field(default_factory=dict)
     many: list[str] = field(default_factory=list)
     pack: str | None = None
-    kept: dict[str, Any] | None = None
+    record: dict[str, Any] | None = None
 
     def table(self, name: str) -> pa.Table:
         """The table as probing made it, an empty one where it made none."""
@@ -130,11 +130,11 @@ class Extraction:
         with self._stage(PROMOTED):
             head = OutputHead.of(self.source, self.job.vocabulary)
             for layer in missing:
-                found = head.search(ffn_matrix(self.source, layer, "down"), self.options.top_k)
+                promoted = head.search(ffn_matrix(self.source, layer, "down"), self.options.top_k)
                 gate = ffn_matrix(self.source, layer, "gate").float()
                 up = ffn_matrix(self.source, layer, "up")
                 up_norm = torch.full((len(gate),), torch.nan) if up is None else up.float().norm(dim=1)
-                measured = {f"promoted_{name}": values.numpy() for name, values in vars(found).items()}
+                measured = {f"promoted_{name}": values.numpy() for name, values in vars(promoted).items()}
                 measured["promoted_ids"] = measured["promoted_ids"].astype(np.int32)
                 norms = {"gate_norm": gate.norm(dim=1).numpy(), "up_norm": up_norm.numpy()}
                 self.staging.save(f"promoted-{layer}", measured | norms)
@@ -225,9 +225,9 @@ class Extraction:
                 checkpoint=self.staging.work / "facts",
             )
             # For later runs, whose relations may have no reference answers of their own.
-            kept = {"calibration": run.calibration.as_json(), "relations": run.report["relations"]}
+            record = {"calibration": run.calibration.as_json(), "relations": run.report["relations"]}
             del engine
-        return _Facts(run.tables, [r.name for r in pack.relations if r.many], pack.name, kept)
+        return _Facts(run.tables, [r.name for r in pack.relations if r.many], pack.name, record)
 
     # -- tables -------------------------------------------------------------------------------------------
 
@@ -314,7 +314,7 @@ class Extraction:
             file.writelines(rows.down_meta_bytes(measured, self.options.top_k))
         del measured
         files[layout.DOWN_META] = hash_file(directory / layout.DOWN_META)
-        if facts.kept is not None:
+        if facts.record is not None:
             features = pq.read_table(directory / TABLES / "features.parquet")
             files[LABELS] = write_file(directory / LABELS, feature_labels(features))
         raw = index_json(
@@ -329,8 +329,8 @@ class Extraction:
             seconds=self.seconds,
             extracted_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
-        if facts.kept is not None:
-            raw[SECTION]["probe"] = facts.kept
+        if facts.record is not None:
+            raw[SECTION]["probe"] = facts.record
         write_file(directory / INDEX, seal_manifest(raw))
         rebuild_database(directory)
         shutil.rmtree(self.staging.work)

@@ -22,25 +22,25 @@ from larql_duck.inference.topk import row_blocks
 if TYPE_CHECKING:
     from larql_duck.models.source import WeightSource
 
-Arguments = dict[str, Any]
+LayerArguments = dict[str, Any]
 
 
 class _PrefixCache:
     """The part of transformers' cache interface that an attention module calls: one layer's prefix keys and values."""
 
     def __init__(self) -> None:
-        self.kept: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.prefix: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.kept is None:
-            self.kept = keys, values
+        if self.prefix is None:
+            self.prefix = keys, values
             return keys, values
         n = keys.shape[0]
         joined = [
             torch.cat([old.expand(n, -1, -1, -1), new], 2)
-            for old, new in zip(self.kept, (keys, values), strict=True)
+            for old, new in zip(self.prefix, (keys, values), strict=True)
         ]
         return joined[0], joined[1]
 
@@ -61,7 +61,7 @@ class TokenStream:
         # Explicit masks are made only by the eager implementation, and a mask that is there can be cut to one row.
         self.model.config._attn_implementation = "eager"
         self.parts = find_modules(self.model, source.family)
-        self._arguments: list[Arguments] = [{} for _ in self.parts.layers]
+        self._arguments: list[LayerArguments] = [{} for _ in self.parts.layers]
         self.n_prefix = len(prefix)
         self.residual = torch.empty(len(tokens), self.model.config.hidden_size)
         self.prefix_residual: torch.Tensor
@@ -162,14 +162,14 @@ def _mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     return change(value) if isinstance(value, torch.Tensor) else value
 
 
-def _first_row(arguments: Arguments, rows: int) -> Arguments:
+def _first_row(arguments: LayerArguments, rows: int) -> LayerArguments:
     def first(value: torch.Tensor) -> torch.Tensor:
         return value[:1] if value.dim() and value.shape[0] == rows else value
 
     return {name: _mapped(value, first) for name, value in arguments.items()}
 
 
-def _cut(arguments: Arguments, at: slice, length: int, cache: _PrefixCache | None) -> Arguments:
+def _cut(arguments: LayerArguments, at: slice, length: int, cache: _PrefixCache | None) -> LayerArguments:
     """A layer's arguments for the positions `at` of a sequence of `length`, with `cache` in the cache's place."""
 
     def cut(value: torch.Tensor) -> torch.Tensor:

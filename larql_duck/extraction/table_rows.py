@@ -112,8 +112,8 @@ def token_features_tables(
     for start in range(0, len(ids), 1 << 14):
         stop = min(start + (1 << 14), len(ids))
         columns = top.columns[start:stop]
-        kept = (columns >= 0) & np.isfinite(top.values[start:stop])
-        row, rank = np.nonzero(kept)
+        filled = (columns >= 0) & np.isfinite(top.values[start:stop])
+        row, rank = np.nonzero(filled)
         layer, feature = features.slots(columns[row, rank])
         token_ids = ids[start:stop][row]
         gate, activation = (c[start:stop][row, rank] for c in top.companions)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from larql_duck.errors import ModelError
 from larql_duck.models.families import Family, ModelSizes
+from larql_duck.models.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +59,7 @@ class ModelSource:
         raise NotImplementedError
 
     def release(self) -> None:
-        """None; lets go of the file pages that reading has made resident (they come back when read again)."""
+        """Let go of the file pages that reading has made resident (they come back when read again)."""
 
     # -- the weight source -------------------------------------------------------------------------------
 
@@ -92,7 +93,7 @@ class ModelSource:
     # -- the check before anything is read ---------------------------------------------------------------
 
     def validate(self) -> None:
-        """None when config, headers and tokenizer fit together; else ModelError naming the first few problems.
+        """Raise ModelError naming the first few problems where config, headers and tokenizer do not fit together.
 
         Checks every tensor that the config calls for (presence, shape), tensors of layers that it does not call for,
         the activation, the norm epsilon and the tokenizer. Values are checked when they are read.
@@ -136,8 +137,6 @@ class ModelSource:
         self._check_tokenizer(size.vocab)
 
     def _check_tokenizer(self, vocab: int) -> None:
-        from larql_duck.models.tokenizer import load_tokenizer
-
         try:
             highest = load_tokenizer(self.tokenizer_files()).highest_learned_id
         except ModelError as error:

@@ -232,7 +232,7 @@ def complete(config: Config, family: Family) -> dict[str, Any]:
     """The config with the family's defaults written out for keys that it leaves to the architecture."""
     out = dict(config)
     for key, value in family.defaults.items():
-        own = family.keys.get(key, key)
-        if own not in out and key not in out:
-            out[own] = value
+        spelling = family.keys.get(key, key)
+        if spelling not in out and key not in out:
+            out[spelling] = value
     return out

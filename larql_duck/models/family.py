@@ -185,13 +185,15 @@ class Family:
     def _int(self, config: Config, key: str, limit: int = _MAX_DIM, default: int | None = None) -> int:
         value = self.get(config, key)
         value = default if value is None else value
-        own = self.keys.get(key, key)
+        spelling = self.keys.get(key, key)
         if value is None:
-            raise ModelError(f"config.json: {own} is missing (model_type {self.name})", expected=own)
+            raise ModelError(
+                f"config.json: {spelling} is missing (model_type {self.name})", expected=spelling
+            )
         if not _is_size(value) or value > limit:
             raise ModelError(
-                f"config.json: {own} must be a number from 1 to {limit}, found {value!r}",
-                expected=own,
+                f"config.json: {spelling} must be a number from 1 to {limit}, found {value!r}",
+                expected=spelling,
                 found=value,
             )
         return int(value)
@@ -220,9 +222,9 @@ class Family:
         value = self.get(config, self.act_key)
         value = self.act_aliases.get(value, value) if isinstance(value, str) else value
         if not isinstance(value, str) or value not in _ACTIVATIONS:
-            own = self.keys.get(self.act_key, self.act_key)
+            spelling = self.keys.get(self.act_key, self.act_key)
             raise ModelError(
-                f"config.json: {own} {value!r} is not known; known: {', '.join(sorted(_ACTIVATIONS))}",
+                f"config.json: {spelling} {value!r} is not known; known: {', '.join(sorted(_ACTIVATIONS))}",
                 found=value,
             )
         return _ACTIVATIONS[value]

@@ -108,18 +108,18 @@ class GgufConfig:
         if embedding is None or len(embedding) != 2:
             raise ModelError(f"{self.path}: tensor token_embd.weight is missing", tensor="token_embd.weight")
         out: dict[str, Any] = {"model_type": family.name, "vocab_size": int(embedding[0])}
-        for key, own in _SIZES.items():
+        for key, stored in _SIZES.items():
             if family.norm == "layer" and key == "num_key_value_heads":
                 continue
             if key == "num_key_value_heads":
-                out[key] = self.number(own) or out["num_attention_heads"]
+                out[key] = self.number(stored) or out["num_attention_heads"]
             else:
-                out[family.keys.get(key, key)] = self.required(own)
+                out[family.keys.get(key, key)] = self.required(stored)
         out[family.eps_key] = self.required(_EPS[family.norm])
         out[family.act_key] = family.defaults[family.act_key]
         out["tie_word_embeddings"] = "output.weight" not in tensors
-        for name, own in _TOKEN_IDS.items():
-            token_id = self.metadata.get(own)
+        for name, stored in _TOKEN_IDS.items():
+            token_id = self.metadata.get(stored)
             if isinstance(token_id, int) and 0 <= token_id < out["vocab_size"]:
                 out[name] = token_id
         if family.norm == "layer":

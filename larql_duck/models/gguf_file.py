@@ -92,7 +92,7 @@ class GgufFile:
         return out.reshape(entry.shape)
 
     def release(self) -> None:
-        """None; drops the pages that reading has made resident."""
+        """Drop the pages that reading has made resident."""
         self._mapped.release()
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import gguf
-import torch
 
 from larql_duck.models.family import Config, Family, bias_of
+
+if TYPE_CHECKING:
+    import torch
 
 _BLOCK = re.compile(r"blk\.(0|[1-9]\d{0,5})\.(.+)")
 _ARCHITECTURES = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
@@ -29,16 +32,18 @@ class GgufLayout:
         family = self.family
         table = gguf.get_tensor_name_map(_ARCHITECTURES[family.gguf_arch], 1)
 
-        def own(name: str) -> str:
-            # Architectures that are always tied have no name for a head of its own.
+        def stored_name(name: str) -> str:
+            # Architectures that are always tied have no name for a head of its stored_name.
             return (table.get_name(name.removesuffix(".weight")) or "output") + ".weight"
 
-        top = {n: own(n) for n in (family.embed, family.head, family.final_norm, family.positions) if n}
+        top = {
+            n: stored_name(n) for n in (family.embed, family.head, family.final_norm, family.positions) if n
+        }
         if family.final_norm_bias:
             top[family.final_norm_bias] = bias_of(top[family.final_norm])
         layer: dict[str, str] = {}
         for name in (*family.matrices(), *family.norms()):
-            stored = own(family.layer_prefix(0) + name).removeprefix("blk.0.")
+            stored = stored_name(family.layer_prefix(0) + name).removeprefix("blk.0.")
             layer |= {name: stored, bias_of(name): bias_of(stored)}
         return top, layer
 

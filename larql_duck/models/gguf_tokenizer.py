@@ -234,18 +234,18 @@ def score_merges(vocab: Mapping[str, int], scores: Sequence[float], types: Seque
     SentencePiece joins the neighbours whose union has the highest score; so every way to cut a piece into two other
     pieces is a merge, ranked by the piece's score.
     """
-    found = []
+    merges = []
     for piece, token_id in vocab.items():
         if len(piece) < 2 or types[token_id] not in (TokenType.NORMAL, TokenType.USER_DEFINED):
             continue
         for cut in range(1, len(piece)):
             left, right = piece[:cut], piece[cut:]
             if left in vocab and right in vocab:
-                found.append(
+                merges.append(
                     (-scores[token_id], -cut, cut - len(piece), vocab[left], vocab[right], left, right)
                 )
-    found.sort()
-    return [[left, right] for *_, left, right in found]
+    merges.sort()
+    return [[left, right] for *_, left, right in merges]
 
 
 def _all(values: Any, kind: type) -> bool:

@@ -79,7 +79,7 @@ class HfSource(ModelSource):
         return self._places[name][0].path
 
     def release(self) -> None:
-        """None; drops the pages that reading has made resident."""
+        """Drop the pages that reading has made resident."""
         for file in self._files:
             file.release()
 
@@ -170,24 +170,24 @@ def _weight_files(directory: Path) -> list[str]:
     """Names of the safetensors files that make up the model; ModelError naming what is missing."""
     if (directory / _INDEX).is_file():
         return _indexed(directory)
-    found = sorted(p.name for p in directory.glob("*.safetensors") if not _OTHERS.fullmatch(p.name))
-    if "model.safetensors" in found:
+    files = sorted(p.name for p in directory.glob("*.safetensors") if not _OTHERS.fullmatch(p.name))
+    if "model.safetensors" in files:
         return ["model.safetensors"]
-    if not found:
+    if not files:
         raise _no_weights(directory)
-    for name in found:
+    for name in files:
         shard = _SHARD.fullmatch(name)
         if shard:
             wanted = [f"{shard[1]}-{i:05d}-of-{shard[3]}.safetensors" for i in range(1, int(shard[3]) + 1)]
             _require(directory, wanted)
             return wanted
-    if len(found) > 1:
+    if len(files) > 1:
         raise ModelError(
-            f"{directory}: several safetensors files ({', '.join(found[:3])}) and no {_INDEX} that says which belong "
+            f"{directory}: several safetensors files ({', '.join(files[:3])}) and no {_INDEX} that says which belong "
             "to the model; keep one, or add the index",
             path=directory,
         )
-    return found
+    return files
 
 
 def _indexed(directory: Path) -> list[str]:

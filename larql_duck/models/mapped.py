@@ -45,6 +45,6 @@ class MappedFile:
         return torch.frombuffer(self.map, dtype=dtype, count=count, offset=offset).reshape(shape)
 
     def release(self) -> None:
-        """None; drops the pages that reading has made resident."""
+        """Drop the pages that reading has made resident."""
         if hasattr(mmap, "MADV_DONTNEED"):
             self.map.madvise(mmap.MADV_DONTNEED)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from larql_duck.errors import ModelError
 from larql_duck.models.checkpoint import ModelSource
+from larql_duck.models.hf import HfSource
 from larql_duck.models.hub import download, parse_spec
 
 
@@ -15,8 +16,6 @@ def open_model(spec: str | Path) -> ModelSource:
     Headers are read and checked, values are not. org/name is looked up on the Hub when no such path exists.
     ModelError names what is missing; `ModelSource.validate` then checks config and tensors against each other.
     """
-    from larql_duck.models.hf import HfSource
-
     text = str(spec)
     if not text.strip() or "\0" in text:
         raise ModelError("no model is named; pass a directory, a .gguf file or hf://org/name")
@@ -29,23 +28,24 @@ def open_model(spec: str | Path) -> ModelSource:
                 return _open_file(path)
         except OSError as error:  # a name too long for the file system, for instance
             raise ModelError(f"{text[:200]}: cannot be opened: {error.strerror}", path=path) from None
-    found = None if isinstance(spec, Path) else parse_spec(text)
-    if found is None:
+    repository = None if isinstance(spec, Path) else parse_spec(text)
+    if repository is None:
         raise ModelError(
             f"{text[:200]}: there is no such file or directory; pass a Hugging Face directory, a .gguf file "
             "or hf://org/name",
             path=path,
         )
     try:
-        directory, origin = download(*found)
+        directory, origin = download(*repository)
     except ModelError as error:
         if text.startswith("hf://"):
             raise
         raise ModelError(f"{text}: there is no such directory here, and {error}", path=path) from None
-    return HfSource(directory, name=found[0], origin=origin)
+    return HfSource(directory, name=repository[0], origin=origin)
 
 
 def _open_file(path: Path) -> ModelSource:
+    # The package gguf takes a while to import, and few models come as such a file.
     from larql_duck.models.gguf import GgufSource
 
     with path.open("rb") as handle:

@@ -62,7 +62,7 @@ class SafetensorsFile:
         return self._mapped.tensor(self._data + entry.begin, dtype, entry.shape)
 
     def release(self) -> None:
-        """None; drops the pages that reading has made resident."""
+        """Drop the pages that reading has made resident."""
         self._mapped.release()
 
 

@@ -11,7 +11,7 @@ import msgspec
 
 from larql_duck.errors import VindexError
 
-Kind = TypeVar("Kind")
+Shaped = TypeVar("Shaped")
 Natural = Annotated[int, msgspec.Meta(ge=0, le=1 << 48)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=1 << 48)]
 
@@ -36,8 +36,8 @@ def read_json(path: Path) -> Any:
 
 
 def read_struct(
-    raw: object, kind: type[Kind], refuse: Callable[[str, str, str], Exception], prefix: str = ""
-) -> Kind:
+    raw: object, kind: type[Shaped], refuse: Callable[[str, str, str], Exception], prefix: str = ""
+) -> Shaped:
     """`raw` (decoded JSON) as `kind`, a msgspec struct or a list of them; types are exact, 1 is no text.
 
     Raises what `refuse` makes of a field (`prefix` and its path), of what it should be and of what stands there.
@@ -48,13 +48,13 @@ def read_struct(
         problem, _, place = str(error).rstrip("`").partition(" - at `$")
         missing = re.fullmatch(r"Object missing required field `(.+?)`?", problem)
         value: Any = raw
-        # Keys of a dict are no part of the path: the value shown is then the whole dict.
+        # Keys of a dict are no part of the path: the value value_text is then the whole dict.
         for name, index in re.findall(r"\.(\w+)|\[(\d+)\]", place.partition("[...]")[0]):
             value = value[int(index) if index else name]
-        shown = repr(value) if len(repr(value)) <= _LONGEST else repr(value)[: _LONGEST - 3] + "..."
+        value_text = repr(value) if len(repr(value)) <= _LONGEST else repr(value)[: _LONGEST - 3] + "..."
         if missing:
             raise refuse(prefix + f"{place}.{missing[1]}".lstrip("."), "there", "nothing") from None
-        raise refuse(prefix + place.lstrip("."), _expected(problem, kind, place), shown) from None
+        raise refuse(prefix + place.lstrip("."), _expected(problem, kind, place), value_text) from None
 
 
 def _expected(problem: str, kind: Any, place: str) -> str:

@@ -50,8 +50,8 @@ def config_of_larql(manifest: Manifest, has_head: bool) -> dict[str, Any]:
     config |= {key: stated[name] for name, key in CONFIG_FIELDS.items() if stated.get(name) is not None}
     family, _ = family_for(config)
     if model_type in FAMILIES:
-        own = {family.keys.get(key, key): value for key, value in config.items()}
-        config = complete(own, family)
+        spelled = {family.keys.get(key, key): value for key, value in config.items()}
+        config = complete(spelled, family)
     else:
         config["hidden_act"] = "silu"
     return config

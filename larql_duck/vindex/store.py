@@ -196,8 +196,8 @@ class Vindex:
             stored = self._entries.get(key)
             expected = list(reversed(shape)) if stored and self._is_turned(stored) else list(shape)
             if stored is None or stored.shape != expected:
-                found = "is missing" if stored is None else f"has shape {stored.shape}"
-                raise damaged(path, f"{key} {found}, the config asks for {expected}", _AGAIN)
+                problem = "is missing" if stored is None else f"has shape {stored.shape}"
+                raise damaged(path, f"{key} {problem}, the config asks for {expected}", _AGAIN)
 
 
 def _read_weight_manifest(path: Path) -> dict[str, WeightEntry]:

@@ -14,6 +14,7 @@ from larql_duck.errors import LarqlError
 from larql_duck.progress import Progress
 from larql_duck.vindex import layout
 from larql_duck.vindex.arrays import hash_file, read_down_meta
+from larql_duck.vindex.database import database_hash
 from larql_duck.vindex.manifest import manifest_hash
 from larql_duck.vindex.store import Vindex
 
@@ -58,9 +59,9 @@ def _checksums(vindex: Vindex, say: Progress) -> Iterator[str]:
 
 def _layers(vindex: Vindex) -> Iterator[str]:
     rows = vindex.table("layers").to_pylist()
-    found = [(row["layer"], row["n_features"], row["gate_offset"], row["gate_bytes"]) for row in rows]
+    listed = [(row["layer"], row["n_features"], row["gate_offset"], row["gate_bytes"]) for row in rows]
     entries = [(e.layer, e.num_features, e.offset, e.length) for e in vindex.manifest.layers]
-    if found != entries:
+    if listed != entries:
         yield f"{vindex.path}: table layers and the manifest list different layers; extract the model again"
 
 
@@ -95,8 +96,8 @@ def _tokens(vindex: Vindex) -> Iterator[str]:
             return
 
 
-def _close(found: torch.Tensor, stated: torch.Tensor) -> bool:
-    return bool(((found - stated).abs() <= _NORM_TOLERANCE * stated.abs() + 1e-6).all())
+def _close(measured: torch.Tensor, stated: torch.Tensor) -> bool:
+    return bool(((measured - stated).abs() <= _NORM_TOLERANCE * stated.abs() + 1e-6).all())
 
 
 def _down_meta(vindex: Vindex) -> Iterator[str]:
@@ -111,8 +112,6 @@ def _down_meta(vindex: Vindex) -> Iterator[str]:
 
 def _database(vindex: Vindex) -> Iterator[str]:
     """Rows of model.duckdb that are not those of the Parquet files, and the manifest that it was built for."""
-    from larql_duck.vindex.database import database_hash
-
     again = f"delete it, then open the vindex once: larql-duck lql {vindex.path} STATS"
     if not vindex.database.is_file():
         yield f"{vindex.database}: missing; {again}"

@@ -368,7 +368,7 @@ def test_conflicts_are_found_and_settled(base) -> None:
     names = ["a.vlp", "b.vlp", "c.vlp"]
     same, conflicts = resolve(lists, names, vindex.n_features)
     assert same == lists
-    assert {(c.what, c.patches, c.kept) for c in conflicts} == {
+    assert {(c.what, c.patches, c.winner) for c in conflicts} == {
         ("Atlantis capital", (0, 1), 1),
         ("L0 F5", (0, 1), 1),
     }
