@@ -28,3 +28,15 @@ def did_you_mean(
         return f"; did you mean {' or '.join(near)}?"
     rest = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return f"; there are {', '.join(names[:_LISTED])}{rest}" if names else ""
+
+
+def closest(word: str, names: Iterable[str]) -> str | None:
+    """The name nearest to the word, whatever the case, or None if none is near.
+
+    Names that the word (of three or more characters) begins come first.
+    """
+    by_key = {name.casefold(): name for name in reversed([*names])}
+    key = word.casefold()
+    begun = [k for k in by_key if len(key) >= 3 and k.startswith(key)]
+    near = [key] if key in by_key else begun[-1:] or get_close_matches(key, by_key, n=1)
+    return by_key[near[0]] if near else None

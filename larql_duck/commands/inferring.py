@@ -29,8 +29,7 @@ def clauses_of(s: st.Infer) -> list[Intervention]:
     """ABLATE, STEER and PATCH as the engine takes them: ablations first, then in the order typed."""
     clauses: list[Intervention] = []
     if s.ablate:
-        slots = tuple((slot.layer, slot.feature) for slot in s.ablate)
-        clauses.append(Ablate(slots, "mean" if s.ablate_by == "mean" else "zero"))
+        clauses.append(Ablate(s.ablate, "mean" if s.ablate_by == "mean" else "zero"))
     clauses += [Steer(steer.relation, steer.by, steer.layer) for steer in s.steer]
     clauses += [Patch(p.prompt, p.layer, -1 if p.position is None else p.position) for p in s.patch]
     return clauses

@@ -14,6 +14,7 @@ from larql_duck.lowering import plan
 from larql_duck.lowering.checks import fail
 from larql_duck.lowering.types import Request
 from larql_duck.lql import statements as st
+from larql_duck.lql.parts import InsertRow
 from larql_duck.result import Result
 from larql_duck.session import Session
 
@@ -69,7 +70,7 @@ def _statement(rows: object, relation: str | None = None, **options: Any) -> st.
     bad = [fact for fact in facts if not all(isinstance(value, str) for value in fact)]
     if bad:
         raise SemanticError(f"{bad[0]!r} is no fact: entity, relation and target are texts")
-    return st.Insert(rows=tuple(st.Triple(*fact) for fact in facts), **options)
+    return st.Insert(rows=tuple(InsertRow(*fact) for fact in facts), **options)
 
 
 def _triples(table: pa.Table) -> list[tuple[Any, Any, Any]]:

@@ -14,7 +14,8 @@ from larql_duck.lql.statements import Compile, Diff, Explain, Stats, Use
 from larql_duck.lql.table import STATEMENTS, declare_not_run
 
 if TYPE_CHECKING:
-    from larql_duck.lql.statements import Pipe, Statement
+    from larql_duck.lql.parts import Statement
+    from larql_duck.lql.statements import Pipe
 
 Planner = Callable[[Any, Catalog], Plan | requests.Resolved]
 

@@ -13,6 +13,7 @@ from larql_duck.lowering.types import Emptiness, Query
 if TYPE_CHECKING:
     from larql_duck.lowering.types import Catalog
     from larql_duck.lql import statements as st
+    from larql_duck.lql.parts import Statement
 
 MAX_HOPS = 6
 _ROWS = {"verbose": 30, "raw": 30}
@@ -73,7 +74,7 @@ def explain_walk(s: st.Explain, facts: Catalog) -> Query:
 
 
 def _walk(
-    s: st.Statement, facts: Catalog, prompt: str, asked: str | None, options: dict[str, Any], *, dense: bool
+    s: Statement, facts: Catalog, prompt: str, asked: str | None, options: dict[str, Any], *, dense: bool
 ) -> Query:
     basis, notices = _walk_basis(s, facts, prompt, asked)
     if basis == "index":
@@ -85,9 +86,7 @@ def _walk(
     return Query(all_of(source), notices, functions)
 
 
-def _walk_basis(
-    s: st.Statement, facts: Catalog, prompt: str, asked: str | None
-) -> tuple[str, tuple[str, ...]]:
+def _walk_basis(s: Statement, facts: Catalog, prompt: str, asked: str | None) -> tuple[str, tuple[str, ...]]:
     """The basis to use and what to say about it."""
     if asked in ("embedding", "context"):
         return asked, ()

@@ -10,7 +10,7 @@ from larql_duck.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from larql_duck.lowering.types import Catalog
-    from larql_duck.lql.statements import Layers, Statement
+    from larql_duck.lql.parts import Layers, Statement
 
 MOST = 2**31 - 1
 

@@ -22,7 +22,8 @@ from larql_duck.lowering.select import lower
 from larql_duck.lowering.types import EmptyCatalog
 
 if TYPE_CHECKING:
-    from larql_duck.lql.statements import Select, Statement
+    from larql_duck.lql.parts import Statement
+    from larql_duck.lql.statements import Select
 
 DIALECTS = ("spark", "trino")
 _SCHEMA = "lq"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from larql_duck.lowering.requests import Resolved
     from larql_duck.lowering.types import Catalog
     from larql_duck.lql import statements as st
+    from larql_duck.lql.parts import Statement
 
 # REBALANCE without FLOOR, CEILING and MAX.
 FLOOR, CEILING, ROUNDS = 0.30, 0.90, 16
@@ -76,10 +77,10 @@ def compact_major(s: st.CompactMajor, catalog: Catalog) -> Resolved:
     return {}
 
 
-def with_file(field: str) -> Callable[[st.Statement, Catalog], Resolved]:
+def with_file(field: str) -> Callable[[Statement, Catalog], Resolved]:
     """The planner of a statement that names a file in `field` and needs no other check; the field may be None."""
 
-    def check(s: st.Statement, catalog: Catalog) -> Resolved:
+    def check(s: Statement, catalog: Catalog) -> Resolved:
         path = getattr(s, field)
         if path is not None and (not path.strip() or "\0" in path):
             raise fail(s, "the name of the file is empty or malformed", field)
@@ -93,6 +94,6 @@ def show_patches(s: st.ShowPatches, catalog: Catalog) -> Query:
     return Query(f"SELECT * FROM {catalog.schema}.patches ORDER BY position")
 
 
-def _check_share(s: st.Statement, value: float | None, word: str) -> None:
+def _check_share(s: Statement, value: float | None, word: str) -> None:
     if value is not None and not 0 <= value <= 1:
         raise fail(s, f"{word} {value:g} is out of range: it must be from 0 to 1", word.lower())

@@ -17,11 +17,12 @@ from larql_duck.lowering.types import Query, Request
 if TYPE_CHECKING:
     from larql_duck.lowering.types import Catalog
     from larql_duck.lql import statements as st
+    from larql_duck.lql.parts import Statement
 
 Resolved = Mapping[str, Any]
 
 
-def nothing(s: st.Statement, catalog: Catalog) -> Resolved:
+def nothing(s: Statement, catalog: Catalog) -> Resolved:
     """No arguments: the statement says everything."""
     return {}
 
@@ -51,12 +52,12 @@ def infer(s: st.Infer, catalog: Catalog) -> Resolved:
     catalog.require("inference", "INFER")
     check_count(s, s.top, "TOP", "top")
     check_count(s, s.walk_k, "WALK K", "walk_k", low=1)
-    for slot in s.ablate:
-        check_layer(s, catalog, slot.layer, "ablate")
-        n = catalog.n_features[slot.layer] if catalog.opened else None
-        if slot.feature < 0 or (n is not None and slot.feature >= n):
+    for layer, feature in s.ablate:
+        check_layer(s, catalog, layer, "ablate")
+        n = catalog.n_features[layer] if catalog.opened else None
+        if feature < 0 or (n is not None and feature >= n):
             known = "features from 0" if n is None else f"features 0-{n - 1}"
-            raise fail(s, f"feature {slot.feature} is out of range: layer {slot.layer} has {known}", "ablate")
+            raise fail(s, f"feature {feature} is out of range: layer {layer} has {known}", "ablate")
     for steer in s.steer:
         check_layer(s, catalog, steer.layer, "steer")
     for patch in s.patch:

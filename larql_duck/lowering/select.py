@@ -23,7 +23,8 @@ from larql_duck.lowering.checks import check_layer, fail
 from larql_duck.lowering.names import NEAREST, TABLES, LqlTable
 from larql_duck.lowering.spellings import star_edits
 from larql_duck.lowering.types import Query
-from larql_duck.lql.statements import NEAREST_FUNCTION, Select, Sql, Statement
+from larql_duck.lql.parts import NEAREST_FUNCTION, Sql, Statement
+from larql_duck.lql.statements import Select
 
 if TYPE_CHECKING:
     from sqlglot.tokens import Token

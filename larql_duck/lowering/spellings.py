@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from sqlglot import exp
 from sqlglot.optimizer.scope import Scope
 
-Edit = tuple[int, int, str]
+TextEdit = tuple[int, int, str]
 """Offsets [start, end) of a text, and what stands there instead."""
 
 Aliases = Mapping[str, str]
@@ -20,7 +20,7 @@ Aliases = Mapping[str, str]
 
 def star_edits(
     text: str, scopes: Iterable[Scope], sources: Mapping[int, Aliases], words: Collection[str]
-) -> list[Edit]:
+) -> list[TextEdit]:
     """The edits of a query's text that make its stars show one spelling.
 
     scopes are those of the query, inner ones first. sources: id of an exp.Table -> the aliases that its columns have.
@@ -38,7 +38,7 @@ def star_edits(
 class _Stars:
     def __init__(self, text: str, sources: Mapping[int, Aliases], words: Collection[str]) -> None:
         self.text, self.sources, self.words = text, sources, words
-        self.edits: dict[int, Edit] = {}
+        self.edits: dict[int, TextEdit] = {}
         self._passed: dict[int, Aliases] = {}
 
     def passed_by(self, scope: Scope) -> Aliases:

@@ -8,10 +8,11 @@ from typing import ClassVar
 
 from larql_duck.lql.cursor import Cursor
 from larql_duck.lql.grammar import Fields, Part, Syntax
+from larql_duck.lql.parts import Assignment, InsertRow, Sql, Statement
 from larql_duck.lql.sql import read_condition, read_query, read_value
-from larql_duck.lql.statements import Assignment, Insert, Probe, Sql, Statement, Triple, Update
-from larql_duck.lql.tokens import Kind
-from larql_duck.lql.values import Text, Texts, Value, quote
+from larql_duck.lql.statements import Insert, Probe, Update
+from larql_duck.lql.tokens import TokenKind
+from larql_duck.lql.values import Text, TextList, Value, quote
 
 COLUMNS = {
     "ENTITY": "entity",
@@ -28,7 +29,7 @@ def stops(c: Cursor, form: Syntax, *, strict: bool) -> Callable[[int], bool]:
     """Whether a clause of the form begins at an index; strict: only where its value follows, too."""
 
     def stop(i: int) -> bool:
-        if c.kinds[i] is not Kind.WORD:
+        if c.kinds[i] is not TokenKind.WORD:
             return False
         candidates = form.by_word.get(c.values[i], ())
         return any(clause.starts(c, i, strict=strict) for clause in candidates)
@@ -47,7 +48,7 @@ class Condition(Value):
         return read_condition(c, stops(c, c.form, strict=False))
 
     def starts(self, c: Cursor, at: int) -> bool:
-        return c.kinds[at] is not Kind.END
+        return c.kinds[at] is not TokenKind.END
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,9 @@ class Assignments(Part):
 
     def _one(self, c: Cursor, stop: Callable[[int], bool]) -> Assignment:
         first = c.at
-        if c.kinds[first] not in (Kind.WORD, Kind.NAME):
+        if c.kinds[first] not in (TokenKind.WORD, TokenKind.NAME):
             raise c.unexpected("a column")
-        column = c.tokens.raw(first) if c.kinds[first] is Kind.WORD else c.values[first]
+        column = c.tokens.raw(first) if c.kinds[first] is TokenKind.WORD else c.values[first]
         place = f"assignments.{column.lower()}"
         if place in c.places:
             raise c.fail(f"{column} is set twice")
@@ -172,7 +173,11 @@ class InsertBody(Part):
         found: list[str] = []
         while True:
             left = [word for word in ("ENTITY", "RELATION", "TARGET") if COLUMNS[word] not in found]
-            column = COLUMNS.get(c.values[c.at].upper()) if c.kinds[c.at] in (Kind.WORD, Kind.NAME) else None
+            column = (
+                COLUMNS.get(c.values[c.at].upper())
+                if c.kinds[c.at] in (TokenKind.WORD, TokenKind.NAME)
+                else None
+            )
             if column is None or column in found:
                 raise c.unexpected(*(left or [")"]))
             found.append(column)
@@ -182,7 +187,7 @@ class InsertBody(Part):
                 return tuple(found)
             c.expect(",")
 
-    def _row(self, c: Cursor, columns: tuple[str, ...]) -> Triple:
+    def _row(self, c: Cursor, columns: tuple[str, ...]) -> InsertRow:
         at = c.at
         c.expect("(")
         row: Fields = {}
@@ -192,7 +197,7 @@ class InsertBody(Part):
             row[column] = c.string(f"a string for {column}")
         c.expect(")")
         c.places.setdefault("rows", c.tokens.position(at, c.at - 1))
-        return Triple(**row)
+        return InsertRow(**row)
 
     def show(self, statement: Statement) -> str:
         assert isinstance(statement, Insert)
@@ -219,13 +224,13 @@ class Names(Value):
         if not c.take("("):
             if not Text().starts(c, c.at):
                 raise c.unexpected("a string", "(", hint=c.quote_hint())
-            return Texts().read(c)
+            return TextList().read(c)
         query = read_query(c, lambda i: False, inside=True)
         c.expect(")")
         return query
 
     def show(self, value: tuple[str, ...] | Sql) -> str:
-        return f"({value})" if isinstance(value, Sql) else Texts().show(value)
+        return f"({value})" if isinstance(value, Sql) else TextList().show(value)
 
 
 def names_of(statement: Statement) -> tuple[str, ...] | Sql:

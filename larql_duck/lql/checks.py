@@ -8,7 +8,7 @@ from __future__ import annotations
 from larql_duck.errors import LqlSyntaxError
 from larql_duck.lql.cursor import Cursor
 from larql_duck.lql.grammar import Fields
-from larql_duck.lql.statements import Sql
+from larql_duck.lql.parts import Sql
 
 
 def check_compile(c: Cursor, values: Fields) -> None:

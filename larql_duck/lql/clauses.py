@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from larql_duck.lql.bodies import Condition
 from larql_duck.lql.grammar import clause, flag
-from larql_duck.lql.values import Integer, LayerList, Texts, choice
+from larql_duck.lql.values import Integer, LayerList, TextList, choice
 
 TOP = clause("TOP", "top", Integer(), "how many")
 LIMIT = clause("LIMIT", "limit", Integer(), "at most so many rows")
@@ -30,7 +30,7 @@ MODES = (
     flag("RAW", "mode", "more rows, no labels", value="raw"),
 )
 RELATIONS_ONLY = flag("RELATIONS ONLY", "relations_only", "only what has a relation's label")
-RELATIONS = clause("RELATIONS", "relations", Texts('"relation", ...'), "only these relations")
+RELATIONS = clause("RELATIONS", "relations", TextList('"relation", ...'), "only these relations")
 WHERE = clause("WHERE", "where", Condition(), "any SQL condition", once=True)
 WHERE_REQUIRED = clause("WHERE", "where", Condition(), "any SQL condition", once=True, required=True)
 DRY_RUN = flag("DRY RUN", "dry_run", "say what would change, change nothing", once=True)
@@ -44,5 +44,5 @@ PIPE_HINTS = {
 """What to write instead of clauses that SQL users try on other queries."""
 
 
-def names(text: str) -> Texts:
-    return Texts(f'"{text}", ...')
+def names(text: str) -> TextList:
+    return TextList(f'"{text}", ...')

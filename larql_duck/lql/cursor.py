@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from larql_duck.errors import LqlSyntaxError
-from larql_duck.lql.statements import Position
-from larql_duck.lql.suggest import closest
-from larql_duck.lql.tokens import Kind, Tokens
+from larql_duck.lql.parts import Position
+from larql_duck.lql.tokens import TokenKind, Tokens
+from larql_duck.spelling import closest
 
 if TYPE_CHECKING:
     from larql_duck.lql.grammar import Syntax
@@ -37,7 +37,7 @@ class Cursor:
     @property
     def word(self) -> str:
         """The next token's upper-case text if it is a word, else ''."""
-        return self.values[self.at] if self.kinds[self.at] is Kind.WORD else ""
+        return self.values[self.at] if self.kinds[self.at] is TokenKind.WORD else ""
 
     def has_words(self, words: Sequence[str], at: int | None = None) -> bool:
         """Whether the given words come next (or stand at index `at`)."""
@@ -45,7 +45,7 @@ class Cursor:
         kinds, values = self.kinds, self.values
         # END closes the list and is no word, so a slice that is too short cannot match.
         return all(
-            i + k < len(kinds) and values[i + k] == w and kinds[i + k] is Kind.WORD
+            i + k < len(kinds) and values[i + k] == w and kinds[i + k] is TokenKind.WORD
             for k, w in enumerate(words)
         )
 
@@ -92,18 +92,18 @@ class Cursor:
         bound = self.tokens.bound.get(i)
         # A number that was bound where a string belongs is its digits: 1984 may be a title.
         number = isinstance(bound, int | float) and not isinstance(bound, bool)
-        if self.kinds[i] is not Kind.STRING and not number:
+        if self.kinds[i] is not TokenKind.STRING and not number:
             raise self.unexpected(what, hint=self.quote_hint())
         self.at += 1
         return self.values[i]
 
     def is_number(self, at: int) -> bool:
         """Whether a number, perhaps with a sign, stands at the index."""
-        if self.kinds[at] is Kind.OPERATOR and self.values[at] == "-":
+        if self.kinds[at] is TokenKind.OPERATOR and self.values[at] == "-":
             at += 1
-        if self.kinds[at] is Kind.OPERATOR and self.values[at] == ".":
+        if self.kinds[at] is TokenKind.OPERATOR and self.values[at] == ".":
             at += 1
-        return self.kinds[at] is Kind.NUMBER or at in self.tokens.bound
+        return self.kinds[at] is TokenKind.NUMBER or at in self.tokens.bound
 
     def integer(self, what: str = "a whole number") -> int:
         """The next token as an integer of 64 bits, perhaps after a minus sign."""
@@ -147,7 +147,7 @@ class Cursor:
         """A number token as typed, or the text of the parameter bound here, or ''."""
         if i in self.tokens.bound:
             return "" if isinstance(self.tokens.bound[i], bool) else self.values[i].strip()
-        return self.tokens.raw(i) if self.kinds[i] is Kind.NUMBER else ""
+        return self.tokens.raw(i) if self.kinds[i] is TokenKind.NUMBER else ""
 
     # ---- errors
 
@@ -155,15 +155,15 @@ class Cursor:
         """The next token (or the one at an index) in words."""
         i = self.at if at is None else at
         kind = self.kinds[i]
-        if kind is Kind.END:
+        if kind is TokenKind.END:
             return "the end of the text"
         typed = " ".join(self.tokens.raw(i).split())
         typed = typed if len(typed) <= _SHOWN else typed[: _SHOWN - 1] + "…"
         return (
             f"the string {typed}"
-            if kind is Kind.STRING
+            if kind is TokenKind.STRING
             else f"the number {typed}"
-            if kind is Kind.NUMBER
+            if kind is TokenKind.NUMBER
             else typed
         )
 
@@ -201,7 +201,7 @@ class Cursor:
 
     def quote_hint(self) -> str:
         """For a name that should have been quoted: how to write it."""
-        if self.kinds[self.at] not in (Kind.WORD, Kind.NAME) or self.word in self.form.by_word:
+        if self.kinds[self.at] not in (TokenKind.WORD, TokenKind.NAME) or self.word in self.form.by_word:
             return ""
         typed = self.tokens.raw(self.at).strip("`")[:_SHOWN]
         return f' (write "{typed}")'

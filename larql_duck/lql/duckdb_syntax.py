@@ -6,8 +6,8 @@ import json
 import threading
 from typing import TYPE_CHECKING, Any
 
-from larql_duck.lql.suggest import closest
-from larql_duck.lql.tokens import Kind, Tokens
+from larql_duck.lql.tokens import TokenKind, Tokens
+from larql_duck.spelling import closest
 
 if TYPE_CHECKING:
     import duckdb
@@ -63,14 +63,14 @@ def _is_query(text: str) -> bool:
 
 def hint(tokens: Tokens, first: int, index: int) -> tuple[str, str | None]:
     """What to add to DuckDB's message at token index, and the keyword that a word near it was meant to be."""
-    if tokens.kinds[index] is Kind.STRING and tokens.raw(index).startswith('"'):
+    if tokens.kinds[index] is TokenKind.STRING and tokens.raw(index).startswith('"'):
         name = tokens.values[index]
         return f' (in LQL "{name}" is a string: write `{name}` or AS "{name}" for a name)', None
     for i in (index, index - 1):
         if i >= max(first, 1) and _is_reserved(tokens, i):
             return f" (a column of that name is written `{tokens.raw(i)}`)", None
     for i in (index, index - 1, index - 2):
-        if i <= first or tokens.kinds[i] is not Kind.WORD or len(tokens.values[i]) < 3:
+        if i <= first or tokens.kinds[i] is not TokenKind.WORD or len(tokens.values[i]) < 3:
             continue
         word = tokens.values[i]
         meant = closest(word, _KEYWORDS)
@@ -81,7 +81,7 @@ def hint(tokens: Tokens, first: int, index: int) -> tuple[str, str | None]:
 
 def _is_reserved(tokens: Tokens, i: int) -> bool:
     """Whether a word of DuckDB's own stands where a column's name does."""
-    if tokens.kinds[i] is not Kind.WORD or not (
+    if tokens.kinds[i] is not TokenKind.WORD or not (
         tokens.is_operator(i - 1, ",") or tokens.is_word(i - 1, *_BEFORE_COLUMN)
     ):
         return False

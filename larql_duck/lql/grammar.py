@@ -13,7 +13,7 @@ from itertools import groupby
 from typing import Any
 
 from larql_duck.lql.cursor import Cursor
-from larql_duck.lql.statements import Statement
+from larql_duck.lql.parts import Statement
 from larql_duck.lql.values import Constant, Value
 
 Fields = dict[str, Any]
@@ -147,7 +147,7 @@ class Clause:
         return f"{self.lead}{equals} ({value})" if " | " in value else f"{self.lead}{equals} {value}"
 
 
-Check = Callable[[Cursor, Fields], None]
+ClauseCheck = Callable[[Cursor, Fields], None]
 """Raises LqlSyntaxError for clauses that do not go together."""
 
 
@@ -166,7 +166,7 @@ class Syntax:
     head: tuple[Part, ...] = ()
     clauses: tuple[Clause, ...] = ()
     preset: Mapping[str, Any] = field(default_factory=dict)
-    check: Check | None = None
+    check: ClauseCheck | None = None
     hints: Mapping[str, str] = field(default_factory=dict)
     whole: bool = False
 

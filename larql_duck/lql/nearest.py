@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from larql_duck.lql.cursor import Cursor
-from larql_duck.lql.tokens import Kind
+from larql_duck.lql.tokens import TokenKind
 from larql_duck.lql.values import quote
 
 _BEFORE_SOURCE = ("FROM", "JOIN")
@@ -29,9 +29,9 @@ class Nearest:
 
 def is_nearest(c: Cursor, at: int, start: int) -> bool:
     """Whether the word NEAREST at the index begins the clause, in a query that starts at start."""
-    if at == start or c.kinds[at] is not Kind.WORD:
+    if at == start or c.kinds[at] is not TokenKind.WORD:
         return False
-    if c.kinds[at + 1] is Kind.STRING:
+    if c.kinds[at + 1] is TokenKind.STRING:
         c.at = at + 1
         raise c.unexpected("TO")
     return c.has_words(("TO",), at + 1)
@@ -85,7 +85,7 @@ def _source(c: Cursor, at: int, start: int) -> tuple[int, int, int | None]:
 
 def _name(c: Cursor, i: int) -> str:
     """The name that a token stands for."""
-    return c.tokens.raw(i) if c.kinds[i] is Kind.WORD else c.values[i]
+    return c.tokens.raw(i) if c.kinds[i] is TokenKind.WORD else c.values[i]
 
 
 def _written(name: str) -> str:
@@ -95,4 +95,8 @@ def _written(name: str) -> str:
 
 def _is_name(c: Cursor, i: int) -> bool:
     kind = c.kinds[i]
-    return kind is Kind.NAME or kind is Kind.WORD or (kind is Kind.STRING and c.tokens.raw(i)[0] == '"')
+    return (
+        kind is TokenKind.NAME
+        or kind is TokenKind.WORD
+        or (kind is TokenKind.STRING and c.tokens.raw(i)[0] == '"')
+    )

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from larql_duck.errors import LqlSyntaxError
 from larql_duck.lql.cursor import Cursor
 from larql_duck.lql.grammar import Syntax
-from larql_duck.lql.statements import Pipe, Statement
+from larql_duck.lql.parts import Statement
+from larql_duck.lql.statements import Pipe
 from larql_duck.lql.table import BY_VERB, STATEMENTS, keywords
-from larql_duck.lql.tokens import Kind, Parameter, tokenize
+from larql_duck.lql.tokens import Parameter, TokenKind, tokenize
 
 __all__ = ["parse", "parse_one"]
 
@@ -26,10 +27,10 @@ def parse(text: str, parameters: Mapping[str, Parameter] | None = None) -> list[
     while True:
         while c.take(";"):
             pass
-        if c.kinds[c.at] is Kind.END:
+        if c.kinds[c.at] is TokenKind.END:
             break
         found.append(read_pipe(c))
-        if not c.has(";") and c.kinds[c.at] is not Kind.END:
+        if not c.has(";") and c.kinds[c.at] is not TokenKind.END:
             raise _stray(c)
     if not found:
         raise c.tokens.error("no statement in the text", 0, expected=tuple(BY_VERB))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from larql_duck.lql.statements import Pipe, Statement
+from larql_duck.lql.parts import Statement
+from larql_duck.lql.statements import Pipe
 
 __all__ = ["print_statement"]
 

@@ -16,8 +16,8 @@ from larql_duck.lql.cursor import Cursor
 from larql_duck.lql.duckdb_syntax import duckdb_syntax_error, hint
 from larql_duck.lql.literals import literal_texts, name_texts, string_texts
 from larql_duck.lql.nearest import Nearest, is_nearest, read_nearest
-from larql_duck.lql.statements import NEAREST_FUNCTION, Sql
-from larql_duck.lql.tokens import Kind, Tokens, decode_string
+from larql_duck.lql.parts import NEAREST_FUNCTION, Sql
+from larql_duck.lql.tokens import TokenKind, Tokens, decode_string
 
 if TYPE_CHECKING:
     from sqlglot import exp
@@ -111,9 +111,9 @@ def _find_end(c: Cursor, first: int, stops: Stops, *, inside: bool) -> tuple[int
     i = first
     while True:
         kind, value = kinds[i], values[i]
-        if kind is Kind.END:
+        if kind is TokenKind.END:
             break
-        if kind is Kind.OPERATOR:
+        if kind is TokenKind.OPERATOR:
             if value in _OPEN:
                 open_brackets.append(i)
                 if len(open_brackets) > MAX_NESTING:
@@ -148,9 +148,9 @@ def _find_end(c: Cursor, first: int, stops: Stops, *, inside: bool) -> tuple[int
 def _value_complete(c: Cursor, i: int) -> bool:
     """Whether a value (or a whole clause) ends with the token, so that a clause may begin behind it."""
     kind, value = c.kinds[i], c.values[i]
-    if kind is Kind.OPERATOR:
+    if kind is TokenKind.OPERATOR:
         return value in (")", "]", "}", "*")
-    if kind is not Kind.WORD:
+    if kind is not TokenKind.WORD:
         return True
     if value == "ALL":
         # GROUP BY ALL ends there; SELECT ALL and UNION ALL go on.
@@ -232,11 +232,11 @@ class _Writer:
         self._check_list(i)
         if i in self.tokens.bound:
             lql, text = literal_texts(self.tokens.bound[i])
-        elif kind is Kind.STRING:
+        elif kind is TokenKind.STRING:
             lql, text = self._string(i)
-        elif kind is Kind.NAME:
+        elif kind is TokenKind.NAME:
             lql, text = name_texts(value)
-        elif kind is Kind.WORD:
+        elif kind is TokenKind.WORD:
             lql = text = " ".join(self.tokens.raw(i).split())
             if text.lower() == NEAREST_FUNCTION:
                 raise self.tokens.error(f"{text} is reserved: write NEAREST TO", self.tokens.starts[i])
@@ -254,7 +254,9 @@ class _Writer:
         """`entity IN "France"` would ask DuckDB for parts of the word France."""
         tokens = self.tokens
         alone = (
-            tokens.kinds[i] in (Kind.STRING, Kind.NUMBER) and i > self.first and tokens.is_word(i - 1, "IN")
+            tokens.kinds[i] in (TokenKind.STRING, TokenKind.NUMBER)
+            and i > self.first
+            and tokens.is_word(i - 1, "IN")
         )
         if alone and not tokens.is_word(i - 4, "POSITION"):
             raise tokens.error(f"IN takes a list: write IN ({tokens.raw(i)})", tokens.starts[i])
@@ -287,9 +289,9 @@ class _Writer:
         tokens = self.tokens
         kind, value = tokens.kinds[i], tokens.values[i]
         before_kind, before = tokens.kinds[i - 1], tokens.values[i - 1]
-        is_operator, was_operator = kind is Kind.OPERATOR, before_kind is Kind.OPERATOR
-        if (is_operator and value == "." and before_kind is Kind.NUMBER) or (
-            was_operator and before == "." and kind is Kind.NUMBER
+        is_operator, was_operator = kind is TokenKind.OPERATOR, before_kind is TokenKind.OPERATOR
+        if (is_operator and value == "." and before_kind is TokenKind.NUMBER) or (
+            was_operator and before == "." and kind is TokenKind.NUMBER
         ):
             return not tokens.touches(i)
         if is_operator and value in _NO_SPACE_BEFORE:
@@ -297,7 +299,7 @@ class _Writer:
         if was_operator and before in _NO_SPACE_AFTER:
             return False
         if is_operator and value == "(":
-            return not (before_kind is Kind.WORD and before not in _KEYWORDS_BEFORE_BRACKET)
+            return not (before_kind is TokenKind.WORD and before not in _KEYWORDS_BEFORE_BRACKET)
         if was_operator and before == ",":
             return True
         if is_operator and was_operator:

@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 
-from larql_duck.lql import statements as s
 from larql_duck.lql.grammar import Syntax
+from larql_duck.lql.parts import Statement
 from larql_duck.lql.rows_ask import INTROSPECTION, QUERIES
 from larql_duck.lql.rows_do import MODELS, MUTATIONS, PATCHES
 from larql_duck.lql.values import Components
@@ -34,7 +34,7 @@ BY_VERB: dict[str, tuple[Syntax, ...]] = {
 """Rows by the first word of their verb, longest verb first."""
 
 
-def row_of(statement: s.Statement) -> Syntax:
+def row_of(statement: Statement) -> Syntax:
     """The row that a statement was read by, and is printed by. KeyError for a Pipe, which is no row."""
     for row in STATEMENTS:
         if row.statement is type(statement) and row.prints(statement):

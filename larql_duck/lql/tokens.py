@@ -18,7 +18,7 @@ from sqlglot.errors import TokenError
 from sqlglot.tokens import Token, TokenType
 
 from larql_duck.errors import LqlSyntaxError
-from larql_duck.lql.statements import Position
+from larql_duck.lql.parts import Position
 
 MAX_STATEMENT_BYTES = 256 * 1024
 """The longest statement that is parsed, in bytes of UTF-8."""
@@ -65,7 +65,7 @@ LqlTokenizer._FORMAT_STRINGS = {
 _DIALECT = DuckDB()
 
 
-class Kind(IntEnum):
+class TokenKind(IntEnum):
     """What a token is to LQL."""
 
     WORD = 0  # keyword or plain name; value: upper case
@@ -78,15 +78,15 @@ class Kind(IntEnum):
 
 
 _KINDS = {
-    TokenType.STRING: Kind.STRING,
-    TokenType.NUMBER: Kind.NUMBER,
-    TokenType.IDENTIFIER: Kind.NAME,
-    TokenType.BYTE_STRING: Kind.RAW,
-    TokenType.HEREDOC_STRING: Kind.RAW,
-    TokenType.BIT_STRING: Kind.RAW,
-    TokenType.HEX_STRING: Kind.RAW,
-    TokenType.UNICODE_STRING: Kind.RAW,
-    TokenType.RAW_STRING: Kind.RAW,
+    TokenType.STRING: TokenKind.STRING,
+    TokenType.NUMBER: TokenKind.NUMBER,
+    TokenType.IDENTIFIER: TokenKind.NAME,
+    TokenType.BYTE_STRING: TokenKind.RAW,
+    TokenType.HEREDOC_STRING: TokenKind.RAW,
+    TokenType.BIT_STRING: TokenKind.RAW,
+    TokenType.HEX_STRING: TokenKind.RAW,
+    TokenType.UNICODE_STRING: TokenKind.RAW,
+    TokenType.RAW_STRING: TokenKind.RAW,
 }
 
 
@@ -101,7 +101,7 @@ class Tokens:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.kinds: list[Kind] = []
+        self.kinds: list[TokenKind] = []
         self.values: list[str] = []
         self.starts: list[int] = []
         self.ends: list[int] = []
@@ -111,7 +111,7 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.kinds)
 
-    def add(self, kind: Kind, value: str, start: int, end: int) -> None:
+    def add(self, kind: TokenKind, value: str, start: int, end: int) -> None:
         self.kinds.append(kind)
         self.values.append(value)
         self.starts.append(start)
@@ -122,10 +122,10 @@ class Tokens:
         return self.text[self.starts[index] : self.ends[index]]
 
     def is_word(self, index: int, *words: str) -> bool:
-        return self.kinds[index] is Kind.WORD and self.values[index] in words
+        return self.kinds[index] is TokenKind.WORD and self.values[index] in words
 
     def is_operator(self, index: int, *operators: str) -> bool:
-        return self.kinds[index] is Kind.OPERATOR and self.values[index] in operators
+        return self.kinds[index] is TokenKind.OPERATOR and self.values[index] in operators
 
     def touches(self, index: int) -> bool:
         """Whether nothing, not even white space, stands between the token and the one before."""
@@ -207,7 +207,7 @@ def split(text: str, start: int = 0) -> Iterator[tuple[int, int]]:
 
 
 def _hiding(tokens: Tokens, offset: int = 0) -> Iterator[tuple[str, int, int]]:
-    """Kind, start and end of everything that may hide a semicolon, and of the semicolons that nothing hides."""
+    """TokenKind, start and end of everything that may hide a semicolon, and of the semicolons that nothing hides."""
     text = tokens.text
     while match := _HIDING.search(text, offset):
         kind, offset = match.lastgroup or "", match.end()
@@ -272,16 +272,16 @@ def _fill(tokens: Tokens, raw: list[Token]) -> None:
             typed = text[start:end]
             if typed[0].isalpha() or typed[0] == "_":
                 upper = typed.upper()
-                add(Kind.WORD, upper if upper.isidentifier() else " ".join(upper.split()), start, end)
+                add(TokenKind.WORD, upper if upper.isidentifier() else " ".join(upper.split()), start, end)
                 if "\0" in typed:
                     raise tokens.error("NUL may stand only in a string", start + typed.index("\0"))
             else:
                 if not typed.isprintable():
                     _check_gap(tokens, start, end)
-                add(Kind.OPERATOR, typed, start, end)
-        elif kind is Kind.STRING:
+                add(TokenKind.OPERATOR, typed, start, end)
+        elif kind is TokenKind.STRING:
             add(kind, decode_string(text[start:end]), start, end)
-        elif kind is Kind.NAME:
+        elif kind is TokenKind.NAME:
             name = text[start + 1 : end - 1].replace("``", "`")
             if not name or "\0" in name:
                 raise tokens.error("an empty quoted name" if not name else "NUL in a quoted name", start)
@@ -293,7 +293,7 @@ def _fill(tokens: Tokens, raw: list[Token]) -> None:
             add(kind, typed, start, end)
     if previous != len(text) and text[previous:].strip(_BLANK):
         _check_gap(tokens, previous, len(text))
-    add(Kind.END, "", previous, previous)
+    add(TokenKind.END, "", previous, previous)
 
 
 def _check_gap(tokens: Tokens, start: int, end: int) -> None:
@@ -323,12 +323,12 @@ def _bind(tokens: Tokens, parameters: Mapping[str, Parameter]) -> None:
     count, i = len(tokens), 0
     while i < count:
         value = tokens.values[i]
-        if tokens.kinds[i] is not Kind.OPERATOR or value not in ("$", "?"):
+        if tokens.kinds[i] is not TokenKind.OPERATOR or value not in ("$", "?"):
             result.add(tokens.kinds[i], value, tokens.starts[i], tokens.ends[i])
             i += 1
             continue
         name = tokens.raw(i + 1) if i + 1 < count and tokens.touches(i + 1) else ""
-        if value == "?" or tokens.kinds[i + 1] not in (Kind.WORD, Kind.NUMBER) or not name:
+        if value == "?" or tokens.kinds[i + 1] not in (TokenKind.WORD, TokenKind.NUMBER) or not name:
             raise tokens.error("parameters are written $name", tokens.starts[i])
         if name not in parameters:
             known = ", ".join(f"${p}" for p in parameters) or "none"
@@ -338,7 +338,12 @@ def _bind(tokens: Tokens, parameters: Mapping[str, Parameter]) -> None:
         if is_text and not str(bound).isascii():
             _check_text(Tokens(str(bound)))
         result.bound[len(result)] = bound
-        result.add(Kind.STRING if is_text else Kind.NUMBER, str(bound), tokens.starts[i], tokens.ends[i + 1])
+        result.add(
+            TokenKind.STRING if is_text else TokenKind.NUMBER,
+            str(bound),
+            tokens.starts[i],
+            tokens.ends[i + 1],
+        )
         i += 2
     for name in ("kinds", "values", "starts", "ends", "bound"):
         setattr(tokens, name, getattr(result, name))

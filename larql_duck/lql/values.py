@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from larql_duck.aliases import Slot
 from larql_duck.lql.cursor import Cursor
-from larql_duck.lql.statements import PatchFrom, Slot, Steer
-from larql_duck.lql.tokens import Kind
+from larql_duck.lql.parts import PatchFromClause, SteerClause
+from larql_duck.lql.tokens import TokenKind
 
 _CONTROL = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r", "\0": "\\0"}
 _NEEDS_ESCAPE = re.compile('[\\\\"\n\t\r\0]')
@@ -66,11 +67,11 @@ class Text(Value):
         return quote(value)
 
     def starts(self, c: Cursor, at: int) -> bool:
-        return c.kinds[at] is Kind.STRING or at in c.tokens.bound
+        return c.kinds[at] is TokenKind.STRING or at in c.tokens.bound
 
 
 @dataclass(frozen=True)
-class Texts(Text):
+class TextList(Text):
     """One string or more, between commas: a tuple."""
 
     syntax: str = '"text", ...'
@@ -168,7 +169,7 @@ class Choice(Value):
         return next(word for word, stored in self.words.items() if stored == value)
 
     def starts(self, c: Cursor, at: int) -> bool:
-        return c.kinds[at] is Kind.WORD and c.values[at] in self.words
+        return c.kinds[at] is TokenKind.WORD and c.values[at] in self.words
 
 
 def choice(*words: str) -> Choice:
@@ -232,12 +233,12 @@ class SlotValue(Value):
         c.expect("(")
         layer = c.integer("a layer")
         c.expect(",")
-        slot = Slot(layer, c.integer("a feature"))
+        slot = (layer, c.integer("a feature"))
         c.expect(")")
         return slot
 
     def show(self, value: Slot) -> str:
-        return f"({value.layer}, {value.feature})"
+        return f"({value[0]}, {value[1]})"
 
 
 @dataclass(frozen=True)
@@ -263,15 +264,15 @@ class SteerValue(Value):
     syntax: str = 'RELATION "relation" BY x AT LAYER n'
     equals: ClassVar[bool] = False
 
-    def read(self, c: Cursor) -> tuple[Steer, ...]:
+    def read(self, c: Cursor) -> tuple[SteerClause, ...]:
         c.expect_words(("RELATION",))
         relation = c.string()
         c.expect_words(("BY",))
         by = c.number()
         c.expect_words(("AT", "LAYER"))
-        return (Steer(relation, by, c.integer("a layer")),)
+        return (SteerClause(relation, by, c.integer("a layer")),)
 
-    def show(self, value: Steer) -> str:
+    def show(self, value: SteerClause) -> str:
         return f"RELATION {quote(value.relation)} BY {value.by!r} AT LAYER {value.layer}"
 
 
@@ -281,13 +282,13 @@ class PatchFromValue(Value):
 
     syntax: str = '"prompt" AT LAYER n [POSITION n]'
 
-    def read(self, c: Cursor) -> tuple[PatchFrom, ...]:
+    def read(self, c: Cursor) -> tuple[PatchFromClause, ...]:
         prompt = c.string()
         c.expect_words(("AT", "LAYER"))
         layer = c.integer("a layer")
         position = c.integer("a position") if c.take_words(("POSITION",)) else None
-        return (PatchFrom(prompt, layer, position),)
+        return (PatchFromClause(prompt, layer, position),)
 
-    def show(self, value: PatchFrom) -> str:
+    def show(self, value: PatchFromClause) -> str:
         position = "" if value.position is None else f" POSITION {value.position}"
         return f"{quote(value.prompt)} AT LAYER {value.layer}{position}"

@@ -10,10 +10,10 @@ from typing import Protocol
 from larql_duck.cli.render import MODES
 from larql_duck.errors import LarqlError
 from larql_duck.lql.docs import help_text, overview
-from larql_duck.lql.suggest import closest
 from larql_duck.lql.table import STATEMENTS
 from larql_duck.repl.completion import NameLookup
 from larql_duck.result import Result
+from larql_duck.spelling import closest
 
 READ_DEPTH = 20
 

@@ -17,7 +17,7 @@ from larql_duck.lowering import Plan, Query, Request, joined, needs_vindex, plan
 from larql_duck.lowering.checks import need_vindex
 from larql_duck.lowering.types import Catalog, EmptyCatalog
 from larql_duck.lql import parse
-from larql_duck.lql.statements import Statement
+from larql_duck.lql.parts import Statement
 from larql_duck.patches.edit_log import EditLog
 from larql_duck.result import Result
 from larql_duck.session.connection import Connection

@@ -1,4 +1,4 @@
-"""Texts to throw at the parser, made from a seed: valid ones, mutations, rubbish, deep nesting, huge ones.
+"""TextList to throw at the parser, made from a seed: valid ones, mutations, rubbish, deep nesting, huge ones.
 
 `python -m tests.lql.fuzz 200000` runs that many and reports the slowest; the test suite runs some of them.
 """

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from larql_duck.lql import parse_one
 from larql_duck.lql import statements as s
+from larql_duck.lql.parts import Assignment, InsertRow, PatchFromClause, Sql, Statement, SteerClause
 from larql_duck.lql.values import quote
 
 texts = st.one_of(
@@ -35,7 +36,7 @@ texts = st.one_of(
 )
 integers = st.integers(-(2**63), 2**63 - 1)
 floats = st.floats(allow_nan=False, allow_infinity=False)
-slots = st.builds(s.Slot, integers, integers)
+slots = st.tuples(integers, integers)
 layers = st.lists(st.tuples(integers, integers).map(lambda p: (min(p), max(p))), min_size=1, max_size=3).map(
     tuple
 )
@@ -114,19 +115,19 @@ sql_queries = st.builds(
 queries = plain_queries | sql_queries
 
 
-def _query(text: str) -> s.Sql:
+def _query(text: str) -> Sql:
     statement = parse_one(text)
     assert isinstance(statement, s.Select)
     return statement.query
 
 
-def _where(text: str) -> s.Sql:
+def _where(text: str) -> Sql:
     statement = parse_one(f"DELETE FROM EDGES WHERE {text}")
     assert isinstance(statement, s.Delete)
     return statement.where
 
 
-def _assigned(text: str) -> s.Sql:
+def _assigned(text: str) -> Sql:
     statement = parse_one(f"UPDATE EDGES SET a = {text} WHERE b = 1")
     assert isinstance(statement, s.Update)
     return statement.assignments[0].value
@@ -135,12 +136,12 @@ def _assigned(text: str) -> s.Sql:
 query_parts = queries.map(_query)
 where_parts = conditions.map(_where)
 assignments = st.builds(
-    s.Assignment, st.sampled_from(["target", "confidence", "layer", "where"]) | names, literals.map(_assigned)
+    Assignment, st.sampled_from(["target", "confidence", "layer", "where"]) | names, literals.map(_assigned)
 )
 
 # ---- statements
 
-STATEMENTS: dict[type[s.Statement], st.SearchStrategy[s.Statement]] = {
+STATEMENTS: dict[type[Statement], st.SearchStrategy[Statement]] = {
     s.Extract: st.builds(
         s.Extract,
         texts,
@@ -202,8 +203,8 @@ STATEMENTS: dict[type[s.Statement], st.SearchStrategy[s.Statement]] = {
         maybe(integers),
         some(slots, 1),
         st.sampled_from([None, "zero", "mean"]),
-        some(st.builds(s.Steer, texts, floats, integers)),
-        some(st.builds(s.PatchFrom, texts, integers, maybe(integers))),
+        some(st.builds(SteerClause, texts, floats, integers)),
+        some(st.builds(PatchFromClause, texts, integers, maybe(integers))),
     ),
     s.Select: st.builds(s.Select, query_parts),
     s.Describe: st.builds(
@@ -262,7 +263,7 @@ STATEMENTS: dict[type[s.Statement], st.SearchStrategy[s.Statement]] = {
     s.Stats: st.builds(s.Stats, maybe(texts)),
     s.Insert: st.builds(
         s.Insert,
-        some(st.builds(s.Triple, texts, texts, texts), 1),
+        some(st.builds(InsertRow, texts, texts, texts), 1),
         layer=maybe(integers),
         confidence=maybe(floats),
         alpha=maybe(floats),

@@ -11,6 +11,7 @@ import pytest
 from larql_duck.errors import LqlSyntaxError
 from larql_duck.lql import parse
 from larql_duck.lql import statements as s
+from larql_duck.lql.parts import InsertRow, PatchFromClause, Statement, SteerClause
 from tests.lql.legalised import LEGALISED
 
 CORPUS = json.loads((Path(__file__).parents[1] / "data" / "lql-statements.json").read_text(encoding="utf-8"))
@@ -23,7 +24,7 @@ def test_the_corpus_is_whole() -> None:
     assert (len(ACCEPTED), len(REJECTED)) == (450, 255)
     assert LEGAL.keys() <= set(REJECTED)
     assert {kind for _, kind in ACCEPTED} == {
-        c.kind for c in vars(s).values() if isinstance(c, type) and issubclass(c, s.Statement)
+        c.kind for c in vars(s).values() if isinstance(c, type) and issubclass(c, Statement)
     } - {
         "Statement",
         "ExplainSql",
@@ -92,19 +93,19 @@ def test_queries_are_valid_for_duckdb() -> None:
         ("REBALANCE FLOOR = .25 CEILING 1e0", s.Rebalance(floor=0.25, ceiling=1.0)),
         (
             'INSERT INTO EDGES (target, entity, relation) VALUES ("c", "a", "b"), ("f", "d", "e") MODE = compose',
-            s.Insert((s.Triple("a", "b", "c"), s.Triple("d", "e", "f")), mode="compose"),
+            s.Insert((InsertRow("a", "b", "c"), InsertRow("d", "e", "f")), mode="compose"),
         ),
         (
             'INFER "x" ABLATE (1, 2) STEER RELATION "capital" BY -0.5 AT LAYER 3 ABLATE (3, 4) BY MEAN WALK K 9',
             s.Infer(
                 "x",
                 walk_k=9,
-                ablate=(s.Slot(1, 2), s.Slot(3, 4)),
+                ablate=((1, 2), (3, 4)),
                 ablate_by="mean",
-                steer=(s.Steer("capital", -0.5, 3),),
+                steer=(SteerClause("capital", -0.5, 3),),
             ),
         ),
-        ('INFER "x" PATCH FROM "y" AT LAYER 3 POSITION 1', s.Infer("x", patch=(s.PatchFrom("y", 3, 1),))),
+        ('INFER "x" PATCH FROM "y" AT LAYER 3 POSITION 1', s.Infer("x", patch=(PatchFromClause("y", 3, 1),))),
         (
             'PROBE ENTITIES "a", "b" RELATIONS "r" TEMPLATE "{} is" PACK "p" LIMIT 5 DRY RUN',
             s.Probe(("a", "b"), None, ("r",), ("{} is",), "p", 5, True),
@@ -112,12 +113,12 @@ def test_queries_are_valid_for_duckdb() -> None:
         ("PROBE", s.Probe()),
         ('NEIGHBORS OF "a" LIMIT 3 HOPS 2', s.Neighbors("a", 2, limit=3)),
         ('PATHS FROM "a" TO "b" MAX 3 RELATIONS "r", "q"', s.Paths("a", "b", 3, ("r", "q"))),
-        ("SIMILAR FEATURES TO (3, 4) TOP 5 BY down", s.SimilarFeatures(s.Slot(3, 4), "down", top=5)),
+        ("SIMILAR FEATURES TO (3, 4) TOP 5 BY down", s.SimilarFeatures((3, 4), "down", top=5)),
         ('APPLY PATCH "p" FORCE', s.ApplyPatch("p", True)),
         ("ROLLBACK PATCH", s.RollbackPatch()),
         ("EXPLAIN SQL STATS |> SHOW MODELS", s.ExplainSql(s.Pipe((s.Stats(), s.ShowModels())))),
         ("STATS; |> STATS;", s.Pipe((s.Stats(), s.Stats()))),
     ],
 )
-def test_fields(text: str, wanted: s.Statement) -> None:
+def test_fields(text: str, wanted: Statement) -> None:
     assert parse(text) == [wanted]

@@ -7,7 +7,8 @@ import pytest
 from larql_duck.errors import LqlSyntaxError
 from larql_duck.lql import parse, parse_one
 from larql_duck.lql import statements as s
-from larql_duck.lql.suggest import closest
+from larql_duck.lql.parts import Position
+from larql_duck.spelling import closest
 
 
 def error(text: str) -> LqlSyntaxError:
@@ -117,7 +118,7 @@ def test_nothing_of_a_text_is_returned_when_its_end_is_wrong() -> None:
 def test_positions_of_statements_and_fields() -> None:
     text = 'STATS;\r\n  WALK "é" TOP 5\r\n  LAYERS 3-4;'
     stats, walk = parse(text)
-    assert stats.at == s.Position(1, 1, 0, 5)
+    assert stats.at == Position(1, 1, 0, 5)
     assert text[walk.at.start : walk.at.end] == 'WALK "é" TOP 5\r\n  LAYERS 3-4'
     assert (walk.at.line, walk.at.column) == (2, 3)
     spans = {name: text[p.start : p.end] for name, p in walk.places.items()}

@@ -11,17 +11,18 @@ from sqlglot import exp
 from larql_duck.errors import LqlSyntaxError
 from larql_duck.lql import parse, parse_one
 from larql_duck.lql import statements as s
+from larql_duck.lql.parts import NEAREST_FUNCTION, Sql
 from larql_duck.lql.values import quote
 from tests.lql import strategies
 
 
-def query(text: str, **parameters: str | int | float | bool | None) -> s.Sql:
+def query(text: str, **parameters: str | int | float | bool | None) -> Sql:
     statement = parse_one(text, parameters)
     assert isinstance(statement, s.Select)
     return statement.query
 
 
-def where(text: str) -> s.Sql:
+def where(text: str) -> Sql:
     statement = parse_one(f"DELETE FROM EDGES {text}")
     assert isinstance(statement, s.Delete)
     return statement.where
@@ -104,7 +105,7 @@ def test_nearest(lql: str, text: str) -> None:
     part = query(lql)
     assert part.text == text
     assert query(part.lql) == part and query(part.lql).text == text
-    calls = [f for f in part.tree.find_all(exp.Anonymous) if f.name == s.NEAREST_FUNCTION]
+    calls = [f for f in part.tree.find_all(exp.Anonymous) if f.name == NEAREST_FUNCTION]
     assert len(calls) == lql.count("NEAREST TO")
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from larql_duck.errors import LqlSyntaxError
-from larql_duck.lql.tokens import MAX_STATEMENT_BYTES, Kind, decode_string, split, tokenize
+from larql_duck.lql.tokens import MAX_STATEMENT_BYTES, TokenKind, decode_string, split, tokenize
 from larql_duck.lql.values import quote
 
 
@@ -132,7 +132,7 @@ def test_split_agrees_with_the_tokens(text: str, more: bool) -> None:
 def test_size_limit() -> None:
     # The limit is a statement's, not the text's.
     n = 2 * MAX_STATEMENT_BYTES // len("STATS;") + 1
-    assert tokenize("STATS;" * n).kinds.count(Kind.OPERATOR) == n
+    assert tokenize("STATS;" * n).kinds.count(TokenKind.OPERATOR) == n
     with pytest.raises(LqlSyntaxError, match="kB") as caught:
         tokenize("STATS;\n  DESCRIBE '" + "é" * 140_000 + "';")
     assert (caught.value.line, caught.value.column) == (2, 3)
