@@ -48,7 +48,5 @@ TABLES: dict[str, LqlTable] = {
 }
 """Lower-case name in LQL -> the table. Everything else after FROM is the user's own."""
 
-NEAREST: dict[str, LqlTable] = {
-    name: _table(catalog.NEAREST[f"nearest_{name}"]) for name in ("edges", "features")
-}
+NEAREST: dict[str, LqlTable] = {name: _table(table) for name, table in catalog.NEAREST.items()}
 """The tables that NEAREST TO may follow, as macros: those whose rows have a layer and a feature."""

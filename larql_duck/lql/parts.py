@@ -97,11 +97,17 @@ class PatchFromClause:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Statement:
-    """Base of all statements: `at` where it stands, `places` where the value of a field stands."""
+    """Base of all statements: `at` where it stands, `places` where the value of a field stands.
+
+    kind is the name of the class.
+    """
 
     kind: ClassVar[str] = "Statement"
     at: Position = field(default=NOWHERE, compare=False, repr=False)
     places: Mapping[str, Position] = field(default_factory=dict, compare=False, repr=False)
+
+    def __init_subclass__(cls) -> None:
+        cls.kind = cls.__name__
 
     def __str__(self) -> str:
         from larql_duck.lql.printer import print_statement

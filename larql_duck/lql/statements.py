@@ -15,7 +15,6 @@ Conventions shared by all classes:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from larql_duck.aliases import Slot
 from larql_duck.lql.parts import (
@@ -40,7 +39,6 @@ class Extract(Statement):
     answer with the name of the clause to use instead (WITH).
     """
 
-    kind: ClassVar[str] = "Extract"
     model: str
     into: str
     level: str = "inference"
@@ -58,7 +56,6 @@ class Compile(Statement):
     appending new ones.
     """
 
-    kind: ClassVar[str] = "Compile"
     source: str | None
     target: str
     into: str
@@ -75,7 +72,6 @@ class Diff(Statement):
     A side that is None is CURRENT (the session's overlay).
     """
 
-    kind: ClassVar[str] = "Diff"
     left: str | None
     right: str | None
     layer: int | None = None
@@ -90,7 +86,6 @@ class Diff(Statement):
 class Use(Statement):
     """USE "target" | USE MODEL "target" [AUTO_EXTRACT] | USE REMOTE "target"; what is 'vindex', 'model', 'remote'."""
 
-    kind: ClassVar[str] = "Use"
     target: str
     what: str = "vindex"
     auto_extract: bool = False
@@ -103,7 +98,6 @@ class Export(Statement):
     format is 'turtle', 'jsonld', 'graphml', 'neo4j', 'parquet' or 'csv'.
     """
 
-    kind: ClassVar[str] = "Export"
     into: str
     format: str
     query: Sql | None = None
@@ -119,7 +113,6 @@ class Walk(Statement):
     top None is 10. mode is None (hybrid), 'hybrid', 'pure' or 'dense'; basis None, 'index', 'embedding', 'context'.
     """
 
-    kind: ClassVar[str] = "Walk"
     prompt: str
     top: int | None = None
     layers: Layers | None = None
@@ -136,7 +129,6 @@ class Infer(Statement):
     'mean'. Repeated ABLATE, STEER and PATCH clauses add up, in the order typed.
     """
 
-    kind: ClassVar[str] = "Infer"
     prompt: str
     top: int | None = None
     compare: bool = False
@@ -151,7 +143,6 @@ class Infer(Statement):
 class Select(Statement):
     """SELECT ... or WITH ... SELECT ...: a DuckDB query (see Sql); `_` in it is the result piped in."""
 
-    kind: ClassVar[str] = "Select"
     query: Sql
 
 
@@ -162,7 +153,6 @@ class Describe(Statement):
     band is None (knowledge), 'all', 'syntax', 'knowledge' or 'output'; mode None (brief), 'brief', 'verbose', 'raw'.
     """
 
-    kind: ClassVar[str] = "Describe"
     entity: str
     layer: int | None = None
     band: str | None = None
@@ -178,7 +168,6 @@ class Explain(Statement):
     in Walk.
     """
 
-    kind: ClassVar[str] = "Explain"
     what: str
     prompt: str
     top: int | None = None
@@ -195,7 +184,6 @@ class Explain(Statement):
 class ExplainSql(Statement):
     """EXPLAIN SQL statement: the DuckDB SQL that the statement (a pipe to its end) lowers to."""
 
-    kind: ClassVar[str] = "ExplainSql"
     statement: Statement
 
 
@@ -206,7 +194,6 @@ class Trace(Statement):
     target is FOR's token. positions is None (last; also POSITIONS alone), 'last' or 'all'.
     """
 
-    kind: ClassVar[str] = "Trace"
     prompt: str
     target: str | None = None
     decompose: bool = False
@@ -223,7 +210,6 @@ class Probe(Statement):
     exactly one relation. dry_run: show the facts, do not save them.
     """
 
-    kind: ClassVar[str] = "Probe"
     entities: tuple[str, ...] = ()
     query: Sql | None = None
     relations: tuple[str, ...] = ()
@@ -237,7 +223,6 @@ class Probe(Statement):
 class Neighbors(Statement):
     """NEIGHBORS OF "entity" [HOPS n] [RELATIONS "r", ...] [LIMIT n]."""
 
-    kind: ClassVar[str] = "Neighbors"
     entity: str
     hops: int | None = None
     relations: tuple[str, ...] = ()
@@ -248,7 +233,6 @@ class Neighbors(Statement):
 class Paths(Statement):
     """PATHS FROM "source" TO "target" [MAX n] [RELATIONS "r", ...] [LIMIT n]; max_length is MAX."""
 
-    kind: ClassVar[str] = "Paths"
     source: str
     target: str
     max_length: int | None = None
@@ -263,7 +247,6 @@ class SimilarFeatures(Statement):
     space is None, 'gate', 'up', 'down' or 'all'.
     """
 
-    kind: ClassVar[str] = "SimilarFeatures"
     slot: Slot
     space: str | None = None
     layers: Layers | None = None
@@ -277,7 +260,6 @@ class SimilarFeatures(Statement):
 class ShowRelations(Statement):
     """SHOW RELATIONS [AT LAYER n] [WITH EXAMPLES] [VERBOSE | BRIEF | RAW]; mode None is brief."""
 
-    kind: ClassVar[str] = "ShowRelations"
     layer: int | None = None
     examples: bool = False
     mode: str | None = None
@@ -287,7 +269,6 @@ class ShowRelations(Statement):
 class ShowLayers(Statement):
     """SHOW LAYERS [RANGE] [layers]."""
 
-    kind: ClassVar[str] = "ShowLayers"
     layers: Layers | None = None
 
 
@@ -295,7 +276,6 @@ class ShowLayers(Statement):
 class ShowFeatures(Statement):
     """SHOW FEATURES layer [WHERE condition] [LIMIT n]."""
 
-    kind: ClassVar[str] = "ShowFeatures"
     layer: int
     where: Sql | None = None
     limit: int | None = None
@@ -305,7 +285,6 @@ class ShowFeatures(Statement):
 class ShowEntities(Statement):
     """SHOW ENTITIES [AT LAYER n | n] [LIMIT n]."""
 
-    kind: ClassVar[str] = "ShowEntities"
     layer: int | None = None
     limit: int | None = None
 
@@ -314,28 +293,21 @@ class ShowEntities(Statement):
 class ShowModels(Statement):
     """SHOW MODELS."""
 
-    kind: ClassVar[str] = "ShowModels"
-
 
 @dataclass(frozen=True, slots=True)
 class ShowPatches(Statement):
     """SHOW PATCHES."""
-
-    kind: ClassVar[str] = "ShowPatches"
 
 
 @dataclass(frozen=True, slots=True)
 class ShowCompactStatus(Statement):
     """SHOW COMPACT STATUS."""
 
-    kind: ClassVar[str] = "ShowCompactStatus"
-
 
 @dataclass(frozen=True, slots=True)
 class Stats(Statement):
     """STATS ["path"]; path None is the session's vindex."""
 
-    kind: ClassVar[str] = "Stats"
     path: str | None = None
 
 
@@ -351,7 +323,6 @@ class Insert(Statement):
     where weights are there, else knn), 'knn' or 'compose'. template is a prompt with `{}` for the entity.
     """
 
-    kind: ClassVar[str] = "Insert"
     rows: tuple[InsertRow, ...] = ()
     query: Sql | None = None
     columns: tuple[str, ...] = ("entity", "relation", "target")
@@ -366,7 +337,6 @@ class Insert(Statement):
 class Delete(Statement):
     """DELETE FROM EDGES WHERE condition [LIMIT n] [DRY RUN]."""
 
-    kind: ClassVar[str] = "Delete"
     where: Sql
     limit: int | None = None
     dry_run: bool = False
@@ -379,7 +349,6 @@ class Update(Statement):
     No column is set twice, whatever the case of its letters; its place is `places["assignments.column"]`, lower case.
     """
 
-    kind: ClassVar[str] = "Update"
     assignments: tuple[Assignment, ...]
     where: Sql
     limit: int | None = None
@@ -393,7 +362,6 @@ class Merge(Statement):
     conflict is None (keep_source), 'keep_source', 'keep_target' or 'highest_confidence'.
     """
 
-    kind: ClassVar[str] = "Merge"
     source: str
     into: str | None = None
     conflict: str | None = None
@@ -404,7 +372,6 @@ class Merge(Statement):
 class Rebalance(Statement):
     """REBALANCE [UNTIL CONVERGED] [MAX n] [FLOOR x] [CEILING x]; max_rounds is MAX."""
 
-    kind: ClassVar[str] = "Rebalance"
     until_converged: bool = False
     max_rounds: int | None = None
     floor: float | None = None
@@ -415,14 +382,11 @@ class Rebalance(Statement):
 class CompactMinor(Statement):
     """COMPACT MINOR."""
 
-    kind: ClassVar[str] = "CompactMinor"
-
 
 @dataclass(frozen=True, slots=True)
 class CompactMajor(Statement):
     """COMPACT MAJOR [FULL] [WITH LAMBDA = x]; lambda_ None is 0.001. ALL is another word for FULL."""
 
-    kind: ClassVar[str] = "CompactMajor"
     full: bool = False
     lambda_: float | None = None
 
@@ -434,7 +398,6 @@ class CompactMajor(Statement):
 class BeginPatch(Statement):
     """BEGIN PATCH "path"."""
 
-    kind: ClassVar[str] = "BeginPatch"
     path: str
 
 
@@ -442,7 +405,6 @@ class BeginPatch(Statement):
 class SavePatch(Statement):
     """SAVE PATCH ["path"]; path None is the one that BEGIN PATCH named."""
 
-    kind: ClassVar[str] = "SavePatch"
     path: str | None = None
 
 
@@ -450,14 +412,11 @@ class SavePatch(Statement):
 class RollbackPatch(Statement):
     """ROLLBACK PATCH."""
 
-    kind: ClassVar[str] = "RollbackPatch"
-
 
 @dataclass(frozen=True, slots=True)
 class ApplyPatch(Statement):
     """APPLY PATCH "path" [FORCE]; force: also on another base than the patch was made for."""
 
-    kind: ClassVar[str] = "ApplyPatch"
     path: str
     force: bool = False
 
@@ -466,7 +425,6 @@ class ApplyPatch(Statement):
 class RemovePatch(Statement):
     """REMOVE PATCH "name"; name is the patch's path or its name."""
 
-    kind: ClassVar[str] = "RemovePatch"
     name: str
 
 
@@ -477,5 +435,4 @@ class RemovePatch(Statement):
 class Pipe(Statement):
     """A |> B |> ...: two or more stages, none of them a Pipe; the result of each is the table `_` in the next."""
 
-    kind: ClassVar[str] = "Pipe"
     stages: tuple[Statement, ...]
