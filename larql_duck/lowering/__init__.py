@@ -78,7 +78,8 @@ WITH_MODEL = frozenset({"INFER", "EXPLAIN INFER", "TRACE", "STATS"})
 """Verbs that a model without a vindex can carry out."""
 
 
-_VERBS = {row.statement: row.name for row in STATEMENTS}
+# WITH is another way to begin a SELECT: the first row of a class names the verb.
+_VERBS = {row.statement: row.name for row in reversed(STATEMENTS)}
 
 
 def verb_of(statement: Statement) -> str:
