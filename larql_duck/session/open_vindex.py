@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
