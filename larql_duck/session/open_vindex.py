@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from contextlib import nullcontext
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
