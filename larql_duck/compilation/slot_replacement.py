@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from larql_duck.compilation.source import EditedWeights
 from larql_duck.errors import PatchError
 from larql_duck.inference.engine import Engine
+from larql_duck.inference.hooks import watch_activations
 from larql_duck.inference.sampling import written_ids
 from larql_duck.models.family import bias_of
 from larql_duck.patches.overlay import Overlay, OverlayRow
@@ -109,33 +109,16 @@ def usage(engine: Engine, texts: TokenTexts) -> list[torch.Tensor]:
     """How much each feature is used: mean |activation| x |down column|, f64 [features] a layer."""
     sums = [torch.zeros(n, dtype=torch.float64) for n in engine.n_features]
     count = 0
-    with _activations(engine, sums):
+
+    def add(layer: int, activation: torch.Tensor) -> None:
+        sums[layer] += activation.double().abs().flatten(0, -2).sum(0).cpu()
+
+    with watch_activations(engine.modules, add):
         for ids in texts:
             _pass(engine, ids)
             count += len(ids)
     norms = [parts.down_rows().float().norm(dim=1).double().cpu() for parts in engine.modules.layers]
     return [total / max(count, 1) * norm for total, norm in zip(sums, norms, strict=True)]
-
-
-@contextlib.contextmanager
-def _activations(engine: Engine, sums: list[torch.Tensor]) -> Iterator[None]:
-    """A context in which every pass adds each feature's |activation| to `sums`."""
-
-    def hook(layer: int) -> Any:
-        def add(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-            sums[layer] += inputs[0].double().abs().flatten(0, -2).sum(0).cpu()
-
-        return add
-
-    with engine.modules.pass_lock:
-        hooks = [
-            parts.down.register_forward_pre_hook(hook(i)) for i, parts in enumerate(engine.modules.layers)
-        ]
-        try:
-            yield
-        finally:
-            for handle in hooks:
-                handle.remove()
 
 
 @torch.inference_mode()
