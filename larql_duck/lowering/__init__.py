@@ -10,8 +10,8 @@ from larql_duck.lowering import browse, edit_requests, requests
 from larql_duck.lowering.checks import need_vindex
 from larql_duck.lowering.select import select
 from larql_duck.lowering.types import Catalog, Plan, Query, Request
-from larql_duck.lql.statements import Compile, Diff, Explain, Stats, Use
-from larql_duck.lql.table import STATEMENTS, declare_not_run
+from larql_duck.lql.statements import Compile, Diff, Stats
+from larql_duck.lql.table import declare_not_run
 
 if TYPE_CHECKING:
     from larql_duck.lql.parts import Statement
@@ -78,26 +78,13 @@ WITH_MODEL = frozenset({"INFER", "EXPLAIN INFER", "TRACE", "STATS"})
 """Verbs that a model without a vindex can carry out."""
 
 
-# WITH is another way to begin a SELECT: the first row of a class names the verb.
-_VERBS = {row.statement: row.name for row in reversed(STATEMENTS)}
-
-
-def verb_of(statement: Statement) -> str:
-    """The statement's verb as the statement table names it, such as 'EXPLAIN WALK'."""
-    if isinstance(statement, Explain):
-        return f"EXPLAIN {statement.what.upper()}"
-    if isinstance(statement, Use):
-        return "USE" if statement.what == "vindex" else f"USE {statement.what.upper()}"
-    return _VERBS[type(statement)]
-
-
 def plan(statement: Statement, catalog: Catalog, *, running: bool = True) -> Plan:
     """The Query or Request of a statement that is no Pipe and no EXPLAIN SQL.
 
     Raises SemanticError for what the vindex does not have, LevelError for what it does not store, VindexError where
     none is open and the statement is to run, NotSupportedError for what this version does not run.
     """
-    verb = verb_of(statement)
+    verb = statement.verb
     planner = PLANNERS.get(verb)
     if planner is None:
         raise NotSupportedError(_REASONS[verb])
@@ -124,7 +111,7 @@ def needs_vindex(statement: Any, catalog: Catalog) -> bool:
         return any(needs_vindex(stage, catalog) for stage in statement.stages)
     if statement.kind == "ExplainSql":
         return needs_vindex(statement.statement, catalog)
-    verb = verb_of(statement)
+    verb = statement.verb
     if verb not in PLANNERS or verb in WITH_MODEL:
         return False
     if verb == "SELECT":

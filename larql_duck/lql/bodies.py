@@ -72,11 +72,9 @@ class ExplainedBody(Part):
     """The statement that EXPLAIN SQL is about, with everything that is piped behind it."""
 
     def read(self, c: Cursor, into: Fields, form: Syntax) -> None:
-        from larql_duck.lql.parser import read_pipe
-
         if c.has_words(("EXPLAIN", "SQL")):
             raise c.fail("EXPLAIN SQL explains another statement, not itself")
-        into["statement"] = read_pipe(c)
+        into["statement"] = c.read_pipe(c)
         c.form, c.places = form, {}
 
     def show(self, statement: Statement) -> str:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from larql_duck.errors import LqlSyntaxError
 from larql_duck.lql.parts import Position
 from larql_duck.lql.tokens import TokenKind, Tokens
 from larql_duck.spelling import closest
-
-if TYPE_CHECKING:
-    from larql_duck.lql.grammar import Syntax
 
 _SHOWN = 40
 
@@ -20,17 +17,19 @@ _SHOWN = 40
 class Cursor:
     """Reads tokens from left to right; `at` is the index of the next one. Reading past END is not possible."""
 
-    __slots__ = ("at", "form", "kinds", "places", "tokens", "values")
+    __slots__ = ("at", "form", "kinds", "places", "read_pipe", "tokens", "values")
 
-    def __init__(self, tokens: Tokens) -> None:
+    def __init__(self, tokens: Tokens, read_pipe: Callable[[Cursor], Any]) -> None:
+        """read_pipe reads a statement with all that is piped behind it: what EXPLAIN SQL explains."""
+        self.read_pipe = read_pipe
         self.tokens = tokens
         self.kinds = tokens.kinds
         self.values = tokens.values
         self.at = 0
         self.places: dict[str, Position] = {}
         """Positions of the fields of the statement that is being read."""
-        self.form: Syntax
-        """The row of the statement table that is being read by."""
+        self.form: Any
+        """The row of the statement table (grammar.Syntax) that is being read by."""
 
     # ---- words and punctuation
 

@@ -22,7 +22,7 @@ def parse(text: str, parameters: Mapping[str, Parameter] | None = None) -> list[
     is read before anything is returned. Raises LqlSyntaxError with the position of what cannot be read; also for a
     text without a statement and for a statement of more than 256 kB.
     """
-    c = Cursor(tokenize(text, parameters))
+    c = Cursor(tokenize(text, parameters), read_pipe)
     found: list[Statement] = []
     while True:
         while c.take(";"):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from larql_duck.errors import LqlSyntaxError
 
 if TYPE_CHECKING:
     from sqlglot import exp
@@ -52,9 +54,22 @@ class Sql:
 
         LqlSyntaxError where sqlglot does not know a form that DuckDB accepts.
         """
-        from larql_duck.lql.sql import parse_tree
+        import sqlglot
+        from sqlglot.errors import SqlglotError
 
-        return parse_tree(self)
+        try:
+            if self.query:
+                return sqlglot.parse_one(self.text, dialect="duckdb")
+            tree = sqlglot.parse_one(f"SELECT 1 WHERE {self.text}", dialect="duckdb")
+            return tree.args["where"].this.pop()
+        except SqlglotError as error:
+            reason = " ".join(str(error).split("\n", 1)[0].split())
+        except RecursionError:
+            reason = "it nests too deeply"
+        text = self.lql if len(self.lql) <= 200 else self.lql[:199] + "…"
+        raise LqlSyntaxError(
+            f"DuckDB accepts this query, but it cannot be taken apart: {reason}", line=1, column=1, text=text
+        )
 
     def __str__(self) -> str:
         return self.lql
@@ -99,17 +114,26 @@ class PatchFromClause:
 class Statement:
     """Base of all statements: `at` where it stands, `places` where the value of a field stands.
 
-    kind is the name of the class.
+    kind is the name of the class, syntax the rows of the statement table that read it and write it.
     """
 
     kind: ClassVar[str] = "Statement"
+    syntax: ClassVar[tuple[Any, ...]] = ()
     at: Position = field(default=NOWHERE, compare=False, repr=False)
     places: Mapping[str, Position] = field(default_factory=dict, compare=False, repr=False)
 
     def __init_subclass__(cls) -> None:
         cls.kind = cls.__name__
 
-    def __str__(self) -> str:
-        from larql_duck.lql.printer import print_statement
+    @property
+    def _row(self) -> Any:
+        return next(row for row in self.syntax if row.prints(self))
 
-        return print_statement(self)
+    @property
+    def verb(self) -> str:
+        """The verb as the statement table names it, such as 'EXPLAIN WALK'."""
+        return str(self._row.name)
+
+    def __str__(self) -> str:
+        """One line of LQL without a semicolon; parsing it gives an equal statement."""
+        return str(self._row.show(self))

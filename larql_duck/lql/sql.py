@@ -9,18 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from larql_duck.errors import LqlSyntaxError
 from larql_duck.lql.cursor import Cursor
 from larql_duck.lql.duckdb_syntax import duckdb_syntax_error, hint
 from larql_duck.lql.literals import literal_texts, name_texts, string_texts
 from larql_duck.lql.nearest import Nearest, is_nearest, read_nearest
 from larql_duck.lql.parts import NEAREST_FUNCTION, Sql
 from larql_duck.lql.tokens import TokenKind, Tokens, decode_string
-
-if TYPE_CHECKING:
-    from sqlglot import exp
 
 MAX_NESTING = 100
 """How deep brackets may nest in a query or condition."""
@@ -78,26 +73,6 @@ def _read_expression(c: Cursor, stops: Stops, what: str) -> Sql:
     part.check("SELECT CAST(", " AS BOOLEAN)")
     c.at = end
     return part.sql(query=False)
-
-
-def parse_tree(part: Sql) -> exp.Expr:
-    """The sqlglot tree of a part's text; LqlSyntaxError where sqlglot cannot read what DuckDB can."""
-    import sqlglot
-    from sqlglot.errors import SqlglotError
-
-    try:
-        if part.query:
-            return sqlglot.parse_one(part.text, dialect="duckdb")
-        tree = sqlglot.parse_one(f"SELECT 1 WHERE {part.text}", dialect="duckdb")
-        return tree.args["where"].this.pop()
-    except SqlglotError as error:
-        reason = " ".join(str(error).split("\n", 1)[0].split())
-    except RecursionError:
-        reason = "it nests too deeply"
-    shown = part.lql if len(part.lql) <= 200 else part.lql[:199] + "…"
-    raise LqlSyntaxError(
-        f"DuckDB accepts this query, but it cannot be taken apart: {reason}", line=1, column=1, text=shown
-    )
 
 
 # ---- where the SQL ends

@@ -436,3 +436,6 @@ class Pipe(Statement):
     """A |> B |> ...: two or more stages, none of them a Pipe; the result of each is the table `_` in the next."""
 
     stages: tuple[Statement, ...]
+
+    def __str__(self) -> str:
+        return " |> ".join(map(str, self.stages))

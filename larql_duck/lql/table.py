@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 
 from larql_duck.lql.grammar import Syntax
-from larql_duck.lql.parts import Statement
 from larql_duck.lql.rows_ask import INTROSPECTION, QUERIES
 from larql_duck.lql.rows_do import MODELS, MUTATIONS, PATCHES
 from larql_duck.lql.values import Components
@@ -23,6 +22,8 @@ GROUPS: Mapping[str, tuple[Syntax, ...]] = {
     "Patches": PATCHES,
 }
 STATEMENTS: tuple[Syntax, ...] = tuple(row for rows in GROUPS.values() for row in rows)
+for _row in STATEMENTS:
+    _row.statement.syntax = (*_row.statement.syntax, _row)
 
 
 # ---- look-ups
@@ -32,14 +33,6 @@ BY_VERB: dict[str, tuple[Syntax, ...]] = {
     for first in dict.fromkeys(row.verb[0] for row in STATEMENTS)
 }
 """Rows by the first word of their verb, longest verb first."""
-
-
-def row_of(statement: Statement) -> Syntax:
-    """The row that a statement was read by, and is printed by. KeyError for a Pipe, which is no row."""
-    for row in STATEMENTS:
-        if row.statement is type(statement) and row.prints(statement):
-            return row
-    raise KeyError(type(statement).__name__)
 
 
 def find(name: str) -> list[Syntax]:

@@ -26,7 +26,7 @@ def test_every_statement_has_a_row() -> None:
 def test_rows(row: Syntax) -> None:
     (statement,) = parse(row.example)
     assert type(statement) is row.statement
-    assert table.row_of(statement).verb == row.verb or row.name == "WITH"
+    assert statement.verb == row.name or row.name == "WITH"
     assert row.about.endswith(".") and "\n" not in row.about
     assert all(clause.about and not clause.about.endswith(".") for clause in row.clauses)
     names = set(row.statement.__dataclass_fields__)
