@@ -309,16 +309,16 @@ def test_ask_takes_stored_facts_without_a_model(tmp_path: Path) -> None:
 
 
 def test_ask_runs_one_batch_and_remembers(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from larql_duck.probing import facts as facts_module
+    from larql_duck.session.udfs import answers
 
     calls: list[list[str]] = []
-    real = facts_module.ask_subjects
+    real = answers.ask_subjects
 
     def counting(engine, relation, subjects=None, **options):  # type: ignore[no-untyped-def]
         calls.append(list(subjects))
         return real(engine, relation, subjects, **options)
 
-    monkeypatch.setattr(facts_module, "ask_subjects", counting)
+    monkeypatch.setattr(answers, "ask_subjects", counting)
     with connect(base) as s:
         query = "SELECT lq_ask('country ' || (i % 5), 'capital') FROM range(300) AS t(i)"
         first = columns(s, query)
