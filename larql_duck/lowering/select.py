@@ -87,12 +87,8 @@ class _Lowering:
         except (LqlSyntaxError, OptimizeError):
             # DuckDB knows a form that sqlglot does not: names are then found by what stands before them.
             self._tables_by_token()
-            self._nearest_calls()
             return
         self._tables(tree, ctes)
-        calls = self._nearest_calls()
-        if calls:
-            self._nearest_sources(tree)
         if aliases := self._both_spellings(tree, scopes):
             self.edits += star_edits(self.part.text, scopes, aliases, self.words)
         for name, table in self.named:
@@ -100,7 +96,7 @@ class _Lowering:
         if any(table.view == "lql_entities" for table in self.sources.values()):
             self._memberships(scopes)
         self._mentioned_relations(tree)
-        if calls:
+        if self.nearest:
             self._nearest_defaults(tree)
 
     def text(self) -> str:
@@ -116,6 +112,8 @@ class _Lowering:
     def _tables(self, tree: exp.Expr, ctes: set[int]) -> None:
         for node in tree.find_all(exp.Table):
             name = node.this
+            if isinstance(name, exp.Anonymous) and name.name == NEAREST_FUNCTION:
+                self.sources[id(node)] = self._nearest(name, bool(node.alias))
             if not isinstance(name, exp.Identifier) or node.args.get("db") is not None:
                 continue
             self.uses_pipe = self.uses_pipe or name.name == "_"
@@ -150,6 +148,12 @@ class _Lowering:
         return found
 
     def _tables_by_token(self) -> None:
+        if NEAREST_FUNCTION in self.words:
+            raise fail(
+                self.statement,
+                "NEAREST TO in a query that cannot be taken apart; pipe it: "
+                "SELECT * FROM EDGES NEAREST TO ... |> SELECT ... FROM _",
+            )
         for before, token, after in _triples(self.tokens):
             named = before is not None and _said(before).upper() in ("FROM", "JOIN")
             name = token.text.lower()
@@ -175,62 +179,31 @@ class _Lowering:
 
     # -- NEAREST TO ---------------------------------------------------------------------------------------
 
-    def _nearest_calls(self) -> int:
-        found = 0
-        for i, token in enumerate(self.tokens):
-            if _said(token) != NEAREST_FUNCTION or _said(self.tokens[i + 1]) != "(":
-                continue
-            found += 1
-            close = _closing(self.tokens, i + 1)
-            arguments = self._arguments(self.part.text[token.start : self.tokens[close].end + 1])
-            source, entity, layer, basis = arguments
-            aliased = close + 1 < len(self.tokens) and _said(self.tokens[close + 1]).upper() == "AS"
-            self._nearest_call(
-                (token.start, self.tokens[close].end + 1), str(source), str(entity), layer, basis, aliased
-            )
-        return found
-
-    def _arguments(self, text: str) -> list[str | int | None]:
-        node = sqlglot.parse_one(text, read="duckdb")
-        values: list[str | int | None] = []
-        for argument in node.expressions:
-            if isinstance(argument, exp.Neg):
-                values.append(-int(argument.this.name))
-            elif isinstance(argument, exp.Literal):
-                values.append(argument.name if argument.is_string else int(argument.name))
-            else:
-                values.append(None)
-        return values
-
-    def _nearest_call(
-        self, span: tuple[int, int], source: str, entity: str, layer: object, basis: object, aliased: bool
-    ) -> None:
-        table = NEAREST.get(source.lower())
+    def _nearest(self, function: exp.Anonymous, aliased: bool) -> LqlTable:
+        """The table that NEAREST TO makes of its source, now called in the function's place."""
+        source, entity, number, how = function.expressions
+        table = NEAREST.get(source.name.lower())
         if table is None:
             raise fail(
                 self.statement,
-                f"NEAREST TO needs rows with a layer and a feature: write EDGES or FEATURES, not {source}",
+                f"NEAREST TO needs rows with a layer and a feature: write EDGES or FEATURES, not {source.name}",
             )
-        assert isinstance(layer, int)
+        layer, basis = int(number.sql()), how.name if isinstance(how, exp.Literal) else ""
         check_layer(self.statement, self.facts, layer)
         if basis == "context":
             self.facts.require("inference", "BASIS CONTEXT")
-        if basis is None:
+        if not basis:
             basis = "context" if self.facts.has_weights else "embedding"
             if basis == "embedding" and self.facts.opened:
                 self.notices.append(
                     "no weights are stored: the entity's embedding was used (BASIS EMBEDDING)"
                 )
         self.nearest = True
-        new = text_of(call(self.facts.schema, table.view, entity, layer, p_basis=str(basis)))
-        alias = "" if aliased else f" AS {source}"
-        self.edits.append((*span, new + alias))
-
-    def _nearest_sources(self, tree: exp.Expr) -> None:
-        for node in tree.find_all(exp.Table):
-            function = node.this
-            if isinstance(function, exp.Anonymous) and function.name.lower() == NEAREST_FUNCTION:
-                self.sources[id(node)] = NEAREST[function.expressions[0].name.lower()]
+        last = max(literal.meta["end"] for literal in function.find_all(exp.Literal))
+        macro = text_of(call(self.facts.schema, table.view, entity.name, layer, p_basis=basis))
+        alias = "" if aliased else f" AS {source.name}"
+        self.edits.append((function.meta["start"], self.part.text.index(")", last) + 1, macro + alias))
+        return table
 
     def _nearest_defaults(self, tree: exp.Expr) -> None:
         """ORDER BY and LIMIT for a plain `SELECT ... FROM x NEAREST TO ...`: the nearest first, twenty of them."""
@@ -326,15 +299,6 @@ def _only(tables: dict[str, LqlTable | None]) -> LqlTable | None:
 def _said(token: Token) -> str:
     """The token's text where it is a word or a sign of SQL; '' for literals and quoted names, whatever they hold."""
     return "" if token.token_type in _QUOTED else token.text
-
-
-def _closing(tokens: list[Token], opening: int) -> int:
-    depth = 0
-    for i in range(opening, len(tokens)):
-        depth += {"(": 1, ")": -1}.get(_said(tokens[i]), 0)
-        if depth == 0:
-            return i
-    raise AssertionError("DuckDB's parser accepted unbalanced brackets")
 
 
 def _triples(tokens: list[Token]) -> Iterator[tuple[Token | None, Token, Token | None]]:

@@ -106,9 +106,9 @@ class _Stars:
             if isinstance(table, exp.Identifier):
                 at = self.text.upper().rindex("FROM", 0, table.meta["start"])
                 self.edits[at] = (at, at, f"SELECT * EXCLUDE ({names}) ")
-        elif own := star.args.get("except_"):
-            at = min(name.meta["start"] for name in own[0].find_all(exp.Identifier))
-            end = max(name.meta["end"] for name in own[0].find_all(exp.Identifier)) + 1
+        elif excluded := star.args.get("except_"):
+            at = min(name.meta["start"] for name in excluded[0].find_all(exp.Identifier))
+            end = max(name.meta["end"] for name in excluded[0].find_all(exp.Identifier)) + 1
             in_brackets = self.text[:at].rstrip().endswith("(")
             listed = f"{names}, {self.text[at:end]}"
             self.edits[at] = (at, end, listed if in_brackets else f"({listed})")

@@ -15,34 +15,11 @@ from larql_duck.lql.values import Constant
 
 __all__ = ["clause_lines", "help_text", "overview", "page"]
 
-_INTRODUCTION = """\
-# LQL
-
-<!-- Made from the statement table by `python -m larql_duck.lql.docs docs/lql.md`. -->
-
-LQL asks and edits a transformer as if it were a database. Statements end with `;`, keywords may be written in any
-case, and the clauses of a statement may stand in any order. `=` may stand behind a clause's keyword (`TOP = 5`).
-A clause that is repeated replaces the earlier one.
-
-| | |
-|---|---|
-| Strings | `"text"` or `'text'`. A quote inside is doubled or comes after a backslash; `\\n`, `\\t`, `\\r`, `\\0`, `\\\\` work as usual |
-| Numbers | `5`, `-5`, `0.5`, `.5`, `1e-3` |
-| Layers | `5`, `3-8` (both included), `3, 5, 8-10`. The first layer and the first feature are 0 |
-| Names | `` `name` `` anywhere in SQL; `"name"` after FROM, JOIN, AS or a dot. Anywhere else `"name"` is a string |
-| Comments | `-- to the end of the line`, `/* block */` |
-| Parameters | `$name` wherever a value may stand; bound as a value, never pasted as text |
-| Pipes | `A \\|> B \\|> C`: the result of each is the table `_` in the next |
-| Regular expressions | In SQL a backslash before any other character stays: `'\\d+'` |
-| Size | A statement may be 256 kB long |
-
-In the syntax lines `[...]` may be left out, `|` separates alternatives, `...` repeats what stands before it.
-"""
-
 
 def page() -> str:
     """The whole grammar page as Markdown."""
-    parts = [_INTRODUCTION, _summary()]
+    introduction = (Path(__file__).parent / "introduction.md").read_text(encoding="utf-8")
+    parts = [introduction, _summary()]
     for group, rows in GROUPS.items():
         parts.append(f"## {group}\n")
         parts.extend(_section(row) for row in rows)

@@ -73,7 +73,7 @@ QUERIES = (
     Syntax(
         ("WALK",),
         s.Walk,
-        "Which features answer to a prompt.",
+        "Which features activate on a prompt.",
         'WALK "The capital of France is" TOP 5 LAYERS 20-29 MODE DENSE;',
         head(Field("prompt", Text('"prompt"'))),
         (

@@ -70,20 +70,39 @@ class Text(Value):
         return c.kinds[at] is TokenKind.STRING or at in c.tokens.bound
 
 
+class Several(Value):
+    """One item or more, between commas: a tuple."""
+
+    def item(self, c: Cursor) -> Any:
+        raise NotImplementedError
+
+    def show_item(self, item: Any) -> str:
+        return str(item)
+
+    def read(self, c: Cursor) -> tuple[Any, ...]:
+        items = [self.item(c)]
+        while c.take(","):
+            items.append(self.item(c))
+        return tuple(items)
+
+    def show(self, value: tuple[Any, ...]) -> str:
+        return ", ".join(map(self.show_item, value))
+
+
 @dataclass(frozen=True)
-class TextList(Text):
-    """One string or more, between commas: a tuple."""
+class TextList(Several):
+    """Strings."""
 
     syntax: str = '"text", ...'
 
-    def read(self, c: Cursor) -> tuple[str, ...]:  # type: ignore[override]
-        found = [c.string()]
-        while c.take(","):
-            found.append(c.string())
-        return tuple(found)
+    def item(self, c: Cursor) -> str:
+        return c.string()
 
-    def show(self, value: tuple[str, ...]) -> str:  # type: ignore[override]
-        return ", ".join(map(quote, value))
+    def show_item(self, item: str) -> str:
+        return quote(item)
+
+    def starts(self, c: Cursor, at: int) -> bool:
+        return Text().starts(c, at)
 
 
 @dataclass(frozen=True)
@@ -116,7 +135,7 @@ class Number(Value):
 
 
 @dataclass(frozen=True)
-class LayerList(Value):
+class LayerList(Several):
     """`3, 5, 8-10`; with `all_allowed` also ALL, which reads as None."""
 
     all_allowed: bool = False
@@ -126,15 +145,10 @@ class LayerList(Value):
         if self.all_allowed:
             object.__setattr__(self, "syntax", "ALL | layers")
 
-    def read(self, c: Cursor) -> tuple[tuple[int, int], ...] | None:
-        if self.all_allowed and c.take_words(("ALL",)):
-            return None
-        found = [self._item(c)]
-        while c.take(","):
-            found.append(self._item(c))
-        return tuple(found)
+    def read(self, c: Cursor) -> tuple[tuple[int, int], ...] | None:  # type: ignore[override]
+        return None if self.all_allowed and c.take_words(("ALL",)) else super().read(c)
 
-    def _item(self, c: Cursor) -> tuple[int, int]:
+    def item(self, c: Cursor) -> tuple[int, int]:
         at = c.at
         first = c.integer("ALL" if self.all_allowed and c.word else "a layer")
         if not c.take("-"):
@@ -144,9 +158,10 @@ class LayerList(Value):
             raise c.fail(f"the range {first}-{last} runs backwards: write {last}-{first}", at=at)
         return first, last
 
-    def show(self, value: tuple[tuple[int, int], ...]) -> str:
+    def show_item(self, item: tuple[int, int]) -> str:
+        first, last = item
         # A dash before a minus sign would start a comment.
-        return ", ".join(str(a) if a == b else f"{a}-{b}" if b >= 0 else f"{a} - {b}" for a, b in value)
+        return str(first) if first == last else f"{first}-{last}" if last >= 0 else f"{first} - {last}"
 
     def starts(self, c: Cursor, at: int) -> bool:
         return c.is_number(at)
@@ -190,20 +205,17 @@ class OptionalChoice(Choice):
 
 
 @dataclass(frozen=True)
-class Components(Value):
+class Components(Several):
     """The reference's list of components."""
 
     syntax: str = "FFN_GATE, ..."
     words: ClassVar[tuple[str, ...]] = ("FFN_GATE", "FFN_DOWN", "FFN_UP", "EMBEDDINGS", "ATTN_OV", "ATTN_QK")
 
-    def read(self, c: Cursor) -> tuple[str, ...]:
-        found = [c.choice(self.words).lower()]
-        while c.take(","):
-            found.append(c.choice(self.words).lower())
-        return tuple(found)
+    def item(self, c: Cursor) -> str:
+        return c.choice(self.words).lower()
 
-    def show(self, value: tuple[str, ...]) -> str:
-        return ", ".join(value).upper()
+    def show_item(self, item: str) -> str:
+        return item.upper()
 
 
 @dataclass(frozen=True)
@@ -242,19 +254,16 @@ class SlotValue(Value):
 
 
 @dataclass(frozen=True)
-class SlotList(Value):
-    """One slot or more, between commas."""
+class SlotList(Several):
+    """Slots."""
 
     syntax: str = "(layer, feature), ..."
 
-    def read(self, c: Cursor) -> tuple[Slot, ...]:
-        found = [SlotValue().read(c)]
-        while c.take(","):
-            found.append(SlotValue().read(c))
-        return tuple(found)
+    def item(self, c: Cursor) -> Slot:
+        return SlotValue().read(c)
 
-    def show(self, value: tuple[Slot, ...]) -> str:
-        return ", ".join(map(SlotValue().show, value))
+    def show_item(self, item: Slot) -> str:
+        return SlotValue().show(item)
 
 
 @dataclass(frozen=True)
