@@ -118,11 +118,7 @@ def show_relations(s: st.ShowRelations, facts: Catalog) -> Query:
     check_layer(s, facts, s.layer)
     mode = s.mode if s.mode in ("verbose", "raw") else None
     source = call(
-        facts.schema,
-        "show_relations",
-        p_layer=s.layer,
-        p_examples=True if s.examples else None,
-        p_mode=mode,
+        facts.schema, "show_relations", p_layer=s.layer, p_examples=True if s.examples else None, p_mode=mode
     )
     return Query(all_of(source))
 

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 from larql_duck.lql import statements as s
-from larql_duck.lql.bodies import (
-    ExplainedBody,
-    Names,
-    SelectBody,
-    names_of,
-)
+from larql_duck.lql.bodies import ExplainedBody, Names, SelectBody, names_of
 from larql_duck.lql.checks import check_explain, check_infer, check_probe
 from larql_duck.lql.clauses import (
     AT_LAYER,

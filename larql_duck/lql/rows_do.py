@@ -3,30 +3,11 @@
 from __future__ import annotations
 
 from larql_duck.lql import statements as s
-from larql_duck.lql.bodies import (
-    Assignments,
-    ExportBody,
-    InsertBody,
-)
+from larql_duck.lql.bodies import Assignments, ExportBody, InsertBody
 from larql_duck.lql.checks import check_compile
-from larql_duck.lql.clauses import (
-    AT_LAYER,
-    DRY_RUN,
-    LAYERS,
-    LIMIT,
-    LIMIT_ONCE,
-    WHERE_REQUIRED,
-)
+from larql_duck.lql.clauses import AT_LAYER, DRY_RUN, LAYERS, LIMIT, LIMIT_ONCE, WHERE_REQUIRED
 from larql_duck.lql.grammar import Field, Syntax, clause, flag, head
-from larql_duck.lql.values import (
-    Choice,
-    Components,
-    Integer,
-    Number,
-    Side,
-    Text,
-    choice,
-)
+from larql_duck.lql.values import Choice, Components, Integer, Number, Side, Text, choice
 
 MODELS = (
     Syntax(

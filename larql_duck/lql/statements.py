@@ -17,15 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from larql_duck.aliases import Slot
-from larql_duck.lql.parts import (
-    Assignment,
-    InsertRow,
-    Layers,
-    PatchFromClause,
-    Sql,
-    Statement,
-    SteerClause,
-)
+from larql_duck.lql.parts import Assignment, InsertRow, Layers, PatchFromClause, Sql, Statement, SteerClause
 
 # ---- lifecycle ---------------------------------------------------------------------------------------------------
 
