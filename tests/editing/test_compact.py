@@ -116,6 +116,7 @@ def folded_features(session) -> list[str | None]:
     return [f.mode for f in session.overlay.facts]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", DTYPES)
 def test_folding_keeps_what_the_facts_prompts_say_and_the_size(
     family: str, base, detected, tmp_path: Path
@@ -155,6 +156,7 @@ def test_folding_keeps_what_the_facts_prompts_say_and_the_size(
     assert (torch.cat([compiled.logits(p) for p in PROMPTS + OTHERS]) - folded).abs().max() < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 def test_full_folds_again_what_was_folded(family: str, base, detected) -> None:
     operations = detected(family)

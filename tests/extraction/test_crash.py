@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,23 +16,10 @@ from larql_duck.extraction import extract
 from larql_duck.vindex.publish import staging_of
 from larql_duck.vindex.store import Vindex
 from larql_duck.vindex.verify import verify
+from tests.extraction.killed import Extraction
 from tests.tiny import make_tiny
 
 KILLS = int(os.environ.get("LARQL_DUCK_KILLS", "5"))
-# The process prints each stage and layer as it reaches it, so that a test can kill it there.
-SCRIPT = """
-import sys
-import torch
-torch.set_num_threads(1)
-from larql_duck.extraction import extract
-extract(sys.argv[1], sys.argv[2], probe=False, in_basis='context', resume=len(sys.argv) > 3,
-        progress=lambda stage, done, total: print(stage, done, total, flush=True))
-"""
-
-
-def start(model: Path, out: Path, *resume: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", SCRIPT, str(model), str(out), *resume]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def same(a: Path, b: Path) -> None:
@@ -54,33 +39,31 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "x.vindex"
-    assert start(model, out).wait(120) == 0
+    assert Extraction(model, out).wait() == 0
     return out
 
 
+@pytest.mark.slow
 def test_kill_at_random_moments_then_resume(model: Path, whole: Path, tmp_path: Path) -> None:
-    lines = start(model, tmp_path / "count.vindex")
-    reached = [line for line in lines.stdout or [] if line]
-    lines.wait(120)
+    reached = Extraction(model, tmp_path / "count.vindex").lines()
     rng = random.Random(7)
     for i, at in enumerate(sorted(rng.sample(range(len(reached)), KILLS))):
         out = tmp_path / f"{i}.vindex"
-        process = start(model, out)
-        assert process.stdout is not None
+        killed = Extraction(model, out)
         for _ in range(at + 1):
-            process.stdout.readline()
+            killed.line()
         time.sleep(rng.uniform(0, 0.02))
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
+        killed.send(signal.SIGKILL)
+        killed.wait()
         if out.exists():
             assert verify(out) == []
             continue
-        resumed = start(model, out, "--resume")
-        output, errors = resumed.communicate(timeout=120)
-        assert resumed.returncode == 0, errors
+        resumed = Extraction(model, out, resume=True)
+        output = resumed.lines()
+        assert resumed.wait() == 0
         same(whole, out)
         assert not staging_of(out).exists()
-        layers = [line.split() for line in output.splitlines() if line.startswith("top activating tokens")]
+        layers = [line.split() for line in output if line.startswith("top activating tokens")]
         if reached[at].startswith("top activating tokens") and layers:
             killed_after = int(reached[at].split()[3])
             # At most the layers since the last checkpoint run again; the first layer leaves one.
@@ -89,12 +72,11 @@ def test_kill_at_random_moments_then_resume(model: Path, whole: Path, tmp_path: 
 
 def test_resume_refuses_other_options_and_other_models(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.vindex"
-    process = start(model, out)
-    assert process.stdout is not None
-    while not process.stdout.readline().startswith("promoted tokens"):
+    killed = Extraction(model, out)
+    while not killed.line().startswith("promoted tokens"):
         pass
-    process.kill()
-    process.communicate()
+    killed.send(signal.SIGKILL)
+    killed.wait()
     with pytest.raises(VindexError, match="other options"):
         extract(model, out, probe=False, in_basis="embedding", resume=True)
 
@@ -108,16 +90,15 @@ def test_resume_without_anything_to_resume_says_so(model: Path, tmp_path: Path) 
 
 def test_two_extractions_to_one_path_exclude_each_other(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.vindex"
-    process = start(model, out)
-    assert process.stdout is not None
-    process.stdout.readline()
-    process.send_signal(signal.SIGSTOP)
+    stopped = Extraction(model, out)
+    stopped.line()
+    stopped.send(signal.SIGSTOP)
     try:
         with pytest.raises(VindexError, match="another extraction"):
             extract(model, out, probe=False)
     finally:
-        process.send_signal(signal.SIGCONT)
-    assert process.wait(120) == 0
+        stopped.send(signal.SIGCONT)
+    assert stopped.wait() == 0
     assert verify(out) == []
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.lql import fuzz
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_seeded_texts(seed: int) -> None:
     for text in fuzz.texts(seed, 1000):
@@ -41,6 +42,7 @@ def test_any_words(words: list[str], gap: str) -> None:
     fuzz.check(gap.join(words))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [10, 1_200])
 def test_deep_nesting_is_bounded(depth: int) -> None:
     for opening, middle, closing in fuzz.NESTS:
@@ -64,6 +66,7 @@ SHAPES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*SHAPES, "nested comments", "pipe of queries", "wrong end"])
 def test_statements_near_the_size_limit(name: str) -> None:
     # Generous: the bounds are for a quiet machine, and quadratic time would be minutes.

@@ -67,6 +67,7 @@ def _use(path: Path) -> None:
         assert "\n" not in str(error) and str(path) in str(error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "quant"), [("llama", "Q4_1"), ("gemma3_text", "F32"), ("gpt2", "F16")])
 def test_gguf(family: str, quant: str, tiny_gguf: Callable[..., Path], tmp_path: Path) -> None:
     whole = tiny_gguf(family, quant)
@@ -82,6 +83,7 @@ def test_gguf(family: str, quant: str, tiny_gguf: Callable[..., Path], tmp_path:
     check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_safetensors(family: str, copied: Make) -> None:
     directory = copied(family)

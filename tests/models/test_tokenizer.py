@@ -139,6 +139,7 @@ def test_placeholders_and_markers_are_no_words(tiny: Make) -> None:
     assert [tokenizer.is_word(402 + i) for i in range(5)] == [False, False, False, True, True]
 
 
+@pytest.mark.slow
 def test_a_quarter_of_a_million_entries_take_seconds() -> None:
     pieces = [f"▁{a}{b}{c}{d}" for a in "abcdefgh" for b in range(32) for c in range(32) for d in range(32)]
     tokens = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{i:02X}>" for i in range(256)), *pieces]

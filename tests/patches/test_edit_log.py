@@ -115,6 +115,7 @@ def walk(s: Session, files: dict[str, Path], steps: list[str]) -> None:
     assert State(s) == before and not s.overlay
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(st.sampled_from("abcdef"), max_size=8))
 def test_any_order_of_applying_and_removing_restores_exactly(
@@ -123,6 +124,7 @@ def test_any_order_of_applying_and_removing_restores_exactly(
     walk(session, files, steps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gemma3_text", "qwen3", "gpt2"])
 def test_other_families_are_restored_exactly(
     family: str, tiny_vindex: Callable[[str], Path], tmp_path: Path

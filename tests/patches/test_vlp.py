@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from larql_duck.patches.edit_log import PatchFile
 from larql_duck.patches.operations import DeleteKnnOp, DeleteOp, InsertOp, Meta, Operation, UpdateOp
 from larql_duck.patches.overlay import Overlay
 from larql_duck.patches.vlp import read_patch, write_patch
+from larql_duck.session import Session
 from larql_duck.vindex.store import Vindex
 from tests.conftest import UPSTREAM
 from tests.edits import database_fact, insert, some, vector
@@ -190,21 +191,27 @@ DAMAGE: dict[str, Change] = {
 }
 
 
+@pytest.fixture(scope="module")
+def patched() -> Iterator[Session]:
+    """A session under a patch, which damaged ones must leave as it is."""
+    with connect(BASE, patches=[upstream("insert-knn")]) as s:
+        yield s
+
+
 @pytest.mark.parametrize("what", DAMAGE)
-def test_a_damaged_patch_is_one_line_and_changes_nothing(what: str, tmp_path: Path) -> None:
+def test_a_damaged_patch_is_one_line_and_changes_nothing(what: str, patched: Session, tmp_path: Path) -> None:
     raw = json.loads(upstream("insert-compose").read_text())
     DAMAGE[what](raw)
     path = tmp_path / "damaged.vlp"
     path.write_text(json.dumps(raw))
-    with connect(BASE, patches=[upstream("insert-knn")]) as s:
-        before = s.overlay.fingerprint(), s.edits.patch_rows()
-        with pytest.raises(PatchError) as caught:
-            s.lql(f'APPLY PATCH "{path}"')
-        line = str(caught.value)
-        assert "\n" not in line and str(path) in line
-        wanted = {"surrogate": "field entity", "update 64": "features 0-63", "not  finite": "not finite"}
-        assert wanted.get(what, what) in line
-        assert (s.overlay.fingerprint(), s.edits.patch_rows()) == before
+    before = patched.overlay.fingerprint(), patched.edits.patch_rows()
+    with pytest.raises(PatchError) as caught:
+        patched.lql(f'APPLY PATCH "{path}"')
+    line = str(caught.value)
+    assert "\n" not in line and str(path) in line
+    wanted = {"surrogate": "field entity", "update 64": "features 0-63", "not  finite": "not finite"}
+    assert wanted.get(what, what) in line
+    assert (patched.overlay.fingerprint(), patched.edits.patch_rows()) == before
 
 
 @pytest.mark.parametrize(

@@ -215,6 +215,7 @@ def test_history(typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 PROGRAM = "import sys; from larql_duck import connect; from larql_duck.repl import run; sys.exit(run(connect(sys.argv[1])))"
 
 
+@pytest.mark.slow
 def test_standard_input_that_is_no_terminal(tiny: Path) -> None:
     def run(text: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

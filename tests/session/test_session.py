@@ -377,6 +377,7 @@ def test_transpile(world: Path, s: Session) -> None:
         lq.transpile('USE "x"')
 
 
+@pytest.mark.slow
 def test_no_noise_at_the_interpreters_end(world: Path) -> None:
     code = (
         "import sys, duckdb, larql_duck as lq\n"
