@@ -13,6 +13,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import benchmarks
@@ -65,8 +66,9 @@ def _reported(name: str, case: Case, work: Path, console: Console) -> Iterator[R
     console.print(f"[dim]{name} ...[/]")
     for row in case(work):
         ratio = "" if row.ratio is None else f"  ratio {row.ratio:.2f}"
+        note = f"  [dim]{escape(row.note)}[/]" if row.note else ""
         limit = f"  (limit {row.limit})" if row.limit else ""
-        console.print(f"  {row.name}: {_figure(row.ours)} {row.unit}{ratio}{limit}")
+        console.print(f"  {row.name}: {_figure(row.ours)} {row.unit}{ratio}{limit}{note}")
         yield row
 
 
@@ -76,11 +78,11 @@ def _figure(value: float) -> str:
 
 
 def _table(rows: list[Row]) -> Table:
-    table = Table("figure", "ours", "peer", "ratio", "limit", "note")
+    table = Table("figure", "ours", "peer", "ratio", "limit")
     for row in rows:
         peer = "" if row.peer is None else f"{_figure(row.peer)} {row.unit}"
         ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-        table.add_row(row.name, f"{_figure(row.ours)} {row.unit}", peer, ratio, row.limit, row.note)
+        table.add_row(row.name, f"{_figure(row.ours)} {row.unit}", peer, ratio, row.limit)
     return table
 
 
