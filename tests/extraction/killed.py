@@ -39,7 +39,7 @@ class Extraction:
         assert self._process.pid is not None
         os.kill(self._process.pid, number)
 
-    def wait(self, seconds: float = 120) -> int | None:
+    def wait(self, seconds: float = 300) -> int | None:
         """Its exit status; negative, the signal that ended it."""
         self._process.join(seconds)
         return self._process.exitcode
