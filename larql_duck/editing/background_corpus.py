@@ -185,7 +185,7 @@ def read_texts(texts: TextSource) -> tuple[str, list[str]]:
     if isinstance(texts, str | Path):
         if _is_file(texts):
             return str(texts), [Path(texts).expanduser().read_text(encoding="utf-8", errors="replace")]
-        if isinstance(texts, Path) or not texts:
+        if isinstance(texts, Path):
             raise LarqlError(
                 f"{texts}: no such file; give a text file, or none (the model then writes the text)"
             )

@@ -243,9 +243,9 @@ def test_a_compiled_vindex_has_the_facts_until_they_are_deleted(family: str, bas
 
 
 def test_a_failing_statement_changes_nothing(base, monkeypatch: pytest.MonkeyPatch) -> None:
-    from larql_duck.session.opened import OpenVindex
+    from larql_duck.session.overlay_views import OverlayViews
 
-    show: Callable = OpenVindex.refresh
+    show: Callable = OverlayViews.update
     with connect(base("llama")) as s:
         s.lql(INSERT)
         before = s.overlay
@@ -257,7 +257,7 @@ def test_a_failing_statement_changes_nothing(base, monkeypatch: pytest.MonkeyPat
                 raise KeyboardInterrupt
             show(self)
 
-        monkeypatch.setattr(OpenVindex, "refresh", fail)
+        monkeypatch.setattr(OverlayViews, "update", fail)
         with pytest.raises(KeyboardInterrupt):
             s.lql('INSERT INTO EDGES (entity, relation, target) VALUES ("Spain", "capital", "Rome") MODE KNN')
         monkeypatch.undo()
