@@ -17,11 +17,6 @@ import larql_duck
 ROOT = Path(larql_duck.__file__).parent
 LINES = 500
 SHARE_INSIDE = 0.08
-# What does not hold yet.
-CIRCLES = {"lql", "session", "editing", "patches", "workspace", "inference"}
-LARGE = {"lql/statements.py"}
-NAMING_SESSION = {"patches/edit_log.py"}
-TWICE = {"Texts", "Pair", "Steer", "Triple", "Check", "Edit", "Item", "Kind", "Value", "Slot"}
 # Packages that may name the class Session: its own, and those above it.
 ABOVE_SESSION = {"session", "commands", "cli", "repl", "notebook.py", "__init__.py"}
 SESSION = {
@@ -57,7 +52,7 @@ def test_contracts_of_imports_hold(
 
 def test_no_circle_of_files() -> None:
     graph = grimp.build_graph("larql_duck", exclude_type_checking_imports=False, cache_dir=None)
-    modules = {m for m in graph.modules - {"larql_duck"} if m.split(".")[1] not in CIRCLES}
+    modules = graph.modules - {"larql_duck"}
     try:
         TopologicalSorter(
             {m: graph.find_modules_directly_imported_by(m) & modules for m in modules}
@@ -73,7 +68,7 @@ def test_own_modules_are_imported_at_the_top() -> None:
         nested = {id(node): node for function in functions for node in _own_imports(function)}
         inside += [f"{path.relative_to(ROOT)}:{node.lineno}" for node in nested.values()]
         total += len(_own_imports(tree))
-    assert len(inside) <= 0.10 * total, f"{len(inside)} of {total}: " + ", ".join(inside)
+    assert len(inside) <= SHARE_INSIDE * total, f"{len(inside)} of {total}: " + ", ".join(inside)
 
 
 def test_a_class_or_alias_is_defined_in_one_module() -> None:
@@ -81,7 +76,7 @@ def test_a_class_or_alias_is_defined_in_one_module() -> None:
     for path, tree in _trees().items():
         for name in _defined(tree):
             places[name].append(str(path.relative_to(ROOT)))
-    twice = {name: paths for name, paths in places.items() if len(paths) > 1 and name not in TWICE}
+    twice = {name: paths for name, paths in places.items() if len(paths) > 1}
     assert not twice, twice
 
 
@@ -104,7 +99,7 @@ def test_modules_are_small_and_their_names_unique_in_a_package() -> None:
         for path in _trees()
         if (n := len(path.read_text().splitlines())) > LINES
     }
-    assert set(large) <= LARGE, large
+    assert not large, large
     names = Counter(
         (path.relative_to(ROOT).parts[0], path.stem) for path in _trees() if path.stem != "__init__"
     )
@@ -123,4 +118,4 @@ def test_session_is_named_in_commands_and_above_alone() -> None:
             for node in ast.walk(tree)
         )
     ]
-    assert set(naming) <= NAMING_SESSION, naming
+    assert not naming, naming

@@ -12,7 +12,7 @@ from larql_duck.files import write_whole
 from larql_duck.lowering.checks import fail
 from larql_duck.lowering.types import Request
 from larql_duck.lql import statements as st
-from larql_duck.patches.edit_log import PatchFile
+from larql_duck.patches.patch_file import PatchFile
 from larql_duck.patches.vlp import write_patch
 from larql_duck.result import Result
 from larql_duck.session import Session

@@ -15,8 +15,8 @@ from larql_duck.editing.merge import merge as merge_vindex
 from larql_duck.lowering.checks import fail
 from larql_duck.lowering.types import Request
 from larql_duck.patches.checksum import base_checksum
-from larql_duck.patches.edit_log import PatchFile
 from larql_duck.patches.operations import UpdateOp
+from larql_duck.patches.patch_file import PatchFile
 from larql_duck.patches.vlp import excerpt
 from larql_duck.result import Result
 from larql_duck.session import Session

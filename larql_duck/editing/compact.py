@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from larql_duck.editing.background_corpus import background_of
+from larql_duck.editing.fact_results import fact_result, joined_results
 from larql_duck.editing.keys import layer_input
 from larql_duck.errors import PatchError, SemanticError
 from larql_duck.inference.fact_prompts import subject_position
@@ -43,8 +44,6 @@ def compact_minor(workspace: Workspace) -> Result:
     NotSupportedError for plain feed-forward networks.
     """
     from larql_duck.editing.inserting import (
-        fact_result,
-        joined_results,
         need_features,
         solve_and_add,
     )
@@ -82,7 +81,7 @@ def compact_major(workspace: Workspace, *, full: bool = False, lambda_: float | 
     were folded before again, together with the others. SemanticError for a lambda out of range, PatchError where a
     folded fact has no feature left to fold again; then nothing changes.
     """
-    from larql_duck.editing.inserting import fact_result, largest_change, measure_facts, need_features
+    from larql_duck.editing.inserting import largest_change, measure_facts, need_features
 
     weight = LAMBDA if lambda_ is None else lambda_
     if not (math.isfinite(weight) and weight > 0):

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from larql_duck.aliases import Slot
 from larql_duck.catalog import SCHEMAS, rows_as_table
-from larql_duck.editing.reprobe import FactScore, StatedFact, reprobe_pairs, score_facts, stated_prompts
+from larql_duck.editing.reprobe import FactScore, Pair, StatedFact, reprobe_pairs, score_facts, stated_prompts
 from larql_duck.inference.engine import Engine
 from larql_duck.patches.operations import InsertKnnOp, fact_key
 from larql_duck.patches.overlay import EditedFact, Overlay
@@ -26,7 +26,6 @@ from larql_duck.progress import Ticker
 from larql_duck.vindex.derive import UNLABELLED
 from larql_duck.vindex.store import Vindex
 
-Pair = tuple[str, str]
 Triple = tuple[str, str, str]
 Rows = dict[str, list[dict[str, Any]]]
 

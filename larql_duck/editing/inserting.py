@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from larql_duck.editing.fact_results import fact_result, joined_results
 from larql_duck.errors import SemanticError
 from larql_duck.patches.operations import InsertOp, Meta, Operation, fact_key
 
@@ -20,17 +21,6 @@ if TYPE_CHECKING:
 # Other subjects at which the report looks, and other openings where a relation has one template only.
 _NEIGHBOURS = 8
 _OPENINGS = ("Here is a fact. ", "As everybody knows, ")
-_COLUMNS = (
-    ("entity", "string"),
-    ("relation", "string"),
-    ("target", "string"),
-    ("layer", "int32"),
-    ("feature", "int64"),
-    ("p_before", "float64"),
-    ("p", "float64"),
-    ("paraphrase_p", "float64"),
-    ("neighbour_change", "float64"),
-)
 
 
 def insert(
@@ -361,25 +351,6 @@ def _row(workspace: Workspace, s: Solved) -> dict[str, Any]:
         "paraphrase_p": s.paraphrase_p,
         "neighbour_change": s.neighbour_change,
     }
-
-
-def fact_result(rows: Sequence[dict[str, Any]], notices: Sequence[str] = ()) -> Result:
-    import pyarrow as pa
-
-    from larql_duck.result import Result
-
-    schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in _COLUMNS])
-    filled = [{name: row.get(name) for name, _ in _COLUMNS} for row in rows]
-    return Result(pa.Table.from_pylist(filled, schema=schema), notices=tuple(notices))
-
-
-def joined_results(results: Sequence[Result]) -> Result:
-    import pyarrow as pa
-
-    from larql_duck.result import Result
-
-    notices = list(dict.fromkeys(n for r in results for n in r.notices))
-    return Result(pa.concat_tables([r.arrow() for r in results]), notices=notices)
 
 
 # -- checks ---------------------------------------------------------------------------------------------------

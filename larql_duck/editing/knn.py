@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from larql_duck.editing.fact_results import fact_result
 from larql_duck.errors import SemanticError
 from larql_duck.patches.operations import InsertKnnOp, fact_key
 
@@ -59,7 +60,6 @@ def insert_knn(
     the FFN of the layer reads at the last token of the relation's first template (`template` where given), without
     weights the mean of the entity's scaled embeddings. confidence None is 1.0. SemanticError for a layer out of range.
     """
-    from larql_duck.editing.inserting import fact_result
     from larql_duck.editing.relation_prompts import prompts_for
     from larql_duck.editing.solve import default_layer
     from larql_duck.patches.rounding import rounded

@@ -32,7 +32,7 @@ _COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Item:
+class MergeRow:
     """A slot or fact that the source has otherwise than the vindex in use, which is the target.
 
     conflict: the target says something of its own there. taken: the source's holds. operation is what makes it so,
@@ -89,7 +89,7 @@ def same_lineage(a: Vindex, b: Vindex) -> bool:
     return shapes[0] == shapes[1] and file_checksum(a, layout.EMBED) == file_checksum(b, layout.EMBED)
 
 
-def _carry_out(workspace: Workspace, taken: Sequence[Item]) -> list[str]:
+def _carry_out(workspace: Workspace, taken: Sequence[MergeRow]) -> list[str]:
     mark = workspace.edits.savepoint()
     notices: list[str] = []
     try:
@@ -110,7 +110,7 @@ def _carry_out(workspace: Workspace, taken: Sequence[Item]) -> list[str]:
 # -- versions of one model ------------------------------------------------------------------------------------
 
 
-def _slots(workspace: Workspace, other: DiffSide, rule: str, opened: OpenWorkspace) -> list[Item]:
+def _slots(workspace: Workspace, other: DiffSide, rule: str, opened: OpenWorkspace) -> list[MergeRow]:
     """What the source changed against the vindex in use, slot by slot, then its database facts."""
     from larql_duck.diffing import directory_side
     from larql_duck.diffing.slot_diff import slot_differences, stored_matrices
@@ -118,7 +118,7 @@ def _slots(workspace: Workspace, other: DiffSide, rule: str, opened: OpenWorkspa
     stored_here = directory_side(workspace.vindex.path, opened)
     overlay = workspace.overlay
     which = stored_matrices(stored_here, other)
-    items: list[Item] = []
+    items: list[MergeRow] = []
     added: dict[int, int] = {}
     for slot in slot_differences(stored_here, other):
         at = (slot.layer, slot.feature)
@@ -149,7 +149,7 @@ def _slots(workspace: Workspace, other: DiffSide, rule: str, opened: OpenWorkspa
                 added[slot.layer] = added.get(slot.layer, 0) + 1
             if not same:
                 items.append(
-                    Item(
+                    MergeRow(
                         "fact",
                         fact.entity,
                         fact.relation,
@@ -194,12 +194,12 @@ def _slots(workspace: Workspace, other: DiffSide, rule: str, opened: OpenWorkspa
                 slot.layer, number, name, _shown(other, at)[0] or name, **vectors, meta=meta
             )
         items.append(
-            Item("slot", None, None, *at, shown, _shown(other, at)[0], *scores, mine, taken, operation_)
+            MergeRow("slot", None, None, *at, shown, _shown(other, at)[0], *scores, mine, taken, operation_)
         )
     return items + _database(workspace, other, rule)
 
 
-def _database(workspace: Workspace, other: DiffSide, rule: str) -> list[Item]:
+def _database(workspace: Workspace, other: DiffSide, rule: str) -> list[MergeRow]:
     items = []
     for fact in other.knn:
         known = workspace.overlay.fact(fact.entity, fact.relation)
@@ -208,7 +208,7 @@ def _database(workspace: Workspace, other: DiffSide, rule: str) -> list[Item]:
         confidence = None if known is None else known.confidence
         taken = known is None or _wins(rule, confidence, fact.confidence)
         items.append(
-            Item(
+            MergeRow(
                 "fact",
                 fact.entity,
                 fact.relation,
@@ -253,7 +253,7 @@ ORDER BY confidence DESC NULLS LAST, subject, relation
 """
 
 
-def _facts(workspace: Workspace, other: DiffSide, rule: str) -> list[Item]:
+def _facts(workspace: Workspace, other: DiffSide, rule: str) -> list[MergeRow]:
     """The source's facts that the session does not show, the surest first."""
     import duckdb
 
@@ -281,7 +281,9 @@ def _facts(workspace: Workspace, other: DiffSide, rule: str) -> list[Item]:
         best, sure = known[0] if known else (None, None)
         taken = not known or _wins(rule, sure, confidence)
         items.append(
-            Item("fact", subject, relation, None, None, best, answer, sure, confidence, bool(known), taken)
+            MergeRow(
+                "fact", subject, relation, None, None, best, answer, sure, confidence, bool(known), taken
+            )
         )
     return items
 
@@ -300,7 +302,7 @@ def _key(fact: Any) -> tuple[str, str]:
     return fact_key(fact.entity, fact.relation)
 
 
-def _said(items: Sequence[Item], dry_run: bool, other: DiffSide, lineage: bool) -> str:
+def _said(items: Sequence[MergeRow], dry_run: bool, other: DiffSide, lineage: bool) -> str:
     added = sum(i.taken and not i.conflict for i in items)
     replaced = sum(i.taken and i.conflict for i in items)
     kept = sum(not i.taken for i in items)
@@ -314,7 +316,7 @@ def _said(items: Sequence[Item], dry_run: bool, other: DiffSide, lineage: bool) 
     )
 
 
-def _result(items: Sequence[Item], notices: Sequence[str]) -> Result:
+def _result(items: Sequence[MergeRow], notices: Sequence[str]) -> Result:
     import pyarrow as pa
 
     from larql_duck.result import Result

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,41 +19,12 @@ from larql_duck.patches.operations import (
     fact_key,
 )
 from larql_duck.patches.overlay import Overlay
+from larql_duck.patches.patch_file import PatchFile
 from larql_duck.patches.validate import check_operations
+from larql_duck.patches.vlp import read_patch, write_patch
 
 if TYPE_CHECKING:
     from larql_duck.vindex.store import Vindex
-
-
-@dataclass(frozen=True)
-class PatchFile:
-    """A patch as a file holds it: its operations and where they belong.
-
-    name is what REMOVE PATCH takes beside the path. base_checksum None: made by a system that does not write one.
-    """
-
-    operations: tuple[Operation, ...]
-    name: str | None = None
-    path: Path | None = None
-    base_model: str = ""
-    base_checksum: str | None = None
-    created_at: str = ""
-    description: str | None = None
-    author: str | None = None
-    tags: tuple[str, ...] = ()
-
-    def called(self, name: str) -> bool:
-        """Whether `name` is this patch's path, name or description."""
-        return name in (self.name, self.description) or self.at(name)
-
-    def at(self, path: str | Path) -> bool:
-        """Whether the patch is the file at `path`."""
-        return self.path is not None and _place(self.path) == _place(Path(path).expanduser())
-
-    @property
-    def title(self) -> str:
-        """What messages call it."""
-        return str(self.path or self.name or self.description or "(unnamed)")
 
 
 Savepoint = tuple[tuple[PatchFile, ...], tuple[Operation, ...], Path | None]
@@ -169,8 +138,6 @@ class EditLog:
         if target is None:
             raise PatchError('these edits have no file yet; write SAVE PATCH "file.vlp"')
         self._check_target(target)
-        from larql_duck.patches.vlp import write_patch
-
         patch = write_patch(target, PatchFile(tuple(self.live), target.stem, target), self._vindex)
         # The same operations in the same order: the overlay is what it was.
         self.applied, self.live, self.recording = [*self.applied, patch], [], None
@@ -182,8 +149,6 @@ class EditLog:
 
         PatchError for a damaged file, another base (unless force), or a patch that is applied already.
         """
-        from larql_duck.patches.vlp import read_patch
-
         patch = read_patch(Path(path).expanduser(), self._vindex, force=force)
         if any(p.at(path) for p in self.applied):
             raise PatchError(f"{path}: is applied already; REMOVE PATCH first", path=patch.path)
@@ -294,22 +259,12 @@ class EditLog:
 
 def overlay_of(vindex: Vindex, paths: Sequence[str | Path]) -> Overlay:
     """The overlay that the patches at `paths`, in order, make of a vindex that no session has open. PatchError."""
-    from larql_duck.patches.vlp import read_patch
-
     lists: list[Sequence[Operation]] = []
     for path in paths:
         patch = read_patch(Path(path).expanduser(), vindex)
         check_operations(vindex, patch.operations, f"{path}: ")
         lists.append(patch.operations)
     return Overlay.of(vindex.n_features, vindex.hidden, lists, stored_facts(vindex))
-
-
-def _place(path: Path) -> str:
-    """A path without links and dots; one that no system has is itself."""
-    try:
-        return os.path.realpath(path)
-    except (OSError, ValueError):
-        return str(path)
 
 
 def _shared(one: set[tuple[object, ...]], other: set[tuple[object, ...]]) -> set[tuple[object, ...]]:

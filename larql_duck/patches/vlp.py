@@ -28,11 +28,11 @@ from larql_duck.patches.operations import (
     UpdateOp,
     Vector,
 )
+from larql_duck.patches.patch_file import PatchFile
 from larql_duck.patches.rounding import rounded
 from larql_duck.result import printable
 
 if TYPE_CHECKING:
-    from larql_duck.patches.edit_log import PatchFile
     from larql_duck.vindex.store import Vindex
 
 VERSION = 1
@@ -53,7 +53,6 @@ def read_patch(path: Path, vindex: Vindex, *, force: bool = False) -> PatchFile:
     numbers that are not finite, layers, features and vectors that the vindex cannot have, and for a patch that was
     made for another base (unless force; shapes must fit all the same).
     """
-    from larql_duck.patches.edit_log import PatchFile
 
     fields = _Fields(_load(path), path, vindex)
     version = fields.raw.get("version")

@@ -65,7 +65,7 @@ class OpenVindex:
         self._vectors: QueryVectors | None = None
         self.edits = EditLog(vindex)
         self.edits.subscribe(self._show_edits)
-        self.views = OverlayViews(self)
+        self.views = OverlayViews(self, mount, self.unsaved)
         # The overlay that passes, gate search and tables are under.
         self._overlay: Overlay | None = None if self.edits.stored else self.edits.overlay
         if self.edits.stored:

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from larql_duck.editing.fact_views import ConcernedFacts, EditedFacts, FactRows
     from larql_duck.editing.feature_views import EditedFeatures, FeatureRows
     from larql_duck.patches.overlay import Overlay
-    from larql_duck.session.open_vindex import OpenVindex
+    from larql_duck.session.mount import Mount
+    from larql_duck.session.probing_runs import UnsavedRuns
     from larql_duck.vindex.store import Vindex
+    from larql_duck.workspace import Workspace
 
 # Tables and lookups that show something else once edits were measured.
 _MEASURED = frozenset({
@@ -37,8 +39,8 @@ class OverlayViews:
     stale says whether anything was not measured since it was edited; notices are those of the last change.
     """
 
-    def __init__(self, opened: OpenVindex) -> None:
-        self._opened = opened
+    def __init__(self, workspace: Workspace, mount: Mount, unsaved: UnsavedRuns) -> None:
+        self._workspace, self._mount, self._unsaved = workspace, mount, unsaved
         self.clear()
 
     def clear(self) -> None:
@@ -58,43 +60,43 @@ class OverlayViews:
 
     def update(self) -> None:
         """Show the tables under the edits and unsaved probing runs as they are now; nothing is measured."""
-        opened = self._opened
-        vindex, overlay = opened.vindex, self._overlay()
+        workspace = self._workspace
+        vindex, overlay = workspace.vindex, self._overlay()
         fingerprint = self.fingerprint()
-        probed = opened.unsaved.tables(fingerprint)
+        probed = self._unsaved.tables(fingerprint)
         self.notices = []
         self.stale = False
         self._concerned = None
-        if opened.unsaved.hidden(fingerprint):
+        if self._unsaved.hidden(fingerprint):
             self.notices.append(
                 "facts that were probed under other edits, without saving them, are not shown"
             )
         self._untold += self.notices
-        edited = overlay and (opened.edits.applied or opened.edits.live or not vindex.has_tables)
-        if edited or probed or opened.mount.shadowed:
-            opened.mount.rebase(probed)
+        edited = overlay and (workspace.edits.applied or workspace.edits.live or not vindex.has_tables)
+        if edited or probed or self._mount.shadowed:
+            self._mount.rebase(probed)
         if edited and overlay:
             self._prepare(vindex, overlay)
             self._show(vindex, overlay)
             return
-        for name in opened.mount.shadowed:
-            opened.mount.unshadow(name)
+        for name in self._mount.shadowed:
+            self._mount.unshadow(name)
         if probed or not vindex.has_tables:
-            opened.mount.refresh_lookups()
+            self._mount.refresh_lookups()
 
     def refresh(self) -> None:
         """Ask and measure whatever was not since it was edited, and show it."""
         if not self.stale:
             return
-        opened, overlay = self._opened, self._overlay()
+        workspace, overlay = self._workspace, self._overlay()
         assert overlay and self._facts and self._features and self._concerned
         # Errors come again with the next statement that reads these tables, as long as something is missing.
         notices = self._features.measure(overlay, self._progress("features"))
         if self._facts.missing(self._concerned):
             notices += self._facts.measure(
-                self._concerned, opened.engine(), self._many(opened.vindex), self._progress("facts")
+                self._concerned, workspace.engine(), self._many(workspace.vindex), self._progress("facts")
             )
-        self._show(opened.vindex, overlay)
+        self._show(workspace.vindex, overlay)
         self.notices += notices
         self._untold += notices
 
@@ -113,21 +115,21 @@ class OverlayViews:
     # -- inside -------------------------------------------------------------------------------------------
 
     def _overlay(self) -> Overlay | None:
-        return getattr(self._opened, "overlay", None)
+        return getattr(self._workspace, "overlay", None)
 
     def _prepare(self, vindex: Vindex, overlay: Overlay) -> None:
         from larql_duck.editing.fact_views import ConcernedFacts, EditedFacts
         from larql_duck.editing.feature_views import EditedFeatures
 
         if self._tables is None or self._tables.vindex is not vindex:
-            self._tables = _BaseTables(self._opened, vindex)
+            self._tables = _BaseTables(self._mount, vindex)
             self._facts = EditedFacts(self._tables, measurable=vindex.has_tables and vindex.has_weights)
             self._features = EditedFeatures(self._tables)
-        self._concerned = ConcernedFacts(self._tables, overlay, self._opened.edits.stored)
+        self._concerned = ConcernedFacts(self._tables, overlay, self._workspace.edits.stored)
 
     def _show(self, vindex: Vindex, overlay: Overlay) -> None:
         assert self._tables and self._facts and self._features and self._concerned
-        mount = self._opened.mount
+        mount = self._mount
         features, facts = self._features.rows(overlay), self._facts.rows(self._concerned)
         self.stale = bool(self._facts.missing(self._concerned) or self._features.missing(overlay))
         mount.shadow("features", features.features, hidden=features.slots)
@@ -146,7 +148,7 @@ class OverlayViews:
         mount.refresh_lookups()
 
     def _show_features(self, vindex: Vindex, overlay: Overlay, rows: FeatureRows) -> set[str]:
-        mount, shown = self._opened.mount, set()
+        mount, shown = self._mount, set()
         if vindex.has_tables:
             mount.shadow("feature_tokens", rows.feature_tokens, hidden=rows.token_slots)
             mount.shadow("token_features", rows.token_features, hidden=rows.token_ids)
@@ -166,7 +168,7 @@ class OverlayViews:
 
     def _show_facts(self, rows: FactRows) -> set[str]:
         assert self._tables
-        mount = self._opened.mount
+        mount = self._mount
         mount.shadow("facts", rows.facts, hidden=rows.pairs)
         mount.shadow("edges", rows.edges, hidden=rows.pairs)
         mount.shadow("probes", rows.probes, hidden=rows.probed)
@@ -177,11 +179,11 @@ class OverlayViews:
     def _many(self, vindex: Vindex) -> set[str]:
         from larql_duck.probing.publish import many_relations
 
-        return many_relations(vindex) | self._opened.unsaved.many
+        return many_relations(vindex) | self._unsaved.many
 
     def _named(self) -> set[str]:
         """The names, in small letters, under which a statement reaches a table that is stale."""
-        con = self._opened.con.cursor()
+        con = self._mount.con.cursor()
         try:
             defined = con.execute(
                 "SELECT lower(view_name), lower(sql) FROM duckdb_views() WHERE NOT internal UNION ALL"
@@ -192,15 +194,15 @@ class OverlayViews:
             con.close()
         words = [(name, set(_WORD.findall(text))) for name, text in defined]
         # What lq_ask answers from is read by a function.
-        names = {*_MEASURED, f"{self._opened.schema.lower()}_udf_ask"}
+        names = {*_MEASURED, f"{self._workspace.schema.lower()}_udf_ask"}
         while more := {name for name, used in words if used & names} - names:
             names |= more
         return names
 
     def _progress(self, stage: str) -> Ticker:
         def tick(done: int, total: int) -> None:
-            if self._opened.progress is not None:
-                self._opened.progress(stage, done, total)
+            if self._workspace.progress is not None:
+                self._workspace.progress(stage, done, total)
 
         return tick
 
@@ -208,25 +210,25 @@ class OverlayViews:
 class _BaseTables:
     """The session's tables before edits: those of the attached database, or newer ones of probing runs."""
 
-    def __init__(self, opened: OpenVindex, vindex: Vindex) -> None:
-        self._opened = opened
+    def __init__(self, mount: Mount, vindex: Vindex) -> None:
+        self._mount = mount
         self.vindex = vindex
 
     def table(self, name: str) -> pa.Table:
         """A whole table."""
-        con = self._opened.mount.con.cursor()
+        con = self._mount.con.cursor()
         try:
-            return _as(name, con.sql(f"FROM {self._opened.mount.base(name)}").to_arrow_table())
+            return _as(name, con.sql(f"FROM {self._mount.base(name)}").to_arrow_table())
         finally:
             con.close()
 
     def query(self, name: str, **tables: pa.Table) -> pa.Table:
         """The rows of sql/queries/`name`.sql, in which base_NAME is one of these tables, and the given ones have names."""
-        con = self._opened.mount.con.cursor()
+        con = self._mount.con.cursor()
         try:
             for given, rows in tables.items():
                 con.register(given, rows)
-            found: pa.Table = con.sql(sql_query(name, self._opened.schema)).to_arrow_table()
+            found: pa.Table = con.sql(sql_query(name, self._mount.schema)).to_arrow_table()
             return found
         finally:
             con.close()

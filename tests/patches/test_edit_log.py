@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from larql_duck.commands.opening import attach, connect
 from larql_duck.errors import PatchError
 from larql_duck.inference.gate_search import ORDERS
-from larql_duck.patches.edit_log import PatchFile
 from larql_duck.patches.operations import DeleteKnnOp, DeleteOp, InsertKnnOp, Operation, UpdateOp
 from larql_duck.patches.overlay import Overlay
+from larql_duck.patches.patch_file import PatchFile
 from larql_duck.patches.vlp import write_patch
 from larql_duck.session import Session
 from larql_duck.vindex.store import Vindex

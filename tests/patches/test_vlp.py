@@ -18,9 +18,9 @@ import torch
 from larql_duck.commands.opening import connect
 from larql_duck.errors import PatchError
 from larql_duck.patches.checksum import base_checksum
-from larql_duck.patches.edit_log import PatchFile
 from larql_duck.patches.operations import DeleteKnnOp, DeleteOp, InsertOp, Meta, Operation, UpdateOp
 from larql_duck.patches.overlay import Overlay
+from larql_duck.patches.patch_file import PatchFile
 from larql_duck.patches.vlp import read_patch, write_patch
 from larql_duck.session import Session
 from larql_duck.vindex.store import Vindex
@@ -285,7 +285,7 @@ import os, resource, signal, sys
 from pathlib import Path
 import numpy as np
 from larql_duck.patches.operations import UpdateOp
-from larql_duck.patches.edit_log import PatchFile
+from larql_duck.patches.patch_file import PatchFile
 from larql_duck.patches.vlp import write_patch
 from larql_duck.vindex.store import Vindex
 
