@@ -6,6 +6,7 @@ VINDEX is SmolLM2 as `make demo` makes it. Edits never change it.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -18,6 +19,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 def main() -> int:
     """0 where every page says what its sessions print now."""
+    # As the command line does: spinning threads are ruinous where cores are shared. Before torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     parser = argparse.ArgumentParser(prog="python -m tests.docs", description=__doc__)
     parser.add_argument("vindex", type=Path)
     parser.add_argument("pages", type=Path, nargs="*")

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 _BLOCK = re.compile(r"^```(pycon|console)\n(.*?)^```$", re.M | re.S)
 _PROGRAM = f'"{sys.executable}" -c "from larql_duck.cli.app import main; main()"'
@@ -58,7 +59,8 @@ class Runner:
 
     def run(self, step: Step) -> str:
         """What the step prints; RuntimeError with its errors where it fails."""
-        with contextlib.chdir(self.directory):
+        # Tables are as wide as the terminal; every page's is the same.
+        with contextlib.chdir(self.directory), mock.patch.dict(os.environ, COLUMNS="110"):
             return self._console(step.typed) if step.kind == "console" else self._python(step.typed)
 
     def _console(self, typed: str) -> str:
