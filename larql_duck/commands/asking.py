@@ -11,8 +11,7 @@ from larql_duck.editing.evaluate import check_edits
 from larql_duck.errors import PackError
 from larql_duck.knowledge.frames import entities_of
 from larql_duck.knowledge.relations import Pack
-from larql_duck.lowering.checks import fail
-from larql_duck.lowering.types import Query, Request
+from larql_duck.lowering.types import Query, Request, fail
 from larql_duck.probing.calibrate import Calibration
 from larql_duck.probing.facts import MANY_P, Probed
 from larql_duck.probing.facts import probe as ask_model

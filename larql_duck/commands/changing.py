@@ -12,9 +12,8 @@ import pyarrow as pa
 from larql_duck.commands.rows import FLOAT, INT, TEXT, result_of
 from larql_duck.editing.feature_edits import SlotEdits
 from larql_duck.editing.inserting import delete_facts, update_facts
-from larql_duck.lowering.checks import fail
 from larql_duck.lowering.edge_selection import EdgeCondition, other_facts_sql, selection_sql, set_columns
-from larql_duck.lowering.types import Request
+from larql_duck.lowering.types import Request, fail
 from larql_duck.lql.statements import Delete, Update
 from larql_duck.models.tokenizer import load_tokenizer
 from larql_duck.patches.operations import DeleteKnnOp, InsertKnnOp, InsertOp, Operation

@@ -9,8 +9,7 @@ from larql_duck.commands.opening import opened
 from larql_duck.diffing import Difference, DiffSide, as_patch, compare, current_side, directory_side
 from larql_duck.diffing.markdown import markdown_report
 from larql_duck.files import write_whole
-from larql_duck.lowering.checks import fail
-from larql_duck.lowering.types import Request
+from larql_duck.lowering.types import Request, fail
 from larql_duck.lql import statements as st
 from larql_duck.patches.patch_file import PatchFile
 from larql_duck.patches.vlp import write_patch

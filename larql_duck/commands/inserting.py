@@ -11,10 +11,9 @@ from larql_duck.editing.rebalance import rebalance as rebalance_facts
 from larql_duck.errors import SemanticError
 from larql_duck.knowledge.frames import as_table
 from larql_duck.lowering import plan
-from larql_duck.lowering.checks import fail
-from larql_duck.lowering.types import Request
+from larql_duck.lowering.types import Request, fail
 from larql_duck.lql import statements as st
-from larql_duck.lql.parts import InsertRow
+from larql_duck.lql.statements import InsertRow
 from larql_duck.result import Result
 from larql_duck.session import Session
 

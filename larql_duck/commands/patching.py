@@ -12,8 +12,7 @@ import pyarrow as pa
 from larql_duck.catalog import VIEWS, arrow_schema
 from larql_duck.commands.opening import opened
 from larql_duck.editing.merge import merge as merge_vindex
-from larql_duck.lowering.checks import fail
-from larql_duck.lowering.types import Request
+from larql_duck.lowering.types import Request, fail
 from larql_duck.patches.checksum import base_checksum
 from larql_duck.patches.operations import UpdateOp
 from larql_duck.patches.patch_file import PatchFile

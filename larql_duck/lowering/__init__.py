@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from larql_duck.errors import NotSupportedError, SemanticError
 from larql_duck.lowering import browse, edit_requests, requests
-from larql_duck.lowering.checks import need_vindex
 from larql_duck.lowering.select import select
-from larql_duck.lowering.types import Catalog, Plan, Query, Request
+from larql_duck.lowering.types import Catalog, Plan, Query, Request, need_vindex
 from larql_duck.lql.statements import Compile, Diff, Stats
 from larql_duck.lql.table import declare_not_run
 
 if TYPE_CHECKING:
-    from larql_duck.lql.parts import Statement
-    from larql_duck.lql.statements import Pipe
+    from larql_duck.lql.statements import Pipe, Statement
 
 Planner = Callable[[Any, Catalog], Plan | requests.Resolved]
 

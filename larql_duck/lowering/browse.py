@@ -7,13 +7,20 @@ from typing import TYPE_CHECKING, Any
 from sqlglot import exp
 
 from larql_duck.lowering.build import all_of, call, in_ranges, literal, text_of, view
-from larql_duck.lowering.checks import check_count, check_layer, check_layers, check_relations, fail
-from larql_duck.lowering.types import Emptiness, Query
+from larql_duck.lowering.types import (
+    Emptiness,
+    Query,
+    check_count,
+    check_layer,
+    check_layers,
+    check_relations,
+    fail,
+)
 
 if TYPE_CHECKING:
     from larql_duck.lowering.types import Catalog
     from larql_duck.lql import statements as st
-    from larql_duck.lql.parts import Statement
+    from larql_duck.lql.statements import Statement
 
 MAX_HOPS = 6
 _ROWS = {"verbose": 30, "raw": 30}

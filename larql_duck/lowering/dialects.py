@@ -22,8 +22,7 @@ from larql_duck.lowering.select import lower
 from larql_duck.lowering.types import EmptyCatalog
 
 if TYPE_CHECKING:
-    from larql_duck.lql.parts import Statement
-    from larql_duck.lql.statements import Select
+    from larql_duck.lql.statements import Select, Statement
 
 DIALECTS = ("spark", "trino")
 _SCHEMA = "lq"

@@ -10,10 +10,10 @@ import sqlglot
 from sqlglot import exp
 
 from larql_duck.errors import LqlSyntaxError
-from larql_duck.lowering.checks import fail
 from larql_duck.lowering.names import TABLES
 from larql_duck.lowering.select import lower
-from larql_duck.lql.parts import Sql
+from larql_duck.lowering.types import fail
+from larql_duck.lql.literals import Sql
 from larql_duck.spelling import did_you_mean
 
 if TYPE_CHECKING:

@@ -10,16 +10,15 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from larql_duck.lowering.checks import check_count, check_layer, fail
 from larql_duck.lowering.edge_selection import edge_condition, set_columns
 from larql_duck.lowering.select import lower
-from larql_duck.lowering.types import Query
+from larql_duck.lowering.types import Query, check_count, check_layer, fail
 
 if TYPE_CHECKING:
     from larql_duck.lowering.requests import Resolved
     from larql_duck.lowering.types import Catalog
     from larql_duck.lql import statements as st
-    from larql_duck.lql.parts import Statement
+    from larql_duck.lql.statements import Statement
 
 # REBALANCE without FLOOR, CEILING and MAX.
 FLOOR, CEILING, ROUNDS = 0.30, 0.90, 16

@@ -10,14 +10,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from larql_duck.lowering import browse
-from larql_duck.lowering.checks import check_count, check_layer, check_layers, fail
 from larql_duck.lowering.select import lower
-from larql_duck.lowering.types import Query, Request
+from larql_duck.lowering.types import Query, Request, check_count, check_layer, check_layers, fail
 
 if TYPE_CHECKING:
     from larql_duck.lowering.types import Catalog
     from larql_duck.lql import statements as st
-    from larql_duck.lql.parts import Statement
+    from larql_duck.lql.statements import Statement
 
 Resolved = Mapping[str, Any]
 

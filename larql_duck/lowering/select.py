@@ -19,12 +19,11 @@ from sqlglot.tokens import TokenType
 
 from larql_duck.errors import LqlSyntaxError
 from larql_duck.lowering.build import call, text_of
-from larql_duck.lowering.checks import check_layer, fail
 from larql_duck.lowering.names import NEAREST, TABLES, LqlTable
 from larql_duck.lowering.spellings import star_edits
-from larql_duck.lowering.types import Query
-from larql_duck.lql.parts import NEAREST_FUNCTION, Sql, Statement
-from larql_duck.lql.statements import Select
+from larql_duck.lowering.types import Query, check_layer, fail
+from larql_duck.lql.literals import NEAREST_FUNCTION, Sql
+from larql_duck.lql.statements import Select, Statement
 
 if TYPE_CHECKING:
     from sqlglot.tokens import Token

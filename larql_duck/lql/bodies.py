@@ -6,13 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from larql_duck.lql.cursor import Cursor
 from larql_duck.lql.grammar import Fields, Part, Syntax
-from larql_duck.lql.parts import Assignment, InsertRow, Sql, Statement
+from larql_duck.lql.literals import Sql, quote
 from larql_duck.lql.sql import read_condition, read_query, read_value
-from larql_duck.lql.statements import Insert, Probe, Update
+from larql_duck.lql.statements import Assignment, Insert, InsertRow, Probe, Statement, Update
 from larql_duck.lql.tokens import TokenKind
-from larql_duck.lql.values import Text, TextList, Value, quote
+from larql_duck.lql.values import Cursor, Text, TextList, Value
 
 COLUMNS = {
     "ENTITY": "entity",

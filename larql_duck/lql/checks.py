@@ -6,9 +6,9 @@ Each check runs when its statement has been read, and raises LqlSyntaxError wher
 from __future__ import annotations
 
 from larql_duck.errors import LqlSyntaxError
-from larql_duck.lql.cursor import Cursor
 from larql_duck.lql.grammar import Fields
-from larql_duck.lql.parts import Sql
+from larql_duck.lql.literals import Sql
+from larql_duck.lql.values import Cursor
 
 
 def check_compile(c: Cursor, values: Fields) -> None:

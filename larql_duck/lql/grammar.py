@@ -12,9 +12,8 @@ from functools import cached_property
 from itertools import groupby
 from typing import Any
 
-from larql_duck.lql.cursor import Cursor
-from larql_duck.lql.parts import Statement
-from larql_duck.lql.values import Constant, Value
+from larql_duck.lql.statements import Statement
+from larql_duck.lql.values import Constant, Cursor, Value
 
 Fields = dict[str, Any]
 """What has been read of a statement so far: field name -> value."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from larql_duck.lql.cursor import Cursor
+from larql_duck.lql.literals import quote
 from larql_duck.lql.tokens import TokenKind
-from larql_duck.lql.values import quote
+from larql_duck.lql.values import Cursor
 
 _BEFORE_SOURCE = ("FROM", "JOIN")
 _PLAIN = re.compile(r"[A-Za-z_]\w*", re.ASCII)

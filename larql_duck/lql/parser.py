@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from larql_duck.errors import LqlSyntaxError
-from larql_duck.lql.cursor import Cursor
 from larql_duck.lql.grammar import Syntax
-from larql_duck.lql.parts import Statement
-from larql_duck.lql.statements import Pipe
+from larql_duck.lql.statements import Pipe, Statement
 from larql_duck.lql.table import BY_VERB, STATEMENTS, keywords
 from larql_duck.lql.tokens import Parameter, TokenKind, tokenize
+from larql_duck.lql.values import Cursor
 
 __all__ = ["parse", "parse_one"]
 

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from larql_duck.lql.cursor import Cursor
 from larql_duck.lql.duckdb_syntax import duckdb_syntax_error, hint
-from larql_duck.lql.literals import literal_texts, name_texts, string_texts
+from larql_duck.lql.literals import NEAREST_FUNCTION, Sql, literal_texts, name_texts, string_texts
 from larql_duck.lql.nearest import Nearest, is_nearest, read_nearest
-from larql_duck.lql.parts import NEAREST_FUNCTION, Sql
 from larql_duck.lql.tokens import TokenKind, Tokens, decode_string
+from larql_duck.lql.values import Cursor
+
+if TYPE_CHECKING:
+    pass
 
 MAX_NESTING = 100
 """How deep brackets may nest in a query or condition."""

@@ -14,15 +14,95 @@ Conventions shared by all classes:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, dataclass_transform
 
 from larql_duck.aliases import Slot
-from larql_duck.lql.parts import Assignment, InsertRow, Layers, PatchFromClause, Sql, Statement, SteerClause
+from larql_duck.lql.literals import Sql
+from larql_duck.lql.tokens import NOWHERE, Position
+
+Layers = tuple[tuple[int, int], ...]
+"""Inclusive layer ranges, as `LAYERS 3,5,8-10` gives ((3, 3), (5, 5), (8, 10))."""
+
+# ---- what statements are made of ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class InsertRow:
+    """One row of INSERT: the subject side, the relation, the object side."""
+
+    entity: str
+    relation: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """One `column = value` of UPDATE ... SET; the column as typed, the value an expression (mostly a literal)."""
+
+    column: str
+    value: Sql
+
+
+@dataclass(frozen=True, slots=True)
+class SteerClause:
+    """INFER's `STEER RELATION "relation" BY by AT LAYER layer`."""
+
+    relation: str
+    by: float
+    layer: int
+
+
+@dataclass(frozen=True, slots=True)
+class PatchFromClause:
+    """INFER's `PATCH FROM "prompt" AT LAYER layer [POSITION position]`; no position: the last one."""
+
+    prompt: str
+    layer: int
+    position: int | None = None
+
+
+@dataclass_transform(frozen_default=True)
+class _Frozen:
+    """Classes derived from it are frozen dataclasses."""
+
+    def __init_subclass__(cls, *, kw_only: bool = False) -> None:
+        dataclass(frozen=True, kw_only=kw_only)(cls)
+
+
+class Statement(_Frozen, kw_only=True):
+    """Base of all statements: `at` where it stands, `places` where the value of a field stands.
+
+    kind is the name of the class, syntax the rows of the statement table that read it and write it.
+    """
+
+    kind: ClassVar[str] = "Statement"
+    syntax: ClassVar[tuple[Any, ...]] = ()
+    at: Position = field(default=NOWHERE, compare=False, repr=False)
+    places: Mapping[str, Position] = field(default_factory=dict, compare=False, repr=False)
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.kind = cls.__name__
+
+    @property
+    def _row(self) -> Any:
+        return next(row for row in self.syntax if row.prints(self))
+
+    @property
+    def verb(self) -> str:
+        """The verb as the statement table names it, such as 'EXPLAIN WALK'."""
+        return str(self._row.name)
+
+    def __str__(self) -> str:
+        """One line of LQL without a semicolon; parsing it gives an equal statement."""
+        return str(self._row.show(self))
+
 
 # ---- lifecycle ---------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
 class Extract(Statement):
     """EXTRACT MODEL "model" INTO "into" [COMPONENTS ...] [LAYERS ...] [WITH level].
 
@@ -38,7 +118,6 @@ class Extract(Statement):
     components: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
 class Compile(Statement):
     """COMPILE source INTO MODEL|VINDEX "into" [FORMAT ...] [ON CONFLICT ...] [INTO SLOTS].
 
@@ -57,7 +136,6 @@ class Compile(Statement):
     slots: bool = False
 
 
-@dataclass(frozen=True, slots=True)
 class Diff(Statement):
     """DIFF left right [LAYER n] [RELATION "r"] [ENTITY "e"] [LIMIT n] [INTO PATCH "p"] [INTO REPORT "f"].
 
@@ -74,7 +152,6 @@ class Diff(Statement):
     into_report: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
 class Use(Statement):
     """USE "target" | USE MODEL "target" [AUTO_EXTRACT] | USE REMOTE "target"; what is 'vindex', 'model', 'remote'."""
 
@@ -83,7 +160,6 @@ class Use(Statement):
     auto_extract: bool = False
 
 
-@dataclass(frozen=True, slots=True)
 class Export(Statement):
     """EXPORT [select | CURRENT] INTO "into" FORMAT format; query None is CURRENT (everything the session knows).
 
@@ -98,7 +174,6 @@ class Export(Statement):
 # ---- queries -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
 class Walk(Statement):
     """WALK "prompt" [TOP n] [LAYERS ...] [MODE ...] [COMPARE] [BASIS ...].
 
@@ -113,7 +188,6 @@ class Walk(Statement):
     basis: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
 class Infer(Statement):
     """INFER "prompt" [TOP n] [COMPARE] [WALK K n] [ABLATE slots [BY ...]] [STEER ...] [PATCH FROM ...].
 
@@ -131,14 +205,12 @@ class Infer(Statement):
     patch: tuple[PatchFromClause, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
 class Select(Statement):
     """SELECT ... or WITH ... SELECT ...: a DuckDB query (see Sql); `_` in it is the result piped in."""
 
     query: Sql
 
 
-@dataclass(frozen=True, slots=True)
 class Describe(Statement):
     """DESCRIBE "entity" [AT LAYER n] [band] [RELATIONS ONLY] [VERBOSE | BRIEF | RAW].
 
@@ -152,7 +224,6 @@ class Describe(Statement):
     mode: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
 class Explain(Statement):
     """EXPLAIN WALK|INFER "prompt" [LAYERS ...] [band] [TOP n] [FOR "t"] [VERBOSE] [RELATIONS ONLY] [WITH ATTENTION].
 
@@ -172,14 +243,12 @@ class Explain(Statement):
     attention: bool = False
 
 
-@dataclass(frozen=True, slots=True)
 class ExplainSql(Statement):
     """EXPLAIN SQL statement: the DuckDB SQL that the statement (a pipe to its end) lowers to."""
 
     statement: Statement
 
 
-@dataclass(frozen=True, slots=True)
 class Trace(Statement):
     """TRACE "prompt" [FOR "t"] [DECOMPOSE] [LAYERS ...] [POSITIONS LAST | ALL] [SAVE "f"].
 
@@ -194,7 +263,6 @@ class Trace(Statement):
     save: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
 class Probe(Statement):
     """PROBE [ENTITIES "a", ... | (select)] [RELATIONS "r", ...] [TEMPLATE "t", ...] [PACK "p"] [LIMIT n] [DRY RUN].
 
@@ -211,7 +279,6 @@ class Probe(Statement):
     dry_run: bool = False
 
 
-@dataclass(frozen=True, slots=True)
 class Neighbors(Statement):
     """NEIGHBORS OF "entity" [HOPS n] [RELATIONS "r", ...] [LIMIT n]."""
 
@@ -221,7 +288,6 @@ class Neighbors(Statement):
     limit: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
 class Paths(Statement):
     """PATHS FROM "source" TO "target" [MAX n] [RELATIONS "r", ...] [LIMIT n]; max_length is MAX."""
 
@@ -232,7 +298,6 @@ class Paths(Statement):
     limit: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
 class SimilarFeatures(Statement):
     """SIMILAR FEATURES TO (layer, feature) [BY space] [LAYERS ...] [TOP n].
 
@@ -248,7 +313,6 @@ class SimilarFeatures(Statement):
 # ---- introspection -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
 class ShowRelations(Statement):
     """SHOW RELATIONS [AT LAYER n] [WITH EXAMPLES] [VERBOSE | BRIEF | RAW]; mode None is brief."""
 
@@ -257,14 +321,12 @@ class ShowRelations(Statement):
     mode: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
 class ShowLayers(Statement):
     """SHOW LAYERS [RANGE] [layers]."""
 
     layers: Layers | None = None
 
 
-@dataclass(frozen=True, slots=True)
 class ShowFeatures(Statement):
     """SHOW FEATURES layer [WHERE condition] [LIMIT n]."""
 
@@ -273,7 +335,6 @@ class ShowFeatures(Statement):
     limit: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
 class ShowEntities(Statement):
     """SHOW ENTITIES [AT LAYER n | n] [LIMIT n]."""
 
@@ -281,22 +342,18 @@ class ShowEntities(Statement):
     limit: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
 class ShowModels(Statement):
     """SHOW MODELS."""
 
 
-@dataclass(frozen=True, slots=True)
 class ShowPatches(Statement):
     """SHOW PATCHES."""
 
 
-@dataclass(frozen=True, slots=True)
 class ShowCompactStatus(Statement):
     """SHOW COMPACT STATUS."""
 
 
-@dataclass(frozen=True, slots=True)
 class Stats(Statement):
     """STATS ["path"]; path None is the session's vindex."""
 
@@ -306,7 +363,6 @@ class Stats(Statement):
 # ---- mutations ---------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
 class Insert(Statement):
     """INSERT INTO EDGES (columns) VALUES (...), ... | select [AT LAYER n] [CONFIDENCE x] [ALPHA x] [MODE ...] [TEMPLATE "t"].
 
@@ -325,7 +381,6 @@ class Insert(Statement):
     template: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
 class Delete(Statement):
     """DELETE FROM EDGES WHERE condition [LIMIT n] [DRY RUN]."""
 
@@ -334,7 +389,6 @@ class Delete(Statement):
     dry_run: bool = False
 
 
-@dataclass(frozen=True, slots=True)
 class Update(Statement):
     """UPDATE EDGES SET column = value, ... WHERE condition [LIMIT n] [DRY RUN].
 
@@ -347,7 +401,6 @@ class Update(Statement):
     dry_run: bool = False
 
 
-@dataclass(frozen=True, slots=True)
 class Merge(Statement):
     """MERGE "source" [INTO "into"] [ON CONFLICT ...] [DRY RUN].
 
@@ -360,7 +413,6 @@ class Merge(Statement):
     dry_run: bool = False
 
 
-@dataclass(frozen=True, slots=True)
 class Rebalance(Statement):
     """REBALANCE [UNTIL CONVERGED] [MAX n] [FLOOR x] [CEILING x]; max_rounds is MAX."""
 
@@ -370,12 +422,10 @@ class Rebalance(Statement):
     ceiling: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
 class CompactMinor(Statement):
     """COMPACT MINOR."""
 
 
-@dataclass(frozen=True, slots=True)
 class CompactMajor(Statement):
     """COMPACT MAJOR [FULL] [WITH LAMBDA = x]; lambda_ None is 0.001. ALL is another word for FULL."""
 
@@ -386,26 +436,22 @@ class CompactMajor(Statement):
 # ---- patches -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
 class BeginPatch(Statement):
     """BEGIN PATCH "path"."""
 
     path: str
 
 
-@dataclass(frozen=True, slots=True)
 class SavePatch(Statement):
     """SAVE PATCH ["path"]; path None is the one that BEGIN PATCH named."""
 
     path: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
 class RollbackPatch(Statement):
     """ROLLBACK PATCH."""
 
 
-@dataclass(frozen=True, slots=True)
 class ApplyPatch(Statement):
     """APPLY PATCH "path" [FORCE]; force: also on another base than the patch was made for."""
 
@@ -413,7 +459,6 @@ class ApplyPatch(Statement):
     force: bool = False
 
 
-@dataclass(frozen=True, slots=True)
 class RemovePatch(Statement):
     """REMOVE PATCH "name"; name is the patch's path or its name."""
 
@@ -423,7 +468,6 @@ class RemovePatch(Statement):
 # ---- composition -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
 class Pipe(Statement):
     """A |> B |> ...: two or more stages, none of them a Pipe; the result of each is the table `_` in the next."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import ClassVar
 
@@ -18,7 +19,6 @@ from sqlglot.errors import TokenError
 from sqlglot.tokens import Token, TokenType
 
 from larql_duck.errors import LqlSyntaxError
-from larql_duck.lql.parts import Position
 
 MAX_STATEMENT_BYTES = 256 * 1024
 """The longest statement that is parsed, in bytes of UTF-8."""
@@ -88,6 +88,19 @@ _KINDS = {
     TokenType.UNICODE_STRING: TokenKind.RAW,
     TokenType.RAW_STRING: TokenKind.RAW,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A stretch of text: 1-based line and column of its first character, 0-based character offsets [start, end)."""
+
+    line: int
+    column: int
+    start: int
+    end: int
+
+
+NOWHERE = Position(1, 1, 0, 0)
 
 
 class Tokens:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from larql_duck.cli.render import MODES
 from larql_duck.errors import LqlSyntaxError
+from larql_duck.lql.literals import quote
 from larql_duck.lql.parser import parse
 from larql_duck.lql.table import BY_VERB, STATEMENTS, keywords
 from larql_duck.lql.tokens import Tokens, tokenize
-from larql_duck.lql.values import quote
 
 if TYPE_CHECKING:
     from larql_duck.session import Session

@@ -1,20 +1,32 @@
-"""The DuckDB connection of a session: a cursor for every thread, every SQL traced, errors as ours."""
+"""The DuckDB connection of a session: a cursor for every thread, every SQL traced, errors as ours.
+
+Queries run as if the caller's own code ran them, so that DuckDB finds the caller's DataFrames.
+"""
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pyarrow as pa
 
 from larql_duck.result import Result
-from larql_duck.session.caller_scope import fetch
 from larql_duck.session.failures import Failures
 from larql_duck.session.query_errors import query_error
 
+if TYPE_CHECKING:
+    from larql_duck.session.overlay_views import OverlayViews
+
 Parameters = Mapping[str, Any] | list[Any]
+
+_PACKAGE = "larql_duck"
+_CALL = compile(
+    "larql_query_con.sql(larql_query_sql, params=larql_query_parameters)", "<larql_duck query>", "eval"
+)
 
 
 class Connection:
@@ -27,8 +39,8 @@ class Connection:
         self, con: duckdb.DuckDBPyConnection, schema: str, *, own: bool, tracer: Callable[[str], None] | None
     ) -> None:
         self.con, self.schema, self.own, self.tracer = con, schema, own, tracer
-        # Called with every statement before it runs, so that tables show what it reads.
-        self.before: Callable[[str], object] | None = None
+        # What tables show; refreshed before a statement that reads a stale one.
+        self.views: OverlayViews | None = None
         self.failures = Failures()
         self._thread = threading.get_ident()
         self._local = threading.local()
@@ -64,11 +76,11 @@ class Connection:
 
         stale: tables are read as they are, whether or not edits touched them.
         """
-        if self.before is not None and not stale:
-            self.before(sql)
+        if self.views is not None and self.views.stale and not stale:
+            self.views.refresh_for(sql)
         if self.tracer is not None:
             self.tracer(sql)
-        return fetch(self.here, sql, parameters, scope)
+        return _fetch(self.here, sql, parameters, scope)
 
     def rows(self, sql: str, parameters: list[Any]) -> list[tuple[Any, ...]]:
         """The rows of a query of our own as tuples. duckdb.Error."""
@@ -96,3 +108,33 @@ class Connection:
         if self.own:
             # DuckDB's progress bar goes to stdout, in between the results.
             con.execute(f"SET search_path = 'main,{self.schema}'; SET enable_progress_bar = false")
+
+
+def _fetch(
+    con: duckdb.DuckDBPyConnection,
+    sql: str,
+    parameters: Parameters | None = None,
+    scope: Mapping[str, Any] | None = None,
+) -> pa.Table:
+    """The rows of `sql`; names without a catalog entry are looked up in the caller's variables.
+
+    The caller is the nearest frame outside this package. DuckDB searches the calling frame's locals and globals, so
+    the call is evaluated with those of the caller: no variable of ours can stand in the way of a DataFrame. `scope`
+    adds names that come first. A statement without rows (CREATE ...) gives a table without columns.
+    """
+    frame = _caller()
+    local_names: dict[str, Any] = {} if frame is None else dict(frame.f_locals)
+    local_names |= scope or {}
+    local_names |= {"larql_query_con": con, "larql_query_sql": sql, "larql_query_parameters": parameters}
+    relation = eval(_CALL, {} if frame is None else frame.f_globals, local_names)
+    return pa.table({}) if relation is None else relation.to_arrow_table()
+
+
+def _caller() -> FrameType | None:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        name = str(frame.f_globals.get("__name__", ""))
+        if name != _PACKAGE and not name.startswith(_PACKAGE + "."):
+            return frame
+        frame = frame.f_back
+    return None

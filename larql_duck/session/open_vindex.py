@@ -70,7 +70,7 @@ class OpenVindex:
         self._overlay: Overlay | None = None if self.edits.stored else self.edits.overlay
         if self.edits.stored:
             self._show_edits(self.edits)
-        connection.before = self.views.refresh_for
+        connection.views = self.views
 
     @property
     def progress(self) -> Progress | None:

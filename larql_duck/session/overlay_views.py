@@ -36,7 +36,8 @@ _WORD = re.compile(r"[a-z_][a-z0-9_]*")
 class OverlayViews:
     """The tables of one session's vindex under its edits, with what was measured for them.
 
-    stale says whether anything was not measured since it was edited; notices are those of the last change.
+    stale says whether anything was not measured since it was edited; notices are those of the last change, untold those
+    that no result has carried yet.
     """
 
     def __init__(self, workspace: Workspace, mount: Mount, unsaved: UnsavedRuns) -> None:
@@ -46,7 +47,7 @@ class OverlayViews:
     def clear(self) -> None:
         """Forget what was measured; the tables shown stay as they are."""
         self.notices: list[str] = []
-        self._untold: list[str] = []
+        self.untold: list[str] = []
         self.stale = False
         self._tables: _BaseTables | None = None
         self._facts: EditedFacts | None = None
@@ -71,7 +72,7 @@ class OverlayViews:
             self.notices.append(
                 "facts that were probed under other edits, without saving them, are not shown"
             )
-        self._untold += self.notices
+        self.untold += self.notices
         edited = overlay and (workspace.edits.applied or workspace.edits.live or not vindex.has_tables)
         if edited or probed or self._mount.shadowed:
             self._mount.rebase(probed)
@@ -98,18 +99,16 @@ class OverlayViews:
             )
         self._show(workspace.vindex, overlay)
         self.notices += notices
-        self._untold += notices
+        self.untold += notices
 
-    def refresh_for(self, sql: str) -> bool:
-        """Refresh where `sql` names a table that is stale, directly or through a view or macro; whether it did."""
-        if not self.stale or not self._named() & set(_WORD.findall(sql.lower())):
-            return False
-        self.refresh()
-        return True
+    def refresh_for(self, sql: str) -> None:
+        """Refresh where `sql` names a table that is stale, directly or through a view or macro."""
+        if self.stale and self._named() & set(_WORD.findall(sql.lower())):
+            self.refresh()
 
     def take_notices(self) -> list[str]:
         """Notices of changes that no result has carried yet."""
-        untold, self._untold = list(dict.fromkeys(self._untold)), []
+        untold, self.untold = list(dict.fromkeys(self.untold)), []
         return untold
 
     # -- inside -------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from larql_duck.lowering.names import TABLES
 from larql_duck.spelling import did_you_mean
 
 if TYPE_CHECKING:
-    from larql_duck.lql.parts import Position, Statement
+    from larql_duck.lql.statements import Statement
+    from larql_duck.lql.tokens import Position
     from larql_duck.session.failures import Failures
 
 _COLUMN = re.compile(

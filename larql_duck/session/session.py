@@ -14,10 +14,9 @@ import duckdb
 import pyarrow as pa
 
 from larql_duck.lowering import Plan, Query, Request, joined, needs_vindex, plan, transpiled
-from larql_duck.lowering.checks import need_vindex
-from larql_duck.lowering.types import Catalog, EmptyCatalog
+from larql_duck.lowering.types import Catalog, EmptyCatalog, need_vindex
 from larql_duck.lql import parse
-from larql_duck.lql.parts import Statement
+from larql_duck.lql.statements import Statement
 from larql_duck.patches.edit_log import EditLog
 from larql_duck.result import Result
 from larql_duck.session.connection import Connection
@@ -268,7 +267,7 @@ class Session:
                 f'{n} edit{"s" if n > 1 else ""} not saved and gone; SAVE PATCH "file.vlp" would have kept them',
                 file=sys.stderr,
             )
-        self._opened = self._model = self._connection.before = None
+        self._opened = self._model = self._connection.views = None
         self._catalog = EmptyCatalog(self.schema)
 
     # -- statements ---------------------------------------------------------------------------------------
@@ -329,7 +328,8 @@ class Session:
 
     def _untold(self) -> list[str]:
         """What the tables could not show of the edits, as far as no result says it yet."""
-        return [] if self._opened is None else self._opened.views.take_notices()
+        views = self._connection.views
+        return [] if views is None or not views.untold else views.take_notices()
 
     # -- transitional ---------------------------------------------------------------------------------------
 

@@ -211,7 +211,7 @@ def test_no_rows_for_a_misspelt_relation_is_remarked(s: Session) -> None:
 def test_queries_that_sqlglot_cannot_take_apart_find_their_tables(
     s: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from larql_duck.lql.parts import Sql
+    from larql_duck.lql.literals import Sql
 
     def unreadable(part: Sql) -> object:
         raise LqlSyntaxError("no", line=1, column=1, text=part.lql)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from larql_duck.lql import parse_one
 from larql_duck.lql import statements as s
-from larql_duck.lql.parts import Assignment, InsertRow, PatchFromClause, Sql, Statement, SteerClause
-from larql_duck.lql.values import quote
+from larql_duck.lql.literals import Sql, quote
+from larql_duck.lql.statements import Assignment, InsertRow, PatchFromClause, Statement, SteerClause
 
 texts = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"]), max_size=12),

@@ -11,7 +11,7 @@ import pytest
 from larql_duck.errors import LqlSyntaxError
 from larql_duck.lql import parse
 from larql_duck.lql import statements as s
-from larql_duck.lql.parts import InsertRow, PatchFromClause, Statement, SteerClause
+from larql_duck.lql.statements import InsertRow, PatchFromClause, Statement, SteerClause
 from tests.lql.legalised import LEGALISED
 
 CORPUS = json.loads((Path(__file__).parents[1] / "data" / "lql-statements.json").read_text(encoding="utf-8"))

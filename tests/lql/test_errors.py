@@ -7,7 +7,7 @@ import pytest
 from larql_duck.errors import LqlSyntaxError
 from larql_duck.lql import parse, parse_one
 from larql_duck.lql import statements as s
-from larql_duck.lql.parts import Position
+from larql_duck.lql.tokens import Position
 from larql_duck.spelling import closest
 
 

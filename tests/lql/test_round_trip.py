@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from larql_duck.lql import parse, parse_one
 from larql_duck.lql import statements as s
-from larql_duck.lql.parts import Sql, Statement
+from larql_duck.lql.literals import Sql
+from larql_duck.lql.statements import Statement
 from larql_duck.lql.tokens import TokenKind, tokenize
 from tests.lql import strategies
 

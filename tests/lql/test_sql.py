@@ -11,8 +11,7 @@ from sqlglot import exp
 from larql_duck.errors import LqlSyntaxError
 from larql_duck.lql import parse, parse_one
 from larql_duck.lql import statements as s
-from larql_duck.lql.parts import NEAREST_FUNCTION, Sql
-from larql_duck.lql.values import quote
+from larql_duck.lql.literals import NEAREST_FUNCTION, Sql, quote
 from tests.lql import strategies
 
 

@@ -12,7 +12,7 @@ from larql_duck.lql import docs as page
 from larql_duck.lql import parse, table
 from larql_duck.lql import statements as s
 from larql_duck.lql.grammar import Syntax
-from larql_duck.lql.parts import Statement
+from larql_duck.lql.statements import Statement
 
 ROOT = Path(__file__).parents[2]
 

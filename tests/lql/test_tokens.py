@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from larql_duck.errors import LqlSyntaxError
+from larql_duck.lql.literals import quote
 from larql_duck.lql.tokens import MAX_STATEMENT_BYTES, TokenKind, decode_string, split, tokenize
-from larql_duck.lql.values import quote
 
 
 def pairs(text: str) -> list[tuple[str, str]]:
