@@ -54,6 +54,8 @@ class Condition(Value):
 class SelectBody(Part):
     """The whole of SELECT: the verb is part of the query."""
 
+    whole: ClassVar[bool] = True
+
     def read(self, c: Cursor, into: Fields, form: Syntax) -> None:
         c.at -= 1
         into["query"] = read_query(c, lambda i: False)
@@ -229,8 +231,6 @@ class Names(Value):
     def show(self, value: tuple[str, ...] | Sql) -> str:
         return f"({value})" if isinstance(value, Sql) else TextList().show(value)
 
-
-def names_of(statement: Statement) -> tuple[str, ...] | Sql:
-    """What ENTITIES of a Probe held."""
-    assert isinstance(statement, Probe)
-    return statement.entities if statement.query is None else statement.query
+    def of(self, statement: Statement, name: str) -> tuple[str, ...] | Sql:
+        assert isinstance(statement, Probe)
+        return statement.entities if statement.query is None else statement.query

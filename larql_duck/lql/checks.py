@@ -6,7 +6,7 @@ Each check runs when its statement has been read, and raises LqlSyntaxError wher
 from __future__ import annotations
 
 from larql_duck.errors import LqlSyntaxError
-from larql_duck.lql.grammar import Fields
+from larql_duck.lql.grammar import ClauseCheck, Fields
 from larql_duck.lql.literals import Sql
 from larql_duck.lql.values import Cursor
 
@@ -38,6 +38,15 @@ def check_probe(c: Cursor, values: Fields) -> None:
         c.places["query"] = c.places.pop("entities")
     if values.get("templates") and len(values.get("relations", ())) != 1:
         raise _clash(c, "templates", 'TEMPLATE needs exactly one relation: write RELATIONS "name"')
+
+
+CHECKS: dict[str, ClauseCheck] = {
+    "Compile": check_compile,
+    "Infer": check_infer,
+    "Explain": check_explain,
+    "Probe": check_probe,
+}
+"""Name of a statement's class -> its check."""
 
 
 def _clash(c: Cursor, name: str, message: str) -> LqlSyntaxError:

@@ -6,11 +6,11 @@ row, so a clause that is added to the table is parsed, printed and documented.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property
 from itertools import groupby
-from typing import Any
+from typing import Any, ClassVar
 
 from larql_duck.lql.statements import Statement
 from larql_duck.lql.values import Constant, Cursor, Value
@@ -20,7 +20,9 @@ Fields = dict[str, Any]
 
 
 class Part:
-    """One element of a statement's head."""
+    """One element of a statement's head; whole: it prints the verb, too."""
+
+    whole: ClassVar[bool] = False
 
     def read(self, c: Cursor, into: Fields, form: Syntax) -> None:
         raise NotImplementedError
@@ -87,8 +89,7 @@ class Clause:
     """Words and a value that may stand anywhere behind the head.
 
     Repeated, the last one wins; not where `once` (an error) or `add` (tuples that grow). `needs_equals` is for the
-    one clause of the reference whose `=` is mandatory. `about` says what the clause does, in a phrase. `shown` gets the
-    value to print from the statement (default: the field called `name`).
+    one clause of the reference whose `=` is mandatory. `about` says what the clause does, in a phrase.
     """
 
     words: tuple[str, ...]
@@ -99,7 +100,6 @@ class Clause:
     add: bool = False
     required: bool = False
     needs_equals: bool = False
-    shown: Callable[[Any], Any] | None = None
 
     def read(self, c: Cursor, into: Fields) -> None:
         """Read the value; the words have been stepped over."""
@@ -155,7 +155,7 @@ class Syntax:
     """One row of the statement table.
 
     preset: field values that the verb itself says. check: runs when the whole statement has been read.
-    hints: for words that users try here, what to write instead. whole: the head prints the verb, too.
+    hints: for words that users try here, what to write instead.
     """
 
     verb: tuple[str, ...]
@@ -167,12 +167,16 @@ class Syntax:
     preset: Mapping[str, Any] = field(default_factory=dict)
     check: ClauseCheck | None = None
     hints: Mapping[str, str] = field(default_factory=dict)
-    whole: bool = False
 
     @property
     def name(self) -> str:
         """The verb as one string, such as 'EXPLAIN WALK'."""
         return " ".join(self.verb)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the head prints the verb, too."""
+        return any(part.whole for part in self.head)
 
     @cached_property
     def syntax(self) -> str:
@@ -240,11 +244,14 @@ class Syntax:
 
     def show(self, statement: Statement) -> str:
         """The statement as canonical LQL."""
-        parts = ["" if self.whole else self.name, *(p.show(statement) for p in self.head)]
+        parts = [
+            "" if self.whole else self.name,
+            *(p.show(statement) for p in self.head),
+        ]
         # A field may have several spellings (RELATION and RELATIONS, a bare layer and AT LAYER): the first is printed.
         printed = {p.name for p in self.head if isinstance(p, Field)}
         for clause in self.clauses:
-            value = clause.shown(statement) if clause.shown else getattr(statement, clause.name)
+            value = clause.value.of(statement, clause.name)
             if clause.name in printed or value == self.defaults.get(clause.name, MISSING):
                 continue
             if isinstance(clause.value, Constant) and clause.value.value != value:
@@ -260,36 +267,3 @@ class Syntax:
 def _one_clause(value: Value) -> bool:
     """Whether all items of a growing tuple are printed in one clause."""
     return value.syntax.endswith("...")
-
-
-def words(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
-
-
-def flag(text: str, name: str, about: str, *, once: bool = False, value: Any = True) -> Clause:
-    """A clause of words alone."""
-    return Clause(words(text), name, Constant(value), about, once=once)
-
-
-def clause(text: str, name: str, value: Value, about: str, **how: Any) -> Clause:
-    """A clause with a value."""
-    return Clause(words(text), name, value, about, **how)
-
-
-def head(*parts: str | Part) -> tuple[Part, ...]:
-    """A head from words and parts."""
-    return tuple(Words(words(p)) if isinstance(p, str) else p for p in parts)
-
-
-__all__: Sequence[str] = [
-    "Clause",
-    "Field",
-    "Fields",
-    "Part",
-    "Syntax",
-    "Words",
-    "clause",
-    "flag",
-    "head",
-    "words",
-]

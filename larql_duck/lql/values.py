@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from larql_duck.aliases import Slot
 from larql_duck.errors import LqlSyntaxError
 from larql_duck.lql.literals import quote
-from larql_duck.lql.statements import PatchFromClause, SteerClause
+from larql_duck.lql.statements import PatchFromClause, Statement, SteerClause
 from larql_duck.lql.tokens import Position, TokenKind, Tokens
 from larql_duck.spelling import closest
 
@@ -226,6 +226,10 @@ class Value:
         """LQL that read() turns into the value again."""
         return str(value)
 
+    def of(self, statement: Statement, name: str) -> Any:
+        """The value that a statement has in the field called name."""
+        return getattr(statement, name)
+
     def starts(self, c: Cursor, at: int) -> bool:
         """Whether the token at the index could begin such a value (a look ahead, used inside SQL)."""
         return True
@@ -376,11 +380,6 @@ class Choice(Value):
 
     def starts(self, c: Cursor, at: int) -> bool:
         return c.kinds[at] is TokenKind.WORD and c.values[at] in self.words
-
-
-def choice(*words: str) -> Choice:
-    """A Choice whose words are stored in lower case."""
-    return Choice({word: word.lower() for word in words})
 
 
 @dataclass(frozen=True)
