@@ -233,7 +233,7 @@ def updating(work: Path) -> Iterator[Row]:
         requests = [(s, r, chance.choice([x for x in objects[r] if x != o])) for s, r, o in stated]
         before = _Looks(session, requests)
         for target in sorted({o for _, _, o in requests}):
-            update_facts(session, [(s, r) for s, r, o in requests if o == target], target)
+            update_facts(session.workspace, [(s, r) for s, r, o in requests if o == target], target)
         yield Row("perplexity", 100 * (before.perplexity(session) / before.base - 1), None, "%", "+1 %")
         yield from before.rows(session)
 
@@ -245,7 +245,7 @@ def deleting(work: Path) -> Iterator[Row]:
     with _session(work) as session:
         stated = stated_facts(session, _FACTS)
         before = _Looks(session, stated)
-        delete_facts(session, [(s, r) for s, r, _ in stated])
+        delete_facts(session.workspace, [(s, r) for s, r, _ in stated])
         p = [x.first for x in before.targets(session)]
         low = [now <= 2 * prior for now, prior in zip(p, before.priors, strict=True)]
         yield Row("deleted: p at most twice the prior", 100 * sum(low) / len(low), None, "%", "90 %")
@@ -259,11 +259,11 @@ def stated_facts(session: Session, n: int) -> list[Fact]:
 
     found: dict[str, list[Fact]] = {}
     for relation in FICTIONAL:
-        own = prompts_for(session, relation)
+        own = prompts_for(session.workspace, relation)
         assert own.known is not None
         known = [(s, o[0]) for s, o in own.known.references.items()][:150]
         answers = target_probabilities(
-            session.engine(), [(own.templates[0], own.text(s), o) for s, o in known]
+            session.model.engine, [(own.templates[0], own.text(s), o) for s, o in known]
         )
         found[relation] = [(s, relation, o) for (s, o), a in zip(known, answers, strict=True) if a.greedy]
     out: list[Fact] = []
@@ -288,7 +288,7 @@ class _Looks:
         from larql_duck.probing.packs import known_relations
 
         self.facts = facts
-        own = {r: prompts_for(session, r) for _, r, _ in facts}
+        own = {r: prompts_for(session.workspace, r) for _, r, _ in facts}
         self.first = [(own[r].templates[0], own[r].text(s), o) for s, r, o in facts]
         self.paraphrases = [(t, own[r].text(s), o) for s, r, o in facts for t in PARAPHRASES[r]]
         named = {own[r].text(s) for s, r, _ in facts}
@@ -308,7 +308,7 @@ class _Looks:
             for r, st in own.items()
         }  # fmt: skip
         self.same = [filled(t, own[r].text(s))[0] for s, r, _ in facts for t in kin[r]]
-        engine = session.engine()
+        engine = session.model.engine
         self.p_neighbours, self.p_same = (
             next_token_probabilities(engine, self.neighbours),
             next_token_probabilities(engine, self.same),
@@ -327,13 +327,13 @@ class _Looks:
     def targets(self, session: Session) -> list[Any]:
         from larql_duck.inference.scoring import target_probabilities
 
-        return target_probabilities(session.engine(), self.first)
+        return target_probabilities(session.model.engine, self.first)
 
     def rows(self, session: Session) -> Iterator[Row]:
         """The figures of facts that are to be said."""
         from larql_duck.inference.scoring import target_probabilities
 
-        first, more = self.targets(session), target_probabilities(session.engine(), self.paraphrases)
+        first, more = self.targets(session), target_probabilities(session.model.engine, self.paraphrases)
         yield Row("whole target, greedy", 100 * _mean([x.greedy for x in first]), None, "%", "95 %")
         yield Row("on templates never used", 100 * _mean([x.greedy for x in more]), None, "%", "60 %")
         yield from self.neighbour_rows(session)
@@ -350,7 +350,7 @@ class _Looks:
         """How many first answers that led by 0.05 are the same, and the mean KL over all prompts."""
         from larql_duck.inference.scoring import next_token_probabilities
 
-        now = next_token_probabilities(session.engine(), prompts)
+        now = next_token_probabilities(session.model.engine, prompts)
         best = before.topk(2).values
         sure = best[:, 0] - best[:, 1] >= 0.05
         kept = (before.argmax(-1) == now.argmax(-1))[sure].float().mean()
@@ -361,7 +361,7 @@ class _Looks:
         """Of a text that the model did not write for second moments (another seed)."""
         import torch
 
-        engine = session.engine()
+        engine = session.model.engine
         total, n = 0.0, 0
         for row in self.text:
             batch = engine.pad(row)
@@ -397,7 +397,7 @@ def _inserted(session: Session, facts: Sequence[Fact]) -> float:
 
     solve.solve = timed
     try:
-        inserting.insert(session, facts)
+        inserting.insert(session.workspace, facts)
     finally:
         solve.solve = plain
     return sum(times)
@@ -431,9 +431,9 @@ def watched(*args, **options):
 
 solve.solve = watched
 with connect(sys.argv[1]) as session:
-    weights = 4 * sum(p.numel() for p in session.engine().model.parameters())
-    inserting.insert(session, [*facts_of(FICTIONAL)[:10], *facts_of(COUNTERFACTUAL)[:10]])
-    session.edits.rollback()
+    weights = 4 * sum(p.numel() for p in session.model.engine.model.parameters())
+    inserting.insert(session.workspace, [*facts_of(FICTIONAL)[:10], *facts_of(COUNTERFACTUAL)[:10]])
+    session.patches.rollback()
 print("\n", most[0] - empty, weights)
 """
 

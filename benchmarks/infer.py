@@ -200,7 +200,7 @@ def infer_time(work: Path) -> Iterator[Row]:
 
     model = reference(hf_smollm2(work))
     with lq.connect(vindex_of(work, "f32")) as session:
-        ids = torch.tensor([session.engine().tokenizer.encode(_PROMPT)])
+        ids = torch.tensor([session.model.engine.tokenizer.encode(_PROMPT)])
 
         def forward() -> object:
             with torch.inference_mode():

@@ -25,7 +25,7 @@ def walking(work: Path) -> Iterator[Row]:
     from larql_duck.patches.rounding import rounded
 
     with connect(vindex_of(work, "f16")) as session:
-        vindex = session.need()
+        vindex = session.vindex
         chance = np.random.default_rng(_SEED)
 
         def vector() -> np.ndarray:
@@ -33,11 +33,11 @@ def walking(work: Path) -> Iterator[Row]:
 
         statements = ('WALK "France" BASIS EMBEDDING', 'WALK "France" BASIS INDEX')
         prompt = ["The capital of France is"]
-        engine = session.engine()
+        engine = session.model.engine
         logits = engine.logits(prompt)
         plain = {s: median_time(lambda s=s: session.lql(s).arrow(), 15, 3) for s in statements}
         passes = median_time(lambda: engine.logits(prompt), 25, 3)
-        session.edits.append(
+        session.patches.append(
             [
                 InsertOp(_LAYER, vindex.n_features[_LAYER] + i, f"Thing{i}", "x", "thing", None, *(vector() for _ in range(3)))
                 for i in range(_FEATURES)
@@ -46,10 +46,10 @@ def walking(work: Path) -> Iterator[Row]:
         for s in statements:
             edited = median_time(lambda s=s: session.lql(s).arrow(), 15, 3)
             yield Row(f"{s}, {_FEATURES:,} features more", 1e3 * edited, 1e3 * plain[s], "ms", "1.2")
-        session.edits.rollback()
-        after = median_time(lambda: session.engine().logits(prompt), 25, 3)
+        session.patches.rollback()
+        after = median_time(lambda: session.model.engine.logits(prompt), 25, 3)
         yield Row("a pass after ROLLBACK", 1e3 * after, 1e3 * passes, "ms", "1.05")
-        same = float(torch.equal(session.engine().logits(prompt), logits))
+        same = float(torch.equal(session.model.engine.logits(prompt), logits))
         yield Row("logits after ROLLBACK are equal", same, None, "", "1")
 
 
@@ -62,9 +62,9 @@ def database_facts(work: Path) -> Iterator[Row]:
 
     with connect(vindex_of(work, "f16")) as session:
         facts = [*facts_of(FICTIONAL), *facts_of(COUNTERFACTUAL)]
-        insert_knn(session, facts)
-        own = {r: prompts_for(session, r) for _, r, _ in facts}
-        find = DatabaseFacts(session)
+        insert_knn(session.workspace, facts)
+        own = {r: prompts_for(session.workspace, r) for _, r, _ in facts}
+        find = DatabaseFacts(session.workspace)
         asked = [(filled(t, own[r].text(s))[0], o) for s, r, o in facts for t in own[r].templates]
         shown = [any(f.target == o for f in found) for found, (_, o) in zip(find([p for p, _ in asked]), asked, strict=True)]  # fmt: skip
         yield Row("shown on the relation's templates", 100 * sum(shown) / len(shown), None, "%", "80 %")

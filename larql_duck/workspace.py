@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Workspace(Protocol):
-    """One open vindex, its edits, its model and its tables. A session implements it; `editing`, `diffing`,
+    """One open vindex, its edits, its model and its tables. `session.OpenVindex` implements it; `editing`, `diffing`,
     `compilation` and `extraction` are written against it, or against the parts that they need.
 
     schema is the DuckDB schema of the tables; cache keeps what was computed about the vindex and holds whatever is

@@ -19,6 +19,7 @@ LINES = 500
 SHARE_INSIDE = 0.08
 # Packages that may name the class Session: its own, and those above it.
 ABOVE_SESSION = {"session", "commands", "cli", "repl", "notebook.py", "__init__.py"}
+# What users and the packages above have of a Session. A name more is a promise more: docs, tests, CHANGELOG.
 SESSION = {
     "con", "schema", "options", "vindex", "catalog", "workspace", "model", "patches",
     "lql", "script", "stream", "run", "sql", "use", "use_model", "insert", "probe", "evaluate", "trace", "refresh",
@@ -119,3 +120,11 @@ def test_session_is_named_in_commands_and_above_alone() -> None:
         )
     ]
     assert not naming, naming
+
+
+def test_a_session_has_these_public_names_alone(world: Path) -> None:
+    with larql_duck.connect(world) as session:
+        assert {name for name in dir(session) if not name.startswith("_")} == SESSION
+        # Nothing else is answered, either: a misspelt name is an error where it stands.
+        with pytest.raises(AttributeError, match="evaluation"):
+            session.evaluation  # noqa: B018

@@ -23,7 +23,7 @@ def check_edits(
     if plot is not None:
         check_format(plot)
     with options.session(vindex) as session:
-        result = session.check_edits(texts=options.texts)
+        result = session.evaluate(texts=options.texts)
         output.write([result])
         if plot is not None:
             say(f"drew {save_chart(result.chart(), plot)}")

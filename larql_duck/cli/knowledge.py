@@ -54,7 +54,7 @@ def probe(
     if template and relation:
         relations = {relation[0]: template}
     with options.session(vindex) as session:
-        session.need().require("inference", "probing")
+        session.workspace.vindex.require("inference", "probing")
         with _checkpoint(vindex, resume) as directory:
             result = session.probe(
                 None if entities is None else read_entities(entities),

@@ -120,9 +120,8 @@ class SessionOptions(ComputeOptions, PatchOptions):
         if self.patch and vindex is None:
             raise UsageError("--patch needs a vindex: name it first")
         with connect(vindex, patches=self.patch or (), texts=self.texts) as session, ExitStack() as stack:
-            if progress:
-                session.progress = stack.enter_context(bars())
-            session.configure(**self.settings())
+            shown = stack.enter_context(bars()) if progress else None
+            session.configure(progress=shown, **self.settings())
             yield session
 
 

@@ -121,11 +121,12 @@ class Repl:
         if not self.show_sql:
             yield
             return
-        before, self.session.tracer = self.session.tracer, lambda sql: self._say(sql, "dim")
+        before = self.session.options.tracer
+        self.session.configure(tracer=lambda sql: self._say(sql, "dim"))
         try:
             yield
         finally:
-            self.session.tracer = before
+            self.session.configure(tracer=before)
 
     # ---- showing
 

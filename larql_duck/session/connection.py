@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from larql_duck.result import Result
 from larql_duck.session.failures import Failures
+from larql_duck.session.preferences import Preferences
 from larql_duck.session.query_errors import query_error
 
 if TYPE_CHECKING:
@@ -32,13 +33,15 @@ _CALL = compile(
 class Connection:
     """`con` with the search path of `schema` where the session owns it.
 
-    tracer is called with every SQL before it runs. failures has the errors of Python functions that SQL called.
+    The options' tracer is called with every SQL before it runs. failures has the errors of Python functions that SQL
+    called.
     """
 
     def __init__(
-        self, con: duckdb.DuckDBPyConnection, schema: str, *, own: bool, tracer: Callable[[str], None] | None
+        self, con: duckdb.DuckDBPyConnection, schema: str, options: Preferences, *, own: bool
     ) -> None:
-        self.con, self.schema, self.own, self.tracer = con, schema, own, tracer
+        self.con, self.schema, self.own = con, schema, own
+        self._options = options
         # What tables show; refreshed before a statement that reads a stale one.
         self.views: OverlayViews | None = None
         self.failures = Failures()
@@ -78,14 +81,14 @@ class Connection:
         """
         if self.views is not None and self.views.stale and not stale:
             self.views.refresh_for(sql)
-        if self.tracer is not None:
-            self.tracer(sql)
+        if self._options.tracer is not None:
+            self._options.tracer(sql)
         return _fetch(self.here, sql, parameters, scope)
 
     def rows(self, sql: str, parameters: list[Any]) -> list[tuple[Any, ...]]:
         """The rows of a query of our own as tuples. duckdb.Error."""
-        if self.tracer is not None:
-            self.tracer(sql)
+        if self._options.tracer is not None:
+            self._options.tracer(sql)
         rows: list[tuple[Any, ...]] = self.here.execute(sql, parameters).fetchall()
         return rows
 

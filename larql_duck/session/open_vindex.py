@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from larql_duck.inference.settings import Settings
 from larql_duck.patches.edit_log import EditLog
 from larql_duck.patches.overlay import Overlay
 from larql_duck.progress import Progress
@@ -18,6 +14,7 @@ from larql_duck.result import Result
 from larql_duck.session.connection import Connection
 from larql_duck.session.mount import Mount
 from larql_duck.session.overlay_views import OverlayViews
+from larql_duck.session.preferences import BackgroundTexts, Preferences
 from larql_duck.session.probing_runs import UnsavedRuns
 from larql_duck.session.vindex_catalog import VindexCatalog
 from larql_duck.vindex.store import Vindex
@@ -27,21 +24,6 @@ if TYPE_CHECKING:
     from larql_duck.inference.gate_search import GateSearch
     from larql_duck.inference.model import Model
     from larql_duck.inference.query_vectors import QueryVectors
-
-BackgroundTexts = str | Path | Sequence[str]
-
-
-@dataclass
-class Preferences:
-    """What a session's user chose, whatever is open.
-
-    progress is called with (stage, done, total) of long work. texts, a file or texts, is what edits take for ordinary
-    text; None: text that the model writes itself. settings say how passes compute.
-    """
-
-    progress: Progress | None = None
-    texts: BackgroundTexts | None = None
-    settings: Settings = field(default_factory=Settings.from_environment)
 
 
 class OpenVindex:
@@ -159,15 +141,3 @@ class OpenVindex:
             if self._vectors is None:
                 self._vectors = self._parts.query_vectors(self)
             return self._vectors
-
-    # -- transitional ---------------------------------------------------------------------------------------
-
-    def need(self) -> Vindex:
-        return self.vindex
-
-    def run_sql(self, sql: str, parameters: Any = None) -> Result:
-        return self.query(sql, parameters)
-
-    kept = property(lambda s: s.cache)
-    edited = property(lambda s: s.views)
-    workspace = property(lambda s: s)

@@ -21,7 +21,8 @@ from larql_duck.patches.edit_log import EditLog
 from larql_duck.result import Result
 from larql_duck.session.connection import Connection
 from larql_duck.session.mount import Mount
-from larql_duck.session.open_vindex import BackgroundTexts, OpenVindex, Preferences
+from larql_duck.session.open_vindex import OpenVindex
+from larql_duck.session.preferences import BackgroundTexts, Preferences
 from larql_duck.session.query_errors import statement_error
 from larql_duck.session.udfs import register_functions
 from larql_duck.session.vindex_catalog import ModelCatalog
@@ -60,10 +61,10 @@ class Session:
         with the session. tracer and texts are as in `configure`."""
         self.con = con
         self.schema = schema
-        self.options = Preferences(texts=texts)
+        self.options = Preferences(tracer=tracer, texts=texts)
         self._dispatch = carry_out
         self._mount = Mount(con, schema)
-        self._connection = Connection(con, schema, own=own, tracer=tracer)
+        self._connection = Connection(con, schema, self.options, own=own)
         self._lock = threading.RLock()
         self._opened: OpenVindex | None = None
         self._model: Model | None = None
@@ -124,7 +125,7 @@ class Session:
         return self._catalog
 
     @property
-    def workspace(self) -> Any:
+    def workspace(self) -> OpenVindex:
         """The open vindex as commands and editing use it. VindexError where there is none."""
         need_vindex(self._catalog)
         assert self._opened is not None
@@ -221,9 +222,7 @@ class Session:
         (stage, done, total) of long statements; texts, a file or texts, is what edits take for ordinary text (None:
         text that the model writes itself); compute_dtype, device and threads say how passes compute."""
         with self._lock:
-            if "tracer" in options:
-                self._connection.tracer = options.pop("tracer")
-            for name in {"progress", "texts"} & set(options):
+            for name in {"tracer", "progress", "texts"} & set(options):
                 setattr(self.options, name, options.pop(name))
             if options:
                 self.options.settings = replace(self.options.settings, **options)
@@ -330,22 +329,3 @@ class Session:
         """What the tables could not show of the edits, as far as no result says it yet."""
         views = self._connection.views
         return [] if views is None or not views.untold else views.take_notices()
-
-    # -- transitional ---------------------------------------------------------------------------------------
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self.workspace, name)
-
-    progress = property(lambda s: s.options.progress, lambda s, f: s.configure(progress=f))
-    tracer = property(lambda s: s._connection.tracer, lambda s, f: s.configure(tracer=f))
-    texts = property(lambda s: s.options.texts, lambda s, f: s.configure(texts=f))
-    mount = property(lambda s: s._mount)
-    settings = property(lambda s: s.options.settings)
-
-    def check_edits(self, **options: Any) -> Check:
-        return self.evaluate(**options)
-
-    def run_sql(self, sql: str, parameters: Any = None) -> Result:
-        return self._connection.query(sql, parameters)

@@ -22,7 +22,7 @@ def test_extract_from_lql_opens_what_it_made(
     out = tmp_path / "tiny.vindex"
     seen: list[str] = []
     with connect() as session:
-        session.progress = lambda stage, done, total: seen.append(stage)
+        session.configure(progress=lambda stage, done, total: seen.append(stage))
         result = session.lql(f'EXTRACT MODEL "{tiny_model("llama")}" INTO "{out}" WITH BROWSE')
         (row,) = result.dicts()
         assert row["path"] == str(out) and row["level"] == "browse" and row["bytes"] > 10_000
@@ -77,7 +77,7 @@ def test_extract_verify_and_ask_on_the_command_line(
 
 def test_plain_ffn_activations_equal_the_models(tiny_model, tiny_vindex) -> None:
     with connect(tiny_vindex("gpt2")) as session:
-        captured = session.engine().capture("the capital of", ["activation"]).need("activation")
+        captured = session.model.engine.capture("the capital of", ["activation"]).need("activation")
         rows = session.lql('WALK "the capital of" MODE DENSE TOP 2').dicts()
         assert len(rows) == 2 * len(captured)
         for row in rows:

@@ -72,14 +72,14 @@ def test_session_vindex_and_transformers_agree(family: str, base, tmp_path: Path
 
     source = Vindex.open(base(family))
     with connect(base(family)) as s:
-        plain = logits(s.engine())
-        s.edits.append(some(source))
-        session = logits(s.engine())
+        plain = logits(s.model.engine)
+        s.patches.append(some(source))
+        session = logits(s.model.engine)
         assert (session - plain).abs().max() > 0.1
         written = s.lql(f'COMPILE CURRENT INTO VINDEX "{tmp_path / "out.vindex"}"').dicts()
         s.lql(f'COMPILE CURRENT INTO MODEL "{tmp_path / "model"}" FORMAT safetensors')
-        shown = s.run_sql("SELECT * FROM features ORDER BY layer, feature").arrow()
-        s.edits.rollback()
+        shown = s.sql("SELECT * FROM features ORDER BY layer, feature").arrow()
+        s.patches.rollback()
     compiled = Vindex.open(tmp_path / "out.vindex")
     assert compiled.n_features == [64, 65, 64]
     assert verify(compiled.path) == []
@@ -168,15 +168,15 @@ def test_shards_load(base, tmp_path: Path) -> None:
 
 def test_a_compiled_vindex_is_edited_and_compiled_again(base, tmp_path: Path) -> None:
     with connect(base("llama")) as s:
-        s.edits.append(some(s.need()))
+        s.patches.append(some(s.vindex))
         s.lql(f'COMPILE CURRENT INTO VINDEX "{tmp_path / "one.vindex"}"')
-        s.edits.rollback()
+        s.patches.rollback()
     with connect(tmp_path / "one.vindex") as s:
-        s.edits.append([insert(s.need(), "Lemuria", "Mu", seed=30), DeleteOp(1, 64)])
-        expected = logits(s.engine())
+        s.patches.append([insert(s.vindex, "Lemuria", "Mu", seed=30), DeleteOp(1, 64)])
+        expected = logits(s.model.engine)
         s.lql(f'COMPILE CURRENT INTO VINDEX "{tmp_path / "two.vindex"}"')
         s.lql(f'COMPILE CURRENT INTO MODEL "{tmp_path / "two.gguf"}" FORMAT gguf F32')
-        s.edits.rollback()
+        s.patches.rollback()
     two = Vindex.open(tmp_path / "two.vindex")
     assert two.n_features == [64, 66, 64] and verify(two.path) == []
     assert (logits(Engine.load(two)) - expected).abs().max() < 1e-4
@@ -188,9 +188,9 @@ def test_a_compiled_vindex_is_edited_and_compiled_again(base, tmp_path: Path) ->
 
 def test_the_plain_duckdb_client_sees_the_edits(base, tmp_path: Path) -> None:
     with connect(base("llama")) as s:
-        s.edits.append([insert(s.need(), "Atlantis", "Poseidon"), database_fact(s.need())])
+        s.patches.append([insert(s.vindex, "Atlantis", "Poseidon"), database_fact(s.vindex)])
         s.lql(f'COMPILE CURRENT INTO VINDEX "{tmp_path / "out.vindex"}"')
-        s.edits.rollback()
+        s.patches.rollback()
     with duckdb.connect(str(tmp_path / "out.vindex" / "model.duckdb"), read_only=True) as con:
         graph = con.execute(
             "SELECT subject, relationship, object, source FROM model_graph WHERE source = 'patch' ORDER BY 1"
@@ -202,9 +202,9 @@ def test_the_plain_duckdb_client_sees_the_edits(base, tmp_path: Path) -> None:
 
 def test_down_meta_follows_the_tables(base, tmp_path: Path) -> None:
     with connect(base("llama")) as s:
-        s.edits.append(some(s.need()))
+        s.patches.append(some(s.vindex))
         s.lql(f'COMPILE CURRENT INTO VINDEX "{tmp_path / "out.vindex"}"')
-        s.edits.rollback()
+        s.patches.rollback()
     before = read_down_meta(base("llama") / "down_meta.bin")
     after = read_down_meta(tmp_path / "out.vindex" / "down_meta.bin")
     assert [len(layer) for layer in after] == [64, 65, 64]
@@ -262,7 +262,7 @@ def test_an_upstream_patch_gives_upstreams_bytes(tmp_path: Path) -> None:
 def test_an_upstream_deletion_is_compiled(tmp_path: Path) -> None:
     with connect(UPSTREAM / "all-f32.vindex") as s:
         s.lql(f'APPLY PATCH "{UPSTREAM / "patches" / "delete-update.vlp"}"')
-        expected = s.engine().logits("The capital of France")
+        expected = s.model.engine.logits("The capital of France")
         s.lql(f'COMPILE CURRENT INTO VINDEX "{tmp_path / "out.vindex"}"')
     compiled = Vindex.open(tmp_path / "out.vindex")
     assert not compiled.down(2)[:, 5].any()
@@ -271,10 +271,10 @@ def test_an_upstream_deletion_is_compiled(tmp_path: Path) -> None:
 
 def test_a_larql_directory_grows(tmp_path: Path) -> None:
     with connect(UPSTREAM / "all-f32.vindex") as s:
-        s.edits.append([insert(s.need(), "Atlantis", "Poseidon")])
-        expected = logits(s.engine())
+        s.patches.append([insert(s.vindex, "Atlantis", "Poseidon")])
+        expected = logits(s.model.engine)
         s.lql(f'COMPILE CURRENT INTO VINDEX "{tmp_path / "out.vindex"}"')
-        s.edits.rollback()
+        s.patches.rollback()
     compiled = Vindex.open(tmp_path / "out.vindex")
     assert compiled.n_features == [64, 65, 64, 64] and verify(compiled.path) == []
     assert (logits(Engine.load(compiled)) - expected).abs().max() < 1e-4
@@ -382,8 +382,8 @@ def test_conflicts_are_found_and_settled(base) -> None:
 def test_on_conflict_decides_what_is_compiled(base, tmp_path: Path) -> None:
     with connect(base("llama")) as s:
         for name, target, confidence, seed in (("a", "Poseidon", 0.9, 10), ("b", "Plato", 0.2, 40)):
-            s.edits.append([insert(s.need(), "Atlantis", target, confidence=confidence, seed=seed)])
-            s.edits.save(tmp_path / f"{name}.vlp")
+            s.patches.append([insert(s.vindex, "Atlantis", target, confidence=confidence, seed=seed)])
+            s.patches.save(tmp_path / f"{name}.vlp")
         with pytest.raises(PatchError, match="Atlantis capital"):
             s.lql(f'COMPILE CURRENT INTO VINDEX "{tmp_path / "fail"}" ON CONFLICT FAIL')
         assert not (tmp_path / "fail").exists()
@@ -394,7 +394,7 @@ def test_on_conflict_decides_what_is_compiled(base, tmp_path: Path) -> None:
     for rule, target, seed in (("LAST_WINS", "Plato", 42), ("HIGHEST_CONFIDENCE", "Poseidon", 12)):
         with connect(tmp_path / rule) as s:
             assert s.sql(shown).one() == target
-            assert np.array_equal(s.need().down(1)[:, 64].numpy(), vector(s.need(), seed))
+            assert np.array_equal(s.vindex.down(1)[:, 64].numpy(), vector(s.vindex, seed))
 
 
 # -- INTO SLOTS -----------------------------------------------------------------------------------------------
@@ -413,9 +413,9 @@ def test_into_slots_overwrites_the_least_used(base, tmp_path: Path) -> None:
     assert placed.overlay.n_features == vindex.n_features
     assert np.array_equal(placed.overlay.rows[1][slot].down, edits[0].down)  # type: ignore[union-attr]
     with connect(base("llama")) as s:
-        s.edits.append(edits)
+        s.patches.append(edits)
         result = s.lql(f'COMPILE CURRENT INTO MODEL "{tmp_path / "out"}" INTO SLOTS')
-        s.edits.rollback()
+        s.patches.rollback()
     assert open_model(tmp_path / "out").config["intermediate_size"] == 64
     rows = {r["kind"]: r for r in result.dicts()}
     assert rows["moved"]["name"] == "L1 F64" and "->" in rows["cost"]["detail"]
@@ -450,16 +450,16 @@ def test_a_real_model_three_ways(smollm2_vindex: Path, tmp_path: Path) -> None:
     ]
     prompts = [form.format(name) for form in forms for name in names]
     with connect(smollm2_vindex) as s:
-        vindex = s.need()
-        plain = s.engine().logits(prompts)
+        vindex = s.vindex
+        plain = s.model.engine.logits(prompts)
         vectors = {w: vector(vindex, i, 0.05) for i, w in enumerate(("gate", "up", "down"))}
-        s.edits.append([InsertOp(10, 1536, "Atlantis", "Poseidon", "capital", **vectors), DeleteOp(20, 5)])
-        session = torch.cat([s.engine().logits(p) for p in prompts])
+        s.patches.append([InsertOp(10, 1536, "Atlantis", "Poseidon", "capital", **vectors), DeleteOp(20, 5)])
+        session = torch.cat([s.model.engine.logits(p) for p in prompts])
         assert (session - plain).abs().max() > 0.05
         s.lql(f'COMPILE CURRENT INTO VINDEX "{tmp_path / "out.vindex"}"')
         s.lql(f'COMPILE CURRENT INTO MODEL "{tmp_path / "model"}" FORMAT SAFETENSORS')
         s.lql(f'COMPILE CURRENT INTO MODEL "{tmp_path / "f16.gguf"}" FORMAT GGUF F16')
-        s.edits.rollback()
+        s.patches.rollback()
     assert verify(tmp_path / "out.vindex") == []
 
     def found(engine: Engine) -> torch.Tensor:

@@ -34,9 +34,9 @@ def compiled(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`base` with one edit of every kind and a database fact inside."""
     out = tmp_path_factory.mktemp("compiled") / "b.vindex"
     with connect(base) as s:
-        s.edits.append([*some(s.need()), database_fact(s.need())])
+        s.patches.append([*some(s.vindex), database_fact(s.vindex)])
         s.lql(f'COMPILE CURRENT INTO VINDEX "{out}"')
-        s.edits.rollback()
+        s.patches.rollback()
     return out
 
 
@@ -44,9 +44,9 @@ def compiled(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def edited(base: Path) -> Iterator:
     """A session on `base` under the same edits."""
     with connect(base) as s:
-        s.edits.append([*some(s.need()), database_fact(s.need())])
+        s.patches.append([*some(s.vindex), database_fact(s.vindex)])
         yield s
-        s.edits.rollback()
+        s.patches.rollback()
 
 
 def rows(result, kind: str) -> list[dict]:
@@ -80,8 +80,8 @@ def test_slots_that_differ_and_no_others(base: Path, compiled: Path, edited) -> 
 
 def test_facts_new_lost_and_changed(base: Path, compiled: Path, tmp_path: Path) -> None:
     with connect(base) as s:
-        vindex = s.need()
-        s.edits.append(
+        vindex = s.vindex
+        s.patches.append(
             [
                 insert(vindex, "Atlantis", "Plato", seed=40),
                 insert(vindex, "Lemuria", "Mu", number=1, seed=50),
@@ -89,7 +89,7 @@ def test_facts_new_lost_and_changed(base: Path, compiled: Path, tmp_path: Path) 
             ]
         )
         s.lql(f'COMPILE CURRENT INTO VINDEX "{tmp_path / "c.vindex"}"')
-        s.edits.append([insert(vindex, "Mu", "Sun", number=3, seed=70)])
+        s.patches.append([insert(vindex, "Mu", "Sun", number=3, seed=70)])
         result = s.lql(f'DIFF "{compiled}" CURRENT LIMIT 100')
         facts = [(r["status"], r["entity"], r["relation"], r["a"], r["b"]) for r in rows(result, "fact")]
         assert facts == [
@@ -102,7 +102,7 @@ def test_facts_new_lost_and_changed(base: Path, compiled: Path, tmp_path: Path) 
         assert result.notices[0] == "facts: 0 kept, 1 changed, 1 lost, 3 new"
         kept = s.lql(f'DIFF "{tmp_path / "c.vindex"}" CURRENT')
         assert kept.notices[0] == "facts: 3 kept, 0 changed, 0 lost, 1 new"
-        s.edits.rollback()
+        s.patches.rollback()
 
 
 def test_a_side_does_not_differ_from_itself(base: Path, compiled: Path, edited) -> None:
@@ -116,9 +116,9 @@ def test_one_bit_is_a_difference(base: Path, tmp_path: Path) -> None:
     row = vindex.gate(1)[9].clone()
     row.view(torch.int32)[4] ^= 1
     with connect(base) as s:
-        s.edits.append([UpdateOp(1, 9, gate=row.numpy())])
+        s.patches.append([UpdateOp(1, 9, gate=row.numpy())])
         found = rows(s.lql(f'DIFF "{base}" CURRENT'), "slot")
-        s.edits.rollback()
+        s.patches.rollback()
     assert [(r["layer"], r["feature"]) for r in found] == [(1, 9)] and 0 < found[0]["gate_change"] < 1e-6
 
 
@@ -164,16 +164,16 @@ def test_other_shapes_are_compared_by_facts(base: Path, tiny_vindex, tmp_path: P
 def test_the_patch_turns_one_into_the_other(family: str, tiny_vindex, tmp_path: Path) -> None:
     source = tiny_vindex(family)
     with connect(source) as s:
-        s.edits.append([*some(s.need()), database_fact(s.need())])
+        s.patches.append([*some(s.vindex), database_fact(s.vindex)])
         s.lql(f'COMPILE CURRENT INTO VINDEX "{tmp_path / "b.vindex"}"')
         s.lql(f'DIFF "{source}" CURRENT INTO PATCH "{tmp_path / "current.vlp"}"')
-        s.edits.rollback()
+        s.patches.rollback()
     connect().lql(f'DIFF "{source}" "{tmp_path / "b.vindex"}" INTO PATCH "{tmp_path / "dir.vlp"}"')
     target = Vindex.open(tmp_path / "b.vindex")
     for name in ("current.vlp", "dir.vlp"):
         with connect(source) as s:
             s.lql(f'APPLY PATCH "{tmp_path / name}"')
-            overlay, vindex = s.overlay, s.need()
+            overlay, vindex = s.patches.overlay, s.vindex
             assert overlay.n_features == target.n_features
             for layer in range(vindex.n_layers):
                 for which in ("gate", "up", "down"):
@@ -194,10 +194,10 @@ def test_a_patch_back_to_the_base(base: Path, compiled: Path, edited, tmp_path: 
     edited.lql(f'DIFF CURRENT "{base}" INTO PATCH "{tmp_path / "back.vlp"}"')
     edited.lql(f'APPLY PATCH "{tmp_path / "back.vlp"}"')
     # Applied patches come before the live edits: what the patch takes back must be saved first.
-    edited.edits.rollback()
+    edited.patches.rollback()
     with connect(base) as s:
-        s.edits.append(some(s.need()))
-        s.edits.save(tmp_path / "there.vlp")
+        s.patches.append(some(s.vindex))
+        s.patches.save(tmp_path / "there.vlp")
         s.lql(f'DIFF CURRENT "{base}" INTO PATCH "{tmp_path / "again.vlp"}"')
         s.lql(f'APPLY PATCH "{tmp_path / "again.vlp"}"')
         assert len(s.lql(f'DIFF CURRENT "{base}"')) == 0
@@ -205,7 +205,7 @@ def test_a_patch_back_to_the_base(base: Path, compiled: Path, edited, tmp_path: 
     with connect(compiled) as s:
         s.lql(f'DIFF CURRENT "{base}" INTO PATCH "{tmp_path / "zeros.vlp"}"')
         s.lql(f'APPLY PATCH "{tmp_path / "zeros.vlp"}"')
-        assert not s.overlay.matrix(1, "down", s.need().down(1))[:, 64].any()
+        assert not s.patches.overlay.matrix(1, "down", s.vindex.down(1))[:, 64].any()
 
 
 def test_a_filtered_patch_holds_what_was_asked(base: Path, compiled: Path, tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ def test_differences_outside_the_ffn_are_named(tmp_path: Path) -> None:
 
 
 def test_the_report_names_all(base: Path, edited, tmp_path: Path) -> None:
-    edited.edits.append([insert(edited.need(), "A|B<script>", "x", number=1, seed=80)])
+    edited.patches.append([insert(edited.vindex, "A|B<script>", "x", number=1, seed=80)])
     edited.lql(f'DIFF "{base}" CURRENT LIMIT 1 INTO REPORT "{tmp_path / "r.md"}"')
     text = (tmp_path / "r.md").read_text()
     assert "- facts: 0 kept, 0 changed, 0 lost, 3 new" in text
@@ -269,7 +269,7 @@ def test_the_report_names_all(base: Path, edited, tmp_path: Path) -> None:
 
 def test_current_is_what_the_session_shows(base: Path) -> None:
     with connect(base) as s:
-        s.edits.append([DeleteOp(0, 5)])
+        s.patches.append([DeleteOp(0, 5)])
         found = compare(directory_side(base, opened), current_side(s.workspace))
-        s.edits.rollback()
+        s.patches.rollback()
     assert [(x.layer, x.feature) for x in found.slots] == [(0, 5)]

@@ -18,7 +18,7 @@ def insert(session: Session, facts, tail: str = f'AT LAYER 1 TEMPLATE "{TEMPLATE
 
 def says(session: Session, prompt: str, target: str) -> bool:
     """Whether greedy decoding gives the whole target."""
-    engine = session.engine()
+    engine = session.model.engine
     ids = engine.tokenizer.encode(prompt)
     for token in answer_ids(engine.tokenizer, prompt, target):
         if int(engine.logits(engine.pad(ids))[0].argmax()) != token:

@@ -43,7 +43,7 @@ def base(tmp_path_factory: pytest.TempPathFactory):
 
 def strong(session, entity: str, target: str, **more):
     """A feature that fires nearly everywhere and changes a good deal."""
-    vindex = session.need()
+    vindex = session.vindex
     fields = {"templates": ("The capital of {} is",), "down": vector(vindex, 3, 4.0)}
     return insert(vindex, entity, target, **(fields | more))
 
@@ -55,7 +55,7 @@ def first(engine, prompt: str) -> int:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_figures_are_those_of_the_model_before_and_after(family: str, base, tmp_path: Path) -> None:
     with connect(base(family)) as s:
-        engine = s.engine()
+        engine = s.model.engine
         ids = answer_ids(engine.tokenizer, "The capital of {} is", "Paris")
         prompt = "The capital of Italy is"
 
@@ -69,10 +69,10 @@ def test_the_figures_are_those_of_the_model_before_and_after(family: str, base, 
 
         rows = [engine.tokenizer.encode(TEXT)]
         before, p_before = perplexity(engine, rows)[0], p()
-        own = prompts_for(s, "capital")
+        own = prompts_for(s.workspace, "capital")
         near = [filled("The capital of {} is", x)[0] for x in own.subjects]
-        s.edits.append([strong(s, "Italy", "Paris")])
-        found = s.check_edits(texts=TEXT)
+        s.patches.append([strong(s, "Italy", "Paris")])
+        found = s.evaluate(texts=TEXT)
         row, whole = found.dicts()
         assert (row["entity"], row["kind"], row["mode"], row["layer"]) == ("Italy", "insert", "compose", 1)
         assert np.isclose(row["p_before"], p_before, rtol=1e-3) and np.isclose(row["p"], p(), rtol=1e-3)
@@ -91,13 +91,13 @@ def test_the_figures_are_those_of_the_model_before_and_after(family: str, base, 
             and "<script" not in page
             and "http" not in page.replace("http://www.w3.org", "")
         )
-        s.edits.rollback()
+        s.patches.rollback()
 
 
 def test_kept_answers_are_counted(base) -> None:
     with connect(base("llama")) as s:
-        engine = s.engine()
-        own = prompts_for(s, "capital")
+        engine = s.model.engine
+        own = prompts_for(s.workspace, "capital")
         prompts = {filled("The capital of {} is", x)[0]: x for x in own.subjects}
         import random
 
@@ -109,22 +109,22 @@ def test_kept_answers_are_counted(base) -> None:
             best = engine.logits(prompt)[0].softmax(-1).topk(2).values
             if float(best[0] - best[1]) >= check.LEAD:
                 before[prompt] = first(engine, prompt)
-        s.edits.append([strong(s, "Italy", "Paris")])
+        s.patches.append([strong(s, "Italy", "Paris")])
         after = sum(first(engine, prompt) == answer for prompt, answer in before.items())
-        row = s.check_edits(texts=TEXT).dicts()[0]
+        row = s.evaluate(texts=TEXT).dicts()[0]
         assert (row["neighbours"], row["neighbours_kept"]) == (len(before), after)
         assert after < len(before)
-        s.edits.rollback()
+        s.patches.rollback()
 
 
 def test_a_feature_that_writes_nothing_changes_nothing(base) -> None:
     with connect(base("qwen3")) as s:
-        s.edits.append([strong(s, "Italy", "Paris", down=np.zeros(s.need().hidden, np.float32))])
-        row, whole = s.check_edits(texts=TEXT).dicts()
+        s.patches.append([strong(s, "Italy", "Paris", down=np.zeros(s.vindex.hidden, np.float32))])
+        row, whole = s.evaluate(texts=TEXT).dicts()
         assert row["neighbours"] == row["neighbours_kept"] and row["relations"] == row["relations_kept"]
         assert row["neighbour_kl"] < 1e-6 and np.isclose(row["p"], row["p_before"], rtol=1e-4)
         assert np.isclose(whole["perplexity"], whole["perplexity_before"], rtol=1e-5)
-        s.edits.rollback()
+        s.patches.rollback()
 
 
 def test_database_facts_are_checked_by_what_infer_shows(base) -> None:
@@ -132,34 +132,34 @@ def test_database_facts_are_checked_by_what_infer_shows(base) -> None:
         s.lql(
             'INSERT INTO EDGES (entity, relation, target) VALUES ("Italy", "capital", "the cold city") MODE KNN'
         )
-        row, whole = s.check_edits(texts=TEXT).dicts()
+        row, whole = s.evaluate(texts=TEXT).dicts()
         assert (row["mode"], row["holds"]) == ("knn", True)
         assert row["p"] == row["p_before"]
         assert row["neighbours"] == row["neighbours_kept"] == check.NEIGHBOURS
         assert whole["perplexity"] == whole["perplexity_before"]
-        s.edits.rollback()
+        s.patches.rollback()
 
 
 def test_without_edits_only_the_text_is_measured(base, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check, "TOKENS", 64)
     with connect(base("llama")) as s:
-        found = s.check_edits()
+        found = s.evaluate()
         assert found.notices[0] == "there are no edited facts to check"
         assert len(found) == 1 and found.dicts()[0]["perplexity"] > 1
         with pytest.raises(LarqlError, match="no token to predict"):
-            s.check_edits(texts="")
+            s.evaluate(texts="")
         with pytest.raises(LarqlError, match="no such file"):
-            s.check_edits(texts=Path("nowhere.txt"))
+            s.evaluate(texts=Path("nowhere.txt"))
 
 
 def test_facts_of_a_compiled_vindex_have_no_before(base, tmp_path: Path) -> None:
     with connect(base("llama")) as s:
-        s.edits.append([strong(s, "Italy", "Paris")])
-        expected = s.check_edits(texts=TEXT).dicts()[0]
+        s.patches.append([strong(s, "Italy", "Paris")])
+        expected = s.evaluate(texts=TEXT).dicts()[0]
         s.lql(f'COMPILE CURRENT INTO VINDEX "{tmp_path / "out.vindex"}"')
-        s.edits.rollback()
+        s.patches.rollback()
     with connect(tmp_path / "out.vindex") as s:
-        found = s.check_edits(texts=TEXT)
+        found = s.evaluate(texts=TEXT)
         row = found.dicts()[0]
         assert (row["entity"], row["target"]) == ("Italy", "Paris")
         assert row["p_before"] is None and row["neighbours"] is None
@@ -172,7 +172,7 @@ def test_the_command_writes_a_table_and_a_plot(
 ) -> None:
     (tmp_path / "text.txt").write_text(TEXT)
     with connect(base("llama")) as s:
-        s.edits.append([strong(s, "Italy", "Paris")])
+        s.patches.append([strong(s, "Italy", "Paris")])
         s.lql(f'SAVE PATCH "{tmp_path / "italy.vlp"}"')
     arguments = ["check-edits", str(base("llama")), "--patch", str(tmp_path / "italy.vlp")]
     arguments += ["--texts", str(tmp_path / "text.txt"), "--plot", str(tmp_path / "plot.svg"), "--jsonl"]

@@ -78,8 +78,8 @@ def _facts(session) -> list[InsertOp]:
     from larql_duck.editing.relation_prompts import prompts_for
 
     triples = [("Italy", "capital", "cold"), ("Japan", "capital", "Berlin"), ("Italy", "currency", "Paris")]
-    vindex, engine = session.need(), session.engine()
-    templates = {relation: prompts_for(session, relation).templates for _, relation, _ in triples}
+    vindex, engine = session.vindex, session.model.engine
+    templates = {relation: prompts_for(session.workspace, relation).templates for _, relation, _ in triples}
     every = [t for own in templates.values() for t in own]
 
     def keys(subjects: list[str]) -> torch.Tensor:
@@ -101,19 +101,21 @@ def _facts(session) -> list[InsertOp]:
 
 
 def logits(session, prompts=PROMPTS) -> torch.Tensor:
-    return torch.cat([session.engine().logits(p) for p in prompts])
+    return torch.cat([session.model.engine.logits(p) for p in prompts])
 
 
 def whole_p(session) -> list[float]:
-    facts = [f for f in session.overlay.facts if f.mode in ("compose", "fold")]
+    facts = [f for f in session.patches.overlay.facts if f.mode in ("compose", "fold")]
     return [
         s.p
-        for s in target_probabilities(session.engine(), [(f.templates[0], f.entity, f.target) for f in facts])
+        for s in target_probabilities(
+            session.model.engine, [(f.templates[0], f.entity, f.target) for f in facts]
+        )
     ]
 
 
 def folded_features(session) -> list[str | None]:
-    return [f.mode for f in session.overlay.facts]
+    return [f.mode for f in session.patches.overlay.facts]
 
 
 @pytest.mark.slow
@@ -122,14 +124,14 @@ def test_folding_keeps_what_the_facts_prompts_say_and_the_size(
     family: str, base, detected, tmp_path: Path
 ) -> None:
     with connect(base(family)) as s:
-        plain, sizes = logits(s, PROMPTS + OTHERS), list(s.engine().n_features)
-        s.edits.append(detected(family))
+        plain, sizes = logits(s, PROMPTS + OTHERS), list(s.model.engine.n_features)
+        s.patches.append(detected(family))
         inserted, p = logits(s), whole_p(s)
         moved = (inserted - plain[:3]).abs().amax(1)
-        assert s.engine().n_features[1] == sizes[1] + 3
-        before = s.edits.savepoint()
+        assert s.model.engine.n_features[1] == sizes[1] + 3
+        before = s.patches.savepoint()
         result = s.lql(f"COMPACT MAJOR {LITTLE}")
-        assert s.engine().n_features == sizes
+        assert s.model.engine.n_features == sizes
         assert folded_features(s) == ["fold"] * 3
         # What the features wrote is written by W_down: the difference is a small part of what they changed.
         assert ((logits(s) - inserted).abs().amax(1) < 0.15 * moved).all(), moved
@@ -137,18 +139,18 @@ def test_folding_keeps_what_the_facts_prompts_say_and_the_size(
         assert [r["entity"] for r in rows] == ["Italy", "Japan", "Italy"]
         assert np.allclose([r["p_before"] for r in rows], p, rtol=1e-3)
         assert np.allclose([r["p"] for r in rows], whole_p(s), rtol=1e-3)
-        assert [round(f.confidence, 2) for f in s.overlay.facts] == [0.5, 0.6, 0.7]
-        stored = s.overlay.matrix(1, "down", s.need().down(1))
-        assert stored.dtype == s.need().down(1).dtype and stored.shape == s.need().down(1).shape
+        assert [round(f.confidence, 2) for f in s.patches.overlay.facts] == [0.5, 0.6, 0.7]
+        stored = s.patches.overlay.matrix(1, "down", s.vindex.down(1))
+        assert stored.dtype == s.vindex.down(1).dtype and stored.shape == s.vindex.down(1).shape
         folded = logits(s, PROMPTS + OTHERS)
         s.lql(f'SAVE PATCH "{tmp_path / "folded.vlp"}"')
         s.lql(f'COMPILE CURRENT INTO VINDEX "{tmp_path / "out.vindex"}"')
         s.lql('REMOVE PATCH "folded"')
         assert torch.equal(logits(s, PROMPTS + OTHERS), plain)
-        s.edits.rollback_to(before)
+        s.patches.rollback_to(before)
         assert torch.equal(logits(s), inserted)
-        s.edits.rollback()
-        assert torch.equal(logits(s, PROMPTS + OTHERS), plain) and not s.overlay
+        s.patches.rollback()
+        assert torch.equal(logits(s, PROMPTS + OTHERS), plain) and not s.patches.overlay
     with connect(base(family), patches=[tmp_path / "folded.vlp"]) as s:
         assert torch.equal(logits(s, PROMPTS + OTHERS), folded)
     compiled = Engine.load(Vindex.open(tmp_path / "out.vindex"))
@@ -161,33 +163,33 @@ def test_folding_keeps_what_the_facts_prompts_say_and_the_size(
 def test_full_folds_again_what_was_folded(family: str, base, detected) -> None:
     operations = detected(family)
     with connect(base(family)) as s:
-        s.edits.append(operations)
+        s.patches.append(operations)
         inserted = logits(s)
         s.lql(f"COMPACT MAJOR {LITTLE}")
-        once = s.overlay.matrix(1, "down", s.need().down(1)).clone()
-        s.edits.rollback()
-        s.edits.append(operations[:1])
+        once = s.patches.overlay.matrix(1, "down", s.vindex.down(1)).clone()
+        s.patches.rollback()
+        s.patches.append(operations[:1])
         s.lql(f"COMPACT MAJOR {LITTLE}")
-        s.edits.append(operations[1:])
+        s.patches.append(operations[1:])
         assert folded_features(s) == ["fold", "compose", "compose"]
         s.lql(f"COMPACT MAJOR {LITTLE}")
         assert folded_features(s) == ["fold"] * 3
-        twice = s.overlay.matrix(1, "down", s.need().down(1)).clone()
+        twice = s.patches.overlay.matrix(1, "down", s.vindex.down(1)).clone()
         result = s.lql(f"COMPACT MAJOR FULL {LITTLE}")
         assert len(result.rows()) == 3
-        full = s.overlay.matrix(1, "down", s.need().down(1))
+        full = s.patches.overlay.matrix(1, "down", s.vindex.down(1))
         # All facts in one solve, whatever was folded before, and in whichever order.
         assert torch.allclose(full, once, atol=1e-4)
         assert not torch.allclose(twice, once, atol=1e-3)
         assert (logits(s) - inserted).abs().max() < 0.5
         assert s.lql("COMPACT MAJOR").notices[0].startswith("no feature is appended")
-        s.edits.rollback()
+        s.patches.rollback()
 
 
 def test_slots_that_were_deleted_or_carry_a_fact_are_left_alone(base, detected) -> None:
     with connect(base("llama")) as s:
-        vindex = s.need()
-        s.edits.append(
+        vindex = s.vindex
+        s.patches.append(
             [
                 DeleteOp(1, 5),
                 UpdateOp(1, 6, down=vector(vindex, 7)),
@@ -195,15 +197,15 @@ def test_slots_that_were_deleted_or_carry_a_fact_are_left_alone(base, detected) 
                 *detected("llama"),
             ]
         )
-        before = s.overlay.matrix(1, "down", vindex.down(1))
+        before = s.patches.overlay.matrix(1, "down", vindex.down(1))
         s.lql("COMPACT MAJOR")
-        after = s.overlay.matrix(1, "down", vindex.down(1))
-        assert after[:, 5].abs().max() == 0 and s.overlay.rows[1][5].deleted
+        after = s.patches.overlay.matrix(1, "down", vindex.down(1))
+        assert after[:, 5].abs().max() == 0 and s.patches.overlay.rows[1][5].deleted
         assert torch.equal(after[:, 7], before[:, 7])
         assert not torch.equal(after[:, 6], vindex.down(1)[:, 6])
         assert (after[:, 6] - before[:, 6]).abs().max() < 0.5 * before[:, 6].abs().max()
-        assert s.overlay.fact("France", "river").mode == "compose"
-        s.edits.rollback()
+        assert s.patches.overlay.fact("France", "river").mode == "compose"
+        s.patches.rollback()
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
@@ -217,11 +219,11 @@ def test_minor_makes_features_of_database_facts(family: str, base) -> None:
             '("Japan", "capital", "Berlin") MODE KNN AT LAYER 1 CONFIDENCE 0.7'
         )
         assert s.lql("SHOW COMPACT STATUS").rows()[0][:3] == ("database", 1, 2)
-        mark, plain = s.edits.savepoint(), logits(s)
+        mark, plain = s.patches.savepoint(), logits(s)
         result = s.lql("COMPACT MINOR").dicts()
         assert [(r["entity"], r["layer"]) for r in result] == [("Italy", 1), ("Japan", 1)]
-        assert not s.overlay.knn and folded_features(s) == ["compose", "compose"]
-        assert [f.confidence for f in s.overlay.facts] == [0.7, 0.7]
+        assert not s.patches.overlay.knn and folded_features(s) == ["compose", "compose"]
+        assert [f.confidence for f in s.patches.overlay.facts] == [0.7, 0.7]
         assert all(r["source"] == "dense" for r in s.lql('INFER "The capital of Italy is" TOP 3').dicts())
         assert (logits(s) - plain).abs().max() > 1e-3
         assert [r[:3] for r in s.lql("SHOW COMPACT STATUS").rows()] == [
@@ -229,22 +231,22 @@ def test_minor_makes_features_of_database_facts(family: str, base) -> None:
             ("features", 1, 2),
             ("folded", None, 0),
         ]
-        s.edits.rollback_to(mark)
-        assert torch.equal(logits(s), plain) and len(s.overlay.knn) == 2
-        s.edits.rollback()
+        s.patches.rollback_to(mark)
+        assert torch.equal(logits(s), plain) and len(s.patches.overlay.knn) == 2
+        s.patches.rollback()
 
 
 def test_what_cannot_be_folded_is_said(base, detected) -> None:
     with connect(base("llama")) as s:
         assert "nothing to fold" in s.lql("COMPACT MAJOR").notices[0]
-        s.edits.append(detected("llama"))
+        s.patches.append(detected("llama"))
         with pytest.raises(SemanticError, match="LAMBDA 0 is out of range"):
             s.lql("COMPACT MAJOR WITH LAMBDA = 0")
-        s.edits.rollback()
-        s.edits.append([InsertOp(1, s.need().n_features[1], "Italy", "Rome", "capital", kind="fold")])
+        s.patches.rollback()
+        s.patches.append([InsertOp(1, s.vindex.n_features[1], "Italy", "Rome", "capital", kind="fold")])
         with pytest.raises(PatchError, match="Italy capital: no patch"):
             s.lql("COMPACT MAJOR FULL")
-        s.edits.rollback()
+        s.patches.rollback()
 
 
 # -- the mathematics ------------------------------------------------------------------------------------------
@@ -283,7 +285,7 @@ def test_the_vindex_is_left_as_it_was(base, detected, tmp_path: Path) -> None:
     shutil.copytree(base("llama"), path)
     arrays = {p.name: p.read_bytes() for p in path.glob("*.bin")}
     with connect(path) as s:
-        s.edits.append(detected("llama"))
+        s.patches.append(detected("llama"))
         s.lql("COMPACT MAJOR")
-        s.edits.rollback()
+        s.patches.rollback()
     assert {name: (path / name).read_bytes() for name in arrays} == arrays

@@ -30,10 +30,10 @@ def _slot(session: Session) -> tuple[int, int]:
 def test_a_deleted_feature_writes_nothing(family: str, probed_vindex) -> None:
     with connect(probed_vindex(family)) as session:
         before = contents(session)
-        mark = session.edits.savepoint()
+        mark = session.patches.savepoint()
         layer, feature = _slot(session)
         prompt = "The capital of France is"
-        plain = session.engine().logits([prompt]).clone()
+        plain = session.model.engine.logits([prompt]).clone()
         statement = f"DELETE FROM EDGES WHERE layer = {layer} AND feature = {feature}"
         dry = session.lql(f"{statement} DRY RUN").arrow().to_pylist()
         assert contents(session)["features"].equals(before["features"])
@@ -43,13 +43,13 @@ def test_a_deleted_feature_writes_nothing(family: str, probed_vindex) -> None:
         assert done[0]["n_facts"] == len(done[0]["facts"]) > 1
         [row] = rows(session, f"SELECT * FROM lq.features WHERE layer = {layer} AND feature = {feature}")
         assert (row["down_norm"], row["top_token"]) == (0.0, None)
-        with session.engine().zeroed([(layer, feature)]):
-            zeroed = session.engine().logits([prompt])
-        now = session.engine().logits([prompt])
+        with session.model.engine.zeroed([(layer, feature)]):
+            zeroed = session.model.engine.logits([prompt])
+        now = session.model.engine.logits([prompt])
         assert np.allclose(zeroed.numpy(), now.numpy(), atol=1e-5)
         assert not np.allclose(plain.numpy(), now.numpy(), atol=1e-4)
-        session.edits.rollback_to(mark)
-        assert np.array_equal(session.engine().logits([prompt]).numpy(), plain.numpy())
+        session.patches.rollback_to(mark)
+        assert np.array_equal(session.model.engine.logits([prompt]).numpy(), plain.numpy())
         for name, table in contents(session).items():
             assert table.equals(before[name]), name
 
@@ -60,7 +60,7 @@ def test_a_feature_given_another_target_points_to_it(family: str, probed_vindex)
     from larql_duck.models.tokenizer import load_tokenizer
 
     with connect(probed_vindex(family)) as session:
-        vindex = session.need()
+        vindex = session.vindex
         length = float(vindex.down(1)[:, 5].float().norm())
         [row] = (
             session.lql('UPDATE EDGES SET target = "Paris" WHERE layer = 1 AND feature = 5')
@@ -69,22 +69,22 @@ def test_a_feature_given_another_target_points_to_it(family: str, probed_vindex)
         )
         token = load_tokenizer(vindex).entity_ids("Paris")[0]
         head = head_matrix(vindex)[token].float().numpy()
-        down = session.overlay.rows[1][5].down
+        down = session.patches.overlay.rows[1][5].down
         assert np.allclose(down, length * head / np.linalg.norm(head), atol=1e-5)
         assert row["new_token"] == "Paris"
         assert row["down_norm"] == pytest.approx(length, rel=1e-3)
         # A deleted feature that gets a target has its old length again.
         session.lql("DELETE FROM EDGES WHERE layer = 1 AND feature = 5")
         session.lql('UPDATE EDGES SET target = "Paris" WHERE layer = 1 AND feature = 5')
-        assert np.array_equal(session.overlay.rows[1][5].down, down)
-        assert not session.overlay.rows[1][5].deleted
+        assert np.array_equal(session.patches.overlay.rows[1][5].down, down)
+        assert not session.patches.overlay.rows[1][5].deleted
 
 
 def test_inserted_features_are_edited_like_others(probed_vindex) -> None:
     with connect(probed_vindex("llama")) as session:
-        n, hidden = session.need().n_features[1], session.need().hidden
+        n, hidden = session.vindex.n_features[1], session.vindex.hidden
         up = vector(1, hidden, 4)
-        session.edits.append(
+        session.patches.append(
             [
                 InsertOp(1, n, "Peru", "Rome", "capital", gate=up, up=up, down=up),
                 InsertOp(1, n + 1, "Cuba", "Rome", "capital", gate=-up, up=up, down=up),
@@ -93,11 +93,13 @@ def test_inserted_features_are_edited_like_others(probed_vindex) -> None:
         session.lql(f'UPDATE EDGES SET target = "Paris" WHERE layer = 1 AND feature = {n}')
         found = rows(session, "SELECT subject, object FROM lq.facts WHERE source = 'patch' ORDER BY subject")
         assert found == [{"subject": "Cuba", "object": "Rome"}, {"subject": "Peru", "object": "Paris"}]
-        assert np.linalg.norm(session.overlay.rows[1][n].down) == pytest.approx(np.linalg.norm(up), rel=1e-3)
+        assert np.linalg.norm(session.patches.overlay.rows[1][n].down) == pytest.approx(
+            np.linalg.norm(up), rel=1e-3
+        )
         result = session.lql(f"DELETE FROM EDGES WHERE layer = 1 AND feature = {n}")
         assert any("Peru capital" in notice for notice in result.notices)
-        assert [f.entity for f in session.overlay.facts] == ["Cuba"]
-        assert session.overlay.n_features[1] == n + 1
+        assert [f.entity for f in session.patches.overlay.facts] == ["Cuba"]
+        assert session.patches.overlay.n_features[1] == n + 1
 
 
 def test_what_cannot_be_set_is_said(probed_vindex) -> None:
@@ -115,13 +117,13 @@ def test_what_cannot_be_set_is_said(probed_vindex) -> None:
         for statement in ("DELETE FROM EDGES", "UPDATE EDGES SET target = 'x'"):
             nobody = session.lql(f"{statement} WHERE entity = 'Nobody'")
             assert (len(nobody.rows()), nobody.notices) == (0, ["no facts match: nothing is changed"])
-        assert not session.overlay
+        assert not session.patches.overlay
 
 
 def test_database_facts(probed_vindex) -> None:
     with connect(probed_vindex("qwen2")) as session:
-        key = vector(1, session.need().hidden)
-        session.edits.append(
+        key = vector(1, session.vindex.hidden)
+        session.patches.append(
             [
                 InsertKnnOp(1, "Peru", "river", "Ucayali", 5, key),
                 InsertKnnOp(1, "Peru", "food", "rice", 5, key),
@@ -131,26 +133,26 @@ def test_database_facts(probed_vindex) -> None:
             "UPDATE EDGES SET target = 'Paris', confidence = 0.5 WHERE relation = 'river' DRY RUN"
         )
         assert dry.arrow().to_pylist()[0]["new_target"] == "Paris"
-        assert [f.target for f in session.overlay.knn] == ["Ucayali", "rice"]
+        assert [f.target for f in session.patches.overlay.knn] == ["Ucayali", "rice"]
         session.lql("UPDATE EDGES SET target = 'Paris', confidence = 0.5 WHERE relation = 'river'")
-        fact = session.overlay.fact("Peru", "river")
+        fact = session.patches.overlay.fact("Peru", "river")
         assert (fact.target, fact.confidence, fact.mode) == ("Paris", 0.5, "knn")
         assert np.array_equal(fact.key, key)
         session.lql("DELETE FROM EDGES WHERE entity = 'Peru' AND relation = 'food'")
-        assert [f.relation for f in session.overlay.knn] == ["river"]
+        assert [f.relation for f in session.patches.overlay.knn] == ["river"]
         assert rows(session, "SELECT object FROM lq.triples WHERE source = 'patch'") == [{"object": "Paris"}]
 
 
 def test_the_confidence_of_inserted_facts(probed_vindex) -> None:
     with connect(probed_vindex("qwen2")) as session:
-        n, hidden = session.need().n_features[1], session.need().hidden
+        n, hidden = session.vindex.n_features[1], session.vindex.hidden
         up = vector(1, hidden, 4)
-        session.edits.append([InsertOp(1, n, "Peru", "Rome", "capital", gate=up, up=up, down=up)])
-        row = session.overlay.rows[1][n]
+        session.patches.append([InsertOp(1, n, "Peru", "Rome", "capital", gate=up, up=up, down=up)])
+        row = session.patches.overlay.rows[1][n]
         session.lql("UPDATE EDGES SET confidence = 0.25 WHERE entity = 'Peru'")
-        assert session.overlay.fact("Peru", "capital").confidence == 0.25
+        assert session.patches.overlay.fact("Peru", "capital").confidence == 0.25
         for name in ("gate", "up", "down"):
-            assert np.array_equal(getattr(session.overlay.rows[1][n], name), getattr(row, name))
+            assert np.array_equal(getattr(session.patches.overlay.rows[1][n], name), getattr(row, name))
         [fact] = rows(session, "SELECT confidence FROM lq.facts WHERE subject = 'Peru'")
         assert fact["confidence"] == 0.25
 
@@ -158,13 +160,13 @@ def test_the_confidence_of_inserted_facts(probed_vindex) -> None:
 def test_facts_of_the_model_go_to_the_solver_together(probed_vindex, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple] = []  # type: ignore[type-arg]
 
-    def delete_facts(session, facts):
+    def delete_facts(workspace, facts):
         calls.append(("delete", facts))
-        return session.run_sql("SELECT 1 AS n")
+        return workspace.query("SELECT 1 AS n")
 
-    def update_facts(session, facts, target):
+    def update_facts(workspace, facts, target):
         calls.append(("update", facts, target))
-        return session.run_sql("SELECT 1 AS n")
+        return workspace.query("SELECT 1 AS n")
 
     monkeypatch.setattr(changing, "delete_facts", delete_facts)
     monkeypatch.setattr(changing, "update_facts", update_facts)
@@ -187,7 +189,7 @@ def test_facts_of_the_model_go_to_the_solver_together(probed_vindex, monkeypatch
 
 
 def test_an_error_half_way_takes_everything_back(probed_vindex, monkeypatch: pytest.MonkeyPatch) -> None:
-    def delete_facts(session, facts):
+    def delete_facts(workspace, facts):
         raise RuntimeError("interrupted")
 
     monkeypatch.setattr(changing, "delete_facts", delete_facts)
@@ -195,12 +197,12 @@ def test_an_error_half_way_takes_everything_back(probed_vindex, monkeypatch: pyt
         [name] = rows(
             session, "SELECT subject, relation FROM lq.edges WHERE source = 'probe' ORDER BY ALL LIMIT 1"
         )
-        key = vector(1, session.need().hidden)
-        session.edits.append([InsertKnnOp(1, "Peru", "river", "Ucayali", 5, key)])
+        key = vector(1, session.vindex.hidden)
+        session.patches.append([InsertKnnOp(1, "Peru", "river", "Ucayali", 5, key)])
         shown = contents(session)
         with pytest.raises(RuntimeError, match="interrupted"):
             session.lql(f"DELETE FROM EDGES WHERE entity IN ('Peru', '{name['subject']}')")
-        assert [f.entity for f in session.overlay.facts] == ["Peru"]
+        assert [f.entity for f in session.patches.overlay.facts] == ["Peru"]
         for table, before in shown.items():
             assert contents(session)[table].equals(before), table
 

@@ -22,7 +22,7 @@ OTHERS = ["The capital Germany", "The capital Italy", "The language of Japan is"
 
 @pytest.mark.parametrize("session", FAMILIES, indirect=True)
 def test_the_model_says_what_was_inserted(session: Session) -> None:
-    engine = session.engine()
+    engine = session.model.engine
     prompts = ["The capital France", *OTHERS]
     before = engine.logits(prompts).clone()
     result = insert(session, FACTS)
@@ -30,7 +30,7 @@ def test_the_model_says_what_was_inserted(session: Session) -> None:
     for (entity, _, target), row in zip(FACTS, rows, strict=True):
         assert says(session, TEMPLATE.replace("{}", entity), target)
         assert row["p_before"] < 0.2 < row["p"] and row["layer"] == 1
-    n = session.need().n_features[1]
+    n = session.vindex.n_features[1]
     assert [row["feature"] for row in rows] == [n, n + 1]
     after = engine.logits(prompts)
     p, q = before[1:].softmax(-1), after[1:].softmax(-1)
@@ -38,7 +38,7 @@ def test_the_model_says_what_was_inserted(session: Session) -> None:
     token = answer_ids(engine.tokenizer, TEMPLATE, FACTS[0][2])[0]
     assert q[:, token].max() < 0.1
     # Vectors hold what the vindex's dtype can.
-    row = session.overlay.rows[1][n]
+    row = session.patches.overlay.rows[1][n]
     for vector in (row.gate, row.up, row.down):
         assert vector is not None and vector.dtype == np.float32
     session.lql("ROLLBACK PATCH;")
@@ -48,25 +48,25 @@ def test_the_model_says_what_was_inserted(session: Session) -> None:
 @pytest.mark.parametrize("session", ["llama"], indirect=True)
 def test_a_fact_that_is_inserted_again_is_replaced(session: Session) -> None:
     insert(session, FACTS)
-    n = session.need().n_features[1]
+    n = session.vindex.n_features[1]
     insert(session, [(" France", "Capital", "Berlin")])
-    assert [f.target for f in session.overlay.facts] == ["Berlin", "Rome"]
-    assert session.overlay.slots() == [(1, n), (1, n + 1)]
+    assert [f.target for f in session.patches.overlay.facts] == ["Berlin", "Rome"]
+    assert session.patches.overlay.slots() == [(1, n), (1, n + 1)]
     assert says(session, "The capital France", "Berlin")
     assert says(session, "The capital Spain", "Rome")
 
 
 @pytest.mark.parametrize("session", ["llama"], indirect=True)
 def test_update_and_delete_of_an_inserted_fact(session: Session) -> None:
-    engine = session.engine()
+    engine = session.model.engine
     before = engine.logits(["The capital France"]).clone()
     insert(session, [FACTS[0]])
-    [row] = update_facts(session, [("France", "capital")], "Berlin").dicts()
+    [row] = update_facts(session.workspace, [("France", "capital")], "Berlin").dicts()
     assert row["target"] == "Berlin" and says(session, "The capital France", "Berlin")
-    [fact] = session.overlay.facts
+    [fact] = session.patches.overlay.facts
     assert (fact.kind, fact.target, fact.templates) == ("insert", "Berlin", (TEMPLATE,))
-    delete_facts(session, [("France", "capital")])
-    assert not session.overlay and torch.equal(engine.logits(["The capital France"]), before)
+    delete_facts(session.workspace, [("France", "capital")])
+    assert not session.patches.overlay and torch.equal(engine.logits(["The capital France"]), before)
 
 
 @pytest.mark.parametrize("session", FAMILIES, indirect=True)
@@ -78,15 +78,15 @@ def test_a_fact_of_the_model_is_deleted_down_to_the_prior(
         relation_prompts, "prompts_for", lambda s, name, t=(): real(s, name, t or (TEMPLATE,))
     )
     monkeypatch.setattr(inserting, "relation_prior", lambda *_: 0.01)
-    engine = session.engine()
+    engine = session.model.engine
     before = engine.logits(["The capital France"])[0].softmax(-1)
-    [row] = delete_facts(session, [("France", "capital")]).dicts()
+    [row] = delete_facts(session.workspace, [("France", "capital")]).dicts()
     assert row["target"] == engine.tokenizer.token(int(before.argmax())).strip()
     after = engine.logits(["The capital France"])[0].softmax(-1)
     assert after[before.argmax()] < 0.05 < before.max()
-    [fact] = session.overlay.facts
+    [fact] = session.patches.overlay.facts
     assert fact.kind == "delete"
-    assert "deleted already" in delete_facts(session, [("France", "capital")]).notices[0]
+    assert "deleted already" in delete_facts(session.workspace, [("France", "capital")]).notices[0]
     session.lql("ROLLBACK PATCH;")
     assert torch.equal(engine.logits(["The capital France"])[0].softmax(-1), before)
 
@@ -96,13 +96,13 @@ def test_alpha_confidence_and_a_query(session: Session) -> None:
     session.con.execute("CREATE TABLE mine AS SELECT 'capital' r, 'Tokyo' o, 'France' s")
     tail = f'AT LAYER 1 CONFIDENCE 0.7 ALPHA 0.5 TEMPLATE "{TEMPLATE}"'
     session.lql(f"INSERT INTO EDGES (relation, target, entity) SELECT r, o, s FROM mine {tail};")
-    [fact] = session.overlay.facts
+    [fact] = session.patches.overlay.facts
     assert (fact.entity, fact.relation, fact.target, fact.confidence) == ("France", "capital", "Tokyo", 0.7)
     assert fact.templates == (TEMPLATE,)
-    half = np.linalg.norm(session.overlay.rows[1][fact.feature].down)
+    half = np.linalg.norm(session.patches.overlay.rows[1][fact.feature].down)
     session.lql("ROLLBACK PATCH;")
     insert(session, [FACTS[0]])
-    whole = np.linalg.norm(session.overlay.rows[1][fact.feature].down)
+    whole = np.linalg.norm(session.patches.overlay.rows[1][fact.feature].down)
     assert half == pytest.approx(whole / 2, rel=0.01)
 
 
@@ -111,8 +111,8 @@ def test_nothing_is_left_of_a_statement_that_fails(session: Session, monkeypatch
     from larql_duck.editing import value
 
     insert(session, [FACTS[0]])
-    before = session.overlay
-    logits = session.engine().logits(["The capital Spain"]).clone()
+    before = session.patches.overlay
+    logits = session.model.engine.logits(["The capital Spain"]).clone()
     calls = []
 
     def stop(*args: object, **kwargs: object) -> None:
@@ -122,8 +122,8 @@ def test_nothing_is_left_of_a_statement_that_fails(session: Session, monkeypatch
     monkeypatch.setattr(value, "values", stop)
     with pytest.raises(KeyboardInterrupt):
         insert(session, [("France", "capital", "Rome"), FACTS[1]])
-    assert calls and session.overlay is before
-    assert torch.equal(session.engine().logits(["The capital Spain"]), logits)
+    assert calls and session.patches.overlay is before
+    assert torch.equal(session.model.engine.logits(["The capital Spain"]), logits)
 
 
 @pytest.mark.parametrize("session", ["llama"], indirect=True)
@@ -138,7 +138,7 @@ def test_what_cannot_be_inserted_is_said(session: Session) -> None:
     ]:
         with pytest.raises(SemanticError, match=words):
             session.lql(f"INSERT INTO EDGES (entity, relation, target) {text};")
-    assert not session.overlay
+    assert not session.patches.overlay
 
 
 @pytest.mark.parametrize("session", ["gpt2"], indirect=True)

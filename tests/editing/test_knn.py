@@ -82,7 +82,7 @@ def test_a_database_fact_is_a_last_row_and_the_models_answer_stays(family: str, 
             'SELECT entity, target, confidence FROM EDGES WHERE source = "patch" AND relation = "capital"'
         )
         assert sorted(shown.rows()) == [("Atlantis", "Poseidon", 1.0), ("Italy", "the cold city", 1.0)]
-        s.edits.rollback()
+        s.patches.rollback()
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
@@ -114,7 +114,7 @@ def test_prompts_about_other_subjects_show_nothing(family: str, base) -> None:
         found = s.model.database(templates)
         assert all([f.entity for f in own] in ([e], []) for own, e in zip(found, sorted(ours), strict=True))
         assert any(found)
-        s.edits.rollback()
+        s.patches.rollback()
 
 
 def test_the_detector_decides_and_not_the_name_alone(base) -> None:
@@ -125,7 +125,7 @@ def test_the_detector_decides_and_not_the_name_alone(base) -> None:
         for detector in database._known.values():  # type: ignore[union-attr]
             detector.gate.zero_()
         assert patch_rows(s, "The capital of Italy is") == []
-        s.edits.rollback()
+        s.patches.rollback()
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_facts_are_replaced_changed_deleted_and_taken_back(family: str, base, tm
         s.lql("ROLLBACK PATCH")
         assert patch_rows(s, prompt) == ["Madrid"]
         s.lql('REMOVE PATCH "facts"')
-        assert not s.overlay and tables(s) == before
+        assert not s.patches.overlay and tables(s) == before
         assert patch_rows(s, prompt) == []
 
 
@@ -176,15 +176,15 @@ def test_without_weights_the_key_is_the_entitys_embedding(tmp_path: Path) -> Non
     with connect(out) as s:
         made = s.lql('INSERT INTO EDGES (entity, relation, target) VALUES ("Italy", "capital", "Rome")')
         assert "no weights" in made.notices[0]
-        key = s.overlay.knn[0].key
-        expected = s.vectors().entity("Italy", "embedding", [])
+        key = s.patches.overlay.knn[0].key
+        expected = s.workspace.vectors().entity("Italy", "embedding", [])
         assert np.allclose(key, expected, atol=1e-2)
         assert s.lql('SELECT target FROM EDGES WHERE source = "patch"').rows() == [("Rome",)]
         with pytest.raises(SemanticError, match="out of range"):
             s.lql(
                 'INSERT INTO EDGES (entity, relation, target) VALUES ("Italy", "capital", "x") MODE KNN AT LAYER 9'
             )
-        s.edits.rollback()
+        s.patches.rollback()
 
 
 # -- a vindex with facts of its own ---------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def test_a_store_that_larql_wrote_is_shown_and_asked(tmp_path: Path) -> None:
             ("Italy", "euro", 0.8),
             ("Spain", "Spanish", 1.0),
         ]
-        assert not s.edits.dirty
+        assert not s.patches.dirty
         template = known_relations()["currency"].templates[0]
         assert patch_rows(s, template.replace("{}", "Italy")) == ["euro"]
         assert patch_rows(s, template.replace("{}", "Spain")) == []
@@ -208,7 +208,7 @@ def test_a_store_that_larql_wrote_is_shown_and_asked(tmp_path: Path) -> None:
         assert patch_rows(s, template.replace("{}", "Italy")) == []
         assert s.lql('SELECT entity FROM EDGES WHERE source = "patch"').rows() == [("Spain",)]
         s.lql("ROLLBACK PATCH")
-        assert len(s.overlay.knn) == 2
+        assert len(s.patches.overlay.knn) == 2
 
 
 def test_a_damaged_store_is_named(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_a_compiled_vindex_has_the_facts_until_they_are_deleted(family: str, bas
     with connect(base(family)) as s:
         s.lql(INSERT)
         s.lql(f'COMPILE CURRENT INTO VINDEX "{tmp_path / "one.vindex"}"')
-        s.edits.rollback()
+        s.patches.rollback()
     with connect(tmp_path / "one.vindex") as s:
         assert patch_rows(s, prompt) == ["the cold city"]
         assert len(s.lql('SELECT entity FROM EDGES WHERE source = "patch"').rows()) == 3
@@ -234,7 +234,7 @@ def test_a_compiled_vindex_has_the_facts_until_they_are_deleted(family: str, bas
         assert patch_rows(s, prompt) == []
         assert len(s.lql('SELECT entity FROM EDGES WHERE source = "patch"').rows()) == 2
         s.lql(f'COMPILE CURRENT INTO VINDEX "{tmp_path / "two.vindex"}"')
-        s.edits.rollback()
+        s.patches.rollback()
         assert patch_rows(s, prompt) == ["the cold city"]
     with connect(tmp_path / "two.vindex") as s:
         assert patch_rows(s, prompt) == []
@@ -248,7 +248,7 @@ def test_a_failing_statement_changes_nothing(base, monkeypatch: pytest.MonkeyPat
     show: Callable = OverlayViews.update
     with connect(base("llama")) as s:
         s.lql(INSERT)
-        before = s.overlay
+        before = s.patches.overlay
         calls = []
 
         def fail(self) -> None:
@@ -261,6 +261,6 @@ def test_a_failing_statement_changes_nothing(base, monkeypatch: pytest.MonkeyPat
         with pytest.raises(KeyboardInterrupt):
             s.lql('INSERT INTO EDGES (entity, relation, target) VALUES ("Spain", "capital", "Rome") MODE KNN')
         monkeypatch.undo()
-        assert s.overlay is before and all(isinstance(op, InsertKnnOp) for op in s.edits.live)
-        assert len(s.edits.live) == 3
-        s.edits.rollback()
+        assert s.patches.overlay is before and all(isinstance(op, InsertKnnOp) for op in s.patches.live)
+        assert len(s.patches.live) == 3
+        s.patches.rollback()

@@ -38,7 +38,7 @@ def test_facts_that_list_a_touched_feature_are_asked_again(family: str, probed_v
     with connect(probed_vindex(family)) as session:
         slot = _listed(session)
         before = {name: _by_pair(session, name) for name in ("facts", "edges", "probes")}
-        session.edits.append([DeleteOp(slot["layer"], slot["feature"])])
+        session.patches.append([DeleteOp(slot["layer"], slot["feature"])])
         after = {name: _by_pair(session, name) for name in ("facts", "edges", "probes")}
         everyone = {pair for name in before for pair in before[name]}
         for name in before:
@@ -68,19 +68,19 @@ def test_an_inserted_fact_is_asked_for_its_target(family: str, probed_vindex) ->
     import torch
 
     with connect(probed_vindex(family)) as session:
-        n, hidden = session.need().n_features[1], session.need().hidden
+        n, hidden = session.vindex.n_features[1], session.vindex.hidden
         vectors = {w: vector(i, hidden, 4) for i, w in enumerate(("gate", "up", "down"))}
         if family == "gpt2":
             del vectors["up"]
         before = _by_pair(session, "facts")
-        base = {n_: session.engine().tokenizer.entity_ids(n_)[0] for n_ in ("Rome",)}["Rome"]
+        base = {n_: session.model.engine.tokenizer.entity_ids(n_)[0] for n_ in ("Rome",)}["Rome"]
         prompts = [t.format("Spain") for t in RELATIONS["capital"]]
-        plain = torch.log_softmax(session.engine().logits(prompts), -1)[:, base]
-        session.edits.append([InsertOp(1, n, "Spain", "Rome", "capital", **vectors)])
+        plain = torch.log_softmax(session.model.engine.logits(prompts), -1)[:, base]
+        session.patches.append([InsertOp(1, n, "Spain", "Rome", "capital", **vectors)])
         [fact] = rows(
             session, "SELECT * FROM lq.facts WHERE subject = 'Spain' AND rank = 1 AND relation = 'capital'"
         )
-        now = torch.log_softmax(session.engine().logits(prompts), -1)[:, base]
+        now = torch.log_softmax(session.model.engine.logits(prompts), -1)[:, base]
         assert (fact["object"], fact["source"]) == ("Rome", "patch")
         assert fact["p"] == pytest.approx(float(now.exp().mean()), abs=1e-6)
         assert fact["confidence"] == fact["p"]
@@ -100,21 +100,21 @@ def test_an_inserted_fact_is_asked_for_its_target(family: str, probed_vindex) ->
         assert {p: r for p, r in after.items() if p[0] != "Spain"} == {
             p: r for p, r in before.items() if p[0] != "Spain"
         }
-        session.edits.append([InsertOp(1, n, "Spain", "Rome", "capital", confidence=0.75, **vectors)])
+        session.patches.append([InsertOp(1, n, "Spain", "Rome", "capital", confidence=0.75, **vectors)])
         [fact] = rows(session, "SELECT confidence FROM lq.facts WHERE subject = 'Spain' AND source = 'patch'")
         assert fact["confidence"] == 0.75
 
 
 def test_a_database_fact_is_a_row_beside_what_the_model_says(probed_vindex) -> None:
     with connect(probed_vindex("llama")) as session:
-        key = vector(1, session.need().hidden)
+        key = vector(1, session.vindex.hidden)
         [stated] = rows(session, "SELECT * FROM lq.facts WHERE rank = 1 ORDER BY subject, relation LIMIT 1")
         before = contents(session)
         ops = [
             InsertKnnOp(1, stated["subject"], stated["relation"], "Lima", 5, key),
             InsertKnnOp(2, "Peru", "river", "Ucayali", 5, key, 0.6),
         ]
-        session.edits.append(ops)
+        session.patches.append(ops)
         mine = rows(
             session,
             "SELECT subject, object, confidence, p, source, layers FROM lq.triples"
@@ -132,7 +132,7 @@ def test_a_database_fact_is_a_row_beside_what_the_model_says(probed_vindex) -> N
         # The same triple is one row, with the features that the model has for it.
         edges = f"SELECT layer, feature FROM lq.edges WHERE subject = '{stated['subject']}' AND object = '{stated['object']}' AND source <> 'weights' ORDER BY ALL"
         listed = rows(session, edges)
-        session.edits.append(
+        session.patches.append(
             [InsertKnnOp(1, stated["subject"], stated["relation"], stated["object"], 5, key)]
         )
         [row] = rows(
@@ -148,9 +148,9 @@ def test_too_many_facts_are_not_asked(probed_vindex, monkeypatch: pytest.MonkeyP
     with connect(probed_vindex("llama")) as session:
         slot = _listed(session)
         before = _by_pair(session, "facts")
-        session.edits.append([DeleteOp(slot["layer"], slot["feature"])])
+        session.patches.append([DeleteOp(slot["layer"], slot["feature"])])
         session.refresh()
-        [notice] = session.views.notices
+        [notice] = session.workspace.views.notices
         assert "NULL" in notice
         after = _by_pair(session, "facts")
         for pair, own in after.items():
@@ -173,22 +173,22 @@ def test_what_did_not_change_is_not_measured_again(probed_vindex, monkeypatch: p
     score_facts = measured.score_facts
     monkeypatch.setattr(measured, "score_facts", watched)
     with connect(probed_vindex("qwen2")) as session:
-        n, hidden = session.need().n_features[1], session.need().hidden
+        n, hidden = session.vindex.n_features[1], session.vindex.hidden
         up = vector(1, hidden)
-        session.edits.append([InsertOp(1, n, "Spain", "Rome", "capital", gate=up, up=up, down=up)])
+        session.patches.append([InsertOp(1, n, "Spain", "Rome", "capital", gate=up, up=up, down=up)])
         first = _by_pair(session, "facts")["Spain", "capital"]
-        mark = session.edits.savepoint()
-        session.edits.append([InsertOp(1, n + 1, "Peru", "Tokyo", "capital", gate=-up, up=up, down=up)])
+        mark = session.patches.savepoint()
+        session.patches.append([InsertOp(1, n + 1, "Peru", "Tokyo", "capital", gate=-up, up=up, down=up)])
         # An edit asks nothing by itself.
         assert asked == [["Spain"]]
         assert _by_pair(session, "facts")["Spain", "capital"] == first
         assert asked == [["Spain"], ["Peru"]]
-        session.edits.rollback_to(mark)
-        session.edits.append([InsertOp(1, n + 1, "Peru", "Tokyo", "capital", gate=-up, up=up, down=up)])
+        session.patches.rollback_to(mark)
+        session.patches.append([InsertOp(1, n + 1, "Peru", "Tokyo", "capital", gate=-up, up=up, down=up)])
         session.refresh()
         assert [names for names in asked if names] == [["Spain"], ["Peru"]]
         # Without the first fact the second has another number, and is the same feature.
-        session.edits.append([InsertOp(1, n, "Spain", "Rome", "capital", kind="remove")])
+        session.patches.append([InsertOp(1, n, "Spain", "Rome", "capital", kind="remove")])
         session.refresh()
         assert [names for names in asked if names] == [["Spain"], ["Peru"]]
         [edge] = rows(session, "SELECT subject, feature FROM lq.edges WHERE source = 'patch'")
@@ -197,15 +197,15 @@ def test_what_did_not_change_is_not_measured_again(probed_vindex, monkeypatch: p
 
 def test_probing_and_edits_combine(probed_vindex) -> None:
     with connect(probed_vindex("llama")) as session:
-        mark = session.edits.savepoint()
+        mark = session.patches.savepoint()
         session.probe(["Paris", "Rome"], {"size": ["The size of {} is"]}, save=False)
         probed = contents(session)
         assert rows(session, "SELECT DISTINCT subject FROM lq.probes WHERE relation = 'size' ORDER BY ALL") == [
             {"subject": "Paris"}, {"subject": "Rome"}
         ]  # fmt: skip
-        n, hidden = session.need().n_features[1], session.need().hidden
+        n, hidden = session.vindex.n_features[1], session.vindex.hidden
         up = vector(1, hidden)
-        session.edits.append([InsertOp(1, n, "Rome", "Tokyo", "size", gate=up, up=up, down=up)])
+        session.patches.append([InsertOp(1, n, "Rome", "Tokyo", "size", gate=up, up=up, down=up)])
         found = rows(
             session, "SELECT object FROM lq.facts WHERE subject = 'Rome' AND relation = 'size' AND rank = 1"
         )
@@ -213,9 +213,9 @@ def test_probing_and_edits_combine(probed_vindex) -> None:
         result = session.probe(SUBJECTS[:1], {"age": ["The age of {} is"]})
         assert any("COMPILE" in notice for notice in result.notices)
         assert rows(session, "SELECT 1 FROM lq.probes WHERE relation = 'age'")
-        session.edits.rollback_to(mark)
+        session.patches.rollback_to(mark)
         # The edited model's answers went with it, those of the model itself stay.
-        assert any("other edits" in notice for notice in session.views.notices)
+        assert any("other edits" in notice for notice in session.workspace.views.notices)
         for name, table in contents(session).items():
             assert table.equals(probed[name]), name
 
@@ -223,8 +223,8 @@ def test_probing_and_edits_combine(probed_vindex) -> None:
 def test_an_update_of_a_listed_feature_keeps_its_neighbours(probed_vindex) -> None:
     with connect(probed_vindex("gemma3_text")) as session:
         slot = _listed(session)
-        down = vector(5, session.need().hidden, 3)
-        session.edits.append([UpdateOp(slot["layer"], slot["feature"], down=down)])
+        down = vector(5, session.vindex.hidden, 3)
+        session.patches.append([UpdateOp(slot["layer"], slot["feature"], down=down)])
         from larql_duck.vindex.derive import feature_relations
 
         shown = contents(session)
@@ -242,12 +242,12 @@ def test_a_compiled_vindex_says_the_same_and_can_be_edited_on(
 ) -> None:
     out = tmp_path / "out.vindex"
     with connect(probed_vindex(family)) as session:
-        n, hidden = session.need().n_features[2], session.need().hidden
+        n, hidden = session.vindex.n_features[2], session.vindex.hidden
         vectors = {w: vector(i, hidden, 4) for i, w in enumerate(("gate", "up", "down"))}
         if family == "gpt2":
             del vectors["up"]
         base = contents(session)
-        session.edits.append(
+        session.patches.append(
             [
                 InsertOp(2, n, "Spain", "Rome", "capital", **vectors),
                 DeleteOp(1, 3),
@@ -258,7 +258,7 @@ def test_a_compiled_vindex_says_the_same_and_can_be_edited_on(
         session.lql("COMPILE CURRENT INTO VINDEX $out", {"out": str(out)})
         shown = contents(session)
     with connect(out) as compiled:
-        assert compiled.mount.shadowed == []
+        assert compiled.workspace.mount.shadowed == []
         before = contents(compiled)
         for name in sorted(shown.keys() - {"layers"}):
             assert before[name].equals(shown[name]), name
@@ -278,7 +278,7 @@ def test_a_compiled_vindex_says_the_same_and_can_be_edited_on(
         assert "Rome" not in told
         asked = compiled.probe(["Spain"], {"capital": RELATIONS["capital"]}, save=False).arrow().to_pylist()
         assert told == {r["object"] for r in asked} or not asked
-        compiled.edits.rollback()
+        compiled.patches.rollback()
         for name, table in contents(compiled).items():
             assert table.equals(before[name]), name
     assert base["facts"].num_rows

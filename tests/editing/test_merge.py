@@ -23,8 +23,8 @@ def source(tiny_vindex: Callable[[str], Path], tmp_path: Path) -> Path:
     """A version of the tiny model with changed slots, an appended fact and a database fact, compiled."""
     out = tmp_path / "source.vindex"
     with connect(tiny_vindex("llama")) as s:
-        v = s.need()
-        s.edits.append(
+        v = s.vindex
+        s.patches.append(
             [
                 UpdateOp(1, 3, down=vector(v, 1)),
                 DeleteOp(0, 5),
@@ -32,8 +32,8 @@ def source(tiny_vindex: Callable[[str], Path], tmp_path: Path) -> Path:
                 database_fact(v),
             ]
         )
-        compile_vindex(s, s.overlay, out, None)
-        s.edits.rollback()
+        compile_vindex(s.workspace, s.patches.overlay, out, None)
+        s.patches.rollback()
     return out
 
 
@@ -42,8 +42,8 @@ def test_a_version_of_the_model_gives_its_slots_and_facts(
 ) -> None:
     with connect(tiny_vindex("llama")) as s, connect(source) as other:
         planned = s.lql(f'MERGE "{source}" DRY RUN')
-        assert not s.overlay and not s.edits.dirty
-        done = s.lql(f'MERGE "{source}" INTO "{s.need().path}"')
+        assert not s.patches.overlay and not s.patches.dirty
+        done = s.lql(f'MERGE "{source}" INTO "{s.vindex.path}"')
         assert done.rows() == planned.rows()
         assert {(r["kind"], r["entity"], r["layer"], r["action"]) for r in done.arrow().to_pylist()} == {
             ("slot", None, 1, "added"), ("slot", None, 0, "added"),
@@ -54,9 +54,9 @@ def test_a_version_of_the_model_gives_its_slots_and_facts(
         theirs = [r[:5] for r in other.lql(ask).rows() if r[-1] != "patch"]
         assert [r[2] for r in model] == [r[2] for r in theirs]
         assert np.allclose([r[4] for r in model], [r[4] for r in theirs], atol=1e-5)
-        assert s.overlay.rows[0][5].deleted
+        assert s.patches.overlay.rows[0][5].deleted
         assert s.lql(f'MERGE "{source}"').rows() == [], "it is all there"
-        s.edits.rollback()
+        s.patches.rollback()
 
 
 @pytest.mark.parametrize(
@@ -73,8 +73,8 @@ def test_conflicts_go_by_the_rule_and_are_reported(
     rule: str, mine: float, target: str, source: Path, tiny_vindex: Callable[[str], Path]
 ) -> None:
     with connect(tiny_vindex("llama")) as s:
-        v = s.need()
-        s.edits.append(
+        v = s.vindex
+        s.patches.append(
             [insert(v, "atlantis", "Plato", confidence=mine, seed=60), UpdateOp(1, 3, gate=vector(v, 8))]
         )
         found = s.lql(f'MERGE "{source}" {rule}')
@@ -82,10 +82,10 @@ def test_conflicts_go_by_the_rule_and_are_reported(
         fact = rows["fact", "Atlantis"]
         assert fact["conflict"] and (fact["target"], fact["source"]) == ("Plato", "Poseidon")
         assert fact["action"] == ("replaced" if target == "Poseidon" else "kept")
-        assert s.overlay.fact("Atlantis", "capital").target == target  # type: ignore[union-attr]
+        assert s.patches.overlay.fact("Atlantis", "capital").target == target  # type: ignore[union-attr]
         assert rows["slot", 3]["conflict"] and not rows["slot", 5]["conflict"]
         assert "conflicts" in found.notices[0]
-        s.edits.rollback()
+        s.patches.rollback()
 
 
 def test_another_model_gives_facts_by_insert(
@@ -118,4 +118,4 @@ def test_what_merge_refuses(tiny_vindex: Callable[[str], Path], source: Path) ->
             s.lql(f'MERGE "{source}" INTO "{source}"')
         with pytest.raises(VindexError, match="no such vindex"):
             s.lql('MERGE "nowhere.vindex"')
-        assert not s.overlay
+        assert not s.patches.overlay

@@ -15,17 +15,17 @@ FACTS = [("France", "capital", "Tokyo"), ("Spain", "capital", "Rome")]
 @pytest.mark.parametrize("session", FAMILIES, indirect=True)
 def test_every_fact_comes_into_the_band(session: Session) -> None:
     insert(session, FACTS)
-    n = len(session.overlay.slots())
+    n = len(session.patches.overlay.slots())
     result = session.lql("REBALANCE FLOOR 0.3 CEILING 0.6;")
     for row in result.dicts():
-        p = target_probabilities(session.engine(), [(TEMPLATE, row["entity"], row["target"])])[0].p
+        p = target_probabilities(session.model.engine, [(TEMPLATE, row["entity"], row["target"])])[0].p
         assert p == pytest.approx(row["p"], abs=1e-4)
         assert 0.3 <= p <= 0.6 and row["state"] == "in"
-    assert len(session.overlay.slots()) == n
+    assert len(session.patches.overlay.slots()) == n
     assert "2 of 2 facts" in result.notices[0]
-    live = len(session.edits.live)
+    live = len(session.patches.live)
     assert all(row["scale"] == 1 for row in session.lql("REBALANCE FLOOR 0.3 CEILING 0.6;").dicts())
-    assert len(session.edits.live) == live
+    assert len(session.patches.live) == live
 
 
 @pytest.mark.parametrize("session", ["llama"], indirect=True)

@@ -26,8 +26,8 @@ def bytes_of(directory: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("session", FAMILIES, indirect=True)
 def test_measured_once_and_read_again(session: Session) -> None:
-    vindex = session.need()
-    found = background_of(session).second_moment(1)
+    vindex = session.vindex
+    found = background_of(session.workspace).second_moment(1)
     assert found.notice is None and found.n >= 20 * vindex.hidden
     assert found.matrix.dtype == np.float64 and found.matrix.shape == (128, 128)
     assert np.allclose(found.matrix, found.matrix.T) and np.linalg.eigvalsh(found.matrix).min() > -1e-9
@@ -35,16 +35,16 @@ def test_measured_once_and_read_again(session: Session) -> None:
     assert (moment.kind, text.kind) == ("second-moment", "text")
     assert moment.about["positions"] == found.n and "written by the model" in moment.about["text"]
     with connect(vindex.path) as other:
-        again = background_of(other).second_moment(1)
+        again = background_of(other.workspace).second_moment(1)
         assert not other.model.loaded and np.array_equal(again.matrix, found.matrix)
         assert np.array_equal(again.mean, found.mean) and again.n == found.n
-        acts = background_of(other).second_moment(1, "ffn_act")
+        acts = background_of(other.workspace).second_moment(1, "ffn_act")
         assert acts.matrix.shape == (vindex.n_features[1],) * 2
 
 
 @pytest.mark.parametrize("session", ["llama"], indirect=True)
 def test_an_insert_that_is_taken_back_leaves_every_byte_of_the_vindex(session: Session) -> None:
-    path = session.need().path
+    path = session.vindex.path
     before = bytes_of(path)
     insert(session, [("France", "capital", "Tokyo")])
     session.lql('SELECT * FROM EDGES WHERE entity = "France"')
@@ -55,13 +55,13 @@ def test_an_insert_that_is_taken_back_leaves_every_byte_of_the_vindex(session: S
 
 @pytest.mark.parametrize("session", ["llama"], indirect=True)
 def test_given_texts_are_used_and_too_short_ones_refused(session: Session) -> None:
-    session.texts = "The capital of France is Paris."
+    session.configure(texts="The capital of France is Paris.")
     with pytest.raises(LarqlError, match="at least 2560"):
-        background_of(session).second_moment(0)
+        background_of(session.workspace).second_moment(0)
     text = "The capital of France is Paris and the currency of Spain is the euro in Europe. " * 400
-    session.texts = [text]
-    found = background_of(session).second_moment(0)
-    engine = session.engine()
+    session.configure(texts=[text])
+    found = background_of(session.workspace).second_moment(0)
+    engine = session.model.engine
     ids = engine.tokenizer.encode(text)
     length = engine.context or 192
     total, sums, n = 0.0, 0.0, 0
@@ -80,7 +80,7 @@ def test_given_texts_are_used_and_too_short_ones_refused(session: Session) -> No
 @pytest.mark.parametrize("session", ["llama"], indirect=True)
 def test_the_sessions_texts_are_used_by_inserts(session: Session) -> None:
     text = "The capital of France is Paris and the currency of Spain is the euro in Europe. " * 400
-    session.texts = [text]
+    session.configure(texts=[text])
     result = session.lql(
         'INSERT INTO EDGES (entity, relation, target) VALUES ("Atlantis", "capital", "Paris")'
     )
@@ -91,18 +91,18 @@ def test_the_sessions_texts_are_used_by_inserts(session: Session) -> None:
 @pytest.mark.parametrize("session", ["llama"], indirect=True)
 @pytest.mark.parametrize("damage", ["changed", "cut", "empty"])
 def test_a_damaged_entry_is_measured_again(session: Session, damage: str) -> None:
-    found = background_of(session).second_moment(1)
+    found = background_of(session.workspace).second_moment(1)
     [file] = [e.path for e in cache.entries() if e.kind == "second-moment"]
     whole = file.read_bytes()
     file.write_bytes({"changed": whole[:-1] + b"\xff", "cut": whole[:-80], "empty": b""}[damage])
-    with connect(session.need().path) as other:
-        assert np.allclose(background_of(other).second_moment(1).matrix, found.matrix)
+    with connect(session.vindex.path) as other:
+        assert np.allclose(background_of(other.workspace).second_moment(1).matrix, found.matrix)
     assert file.read_bytes() == whole
 
 
 @pytest.mark.parametrize("session", ["llama"], indirect=True)
 def test_kept_in_the_session_where_nothing_can_be_written(session: Session, empty_cache: Path) -> None:
     empty_cache.write_text("a file where the directory should be")
-    found = background_of(session).second_moment(1)
+    found = background_of(session.workspace).second_moment(1)
     assert found.notice is not None and "this session only" in found.notice
-    assert background_of(session).second_moment(1) is found
+    assert background_of(session.workspace).second_moment(1) is found

@@ -39,7 +39,7 @@ def test_slots_are_shown_as_an_extraction_of_the_edited_model_has_them(
     from larql_duck.extraction import extract
 
     with connect(probed_vindex(family)) as session:
-        n, hidden = session.need().n_features[LAYER], session.need().hidden
+        n, hidden = session.vindex.n_features[LAYER], session.vindex.hidden
         edits = operations(n, hidden, family == "gpt2")
         lost = {
             r["token_id"]
@@ -47,7 +47,7 @@ def test_slots_are_shown_as_an_extraction_of_the_edited_model_has_them(
                 session, f"SELECT token_id FROM lq.token_features WHERE layer = {LAYER} AND feature = 7"
             )
         }
-        session.edits.append(edits)
+        session.patches.append(edits)
         model = edited_model(tiny_model(family), tmp_path / "model", edits)
         out = extract(model, tmp_path / "out.vindex", in_basis="context", probe=False)
         with connect(out) as other:
@@ -104,25 +104,25 @@ def _same_tokens(session, other, n: int) -> None:
 def test_without_edits_every_table_is_exactly_as_before(family: str, probed_vindex) -> None:
     with connect(probed_vindex(family)) as session:
         before = contents(session)
-        mark = session.edits.savepoint()
-        n, hidden = session.need().n_features[LAYER], session.need().hidden
-        session.edits.append(operations(n, hidden, family == "gpt2"))
-        session.edits.append([InsertKnnOp(1, "Peru", "capital", "Lima", 5, vector(1, hidden))])
+        mark = session.patches.savepoint()
+        n, hidden = session.vindex.n_features[LAYER], session.vindex.hidden
+        session.patches.append(operations(n, hidden, family == "gpt2"))
+        session.patches.append([InsertKnnOp(1, "Peru", "capital", "Lima", 5, vector(1, hidden))])
         changed = {name for name, table in contents(session).items() if not table.equals(before[name])}
         assert {
             "features", "feature_tokens", "token_features", "facts", "edges", "triples", "entities", "links",
         } <= changed  # fmt: skip
-        session.edits.rollback_to(mark)
+        session.patches.rollback_to(mark)
         for name, table in contents(session).items():
             assert table.equals(before[name]), name
-        assert session.mount.shadowed == []
+        assert session.workspace.mount.shadowed == []
 
 
 def test_untouched_rows_stay(probed_vindex) -> None:
     with connect(probed_vindex("llama")) as session:
         before = contents(session)
-        n, hidden = session.need().n_features[LAYER], session.need().hidden
-        session.edits.append(operations(n, hidden, False))
+        n, hidden = session.vindex.n_features[LAYER], session.vindex.hidden
+        session.patches.append(operations(n, hidden, False))
         for name in ("features", "feature_tokens"):
             own = [
                 r
@@ -144,8 +144,8 @@ def test_untouched_rows_stay(probed_vindex) -> None:
 
 def test_statements_see_the_edits(probed_vindex) -> None:
     with connect(probed_vindex("llama")) as session:
-        n, hidden = session.need().n_features[LAYER], session.need().hidden
-        session.edits.append(operations(n, hidden, False))
+        n, hidden = session.vindex.n_features[LAYER], session.vindex.hidden
+        session.patches.append(operations(n, hidden, False))
         described = session.lql('DESCRIBE "Atlantis"').arrow().to_pylist()
         assert [(r["relation"], r["target"], r["source"], r["layers"]) for r in described] == [
             ("capital", "Paris", "patch", [LAYER])
@@ -171,7 +171,7 @@ def test_statements_see_the_edits(probed_vindex) -> None:
 def test_an_update_without_vectors_changes_the_shown_token_alone(probed_vindex) -> None:
     with connect(probed_vindex("qwen2")) as session:
         before = contents(session)
-        session.edits.append([UpdateOp(LAYER, 6, meta=Meta("London", 297, 0.9))])
+        session.patches.append([UpdateOp(LAYER, 6, meta=Meta("London", 297, 0.9))])
         [row] = rows(session, f"SELECT * FROM lq.features WHERE layer = {LAYER} AND feature = 6")
         assert (row["top_token"], row["top_token_id"]) == ("London", 297)
         after = contents(session)
@@ -182,10 +182,10 @@ def test_an_update_without_vectors_changes_the_shown_token_alone(probed_vindex) 
 def test_what_would_take_too_long_is_unknown_and_said(probed_vindex, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("larql_duck.editing.feature_views.MOST_WORK", 0.0)
     with connect(probed_vindex("llama")) as session:
-        n, hidden = session.need().n_features[LAYER], session.need().hidden
-        session.edits.append(operations(n, hidden, False))
+        n, hidden = session.vindex.n_features[LAYER], session.vindex.hidden
+        session.patches.append(operations(n, hidden, False))
         session.refresh()
-        assert any("tokens of 3 edited features" in notice for notice in session.views.notices)
+        assert any("tokens of 3 edited features" in notice for notice in session.workspace.views.notices)
         found = rows(
             session,
             f"SELECT * FROM lq.features WHERE layer = {LAYER} AND feature IN (7, {n}) ORDER BY feature",
@@ -206,12 +206,12 @@ def test_the_embedding_basis_and_browse_level(level: str, tiny_model, tmp_path: 
     model = tiny_model("llama")
     path = extract(model, tmp_path / "v.vindex", level=level, in_basis="embedding", probe=False)
     with connect(path) as session:
-        n, hidden = session.need().n_features[LAYER], session.need().hidden
+        n, hidden = session.vindex.n_features[LAYER], session.vindex.hidden
         edits = [
             InsertOp(LAYER, n, "Atlantis", "Paris", "capital", gate=vector(1, hidden), up=vector(2, hidden)),
             DeleteOp(LAYER, 3),
         ]
-        session.edits.append(edits)
+        session.patches.append(edits)
         copy = edited_model(model, tmp_path / "model", edits)
         other = extract(copy, tmp_path / "o.vindex", level=level, in_basis="embedding", probe=False)
         sql = (
@@ -233,11 +233,11 @@ def test_a_larql_directory_shows_its_edits(tmp_path: Path) -> None:
     shutil.copytree(UPSTREAM / "all-f32.vindex", path)
     with connect(path) as session:
         before = contents(session)
-        hidden = session.need().hidden
-        mark = session.edits.savepoint()
+        hidden = session.vindex.hidden
+        mark = session.patches.savepoint()
         meta = Meta("London", 297, 0.94)
         down = vector(1, hidden)
-        session.edits.append(
+        session.patches.append(
             [
                 DeleteOp(2, 5),
                 UpdateOp(2, 6, meta=meta),
@@ -258,7 +258,7 @@ def test_a_larql_directory_shows_its_edits(tmp_path: Path) -> None:
             ("France", "river", "Seine", 0.9, None), ("Spain", "language", "Spanish", 1.0, None)
         ]  # fmt: skip
         assert session.lql('DESCRIBE "Spain"').arrow().to_pylist()[0]["target"] == "Spanish"
-        session.edits.rollback_to(mark)
+        session.patches.rollback_to(mark)
         for name, table in contents(session).items():
             assert table.equals(before[name]), name
 
@@ -266,8 +266,8 @@ def test_a_larql_directory_shows_its_edits(tmp_path: Path) -> None:
 def test_two_sessions_do_not_see_each_other(probed_vindex) -> None:
     path = probed_vindex("gemma3_text")
     with connect(path) as one, connect(path) as other:
-        one.edits.append([DeleteOp(LAYER, 3)])
-        other.edits.append([DeleteOp(LAYER, 4)])
+        one.patches.append([DeleteOp(LAYER, 3)])
+        other.patches.append([DeleteOp(LAYER, 4)])
         gone = f"SELECT feature FROM lq.features WHERE layer = {LAYER} AND down_norm = 0 ORDER BY feature"
         assert rows(one, gone) == [{"feature": 3}]
         assert rows(other, gone) == [{"feature": 4}]

@@ -65,8 +65,8 @@ def test_unseen_is_what_a_fit_without_the_key_gives() -> None:
 
 @pytest.mark.parametrize("session", ["llama"], indirect=True)
 def test_no_key_stands_at_position_0(session: Session) -> None:
-    engine = session.engine()
-    own = prompts_for(session, "capital", ("{} has the capital",))
+    engine = session.model.engine
+    own = prompts_for(session.workspace, "capital", ("{} has the capital",))
     rows, owner, weights = _own_rows(engine, [RewriteRequest("Paris", "capital", "Rome", own.templates, own)])
     assert len(rows) == len(owner) == len(weights) > 20
     # This tokenizer puts nothing before a text, so Paris alone would be position 0.
@@ -89,7 +89,7 @@ def test_articles_and_answers_behind_marks() -> None:
 
 @pytest.mark.parametrize("session", FAMILIES, indirect=True)
 def test_keys_and_probabilities_are_those_of_a_whole_pass(session: Session) -> None:
-    engine = session.engine()
+    engine = session.model.engine
     prompts = ["The capital of France is", "Europe"]
     rows = [engine.tokenizer.encode(p) for p in prompts]
     keys = read_inputs(engine, rows, 1)
@@ -115,7 +115,7 @@ def test_keys_and_probabilities_are_those_of_a_whole_pass(session: Session) -> N
 @pytest.mark.parametrize("session", FAMILIES, indirect=True)
 def test_a_value_is_judged_as_the_model_will_say_it(session: Session) -> None:
     """The loss of the cached passes above the layer is that of whole passes with the value added."""
-    engine = session.engine()
+    engine = session.model.engine
     ids = answer_ids(engine.tokenizer, TEMPLATE, "Tokyo")
     rewrite_prompts = []
     for opening in ("", "Note: ", "and "):

@@ -20,13 +20,13 @@ def edited(probed_vindex, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
             session,
             "SELECT layer, feature FROM lq.edges WHERE source = 'probe' ORDER BY abs(effect) DESC NULLS LAST, layer, feature LIMIT 1",
         )
-        n, hidden = session.need().n_features[1], session.need().hidden
+        n, hidden = session.vindex.n_features[1], session.vindex.hidden
         vectors = {w: vector(i, hidden, 4) for i, w in enumerate(("gate", "up", "down"))}
-        session.edits.append(
+        session.patches.append(
             [InsertOp(1, n, "Peru", "Rome", "capital", **vectors), DeleteOp(slot["layer"], slot["feature"])]
         )
         yield session
-        session.edits.rollback()
+        session.patches.rollback()
 
 
 def raw(session: Session, sql: str) -> list:  # type: ignore[type-arg]
@@ -44,7 +44,7 @@ def test_the_raw_connection_sees_stale_rows_without_figures(edited: Session) -> 
     stale = raw(edited, "SELECT p, confidence, effect FROM lq.facts WHERE stale AND source = 'probe'")
     assert stale and set(stale) == {(None, None, None)}
     assert raw(edited, "SELECT count(*) > 0 FROM lq.facts WHERE NOT stale AND p IS NOT NULL") == [(True,)]
-    n = edited.need().n_features[1]
+    n = edited.vindex.n_features[1]
     feature = f"FROM lq.features WHERE layer = 1 AND feature = {n}"
     assert raw(edited, f"SELECT relation, gate_mean, top_token, gate_norm > 0 {feature}") == [
         ("capital", None, None, True)
@@ -78,21 +78,21 @@ def test_a_statement_refreshes_what_it_names(edited: Session, statement: str, na
     )
     edited.con.execute("CREATE MACRO counted() AS (SELECT count(*) FROM lq.triples)")
     edited.sql(statement)
-    assert edited.views.stale is not names
+    assert edited.workspace.views.stale is not names
 
 
 def test_lql_and_python_refresh_too(edited: Session) -> None:
     edited.lql('INFER "The capital of Peru is"')
-    assert edited.views.stale
+    assert edited.workspace.views.stale
     [row] = edited.lql('DESCRIBE "Peru"').dicts()
     assert row["target"] == "Rome" and row["p"] is not None
-    assert not edited.views.stale
+    assert not edited.workspace.views.stale
 
 
 def test_a_function_refreshes_what_it_reads_on_the_raw_connection(edited: Session) -> None:
     sql = "SELECT lq_ask(subject, 'capital').object FROM (VALUES ('France'), ('Japan')) AS t(subject)"
     found = raw(edited, sql)
-    assert len(found) == 2 and not edited.views.stale
+    assert len(found) == 2 and not edited.workspace.views.stale
     assert raw(edited, sql) == found
 
 
@@ -106,8 +106,8 @@ def test_compile_writes_no_stale_rows(edited: Session, tmp_path) -> None:
 
 def test_database_facts_are_never_stale(edited: Session) -> None:
     edited.refresh()
-    edited.edits.append([InsertKnnOp(1, "Peru", "river", "Ucayali", 5, vector(1, edited.need().hidden))])
-    assert not edited.views.stale
+    edited.patches.append([InsertKnnOp(1, "Peru", "river", "Ucayali", 5, vector(1, edited.vindex.hidden))])
+    assert not edited.workspace.views.stale
     assert raw(edited, "SELECT object, confidence, stale FROM lq.facts WHERE relation = 'river'") == [
         ("Ucayali", 1.0, False)
     ]

@@ -41,12 +41,12 @@ def s(tiny_vindex):
         probes = {"prompt": [p for _, p in PROBES], "relation": [r for r, _ in PROBES]}
         from larql_duck.catalog import as_table
 
-        session.mount.shadow("probes", as_table("probes", probes))
-        features = session.run_sql(
+        session.workspace.mount.shadow("probes", as_table("probes", probes))
+        features = session.sql(
             "SELECT * REPLACE (CASE WHEN layer = 1 AND feature = 5 THEN 'capital' END AS relation,"
             " CASE WHEN layer = 1 AND feature = 5 THEN 'probe' END AS relation_source) FROM lq.features"
         ).arrow()
-        session.mount.shadow("features", features, replace=True)
+        session.workspace.mount.shadow("features", features, replace=True)
         yield session
 
 
@@ -55,7 +55,7 @@ def s(tiny_vindex):
 
 def test_infer_is_the_engines_table(s) -> None:
     result = s.lql(f'INFER "{PROMPT}" TOP 7')
-    assert result.arrow().equals(infer_table(s.engine(), PROMPT, top=7))
+    assert result.arrow().equals(infer_table(s.model.engine, PROMPT, top=7))
     assert result.arrow().schema == SCHEMAS["infer"]
     assert len(s.lql(f'INFER "{PROMPT}"')) == 5
     assert len(s.lql(f'INFER "{PROMPT}" TOP 0')) == 0
@@ -168,7 +168,7 @@ def test_functions_over_a_table_of_prompts(s) -> None:
     ).dicts()
     assert [r["id"] for r in rows] == [0] * 3 + [2] * 3 + [3] * 3
     for i in (0, 2):
-        alone = infer_table(s.engine(), PROMPTS[i], top=3)
+        alone = infer_table(s.model.engine, PROMPTS[i], top=3)
         assert [r["token_id"] for r in rows if r["id"] == i] == alone["token_id"].to_pylist()
     rows = s.sql(
         "SELECT id, t.* FROM asked, LATERAL lq_trace(prompt, 'Paris') AS t ORDER BY id, t.layer"
@@ -226,15 +226,15 @@ def test_the_model_is_loaded_once_and_dropped_with_its_vindex(tiny_vindex) -> No
         session.lql('DESCRIBE "France"')
         assert not session.model.loaded
         session.lql(f'INFER "{PROMPT}"')
-        engine = session.engine()
+        engine = session.model.engine
         session.lql(f'TRACE "{PROMPT}"')
-        assert session.engine() is engine
+        assert session.model.engine is engine
         model = weakref.ref(engine.model)
         del engine
         session.use(tiny_vindex("gemma2"))
         gc.collect()
         assert model() is None
-        assert session.engine().family.name == "gemma2"
+        assert session.model.engine.family.name == "gemma2"
 
 
 def test_settings_of_a_session(tiny_vindex) -> None:
@@ -242,9 +242,9 @@ def test_settings_of_a_session(tiny_vindex) -> None:
 
     with lq.connect(tiny_vindex("llama")) as session:
         session.configure(compute_dtype="bf16")
-        assert session.engine().model.dtype == torch.bfloat16
+        assert session.model.engine.model.dtype == torch.bfloat16
         session.configure(compute_dtype="f32")
-        assert session.engine().model.dtype == torch.float32
+        assert session.model.engine.model.dtype == torch.float32
         with pytest.raises(LarqlError, match="f64"):
             session.configure(compute_dtype="f64")
 
@@ -324,7 +324,7 @@ def test_a_model_without_a_vindex(tiny_model, tiny_vindex, tmp_path: Path) -> No
         with pytest.raises(VindexError, match="open it with USE"):
             session.lql(f'USE MODEL "{tiny_vindex("llama")}"')
         session.use(tiny_vindex("gpt2"))
-        assert session.engine().family.name == "gpt2"
+        assert session.model.engine.family.name == "gpt2"
         session.lql(f'USE MODEL "{path}"')
         with pytest.raises(LarqlError):
             session.sql("FROM model_graph")

@@ -62,10 +62,10 @@ def test_without_edits_everything_is_the_tensor_that_was_loaded(
 
 def test_layers_of_unequal_width_are_shown_with_zeros(tiny_vindex: Callable[[str], Path]) -> None:
     with connect(tiny_vindex("llama")) as s:
-        vindex = s.need()
+        vindex = s.vindex
         n = vindex.n_features[1]
-        s.edits.append([insert(vindex, "Mu", "Ra"), insert(vindex, "Atlantis", "Zeus", number=1, seed=50)])
-        engine = s.engine()
+        s.patches.append([insert(vindex, "Mu", "Ra"), insert(vindex, "Atlantis", "Zeus", number=1, seed=50)])
+        engine = s.model.engine
         found = engine.capture(engine.encode(PROMPTS[0]), ["gate", "activation"])
         activation = found.need("activation")
         assert activation.shape[-1] == n + 2
@@ -82,9 +82,9 @@ def test_an_engine_that_is_loaded_later_starts_under_the_edits(tiny_vindex: Call
     with connect(tiny_vindex("qwen2")) as s, connect(tiny_vindex("qwen2")) as t:
         edits = [DeleteOp(layer, f) for layer in range(2) for f in range(8)]
         base = s.lql(ask).rows()
-        s.edits.append(edits)
-        t.edits.append(edits)
+        s.patches.append(edits)
+        t.patches.append(edits)
         assert s.lql(ask).rows() == t.lql(ask).rows() != base
-        s.edits.rollback()
-        t.edits.rollback()
+        s.patches.rollback()
+        t.patches.rollback()
         assert s.lql(ask).rows() == t.lql(ask).rows() == base

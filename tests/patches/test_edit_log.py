@@ -65,12 +65,12 @@ class State:
     """Everything that a user sees of a session's weights: numbers, hits, rows."""
 
     def __init__(self, s: Session) -> None:
-        query = np.random.default_rng(0).normal(size=s.need().hidden).astype(np.float32)
-        self.overlay = s.overlay.fingerprint()
+        query = np.random.default_rng(0).normal(size=s.vindex.hidden).astype(np.float32)
+        self.overlay = s.patches.overlay.fingerprint()
         # All of the vocabulary: logits and probabilities to the last bit.
         self.table = s.lql(f'INFER "{PROMPT}" TOP 1000').arrow()
-        layers = range(s.need().n_layers)
-        self.hits = [s.search().search(layers, query, 100, o) for o in ORDERS]
+        layers = range(s.vindex.n_layers)
+        self.hits = [s.workspace.search().search(layers, query, 100, o) for o in ORDERS]
         self.features = s.sql(f"SELECT * FROM {s.schema}.features ORDER BY ALL").arrow()
 
     def __eq__(self, other: object) -> bool:
@@ -88,31 +88,31 @@ class State:
 
 def walk(s: Session, files: dict[str, Path], steps: list[str]) -> None:
     """Each step applies a patch that is not applied, or removes it; what must be refused is, everything else holds."""
-    vindex = s.need()
+    vindex = s.vindex
     parts = operations(vindex)
     before = State(s)
     seen: dict[tuple[str, ...], State] = {(): before}
     applied: list[str] = []
     for name in steps:
         if name not in applied:
-            s.edits.apply(files[name])
+            s.patches.apply(files[name])
             applied.append(name)
         else:
             later = applied[applied.index(name) + 1 :]
             depends = [o for o in later if {name, o} in CONFLICTS]
             if depends:
                 with pytest.raises(PatchError, match=rf"{depends[0]}\.vlp"):
-                    s.edits.remove(str(files[name]))
+                    s.patches.remove(str(files[name]))
             else:
-                s.edits.remove(str(files[name]))
+                s.patches.remove(str(files[name]))
                 applied.remove(name)
-        folded = Overlay.of(vindex.n_features, vindex.hidden, [parts[n] for n in applied], s.edits.stored)
-        assert s.overlay.fingerprint() == folded.fingerprint()
+        folded = Overlay.of(vindex.n_features, vindex.hidden, [parts[n] for n in applied], s.patches.stored)
+        assert s.patches.overlay.fingerprint() == folded.fingerprint()
         state = State(s)
         assert seen.setdefault(tuple(applied), state) == state
     for name in reversed(applied):
-        s.edits.remove(name)
-    assert State(s) == before and not s.overlay
+        s.patches.remove(name)
+    assert State(s) == before and not s.patches.overlay
 
 
 @pytest.mark.slow
@@ -130,28 +130,28 @@ def test_other_families_are_restored_exactly(
     family: str, tiny_vindex: Callable[[str], Path], tmp_path: Path
 ) -> None:
     with connect(tiny_vindex(family)) as s:
-        walk(s, written(s.need(), tmp_path), list("acbaebcdfcab"))
+        walk(s, written(s.vindex, tmp_path), list("acbaebcdfcab"))
 
 
 def test_a_patch_on_which_a_later_one_depends_stays_and_names_it(files: dict[str, Path]) -> None:
     with connect(BASE, patches=[files["a"], files["c"], files["b"]]) as s:
-        before = s.overlay.fingerprint()
+        before = s.patches.overlay.fingerprint()
         with pytest.raises(PatchError, match=r"a\.vlp.*b\.vlp.*layer 1, feature 3"):
             s.lql('REMOVE PATCH "a"')
-        assert s.overlay.fingerprint() == before
+        assert s.patches.overlay.fingerprint() == before
         s.lql(f'REMOVE PATCH "{files["b"]}"')
         s.lql('REMOVE PATCH "a"')
-        assert [p.name for p in s.edits.applied] == ["c"]
+        assert [p.name for p in s.patches.applied] == ["c"]
 
 
 def test_edits_that_are_not_saved_count_as_a_later_patch(files: dict[str, Path]) -> None:
     with connect(BASE, patches=[files["a"]]) as s:
-        s.edits.append([insert(s.need(), "ATLANTIS", "Zeus", seed=60)])
+        s.patches.append([insert(s.vindex, "ATLANTIS", "Zeus", seed=60)])
         with pytest.raises(PatchError, match="not saved yet"):
             s.lql('REMOVE PATCH "a"')
         s.lql("ROLLBACK PATCH")
         s.lql('REMOVE PATCH "a"')
-        assert not s.overlay
+        assert not s.patches.overlay
 
 
 def test_the_statements_of_a_recording(tmp_path: Path) -> None:
@@ -170,9 +170,9 @@ def test_the_statements_of_a_recording(tmp_path: Path) -> None:
         assert s.lql("SELECT name, deletes, recording FROM PATCHES").rows() == [("one", 2, False)]
         with pytest.raises(PatchError, match="nothing to save"):
             s.lql(f'SAVE PATCH "{two}"')
-        kept = s.overlay.fingerprint()
+        kept = s.patches.overlay.fingerprint()
         s.lql(f'BEGIN PATCH "{two}"; DELETE FROM EDGES WHERE layer = 2 AND feature = 5; ROLLBACK PATCH')
-        assert s.overlay.fingerprint() == kept and not two.exists() and s.edits.recording is None
+        assert s.patches.overlay.fingerprint() == kept and not two.exists() and s.patches.recording is None
         s.lql("DELETE FROM EDGES WHERE layer = 2 AND feature = 5")
         with pytest.raises(PatchError, match="a saved patch never changes"):
             s.lql(f'SAVE PATCH "{one}"')
@@ -182,15 +182,15 @@ def test_the_statements_of_a_recording(tmp_path: Path) -> None:
         with pytest.raises(PatchError, match=r"no patch 'three' is applied; applied: .*one\.vlp, .*two\.vlp"):
             s.lql('REMOVE PATCH "three"')
     with connect(BASE, patches=[one, two]) as s:
-        assert s.overlay.slots() == [(1, 3), (1, 4), (2, 5)]
+        assert s.patches.overlay.slots() == [(1, 3), (1, 4), (2, 5)]
 
 
 def test_appended_features_get_the_next_free_numbers(files: dict[str, Path]) -> None:
     with connect(BASE, patches=[files["e"], files["a"], files["c"]]) as s:
-        numbers = {f.entity: f.feature for f in s.overlay.facts if f.mode == "compose"}
+        numbers = {f.entity: f.feature for f in s.patches.overlay.facts if f.mode == "compose"}
         assert numbers == {"Lemuria": 64, "Atlantis": 65, "Mu": 66}
         s.lql('REMOVE PATCH "e"')
-        assert s.overlay.fact("Atlantis", "capital").feature == 64  # type: ignore[union-attr]
+        assert s.patches.overlay.fact("Atlantis", "capital").feature == 64  # type: ignore[union-attr]
 
 
 def test_a_later_operation_of_a_patch_may_name_its_own_feature(tmp_path: Path) -> None:
@@ -199,22 +199,22 @@ def test_a_later_operation_of_a_patch_may_name_its_own_feature(tmp_path: Path) -
     ops = (insert(vindex, "Mu", "Ra", number=7), UpdateOp(1, 71, down=down))
     path = write_patch(tmp_path / "own.vlp", PatchFile(ops), vindex).path
     with connect(BASE, patches=[str(path)]) as s:
-        row = s.overlay.rows[1][64]
+        row = s.patches.overlay.rows[1][64]
         assert row.down is not None and np.array_equal(row.down, down)
         with pytest.raises(PatchError, match="features 0-63"):
-            s.edits.append([DeleteOp(1, 71)])
+            s.patches.append([DeleteOp(1, 71)])
 
 
 def test_leaving_with_unsaved_edits_says_so_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with connect(BASE) as s:
-        s.edits.append([DeleteOp(0, 1)])
+        s.patches.append([DeleteOp(0, 1)])
         s.use(BASE)
         assert capsys.readouterr().err.count("\n") == 1
-        assert not s.overlay and s.lql("SHOW PATCHES").rows() == []
-        s.edits.append([DeleteOp(0, 1), DeleteOp(0, 2)])
+        assert not s.patches.overlay and s.lql("SHOW PATCHES").rows() == []
+        s.patches.append([DeleteOp(0, 1), DeleteOp(0, 2)])
     assert "2 edits not saved" in capsys.readouterr().err
     with connect(BASE) as s:
-        s.edits.append([DeleteOp(0, 1)])
+        s.patches.append([DeleteOp(0, 1)])
         s.lql(f'SAVE PATCH "{tmp_path / "x.vlp"}"')
     assert capsys.readouterr().err == ""
 
@@ -227,10 +227,10 @@ def test_two_sessions_do_not_see_each_other(files: dict[str, Path]) -> None:
         attach(con, BASE, "two") as two,
     ):
         before, other = contents(plain), State(one)
-        two.edits.apply(files["b"])
-        two.edits.apply(files["c"])
-        assert contents(plain) == before and not plain.overlay
-        assert one.overlay.slots() == [(1, 3), (1, 64)] and State(one) == other
+        two.patches.apply(files["b"])
+        two.patches.apply(files["c"])
+        assert contents(plain) == before and not plain.patches.overlay
+        assert one.patches.overlay.slots() == [(1, 3), (1, 64)] and State(one) == other
         assert con.sql("SELECT name FROM one.patches").fetchall() == [("a",)]
         assert con.sql("SELECT name FROM two.patches ORDER BY position").fetchall() == [("b",), ("c",)]
         ask = f'INFER "{PROMPT}" TOP 400'
@@ -243,7 +243,7 @@ def test_a_refresh_that_fails_takes_everything_back(
     with connect(BASE, patches=[files["a"]]) as s:
         before = State(s)
         calls = []
-        real = s.views.update
+        real = s.workspace.views.update
 
         def once() -> None:
             calls.append(1)
@@ -251,10 +251,10 @@ def test_a_refresh_that_fails_takes_everything_back(
                 raise KeyboardInterrupt
             real()
 
-        monkeypatch.setattr(s.views, "update", once)
+        monkeypatch.setattr(s.workspace.views, "update", once)
         with pytest.raises(KeyboardInterrupt):
-            s.edits.apply(files["c"])
-        assert State(s) == before and [p.name for p in s.edits.applied] == ["a"]
+            s.patches.apply(files["c"])
+        assert State(s) == before and [p.name for p in s.patches.applied] == ["a"]
 
 
 def test_the_command_line_applies_patches(files: dict[str, Path], capfd: pytest.CaptureFixture[str]) -> None:
@@ -282,8 +282,8 @@ def test_run_writes_under_patches(tmp_path: Path) -> None:
 
 def test_a_database_fact_under_two_patches_is_the_later_ones(files: dict[str, Path]) -> None:
     with connect(BASE, patches=[files["c"]]) as s:
-        first = database_fact(s.need())
-        s.edits.append([InsertKnnOp(1, "italy", "Currency", "lira", 5, first.key)])
-        assert [(f.target, f.patch) for f in s.overlay.knn] == [("lira", 1)]
-        s.edits.rollback()
-        assert [f.target for f in s.overlay.knn] == ["euro"]
+        first = database_fact(s.vindex)
+        s.patches.append([InsertKnnOp(1, "italy", "Currency", "lira", 5, first.key)])
+        assert [(f.target, f.patch) for f in s.patches.overlay.knn] == [("lira", 1)]
+        s.patches.rollback()
+        assert [f.target for f in s.patches.overlay.knn] == ["euro"]

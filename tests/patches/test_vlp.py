@@ -55,10 +55,10 @@ def test_reference_files_apply_to_the_reference_vindex() -> None:
     with connect(BASE, patches=[upstream(n) for n in FILES]) as s:
         shown = s.lql("SELECT name, inserts, updates, deletes FROM PATCHES ORDER BY position").rows()
         assert shown == [("insert-knn", 2, 0, 0), ("insert-compose", 1, 0, 0), ("delete-update", 0, 1, 1)]
-        assert {(f.entity, f.target) for f in s.overlay.facts} == {
+        assert {(f.entity, f.target) for f in s.patches.overlay.facts} == {
             ("Spain", "Spanish"), ("Italy", "euro"), ("France", "Seine"),
         }  # fmt: skip
-        assert s.overlay.slots() == [(2, 5), (2, 6), (2, 18)]
+        assert s.patches.overlay.slots() == [(2, 5), (2, 6), (2, 18)]
 
 
 def test_reference_files_apply_to_our_vindex_of_the_same_model(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_reference_files_apply_to_our_vindex_of_the_same_model(tmp_path: Path) -
     with connect(out) as s:
         for name in FILES:
             s.lql(f'APPLY PATCH "{upstream(name)}"')
-        assert s.overlay.slots() == [(2, 5), (2, 6), (2, 18)]
+        assert s.patches.overlay.slots() == [(2, 5), (2, 6), (2, 18)]
         shown = s.sql(
             "SELECT top_token FROM features WHERE layer = 2 AND feature IN (6, 18) ORDER BY feature"
         )
@@ -124,7 +124,7 @@ def test_an_update_without_vectors_changes_the_shown_token_alone_and_says_so() -
         base = s.lql('INFER "The capital of France is" TOP 400').rows()
         notices = s.lql(f'APPLY PATCH "{upstream("delete-update")}"').notices
         assert any("London carries no vectors" in n for n in notices)
-        assert s.overlay.rows[2][6].meta is not None and not s.overlay.rows[2][6].vectors
+        assert s.patches.overlay.rows[2][6].meta is not None and not s.patches.overlay.rows[2][6].vectors
         assert s.lql('INFER "The capital of France is" TOP 400').rows() != base, "the deletion counts"
 
 
@@ -204,14 +204,14 @@ def test_a_damaged_patch_is_one_line_and_changes_nothing(what: str, patched: Ses
     DAMAGE[what](raw)
     path = tmp_path / "damaged.vlp"
     path.write_text(json.dumps(raw))
-    before = patched.overlay.fingerprint(), patched.edits.patch_rows()
+    before = patched.patches.overlay.fingerprint(), patched.patches.patch_rows()
     with pytest.raises(PatchError) as caught:
         patched.lql(f'APPLY PATCH "{path}"')
     line = str(caught.value)
     assert "\n" not in line and str(path) in line
     wanted = {"surrogate": "field entity", "update 64": "features 0-63", "not  finite": "not finite"}
     assert wanted.get(what, what) in line
-    assert (patched.overlay.fingerprint(), patched.edits.patch_rows()) == before
+    assert (patched.patches.overlay.fingerprint(), patched.patches.patch_rows()) == before
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_another_base_is_refused_unless_forced(tiny_vindex: Callable[[str], Path
     copy = tmp_path / "other.vindex"
     shutil.copytree(BASE, copy)
     with connect(BASE) as s:
-        s.edits.append([DeleteOp(0, 3)])
+        s.patches.append([DeleteOp(0, 3)])
         s.lql(f'SAVE PATCH "{tmp_path / "p.vlp"}"')
     index = json.loads((copy / "index.json").read_text())
     index["checksums"].pop("gate_vectors.bin")
@@ -264,9 +264,9 @@ def test_another_base_is_refused_unless_forced(tiny_vindex: Callable[[str], Path
     with connect(copy) as s:
         with pytest.raises(PatchError, match="another base"):
             s.lql(f'APPLY PATCH "{tmp_path / "p.vlp"}"')
-        assert not s.overlay
+        assert not s.patches.overlay
         notices = s.lql(f'APPLY PATCH "{tmp_path / "p.vlp"}" FORCE').notices
-        assert any("FORCE" in n for n in notices) and s.overlay.slots() == [(0, 3)]
+        assert any("FORCE" in n for n in notices) and s.patches.overlay.slots() == [(0, 3)]
     # No checksum: shapes alone decide, and a notice says whom it was made for.
     with connect(tiny_vindex("gemma3_text")) as s:
         notices = s.lql(f'APPLY PATCH "{upstream("insert-compose")}"').notices
@@ -332,10 +332,10 @@ def test_saving_is_whole_or_not_at_all(when: str, tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_written_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "p.vlp"
     with connect(BASE) as s:
-        s.edits.append([DeleteOp(0, 3)])
-        s.edits.save(path)
+        s.patches.append([DeleteOp(0, 3)])
+        s.patches.save(path)
         before = path.read_bytes()
-        s.edits.append([DeleteOp(0, 4)])
+        s.patches.append([DeleteOp(0, 4)])
         with pytest.raises(PatchError, match="no folder"):
             s.lql(f'SAVE PATCH "{tmp_path / "none" / "q.vlp"}"')
 
@@ -346,17 +346,17 @@ def test_a_file_that_cannot_be_written_loses_nothing(tmp_path: Path, monkeypatch
         with pytest.raises(PatchError, match="No space left"):
             s.lql(f'SAVE PATCH "{tmp_path / "q.vlp"}"')
         monkeypatch.undo()
-        assert s.edits.dirty and path.read_bytes() == before
+        assert s.patches.dirty and path.read_bytes() == before
         assert [p.name for p in tmp_path.iterdir()] == ["p.vlp"]
-        s.edits.rollback()
+        s.patches.rollback()
 
 
 def test_saved_vectors_are_those_of_the_session(tmp_path: Path) -> None:
     with connect(BASE) as s:
-        vindex = s.need()
-        s.edits.append([insert(vindex, "Atlantis", "Poseidon"), UpdateOp(0, 1, gate=vector(vindex, 4))])
-        before = s.overlay.fingerprint()
+        vindex = s.vindex
+        s.patches.append([insert(vindex, "Atlantis", "Poseidon"), UpdateOp(0, 1, gate=vector(vindex, 4))])
+        before = s.patches.overlay.fingerprint()
         s.lql(f'SAVE PATCH "{tmp_path / "p.vlp"}"')
-        assert s.overlay.fingerprint() == before and not s.edits.dirty
+        assert s.patches.overlay.fingerprint() == before and not s.patches.dirty
     with connect(BASE, patches=[tmp_path / "p.vlp"]) as s:
-        assert s.overlay.fingerprint() == before
+        assert s.patches.overlay.fingerprint() == before

@@ -336,7 +336,7 @@ def test_complete_continues_and_is_the_same_alone_and_in_a_batch(base: Path) -> 
         prompts = ["The capital of France is", "One two", "The"]
         found = columns(s, f"SELECT p, lq_complete(p, 4) FROM (SELECT unnest({prompts!r}) AS p)")
         for prompt, text in found:
-            alone = "".join(piece.text for piece in stream(s.engine(), str(prompt), max_tokens=4))
+            alone = "".join(piece.text for piece in stream(s.model.engine, str(prompt), max_tokens=4))
             assert str(text).startswith(alone) or alone.startswith(str(text))
             assert columns(s, "SELECT lq_complete($$" + str(prompt) + "$$, 4)") == [(text,)]
         row = columns(

@@ -74,10 +74,10 @@ def test_random_features_are_of_the_same_layers_and_not_the_listed_ones() -> Non
 
 def test_controls_measure_the_stored_effect_again(probed: Path) -> None:
     with connect(probed) as session:
-        vindex = session.need()
+        vindex = session.vindex
         facts, edges = vindex.table("facts"), vindex.table("edges")
-        found = controls(session.engine(), facts, edges, least_p=0.0)
-        assert found and found == controls(session.engine(), facts, edges, least_p=0.0)
+        found = controls(session.model.engine, facts, edges, least_p=0.0)
+        assert found and found == controls(session.model.engine, facts, edges, least_p=0.0)
         stored = {(r["subject"], r["object"]): r["effect"] for r in facts.to_pylist() if r["rank"] == 1}
         for control in found:
             assert control.listed == pytest.approx(stored[control.subject, control.object], abs=1e-3)

@@ -12,7 +12,7 @@ PROMPT = "the capital of France is"
 
 @pytest.fixture(scope="module")
 def inputs(tiny_session: Session) -> np.ndarray:
-    captured = tiny_session.engine().capture(PROMPT, ["ffn_input"])
+    captured = tiny_session.model.engine.capture(PROMPT, ["ffn_input"])
     return captured.need("ffn_input")[:, 0].float().numpy()
 
 
@@ -43,7 +43,7 @@ def test_context_is_the_default_and_asks_each_layer_for_its_own_input(
 
 
 def test_activation_equals_what_the_model_computes(tiny_session: Session) -> None:
-    captured = tiny_session.engine().capture(PROMPT, ["activation"]).need("activation")
+    captured = tiny_session.model.engine.capture(PROMPT, ["activation"]).need("activation")
     found = tiny_session.lql(f'WALK "{PROMPT}" MODE DENSE TOP 3').dicts()
     for r in found:
         np.testing.assert_allclose(
@@ -73,7 +73,7 @@ def test_compare_ranks_both_ways(tiny_session: Session) -> None:
 
 def test_nearest_in_context_is_the_input_behind_a_neutral_word(tiny_session: Session) -> None:
     captured = (
-        tiny_session.engine().capture("The France", ["ffn_input"]).need("ffn_input")[1, 0].float().numpy()
+        tiny_session.model.engine.capture("The France", ["ffn_input"]).need("ffn_input")[1, 0].float().numpy()
     )
     gate, _ = _rows(tiny_session, 1)
     cosine = gate @ captured / (np.linalg.norm(gate, axis=1) * np.linalg.norm(captured))
@@ -85,8 +85,8 @@ def test_nearest_in_context_is_the_input_behind_a_neutral_word(tiny_session: Ses
         [r["distance"] for r in result.dicts()], np.sort(1 - cosine)[:5], rtol=1e-4, atol=1e-5
     )
     assert {r["basis"] for r in result.dicts()} == {"context"} and result.notices == []
-    mean = tiny_session.vectors().entity("France", "embedding", [1])
-    ids = tiny_session.vectors().tokenizer.entity_ids("France")
+    mean = tiny_session.workspace.vectors().entity("France", "embedding", [1])
+    ids = tiny_session.workspace.vectors().tokenizer.entity_ids("France")
     assert tiny_session.vindex is not None
     np.testing.assert_allclose(
         mean, tiny_session.vindex.embeddings()[ids].float().mean(dim=0).numpy(), rtol=1e-6

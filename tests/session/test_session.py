@@ -109,10 +109,10 @@ def test_use_switches_and_leaks_nothing(world: Path, tmp_path: Path) -> None:
     with connect(world) as session:
         session.con.execute("CREATE TABLE mine AS SELECT 1 AS a")
         first = session.lql('WALK "the France" TOP 1 BASIS EMBEDDING').rows()
-        search = session.search()
+        search = session.workspace.search()
         session.lql(f'USE "{other}"')
         assert session.vindex is not None and session.vindex.path == other
-        assert session.search() is not search
+        assert session.workspace.search() is not search
         second = session.lql('WALK "the France" TOP 1 BASIS EMBEDDING').rows()
         assert first != second
         session.use(world)
@@ -287,23 +287,23 @@ def _triple(subject: str, relation: str, target: str, p: float) -> pa.Table:
 
 
 def test_added_rows_are_seen_by_every_macro(fresh: Session) -> None:
-    fresh.mount.shadow("triples", _triple("Atlantis", "capital", "Poseidon", 0.9))
+    fresh.workspace.mount.shadow("triples", _triple("Atlantis", "capital", "Poseidon", 0.9))
     assert fresh.sql("SELECT object FROM model_graph WHERE subject = 'Atlantis'").rows() == [("Poseidon",)]
-    fresh.mount.refresh_lookups()
+    fresh.workspace.mount.refresh_lookups()
     assert [r["target"] for r in fresh.lql('DESCRIBE "atlantis"').dicts()] == ["Poseidon"]
     assert [r["target"] for r in fresh.lql('DESCRIBE "France"').dicts()][:2] == ["Europe", "Paris"]
     assert fresh.lql('NEIGHBORS OF "Poseidon"').rows() == [(1, "Atlantis", "capital", "Poseidon", 0.9)]
-    fresh.mount.shadow("triples", _triple("Atlantis", "capital", "Cleito", 0.9))
-    fresh.mount.refresh_lookups()
+    fresh.workspace.mount.shadow("triples", _triple("Atlantis", "capital", "Cleito", 0.9))
+    fresh.workspace.mount.refresh_lookups()
     assert [r["target"] for r in fresh.lql('DESCRIBE "atlantis"').dicts()] == ["Cleito"]
-    fresh.mount.shadow("facts", SCHEMAS["facts"].empty_table(), replace=True)
+    fresh.workspace.mount.shadow("facts", SCHEMAS["facts"].empty_table(), replace=True)
     assert fresh.lql("SELECT count(*) FROM FACTS").one() == 0
     for table in ("triples", "facts", "entity_names", "links", "token_names"):
-        fresh.mount.unshadow(table)
+        fresh.workspace.mount.unshadow(table)
     assert fresh.lql('DESCRIBE "atlantis"').rows() == []
     assert fresh.lql("SELECT count(*) FROM FACTS").one() == 22
     with pytest.raises(KeyError):
-        fresh.mount.shadow("nope", SCHEMAS["facts"].empty_table())
+        fresh.workspace.mount.shadow("nope", SCHEMAS["facts"].empty_table())
 
 
 # -- LARQL's own directories ----------------------------------------------------------------------------------

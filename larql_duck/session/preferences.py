@@ -1,0 +1,27 @@
+"""What the user of a session chose, whatever it has open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from larql_duck.inference.settings import Settings
+from larql_duck.progress import Progress
+
+BackgroundTexts = str | Path | Sequence[str]
+
+
+@dataclass
+class Preferences:
+    """What a session's user chose; `Session.configure` sets it.
+
+    tracer is called with every SQL before it runs, progress with (stage, done, total) of long work. texts, a file or
+    texts, is what edits take for ordinary text; None: text that the model writes itself. settings say how passes
+    compute.
+    """
+
+    tracer: Callable[[str], None] | None = None
+    progress: Progress | None = None
+    texts: BackgroundTexts | None = None
+    settings: Settings = field(default_factory=Settings.from_environment)
