@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from larql_duck.editing.background_corpus import background_of
+from larql_duck.editing.detector import shrunk
 from larql_duck.editing.fact_results import fact_result, joined_results
-from larql_duck.editing.keys import layer_input
+from larql_duck.editing.inserting import (
+    earlier_facts,
+    largest_change,
+    measure_facts,
+    need_features,
+    solve_and_add,
+)
+from larql_duck.editing.keys import FIRST, FRAMES, frames_of, layer_input
+from larql_duck.editing.relation_prompts import prompts_for
+from larql_duck.editing.solve import ExistingFact, RewriteRequest
 from larql_duck.errors import PatchError, SemanticError
+from larql_duck.inference.engine import Engine
 from larql_duck.inference.fact_prompts import subject_position
 from larql_duck.patches.operations import InsertOp, Operation, UpdateOp, fact_key
-
-if TYPE_CHECKING:
-    from larql_duck.editing.solve import ExistingFact, RewriteRequest
-    from larql_duck.inference.engine import Engine
-    from larql_duck.patches.overlay import EditedFact, Overlay
-    from larql_duck.result import Result
-    from larql_duck.workspace import Workspace
+from larql_duck.patches.overlay import EditedFact, Overlay
+from larql_duck.patches.rounding import rounded
+from larql_duck.result import Result
+from larql_duck.workspace import Workspace
 
 # What a position of ordinary text weighs beside one at which a feature's part has to be written, and as how many such
 # positions the second moment counts, however many it was measured on. On SmolLM2, five times the product kept as many
@@ -43,12 +53,6 @@ def compact_minor(workspace: Workspace) -> Result:
     Facts of a layer are solved together; each keeps its confidence. All of them or none. LevelError without weights,
     NotSupportedError for plain feed-forward networks.
     """
-    from larql_duck.editing.inserting import (
-        need_features,
-        solve_and_add,
-    )
-    from larql_duck.editing.relation_prompts import prompts_for
-    from larql_duck.editing.solve import RewriteRequest
 
     facts = workspace.overlay.knn
     if not facts:
@@ -81,7 +85,6 @@ def compact_major(workspace: Workspace, *, full: bool = False, lambda_: float | 
     were folded before again, together with the others. SemanticError for a lambda out of range, PatchError where a
     folded fact has no feature left to fold again; then nothing changes.
     """
-    from larql_duck.editing.inserting import largest_change, measure_facts, need_features
 
     weight = LAMBDA if lambda_ is None else lambda_
     if not (math.isfinite(weight) and weight > 0):
@@ -152,8 +155,6 @@ def _appended(overlay: Overlay) -> dict[int, list[EditedFact]]:
 
 
 def _requests(workspace: Workspace, facts: Sequence[EditedFact]) -> list[RewriteRequest]:
-    from larql_duck.editing.relation_prompts import prompts_for
-    from larql_duck.editing.solve import RewriteRequest
 
     kinds: dict[str, Any] = {"update": "update", "delete": "delete"}
     out = []
@@ -177,8 +178,6 @@ def _fold_layer(
     weight: float,
 ) -> _Folded:
     """The operations that fold one layer's features: other down columns, then the facts as folded ones."""
-    from larql_duck.editing.inserting import earlier_facts
-    from larql_duck.patches.rounding import rounded
 
     vindex = workspace.vindex
     engine = workspace.engine()
@@ -227,7 +226,6 @@ def fitted(keys: torch.Tensor, targets: torch.Tensor, second: torch.Tensor, weig
     """w f64 [d, facts] with the least |keys @ w - targets|^2 + weight x (w @ second @ w): near `targets` [n, facts] at
     keys [n, d], and small where `second` [d, d] is a mean of.
     """
-    from larql_duck.editing.detector import shrunk
 
     keys, targets = keys.double(), targets.double()
     factor = torch.linalg.cholesky(shrunk(second.double()))
@@ -257,7 +255,6 @@ def _activations(
     """What W_down reads, f64 [n, features, appended ones included]: where it has to write what it wrote, and in whole
     prompts about other subjects.
     """
-    from larql_duck.editing.keys import FIRST, FRAMES, frames_of
 
     tokenizer = engine.tokenizer
     ends: list[tuple[int, ...]] = []
@@ -314,8 +311,6 @@ def _joint(source: Overlay, below: Overlay | None, layer: int) -> Overlay:
     """The layer, and those above, as in `source`; those below as in `below`."""
     if below is None:
         return source
-    from dataclasses import replace
-    from types import MappingProxyType
 
     rows = {k: v for k, v in below.rows.items() if k < layer} | {
         k: v for k, v in source.rows.items() if k >= layer
@@ -325,8 +320,6 @@ def _joint(source: Overlay, below: Overlay | None, layer: int) -> Overlay:
 
 def _of(workspace: Workspace, facts: Sequence[EditedFact], layer: int) -> list[ExistingFact]:
     """Folded facts of the layer, whose subjects are left alone."""
-    from larql_duck.editing.relation_prompts import prompts_for
-    from larql_duck.editing.solve import ExistingFact
 
     out = []
     for f in facts:
@@ -353,7 +346,6 @@ def _down(overlay: Overlay, layer: int, feature: int | None) -> np.ndarray:
 
 def _unfolded(workspace: Workspace) -> Overlay:
     """The session's overlay as it would be if nothing had been folded; PatchError where a fact would be missing."""
-    from larql_duck.patches.overlay import Overlay
 
     vindex, edits = workspace.vindex, workspace.edits
     lists = [without_folds(own) for own in (*(p.operations for p in edits.applied), edits.live)]
@@ -390,9 +382,6 @@ def _is_column(op: Operation, layer: int) -> bool:
 
 def compact_status(workspace: Workspace) -> Result:
     """One row a tier and layer: tier ('database', 'features' or 'folded'), layer, facts, and what compacts them."""
-    import pyarrow as pa
-
-    from larql_duck.result import Result
 
     overlay = workspace.overlay
     tiers = {

@@ -7,21 +7,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import torch
+
 from larql_duck.charts.figures import check_chart
+from larql_duck.compilation.slot_replacement import perplexity
 from larql_duck.editing.background_corpus import TextSource, read_texts
+from larql_duck.editing.inserting import relation_prior
+from larql_duck.editing.relation_prompts import RelationPrompts, prompts_for
 from larql_duck.errors import LarqlError
+from larql_duck.inference.engine import Engine
+from larql_duck.inference.fact_prompts import filled
+from larql_duck.inference.sampling import written_ids
+from larql_duck.inference.scoring import TargetProbability, next_token_probabilities, target_probabilities
+from larql_duck.knowledge.relations import relation_key
 from larql_duck.patches.operations import fact_key
 from larql_duck.patches.overlay import EditedFact
 from larql_duck.result import Result
+from larql_duck.workspace import Workspace
 
 if TYPE_CHECKING:
     import altair as alt
-    import torch
 
-    from larql_duck.editing.relation_prompts import RelationPrompts
-    from larql_duck.inference.engine import Engine
-    from larql_duck.inference.scoring import TargetProbability
-    from larql_duck.workspace import Workspace
 
 # Other subjects of a relation; the lead that a first answer must have had to count; tokens of a text.
 NEIGHBOURS, LEAD, TOKENS, SEED = 24, 0.05, 5120, 1
@@ -104,8 +111,6 @@ def check_edits(workspace: Workspace, *, texts: TextSource | None = None) -> Che
         before = _state(workspace, engine, asked, rows)
         for a in asked:
             if a.fact.kind == "delete":
-                from larql_duck.editing.inserting import relation_prior
-
                 a.prior = relation_prior(engine, a.prompts, a.fact.entity, (a.fact.target,))
     after = _state(workspace, engine, asked, rows) if overlay.changes_weights else before
     for i, a in enumerate(asked):
@@ -119,7 +124,6 @@ def check_edits(workspace: Workspace, *, texts: TextSource | None = None) -> Che
     notices.append(f"{held} of {len(asked)} facts hold; perplexity on {origin}")
     if not asked:
         notices = ["there are no edited facts to check", notices[-1]]
-    import pyarrow as pa
 
     schema = pa.schema(
         [(name, pa.bool_() if kind == "bool" else pa.type_for_alias(kind)) for name, kind in _COLUMNS.items()]
@@ -150,7 +154,6 @@ def _facts(workspace: Workspace) -> tuple[list[EditedFact], set[tuple[str, str]]
 
 
 def _prompts(workspace: Workspace, facts: Sequence[EditedFact]) -> list[_Asked]:
-    from larql_duck.editing.relation_prompts import prompts_for
 
     edited: dict[str, set[str]] = {}
     used: dict[str, set[str]] = {}
@@ -177,7 +180,6 @@ def _prompts(workspace: Workspace, facts: Sequence[EditedFact]) -> list[_Asked]:
 
 def _paraphrases(fact: EditedFact, own: RelationPrompts) -> list[str]:
     """Templates that state the relation and had no part in inserting the fact."""
-    from larql_duck.knowledge.relations import relation_key
 
     used = {*fact.templates, own.templates[0]}
     known = () if own.known is None else own.known.templates
@@ -194,7 +196,6 @@ def _paraphrases(fact: EditedFact, own: RelationPrompts) -> list[str]:
 def _texts(workspace: Workspace, engine: Engine, texts: TextSource | None) -> tuple[list[list[int]], str]:
     """Rows of token ids, and where they are from."""
     if texts is None:
-        from larql_duck.inference.sampling import written_ids
 
         def progress(done: int, total: int) -> None:
             if workspace.progress is not None:
@@ -218,8 +219,6 @@ def _texts(workspace: Workspace, engine: Engine, texts: TextSource | None) -> tu
 
 
 def _state(workspace: Workspace, engine: Engine, asked: Sequence[_Asked], rows: list[list[int]]) -> _State:
-    from larql_duck.compilation.slot_replacement import perplexity
-    from larql_duck.inference.scoring import next_token_probabilities, target_probabilities
 
     every = [(t, a.text, a.fact.target) for a in asked for t in a.templates]
     found = iter(target_probabilities(engine, every))
@@ -232,13 +231,11 @@ def _state(workspace: Workspace, engine: Engine, asked: Sequence[_Asked], rows: 
 
 
 def _near(a: _Asked) -> list[str]:
-    from larql_duck.inference.fact_prompts import filled
 
     return [filled(a.prompts.templates[0], s)[0] for s in a.neighbours]
 
 
 def _same(a: _Asked) -> list[str]:
-    from larql_duck.inference.fact_prompts import filled
 
     return [filled(t, a.text)[0] for t in a.relations]
 
@@ -247,7 +244,6 @@ def _measure(
     workspace: Workspace, a: _Asked, before: _State, after: _State, i: int, *, compared: bool
 ) -> None:
     """None; a.row is filled in."""
-    from larql_duck.inference.fact_prompts import filled
 
     fact = a.fact
     lost = fact.kind == "delete"
@@ -289,7 +285,6 @@ def _kept(
     prompts: Sequence[str], before: _State, after: _State, lead: float
 ) -> tuple[int, int, float | None]:
     """How many prompts' first answers led by `lead`, how many of those stayed first, and the mean KL over all."""
-    import torch
 
     if not prompts:
         return 0, 0, None

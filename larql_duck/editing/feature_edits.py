@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from larql_duck.errors import PatchError
+from larql_duck.inference.targets import find_target
+from larql_duck.models.source import head_matrix
+from larql_duck.models.tokenizer import Tokenizer, load_tokenizer
 from larql_duck.patches.operations import DeleteOp, InsertOp, Meta, Operation, UpdateOp
+from larql_duck.patches.overlay import OverlayRow
 from larql_duck.patches.rounding import rounded
-
-if TYPE_CHECKING:
-    from larql_duck.models.tokenizer import Tokenizer
-    from larql_duck.patches.overlay import OverlayRow
-    from larql_duck.workspace import Workspace
+from larql_duck.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,6 @@ class SlotEdits:
 
         Where the column is zero, of the length that the base's has. Without weights only the token shown changes.
         """
-        from larql_duck.inference.targets import find_target
 
         row = self._row(layer, feature)
         found = find_target(self._words(), target)
@@ -71,7 +70,6 @@ class SlotEdits:
             note = "no weights are stored here: only the token that is shown changes"
             operation: Operation = UpdateOp(layer, feature, meta=meta)
             return SlotChange(operation, before, meta.token, None, (*found.notices, note))
-        from larql_duck.models.source import head_matrix
 
         output = head_matrix(self.vindex)[found.token_id].float().numpy()
         length = float(np.linalg.norm(self._down(layer, feature, row)))
@@ -118,7 +116,6 @@ class SlotEdits:
         return column
 
     def _words(self) -> Tokenizer:
-        from larql_duck.models.tokenizer import load_tokenizer
 
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self.vindex)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from larql_duck.editing.background_corpus import background_of
 from larql_duck.editing.fact_results import fact_result, joined_results
-from larql_duck.errors import SemanticError
+from larql_duck.editing.knn import insert_knn
+from larql_duck.editing.relation_prompts import RelationPrompts, prompts_for
+from larql_duck.editing.solve import ExistingFact, RewriteRequest, Solved, default_layer, need_gated, solve
+from larql_duck.errors import LevelError, SemanticError
+from larql_duck.inference.engine import Engine
+from larql_duck.inference.fact_prompts import answer_ids, filled
+from larql_duck.inference.scoring import next_token_probabilities, target_probabilities
 from larql_duck.patches.operations import InsertOp, Meta, Operation, fact_key
-
-if TYPE_CHECKING:
-    from larql_duck.editing.relation_prompts import RelationPrompts
-    from larql_duck.editing.solve import ExistingFact, RewriteRequest, Solved
-    from larql_duck.inference.engine import Engine
-    from larql_duck.patches.overlay import Overlay
-    from larql_duck.result import Result
-    from larql_duck.workspace import Workspace
+from larql_duck.patches.overlay import Overlay
+from larql_duck.result import Result
+from larql_duck.workspace import Workspace
 
 # Other subjects at which the report looks, and other openings where a relation has one template only.
 _NEIGHBOURS = 8
@@ -45,13 +47,9 @@ def insert(
     if mode is None:
         mode = "compose" if vindex.has_weights else "knn"
     if mode == "knn":
-        from larql_duck.editing.knn import insert_knn
-
         result: Result = insert_knn(workspace, facts, layer=layer, confidence=confidence, template=template)
         return result
     need_features(workspace)
-    from larql_duck.editing.relation_prompts import prompts_for
-    from larql_duck.editing.solve import RewriteRequest
 
     prompts_by_relation = _PromptsByRelation(
         lambda name: prompts_for(workspace, name, () if template is None else (template,))
@@ -64,8 +62,6 @@ def insert(
 
 def update_facts(workspace: Workspace, facts: Sequence[tuple[str, str]], target: str) -> Result:
     """Like `insert` for facts (entity, relation) whose object becomes `target`; an inserted fact is replaced."""
-    from larql_duck.editing.relation_prompts import prompts_for
-    from larql_duck.editing.solve import RewriteRequest
 
     need_features(workspace)
     overlay = workspace.edits.overlay
@@ -128,8 +124,6 @@ def solve_and_add(
     alpha: float,
 ) -> Result:
     """The facts solved, measured and added; nothing is added where anything fails."""
-    from larql_duck.editing.background_corpus import background_of
-    from larql_duck.editing.solve import default_layer, need_gated, solve
 
     vindex = workspace.vindex
     engine = workspace.engine()
@@ -211,8 +205,6 @@ def _numbered(workspace: Workspace, op: Operation) -> InsertOp:
 
 def earlier_facts(workspace: Workspace, overlay: Overlay, layer: int) -> list[ExistingFact]:
     """The facts that features of this layer carry already."""
-    from larql_duck.editing.relation_prompts import prompts_for
-    from larql_duck.editing.solve import ExistingFact
 
     prompts_by_relation = _PromptsByRelation(lambda name: prompts_for(workspace, name))
     return [
@@ -240,10 +232,6 @@ class _PromptsByRelation:
 
 def _lost(workspace: Workspace, facts: Sequence[tuple[str, str]]) -> list[RewriteRequest]:
     """What the model is no longer to say: the objects that it names for each fact, and what is said of the others."""
-    from larql_duck.editing.relation_prompts import prompts_for
-    from larql_duck.editing.solve import RewriteRequest
-    from larql_duck.inference.fact_prompts import filled
-    from larql_duck.inference.scoring import next_token_probabilities
 
     prompts_by_relation = _PromptsByRelation(lambda name: prompts_for(workspace, name))
     engine = workspace.engine()
@@ -279,8 +267,6 @@ def _objects(workspace: Workspace, entity: str, relation: str) -> tuple[tuple[st
 
 def relation_prior(engine: Engine, own: RelationPrompts, entity: str, objects: Sequence[str]) -> float:
     """The mean probability of the objects' first tokens over other subjects of the relation."""
-    from larql_duck.inference.fact_prompts import answer_ids, filled
-    from larql_duck.inference.scoring import next_token_probabilities
 
     others = [s for s in own.subjects if s != own.text(entity)][:24] or list(own.varied[:24])
     p = next_token_probabilities(engine, [filled(own.templates[0], s)[0] for s in others])
@@ -299,8 +285,6 @@ class _Measure:
 
 
 def measure_facts(engine: Engine, requests: Sequence[RewriteRequest]) -> list[_Measure]:
-    from larql_duck.inference.fact_prompts import filled
-    from larql_duck.inference.scoring import next_token_probabilities, target_probabilities
 
     asked, sizes = [], []
     for w in requests:
@@ -359,8 +343,6 @@ def _row(workspace: Workspace, s: Solved) -> dict[str, Any]:
 def need_features(workspace: Workspace) -> None:
     vindex = workspace.vindex
     if not vindex.has_weights:
-        from larql_duck.errors import LevelError
-
         raise LevelError(
             f"{vindex.path}: a fact becomes a feature only where the model's weights are stored; write MODE KNN, "
             'or make a vindex with: EXTRACT MODEL "..." INTO "..." WITH INFERENCE',

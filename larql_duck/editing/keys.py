@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from larql_duck.inference.batch import pad
+from larql_duck.inference.engine import Engine
 from larql_duck.knowledge.relations import SLOT
 from larql_duck.progress import Ticker
-
-if TYPE_CHECKING:
-    from larql_duck.inference.engine import Engine
 
 # Beginnings of sentences that name a subject and say nothing else about it.
 FRAMES = (

@@ -6,23 +6,25 @@ import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 
+from larql_duck.editing.background_corpus import background_of
+from larql_duck.editing.detector import GATE, detectors, fired
 from larql_duck.editing.fact_results import fact_result
+from larql_duck.editing.keys import OPENINGS, read_inputs
+from larql_duck.editing.relation_prompts import RelationPrompts, plain_template, prompts_for
+from larql_duck.editing.solve import default_layer
 from larql_duck.errors import SemanticError
+from larql_duck.inference.engine import Engine
+from larql_duck.inference.fact_prompts import SubjectPosition, filled, subject_position
 from larql_duck.patches.operations import InsertKnnOp, fact_key
-
-if TYPE_CHECKING:
-    import torch
-
-    from larql_duck.editing.relation_prompts import RelationPrompts
-    from larql_duck.inference.engine import Engine
-    from larql_duck.inference.fact_prompts import SubjectPosition
-    from larql_duck.patches.overlay import EditedFact
-    from larql_duck.result import Result
-    from larql_duck.workspace import Workspace
+from larql_duck.patches.overlay import EditedFact
+from larql_duck.patches.rounding import rounded
+from larql_duck.result import Result
+from larql_duck.workspace import Workspace
 
 # The share of a detector's full value from which on its subject counts as named.
 NAMED = 0.5
@@ -60,9 +62,6 @@ def insert_knn(
     the FFN of the layer reads at the last token of the relation's first template (`template` where given), without
     weights the mean of the entity's scaled embeddings. confidence None is 1.0. SemanticError for a layer out of range.
     """
-    from larql_duck.editing.relation_prompts import prompts_for
-    from larql_duck.editing.solve import default_layer
-    from larql_duck.patches.rounding import rounded
 
     vindex = workspace.vindex
     layer = default_layer(vindex.n_layers) if layer is None else layer
@@ -93,9 +92,6 @@ def _keys(workspace: Workspace, asked: Sequence[tuple[RelationPrompts, str]], la
     """The keys of (relation prompts, entity), f32 [n, hidden]."""
     vindex = workspace.vindex
     if vindex.has_weights:
-        from larql_duck.editing.keys import read_inputs
-        from larql_duck.inference.fact_prompts import filled
-
         engine = workspace.engine()
         prompts = [filled(own.templates[0], own.text(entity))[0] for own, entity in asked]
         found: np.ndarray = read_inputs(engine, engine.tokenizer.encode_batch(prompts), layer).numpy()
@@ -151,7 +147,6 @@ class DatabaseFacts:
     # -- text -----------------------------------------------------------------------------------------------
 
     def _stating(self, fact: EditedFact) -> RelationPrompts:
-        from larql_duck.editing.relation_prompts import plain_template, prompts_for
 
         # Without the session: it may be answering a query of its own right now.
         key = (fact_key("", fact.relation)[1], fact.templates)
@@ -187,9 +182,6 @@ class DatabaseFacts:
     ) -> list[float]:
         """The answer of each fact's detector at the subject, as a share of its full value."""
 
-        from larql_duck.editing.detector import fired
-        from larql_duck.editing.keys import read_inputs
-
         out = [0.0] * len(asked)
         with self._workspace.engine().under(None) as engine:
             for layer in sorted({fact.layer for fact, _ in asked}):
@@ -207,11 +199,6 @@ class DatabaseFacts:
         self, engine: Engine, layer: int, facts: Sequence[EditedFact], wanted: Sequence[EditedFact]
     ) -> None:
         """None; the detectors of the wanted facts, all of one layer, are known afterwards."""
-        import torch
-
-        from larql_duck.editing.background_corpus import background_of
-        from larql_duck.editing.detector import GATE, detectors, fired
-        from larql_duck.editing.keys import read_inputs
 
         new = list({_name(f): f for f in wanted if _name(f) not in self._known}.values())
         if not new:
@@ -234,9 +221,6 @@ class DatabaseFacts:
         self, engine: Engine, new: Sequence[EditedFact], facts: Sequence[EditedFact]
     ) -> tuple[list[tuple[int, ...]], torch.Tensor, list[tuple[int, ...]]]:
         """Starts of prompts up to the subject of each new fact, the fact each belongs to, and starts up to others."""
-        import torch
-
-        from larql_duck.editing.keys import OPENINGS
 
         rows: list[tuple[int, ...]] = []
         owner: list[int] = []
@@ -265,7 +249,6 @@ class DatabaseFacts:
 
 def _spot(engine: Engine, frame: str, text: str) -> SubjectPosition:
     """The Spot of a frame filled with a subject, behind an opening where it would come first of all."""
-    from larql_duck.inference.fact_prompts import subject_position
 
     place = subject_position(engine.tokenizer, frame, text)
     return place if place.at > 0 else subject_position(engine.tokenizer, _OPENING + frame, text)

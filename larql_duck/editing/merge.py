@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from larql_duck.diffing import DiffSide, OpenWorkspace, directory_side
+from larql_duck.diffing.slot_diff import slot_differences, stored_matrices
+from larql_duck.editing.inserting import insert
+from larql_duck.patches.checksum import file_checksum
 from larql_duck.patches.operations import DeleteOp, InsertOp, Operation, UpdateOp, fact_key
+from larql_duck.result import Result
 from larql_duck.vindex import layout
-
-if TYPE_CHECKING:
-    from larql_duck.diffing import DiffSide, OpenWorkspace
-    from larql_duck.result import Result
-    from larql_duck.vindex.store import Vindex
-    from larql_duck.workspace import Workspace
+from larql_duck.vindex.store import Vindex
+from larql_duck.workspace import Workspace
 
 _COLUMNS = (
     ("kind", "string"),
@@ -68,7 +73,6 @@ def merge(
     its database facts; of another model the facts come over by INSERT. All become edits of the workspace, or none.
     rule, where both say something: 'keep_source', 'keep_target' or 'highest_confidence' (the target's where equal).
     """
-    from larql_duck.diffing import directory_side
 
     here = workspace.vindex
     other = directory_side(source, opened)
@@ -83,7 +87,6 @@ def merge(
 
 def same_lineage(a: Vindex, b: Vindex) -> bool:
     """Whether both are versions of one model: equal shapes but for appended features, and the same embedding bytes."""
-    from larql_duck.patches.checksum import file_checksum
 
     shapes = [(v.family.name, v.n_layers, v.hidden, v.vocab, v.dtype) for v in (a, b)]
     return shapes[0] == shapes[1] and file_checksum(a, layout.EMBED) == file_checksum(b, layout.EMBED)
@@ -98,8 +101,6 @@ def _carry_out(workspace: Workspace, taken: Sequence[MergeRow]) -> list[str]:
             workspace.edits.append(operations)
         facts = [(i.entity or "", i.relation or "", i.source or "") for i in taken if i.operation is None]
         if facts:
-            from larql_duck.editing.inserting import insert
-
             notices += insert(workspace, facts).notices
     except BaseException:
         workspace.edits.rollback_to(mark)
@@ -112,8 +113,6 @@ def _carry_out(workspace: Workspace, taken: Sequence[MergeRow]) -> list[str]:
 
 def _slots(workspace: Workspace, other: DiffSide, rule: str, opened: OpenWorkspace) -> list[MergeRow]:
     """What the source changed against the vindex in use, slot by slot, then its database facts."""
-    from larql_duck.diffing import directory_side
-    from larql_duck.diffing.slot_diff import slot_differences, stored_matrices
 
     stored_here = directory_side(workspace.vindex.path, opened)
     overlay = workspace.overlay
@@ -227,7 +226,6 @@ def _database(workspace: Workspace, other: DiffSide, rule: str) -> list[MergeRow
 
 
 def _equal(row: Any, vectors: Mapping[Any, Any], here: DiffSide, at: tuple[int, int]) -> bool:
-    import numpy as np
 
     return all(
         np.array_equal(v, getattr(row, w) if getattr(row, w) is not None else here.vector(at, w))
@@ -255,7 +253,6 @@ ORDER BY confidence DESC NULLS LAST, subject, relation
 
 def _facts(workspace: Workspace, other: DiffSide, rule: str) -> list[MergeRow]:
     """The source's facts that the session does not show, the surest first."""
-    import duckdb
 
     with duckdb.connect() as con:
         con.register("triples_there", other.table("triples"))
@@ -317,9 +314,6 @@ def _said(items: Sequence[MergeRow], dry_run: bool, other: DiffSide, lineage: bo
 
 
 def _result(items: Sequence[MergeRow], notices: Sequence[str]) -> Result:
-    import pyarrow as pa
-
-    from larql_duck.result import Result
 
     schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in _COLUMNS])
     names = [name for name, _ in _COLUMNS[:-1]]

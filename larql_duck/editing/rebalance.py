@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
+from larql_duck.editing.relation_prompts import prompts_for
+from larql_duck.inference.scoring import target_probabilities
 from larql_duck.patches.operations import InsertOp
-
-if TYPE_CHECKING:
-    from larql_duck.patches.overlay import EditedFact, OverlayRow
-    from larql_duck.result import Result
-    from larql_duck.workspace import Workspace
+from larql_duck.patches.overlay import EditedFact, OverlayRow
+from larql_duck.patches.rounding import rounded
+from larql_duck.result import Result
+from larql_duck.workspace import Workspace
 
 FLOOR, CEILING, ROUNDS = 0.30, 0.90, 16
 # Bounds of a scale, of all rounds together, and of one round's factor.
@@ -99,14 +100,12 @@ def rebalance(
 
 
 def _prompt(workspace: Workspace, fact: EditedFact) -> tuple[str, str, str]:
-    from larql_duck.editing.relation_prompts import prompts_for
 
     own = prompts_for(workspace, fact.relation or "", fact.templates)
     return own.templates[0], own.text(fact.entity), fact.target
 
 
 def _measure(workspace: Workspace, scaled: Sequence[_Scaled]) -> None:
-    from larql_duck.inference.scoring import target_probabilities
 
     for s, found in zip(
         scaled, target_probabilities(workspace.engine(), [s.prompt for s in scaled]), strict=True
@@ -115,7 +114,6 @@ def _measure(workspace: Workspace, scaled: Sequence[_Scaled]) -> None:
 
 
 def _operations(workspace: Workspace, scaled: Sequence[_Scaled]) -> list[InsertOp]:
-    from larql_duck.patches.rounding import rounded
 
     dtype = workspace.vindex.dtype
     counts: dict[int, int] = {}
@@ -156,10 +154,6 @@ def _row(workspace: Workspace, s: _Scaled, floor: float, ceiling: float) -> dict
 
 
 def _result(rows: Sequence[dict[str, object]], notices: Sequence[str]) -> Result:
-    import pyarrow as pa
-
-    from larql_duck.result import Result
-
     schema = pa.schema(
         [
             ("entity", pa.string()), ("relation", pa.string()), ("target", pa.string()), ("layer", pa.int32()),

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from larql_duck.knowledge.relations import SLOT, Relation, relation_key
-
-if TYPE_CHECKING:
-    from larql_duck.workspace import Workspace
+from larql_duck.probing.packs import known_relations
+from larql_duck.workspace import Workspace
 
 # Prompts of other relations about the same kind of subject.
 OTHERS = 14
@@ -50,7 +48,6 @@ def prompts_for(workspace: Workspace | None, relation: str, templates: Sequence[
     """The prompts of a relation: `templates` where given, else its pack's, else those that the vindex holds, else
     "The {relation} of {entity} is".
     """
-    from larql_duck.probing.packs import known_relations
 
     shipped = {relation_key(name): r for name, r in known_relations().items()}
     known = shipped.get(relation_key(relation))

@@ -5,25 +5,24 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
+from larql_duck.inference.engine import Engine
 from larql_duck.inference.scoring import score_targets
 from larql_duck.knowledge.relations import SLOT, Relation, relation_key
+from larql_duck.probing.calibrate import Calibration
 from larql_duck.probing.checkpoint import Checkpoint
 from larql_duck.probing.combine import combine
 from larql_duck.probing.facts import MANY_P
 from larql_duck.probing.measure import measure
 from larql_duck.probing.outcomes import Reply
+from larql_duck.probing.packs import known_relations
 from larql_duck.probing.prompts import Question, Variant
 from larql_duck.probing.replies import replies
 from larql_duck.probing.tables import ProbedFact, tables_of
 from larql_duck.probing.words import normal
-
-if TYPE_CHECKING:
-    from larql_duck.inference.engine import Engine
-    from larql_duck.probing.calibrate import Calibration
 
 Pair = tuple[str, str]
 
@@ -127,7 +126,6 @@ def reprobe_pairs(
 
 def known_relation(name: str, templates: tuple[str, ...], many: bool = False) -> Relation:
     """The shipped relation of that name, else one with these templates; asked in the form that it has."""
-    from larql_duck.probing.packs import known_relations
 
     key = relation_key(name)
     for shipped in known_relations().values():
@@ -137,7 +135,6 @@ def known_relation(name: str, templates: tuple[str, ...], many: bool = False) ->
 
 
 def _calibration(statistics: Mapping[str, Any]) -> Calibration:
-    from larql_duck.probing.calibrate import Calibration
 
     return Calibration.from_json(statistics.get("calibration") or {})
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from larql_duck.inference.batch import pad
+from larql_duck.inference.engine import Engine
 from larql_duck.inference.hooks import starting_at
 from larql_duck.inference.loading import return_memory
 from larql_duck.inference.prefix import cheapest_groups, fork_cache, prefill
@@ -22,7 +23,6 @@ from larql_duck.progress import Ticker
 if TYPE_CHECKING:
     from transformers import DynamicCache
 
-    from larql_duck.inference.engine import Engine
 
 # Gradient steps at most, and the loss (nats of the whole object, averaged over prompts) at which a fact is done.
 STEPS, DONE = 40, 0.12
