@@ -9,9 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from larql_duck.commands.rows import FLOAT, INT, TEXT, result_of
+from larql_duck.commands.rows import FACTS, FLOAT, INT, TEXT, appended, result_of
 from larql_duck.editing.feature_edits import SlotEdits
-from larql_duck.editing.inserting import delete_facts, update_facts
+from larql_duck.editing.inserting import UpdatedFact, delete_facts, update_facts
 from larql_duck.lowering.edge_selection import EdgeCondition, other_facts_sql, selection_sql, set_columns
 from larql_duck.lowering.types import Request, fail
 from larql_duck.lql.statements import Delete, Update
@@ -68,12 +68,12 @@ def delete(session: Session, request: Request) -> Result:
     if s.dry_run or not selected:
         return _facts_result(selected, notices, "would be changed")
     database, others = _by_home(session, selected)
-    with session.patches.transaction():
-        if database:
-            session.patches.append([DeleteKnnOp(e.entity, e.relation) for e in database])
-        if not others:
-            return _facts_result(selected, notices, "deleted")
-        result = delete_facts(session.workspace, [e.pair for e in others])
+    deletions = [DeleteKnnOp(e.entity, e.relation) for e in database]
+    if not others:
+        session.patches.append(deletions)
+        return _facts_result(selected, notices, "deleted")
+    edits = delete_facts(session.workspace, [e.pair for e in others])
+    result = appended(session.patches, edits, FACTS, *deletions)
     result.notices[:0] = notices
     if database:
         result.notices.append(f"{len(database)} database facts were deleted")
@@ -95,21 +95,18 @@ def update(session: Session, request: Request) -> Result:
     if s.dry_run or not selected:
         return _facts_result(selected, notices, "would be changed")
     database, others = _by_home(session, selected)
-    by_target: dict[str, list[tuple[str, str]]] = {}
-    for edge in others:
-        if "target" in edge.values:
-            by_target.setdefault(edge.values["target"].strip(), []).append(edge.pair)
-    with session.patches.transaction():
-        if database:
-            session.patches.append([_changed_knn(session, e) for e in database])
-        parts = [update_facts(session.workspace, pairs, target) for target, pairs in by_target.items()]
-        confident = [e for e in others if "confidence" in e.values]
-        if confident:
-            session.patches.append(_confident(session, confident))
-    if not parts:
+    changed: list[Operation] = [_changed_knn(session, e) for e in database]
+    retargeted = [e for e in others if "target" in e.values]
+    changed += _confident(session, [e for e in others if "target" not in e.values])
+    if not retargeted:
+        session.patches.append(changed)
         return _facts_result(selected, notices, "updated")
-    table = pa.concat_tables([part.arrow() for part in parts], promote_options="default")
-    result = Result(table, notices=[*notices, *(notice for part in parts for notice in part.notices)])
+    edits = update_facts(
+        session.workspace,
+        [UpdatedFact(*e.pair, e.values["target"], e.values.get("confidence")) for e in retargeted],
+    )
+    result = appended(session.patches, edits, FACTS, *changed)
+    result.notices[:0] = notices
     if database:
         result.notices.append(f"{len(database)} database facts were updated")
     return result
@@ -256,7 +253,6 @@ def _confident(session: Session, edges: Sequence[EdgeSelection]) -> list[Operati
     edits = session.patches
     overlay = edits.overlay
     operations: list[Operation] = []
-    counts: dict[int, int] = {}
     for edge in edges:
         fact = _edited(session, edge)
         assert fact is not None
@@ -267,9 +263,7 @@ def _confident(session: Session, edges: Sequence[EdgeSelection]) -> list[Operati
             values = {"gate": row.gate, "up": row.up, "down": row.down, "meta": row.meta, "kind": fact.kind}
             values["feature"] = fact.feature
             if fact.feature >= overlay.n_base[fact.layer]:
-                n = counts.get(fact.layer, 0)
-                counts[fact.layer] = n + 1
-                values["feature"] = edits.next_feature(fact.layer, n)
+                values["feature"] = edits.next_feature(fact.layer, operations)
         operations.append(
             InsertOp(
                 layer=fact.layer,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from larql_duck.commands.rows import INT, TEXT, appended, result_of
 from larql_duck.editing.compact import compact_major, compact_minor, compact_status
 from larql_duck.lowering.types import Request
 from larql_duck.result import Result
@@ -10,15 +11,16 @@ from larql_duck.session import Session
 
 def minor(session: Session, request: Request) -> Result:
     """COMPACT MINOR: database facts become features."""
-    return compact_minor(session.workspace)
+    return appended(session.patches, compact_minor(session.workspace))
 
 
 def major(session: Session, request: Request) -> Result:
     """COMPACT MAJOR [FULL] [WITH LAMBDA = x]: appended features become part of W_down."""
     s = request.statement
-    return compact_major(session.workspace, full=s.full, lambda_=s.lambda_)
+    return appended(session.patches, compact_major(session.workspace, full=s.full, lambda_=s.lambda_))
 
 
 def status(session: Session, request: Request) -> Result:
     """SHOW COMPACT STATUS: how many facts are in the database alone, appended features, and folded."""
-    return compact_status(session.workspace)
+    columns = {"tier": TEXT, "layer": INT, "facts": INT, "next": TEXT}
+    return result_of(columns, compact_status(session.workspace))

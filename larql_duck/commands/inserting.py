@@ -6,7 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from larql_duck.editing.inserting import insert as insert_facts
+from larql_duck.commands.rows import BIG, FLOAT, INT, TEXT, appended
+from larql_duck.editing.inserting import insert_facts
 from larql_duck.editing.rebalance import rebalance as rebalance_facts
 from larql_duck.errors import SemanticError
 from larql_duck.knowledge.frames import as_table
@@ -20,7 +21,10 @@ from larql_duck.session import Session
 # Rows of one statement at most: a mistaken query is not to run for days.
 MOST = 10_000
 
-
+_REBALANCED = {
+    "entity": TEXT, "relation": TEXT, "target": TEXT, "layer": INT, "feature": BIG, "p_before": FLOAT, "p": FLOAT,
+    "scale": FLOAT, "state": TEXT,
+}  # fmt: skip
 # Names of a table's columns, by what they hold.
 _COLUMNS = {
     "entity": ("entity", "subject"), "relation": ("relation", "relationship"), "target": ("target", "object"),
@@ -41,7 +45,7 @@ def insert(session: Session, request: Request) -> Result:
         rows = _triples(table.rename_columns(list(s.columns)))
     if len(rows) > MOST:
         raise fail(s, f"{len(rows)} facts are too many for one statement; insert at most {MOST} at a time")
-    return insert_facts(
+    edits = insert_facts(
         session.workspace,
         rows,
         layer=s.layer,
@@ -50,6 +54,7 @@ def insert(session: Session, request: Request) -> Result:
         mode=s.mode,
         template=s.template,
     )
+    return appended(session.patches, edits)
 
 
 def _statement(rows: object, relation: str | None = None, **options: Any) -> st.Insert:
@@ -87,4 +92,4 @@ def _triples(table: pa.Table) -> list[tuple[Any, Any, Any]]:
 
 def rebalance(session: Session, request: Request) -> Result:
     """REBALANCE: scales the inserted features until every fact's probability lies between FLOOR and CEILING."""
-    return rebalance_facts(session.workspace, **request.arguments)
+    return appended(session.patches, rebalance_facts(session.workspace, **request.arguments), _REBALANCED)

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from larql_duck.catalog import VIEWS, arrow_schema
 from larql_duck.commands.opening import opened
+from larql_duck.commands.rows import BIG, FLOAT, INT, TEXT, appended
 from larql_duck.editing.merge import merge as merge_vindex
 from larql_duck.lowering.types import Request, fail
 from larql_duck.patches.checksum import base_checksum
@@ -21,6 +22,10 @@ from larql_duck.result import Result
 from larql_duck.session import Session
 from larql_duck.vindex.store import Vindex
 
+_MERGED = {
+    "kind": TEXT, "entity": TEXT, "relation": TEXT, "layer": INT, "feature": BIG, "target": TEXT, "source": TEXT,
+    "target_confidence": FLOAT, "source_confidence": FLOAT, "conflict": pa.bool_(), "action": TEXT,
+}  # fmt: skip
 # Updates without vectors that a statement names one by one.
 _NAMED = 5
 
@@ -99,7 +104,8 @@ def merge(session: Session, request: Request) -> Result:
             "into",
         )
     rule = s.conflict or "keep_source"
-    return merge_vindex(session.workspace, s.source, opened, rule=rule, dry_run=s.dry_run)
+    edits = merge_vindex(session.workspace, s.source, opened, rule=rule, dry_run=s.dry_run)
+    return appended(session.patches, edits, _MERGED)
 
 
 def _result(rows: Sequence[dict[str, Any]], notices: Sequence[str]) -> Result:

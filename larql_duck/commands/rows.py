@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from larql_duck.patches.edit_log import EditLog
+from larql_duck.patches.operations import Operation
 from larql_duck.result import Result
 
+if TYPE_CHECKING:
+    from larql_duck.editing.fact_edits import FactEdits
+
 TEXT, INT, BIG, FLOAT = pa.string(), pa.int32(), pa.int64(), pa.float64()
+
+FACTS = {
+    "entity": TEXT, "relation": TEXT, "target": TEXT, "layer": INT, "feature": BIG, "p_before": FLOAT, "p": FLOAT,
+    "paraphrase_p": FLOAT, "neighbour_change": FLOAT,
+}  # fmt: skip
+"""What statements that edit facts answer with, one row a fact; see `FactEdits`."""
 
 
 def result_of(
@@ -19,3 +30,13 @@ def result_of(
     rows = list(rows)
     arrays = [pa.array([row[i] for row in rows], kind) for i, kind in enumerate(columns.values())]
     return Result(pa.Table.from_arrays(arrays, names=list(columns)), notices=notices)
+
+
+def appended(
+    log: EditLog, edits: FactEdits, columns: Mapping[str, pa.DataType] = FACTS, *also: Operation
+) -> Result:
+    """What was measured of edits that hold from now on, in these columns; `also` are appended before them."""
+    operations = [*also, *edits.operations]
+    if operations:
+        log.append(operations)
+    return Result(pa.Table.from_pylist(list(edits.rows), schema=pa.schema(columns)), notices=edits.notices)

@@ -9,18 +9,17 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from larql_duck.editing.background_corpus import background_of
 from larql_duck.editing.detector import shrunk
-from larql_duck.editing.fact_results import fact_result, joined_results
+from larql_duck.editing.fact_edits import FactEdits
 from larql_duck.editing.inserting import (
     earlier_facts,
-    largest_change,
     measure_facts,
+    measured_row,
     need_features,
-    solve_and_add,
+    solve_facts,
 )
 from larql_duck.editing.keys import FIRST, FRAMES, frames_of, layer_input
 from larql_duck.editing.relation_prompts import prompts_for
@@ -31,7 +30,6 @@ from larql_duck.inference.fact_prompts import subject_position
 from larql_duck.patches.operations import InsertOp, Operation, UpdateOp, fact_key
 from larql_duck.patches.overlay import EditedFact, Overlay
 from larql_duck.patches.rounding import rounded
-from larql_duck.result import Result
 from larql_duck.workspace import Workspace
 
 # What a position of ordinary text weighs beside one at which a feature's part has to be written, and as how many such
@@ -47,37 +45,24 @@ _CONTEXTS = 40
 # -- MINOR ----------------------------------------------------------------------------------------------------
 
 
-def compact_minor(workspace: Workspace) -> Result:
-    """One row a fact, as INSERT gives it: every database fact is a feature of its layer from now on.
+def compact_minor(workspace: Workspace) -> FactEdits:
+    """The edits that make a feature of its layer of every database fact; each keeps its confidence.
 
-    Facts of a layer are solved together; each keeps its confidence. All of them or none. LevelError without weights,
-    NotSupportedError for plain feed-forward networks.
+    LevelError without weights, NotSupportedError for plain feed-forward networks.
     """
-
     facts = workspace.overlay.knn
     if not facts:
-        return fact_result([], ["there are no database facts, so there is nothing to compact"])
+        return FactEdits(notices=["there are no database facts, so there is nothing to compact"])
     need_features(workspace)
-    groups: dict[tuple[int, float | None], list[RewriteRequest]] = {}
-    for fact in facts:
-        own = prompts_for(workspace, fact.relation or "", fact.templates)
-        requests = RewriteRequest(fact.entity, fact.relation or "", fact.target, own.templates, own)
-        groups.setdefault((fact.layer, fact.confidence), []).append(requests)
-    with workspace.edits.transaction():
-        results = [
-            solve_and_add(workspace, requests, layer, confidence, 1.0)
-            for (layer, confidence), requests in groups.items()
-        ]
-    result = joined_results(results)
-    result.notices.append(f"{len(facts)} database facts became features")
-    return result
+    edits = solve_facts(workspace, rewrite_requests(workspace, facts))
+    return replace(edits, notices=[*edits.notices, f"{len(facts)} database facts became features"])
 
 
 # -- MAJOR ----------------------------------------------------------------------------------------------------
 
 
-def compact_major(workspace: Workspace, *, full: bool = False, lambda_: float | None = None) -> Result:
-    """One row a fact: entity, relation, target, layer, p before and after, paraphrase_p, neighbour_change.
+def compact_major(workspace: Workspace, *, full: bool = False, lambda_: float | None = None) -> FactEdits:
+    """The edits that fold the appended features into W_down.
 
     The appended features of each layer become part of its W_down: at the facts' positions it writes what they wrote,
     elsewhere as little else as possible (least squares under the second moment of its input, in f64, as MEMIT does).
@@ -93,9 +78,9 @@ def compact_major(workspace: Workspace, *, full: bool = False, lambda_: float | 
     source = _unfolded(workspace) if full else now
     layers = _appended(source)
     if not layers:
-        return fact_result([], ["no feature is appended, so there is nothing to fold"])
+        return FactEdits(notices=["no feature is appended, so there is nothing to fold"])
     need_features(workspace)
-    requests = {layer: _requests(workspace, own) for layer, own in layers.items()}
+    requests = {layer: rewrite_requests(workspace, own) for layer, own in layers.items()}
     engine = workspace.engine()
     operations: list[Operation] = []
     notices: list[str] = []
@@ -109,22 +94,8 @@ def compact_major(workspace: Workspace, *, full: bool = False, lambda_: float | 
     before = measure_facts(engine, every)
     with engine.under(workspace.edits.preview(operations)):
         after = measure_facts(engine, every)
-    workspace.edits.append(operations)
-    rows = [
-        {
-            "entity": w.entity,
-            "relation": w.relation,
-            "target": w.target,
-            "layer": layer,
-            "p_before": b.p,
-            "p": a.p,
-            "paraphrase_p": a.others,
-            "neighbour_change": largest_change(b, a),
-        }
-        for (layer, w), b, a in zip(
-            [(layer, w) for layer, own in requests.items() for w in own], before, after, strict=True
-        )
-    ]
+    layer_of = [layer for layer, own in requests.items() for _ in own]
+    rows = [measured_row(*measured) for measured in zip(every, layer_of, before, after, strict=True)]
     columns = sum(isinstance(op, UpdateOp) for op in operations)
     notices.append(
         f"{len(every)} features were folded into {columns} columns of W_down; none is appended now"
@@ -136,7 +107,7 @@ def compact_major(workspace: Workspace, *, full: bool = False, lambda_: float | 
             f"{len(lost)} of {len(every)} facts lost more than half of their probability: {named}; a smaller LAMBDA "
             "keeps more, DELETE and INSERT makes a feature of a fact again"
         )
-    return fact_result(rows, notices)
+    return FactEdits(operations, rows, notices)
 
 
 @dataclass(frozen=True)
@@ -154,15 +125,22 @@ def _appended(overlay: Overlay) -> dict[int, list[EditedFact]]:
     return dict(sorted(found.items()))
 
 
-def _requests(workspace: Workspace, facts: Sequence[EditedFact]) -> list[RewriteRequest]:
-
+def rewrite_requests(workspace: Workspace, facts: Sequence[EditedFact]) -> list[RewriteRequest]:
+    """The edited facts as ones to solve again, each in its layer and with its confidence."""
     kinds: dict[str, Any] = {"update": "update", "delete": "delete"}
     out = []
     for f in facts:
         own = prompts_for(workspace, f.relation or "", f.templates)
         out.append(
             RewriteRequest(
-                f.entity, f.relation or "", f.target, own.templates, own, kinds.get(f.kind, "insert")
+                f.entity,
+                f.relation or "",
+                f.target,
+                own.templates,
+                own,
+                kinds.get(f.kind, "insert"),
+                layer=f.layer,
+                confidence=f.confidence,
             )
         )
     return out
@@ -380,9 +358,8 @@ def _is_column(op: Operation, layer: int) -> bool:
 # -- status ---------------------------------------------------------------------------------------------------
 
 
-def compact_status(workspace: Workspace) -> Result:
+def compact_status(workspace: Workspace) -> list[tuple[str, int | None, int, str | None]]:
     """One row a tier and layer: tier ('database', 'features' or 'folded'), layer, facts, and what compacts them."""
-
     overlay = workspace.overlay
     tiers = {
         "database": (overlay.knn, "COMPACT MINOR makes features of them"),
@@ -392,13 +369,10 @@ def compact_status(workspace: Workspace) -> Result:
         ),
         "folded": ([f for f in overlay.facts if f.mode == "fold"], "COMPACT MAJOR FULL folds them again"),
     }
-    rows: list[dict[str, Any]] = []
+    rows: list[tuple[str, int | None, int, str | None]] = []
     for tier, (facts, then) in tiers.items():
         layers: list[int | None] = [*sorted({f.layer for f in facts})]
         for layer in layers or [None]:
             n = sum(f.layer == layer for f in facts)
-            rows.append({"tier": tier, "layer": layer, "facts": n, "next": then if n else None})
-    schema = pa.schema(
-        [("tier", pa.string()), ("layer", pa.int32()), ("facts", pa.int32()), ("next", pa.string())]
-    )
-    return Result(pa.Table.from_pylist(rows, schema=schema))
+            rows.append((tier, layer, n, then if n else None))
+    return rows

@@ -38,7 +38,7 @@ class SlotEdits:
         self.workspace = workspace
         self.vindex = workspace.vindex
         self.overlay = workspace.overlay
-        self._counts: dict[int, int] = {}
+        self._pending: list[Operation] = []
         self._tokenizer: Tokenizer | None = None
 
     def delete(self, layer: int, feature: int) -> SlotChange:
@@ -94,15 +94,12 @@ class SlotEdits:
         row = self.overlay.rows[layer][feature]
         fact = self.overlay.fact(row.entity or "", row.relation)
         assert fact is not None
-        return InsertOp(
-            layer, self._local(layer), fact.entity, target, fact.relation, None, row.gate, row.up, down, meta,
-            fact.kind, fact.templates,
+        operation = InsertOp(
+            layer, self.workspace.edits.next_feature(layer, self._pending), fact.entity, target, fact.relation, None,
+            row.gate, row.up, down, meta, fact.kind, fact.templates,
         )  # fmt: skip
-
-    def _local(self, layer: int) -> int:
-        n = self._counts.get(layer, 0)
-        self._counts[layer] = n + 1
-        return int(self.workspace.edits.next_feature(layer, n))
+        self._pending.append(operation)
+        return operation
 
     def _row(self, layer: int, feature: int) -> OverlayRow | None:
         return self.overlay.rows.get(layer, {}).get(feature)

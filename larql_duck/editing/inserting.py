@@ -1,23 +1,32 @@
-"""INSERT of facts, and UPDATE and DELETE of them: solved as features, checked, and made part of the session's edits."""
+"""INSERT of facts, and UPDATE and DELETE of them: solved as features and measured, ready to be appended."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import torch
 
 from larql_duck.editing.background_corpus import background_of
-from larql_duck.editing.fact_results import fact_result, joined_results
-from larql_duck.editing.knn import insert_knn
+from larql_duck.editing.fact_edits import FactEdits
+from larql_duck.editing.knn import knn_edits
 from larql_duck.editing.relation_prompts import RelationPrompts, prompts_for
-from larql_duck.editing.solve import ExistingFact, RewriteRequest, Solved, default_layer, need_gated, solve
+from larql_duck.editing.solve import (
+    ExistingFact,
+    RewriteRequest,
+    Solved,
+    checked_layer,
+    need_gated,
+    solve,
+)
 from larql_duck.errors import LevelError, SemanticError
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.fact_prompts import answer_ids, filled
 from larql_duck.inference.scoring import next_token_probabilities, target_probabilities
 from larql_duck.patches.operations import InsertOp, Meta, Operation, fact_key
-from larql_duck.patches.overlay import Overlay
-from larql_duck.result import Result
+from larql_duck.patches.overlay import EditedFact, Overlay
 from larql_duck.workspace import Workspace
 
 # Other subjects at which the report looks, and other openings where a relation has one template only.
@@ -25,7 +34,16 @@ _NEIGHBOURS = 8
 _OPENINGS = ("Here is a fact. ", "As everybody knows, ")
 
 
-def insert(
+class UpdatedFact(NamedTuple):
+    """A fact that is to have another object, and the confidence that it is to show; None: what is measured."""
+
+    entity: str
+    relation: str
+    target: str
+    confidence: float | None = None
+
+
+def insert_facts(
     workspace: Workspace,
     rows: Sequence[tuple[str, str, str]],
     *,
@@ -34,114 +52,141 @@ def insert(
     alpha: float | None = None,
     mode: str | None = None,
     template: str | None = None,
-) -> Result:
-    """One row a fact: entity, relation, target, layer, feature, p before and after, paraphrase_p, neighbour_change.
+) -> FactEdits:
+    """The edits that make the facts `rows` (entity, relation, target) so; one that was inserted already is replaced.
 
-    rows are (entity, relation, target); a fact that was inserted already is replaced. p is the probability of the
-    whole target on the relation's first template, paraphrase_p its mean over the others, neighbour_change the largest
-    change of the first answer's probability at other subjects. All rows or none become edits. mode 'knn' makes
-    database facts; None takes features where the vindex has weights. LevelError, NotSupportedError, SemanticError.
+    mode 'knn' makes database facts; None takes features where the vindex has weights. LevelError, NotSupportedError,
+    SemanticError.
     """
     facts = _unique(rows)
-    vindex = workspace.vindex
     if mode is None:
-        mode = "compose" if vindex.has_weights else "knn"
+        mode = "compose" if workspace.vindex.has_weights else "knn"
     if mode == "knn":
-        result: Result = insert_knn(workspace, facts, layer=layer, confidence=confidence, template=template)
-        return result
+        return knn_edits(workspace, facts, layer=layer, confidence=confidence, template=template)
     need_features(workspace)
-
-    prompts_by_relation = _PromptsByRelation(
-        lambda name: prompts_for(workspace, name, () if template is None else (template,))
-    )
+    prompts = cache(partial(prompts_for, workspace, templates=() if template is None else (template,)))
     requests = [
-        RewriteRequest(e, r, t, prompts_by_relation(r).templates, prompts_by_relation(r)) for e, r, t in facts
+        RewriteRequest(e, r, t, prompts(r).templates, prompts(r), layer=layer, confidence=confidence)
+        for e, r, t in facts
     ]
-    return solve_and_add(workspace, requests, layer, confidence, 1.0 if alpha is None else alpha)
+    return solve_facts(workspace, requests, alpha=1.0 if alpha is None else alpha)
 
 
-def update_facts(workspace: Workspace, facts: Sequence[tuple[str, str]], target: str) -> Result:
-    """Like `insert` for facts (entity, relation) whose object becomes `target`; an inserted fact is replaced."""
-
+def update_facts(workspace: Workspace, facts: Iterable[UpdatedFact]) -> FactEdits:
+    """The edits that give facts another object; an inserted one keeps its layer and templates."""
     need_features(workspace)
-    overlay = workspace.edits.overlay
+    prompts = cache(partial(prompts_for, workspace))
     requests = []
-    layers: dict[int | None, list[RewriteRequest]] = {}
-    for entity, relation in facts:
-        old = overlay.fact(entity, relation)
-        own = prompts_for(workspace, relation, () if old is None else old.templates)
-        kind: Any = "insert" if old is not None and old.kind == "insert" else "update"
-        w = RewriteRequest(entity, relation, _word(target, "target"), own.templates, own, kind)
-        requests.append(w)
-        layers.setdefault(old.layer if old is not None and old.mode == "compose" else None, []).append(w)
-    with workspace.edits.transaction():
-        results = [solve_and_add(workspace, own, layer, None, 1.0) for layer, own in layers.items()]
-    return joined_results(results)
+    for fact in facts:
+        old = workspace.overlay.fact(fact.entity, fact.relation)
+        own = prompts(fact.relation, () if old is None else old.templates)
+        requests.append(
+            RewriteRequest(
+                fact.entity,
+                fact.relation,
+                _word(fact.target, "target"),
+                own.templates,
+                own,
+                "insert" if old is not None and old.kind == "insert" else "update",
+                layer=old.layer if old is not None and old.mode == "compose" else None,
+                confidence=fact.confidence,
+            )
+        )
+    return solve_facts(workspace, requests)
 
 
-def delete_facts(workspace: Workspace, facts: Sequence[tuple[str, str]]) -> Result:
-    """Like `insert` for facts (entity, relation) that are to be no more: p then is the object's probability.
+def delete_facts(workspace: Workspace, facts: Iterable[tuple[str, str]]) -> FactEdits:
+    """The edits by which facts (entity, relation) are no more: p then is the object's probability.
 
     A fact of the model is lowered to the relation's prior by a feature of its own; of an inserted or updated one its
     feature is removed, so that the model says what it said before.
     """
-    overlay = workspace.edits.overlay
-    removals: list[Operation] = []
-    rows: list[dict[str, Any]] = []
-    model: list[tuple[str, str]] = []
+    removed: list[EditedFact] = []
+    stated: list[tuple[str, str]] = []
     notices: list[str] = []
     for entity, relation in facts:
-        old = overlay.fact(entity, relation)
+        old = workspace.overlay.fact(entity, relation)
         if old is None or old.mode == "fold":
-            model.append((entity, relation))
+            stated.append((entity, relation))
         elif old.kind == "delete":
             notices.append(f"{entity}, {relation}: was deleted already")
         else:
-            removals.append(InsertOp(old.layer, 0, old.entity, old.target, old.relation, kind="remove"))
-            rows.append(
-                {"entity": entity, "relation": relation, "target": old.target, "layer": old.layer}
-                | {"feature": old.feature}
-            )
-    results = []
-    with workspace.edits.transaction():
-        if removals:
-            workspace.edits.append([_numbered(workspace, op) for op in removals])
-            results.append(fact_result(rows, ["removed: the model says what it said before"]))
-        if model:
-            need_features(workspace)
-            results.append(solve_and_add(workspace, _lost(workspace, model), None, None, 1.0))
-    return joined_results(results) if results else fact_result([], notices) if notices else fact_result([])
+            removed.append(old)
+    operations = [_removal(workspace, fact) for fact in removed]
+    rows = [
+        {
+            "entity": f.entity,
+            "relation": f.relation,
+            "target": f.target,
+            "layer": f.layer,
+            "feature": f.feature,
+        }
+        for f in removed
+    ]
+    if removed:
+        notices.append("removed: the model says what it said before")
+    if not stated:
+        return FactEdits(operations, rows, notices)
+    need_features(workspace)
+    prompts = cache(partial(prompts_for, workspace))
+    named = [
+        (entity, prompts(relation), *_objects(workspace, entity, relation)) for entity, relation in stated
+    ]
+    with workspace.engine().under(workspace.edits.preview(operations)) as engine:
+        requests = [_deletion(engine, *fact) for fact in named]
+    return FactEdits(operations, rows, notices).and_also(solve_facts(workspace, requests, behind=operations))
 
 
-# -- the statement --------------------------------------------------------------------------------------------
+# -- solving --------------------------------------------------------------------------------------------------
 
 
-def solve_and_add(
+def solve_facts(
+    workspace: Workspace,
+    requests: Iterable[RewriteRequest],
+    *,
+    alpha: float = 1.0,
+    behind: Sequence[Operation] = (),
+) -> FactEdits:
+    """The edits that make the facts so, to stand behind the operations `behind`; those of a layer are solved together."""
+    need_gated(workspace.engine())
+    groups: dict[tuple[int, float | None], list[RewriteRequest]] = {}
+    for request in requests:
+        layer = checked_layer(request.layer, workspace.vindex.n_layers)
+        groups.setdefault((layer, request.confidence), []).append(request)
+    edits = FactEdits()
+    for (layer, confidence), group in groups.items():
+        more = _solved(workspace, group, layer, confidence, alpha, [*behind, *edits.operations])
+        edits = edits.and_also(more)
+    weak = [r for r in edits.rows if r["kind"] != "delete" and r["p"] < 0.1]
+    if weak:
+        named = ", ".join(f"{r['entity']} {r['relation']}" for r in weak[:5])
+        notice = (
+            f"{len(weak)} of {len(edits.rows)} facts do not hold (p below 0.1): {named}; "
+            "try another AT LAYER, or a TEMPLATE that states it as people write it"
+        )
+        return replace(edits, notices=[*edits.notices, notice])
+    return edits
+
+
+def _solved(
     workspace: Workspace,
     requests: Sequence[RewriteRequest],
-    layer: int | None,
+    layer: int,
     confidence: float | None,
     alpha: float,
-) -> Result:
-    """The facts solved, measured and added; nothing is added where anything fails."""
-
-    vindex = workspace.vindex
-    engine = workspace.engine()
-    need_gated(engine)
-    if layer is None:
-        layer = default_layer(vindex.n_layers)
-    if not 0 <= layer < vindex.n_layers:
-        raise SemanticError(f"layer {layer} is out of range: the model has layers 0-{vindex.n_layers - 1}")
-    second = background_of(workspace).second_moment(layer)
-    edits = workspace.edits
+    behind: Sequence[Operation],
+) -> FactEdits:
+    """The edits of facts that become features of one layer."""
+    engine, edits = workspace.engine(), workspace.edits
+    background = background_of(workspace)
+    second = background.second_moment(layer)
     names = {fact_key(w.entity, w.relation) for w in requests}
-    replaced = [f for f in edits.overlay.facts if fact_key(f.entity, f.relation) in names]
-    removals = [
-        _numbered(workspace, InsertOp(f.layer, 0, f.entity, f.target, f.relation, kind="remove"))
-        for f in replaced
-        if f.mode == "compose"
+    replaced = [
+        _removal(workspace, f, behind)
+        for f in edits.preview(behind).facts
+        if f.mode == "compose" and fact_key(f.entity, f.relation) in names
     ]
-    without = edits.preview(removals)
+    without = edits.preview([*behind, *replaced])
     with engine.under(without):
         before = measure_facts(engine, requests)
         solved = solve(
@@ -149,41 +194,31 @@ def solve_and_add(
             requests,
             layer=layer,
             second=second,
-            text=background_of(workspace).inputs(layer),
-            dtype=vindex.dtype,
+            text=background.inputs(layer),
+            dtype=workspace.vindex.dtype,
             alpha=alpha,
             earlier=earlier_facts(workspace, without, layer),
             progress=workspace.progress,
         )
-    operations = [
-        _operation(workspace, engine, s, edits.next_feature(layer, n), confidence)
-        for n, s in enumerate(solved)
-    ]
-    with engine.under(edits.preview(operations)):
+    first = edits.next_feature(layer, behind)
+    operations = [_operation(engine, s, first + n, confidence) for n, s in enumerate(solved)]
+    overlay = edits.preview([*behind, *operations])
+    with engine.under(overlay):
         after = measure_facts(engine, requests)
-    solved = [
-        replace(s, p_before=b.p, p_after=a.p, paraphrase_p=a.others, neighbour_change=largest_change(b, a))
-        for s, b, a in zip(solved, before, after, strict=True)
-    ]
+    rows = []
+    for w, b, a in zip(requests, before, after, strict=True):
+        fact = overlay.fact(w.entity, w.relation)
+        rows.append(measured_row(w, layer, b, a) | {"feature": None if fact is None else fact.feature})
     # The score that a slot shows is what was measured, unless the statement says otherwise.
     if confidence is None:
-        operations = [_scored(op, s.p_after) for op, s in zip(operations, solved, strict=True)]
-    edits.append(operations)
-    rows = [_row(workspace, s) for s in solved]
-    notices = [second.notice] if second.notice else []
-    weak = [s for s in solved if s.request.kind != "delete" and (s.p_after or 0) < 0.1]
-    if weak:
-        named = ", ".join(f"{s.request.entity} {s.request.relation}" for s in weak[:5])
-        notices.append(
-            f"{len(weak)} of {len(solved)} facts do not hold (p below 0.1): {named}; "
-            "try another AT LAYER, or a TEMPLATE that states it as people write it"
-        )
-    return fact_result(rows, notices)
+        operations = [
+            replace(op, meta=replace(op.meta, score=a.p)) if op.meta is not None else op
+            for op, a in zip(operations, after, strict=True)
+        ]
+    return FactEdits(operations, rows, [second.notice] if second.notice else [])
 
 
-def _operation(
-    workspace: Workspace, engine: Engine, s: Solved, feature: int, confidence: float | None
-) -> InsertOp:
+def _operation(engine: Engine, s: Solved, feature: int, confidence: float | None) -> InsertOp:
     w = s.request
     ids = engine.tokenizer.entity_ids(w.target)
     token = engine.tokenizer.token(ids[0]).strip() if ids else w.target
@@ -193,65 +228,39 @@ def _operation(
     )  # fmt: skip
 
 
-def _scored(op: InsertOp, p: float | None) -> InsertOp:
-    return op if op.meta is None or p is None else replace(op, meta=replace(op.meta, score=p))
-
-
-def _numbered(workspace: Workspace, op: Operation) -> InsertOp:
-    """A removal with a feature number that belongs to no slot of the base."""
-    assert isinstance(op, InsertOp)
-    return replace(op, feature=workspace.edits.next_feature(op.layer))
+def _removal(workspace: Workspace, fact: EditedFact, behind: Sequence[Operation] = ()) -> InsertOp:
+    """The removal of an inserted fact, with a feature number that belongs to no slot of the base."""
+    number = workspace.edits.next_feature(fact.layer, behind)
+    return InsertOp(fact.layer, number, fact.entity, fact.target, fact.relation, kind="remove")
 
 
 def earlier_facts(workspace: Workspace, overlay: Overlay, layer: int) -> list[ExistingFact]:
     """The facts that features of this layer carry already."""
-
-    prompts_by_relation = _PromptsByRelation(lambda name: prompts_for(workspace, name))
+    prompts = cache(partial(prompts_for, workspace))
     return [
         ExistingFact(
-            prompts_by_relation(f.relation or "").text(f.entity),
-            f.templates or prompts_by_relation(f.relation or "").templates,
+            prompts(f.relation or "").text(f.entity), f.templates or prompts(f.relation or "").templates
         )
         for f in overlay.facts
         if f.mode == "compose" and f.layer == layer
     ]
 
 
-class _PromptsByRelation:
-    """Statings by relation, each made once."""
-
-    def __init__(self, make: Any) -> None:
-        self._make = make
-        self._known: dict[str, RelationPrompts] = {}
-
-    def __call__(self, relation: str) -> RelationPrompts:
-        if relation not in self._known:
-            self._known[relation] = self._make(relation)
-        return self._known[relation]
-
-
-def _lost(workspace: Workspace, facts: Sequence[tuple[str, str]]) -> list[RewriteRequest]:
-    """What the model is no longer to say: the objects that it names for each fact, and what is said of the others."""
-
-    prompts_by_relation = _PromptsByRelation(lambda name: prompts_for(workspace, name))
-    engine = workspace.engine()
-    out = []
-    for entity, relation in facts:
-        own = prompts_by_relation(relation)
-        objects, prior = _objects(workspace, entity, relation)
-        text = own.text(entity)
-        p = next_token_probabilities(engine, [filled(own.templates[0], text)[0]])[0]
-        best = int(p.argmax())
-        first = engine.tokenizer.token(best).strip()
-        objects = objects or (first or engine.tokenizer.piece(best),)
-        # The answer as the model writes it, whether or not a blank comes first.
-        firsts = (best,) if (first and objects[0].startswith(first)) or not first else ()
-        if prior is None:
-            prior = relation_prior(engine, own, entity, objects)
-        out.append(
-            RewriteRequest(entity, relation, objects[0], own.templates, own, "delete", objects, firsts, prior)
-        )
-    return out
+def _deletion(
+    engine: Engine, entity: str, own: RelationPrompts, objects: tuple[str, ...], prior: float | None
+) -> RewriteRequest:
+    """What the model is no longer to say: the objects of the fact, or what it answers where none is known."""
+    p = next_token_probabilities(engine, [filled(own.templates[0], own.text(entity))[0]])[0]
+    best = int(p.argmax())
+    first = engine.tokenizer.token(best).strip()
+    objects = objects or (first or engine.tokenizer.piece(best),)
+    # The answer as the model writes it, whether or not a blank comes first.
+    firsts = (best,) if (first and objects[0].startswith(first)) or not first else ()
+    if prior is None:
+        prior = relation_prior(engine, own, entity, objects)
+    return RewriteRequest(
+        entity, own.relation, objects[0], own.templates, own, "delete", objects, firsts, prior
+    )
 
 
 def _objects(workspace: Workspace, entity: str, relation: str) -> tuple[tuple[str, ...], float | None]:
@@ -267,7 +276,6 @@ def _objects(workspace: Workspace, entity: str, relation: str) -> tuple[tuple[st
 
 def relation_prior(engine: Engine, own: RelationPrompts, entity: str, objects: Sequence[str]) -> float:
     """The mean probability of the objects' first tokens over other subjects of the relation."""
-
     others = [s for s in own.subjects if s != own.text(entity)][:24] or list(own.varied[:24])
     p = next_token_probabilities(engine, [filled(own.templates[0], s)[0] for s in others])
     firsts = [answer_ids(engine.tokenizer, own.templates[0], o)[0] for o in objects]
@@ -277,15 +285,17 @@ def relation_prior(engine: Engine, own: RelationPrompts, entity: str, objects: S
 # -- measuring ------------------------------------------------------------------------------------------------
 
 
-class _Measure:
+@dataclass(frozen=True)
+class FactMeasure:
     """One fact as the engine states it: p of the whole object, its mean over other prompts, answers at neighbours."""
 
-    def __init__(self, p: float, others: float | None, neighbours: Any) -> None:
-        self.p, self.others, self.neighbours = p, others, neighbours
+    p: float
+    others: float | None
+    neighbours: torch.Tensor
 
 
-def measure_facts(engine: Engine, requests: Sequence[RewriteRequest]) -> list[_Measure]:
-
+def measure_facts(engine: Engine, requests: Sequence[RewriteRequest]) -> list[FactMeasure]:
+    """What the engine says of every fact, on its templates and at other subjects."""
     asked, sizes = [], []
     for w in requests:
         prompts = list(w.templates)
@@ -305,35 +315,31 @@ def measure_facts(engine: Engine, requests: Sequence[RewriteRequest]) -> list[_M
     out, at = [], 0
     for w, size in zip(requests, sizes, strict=True):
         others = found[at + 1 : at + size]
-        out.append(_Measure(found[at], sum(others) / len(others) if others else None, neighbours[w.relation]))
+        out.append(
+            FactMeasure(found[at], sum(others) / len(others) if others else None, neighbours[w.relation])
+        )
         at += size
     return out
 
 
-def largest_change(before: _Measure, after: _Measure) -> float | None:
-    """The largest change of the first answer's probability."""
-    if not len(before.neighbours):
-        return None
-    p, first = before.neighbours.max(-1)
-    now = after.neighbours.gather(1, first[:, None])[:, 0]
-    return float((now - p).abs().max())
-
-
-# -- results --------------------------------------------------------------------------------------------------
-
-
-def _row(workspace: Workspace, s: Solved) -> dict[str, Any]:
-    fact = workspace.edits.overlay.fact(s.request.entity, s.request.relation)
+def measured_row(
+    request: RewriteRequest, layer: int, before: FactMeasure, after: FactMeasure
+) -> dict[str, Any]:
+    """What was measured of a fact, as `FactEdits` has it, without the feature."""
+    change = None
+    if len(before.neighbours):
+        p, first = before.neighbours.max(-1)
+        change = float((after.neighbours.gather(1, first[:, None])[:, 0] - p).abs().max())
     return {
-        "entity": s.request.entity,
-        "relation": s.request.relation,
-        "target": s.request.target,
-        "layer": s.layer,
-        "feature": None if fact is None else fact.feature,
-        "p_before": s.p_before,
-        "p": s.p_after,
-        "paraphrase_p": s.paraphrase_p,
-        "neighbour_change": s.neighbour_change,
+        "entity": request.entity,
+        "relation": request.relation,
+        "target": request.target,
+        "kind": request.kind,
+        "layer": layer,
+        "p_before": before.p,
+        "p": after.p,
+        "paraphrase_p": after.others,
+        "neighbour_change": change,
     }
 
 

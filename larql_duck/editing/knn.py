@@ -13,17 +13,15 @@ import torch
 
 from larql_duck.editing.background_corpus import background_of
 from larql_duck.editing.detector import GATE, detectors, fired
-from larql_duck.editing.fact_results import fact_result
+from larql_duck.editing.fact_edits import FactEdits
 from larql_duck.editing.keys import OPENINGS, read_inputs
 from larql_duck.editing.relation_prompts import RelationPrompts, plain_template, prompts_for
-from larql_duck.editing.solve import default_layer
-from larql_duck.errors import SemanticError
+from larql_duck.editing.solve import checked_layer
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.fact_prompts import SubjectPosition, filled, subject_position
 from larql_duck.patches.operations import InsertKnnOp, fact_key
 from larql_duck.patches.overlay import EditedFact
 from larql_duck.patches.rounding import rounded
-from larql_duck.result import Result
 from larql_duck.workspace import Workspace
 
 # The share of a detector's full value from which on its subject counts as named.
@@ -48,44 +46,43 @@ _END = re.compile(r"[.!?]\s|\n")
 # -- inserting ------------------------------------------------------------------------------------------------
 
 
-def insert_knn(
+def knn_edits(
     workspace: Workspace,
     rows: Sequence[tuple[str, str, str]],
     *,
     layer: int | None = None,
     confidence: float | None = None,
     template: str | None = None,
-) -> Result:
-    """One row a fact: entity, relation, target, layer; all of them are database facts of the session from now on.
+) -> FactEdits:
+    """The edits that make database facts of rows (entity, relation, target).
 
-    rows are (entity, relation, target); a fact that was inserted already, in whichever mode, is replaced. A key is what
-    the FFN of the layer reads at the last token of the relation's first template (`template` where given), without
-    weights the mean of the entity's scaled embeddings. confidence None is 1.0. SemanticError for a layer out of range.
+    A fact that was inserted already, in whichever mode, is replaced. A key is what the FFN of the layer reads at the
+    last token of the relation's first template (`template` where given), without weights the mean of the entity's
+    scaled embeddings. confidence None is 1.0. SemanticError for a layer out of range.
     """
-
     vindex = workspace.vindex
-    layer = default_layer(vindex.n_layers) if layer is None else layer
-    if not 0 <= layer < vindex.n_layers:
-        raise SemanticError(f"layer {layer} is out of range: the model has layers 0-{vindex.n_layers - 1}")
+    layer = checked_layer(layer, vindex.n_layers)
     given = () if template is None else (template,)
-    prompts_by_relation = {r: prompts_for(workspace, r, given) for r in dict.fromkeys(r for _, r, _ in rows)}
-    keys = rounded(_keys(workspace, [(prompts_by_relation[r], e) for e, r, _ in rows], layer), vindex.dtype)
+    prompts = {r: prompts_for(workspace, r, given) for r in dict.fromkeys(r for _, r, _ in rows)}
+    keys = rounded(_keys(workspace, [(prompts[r], e) for e, r, _ in rows], layer), vindex.dtype)
     tokenizer = workspace.vectors().tokenizer
     operations = [
         InsertKnnOp(
             layer, e, r, t, next(iter(tokenizer.entity_ids(t)), 0), keys[i],
-            1.0 if confidence is None else confidence, prompts_by_relation[r].templates,
+            1.0 if confidence is None else confidence, prompts[r].templates,
         )
         for i, (e, r, t) in enumerate(rows)
     ]  # fmt: skip
-    workspace.edits.append(operations)
-    made = [{"entity": op.entity, "relation": op.relation, "target": op.target} for op in operations]
+    made = [
+        {"entity": op.entity, "relation": op.relation, "target": op.target, "layer": layer}
+        for op in operations
+    ]
     notices = []
     if not vindex.has_weights:
         notices.append(
             "the vindex has no weights: the keys are embeddings, and INFER, which shows database facts, needs weights"
         )
-    return fact_result([row | {"layer": layer} for row in made], notices)
+    return FactEdits(operations, made, notices)
 
 
 def _keys(workspace: Workspace, asked: Sequence[tuple[RelationPrompts, str]], layer: int) -> np.ndarray:
@@ -118,7 +115,7 @@ class DatabaseFacts:
     A fact is asked for when the prompt ends like one of the templates of its relation, with the fact's subject in the
     slot, and when the detector of the subject answers there with at least half its full value (what it answers on
     average in the contexts it was made for: the relation's templates). Detectors are those of inserted features (see
-    patch.detector), on the model without edits; each is computed when first needed.
+    editing.detector), on the model without edits; each is computed when first needed.
     """
 
     def __init__(self, workspace: Workspace) -> None:
@@ -198,7 +195,7 @@ class DatabaseFacts:
     def _learn(
         self, engine: Engine, layer: int, facts: Sequence[EditedFact], wanted: Sequence[EditedFact]
     ) -> None:
-        """None; the detectors of the wanted facts, all of one layer, are known afterwards."""
+        """Make the detectors of the wanted facts, all of one layer, known."""
 
         new = list({_name(f): f for f in wanted if _name(f) not in self._known}.values())
         if not new:
@@ -248,7 +245,7 @@ class DatabaseFacts:
 
 
 def _spot(engine: Engine, frame: str, text: str) -> SubjectPosition:
-    """The Spot of a frame filled with a subject, behind an opening where it would come first of all."""
+    """The place of a frame filled with a subject, behind an opening where it would come first of all."""
 
     place = subject_position(engine.tokenizer, frame, text)
     return place if place.at > 0 else subject_position(engine.tokenizer, _OPENING + frame, text)

@@ -9,31 +9,16 @@ from typing import Any
 
 import duckdb
 import numpy as np
-import pyarrow as pa
 
 from larql_duck.diffing import DiffSide, OpenWorkspace, directory_side
 from larql_duck.diffing.slot_diff import slot_differences, stored_matrices
-from larql_duck.editing.inserting import insert
+from larql_duck.editing.fact_edits import FactEdits
+from larql_duck.editing.inserting import insert_facts
 from larql_duck.patches.checksum import file_checksum
 from larql_duck.patches.operations import DeleteOp, InsertOp, Operation, UpdateOp, fact_key
-from larql_duck.result import Result
 from larql_duck.vindex import layout
 from larql_duck.vindex.store import Vindex
 from larql_duck.workspace import Workspace
-
-_COLUMNS = (
-    ("kind", "string"),
-    ("entity", "string"),
-    ("relation", "string"),
-    ("layer", "int32"),
-    ("feature", "int64"),
-    ("target", "string"),
-    ("source", "string"),
-    ("target_confidence", "float64"),
-    ("source_confidence", "float64"),
-    ("conflict", "bool"),
-    ("action", "string"),
-)
 
 
 @dataclass(frozen=True)
@@ -65,24 +50,28 @@ def merge(
     *,
     rule: str = "keep_source",
     dry_run: bool = False,
-) -> Result:
-    """One row per slot or fact that differs: kind, entity, relation, layer, feature, what target and source say, their
-    confidences, whether that is a conflict, and the action ('added', 'replaced', 'kept').
+) -> FactEdits:
+    """The edits by which the vindex in use knows what the one at `source` does; none where it is a dry run.
 
     A vindex of the same model gives its slots that differ from the stored ones, with the facts that they carry, and
-    its database facts; of another model the facts come over by INSERT. All become edits of the workspace, or none.
+    its database facts; of another model the facts are solved as INSERT does. The rows are one per slot or fact that
+    differs: kind, entity, relation, layer, feature, what target and source say, their confidences, whether that is a
+    conflict, and the action ('added', 'replaced', 'kept').
     rule, where both say something: 'keep_source', 'keep_target' or 'highest_confidence' (the target's where equal).
     """
-
-    here = workspace.vindex
     other = directory_side(source, opened)
-    lineage = same_lineage(here, other.vindex)
+    lineage = same_lineage(workspace.vindex, other.vindex)
     items = _slots(workspace, other, rule, opened) if lineage else _facts(workspace, other, rule)
-    taken = [item for item in items if item.taken]
-    notices = [_said(items, dry_run, other, lineage)]
-    if taken and not dry_run:
-        notices += _carry_out(workspace, taken)
-    return _result(items, notices)
+    taken = [item for item in items if item.taken and not dry_run]
+    operations = [item.operation for item in taken if item.operation is not None]
+    facts = [(i.entity or "", i.relation or "", i.source or "") for i in taken if i.operation is None]
+    solved = insert_facts(workspace, facts) if facts else FactEdits()
+    rows = [
+        vars(item) | {"action": "kept" if not item.taken else "replaced" if item.conflict else "added"}
+        for item in items
+    ]
+    notices = [_said(items, dry_run, other, lineage), *solved.notices]
+    return FactEdits([*operations, *solved.operations], rows, notices)
 
 
 def same_lineage(a: Vindex, b: Vindex) -> bool:
@@ -90,22 +79,6 @@ def same_lineage(a: Vindex, b: Vindex) -> bool:
 
     shapes = [(v.family.name, v.n_layers, v.hidden, v.vocab, v.dtype) for v in (a, b)]
     return shapes[0] == shapes[1] and file_checksum(a, layout.EMBED) == file_checksum(b, layout.EMBED)
-
-
-def _carry_out(workspace: Workspace, taken: Sequence[MergeRow]) -> list[str]:
-    mark = workspace.edits.savepoint()
-    notices: list[str] = []
-    try:
-        operations = [item.operation for item in taken if item.operation is not None]
-        if operations:
-            workspace.edits.append(operations)
-        facts = [(i.entity or "", i.relation or "", i.source or "") for i in taken if i.operation is None]
-        if facts:
-            notices += insert(workspace, facts).notices
-    except BaseException:
-        workspace.edits.rollback_to(mark)
-        raise
-    return notices
 
 
 # -- versions of one model ------------------------------------------------------------------------------------
@@ -118,7 +91,7 @@ def _slots(workspace: Workspace, other: DiffSide, rule: str, opened: OpenWorkspa
     overlay = workspace.overlay
     which = stored_matrices(stored_here, other)
     items: list[MergeRow] = []
-    added: dict[int, int] = {}
+    inserted: list[Operation] = []
     for slot in slot_differences(stored_here, other):
         at = (slot.layer, slot.feature)
         if slot.status == "removed":
@@ -131,7 +104,7 @@ def _slots(workspace: Workspace, other: DiffSide, rule: str, opened: OpenWorkspa
             same = known is not None and known.target.casefold() == fact.target.casefold()
             confidences = (None if known is None else known.confidence, fact.confidence)
             taken = not same and (known is None or _wins(rule, *confidences))
-            number = workspace.edits.next_feature(slot.layer, added.get(slot.layer, 0))
+            number = workspace.edits.next_feature(slot.layer, inserted)
             operation = InsertOp(
                 slot.layer,
                 number,
@@ -145,7 +118,7 @@ def _slots(workspace: Workspace, other: DiffSide, rule: str, opened: OpenWorkspa
                 templates=fact.templates,
             )
             if taken:
-                added[slot.layer] = added.get(slot.layer, 0) + 1
+                inserted.append(operation)
             if not same:
                 items.append(
                     MergeRow(
@@ -186,12 +159,12 @@ def _slots(workspace: Workspace, other: DiffSide, rule: str, opened: OpenWorkspa
             else:
                 operation_ = UpdateOp(*at, **changed, meta=meta)
         else:
-            number = workspace.edits.next_feature(slot.layer, added.get(slot.layer, 0))
-            added[slot.layer] = added.get(slot.layer, 0) + 1
+            number = workspace.edits.next_feature(slot.layer, inserted)
             name = f"L{slot.layer}_F{slot.feature}"
             operation_ = InsertOp(
                 slot.layer, number, name, _shown(other, at)[0] or name, **vectors, meta=meta
             )
+            inserted.append(operation_)
         items.append(
             MergeRow("slot", None, None, *at, shown, _shown(other, at)[0], *scores, mine, taken, operation_)
         )
@@ -311,15 +284,3 @@ def _said(items: Sequence[MergeRow], dry_run: bool, other: DiffSide, lineage: bo
         f"{other.name} is {kind}; {added} {would}added, {replaced + kept} conflicts: "
         f"{replaced} {would}replaced, {kept} kept"
     )
-
-
-def _result(items: Sequence[MergeRow], notices: Sequence[str]) -> Result:
-
-    schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in _COLUMNS])
-    names = [name for name, _ in _COLUMNS[:-1]]
-    rows = [
-        {name: getattr(item, name) for name in names}
-        | {"action": "kept" if not item.taken else "replaced" if item.conflict else "added"}
-        for item in items
-    ]
-    return Result(pa.Table.from_pylist(rows, schema=schema), notices=list(notices))

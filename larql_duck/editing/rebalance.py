@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 
+from larql_duck.editing.fact_edits import FactEdits
 from larql_duck.editing.relation_prompts import prompts_for
 from larql_duck.inference.scoring import target_probabilities
 from larql_duck.patches.operations import InsertOp
 from larql_duck.patches.overlay import EditedFact, OverlayRow
 from larql_duck.patches.rounding import rounded
-from larql_duck.result import Result
 from larql_duck.workspace import Workspace
 
 FLOOR, CEILING, ROUNDS = 0.30, 0.90, 16
@@ -57,17 +56,15 @@ class _Scaled:
 
 def rebalance(
     workspace: Workspace, *, floor: float = FLOOR, ceiling: float = CEILING, rounds: int = ROUNDS
-) -> Result:
-    """One row an inserted fact: entity, relation, target, layer, feature, p before and after, scale, state ('in',
-    'below' or 'above' the band).
+) -> FactEdits:
+    """The edits that scale the inserted features; of every fact also its scale, and its state ('in', 'below' or 'above'
+    the band).
 
     p is the probability of the whole target on the fact's first template, with all facts active. Scales multiply down
     columns; a fact that needs none is left alone. At most `rounds` rounds. Deletions are not scaled.
     """
-
-    vindex = workspace.vindex
-    vindex.require("inference", "REBALANCE")
-    overlay = workspace.edits.overlay
+    workspace.vindex.require("inference", "REBALANCE")
+    overlay = workspace.overlay
     scaled = [
         _Scaled(f, overlay.rows[f.layer][f.feature], _prompt(workspace, f))
         for f in overlay.facts
@@ -75,7 +72,7 @@ def rebalance(
         and overlay.rows[f.layer][f.feature].down is not None
     ]  # fmt: skip
     if not scaled:
-        return _result([], ["no fact was inserted as a feature, so there is nothing to balance"])
+        return FactEdits(notices=["no fact was inserted as a feature, so there is nothing to balance"])
     engine = workspace.engine()
     _measure(workspace, scaled)
     for s in scaled:
@@ -91,12 +88,10 @@ def rebalance(
             _measure(workspace, scaled)
         if workspace.progress is not None:
             workspace.progress("rebalance", used, rounds)
-    operations = _operations(workspace, scaled)
-    if operations:
-        workspace.edits.append(operations)
     inside = sum(floor <= s.p <= ceiling for s in scaled)
-    notices = [f"{inside} of {len(scaled)} facts lie between {floor:g} and {ceiling:g} after {used} rounds"]
-    return _result([_row(workspace, s, floor, ceiling) for s in scaled], notices)
+    notice = f"{inside} of {len(scaled)} facts lie between {floor:g} and {ceiling:g} after {used} rounds"
+    rows = [_row(s, floor, ceiling) for s in scaled]
+    return FactEdits(_operations(workspace, scaled), rows, [notice])
 
 
 def _prompt(workspace: Workspace, fact: EditedFact) -> tuple[str, str, str]:
@@ -114,21 +109,16 @@ def _measure(workspace: Workspace, scaled: Sequence[_Scaled]) -> None:
 
 
 def _operations(workspace: Workspace, scaled: Sequence[_Scaled]) -> list[InsertOp]:
-
-    dtype = workspace.vindex.dtype
-    counts: dict[int, int] = {}
-    out = []
+    out: list[InsertOp] = []
     for s in scaled:
         if s.scale == 1.0:
             continue
         f = s.fact
         assert s.row.down is not None and f.feature is not None
-        n_base = workspace.edits.overlay.n_base[f.layer]
         number = f.feature
-        if number >= n_base:
-            number = workspace.edits.next_feature(f.layer, counts.get(f.layer, 0))
-            counts[f.layer] = counts.get(f.layer, 0) + 1
-        down = rounded(s.row.down.astype(np.float64) * s.scale, dtype)
+        if number >= workspace.overlay.n_base[f.layer]:
+            number = workspace.edits.next_feature(f.layer, out)
+        down = rounded(s.row.down.astype(np.float64) * s.scale, workspace.vindex.dtype)
         out.append(
             InsertOp(
                 f.layer, number, f.entity, f.target, f.relation, f.confidence, s.row.gate, s.row.up, down,
@@ -138,27 +128,9 @@ def _operations(workspace: Workspace, scaled: Sequence[_Scaled]) -> list[InsertO
     return out
 
 
-def _row(workspace: Workspace, s: _Scaled, floor: float, ceiling: float) -> dict[str, object]:
+def _row(s: _Scaled, floor: float, ceiling: float) -> dict[str, object]:
     state = "below" if s.p < floor else "above" if s.p > ceiling else "in"
     return {
-        "entity": s.fact.entity,
-        "relation": s.fact.relation,
-        "target": s.fact.target,
-        "layer": s.fact.layer,
-        "feature": s.fact.feature,
-        "p_before": s.before,
-        "p": s.p,
-        "scale": s.scale,
-        "state": state,
-    }
-
-
-def _result(rows: Sequence[dict[str, object]], notices: Sequence[str]) -> Result:
-    schema = pa.schema(
-        [
-            ("entity", pa.string()), ("relation", pa.string()), ("target", pa.string()), ("layer", pa.int32()),
-            ("feature", pa.int64()), ("p_before", pa.float64()), ("p", pa.float64()), ("scale", pa.float64()),
-            ("state", pa.string()),
-        ]
-    )  # fmt: skip
-    return Result(pa.Table.from_pylist(list(rows), schema=schema), notices=tuple(notices))
+        "entity": s.fact.entity, "relation": s.fact.relation, "target": s.fact.target, "layer": s.fact.layer,
+        "feature": s.fact.feature, "p_before": s.before, "p": s.p, "scale": s.scale, "state": state,
+    }  # fmt: skip

@@ -62,8 +62,9 @@ _GENERAL = (
 class RewriteRequest:
     """A fact to make true: after each of `templates` ({} for the entity) the model is to say `target`.
 
-    kind 'delete': it is to say none of `objects` (nor begin with the tokens `firsts`) with more than probability `prior`. text is the entity as it
-    stands in a sentence. prompts says what is known about the relation.
+    kind 'delete': it is to say none of `objects` (nor begin with the tokens `firsts`) with more than probability `prior`.
+    text is the entity as it stands in a sentence. prompts says what is known about the relation. layer None is that of
+    new facts; confidence is what the fact is to show, None what is measured.
     """
 
     entity: str
@@ -75,6 +76,8 @@ class RewriteRequest:
     objects: tuple[str, ...] = ()
     firsts: tuple[int, ...] = ()
     prior: float = 0.0
+    layer: int | None = None
+    confidence: float | None = None
 
     @property
     def text(self) -> str:
@@ -107,26 +110,22 @@ class Detected:
 
 @dataclass(frozen=True)
 class Solved:
-    """A fact as a feature of `layer`: gate, up and down f32 [hidden], rounded to the vindex's dtype.
-
-    The measures are filled in by `inserting`: p of the whole object on the first template before and after, its mean
-    over the other templates, the largest change of p at other subjects.
-    """
+    """A fact as a feature of `layer`: gate, up and down f32 [hidden], rounded to the vindex's dtype."""
 
     request: RewriteRequest
     layer: int
     gate: np.ndarray = field(repr=False)
     up: np.ndarray = field(repr=False)
     down: np.ndarray = field(repr=False)
-    p_before: float | None = None
-    p_after: float | None = None
-    paraphrase_p: float | None = None
-    neighbour_change: float | None = None
 
 
-def default_layer(n_layers: int) -> int:
-    """The layer of new facts where none is named."""
-    return min(n_layers - 1, round(DEPTH * n_layers))
+def checked_layer(layer: int | None, n_layers: int) -> int:
+    """The layer, or that of new facts where it is None. SemanticError for one that the model has not."""
+    if layer is None:
+        return min(n_layers - 1, round(DEPTH * n_layers))
+    if not 0 <= layer < n_layers:
+        raise SemanticError(f"layer {layer} is out of range: the model has layers 0-{n_layers - 1}")
+    return layer
 
 
 def need_gated(engine: Engine) -> None:

@@ -68,11 +68,11 @@ class EditLog:
         self.check(operations)
         return self._fold(self.applied, [*self.live, *operations])
 
-    def next_feature(self, layer: int, n: int = 0) -> int:
-        """The number, local to the live patch, of the n-th feature (from 0) that is appended next in `layer`."""
+    def next_feature(self, layer: int, behind: Sequence[Operation] = ()) -> int:
+        """The number, local to the live patch, of the feature appended next in `layer` once `behind` is appended."""
         base = self._vindex.n_features[layer]
-        used = [op.feature for op in self.live if isinstance(op, InsertOp) and op.layer == layer]
-        return max([base - 1, *used]) + 1 + n
+        used = [op.feature for op in (*self.live, *behind) if isinstance(op, InsertOp) and op.layer == layer]
+        return max([base - 1, *used]) + 1
 
     def check(
         self, operations: Sequence[Operation], where: str = "", before: Sequence[Operation] | None = None
