@@ -23,19 +23,14 @@ class Workspace(Protocol):
     `compilation` and `extraction` are written against it, or against the parts that they need.
 
     schema is the DuckDB schema of the tables; cache keeps what was computed about the vindex and holds whatever is
-    edited, by kind and path.
+    edited, by kind and path. progress is called with (stage, done, total) of long work; None where nobody watches.
+    texts is what edits take for ordinary text: a file or texts; None: text that the model writes itself.
     """
 
     schema: str
     cache: dict[tuple[str, str], Any]
-
-    @property
-    def progress(self) -> Progress | None:
-        """Called with (stage, done, total) of long work; None where nobody watches."""
-
-    @property
-    def texts(self) -> str | Path | Sequence[str] | None:
-        """What edits take for ordinary text: a file or texts; None: text that the model writes itself."""
+    progress: Progress | None
+    texts: str | Path | Sequence[str] | None
 
     @property
     def vindex(self) -> Vindex:

@@ -1,6 +1,6 @@
 """The schema of a vindex, once: tables, views, what they mean, and the SQL and Arrow schemas made from that."""
 
-from larql_duck.catalog.arrow import SCHEMAS, arrow_schema, as_table, empty_table, rows_as_table
+from larql_duck.catalog.arrow import SCHEMAS, arrow_schema, as_schema, as_table, empty_table, rows_as_table
 from larql_duck.catalog.ddl import quoted
 from larql_duck.catalog.tables import LOOKUPS, TABLES, VIEWS
 
@@ -10,6 +10,7 @@ __all__ = [
     "TABLES",
     "VIEWS",
     "arrow_schema",
+    "as_schema",
     "as_table",
     "empty_table",
     "quoted",

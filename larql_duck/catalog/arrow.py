@@ -73,3 +73,8 @@ def rows_as_table(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
             {**row, **{key: value for key, value in defaults.items() if row.get(key) is None}} for row in rows
         ]
     return pa.Table.from_pylist(list(rows), schema=SCHEMAS[name])
+
+
+def as_schema(name: str, rows: pa.Table) -> pa.Table:
+    """The columns of table `name` among those of `rows`, in its order and with its types."""
+    return rows.select(SCHEMAS[name].names).cast(SCHEMAS[name])

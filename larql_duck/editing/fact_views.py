@@ -11,12 +11,14 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
-from typing import Any, Protocol
+from typing import Any
 
+import duckdb
 import pyarrow as pa
 
 from larql_duck.aliases import Slot
-from larql_duck.catalog import SCHEMAS, rows_as_table
+from larql_duck.catalog import SCHEMAS, as_schema, rows_as_table
+from larql_duck.catalog.sql_files import sql_query
 from larql_duck.editing.reprobe import FactScore, Pair, StatedFact, reprobe_pairs, score_facts, stated_prompts
 from larql_duck.inference.engine import Engine
 from larql_duck.patches.operations import InsertKnnOp, fact_key
@@ -58,16 +60,24 @@ _INSERTED = pa.schema(
 )  # fmt: skip
 
 
-class BaseTables(Protocol):
-    """The tables of a vindex before edits."""
+class BaseTables:
+    """The tables of a vindex before edits: the views base_NAME of a schema, newer ones of probing runs included."""
 
-    vindex: Vindex
+    def __init__(self, vindex: Vindex, con: duckdb.DuckDBPyConnection, schema: str) -> None:
+        self.vindex = vindex
+        self._con, self._schema = con, schema
 
     def table(self, name: str) -> pa.Table:
         """A whole table."""
+        with self._con.cursor() as con:
+            return as_schema(name, con.sql(f"FROM {self._schema}.base_{name}").to_arrow_table())
 
     def query(self, name: str, **tables: pa.Table) -> pa.Table:
         """The rows of sql/queries/`name`.sql, in which base_NAME is one of these tables, and the given ones have names."""
+        with self._con.cursor() as con:
+            for given, rows in tables.items():
+                con.register(given, rows)
+            return con.sql(sql_query(name, self._schema)).to_arrow_table()
 
 
 @dataclass(frozen=True)
@@ -163,8 +173,8 @@ class EditedFacts:
         }
         return FactRows(
             pairs=pairs.select(_PAIR.names),
-            facts=found["facts"].select(SCHEMAS["facts"].names).cast(SCHEMAS["facts"]),
-            edges=found["edges"].select(SCHEMAS["edges"].names).cast(SCHEMAS["edges"]),
+            facts=as_schema("facts", found["facts"]),
+            edges=as_schema("edges", found["edges"]),
             probed=pair_keys(asked),
             probes=new["probes"],
             named=_named(self.tables.table("relations").to_pylist(), concerned.shown),

@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 
 from larql_duck.aliases import Slot
-from larql_duck.catalog import SCHEMAS, as_table, empty_table
+from larql_duck.catalog import SCHEMAS, as_schema, as_table, empty_table
 from larql_duck.editing.fact_views import BaseTables, slot_keys
 from larql_duck.editing.input_tokens import MOST_WORK, InputTokens
 from larql_duck.extraction.feature_inputs import ActivatingRow
@@ -239,7 +239,7 @@ class EditedFeatures:
         kept += [(*s, side) for s, r in edited.items() if r.vectors and r.down is None for side in _OUT_SIDES]
         wanted = pa.Table.from_pylist([dict(zip(_KEPT.names, k, strict=True)) for k in kept], schema=_KEPT)
         rows = self.tables.query("edited_feature_tokens", new=pa.concat_tables(parts), kept=wanted)
-        return rows.select(SCHEMAS["feature_tokens"].names).cast(SCHEMAS["feature_tokens"])
+        return as_schema("feature_tokens", rows)
 
     def _side(
         self,
@@ -282,7 +282,7 @@ class EditedFeatures:
         tables = {"gone": slot_keys(gone), "new": pa.concat_tables(parts)}
         rows = self.tables.query("edited_token_features", **tables)
         ids = self.tables.query("affected_tokens", **tables)
-        return ids, rows.select(SCHEMAS["token_features"].names).cast(SCHEMAS["token_features"])
+        return ids, as_schema("token_features", rows)
 
 
 def _row(overlay: Overlay, slot: Slot) -> OverlayRow:

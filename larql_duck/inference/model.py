@@ -28,8 +28,8 @@ from larql_duck.inference.settings import Settings
 from larql_duck.inference.trace import TraceResult, trace
 from larql_duck.models.opening import open_model
 from larql_duck.models.source import WeightSource
-from larql_duck.patches.edit_log import overlay_of
-from larql_duck.patches.overlay import EditedFact, Overlay
+from larql_duck.patches.edit_log import EditLog
+from larql_duck.patches.overlay import EditedFact
 from larql_duck.vindex.manifest import INDEX
 from larql_duck.vindex.store import Vindex
 
@@ -62,10 +62,10 @@ class Model:
         labels: Labels = no_labels,
         probes: Callable[[], Mapping[str, Sequence[str]]] = dict,
         bands: Bands | None = None,
-        overlay: Callable[[], Overlay | None] = lambda: None,
+        edits: EditLog | None = None,
         database: Callable[[Sequence[str]], list[list[EditedFact]]] = lambda prompts: [[] for _ in prompts],
     ) -> None:
-        """overlay gives the edits under which passes run, asked when the engine is loaded and on `refresh_overlay`.
+        """edits are those under which passes run: looked at when the engine is loaded, and on `refresh_overlay`.
 
         database gives the database facts that each prompt asks for: additional answers, never the model's.
         """
@@ -74,7 +74,7 @@ class Model:
         self.labels = labels
         self.bands = bands
         self.database = database
-        self._overlay = overlay
+        self._edits = edits
         self._probes = probes
         self._lock = threading.RLock()
         self._engine: Engine | None = None
@@ -98,9 +98,10 @@ class Model:
         settings = Settings(dtype or defaults.compute_dtype, device or defaults.device, defaults.threads)
         source = open_source(path)
         if isinstance(source, Vindex):
-            overlay = overlay_of(source, patches) if patches else None
-            labels = labels_of(source)
-            return cls(source, settings=settings, labels=labels, bands=source.bands, overlay=lambda: overlay)
+            edits = EditLog(source)
+            for patch in patches:
+                edits.apply(patch)
+            return cls(source, settings=settings, labels=labels_of(source), bands=source.bands, edits=edits)
         if patches:
             raise LarqlError(
                 f"{path}: patches belong to a vindex; make one with: larql-duck extract {path} -o OUT.vindex"
@@ -113,7 +114,8 @@ class Model:
         with self._lock:
             if self._engine is None:
                 engine = Engine.load(self.source, **asdict(self.settings))
-                engine.apply_overlay(self._overlay())
+                if self._edits is not None:
+                    engine.apply_overlay(self._edits.overlay)
                 self._engine = engine
             return self._engine
 
@@ -121,8 +123,8 @@ class Model:
         """Run later passes under what `overlay` gives now, and forget what was measured before."""
         with self._lock:
             self._reference = None
-            if self._engine is not None:
-                self._engine.apply_overlay(self._overlay())
+            if self._engine is not None and self._edits is not None:
+                self._engine.apply_overlay(self._edits.overlay)
 
     @property
     def loaded(self) -> bool:
@@ -148,7 +150,7 @@ class Model:
     def infer(self, prompt: str, *, interventions: Sequence[Intervention] = (), **options: Any) -> pa.Table:
         """The most probable next tokens; options as of predict.infer_table. Database facts come last, a row each."""
         facts = [fact.target for fact in self.database([prompt])[0]]
-        edits = self._edits(prompt, interventions)
+        edits = self._interventions(prompt, interventions)
         return infer_table(self.engine, prompt, edits=edits, more=facts, **options)
 
     def explain(
@@ -161,7 +163,7 @@ class Model:
         **options: Any,
     ) -> Explanation:
         """Which features and heads wrote the prediction; options as of explain.explain_infer, band limits the layers."""
-        edits = self._edits(prompt, interventions)
+        edits = self._interventions(prompt, interventions)
         layers = self.layers_of(layers, band)
         return explain_infer(self.engine, prompt, layers=layers, labels=self.labels, edits=edits, **options)
 
@@ -169,13 +171,13 @@ class Model:
         self, prompt: str, *, interventions: Sequence[Intervention] = (), **options: Any
     ) -> TraceResult:
         """How the residual becomes the prediction; options as of trace.trace."""
-        return trace(self.engine, prompt, edits=self._edits(prompt, interventions), **options)
+        return trace(self.engine, prompt, edits=self._interventions(prompt, interventions), **options)
 
     def logit_lens(
         self, prompt: str, *, interventions: Sequence[Intervention] = (), **options: Any
     ) -> pa.Table:
         """What every layer would predict; options as of logit_lens.logit_lens."""
-        return logit_lens(self.engine, prompt, edits=self._edits(prompt, interventions), **options)
+        return logit_lens(self.engine, prompt, edits=self._interventions(prompt, interventions), **options)
 
     def causal_trace(self, clean: str, corrupted: str, *, target: str | None = None) -> CausalTrace:
         """Which layer and position carries the answer: see causal.causal_trace."""
@@ -235,5 +237,5 @@ class Model:
         inside = range(low, high + 1)
         return [n for n in (inside if layers is None else layers) if n in inside]
 
-    def _edits(self, prompt: str, interventions: Sequence[Intervention]) -> Sequence[Edit]:
+    def _interventions(self, prompt: str, interventions: Sequence[Intervention]) -> Sequence[Edit]:
         return edits_of(self.engine, prompt, interventions, self.reference)

@@ -257,16 +257,6 @@ class EditLog:
             raise PatchError(f"{target}: is a folder; name a file in it", path=target)
 
 
-def overlay_of(vindex: Vindex, paths: Sequence[str | Path]) -> Overlay:
-    """The overlay that the patches at `paths`, in order, make of a vindex that no session has open. PatchError."""
-    lists: list[Sequence[Operation]] = []
-    for path in paths:
-        patch = read_patch(Path(path).expanduser(), vindex)
-        check_operations(vindex, patch.operations, f"{path}: ")
-        lists.append(patch.operations)
-    return Overlay.of(vindex.n_features, vindex.hidden, lists, stored_facts(vindex))
-
-
 def _shared(one: set[tuple[object, ...]], other: set[tuple[object, ...]]) -> set[tuple[object, ...]]:
     """What both change; the deletion of all facts of an entity meets each of them."""
     found = one & other

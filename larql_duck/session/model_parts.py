@@ -54,7 +54,7 @@ def model_of_vindex(workspace: Workspace, settings: Settings) -> Model:
         labels=labels,
         probes=probes,
         bands=workspace.vindex.bands,
-        overlay=lambda: workspace.overlay,
+        edits=workspace.edits,
         database=DatabaseFacts(workspace),
     )
 

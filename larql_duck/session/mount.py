@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from larql_duck.vindex.store import Vindex
 
 SEAMS = (*SCHEMAS, *LOOKUPS)
+_PATCHES = arrow_schema(VIEWS["patches"].columns)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # Databases that mounts attached themselves.
 _PREFIX = "larql_model_"
@@ -202,9 +203,7 @@ class Mount:
         import pyarrow as pa
 
         with self._lock:
-            self._keep(
-                "session_patches", pa.Table.from_pylist(rows, schema=arrow_schema(VIEWS["patches"].columns))
-            )
+            self._keep("session_patches", pa.Table.from_pylist(rows, schema=_PATCHES))
             self._run(f"CREATE OR REPLACE VIEW {self.schema}.patches AS FROM {self.schema}.session_patches")
 
     @property

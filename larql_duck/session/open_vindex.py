@@ -13,9 +13,8 @@ from larql_duck.progress import Progress
 from larql_duck.result import Result
 from larql_duck.session.connection import Connection
 from larql_duck.session.mount import Mount
-from larql_duck.session.overlay_views import OverlayViews
+from larql_duck.session.overlay_views import OverlayViews, UnsavedRuns
 from larql_duck.session.preferences import BackgroundTexts, Preferences
-from larql_duck.session.probing_runs import UnsavedRuns
 from larql_duck.session.vindex_catalog import VindexCatalog
 from larql_duck.vindex.store import Vindex
 
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 class OpenVindex:
     """A vindex with its edits, model and tables, the last two under the edits. Implements `Workspace`.
 
-    revision rises with every change of the edits.
+    progress and texts are those of `Preferences`. revision rises with every change of the edits.
     """
 
     def __init__(self, vindex: Vindex, mount: Mount, connection: Connection, options: Preferences) -> None:
@@ -40,6 +39,7 @@ class OpenVindex:
         self.catalog = VindexCatalog(vindex, mount.schema, connection.rows)
         self.unsaved = UnsavedRuns(vindex)
         self.revision = 0
+        self.progress, self.texts = options.progress, options.texts
         self._connection, self._options = connection, options
         self._lock = threading.RLock()
         self._model: Model | None = None
@@ -53,16 +53,6 @@ class OpenVindex:
         if self.edits.stored:
             self._show_edits(self.edits)
         connection.views = self.views
-
-    @property
-    def progress(self) -> Progress | None:
-        """Called with (stage, done, total) of long work."""
-        return self._options.progress
-
-    @property
-    def texts(self) -> BackgroundTexts | None:
-        """What edits take for ordinary text."""
-        return self._options.texts
 
     @property
     def overlay(self) -> Overlay:

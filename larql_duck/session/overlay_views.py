@@ -8,20 +8,21 @@ calls it before a statement that names one of these tables.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from larql_duck.catalog import LOOKUPS, SCHEMAS
-from larql_duck.catalog.sql_files import sql_query
+from larql_duck.catalog import LOOKUPS, as_schema
+from larql_duck.probing.merge import PROBED
+from larql_duck.probing.publish import many_relations, merged_tables
 from larql_duck.progress import Ticker
 
 if TYPE_CHECKING:
-    from larql_duck.editing.fact_views import ConcernedFacts, EditedFacts, FactRows
+    from larql_duck.editing.fact_views import BaseTables, ConcernedFacts, EditedFacts, FactRows
     from larql_duck.editing.feature_views import EditedFeatures, FeatureRows
     from larql_duck.patches.overlay import Overlay
     from larql_duck.session.mount import Mount
-    from larql_duck.session.probing_runs import UnsavedRuns
     from larql_duck.vindex.store import Vindex
     from larql_duck.workspace import Workspace
 
@@ -31,6 +32,54 @@ _MEASURED = frozenset({
     "token_features", "triples", *LOOKUPS,
 })  # fmt: skip
 _WORD = re.compile(r"[a-z_][a-z0-9_]*")
+
+
+class UnsavedRuns:
+    """The probing runs on a vindex that are shown in front of its stored tables as long as it is open."""
+
+    def __init__(self, vindex: Vindex) -> None:
+        self._vindex = vindex
+        self._runs: list[tuple[Mapping[str, pa.Table], str | None]] = []
+        self._published: dict[str, pa.Table] = {}
+        self._many: set[str] = set()
+
+    def add(self, tables: Mapping[str, pa.Table], many: set[str], edits: str | None = None) -> None:
+        """Keep a run that is not to be saved; edits is the fingerprint of those that it was made under."""
+        self._runs.append((tables, edits))
+        self._many |= many
+
+    def saved(self, tables: Mapping[str, pa.Table]) -> None:
+        """Note a run that was saved: what it asked again is no longer shown as the unsaved runs answered it."""
+        if self._runs:
+            self._runs.append((tables, None))
+
+    def published(self, tables: Mapping[str, pa.Table]) -> None:
+        """Keep what was just published: the database that is attached is older."""
+        self._published = dict(tables)
+
+    def tables(self, edits: str | None = None) -> dict[str, pa.Table]:
+        """The tables that differ from those of the attached database, unsaved runs merged in; the edits are not.
+
+        Runs under other edits than `edits` are left out: the model no longer is the one that answered.
+        """
+        tables = dict(self._published)
+        runs = [run for run, under in self._runs if under in (None, edits)]
+        if runs:
+            vindex = self._vindex
+            known = {name: tables.get(name, vindex.table(name)) for name in PROBED}
+            for run in runs:
+                tables = merged_tables(vindex, known, run, many_relations(vindex) | self._many)
+                known = {name: tables[name] for name in PROBED}
+        return tables
+
+    def hidden(self, edits: str | None) -> int:
+        """How many unsaved runs were made under other edits."""
+        return sum(under not in (None, edits) for _, under in self._runs)
+
+    @property
+    def many(self) -> set[str]:
+        """Relations with many answers among the unsaved runs."""
+        return set(self._many)
 
 
 class OverlayViews:
@@ -49,7 +98,7 @@ class OverlayViews:
         self.notices: list[str] = []
         self.untold: list[str] = []
         self.stale = False
-        self._tables: _BaseTables | None = None
+        self._tables: BaseTables | None = None
         self._facts: EditedFacts | None = None
         self._features: EditedFeatures | None = None
         self._concerned: ConcernedFacts | None = None
@@ -117,11 +166,11 @@ class OverlayViews:
         return getattr(self._workspace, "overlay", None)
 
     def _prepare(self, vindex: Vindex, overlay: Overlay) -> None:
-        from larql_duck.editing.fact_views import ConcernedFacts, EditedFacts
+        from larql_duck.editing.fact_views import BaseTables, ConcernedFacts, EditedFacts
         from larql_duck.editing.feature_views import EditedFeatures
 
         if self._tables is None or self._tables.vindex is not vindex:
-            self._tables = _BaseTables(self._mount, vindex)
+            self._tables = BaseTables(vindex, self._mount.con, self._mount.schema)
             self._facts = EditedFacts(self._tables, measurable=vindex.has_tables and vindex.has_weights)
             self._features = EditedFeatures(self._tables)
         self._concerned = ConcernedFacts(self._tables, overlay, self._workspace.edits.stored)
@@ -172,12 +221,10 @@ class OverlayViews:
         mount.shadow("edges", rows.edges, hidden=rows.pairs)
         mount.shadow("probes", rows.probes, hidden=rows.probed)
         relations = self._tables.query("edited_relations", named=rows.named)
-        mount.shadow("relations", _as("relations", relations), replace=True)
+        mount.shadow("relations", as_schema("relations", relations), replace=True)
         return {"facts", "edges", "probes", "relations", "feature_relations"}
 
     def _many(self, vindex: Vindex) -> set[str]:
-        from larql_duck.probing.publish import many_relations
-
         return many_relations(vindex) | self._unsaved.many
 
     def _named(self) -> set[str]:
@@ -204,37 +251,6 @@ class OverlayViews:
                 self._workspace.progress(stage, done, total)
 
         return tick
-
-
-class _BaseTables:
-    """The session's tables before edits: those of the attached database, or newer ones of probing runs."""
-
-    def __init__(self, mount: Mount, vindex: Vindex) -> None:
-        self._mount = mount
-        self.vindex = vindex
-
-    def table(self, name: str) -> pa.Table:
-        """A whole table."""
-        con = self._mount.con.cursor()
-        try:
-            return _as(name, con.sql(f"FROM {self._mount.base(name)}").to_arrow_table())
-        finally:
-            con.close()
-
-    def query(self, name: str, **tables: pa.Table) -> pa.Table:
-        """The rows of sql/queries/`name`.sql, in which base_NAME is one of these tables, and the given ones have names."""
-        con = self._mount.con.cursor()
-        try:
-            for given, rows in tables.items():
-                con.register(given, rows)
-            found: pa.Table = con.sql(sql_query(name, self._mount.schema)).to_arrow_table()
-            return found
-        finally:
-            con.close()
-
-
-def _as(name: str, rows: pa.Table) -> pa.Table:
-    return rows.select(SCHEMAS[name].names).cast(SCHEMAS[name])
 
 
 def _replaced(table: pa.Table, key: str, column: str, values: dict[Any, Any]) -> pa.Table:

@@ -223,7 +223,10 @@ class Session:
         text that the model writes itself); compute_dtype, device and threads say how passes compute."""
         with self._lock:
             for name in {"tracer", "progress", "texts"} & set(options):
-                setattr(self.options, name, options.pop(name))
+                value = options.pop(name)
+                setattr(self.options, name, value)
+                if self._opened is not None and name != "tracer":
+                    setattr(self._opened, name, value)
             if options:
                 self.options.settings = replace(self.options.settings, **options)
                 if self._opened is not None:

@@ -14,7 +14,7 @@ from typing import TypeAlias
 import duckdb
 import pyarrow as pa
 
-from larql_duck.catalog import SCHEMAS, quoted
+from larql_duck.catalog import as_schema, quoted
 from larql_duck.catalog.sql_files import sql_query
 
 UNLABELLED = "associated with"
@@ -77,7 +77,7 @@ def _run(query: str, table: str, many: Collection[str] | None = None, /, **sourc
             _show(con, name, source)
         parameters = None if many is None else {"many": sorted(many)}
         rows = con.sql(sql_query(query, "temp"), params=parameters).to_arrow_table()
-        return rows.select(SCHEMAS[table].names).cast(SCHEMAS[table])
+        return as_schema(table, rows)
 
 
 def _show(con: duckdb.DuckDBPyConnection, name: str, source: Source) -> None:
