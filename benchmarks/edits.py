@@ -283,8 +283,7 @@ class _Looks:
 
     def __init__(self, session: Session, facts: Sequence[Fact]) -> None:
         from larql_duck.editing.relation_prompts import prompts_for
-        from larql_duck.inference.fact_prompts import filled
-        from larql_duck.inference.scoring import next_token_probabilities
+        from larql_duck.inference.scoring import filled, next_token_probabilities
         from larql_duck.probing.packs import known_relations
 
         self.facts = facts
@@ -315,7 +314,7 @@ class _Looks:
         )
         ids = {r: [filled(st.templates[0], s)[0] for s in others[r][:40]] for r, st in own.items()}
         p = {r: next_token_probabilities(engine, prompts) for r, prompts in ids.items()}
-        from larql_duck.inference.fact_prompts import answer_ids
+        from larql_duck.inference.scoring import answer_ids
 
         self.priors = [
             max(float(p[r][:, answer_ids(engine.tokenizer, own[r].templates[0], o)[0]].mean()), 1e-4)

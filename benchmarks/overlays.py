@@ -22,7 +22,7 @@ def walking(work: Path) -> Iterator[Row]:
 
     from larql_duck.commands.opening import connect
     from larql_duck.patches.operations import InsertOp
-    from larql_duck.patches.rounding import rounded
+    from larql_duck.vindex.arrays import rounded
 
     with connect(vindex_of(work, "f16")) as session:
         vindex = session.vindex
@@ -58,7 +58,7 @@ def database_facts(work: Path) -> Iterator[Row]:
     from larql_duck.commands.opening import connect
     from larql_duck.editing.knn import DatabaseFacts, insert_knn
     from larql_duck.editing.relation_prompts import prompts_for
-    from larql_duck.inference.fact_prompts import filled
+    from larql_duck.inference.scoring import filled
 
     with connect(vindex_of(work, "f16")) as session:
         facts = [*facts_of(FICTIONAL), *facts_of(COUNTERFACTUAL)]

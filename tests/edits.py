@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from larql_duck.patches.operations import DeleteOp, InsertKnnOp, InsertOp, Operation, UpdateOp
-from larql_duck.patches.rounding import rounded
+from larql_duck.vindex.arrays import rounded
 
 if TYPE_CHECKING:
     from larql_duck.vindex.store import Vindex

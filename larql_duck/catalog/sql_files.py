@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 SCHEMA = "lq"
@@ -33,6 +34,7 @@ def sql_files(
     return [(path.name, _filled(path, schema, public or schema)) for path in files]
 
 
+@cache
 def sql_query(name: str, schema: str = SCHEMA) -> str:
     """The query sql/queries/NAME.sql over the tables of `schema`."""
     return _filled(sql_dir() / "queries" / f"{name}.sql", schema, schema)

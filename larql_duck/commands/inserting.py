@@ -36,9 +36,10 @@ def insert(session: Session, request: Request) -> Result:
     if request.statement is None:
         request = plan(_statement(**request.arguments), session.catalog)  # type: ignore[assignment]
     s: st.Insert = request.statement
+    workspace = session.workspace
     rows: list[tuple[Any, Any, Any]] = [(r.entity, r.relation, r.target) for r in s.rows]
     if request.arguments["query"] is not None:
-        table = session.workspace.query(request.arguments["query"].sql).arrow()
+        table = workspace.query(request.arguments["query"].sql).arrow()
         if table.num_columns != 3:
             columns = ", ".join(s.columns)
             raise fail(s, f"the query gives {table.num_columns} columns; INSERT takes {columns}", "query")
@@ -46,7 +47,7 @@ def insert(session: Session, request: Request) -> Result:
     if len(rows) > MOST:
         raise fail(s, f"{len(rows)} facts are too many for one statement; insert at most {MOST} at a time")
     edits = insert_facts(
-        session.workspace,
+        workspace,
         rows,
         layer=s.layer,
         confidence=s.confidence,
@@ -54,7 +55,7 @@ def insert(session: Session, request: Request) -> Result:
         mode=s.mode,
         template=s.template,
     )
-    return appended(session.patches, edits)
+    return appended(workspace.edits, edits)
 
 
 def _statement(rows: object, relation: str | None = None, **options: Any) -> st.Insert:

@@ -14,13 +14,12 @@ from larql_duck.commands.opening import opened
 from larql_duck.commands.rows import BIG, FLOAT, INT, TEXT, appended
 from larql_duck.editing.merge import merge as merge_vindex
 from larql_duck.lowering.types import Request, fail
-from larql_duck.patches.checksum import base_checksum
 from larql_duck.patches.operations import UpdateOp
 from larql_duck.patches.patch_file import PatchFile
 from larql_duck.patches.vlp import excerpt
 from larql_duck.result import Result
 from larql_duck.session import Session
-from larql_duck.vindex.store import Vindex
+from larql_duck.vindex.store import Vindex, base_checksum
 
 _MERGED = {
     "kind": TEXT, "entity": TEXT, "relation": TEXT, "layer": INT, "feature": BIG, "target": TEXT, "source": TEXT,

@@ -12,7 +12,7 @@ from larql_duck.patches.operations import Operation
 from larql_duck.result import Result
 
 if TYPE_CHECKING:
-    from larql_duck.editing.fact_edits import FactEdits
+    from larql_duck.patches.operations import FactEdits
 
 TEXT, INT, BIG, FLOAT = pa.string(), pa.int32(), pa.int64(), pa.float64()
 

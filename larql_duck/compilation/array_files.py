@@ -60,7 +60,7 @@ def write_weights(source: EditedWeights, directory: Path) -> dict[str, FileEntry
     entries: dict[str, FileEntry] = {}
     for file in dict.fromkeys(row["file"] for row in rows):
         inside = sorted((row for row in rows if row["file"] == file), key=lambda row: int(row["offset"]))
-        names = [layout.name_of(row["key"], source.family) for row in inside]
+        names = [source.family.name_of(row["key"]) for row in inside]
         if not any(source.differs(name) for name in names):
             entries[file] = carry(source, file, directory)
             continue

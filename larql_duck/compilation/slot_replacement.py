@@ -13,7 +13,7 @@ import torch
 from larql_duck.compilation.source import EditedWeights
 from larql_duck.errors import PatchError
 from larql_duck.inference.engine import Engine
-from larql_duck.inference.hooks import watch_activations
+from larql_duck.inference.modules import watch_activations
 from larql_duck.inference.sampling import written_ids
 from larql_duck.models.family import bias_of
 from larql_duck.patches.overlay import Overlay, OverlayRow

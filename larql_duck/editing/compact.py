@@ -12,8 +12,7 @@ import numpy as np
 import torch
 
 from larql_duck.editing.background_corpus import background_of
-from larql_duck.editing.detector import shrunk
-from larql_duck.editing.fact_edits import FactEdits
+from larql_duck.editing.detector import FIRST, FRAMES, frames_of, layer_input, shrunk
 from larql_duck.editing.inserting import (
     earlier_facts,
     measure_facts,
@@ -21,15 +20,14 @@ from larql_duck.editing.inserting import (
     need_features,
     solve_facts,
 )
-from larql_duck.editing.keys import FIRST, FRAMES, frames_of, layer_input
 from larql_duck.editing.relation_prompts import prompts_for
 from larql_duck.editing.solve import ExistingFact, RewriteRequest
 from larql_duck.errors import PatchError, SemanticError
 from larql_duck.inference.engine import Engine
-from larql_duck.inference.fact_prompts import subject_position
-from larql_duck.patches.operations import InsertOp, Operation, UpdateOp, fact_key
+from larql_duck.inference.scoring import subject_position
+from larql_duck.patches.operations import FactEdits, InsertOp, Operation, UpdateOp, fact_key
 from larql_duck.patches.overlay import EditedFact, Overlay
-from larql_duck.patches.rounding import rounded
+from larql_duck.vindex.arrays import rounded
 from larql_duck.workspace import Workspace
 
 # What a position of ordinary text weighs beside one at which a feature's part has to be written, and as how many such

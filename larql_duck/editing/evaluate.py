@@ -17,9 +17,13 @@ from larql_duck.editing.inserting import relation_prior
 from larql_duck.editing.relation_prompts import RelationPrompts, prompts_for
 from larql_duck.errors import LarqlError
 from larql_duck.inference.engine import Engine
-from larql_duck.inference.fact_prompts import filled
 from larql_duck.inference.sampling import written_ids
-from larql_duck.inference.scoring import TargetProbability, next_token_probabilities, target_probabilities
+from larql_duck.inference.scoring import (
+    TargetProbability,
+    filled,
+    next_token_probabilities,
+    target_probabilities,
+)
 from larql_duck.knowledge.relations import relation_key
 from larql_duck.patches.operations import fact_key
 from larql_duck.patches.overlay import EditedFact

@@ -19,7 +19,8 @@ import pyarrow as pa
 from larql_duck.aliases import Slot
 from larql_duck.catalog import SCHEMAS, as_schema, rows_as_table
 from larql_duck.catalog.sql_files import sql_query
-from larql_duck.editing.reprobe import FactScore, Pair, StatedFact, reprobe_pairs, score_facts, stated_prompts
+from larql_duck.editing.relation_prompts import StatedFact, stated_prompts
+from larql_duck.editing.reprobe import FactScore, Pair, reprobe_pairs, score_facts
 from larql_duck.inference.engine import Engine
 from larql_duck.patches.operations import InsertKnnOp, fact_key
 from larql_duck.patches.overlay import EditedFact, Overlay

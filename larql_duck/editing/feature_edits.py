@@ -13,7 +13,7 @@ from larql_duck.models.source import head_matrix
 from larql_duck.models.tokenizer import Tokenizer, load_tokenizer
 from larql_duck.patches.operations import DeleteOp, InsertOp, Meta, Operation, UpdateOp
 from larql_duck.patches.overlay import OverlayRow
-from larql_duck.patches.rounding import rounded
+from larql_duck.vindex.arrays import rounded
 from larql_duck.workspace import Workspace
 
 

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 
 from larql_duck.editing.background_corpus import background_of
-from larql_duck.editing.fact_edits import FactEdits
 from larql_duck.editing.knn import knn_edits
 from larql_duck.editing.relation_prompts import RelationPrompts, prompts_for
 from larql_duck.editing.solve import (
@@ -23,9 +22,8 @@ from larql_duck.editing.solve import (
 )
 from larql_duck.errors import LevelError, SemanticError
 from larql_duck.inference.engine import Engine
-from larql_duck.inference.fact_prompts import answer_ids, filled
-from larql_duck.inference.scoring import next_token_probabilities, target_probabilities
-from larql_duck.patches.operations import InsertOp, Meta, Operation, fact_key
+from larql_duck.inference.scoring import answer_ids, filled, next_token_probabilities, target_probabilities
+from larql_duck.patches.operations import FactEdits, InsertOp, Meta, Operation, fact_key
 from larql_duck.patches.overlay import EditedFact, Overlay
 from larql_duck.workspace import Workspace
 
@@ -148,14 +146,15 @@ def solve_facts(
     behind: Sequence[Operation] = (),
 ) -> FactEdits:
     """The edits that make the facts so, to stand behind the operations `behind`; those of a layer are solved together."""
-    need_gated(workspace.engine())
+    engine = workspace.engine()
+    need_gated(engine)
     groups: dict[tuple[int, float | None], list[RewriteRequest]] = {}
     for request in requests:
         layer = checked_layer(request.layer, workspace.vindex.n_layers)
         groups.setdefault((layer, request.confidence), []).append(request)
     edits = FactEdits()
     for (layer, confidence), group in groups.items():
-        more = _solved(workspace, group, layer, confidence, alpha, [*behind, *edits.operations])
+        more = _solved(workspace, engine, group, layer, confidence, alpha, [*behind, *edits.operations])
         edits = edits.and_also(more)
     weak = [r for r in edits.rows if r["kind"] != "delete" and r["p"] < 0.1]
     if weak:
@@ -170,6 +169,7 @@ def solve_facts(
 
 def _solved(
     workspace: Workspace,
+    engine: Engine,
     requests: Sequence[RewriteRequest],
     layer: int,
     confidence: float | None,
@@ -177,7 +177,7 @@ def _solved(
     behind: Sequence[Operation],
 ) -> FactEdits:
     """The edits of facts that become features of one layer."""
-    engine, edits = workspace.engine(), workspace.edits
+    edits = workspace.edits
     background = background_of(workspace)
     second = background.second_moment(layer)
     names = {fact_key(w.entity, w.relation) for w in requests}

@@ -12,16 +12,14 @@ import numpy as np
 import torch
 
 from larql_duck.editing.background_corpus import background_of
-from larql_duck.editing.detector import GATE, detectors, fired
-from larql_duck.editing.fact_edits import FactEdits
-from larql_duck.editing.keys import OPENINGS, read_inputs
+from larql_duck.editing.detector import GATE, OPENINGS, detectors, fired, read_inputs
 from larql_duck.editing.relation_prompts import RelationPrompts, plain_template, prompts_for
 from larql_duck.editing.solve import checked_layer
 from larql_duck.inference.engine import Engine
-from larql_duck.inference.fact_prompts import SubjectPosition, filled, subject_position
-from larql_duck.patches.operations import InsertKnnOp, fact_key
+from larql_duck.inference.scoring import SubjectPosition, filled, subject_position
+from larql_duck.patches.operations import FactEdits, InsertKnnOp, fact_key
 from larql_duck.patches.overlay import EditedFact
-from larql_duck.patches.rounding import rounded
+from larql_duck.vindex.arrays import rounded
 from larql_duck.workspace import Workspace
 
 # The share of a detector's full value from which on its subject counts as named.
@@ -128,8 +126,6 @@ class DatabaseFacts:
         """The facts that each prompt asks for, in the order in which they were inserted."""
         facts = self._workspace.overlay.knn
         out: list[list[EditedFact]] = [[] for _ in prompts]
-        if not facts:
-            return out
         asked: list[tuple[int, EditedFact, tuple[str, str]]] = []
         for i, prompt in enumerate(prompts):
             asked += [(i, fact, place) for fact in facts for place in self._places(fact, prompt)]

@@ -12,12 +12,10 @@ import numpy as np
 
 from larql_duck.diffing import DiffSide, OpenWorkspace, directory_side
 from larql_duck.diffing.slot_diff import slot_differences, stored_matrices
-from larql_duck.editing.fact_edits import FactEdits
 from larql_duck.editing.inserting import insert_facts
-from larql_duck.patches.checksum import file_checksum
-from larql_duck.patches.operations import DeleteOp, InsertOp, Operation, UpdateOp, fact_key
+from larql_duck.patches.operations import DeleteOp, FactEdits, InsertOp, Operation, UpdateOp, fact_key
 from larql_duck.vindex import layout
-from larql_duck.vindex.store import Vindex
+from larql_duck.vindex.store import Vindex, file_checksum
 from larql_duck.workspace import Workspace
 
 

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from larql_duck.editing.fact_edits import FactEdits
 from larql_duck.editing.relation_prompts import prompts_for
 from larql_duck.inference.scoring import target_probabilities
-from larql_duck.patches.operations import InsertOp
+from larql_duck.patches.operations import FactEdits, InsertOp
 from larql_duck.patches.overlay import EditedFact, OverlayRow
-from larql_duck.patches.rounding import rounded
+from larql_duck.vindex.arrays import rounded
 from larql_duck.workspace import Workspace
 
 FLOOR, CEILING, ROUNDS = 0.30, 0.90, 16

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from larql_duck.knowledge.relations import SLOT, Relation, relation_key
 from larql_duck.probing.packs import known_relations
@@ -103,3 +103,37 @@ def _subjects(workspace: Workspace, relation: str) -> list[str]:
         stale=True,
     ).rows()
     return [str(subject) for (subject,) in rows]
+
+
+@dataclass(frozen=True)
+class StatedFact:
+    """A fact that is to be true: the prompts that state it, and the (layer, feature) that carries it, if one does."""
+
+    subject: str
+    relation: str
+    target: str
+    prompts: tuple[str, ...]
+    slot: tuple[int, int] | None
+
+
+def known_relation(name: str, templates: tuple[str, ...], many: bool = False) -> Relation:
+    """The shipped relation of that name, else one with these templates; asked in the form that it has."""
+
+    key = relation_key(name)
+    for shipped in known_relations().values():
+        if relation_key(shipped.name) == key:
+            return replace(shipped, name=name)
+    return Relation(name, "", "custom", templates, many=many, answer="phrase")
+
+
+def stated_prompts(
+    entity: str, relation: str | None, templates: Sequence[str], known: Sequence[str]
+) -> tuple[str, ...]:
+    """The prompts that state a fact: its own templates, else those `known` of its relation, else the plain one."""
+    if relation is None and not templates:
+        return ()
+    plain = f"The {(relation or '').replace('_', ' ').replace('-', ' ')} of {SLOT} is"
+    chosen = list(templates) or [t for t in known if "\n" not in t] or [plain]
+    chosen = [t for t in chosen if t.count(SLOT) == 1]
+    asked = known_relation(relation or "", tuple(chosen))
+    return tuple(asked.prompt(entity, t) for t in chosen)

@@ -9,16 +9,16 @@ from typing import Any
 
 import pyarrow as pa
 
+from larql_duck.editing.relation_prompts import StatedFact, known_relation
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.scoring import score_targets
-from larql_duck.knowledge.relations import SLOT, Relation, relation_key
+from larql_duck.knowledge.relations import Relation
 from larql_duck.probing.calibrate import Calibration
 from larql_duck.probing.checkpoint import Checkpoint
 from larql_duck.probing.combine import combine
 from larql_duck.probing.facts import MANY_P
 from larql_duck.probing.measure import measure
 from larql_duck.probing.outcomes import Reply
-from larql_duck.probing.packs import known_relations
 from larql_duck.probing.prompts import Question, Variant
 from larql_duck.probing.replies import replies
 from larql_duck.probing.tables import ProbedFact, tables_of
@@ -40,17 +40,6 @@ class StoredVariant(Variant):
     def template(self, relation: Relation) -> str:
         """The template as it is stored."""
         return self.base
-
-
-@dataclass(frozen=True)
-class StatedFact:
-    """A fact that is to be true: the prompts that state it, and the (layer, feature) that carries it, if one does."""
-
-    subject: str
-    relation: str
-    target: str
-    prompts: tuple[str, ...]
-    slot: tuple[int, int] | None
 
 
 @dataclass(frozen=True)
@@ -86,7 +75,7 @@ def reprobe_pairs(
     their priors, which stay; section is that of the vindex's manifest, whose calibration and weights of templates are used.
     """
     statistics = section.get("probe", {})
-    calibration = _calibration(statistics)
+    calibration = Calibration.from_json(statistics.get("calibration") or {})
     by_relation: dict[str, dict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
     columns = probes.select(["relation", "template", "subject", "prompt"]).to_pydict()
     for relation, template, subject, prompt in zip(*columns.values(), strict=True):
@@ -122,21 +111,6 @@ def reprobe_pairs(
         progress(len(subjects))
     tables = tables_of(engine.tokenizer, asked, replies_by_question, probed)
     return {name: tables[name] for name in ("facts", "edges", "probes")}
-
-
-def known_relation(name: str, templates: tuple[str, ...], many: bool = False) -> Relation:
-    """The shipped relation of that name, else one with these templates; asked in the form that it has."""
-
-    key = relation_key(name)
-    for shipped in known_relations().values():
-        if relation_key(shipped.name) == key:
-            return replace(shipped, name=name)
-    return Relation(name, "", "custom", templates, many=many, answer="phrase")
-
-
-def _calibration(statistics: Mapping[str, Any]) -> Calibration:
-
-    return Calibration.from_json(statistics.get("calibration") or {})
 
 
 def _weights(statistics: Mapping[str, Any], relation: str, n: int) -> dict[int, float] | None:
@@ -188,16 +162,3 @@ def score_facts(
             prompt=asked[k][1],
         )
     return scores
-
-
-def stated_prompts(
-    entity: str, relation: str | None, templates: Sequence[str], known: Sequence[str]
-) -> tuple[str, ...]:
-    """The prompts that state a fact: its own templates, else those `known` of its relation, else the plain one."""
-    if relation is None and not templates:
-        return ()
-    plain = f"The {(relation or '').replace('_', ' ').replace('-', ' ')} of {SLOT} is"
-    chosen = list(templates) or [t for t in known if "\n" not in t] or [plain]
-    chosen = [t for t in chosen if t.count(SLOT) == 1]
-    asked = known_relation(relation or "", tuple(chosen))
-    return tuple(asked.prompt(entity, t) for t in chosen)

@@ -11,19 +11,29 @@ import numpy as np
 import torch
 
 from larql_duck.editing import value
-from larql_duck.editing.background_corpus import BackgroundInputs
-from larql_duck.editing.detector import GATE, Detectors, detectors, feature_rows, fired, steady_direction
-from larql_duck.editing.keys import FIRST, FRAMES, every_input, frames_of, read_inputs
+from larql_duck.editing.background_corpus import BackgroundInputs, SecondMoment
+from larql_duck.editing.detector import (
+    FIRST,
+    FRAMES,
+    GATE,
+    Detectors,
+    detectors,
+    every_input,
+    feature_rows,
+    fired,
+    frames_of,
+    read_inputs,
+    steady_direction,
+)
 from larql_duck.editing.relation_prompts import RelationPrompts
-from larql_duck.editing.second_moments import SecondMoment
 from larql_duck.editing.value import RewritePrompt
 from larql_duck.errors import NotSupportedError, SemanticError
 from larql_duck.inference.engine import Engine
-from larql_duck.inference.fact_prompts import SubjectPosition, answer_ids, subject_position
 from larql_duck.inference.loading import return_memory
+from larql_duck.inference.scoring import SubjectPosition, answer_ids, subject_position
 from larql_duck.knowledge.relations import SLOT, relation_key
-from larql_duck.patches.rounding import rounded
 from larql_duck.progress import Progress
+from larql_duck.vindex.arrays import rounded
 
 # The layer of new facts, as a share of the depth.
 DEPTH = 0.4

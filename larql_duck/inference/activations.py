@@ -21,8 +21,8 @@ from larql_duck.inference.activation_stats import FeatureStats
 from larql_duck.inference.batch import length_groups, pad
 from larql_duck.inference.corpus import Corpus, Window, open_corpus, windows
 from larql_duck.inference.engine import Engine
-from larql_duck.inference.hooks import watch_activations
 from larql_duck.inference.max_activating import write_contexts
+from larql_duck.inference.modules import watch_activations
 from larql_duck.progress import Progress
 
 TOP = 20

@@ -15,7 +15,7 @@ from larql_duck.charts.saving import svg
 from larql_duck.inference.batch import Batch
 from larql_duck.inference.effects import log_probability
 from larql_duck.inference.engine import Engine
-from larql_duck.inference.hooks import starting_at
+from larql_duck.inference.modules import starting_at
 from larql_duck.inference.targets import Target, target_or_prediction, token_text
 
 if TYPE_CHECKING:

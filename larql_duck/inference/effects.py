@@ -11,8 +11,8 @@ from larql_duck.aliases import Slot
 from larql_duck.errors import LarqlError
 from larql_duck.inference.capture import Capture
 from larql_duck.inference.engine import Engine, Prompts
-from larql_duck.inference.hooks import starting_at
 from larql_duck.inference.interventions import FeatureEdit
+from larql_duck.inference.modules import starting_at
 from larql_duck.inference.prefix import Prefix, prefill
 
 # Logits of one pass stay below this many numbers, its copies of keys and values below this many bytes.

@@ -254,6 +254,10 @@ class Engine:
     @contextlib.contextmanager
     def intervene(self, *edits: interventions.Edit) -> Iterator[None]:
         """A context in which every forward pass carries the edits; LarqlError for a layer or feature out of range."""
+        if not edits:
+            with self.modules.pass_lock:
+                yield
+            return
         interventions.check(edits, self.n_features)
         with self.modules.pass_lock, interventions.applied(self.modules, edits, lambda: self._starts):
             yield

@@ -12,8 +12,7 @@ import torch
 
 from larql_duck.aliases import Slot
 from larql_duck.errors import LarqlError
-from larql_duck.inference.hooks import replace_input
-from larql_duck.inference.modules import ModelModules
+from larql_duck.inference.modules import ModelModules, replace_input
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle

@@ -9,7 +9,7 @@ import torch
 
 from larql_duck.errors import LarqlError
 from larql_duck.inference.engine import Engine
-from larql_duck.inference.hooks import watch_activations
+from larql_duck.inference.modules import watch_activations
 from larql_duck.inference.predict import prompt_groups
 from larql_duck.spelling import did_you_mean
 

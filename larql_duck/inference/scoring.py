@@ -12,8 +12,9 @@ import torch
 from larql_duck.aliases import Slot
 from larql_duck.inference.batch import length_groups, pad
 from larql_duck.inference.engine import Engine
-from larql_duck.inference.fact_prompts import answer_ids, filled
 from larql_duck.inference.interventions import FeatureEdit
+from larql_duck.knowledge.relations import SLOT
+from larql_duck.models.tokenizer import Tokenizer
 
 # Logits that one pass may hold.
 _LOGITS = 1 << 24
@@ -110,3 +111,49 @@ def next_token_probabilities(engine: Engine, prompts: Sequence[str]) -> torch.Te
         logits = engine.logits(pad([rows[i] for i in part], device=engine.device))
         out[torch.tensor(part)] = torch.softmax(logits, -1).cpu()
     return out
+
+
+_ARTICLES = ("the ", "a ", "an ")
+# Answers follow these without a blank.
+_OPENERS = '"`<([“«.+#$'
+
+
+@dataclass(frozen=True)
+class SubjectPosition:
+    """A prompt as token ids, and the index of its subject's last token (0-based)."""
+
+    ids: tuple[int, ...]
+    at: int
+
+    @property
+    def start(self) -> tuple[int, ...]:
+        """The tokens up to the subject's last one: all that its key depends on."""
+        return self.ids[: self.at + 1]
+
+
+def filled(template: str, text: str) -> tuple[str, int]:
+    """The prompt with `text` in the template's slot, and the index behind it; an article that comes first is capitalised."""
+    before, _, after = template.partition(SLOT)
+    if not before.strip() and text.startswith(_ARTICLES):
+        text = text[0].upper() + text[1:]
+    return f"{before}{text}{after}", len(before) + len(text)
+
+
+def subject_position(
+    tokenizer: Tokenizer, template: str, text: str, more: Sequence[int] = ()
+) -> SubjectPosition:
+    """The Spot of a template filled with a subject's text, with the token ids `more` behind it."""
+    prompt, end = filled(template, text)
+    ids = tokenizer.encode(prompt)
+    start = tokenizer.encode(prompt[:end])
+    shared = 0
+    while shared < min(len(ids), len(start)) and ids[shared] == start[shared]:
+        shared += 1
+    return SubjectPosition((*ids, *more), max(shared - 1, 0))
+
+
+def answer_ids(tokenizer: Tokenizer, template: str, target: str) -> tuple[int, ...]:
+    """The token ids of a target as it follows a template: behind a blank, or at once where the template opens a quotation."""
+    if template[-1:].isspace() or template[-1:] in _OPENERS:
+        return tuple(tokenizer.encode(target.strip(), special=False))
+    return tuple(tokenizer.entity_ids(target))

@@ -96,6 +96,18 @@ class Family:
         """The prefix of layer i's tensors (0-based), e.g. 'model.layers.0.'."""
         return self.layer.format(i=i)
 
+    def key_of(self, name: str) -> str:
+        """LARQL's key for a state-dict name: the name without the base model's prefix ('model.', 'transformer.')."""
+        return name.removeprefix(self._prefix)
+
+    def name_of(self, key: str) -> str:
+        """The state-dict name for one of LARQL's keys."""
+        return key if key == self.head else self._prefix + key
+
+    @property
+    def _prefix(self) -> str:
+        return self.layer.split(".")[0] + "."
+
     def gate_name(self, i: int) -> str:
         """The name of layer i's gate matrix (the input matrix where the FFN is plain)."""
         return self.layer_prefix(i) + self.gate

@@ -16,11 +16,11 @@ from larql_duck.patches.operations import (
     InsertOp,
     Operation,
     UpdateOp,
+    check_operations,
     fact_key,
 )
 from larql_duck.patches.overlay import Overlay
 from larql_duck.patches.patch_file import PatchFile
-from larql_duck.patches.validate import check_operations
 from larql_duck.patches.vlp import read_patch, write_patch
 
 if TYPE_CHECKING:

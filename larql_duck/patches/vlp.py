@@ -16,7 +16,6 @@ import numpy as np
 
 from larql_duck.errors import PatchError
 from larql_duck.files import write_whole
-from larql_duck.patches.checksum import base_checksum
 from larql_duck.patches.operations import (
     DeleteKnnOp,
     DeleteOp,
@@ -29,8 +28,9 @@ from larql_duck.patches.operations import (
     Vector,
 )
 from larql_duck.patches.patch_file import PatchFile
-from larql_duck.patches.rounding import rounded
 from larql_duck.result import printable
+from larql_duck.vindex.arrays import rounded
+from larql_duck.vindex.store import base_checksum
 
 if TYPE_CHECKING:
     from larql_duck.vindex.store import Vindex

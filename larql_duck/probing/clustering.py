@@ -21,7 +21,7 @@ from larql_duck.catalog import SCHEMAS, as_table
 from larql_duck.catalog.sql_files import sql_query
 from larql_duck.errors import LarqlError
 from larql_duck.probing.packs import known_relations
-from larql_duck.probing.publish import derived_tables, many_relations, require_tables
+from larql_duck.probing.publish import derived_tables, require_tables
 from larql_duck.probing.sources import drop_source
 from larql_duck.vindex.manifest import load_manifest
 from larql_duck.vindex.publish import commit_tables
@@ -316,7 +316,7 @@ def publish_clusters(vindex: Vindex, clusters: Clusters) -> dict[str, pa.Table]:
     require_tables(vindex)
     tables = tables_of(vindex, clusters)
     known = {name: vindex.table(name) for name in ("facts", "edges", "feature_relations")}
-    tables |= derived_tables(vindex, known, many_relations(vindex), tables["features"])
+    tables |= derived_tables(vindex, known, vindex.manifest.many_relations, tables["features"])
     commit_tables(vindex.path, tables, None, files_of(clusters))
     vindex.manifest = load_manifest(vindex.path)
     return tables

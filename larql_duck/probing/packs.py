@@ -6,7 +6,7 @@ A pack says what to ask a model. The file format is described in `larql_duck/kno
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -72,7 +72,8 @@ def list_packs() -> list[PackInfo]:
     ]
 
 
-def known_relations() -> dict[str, Relation]:
+@cache
+def known_relations() -> Mapping[str, Relation]:
     """Every shipped relation by name, with its whole entity list."""
     return {relation.name: relation for relation in load_pack("world").relations}
 

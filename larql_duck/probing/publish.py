@@ -90,7 +90,7 @@ def publish(
         revision = _revision(manifest.section)
         vindex.manifest = manifest
         tables = merged_tables(
-            vindex, {t: vindex.table(t) for t in PROBED}, probed, many_relations(vindex) | set(many)
+            vindex, {t: vindex.table(t) for t in PROBED}, probed, vindex.manifest.many_relations | set(many)
         )
 
         def change(section: dict[str, Any], revision: int = revision) -> None:
@@ -120,12 +120,6 @@ def require_tables(vindex: Vindex) -> None:
             "make a vindex of the model with: larql-duck extract MODEL -o OUT.vindex",
             path=vindex.path,
         )
-
-
-def many_relations(vindex: Vindex) -> set[str]:
-    """The relations with many answers that the manifest names."""
-    packs = vindex.manifest.section.get("packs") or []
-    return {relation for pack in packs for relation in pack.get("many", ())}
 
 
 def feature_labels(features: pa.Table) -> bytes:

@@ -19,7 +19,7 @@ from larql_duck.inference.search_overlay import SearchOverlay
 from larql_duck.inference.settings import Settings
 from larql_duck.models.checkpoint import ModelSource
 from larql_duck.models.opening import open_model
-from larql_duck.patches.overlay import Overlay
+from larql_duck.patches.overlay import EditedFact, Overlay
 from larql_duck.session.mount import Mount
 from larql_duck.vindex.bands import layer_bands
 from larql_duck.vindex.manifest import INDEX
@@ -48,6 +48,12 @@ def model_of_vindex(workspace: Workspace, settings: Settings) -> Model:
         sql = f"SELECT relation, list(DISTINCT prompt) FROM {workspace.schema}.probes GROUP BY relation"
         return dict(workspace.query(sql).rows())
 
+    def database(prompts: Sequence[str]) -> list[list[EditedFact]]:
+        if not workspace.overlay.knn:
+            return [[] for _ in prompts]
+        facts = workspace.cache.setdefault(("database facts", ""), DatabaseFacts(workspace))
+        return facts(prompts)
+
     return Model(
         workspace.vindex,
         settings=settings,
@@ -55,7 +61,7 @@ def model_of_vindex(workspace: Workspace, settings: Settings) -> Model:
         probes=probes,
         bands=workspace.vindex.bands,
         edits=workspace.edits,
-        database=DatabaseFacts(workspace),
+        database=database,
     )
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from larql_duck.catalog import LOOKUPS, as_schema
 from larql_duck.probing.merge import PROBED
-from larql_duck.probing.publish import many_relations, merged_tables
+from larql_duck.probing.publish import merged_tables
 from larql_duck.progress import Ticker
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class UnsavedRuns:
             vindex = self._vindex
             known = {name: tables.get(name, vindex.table(name)) for name in PROBED}
             for run in runs:
-                tables = merged_tables(vindex, known, run, many_relations(vindex) | self._many)
+                tables = merged_tables(vindex, known, run, vindex.manifest.many_relations | self._many)
                 known = {name: tables[name] for name in PROBED}
         return tables
 
@@ -225,7 +225,7 @@ class OverlayViews:
         return {"facts", "edges", "probes", "relations", "feature_relations"}
 
     def _many(self, vindex: Vindex) -> set[str]:
-        return many_relations(vindex) | self._unsaved.many
+        return vindex.manifest.many_relations | self._unsaved.many
 
     def _named(self) -> set[str]:
         """The names, in small letters, under which a statement reaches a table that is stale."""

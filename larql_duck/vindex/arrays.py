@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
-from larql_duck.errors import ModelError
+from larql_duck.errors import ModelError, PatchError
 from larql_duck.files import open_replacing, write_whole
 from larql_duck.vindex.fields import damaged
 from larql_duck.vindex.manifest import DTYPE_BYTES
@@ -147,3 +147,15 @@ def read_down_meta(path: Path) -> list[np.ndarray]:
     except ValueError:
         raise damaged(path, "not a down_meta file or truncated", "extract the model again") from None
     return layers
+
+
+def rounded(vector: torch.Tensor | np.ndarray, dtype: str) -> np.ndarray:
+    """float32 [...]: `vector` rounded to dtype 'f32', 'f16' or 'bf16'; PatchError where it is then not finite."""
+    import torch
+
+    kinds = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+    tensor = torch.from_numpy(vector) if isinstance(vector, np.ndarray) else vector.detach()
+    out: np.ndarray = tensor.cpu().float().to(kinds[dtype]).float().numpy()
+    if not np.isfinite(out).all():
+        raise PatchError(f"a vector does not fit {dtype}: it has numbers that are not finite")
+    return out

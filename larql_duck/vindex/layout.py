@@ -30,21 +30,6 @@ class Place:
     transposed: bool = False
 
 
-def key_of(name: str, family: Family) -> str:
-    """LARQL's key for a state-dict name: the name without the base model's prefix ('model.', 'transformer.')."""
-    return name.removeprefix(prefix_of(family))
-
-
-def name_of(key: str, family: Family) -> str:
-    """The state-dict name for one of LARQL's keys."""
-    return key if key == family.head else prefix_of(family) + key
-
-
-def prefix_of(family: Family) -> str:
-    """The base model's prefix of state-dict names, with its dot."""
-    return family.layer.split(".")[0] + "."
-
-
 def places(family: Family, names: Sequence[str], n_layers: int) -> list[Place]:
     """Every tensor in `names` but gates and embedding, in the order in which LARQL's manifest lists them.
 
@@ -74,11 +59,11 @@ def _ordered(
     for name in in_layer:
         if name in attention and name in left:
             del left[name]
-            yield Place(name, key_of(name, family), ATTENTION)
+            yield Place(name, family.key_of(name), ATTENTION)
     for name in in_layer:
         if name in ffn and name in left:
             del left[name]
-            yield Place(name, key_of(name, family), ffn[name], family.transposed)
+            yield Place(name, family.key_of(name), ffn[name], family.transposed)
     norms = [prefix + n for prefix in layers for n in family.norms()]
     vectors = [n for n in norms if n in left]
     vectors += [n for n in left if n not in set(vectors) and n != family.final_norm and _is_vector(n)]
@@ -86,9 +71,9 @@ def _ordered(
         vectors.append(family.final_norm)
     for name in vectors:
         del left[name]
-        yield Place(name, key_of(name, family), NORMS)
+        yield Place(name, family.key_of(name), NORMS)
     for name in left:
-        yield Place(name, key_of(name, family), HEAD if name == family.head else EXTRA)
+        yield Place(name, family.key_of(name), HEAD if name == family.head else EXTRA)
 
 
 def _is_vector(name: str) -> bool:

@@ -101,6 +101,11 @@ class Manifest(_Index, kw_only=True):
         """The extraction's options; empty for a LARQL directory."""
         return dict(self.section.get("options", {}))
 
+    @property
+    def many_relations(self) -> set[str]:
+        """The relations with several answers, among those that were probed."""
+        return {relation for pack in self.section.get("packs") or [] for relation in pack.get("many", ())}
+
 
 def render(raw: Mapping[str, Any]) -> bytes:
     """The bytes of index.json for `raw`: indented JSON, UTF-8, without a final newline as LARQL writes it."""

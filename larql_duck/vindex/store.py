@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from larql_duck.catalog import SCHEMAS
 from larql_duck.errors import LevelError, VindexError
 from larql_duck.models.families import Family, family_for
 from larql_duck.vindex import layout
-from larql_duck.vindex.arrays import map_tensor
+from larql_duck.vindex.arrays import hash_file, map_tensor
 from larql_duck.vindex.fields import Natural, damaged, read_json, read_struct
 from larql_duck.vindex.larql_directory import config_of_larql
 from larql_duck.vindex.manifest import DTYPE_BYTES, LEVELS, Manifest, load_manifest
@@ -105,13 +106,13 @@ class Vindex:
     def up(self, layer: int) -> torch.Tensor | None:
         """Up rows of a layer, [features, hidden]; None for a plain FFN or where none are stored."""
         name = self.family.up_name(layer)
-        entry = None if name is None else self._entries.get(layout.key_of(name, self.family))
+        entry = None if name is None else self._entries.get(self.family.key_of(name))
         return None if entry is None else self._stored(entry)
 
     def down(self, layer: int) -> torch.Tensor:
         """Down columns of a layer, [hidden, features]; LevelError where they are not stored."""
         self.require("inference", "reading down columns")
-        return self._stored(self._entries[layout.key_of(self.family.down_name(layer), self.family)])
+        return self._stored(self._entries[self.family.key_of(self.family.down_name(layer))])
 
     def embeddings(self) -> torch.Tensor:
         """The embedding matrix, unscaled, [vocab, hidden]."""
@@ -124,7 +125,7 @@ class Vindex:
 
     def names(self) -> list[str]:
         """State-dict names of everything that is stored."""
-        stored = (layout.name_of(key, self.family) for key in self._entries)
+        stored = (self.family.name_of(key) for key in self._entries)
         return [self.family.embed, *self._gate_layers, *stored]
 
     def tensor(self, name: str) -> torch.Tensor:
@@ -134,7 +135,7 @@ class Vindex:
         if name in self._gate_layers:
             gate = self.gate(self._gate_layers[name])
             return gate.t() if self.family.transposed else gate
-        entry = self._entries.get(layout.key_of(name, self.family))
+        entry = self._entries.get(self.family.key_of(name))
         if entry is None:
             raise VindexError(
                 f"{self.path}: tensor {name} is not stored (level {self.level}); "
@@ -192,7 +193,7 @@ class Vindex:
         for name, shape in self.family.expected(self.config).items():
             if name == self.family.embed or name in self._gate_layers:
                 continue
-            key = layout.key_of(name, self.family)
+            key = self.family.key_of(name)
             stored = self._entries.get(key)
             expected = list(reversed(shape)) if stored and self._is_turned(stored) else list(shape)
             if stored is None or stored.shape != expected:
@@ -255,3 +256,40 @@ def _check_tables(directory: Path, manifest: Manifest) -> None:
             raise damaged(path, "not a Parquet file any more") from None
         if not stored.equals(schema):
             raise damaged(path, f"columns differ from the schema of table {name}", _AGAIN)
+
+
+_FILES = (layout.GATE, layout.UP, layout.DOWN, layout.EMBED)
+
+
+def base_checksum(vindex: Vindex) -> str:
+    """Hexadecimal sha256 over the hexadecimal sha256 of the gate, up, down and embedding files that are there.
+
+    Those that the manifest lists are taken from it, others are read.
+    """
+    whole = hashlib.sha256()
+    for name in _FILES:
+        if (vindex.path / name).is_file():
+            whole.update(file_checksum(vindex, name).encode())
+    return whole.hexdigest()
+
+
+def weights_checksum(vindex: Vindex) -> str:
+    """Hexadecimal sha256 over the names and checksums of every file that holds weights: what a forward pass depends on."""
+    digest = hashlib.sha256()
+    for name in (*_FILES, layout.ATTENTION, layout.NORMS, layout.HEAD, layout.EXTRA):
+        if (vindex.path / name).is_file():
+            digest.update(f"{name} {file_checksum(vindex, name)}\n".encode())
+    return digest.hexdigest()
+
+
+def file_checksum(vindex: Vindex, name: str) -> str:
+    """Hexadecimal sha256 of a file of the vindex: as its manifest says, else of what is read."""
+    stored = vindex.manifest.checksums.get(name)
+    if stored:
+        return stored
+    path = vindex.path / name
+    try:
+        return hash_file(path)["sha256"]
+    except OSError as error:
+        why = f"cannot be read ({error.strerror}); restore it from a copy"
+        raise VindexError(f"{path}: {why}", path=path) from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from larql_duck.inference.fact_prompts import answer_ids
+from larql_duck.inference.scoring import answer_ids
 from larql_duck.session import Session
 
 FAMILIES = ["llama", "gemma3_text", "qwen3"]

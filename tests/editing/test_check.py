@@ -16,7 +16,7 @@ from larql_duck.editing import evaluate as check
 from larql_duck.editing.relation_prompts import prompts_for
 from larql_duck.errors import LarqlError
 from larql_duck.extraction import extract
-from larql_duck.inference.fact_prompts import answer_ids, filled
+from larql_duck.inference.scoring import answer_ids, filled
 from tests.edits import insert, vector
 from tests.tiny import make_tiny
 

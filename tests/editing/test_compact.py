@@ -13,15 +13,13 @@ from larql_duck import connect
 from larql_duck.editing import background_corpus as ordinary
 from larql_duck.editing import compact
 from larql_duck.editing.compact import fitted, without_folds
-from larql_duck.editing.detector import shrunk
-from larql_duck.editing.keys import read_inputs
+from larql_duck.editing.detector import read_inputs, shrunk
 from larql_duck.errors import PatchError, SemanticError
 from larql_duck.extraction import extract
 from larql_duck.inference.engine import Engine
-from larql_duck.inference.fact_prompts import subject_position
-from larql_duck.inference.scoring import target_probabilities
+from larql_duck.inference.scoring import subject_position, target_probabilities
 from larql_duck.patches.operations import DeleteOp, InsertKnnOp, InsertOp, UpdateOp
-from larql_duck.patches.rounding import rounded
+from larql_duck.vindex.arrays import rounded
 from larql_duck.vindex.store import Vindex
 from tests.edits import vector
 from tests.tiny import make_tiny

@@ -12,7 +12,7 @@ from larql_duck.commands.opening import connect
 from larql_duck.editing import inserting, relation_prompts
 from larql_duck.editing.inserting import delete_facts, update_facts
 from larql_duck.errors import LevelError, NotSupportedError, SemanticError
-from larql_duck.inference.fact_prompts import answer_ids
+from larql_duck.inference.scoring import answer_ids
 from larql_duck.session import Session
 from tests.editing.features import FAMILIES, TEMPLATE, insert, says
 

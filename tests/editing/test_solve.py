@@ -7,13 +7,17 @@ import math
 import pytest
 import torch
 
-from larql_duck.editing.detector import detectors
-from larql_duck.editing.keys import FIRST, frames_of, read_inputs
+from larql_duck.editing.detector import FIRST, detectors, frames_of, read_inputs
 from larql_duck.editing.relation_prompts import prompts_for
 from larql_duck.editing.solve import RewriteRequest, _own_rows
 from larql_duck.editing.value import RewritePrompt, values
-from larql_duck.inference.fact_prompts import answer_ids, filled, subject_position
-from larql_duck.inference.scoring import next_token_probabilities, target_probabilities
+from larql_duck.inference.scoring import (
+    answer_ids,
+    filled,
+    next_token_probabilities,
+    subject_position,
+    target_probabilities,
+)
 from larql_duck.session import Session
 from tests.editing.features import FAMILIES, TEMPLATE
 

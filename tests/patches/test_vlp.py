@@ -17,13 +17,12 @@ import torch
 
 from larql_duck.commands.opening import connect
 from larql_duck.errors import PatchError
-from larql_duck.patches.checksum import base_checksum
 from larql_duck.patches.operations import DeleteKnnOp, DeleteOp, InsertOp, Meta, Operation, UpdateOp
 from larql_duck.patches.overlay import Overlay
 from larql_duck.patches.patch_file import PatchFile
 from larql_duck.patches.vlp import read_patch, write_patch
 from larql_duck.session import Session
-from larql_duck.vindex.store import Vindex
+from larql_duck.vindex.store import Vindex, base_checksum
 from tests.conftest import UPSTREAM
 from tests.edits import database_fact, insert, some, vector
 
