@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from larql_duck.patches.edit_log import EditLog
 from larql_duck.patches.overlay import Overlay
-from larql_duck.progress import Progress
 from larql_duck.result import Result
 from larql_duck.session.connection import Connection
 from larql_duck.session.mount import Mount
 from larql_duck.session.overlay_views import OverlayViews, UnsavedRuns
-from larql_duck.session.preferences import BackgroundTexts, Preferences
+from larql_duck.session.preferences import Preferences
 from larql_duck.session.vindex_catalog import VindexCatalog
 from larql_duck.vindex.store import Vindex
 

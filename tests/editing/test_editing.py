@@ -11,7 +11,7 @@ import pytest
 from larql_duck.commands import changing
 from larql_duck.commands.opening import connect
 from larql_duck.errors import SemanticError
-from larql_duck.patches.operations import InsertKnnOp, InsertOp
+from larql_duck.patches.operations import FactEdits, InsertKnnOp, InsertOp
 from larql_duck.session import Session
 from tests.conftest import UPSTREAM
 from tests.editing.tables import FAMILIES, contents, rows, vector
@@ -162,11 +162,11 @@ def test_facts_of_the_model_go_to_the_solver_together(probed_vindex, monkeypatch
 
     def delete_facts(workspace, facts):
         calls.append(("delete", facts))
-        return workspace.query("SELECT 1 AS n")
+        return FactEdits()
 
-    def update_facts(workspace, facts, target):
-        calls.append(("update", facts, target))
-        return workspace.query("SELECT 1 AS n")
+    def update_facts(workspace, facts):
+        calls.append(("update", [tuple(fact) for fact in facts]))
+        return FactEdits()
 
     monkeypatch.setattr(changing, "delete_facts", delete_facts)
     monkeypatch.setattr(changing, "update_facts", update_facts)
@@ -178,13 +178,12 @@ def test_facts_of_the_model_go_to_the_solver_together(probed_vindex, monkeypatch
         session.lql("DELETE FROM EDGES WHERE source = 'probe'")
         session.lql("UPDATE EDGES SET target = 'Rome' WHERE source = 'probe' LIMIT 2")
         session.lql("UPDATE EDGES SET target = upper(entity) WHERE source = 'probe' LIMIT 2")
-        by_target: dict[str, list] = {}  # type: ignore[type-arg]
-        for pair in pairs[:2]:
-            by_target.setdefault(pair[0].upper(), []).append(pair)
+        session.lql("UPDATE EDGES SET target = 'Rome', confidence = 0.5 WHERE source = 'probe' LIMIT 1")
         assert calls == [
             ("delete", pairs),
-            ("update", pairs[:2], "Rome"),
-            *(("update", own, target) for target, own in by_target.items()),
+            ("update", [(*pair, "Rome", None) for pair in pairs[:2]]),
+            ("update", [(*pair, pair[0].upper(), None) for pair in pairs[:2]]),
+            ("update", [(*pairs[0], "Rome", 0.5)]),
         ]
 
 

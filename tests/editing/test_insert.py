@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from larql_duck.commands.opening import connect
-from larql_duck.editing import inserting, relation_prompts
-from larql_duck.editing.inserting import delete_facts, update_facts
+from larql_duck.commands.rows import appended
+from larql_duck.editing import inserting
+from larql_duck.editing.inserting import UpdatedFact, delete_facts, update_facts
 from larql_duck.errors import LevelError, NotSupportedError, SemanticError
 from larql_duck.inference.scoring import answer_ids
 from larql_duck.session import Session
@@ -61,11 +62,12 @@ def test_update_and_delete_of_an_inserted_fact(session: Session) -> None:
     engine = session.model.engine
     before = engine.logits(["The capital France"]).clone()
     insert(session, [FACTS[0]])
-    [row] = update_facts(session.workspace, [("France", "capital")], "Berlin").dicts()
+    update = update_facts(session.workspace, [UpdatedFact("France", "capital", "Berlin")])
+    [row] = appended(session.patches, update).dicts()
     assert row["target"] == "Berlin" and says(session, "The capital France", "Berlin")
     [fact] = session.patches.overlay.facts
     assert (fact.kind, fact.target, fact.templates) == ("insert", "Berlin", (TEMPLATE,))
-    delete_facts(session.workspace, [("France", "capital")])
+    appended(session.patches, delete_facts(session.workspace, [("France", "capital")]))
     assert not session.patches.overlay and torch.equal(engine.logits(["The capital France"]), before)
 
 
@@ -73,14 +75,14 @@ def test_update_and_delete_of_an_inserted_fact(session: Session) -> None:
 def test_a_fact_of_the_model_is_deleted_down_to_the_prior(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = relation_prompts.prompts_for
-    monkeypatch.setattr(
-        relation_prompts, "prompts_for", lambda s, name, t=(): real(s, name, t or (TEMPLATE,))
-    )
+    real = inserting.prompts_for
+    monkeypatch.setattr(inserting, "prompts_for", lambda s, name, t=(): real(s, name, t or (TEMPLATE,)))
     monkeypatch.setattr(inserting, "relation_prior", lambda *_: 0.01)
     engine = session.model.engine
     before = engine.logits(["The capital France"])[0].softmax(-1)
-    [row] = delete_facts(session.workspace, [("France", "capital")]).dicts()
+    edits = delete_facts(session.workspace, [("France", "capital")])
+    assert not session.patches.overlay
+    [row] = appended(session.patches, edits).dicts()
     assert row["target"] == engine.tokenizer.token(int(before.argmax())).strip()
     after = engine.logits(["The capital France"])[0].softmax(-1)
     assert after[before.argmax()] < 0.05 < before.max()

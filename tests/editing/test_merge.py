@@ -9,10 +9,9 @@ import pytest
 
 from larql_duck.commands.opening import connect
 from larql_duck.compilation.vindex import compile_vindex
-from larql_duck.editing import inserting
+from larql_duck.editing import merge
 from larql_duck.errors import SemanticError, VindexError
-from larql_duck.patches.operations import DeleteOp, UpdateOp
-from larql_duck.result import Result
+from larql_duck.patches.operations import DeleteOp, FactEdits, UpdateOp
 from tests.edits import database_fact, insert, vector
 
 PROBED = Callable[[str], Path]
@@ -95,13 +94,11 @@ def test_another_model_gives_facts_by_insert(
     """What INSERT is asked for: the source's facts that the target states otherwise or not at all."""
     asked: list[tuple[str, str, str]] = []
 
-    def insert_(session: Any, rows: list[tuple[str, str, str]], **_: Any) -> Result:
-        import pyarrow as pa
-
+    def insert_facts(workspace: Any, rows: list[tuple[str, str, str]], **_: Any) -> FactEdits:
         asked.extend(rows)
-        return Result(pa.table({"entity": [r[0] for r in rows]}))
+        return FactEdits()
 
-    monkeypatch.setattr(inserting, "insert", insert_)
+    monkeypatch.setattr(merge, "insert_facts", insert_facts)
     source = probed_vindex("gemma3_text")
     with connect(probed_vindex("llama")) as s:
         kept = s.lql(f'MERGE "{source}" ON CONFLICT KEEP_TARGET DRY RUN').arrow().to_pylist()
