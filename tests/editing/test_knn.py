@@ -122,7 +122,7 @@ def test_the_detector_decides_and_not_the_name_alone(base) -> None:
         s.lql(INSERT)
         database = s.model.database
         assert patch_rows(s, "The capital of Italy is") == ["the cold city"]
-        for detector in database._known.values():  # type: ignore[union-attr]
+        for detector in s.workspace.cache["database facts", ""]._known.values():
             detector.gate.zero_()
         assert patch_rows(s, "The capital of Italy is") == []
         s.patches.rollback()
