@@ -106,10 +106,8 @@ def _places(source: EditedWeights, layout: GgufLayout, kind: str) -> list[_Place
     for name, shape in shapes_of(source).items():
         stored = layout.stored_name(name)
         if stored is None:
-            raise ModelError(
-                f"{source.path}: tensor {name} has no place in a GGUF file; {ELSE}",
-                path=source.path,
-                tensor=name,
+            raise ModelError.at(
+                source.path, f"tensor {name} has no place in a GGUF file; {ELSE}", tensor=name
             )
         if len(shape) == 2 and layout.is_turned(name):
             shape = (shape[1], shape[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from gguf import TokenType
@@ -30,7 +31,7 @@ _TEXTS = (
 
 
 def vocabulary(
-    files: Mapping[str, bytes], vocab: int, context: Mapping[str, Any], path: object
+    files: Mapping[str, bytes], vocab: int, context: Mapping[str, Any], path: Path
 ) -> dict[str, Any]:
     """Metadata (tokenizer.* keys) that say what the tokenizer files say, for an embedding of `vocab` rows.
 
@@ -45,12 +46,12 @@ def vocabulary(
     return out
 
 
-def _refused(path: object, why: str) -> ModelError:
-    return ModelError(f"{path}: the tokenizer {why}, so GGUF cannot express it; {ELSE}", path=str(path))
+def _refused(path: Path, why: str) -> ModelError:
+    return ModelError.at(path, f"the tokenizer {why}, so GGUF cannot express it; {ELSE}")
 
 
 class _Vocabulary:
-    def __init__(self, files: Mapping[str, bytes], data: dict[str, Any], vocab: int, path: object) -> None:
+    def __init__(self, files: Mapping[str, bytes], data: dict[str, Any], vocab: int, path: Path) -> None:
         self.files, self.data, self.path, self.vocab = files, data, path, vocab
         self.model = model = data["model"]
         self.tokenizer = load_tokenizer(files, vocab)
@@ -171,7 +172,7 @@ def _check(
     metadata: Mapping[str, Any],
     context: Mapping[str, Any],
     vocab: int,
-    path: object,
+    path: Path,
 ) -> None:
     """Raise ModelError where a tokenizer rebuilt from the metadata makes other tokens of a text, or other text."""
     try:

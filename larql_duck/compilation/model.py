@@ -55,10 +55,10 @@ def compile_model(
     ModelError for what GGUF cannot express.
     """
     if not vindex.has_tables:
-        raise VindexError(
-            f"{vindex.path}: LARQL keeps no config.json, so no complete model can be written; extract the model "
+        raise VindexError.at(
+            vindex.path,
+            "LARQL keeps no config.json, so no complete model can be written; extract the model "
             "itself: larql-duck extract MODEL -o OUT.vindex, then apply the patch there and compile",
-            path=vindex.path,
         )
     vindex.require("inference", "COMPILE INTO MODEL")
     source = EditedWeights(vindex, overlay, padded=True)

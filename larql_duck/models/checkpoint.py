@@ -70,7 +70,7 @@ class ModelSource:
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape in Hugging Face layout, from the headers alone."""
         if name not in self._shapes:
-            raise ModelError(f"{self.path}: there is no tensor {name}", path=self.path, tensor=name)
+            raise ModelError.at(self.path, f"there is no tensor {name}", tensor=name)
         return self._shapes[name]
 
     def tensor(self, name: str, check: bool = True) -> torch.Tensor:
@@ -102,9 +102,9 @@ class ModelSource:
         if config.get("quantization_config"):
             method = config["quantization_config"]
             method = method.get("quant_method", "unknown") if isinstance(method, dict) else method
-            raise ModelError(
-                f"{self.path}: quantised checkpoints ({method}) are not read; save it dequantised, or use its GGUF",
-                path=self.path,
+            raise ModelError.at(
+                self.path,
+                f"quantised checkpoints ({method}) are not read; save it dequantised, or use its GGUF",
             )
         try:
             size = family.sizes(config)
@@ -112,7 +112,7 @@ class ModelSource:
             family.norm_eps(config)
             expected = family.expected(config)
         except ModelError as error:
-            raise ModelError(f"{self.path}: {error}", path=self.path, expected=error.expected) from None
+            raise ModelError.at(self.path, f"{error}") from None
         if family.head in self._shapes or family.ties(config) is False:
             expected[family.head] = (size.vocab, size.hidden)
         missing = [n for n in expected if n not in self._shapes]
@@ -126,13 +126,11 @@ class ModelSource:
         if problems:
             first = (missing + wrong + extra)[0]
             more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
-            raise ModelError(
-                f"{self.path}: config and tensors do not fit: {'; '.join(problems[:_NAMED])}{more}; "
+            raise ModelError.at(
+                self.path,
+                f"config and tensors do not fit: {'; '.join(problems[:_NAMED])}{more}; "
                 "get a complete copy of the model",
-                path=self.path,
                 tensor=first,
-                expected=expected.get(first),
-                found=self._shapes.get(first),
             )
         self._check_tokenizer(size.vocab)
 
@@ -144,12 +142,10 @@ class ModelSource:
             prefix = "" if message.startswith(str(self.path)) else f"{self.path}: "
             raise ModelError(f"{prefix}{message}", path=self.path) from None
         if highest >= vocab:
-            raise ModelError(
-                f"{self.path}: tokenizer.json has the token id {highest}, the embedding only {vocab} rows; "
+            raise ModelError.at(
+                self.path,
+                f"tokenizer.json has the token id {highest}, the embedding only {vocab} rows; "
                 "the tokenizer belongs to another model",
-                path=self.path,
-                expected=vocab,
-                found=highest,
             )
 
 
@@ -171,10 +167,8 @@ def _check_finite(tensor: torch.Tensor, path: Path, name: str) -> None:
     if torch.isfinite(low) and torch.isfinite(high):
         return
     count = int((~torch.isfinite(tensor)).sum())
-    raise ModelError(
-        f"{path}: tensor {name} has {count} values that are NaN or infinite; get an undamaged copy of the model",
-        path=path,
+    raise ModelError.at(
+        path,
+        f"tensor {name} has {count} values that are NaN or infinite; get an undamaged copy of the model",
         tensor=name,
-        expected="finite values",
-        found=count,
     )

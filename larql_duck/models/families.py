@@ -182,7 +182,7 @@ def family_for(config: Config, names: Collection[str] | None = None) -> tuple[Fa
     model_type = config.get("model_type")
     known = ", ".join(FAMILIES)
     if not isinstance(model_type, str) or not model_type:
-        raise ModelError(f"config.json: model_type is missing; known: {known}", expected="model_type")
+        raise ModelError(f"config.json: model_type is missing; known: {known}")
     if model_type in FAMILIES:
         return FAMILIES[model_type], []
     family = replace(_LLAMA, name=model_type, gguf_arch="", gguf_permuted=False, defaults={}, listed=False)
@@ -200,7 +200,6 @@ def family_for(config: Config, names: Collection[str] | None = None) -> tuple[Fa
                 f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}; known: {known}, "
                 "and any model with Llama's tensor names",
                 tensor=missing[0],
-                expected=needed,
             )
     return family, [f"model_type {model_type!r} is not in the family table; taken by its Llama tensor names"]
 

@@ -187,15 +187,9 @@ class Family:
         value = default if value is None else value
         spelling = self.keys.get(key, key)
         if value is None:
-            raise ModelError(
-                f"config.json: {spelling} is missing (model_type {self.name})", expected=spelling
-            )
+            raise ModelError(f"config.json: {spelling} is missing (model_type {self.name})")
         if not _is_size(value) or value > limit:
-            raise ModelError(
-                f"config.json: {spelling} must be a number from 1 to {limit}, found {value!r}",
-                expected=spelling,
-                found=value,
-            )
+            raise ModelError(f"config.json: {spelling} must be a number from 1 to {limit}, found {value!r}")
         return int(value)
 
     def embed_scale(self, config: Config) -> float:
@@ -224,8 +218,7 @@ class Family:
         if not isinstance(value, str) or value not in _ACTIVATIONS:
             spelling = self.keys.get(self.act_key, self.act_key)
             raise ModelError(
-                f"config.json: {spelling} {value!r} is not known; known: {', '.join(sorted(_ACTIVATIONS))}",
-                found=value,
+                f"config.json: {spelling} {value!r} is not known; known: {', '.join(sorted(_ACTIVATIONS))}"
             )
         return _ACTIVATIONS[value]
 

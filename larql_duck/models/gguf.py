@@ -30,8 +30,8 @@ class GgufSource(ModelSource):
         self._file = file = GgufFile(path)
         parts = file.metadata.get("split.count", 0)
         if isinstance(parts, int) and parts > 1:
-            raise ModelError(
-                f"{path}: one of {parts} parts of a model; join them with llama-gguf-split --merge", path=path
+            raise ModelError.at(
+                path, f"one of {parts} parts of a model; join them with llama-gguf-split --merge"
             )
         reader = GgufConfig(file.metadata, path)
         config = complete(
@@ -63,9 +63,9 @@ class GgufSource(ModelSource):
             name = self._layout.state_name(stored)
             if name is None:
                 experts = "; mixture-of-experts models are not supported" if "_exps" in stored else ""
-                raise ModelError(
-                    f"{path}: tensor {stored[:80]} has no place in a {self._layout.family.name} model{experts}",
-                    path=path,
+                raise ModelError.at(
+                    path,
+                    f"tensor {stored[:80]} has no place in a {self._layout.family.name} model{experts}",
                     tensor=stored,
                 )
             out[name] = tensor
@@ -90,9 +90,9 @@ class GgufSource(ModelSource):
         if heads is not None:
             rows = len(tensor)
             if not isinstance(heads, int) or heads < 1 or rows % (2 * heads):
-                raise ModelError(
-                    f"{self.path}: tensor {name} has {rows} rows, which {heads} heads do not share evenly",
-                    path=self.path,
+                raise ModelError.at(
+                    self.path,
+                    f"tensor {name} has {rows} rows, which {heads} heads do not share evenly",
                     tensor=name,
                 )
             return parted(tensor, heads)
@@ -115,10 +115,10 @@ def _rope_factors(file: GgufFile) -> list[float] | None:
     if entry is None:
         return None
     if len(entry.shape) != 1 or entry.shape[0] > 1 << 16 or entry.kind_name not in _FLOATS:
-        raise ModelError(
-            f"{file.path}: tensor {entry.name} has shape {list(entry.shape)} ({entry.kind_name}), expected a short "
+        raise ModelError.at(
+            file.path,
+            f"tensor {entry.name} has shape {list(entry.shape)} ({entry.kind_name}), expected a short "
             "list of frequencies",
-            path=file.path,
             tensor=entry.name,
         )
     return [float(v) for v in file.tensor(entry.name).float()]

@@ -76,17 +76,16 @@ class GgufFile:
                     values = quants.dequantize(raw[row : row + _ROWS], kind)
                     out[row : row + _ROWS] = torch.from_numpy(values)
         except NotImplementedError:
-            raise ModelError(
-                f"{self.path}: tensor {entry.name} has the type {entry.kind_name}, which the gguf package "
+            raise ModelError.at(
+                self.path,
+                f"tensor {entry.name} has the type {entry.kind_name}, which the gguf package "
                 f"({_version()}) does not dequantise; use another quantisation of the model",
-                path=self.path,
                 tensor=entry.name,
-                found=entry.kind_name,
             ) from None
         except (ValueError, TypeError, IndexError, OverflowError, AssertionError) as error:
-            raise ModelError(
-                f"{self.path}: tensor {entry.name} ({entry.kind_name}) cannot be dequantised: {str(error)[:100]}",
-                path=self.path,
+            raise ModelError.at(
+                self.path,
+                f"tensor {entry.name} ({entry.kind_name}) cannot be dequantised: {str(error)[:100]}",
                 tensor=entry.name,
             ) from None
         return out.reshape(entry.shape)
@@ -115,9 +114,7 @@ class _Walk:
         self.at = 0
 
     def error(self, what: str, tensor: str | None = None) -> ModelError:
-        return ModelError(
-            f"{self.path}: {what}; get a complete copy of the file", path=self.path, tensor=tensor
-        )
+        return ModelError.at(self.path, f"{what}; get a complete copy of the file", tensor=tensor)
 
     def take(self, n: int, what: str) -> int:
         """The offset of the next n bytes, which are stepped over."""
@@ -144,15 +141,10 @@ class _Walk:
         self.at = 4
         version = self.number("I", "the version")
         if version & 0xFFFF == 0:
-            raise ModelError(
-                f"{self.path}: big-endian GGUF is not read; convert it to little-endian", path=self.path
-            )
+            raise ModelError.at(self.path, "big-endian GGUF is not read; convert it to little-endian")
         if version not in (2, 3):
-            raise ModelError(
-                f"{self.path}: GGUF version {version} is not read, only 2 and 3; convert the model anew",
-                path=self.path,
-                expected=(2, 3),
-                found=version,
+            raise ModelError.at(
+                self.path, f"GGUF version {version} is not read, only 2 and 3; convert the model anew"
             )
         n_tensors, n_fields = self.number("Q", "the tensor count"), self.number("Q", "the field count")
         # A field takes at least 13 bytes (key length, type, value), a tensor 32 (its table entry).

@@ -46,16 +46,16 @@ class HfSource(ModelSource):
         for file in files:
             for key in file.entries:
                 if key in stored:
-                    raise ModelError(
-                        f"{file.path}: tensor {key} is in {stored[key].path.name} as well; keep one of the files",
-                        path=file.path,
+                    raise ModelError.at(
+                        file.path,
+                        f"tensor {key} is in {stored[key].path.name} as well; keep one of the files",
                         tensor=key,
                     )
                 stored[key] = file
         try:
             family, notices = family_for(config, stored)
         except ModelError as error:
-            raise ModelError(f"{directory}: {error}", path=directory, tensor=error.tensor) from None
+            raise ModelError.at(directory, f"{error}", tensor=error.tensor) from None
         self._places = _canonical_names(directory, family, stored)
         shapes = {new: file.entries[old].shape for new, (file, old) in self._places.items()}
         super().__init__(
@@ -92,7 +92,7 @@ class HfSource(ModelSource):
                 try:
                     out[name] = path.read_bytes()
                 except OSError as error:
-                    raise ModelError(f"{path}: cannot be read: {error}", path=path) from None
+                    raise ModelError.at(path, f"cannot be read: {error}") from None
         return out
 
     def _settle_head(self, config: Mapping[str, Any]) -> None:
@@ -133,9 +133,9 @@ def read_json(path: Path) -> dict[str, Any]:
             path=path,
         ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: not a JSON file: {str(error)[:100]}", path=path) from None
+        raise ModelError.at(path, f"not a JSON file: {str(error)[:100]}") from None
     if not isinstance(value, dict):
-        raise ModelError(f"{path}: must be a JSON object", path=path)
+        raise ModelError.at(path, "must be a JSON object")
     return value
 
 
@@ -149,10 +149,8 @@ def _canonical_names(
         if name is None:
             continue
         if name in out:
-            raise ModelError(
-                f"{directory}: {out[name][1]} and {key} are the same tensor {name}",
-                path=directory,
-                tensor=name,
+            raise ModelError.at(
+                directory, f"{out[name][1]} and {key} are the same tensor {name}", tensor=name
             )
         out[name] = (stored[key], key)
     return out
@@ -182,10 +180,10 @@ def _weight_files(directory: Path) -> list[str]:
             _require(directory, wanted)
             return wanted
     if len(files) > 1:
-        raise ModelError(
-            f"{directory}: several safetensors files ({', '.join(files[:3])}) and no {_INDEX} that says which belong "
+        raise ModelError.at(
+            directory,
+            f"several safetensors files ({', '.join(files[:3])}) and no {_INDEX} that says which belong "
             "to the model; keep one, or add the index",
-            path=directory,
         )
     return files
 
@@ -194,28 +192,27 @@ def _indexed(directory: Path) -> list[str]:
     path = directory / _INDEX
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise ModelError(f"{path}: weight_map is missing; get a complete copy of the model", path=path)
+        raise ModelError.at(path, "weight_map is missing; get a complete copy of the model")
     for tensor, file in weight_map.items():
         if (
             not isinstance(file, str)
             or not re.fullmatch(r"[^/\\\0]+\.safetensors", file)
             or file.startswith("..")
         ):
-            raise ModelError(
-                f"{path}: tensor {tensor!r:.80} is said to be in {file!r:.80}; only names of files in this directory are read",
-                path=path,
+            raise ModelError.at(
+                path,
+                f"tensor {tensor!r:.80} is said to be in {file!r:.80}; only names of files in this directory are read",
                 tensor=tensor,
-                found=file,
             )
     files = sorted(set(weight_map.values()))
     _require(directory, files)
     headers = {f: SafetensorsFile(directory / f).entries for f in files}
     for tensor, file in weight_map.items():
         if tensor not in headers[file]:
-            raise ModelError(
-                f"{directory / file}: tensor {tensor!r:.80} is missing, though {_INDEX} says it is here; "
+            raise ModelError.at(
+                directory / file,
+                f"tensor {tensor!r:.80} is missing, though {_INDEX} says it is here; "
                 "get a complete copy of the model",
-                path=directory / file,
                 tensor=tensor,
             )
     return files
@@ -225,34 +222,25 @@ def _require(directory: Path, files: list[str]) -> None:
     missing = [f for f in files if not (directory / f).is_file()]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ModelError(
-            f"{directory / missing[0]}: this shard{more} of {len(files)} is missing; download it",
-            path=directory / missing[0],
-            expected=files,
-            found=missing,
+        raise ModelError.at(
+            directory / missing[0], f"this shard{more} of {len(files)} is missing; download it"
         )
 
 
 def _no_weights(directory: Path) -> ModelError:
     if any(directory.glob("pytorch_model*.bin")):
         load = f"from transformers import AutoModelForCausalLM as M; M.from_pretrained({str(directory)!r})"
-        return ModelError(
-            f"{directory}: only pytorch_model.bin here: convert to safetensors with "
+        return ModelError.at(
+            directory,
+            f"only pytorch_model.bin here: convert to safetensors with "
             f'python -c "{load}.save_pretrained({str(directory)!r})"',
-            path=directory,
         )
     if any(directory.glob("adapter*")):
-        return ModelError(
-            f"{directory}: this is an adapter: merge it into its base model first", path=directory
-        )
+        return ModelError.at(directory, "this is an adapter: merge it into its base model first")
     ggufs = sorted(directory.glob("*.gguf"))
     if ggufs:
-        return ModelError(
-            f"{directory}: no safetensors here; pass the GGUF file itself: {ggufs[0]}", path=directory
-        )
-    return ModelError(
-        f"{directory}: there is no *.safetensors file; download the model's weights", path=directory
-    )
+        return ModelError.at(directory, f"no safetensors here; pass the GGUF file itself: {ggufs[0]}")
+    return ModelError.at(directory, "there is no *.safetensors file; download the model's weights")
 
 
 def _cache_origin(directory: Path) -> dict[str, str | None]:

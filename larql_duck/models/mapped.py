@@ -21,14 +21,12 @@ class MappedFile:
             with path.open("rb") as handle:
                 self.size = handle.seek(0, 2)
                 if self.size == 0:
-                    raise ModelError(
-                        f"{path}: the file is empty; get a complete copy of the model", path=path
-                    )
+                    raise ModelError.at(path, "the file is empty; get a complete copy of the model")
                 self.map = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
         except FileNotFoundError:
-            raise ModelError(f"{path}: there is no such file", path=path) from None
+            raise ModelError.at(path, "there is no such file") from None
         except (OSError, ValueError) as error:
-            raise ModelError(f"{path}: cannot be read: {error}", path=path) from None
+            raise ModelError.at(path, f"cannot be read: {error}") from None
 
     def tensor(self, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
         """A view of the bytes from the offset on; a copy where the offset is not aligned to the dtype."""

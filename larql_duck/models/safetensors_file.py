@@ -50,13 +50,11 @@ class SafetensorsFile:
 
         entry = self.entries[name]
         if entry.dtype not in FLOATS:
-            raise ModelError(
-                f"{self.path}: tensor {name} has dtype {entry.dtype}; f32, f16 and bf16 are read: "
+            raise ModelError.at(
+                self.path,
+                f"tensor {name} has dtype {entry.dtype}; f32, f16 and bf16 are read: "
                 "save the model in one of them",
-                path=self.path,
                 tensor=name,
-                expected=sorted(FLOATS),
-                found=entry.dtype,
             )
         dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[entry.dtype]
         return self._mapped.tensor(self._data + entry.begin, dtype, entry.shape)
@@ -128,7 +126,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _damaged(path: Path, what: str, tensor: str | None = None) -> ModelError:
-    return ModelError(f"{path}: {what}; get a complete copy of the file", path=path, tensor=tensor)
+    return ModelError.at(path, f"{what}; get a complete copy of the file", tensor=tensor)
 
 
 def main_floats(files: list[SafetensorsFile]) -> Iterator[tuple[str, int]]:

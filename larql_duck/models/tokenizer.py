@@ -146,9 +146,7 @@ def load_tokenizer(files: Mapping[str, bytes] | WeightSource, vocab: int | None 
     if "tokenizer.json" not in files:
         raise ModelError(
             "tokenizer.json is missing; write one with transformers: "
-            "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
-            expected="tokenizer.json",
-            found=sorted(files),
+            "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
         )
     settings = _settings(files)
     backend = _backend(files["tokenizer.json"])

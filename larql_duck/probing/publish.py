@@ -106,19 +106,18 @@ def publish(
             continue
         vindex.manifest = load_manifest(vindex.path)
         return tables
-    raise VindexError(
-        f"{vindex.path}: other processes keep changing this vindex; try again when they have finished",
-        path=vindex.path,
+    raise VindexError.at(
+        vindex.path, "other processes keep changing this vindex; try again when they have finished"
     )
 
 
 def require_tables(vindex: Vindex) -> None:
     """Raise VindexError for a directory that LARQL wrote, whose tables cannot grow."""
     if not vindex.has_tables:
-        raise VindexError(
-            f"{vindex.path}: written by LARQL, so it has no tables to add to; "
+        raise VindexError.at(
+            vindex.path,
+            "written by LARQL, so it has no tables to add to; "
             "make a vindex of the model with: larql-duck extract MODEL -o OUT.vindex",
-            path=vindex.path,
         )
 
 

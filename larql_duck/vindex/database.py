@@ -63,10 +63,10 @@ def build_database(tables_dir: Path, out: Path, manifest_hash: str) -> None:
                         raise
                     temporary.unlink(missing_ok=True)
     except duckdb.Error as error:
-        raise VindexError(
-            f"{out}: cannot be built from {tables_dir} ({_first_line(error)}); "
+        raise VindexError.at(
+            out,
+            f"cannot be built from {tables_dir} ({_first_line(error)}); "
             "run: larql-duck verify, or extract the model again",
-            path=out,
         ) from error
 
 
@@ -125,9 +125,7 @@ def _out_of_memory(error: BaseException) -> bool:
 
 def _load(con: duckdb.DuckDBPyConnection, table: str, file: Path) -> None:
     if not file.is_file():
-        raise VindexError(
-            f"{file}: missing; restore it from a copy or extract the model again with --force", path=file
-        )
+        raise VindexError.at(file, "missing; restore it from a copy or extract the model again with --force")
     order = _ORDER.get(table)
     columns = ", ".join(SCHEMAS[table].names)
     con.execute(

@@ -136,10 +136,10 @@ class Vindex:
             return gate.t() if self.family.transposed else gate
         entry = self._entries.get(layout.key_of(name, self.family))
         if entry is None:
-            raise VindexError(
-                f"{self.path}: tensor {name} is not stored (level {self.level}); "
+            raise VindexError.at(
+                self.path,
+                f"tensor {name} is not stored (level {self.level}); "
                 f"run: larql-duck extract MODEL -o {self.path} --level inference --force",
-                path=self.path,
             )
         stored = self._stored(entry)
         return stored.t() if self._is_turned(entry) else stored
