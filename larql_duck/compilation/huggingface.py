@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from larql_duck.compilation.safetensors import SHARD_BYTES, Planned, write_model
+from larql_duck.compilation.source import EditedWeights
 from larql_duck.files import write_whole
-
-if TYPE_CHECKING:
-    from larql_duck.compilation.source import EditedWeights
 
 _TORCH = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 # What a config may say about how or from where somebody ran the model.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from larql_duck.compilation.array_files import check_source
 from larql_duck.compilation.gguf import OF_DTYPE, write_gguf
@@ -15,11 +14,9 @@ from larql_duck.compilation.staging import staged
 from larql_duck.errors import VindexError
 from larql_duck.files import replacing
 from larql_duck.models.opening import open_model
+from larql_duck.patches.overlay import Overlay
 from larql_duck.progress import Progress
-
-if TYPE_CHECKING:
-    from larql_duck.patches.overlay import Overlay
-    from larql_duck.vindex.store import Vindex
+from larql_duck.vindex.store import Vindex
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
 
 from larql_duck.files import open_replacing, write_whole
+from larql_duck.models.source import WeightSource
 from larql_duck.vindex.arrays import torch_dtype
 from larql_duck.vindex.manifest import DTYPE_BYTES
-
-if TYPE_CHECKING:
-    import torch
-
-    from larql_duck.models.source import WeightSource
 
 SHARD_BYTES = 5_000_000_000
 _CODES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
@@ -87,8 +84,6 @@ def _write(source: WeightSource, planned: Sequence[Planned], dtype: str, path: P
 
 
 def _pieces(tensor: torch.Tensor, planned: Planned, dtype: str) -> Iterator[memoryview]:
-    import torch
-
     assert tuple(tensor.shape) == planned.shape, (planned, tensor.shape)
     target = torch_dtype(dtype)
 

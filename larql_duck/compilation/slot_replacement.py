@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,9 +16,7 @@ from larql_duck.inference.hooks import watch_activations
 from larql_duck.inference.sampling import written_ids
 from larql_duck.models.family import bias_of
 from larql_duck.patches.overlay import Overlay, OverlayRow
-
-if TYPE_CHECKING:
-    from larql_duck.vindex.store import Vindex
+from larql_duck.vindex.store import Vindex
 
 TokenTexts = Sequence[Sequence[int]]
 """Token ids of texts, special tokens included."""

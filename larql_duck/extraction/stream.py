@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from inspect import signature
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -18,9 +18,7 @@ from larql_duck.extraction.parallel import Workers
 from larql_duck.inference.loading import load_parameters, skeleton, unload_parameters
 from larql_duck.inference.modules import LayerModules, find_modules
 from larql_duck.inference.topk import row_blocks
-
-if TYPE_CHECKING:
-    from larql_duck.models.source import WeightSource
+from larql_duck.models.source import WeightSource
 
 LayerArguments = dict[str, Any]
 

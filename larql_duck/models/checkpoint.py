@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from larql_duck.errors import ModelError
 from larql_duck.models.families import Family, ModelSizes
 from larql_duck.models.tokenizer import load_tokenizer
-
-if TYPE_CHECKING:
-    import torch
 
 _NAMED = 3  # how many problems an error spells out
 
@@ -158,8 +157,6 @@ def main_dtype(sizes: Iterable[tuple[str, int]]) -> str:
 
 
 def _check_finite(tensor: torch.Tensor, path: Path, name: str) -> None:
-    import torch
-
     if tensor.numel() == 0:
         return
     # The extremes carry NaN and infinity along, in one pass without a temporary.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
 
 from larql_duck.errors import ModelError
 from larql_duck.models.checkpoint import ModelSource, main_dtype
@@ -14,9 +15,6 @@ from larql_duck.models.gguf_config import GgufConfig
 from larql_duck.models.gguf_file import GgufFile, GgufTensor
 from larql_duck.models.gguf_layout import POSITIONS, GgufLayout, parted
 from larql_duck.models.gguf_tokenizer import tokenizer_files
-
-if TYPE_CHECKING:
-    import torch
 
 # What only steers llama.cpp, or is part of the config here.
 _IGNORED = re.compile(r"rope_freqs\.weight|rope_factors_(long|short)\.weight|blk\.\d+\.attn_rot_embd\.weight")

@@ -10,13 +10,12 @@ import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from larql_duck.errors import ModelError
 from larql_duck.models.mapped import MappedFile
-
-if TYPE_CHECKING:
-    import torch
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -51,8 +50,6 @@ class GgufFile:
 
     def tensor(self, name: str) -> torch.Tensor:
         """The named tensor in row-major shape: F32, F16 and BF16 as mapped views, every other type as f32."""
-        import torch
-
         entry = self.tensors[name]
         plain = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}.get(entry.kind_name)
         if plain is not None:
@@ -61,7 +58,6 @@ class GgufFile:
 
     def _dequantised(self, entry: GgufTensor) -> torch.Tensor:
         import numpy as np
-        import torch
         from gguf import GGMLQuantizationType, quants
 
         raw = np.frombuffer(self._mapped.map, dtype=np.uint8, count=entry.n_bytes, offset=entry.offset)

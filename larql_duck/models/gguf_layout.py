@@ -5,14 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import gguf
+import torch
 
 from larql_duck.models.family import Config, Family, bias_of
-
-if TYPE_CHECKING:
-    import torch
 
 _BLOCK = re.compile(r"blk\.(0|[1-9]\d{0,5})\.(.+)")
 _ARCHITECTURES = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}

@@ -6,16 +6,15 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from larql_duck.errors import ModelError
 from larql_duck.models.checkpoint import ModelSource, main_dtype
 from larql_duck.models.families import complete, family_for, text_config
 from larql_duck.models.family import Family
 from larql_duck.models.safetensors_file import SafetensorsFile, main_floats
-
-if TYPE_CHECKING:
-    import torch
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -110,8 +109,6 @@ class HfSource(ModelSource):
         self.config["tie_word_embeddings"] = tied
 
     def _same_as_embedding(self) -> bool:
-        import torch
-
         head, embed = self._places[self.family.head], self._places.get(self.family.embed)
         if embed is None or self._shapes[self.family.head] != self._shapes[self.family.embed]:
             return False

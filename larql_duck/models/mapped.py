@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
 
 from larql_duck.errors import ModelError
-
-if TYPE_CHECKING:
-    import torch
 
 
 class MappedFile:
@@ -30,10 +29,6 @@ class MappedFile:
 
     def tensor(self, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
         """A view of the bytes from the offset on; a copy where the offset is not aligned to the dtype."""
-        import math
-
-        import torch
-
         count = math.prod(shape)
         if count == 0:
             return torch.empty(shape, dtype=dtype)

@@ -7,13 +7,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any, TypeGuard
+
+import torch
 
 from larql_duck.errors import ModelError
 from larql_duck.models.mapped import MappedFile
-
-if TYPE_CHECKING:
-    import torch
 
 # Bytes a value; floating point that a model may consist of carries the name used here.
 _ITEM_BITS = {
@@ -46,8 +45,6 @@ class SafetensorsFile:
 
     def tensor(self, name: str) -> torch.Tensor:
         """The named tensor as a mapped view; ModelError where its dtype is not f32, f16 or bf16."""
-        import torch
-
         entry = self.entries[name]
         if entry.dtype not in FLOATS:
             raise ModelError.at(

@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pyarrow as pa
+import torch
 
 from larql_duck.errors import LarqlError
+from larql_duck.inference.engine import Engine
 from larql_duck.knowledge.relations import Pack, Relation
 from larql_duck.probing.calibrate import Calibration, RelationReplies, calibrate
 from larql_duck.probing.checkpoint import Checkpoint
@@ -21,11 +23,6 @@ from larql_duck.probing.replies import Reply, replies
 from larql_duck.probing.specific import specifics
 from larql_duck.probing.tables import ProbedFact, tables_of
 from larql_duck.progress import Ticker
-
-if TYPE_CHECKING:
-    import torch
-
-    from larql_duck.inference.engine import Engine
 
 # A further answer of a relation with many answers becomes a triple, and so has features, from this p on.
 MANY_P = 0.1

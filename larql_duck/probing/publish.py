@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,9 +17,7 @@ from larql_duck.probing.sources import drop_source, of_source
 from larql_duck.vindex.derive import derive_entities, derive_triples, label_features, weight_edges
 from larql_duck.vindex.manifest import load_manifest
 from larql_duck.vindex.publish import commit_tables
-
-if TYPE_CHECKING:
-    from larql_duck.vindex.store import Vindex
+from larql_duck.vindex.store import Vindex
 
 LABELS = "feature_labels.json"
 # Every table that a probing run changes.

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from larql_duck.catalog import rows_as_table
+from larql_duck.models.tokenizer import Tokenizer
 from larql_duck.probing.combine import Answer
 from larql_duck.probing.labels import relations_table
+from larql_duck.probing.measure import FactFeatures
 from larql_duck.probing.outcomes import NO_ARTICLE, Reply
+from larql_duck.probing.prompts import Question
+from larql_duck.probing.specific import SpecificEffects
 from larql_duck.vindex.derive import feature_relations
-
-if TYPE_CHECKING:
-    from larql_duck.models.tokenizer import Tokenizer
-    from larql_duck.probing.measure import FactFeatures
-    from larql_duck.probing.prompts import Question
-    from larql_duck.probing.specific import SpecificEffects
 
 
 @dataclass(frozen=True)
