@@ -108,9 +108,16 @@ class Family:
         """The name of layer i's down matrix."""
         return self.layer_prefix(i) + self.down
 
-    def ffn_norm_name(self, i: int) -> str:
-        """The name of the norm right before layer i's FFN."""
-        return self.layer_prefix(i) + self.ffn_norm
+    def ffn_names(self, n_layers: int) -> dict[str, tuple[int, Literal["gate", "up", "down"]]]:
+        """Name -> layer and kind of the FFN matrices of layers 0 to n_layers - 1."""
+        kinds: dict[Literal["gate", "up", "down"], str] = {
+            "gate": self.gate,
+            "up": self.up,
+            "down": self.down,
+        }
+        return {
+            self.layer_prefix(i) + n: (i, kind) for i in range(n_layers) for kind, n in kinds.items() if n
+        }
 
     def relative(self, name: str) -> tuple[int | None, str]:
         """Layer and name without the layer's prefix for a layer's tensor; None and the name itself for any other."""
