@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,33 +17,25 @@ from larql_duck.models.tokenizer import load_tokenizer
 _NAMED = 3  # how many problems an error spells out
 
 
+@dataclass(eq=False, kw_only=True)
 class ModelSource:
     """A model's tensors, config and tokenizer files, read lazily. Implements `models.source.WeightSource`.
 
-    `name` is for display; `dtype` is the source's own ('f32', 'f16' or 'bf16'; 'f16' for quantised files);
+    `name` is for display; `shapes` are by Hugging Face name and layout; `dtype` is the source's own ('f32', 'f16' or 'bf16'; 'f16' for quantised files);
     `origin` has huggingface_repo and revision where they are known; `notices` are lines for the user.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        name: str,
-        config: dict[str, Any],
-        family: Family,
-        shapes: Mapping[str, tuple[int, ...]],
-        dtype: str,
-        origin: dict[str, str | None] | None = None,
-        notices: Iterable[str] = (),
-    ) -> None:
-        self.path = path
-        self.name = name
-        self.config = config
-        self.family = family
-        self.dtype = dtype
-        self.origin: dict[str, str | None] = {"huggingface_repo": None, "revision": None, **(origin or {})}
-        self.notices = list(notices)
-        self._shapes = dict(shapes)
+    path: Path
+    name: str
+    config: dict[str, Any]
+    family: Family
+    shapes: dict[str, tuple[int, ...]]
+    dtype: str
+    origin: dict[str, str | None]
+    notices: list[str]
+
+    def __post_init__(self) -> None:
+        self.origin = {"huggingface_repo": None, "revision": None, **self.origin}
         self._checked: set[str] = set()
 
     # -- what readers implement --------------------------------------------------------------------------
@@ -64,13 +57,13 @@ class ModelSource:
 
     def names(self) -> list[str]:
         """Hugging Face state-dict names of the stored tensors; a tied head is absent."""
-        return list(self._shapes)
+        return list(self.shapes)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape in Hugging Face layout, from the headers alone."""
-        if name not in self._shapes:
+        if name not in self.shapes:
             raise ModelError.at(self.path, f"there is no tensor {name}", tensor=name)
-        return self._shapes[name]
+        return self.shapes[name]
 
     def tensor(self, name: str, check: bool = True) -> torch.Tensor:
         """A tensor in its stored dtype and Hugging Face layout, a mapped view where the file allows one.
@@ -98,8 +91,7 @@ class ModelSource:
         the activation, the norm epsilon and the tokenizer. Values are checked when they are read.
         """
         family, config = self.family, self.config
-        if config.get("quantization_config"):
-            method = config["quantization_config"]
+        if method := config.get("quantization_config"):
             method = method.get("quant_method", "unknown") if isinstance(method, dict) else method
             raise ModelError.at(
                 self.path,
@@ -112,14 +104,14 @@ class ModelSource:
             expected = family.expected(config)
         except ModelError as error:
             raise ModelError.at(self.path, f"{error}") from None
-        if family.head in self._shapes or family.ties(config) is False:
+        if family.head in self.shapes or family.ties(config) is False:
             expected[family.head] = (size.vocab, size.hidden)
-        missing = [n for n in expected if n not in self._shapes]
-        wrong = [n for n, shape in expected.items() if n in self._shapes and self._shapes[n] != shape]
-        extra = [n for n in self._shapes if n not in expected] if family.listed else []
+        missing = [n for n in expected if n not in self.shapes]
+        wrong = [n for n, shape in expected.items() if n in self.shapes and self.shapes[n] != shape]
+        extra = [n for n in self.shapes if n not in expected] if family.listed else []
         problems = [f"{n} is missing (shape {list(expected[n])})" for n in missing]
         problems += [
-            f"{n} has shape {list(self._shapes[n])}, the config calls for {list(expected[n])}" for n in wrong
+            f"{n} has shape {list(self.shapes[n])}, the config calls for {list(expected[n])}" for n in wrong
         ]
         problems += [f"{n} is not called for by the config" for n in extra]
         if problems:

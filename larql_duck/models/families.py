@@ -172,6 +172,9 @@ FAMILIES: dict[str, Family] = {
     f.name: f for f in (_LLAMA, _MISTRAL, _QWEN2, _QWEN3, _GEMMA, _GEMMA2, _GEMMA3, _GPT2)
 }
 
+# Keys that gemma3 may keep outside of its text_config.
+_OUTSIDE = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype")
+
 
 def family_for(config: Config, names: Collection[str] | None = None) -> tuple[Family, list[str]]:
     """The family of a config and notices for the user; ModelError when neither the table nor Llama's names fit.
@@ -188,11 +191,8 @@ def family_for(config: Config, names: Collection[str] | None = None) -> tuple[Fa
     family = replace(_LLAMA, name=model_type, gguf_arch="", gguf_permuted=False, defaults={}, listed=False)
     if names is not None:
         have = {family.canonical(n) for n in names}
-        needed = [
-            family.embed,
-            family.final_norm,
-            *(family.layer_prefix(0) + n for n in _llama_layer(family)),
-        ]
+        in_layer = (family.layer_prefix(0) + n for n in (*family.matrices(), *family.norms()))
+        needed = [family.embed, family.final_norm, *in_layer]
         missing = [n for n in needed if n not in have]
         if missing:
             raise ModelError(
@@ -204,34 +204,18 @@ def family_for(config: Config, names: Collection[str] | None = None) -> tuple[Fa
     return family, [f"model_type {model_type!r} is not in the family table; taken by its Llama tensor names"]
 
 
-def _llama_layer(family: Family) -> tuple[str, ...]:
-    return (*family.matrices(), *family.norms())
-
-
 def text_config(config: Config) -> dict[str, Any]:
     """The text model's config as a new dict: gemma3's `text_config` unwrapped, with model_type and head tying."""
     if config.get("model_type") != "gemma3" or not isinstance(config.get("text_config"), Mapping):
         return dict(config)
-    text = dict(config["text_config"])
-    text["model_type"] = "gemma3_text"
-    for key in (
-        "tie_word_embeddings",
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-        "dtype",
-        "torch_dtype",
-    ):
-        if text.get(key) is None and config.get(key) is not None:
-            text[key] = config[key]
-    return text
+    text = {**config["text_config"], "model_type": "gemma3_text"}
+    outside = {key: config[key] for key in _OUTSIDE if config.get(key) is not None}
+    return text | {key: value for key, value in outside.items() if text.get(key) is None}
 
 
 def complete(config: Config, family: Family) -> dict[str, Any]:
     """The config with the family's defaults written out for keys that it leaves to the architecture."""
-    out = dict(config)
-    for key, value in family.defaults.items():
-        spelling = family.keys.get(key, key)
-        if spelling not in out and key not in out:
-            out[spelling] = value
-    return out
+    spelled = ((family.keys.get(key, key), key, value) for key, value in family.defaults.items())
+    return dict(config) | {
+        own: value for own, key, value in spelled if own not in config and key not in config
+    }

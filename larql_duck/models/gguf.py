@@ -15,10 +15,10 @@ from larql_duck.models.gguf_config import GgufConfig
 from larql_duck.models.gguf_file import GgufFile, GgufTensor
 from larql_duck.models.gguf_layout import POSITIONS, GgufLayout, parted
 from larql_duck.models.gguf_tokenizer import tokenizer_files
+from larql_duck.models.mapped import FLOATS
 
 # What only steers llama.cpp, or is part of the config here.
 _IGNORED = re.compile(r"rope_freqs\.weight|rope_factors_(long|short)\.weight|blk\.\d+\.attn_rot_embd\.weight")
-_FLOATS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 
 
 class GgufSource(ModelSource):
@@ -39,7 +39,7 @@ class GgufSource(ModelSource):
         self._places = self._state_names(path)
         title = file.metadata.get("general.name")
         super().__init__(
-            path,
+            path=path,
             name=title if isinstance(title, str) and title.strip() else path.stem,
             config=config,
             family=reader.family,
@@ -103,16 +103,16 @@ class GgufSource(ModelSource):
 def _dtype(file: GgufFile) -> str:
     """'f32', 'f16' or 'bf16' where the matrices are plain, 'f16' where any is quantised."""
     matrices = [t for t in file.tensors.values() if len(t.shape) > 1 and t.name != POSITIONS]
-    if any(t.kind_name not in _FLOATS for t in matrices):
+    if any(t.kind_name not in FLOATS for t in matrices):
         return "f16"
-    return main_dtype((_FLOATS[t.kind_name], t.n_bytes) for t in matrices)
+    return main_dtype((t.kind_name.lower(), t.n_bytes) for t in matrices)
 
 
 def _rope_factors(file: GgufFile) -> list[float] | None:
     entry = file.tensors.get("rope_freqs.weight")
     if entry is None:
         return None
-    if len(entry.shape) != 1 or entry.shape[0] > 1 << 16 or entry.kind_name not in _FLOATS:
+    if len(entry.shape) != 1 or entry.shape[0] > 1 << 16 or entry.kind_name not in FLOATS:
         raise ModelError.at(
             file.path,
             f"tensor {entry.name} has shape {list(entry.shape)} ({entry.kind_name}), expected a short "
@@ -130,9 +130,5 @@ def _notices(file: GgufFile) -> list[str]:
 
 def _origin(file: GgufFile) -> dict[str, str | None]:
     url = file.metadata.get("general.source.huggingface.repository") or file.metadata.get("general.repo_url")
-    match = (
-        re.fullmatch(r"(?:https://huggingface\.co/)?([\w.-]+/[\w.-]+)/?", url)
-        if isinstance(url, str)
-        else None
-    )
+    match = re.fullmatch(r"(?:https://huggingface\.co/)?([\w.-]+/[\w.-]+)/?", str(url))
     return {"huggingface_repo": match[1] if match else None}

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from larql_duck.errors import ModelError
-from larql_duck.models.mapped import MappedFile
+from larql_duck.models.mapped import FLOATS, MappedFile
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -51,9 +52,8 @@ class GgufFile:
     def tensor(self, name: str) -> torch.Tensor:
         """The named tensor in row-major shape: F32, F16 and BF16 as mapped views, every other type as f32."""
         entry = self.tensors[name]
-        plain = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}.get(entry.kind_name)
-        if plain is not None:
-            return self._mapped.tensor(entry.offset, plain, entry.shape)
+        if entry.kind_name in FLOATS:
+            return self._mapped.tensor(entry.offset, FLOATS[entry.kind_name], entry.shape)
         return self._dequantised(entry)
 
     def _dequantised(self, entry: GgufTensor) -> torch.Tensor:
@@ -75,7 +75,7 @@ class GgufFile:
             raise ModelError.at(
                 self.path,
                 f"tensor {entry.name} has the type {entry.kind_name}, which the gguf package "
-                f"({_version()}) does not dequantise; use another quantisation of the model",
+                f"({version('gguf')}) does not dequantise; use another quantisation of the model",
                 tensor=entry.name,
             ) from None
         except (ValueError, TypeError, IndexError, OverflowError, AssertionError) as error:
@@ -91,15 +91,6 @@ class GgufFile:
         self._mapped.release()
 
 
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("gguf")
-    except PackageNotFoundError:
-        return "unknown version"
-
-
 class _Walk:
     """A cursor over the header; every step is bounded by the file's size."""
 
@@ -108,9 +99,7 @@ class _Walk:
         self.data = mapped.map
         self.size = mapped.size
         self.at = 0
-
-    def error(self, what: str, tensor: str | None = None) -> ModelError:
-        return ModelError.at(self.path, f"{what}; get a complete copy of the file", tensor=tensor)
+        self.error = mapped.damaged
 
     def take(self, n: int, what: str) -> int:
         """The offset of the next n bytes, which are stepped over."""

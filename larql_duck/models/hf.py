@@ -58,7 +58,7 @@ class HfSource(ModelSource):
         self._places = _canonical_names(directory, family, stored)
         shapes = {new: file.entries[old].shape for new, (file, old) in self._places.items()}
         super().__init__(
-            directory,
+            path=directory,
             name=name or origin.get("huggingface_repo") or directory.resolve().name,
             config=complete(config, family),
             family=family,
@@ -98,19 +98,19 @@ class HfSource(ModelSource):
         """Makes config and names agree on tying: a stored head that repeats the embedding is dropped, one that
         differs means untied whatever the config says, and a silent config without a head means tied."""
         family = self.family
-        has_head = family.head in self._shapes
+        has_head = family.head in self.shapes
         if not has_head:
             if "tie_word_embeddings" not in config and family.ties(config) is None:
                 self.config["tie_word_embeddings"] = True
             return
         tied = family.ties(config) is not False and self._same_as_embedding()
         if tied:
-            del self._shapes[family.head]
+            del self.shapes[family.head]
         self.config["tie_word_embeddings"] = tied
 
     def _same_as_embedding(self) -> bool:
         head, embed = self._places[self.family.head], self._places.get(self.family.embed)
-        if embed is None or self._shapes[self.family.head] != self._shapes[self.family.embed]:
+        if embed is None or self.shapes[self.family.head] != self.shapes[self.family.embed]:
             return False
         a, b = head[0].tensor(head[1]), embed[0].tensor(embed[1])
         # Rows first: heads that differ mostly do so at once, and pieces keep the comparison's memory small.

@@ -10,6 +10,9 @@ import torch
 
 from larql_duck.errors import ModelError
 
+# What safetensors and GGUF call the numbers that a model may consist of; lower case is the name used here.
+FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
 
 class MappedFile:
     """The bytes of a file, mapped copy-on-write: views are writable for torch's sake, the file never changes."""
@@ -26,6 +29,10 @@ class MappedFile:
             raise ModelError.at(path, "there is no such file") from None
         except (OSError, ValueError) as error:
             raise ModelError.at(path, f"cannot be read: {error}") from None
+
+    def damaged(self, what: str, tensor: str | None = None) -> ModelError:
+        """The error of a file whose header lies."""
+        return ModelError.at(self.path, f"{what}; get a complete copy of the file", tensor=tensor)
 
     def tensor(self, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
         """A view of the bytes from the offset on; a copy where the offset is not aligned to the dtype."""
