@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from larql_duck.errors import ModelError
-from larql_duck.models.family import Config, Family
+from larql_duck.models.family import Config, Family, as_mapping
 from larql_duck.models.gguf_config import YARN, GgufConfig, llama3_factors
 
 ELSE = "write it with FORMAT SAFETENSORS instead"
@@ -106,22 +106,16 @@ def _fields(config: Config, family: Family, path: Path) -> tuple[dict[str, Any],
 
 def local_base(config: Config) -> float:
     """Gemma 3's rotary base of the layers with a window."""
-    parameters = config.get("rope_parameters")
-    inner = parameters.get("sliding_attention") if isinstance(parameters, Mapping) else None
-    value = config.get(
-        "rope_local_base_freq", inner.get("rope_theta") if isinstance(inner, Mapping) else None
-    )
-    return float(value or 1e4)
+    inner = as_mapping(as_mapping(config.get("rope_parameters")).get("sliding_attention"))
+    return float(config.get("rope_local_base_freq", inner.get("rope_theta")) or 1e4)
 
 
 def rope_scaling(config: Config) -> dict[str, Any]:
     """The rotary scaling of full attention without its base, under the names of newer configs; {} for none."""
-    found = config.get("rope_scaling")
-    if not isinstance(found, Mapping) or not found:
-        found = config.get("rope_parameters")
-        found = found if isinstance(found, Mapping) else {}
-        found = found.get("full_attention", found)
-        found = found if isinstance(found, Mapping) else {}
+    found = as_mapping(config.get("rope_scaling"))
+    if not found:
+        found = as_mapping(config.get("rope_parameters"))
+        found = as_mapping(found.get("full_attention", found))
     out = {k: v for k, v in found.items() if k not in ("rope_theta", "type", "partial_rotary_factor")}
     kind = found.get("rope_type", found.get("type", "default"))
     return {} if kind in ("default", None) else {**out, "rope_type": kind}
@@ -203,7 +197,4 @@ def _same_scaling(found: Config, config: Config) -> bool:
 
 
 def _other(found: Config, config: Config, key: str) -> bool:
-    a, b = found.get(key), config.get(key)
-    return (a or None) != (b or None) and not (
-        isinstance(a, int | float) and isinstance(b, int | float) and a == b
-    )
+    return (found.get(key) or None) != (config.get(key) or None)

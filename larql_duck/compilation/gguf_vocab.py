@@ -133,13 +133,11 @@ class _Vocabulary:
                 out[f"tokenizer.ggml.{key}_token_id"] = found
         plain, full = (self.tokenizer.encode("a", special=s) for s in (False, True))
         bos, eos = out.get("tokenizer.ggml.bos_token_id"), out.get("tokenizer.ggml.eos_token_id")
-        before = full[: len(full) - len(plain)] == [bos] and full[1:] == plain
-        after = full[len(plain) :] == [eos] and full[: len(plain)] == plain
-        both = full == [bos, *plain, eos]
-        if full != plain and not (before or after or both):
+        ways = ((False, False), (True, False), (False, True), (True, True))
+        added = [(b, e) for b, e in ways if full == [*[bos] * b, *plain, *[eos] * e]]
+        if not added:
             raise _refused(self.path, "puts more than BOS and EOS around a text")
-        out["tokenizer.ggml.add_bos_token"] = bool(before or both)
-        out["tokenizer.ggml.add_eos_token"] = bool((after and not before) or both)
+        out["tokenizer.ggml.add_bos_token"], out["tokenizer.ggml.add_eos_token"] = added[0]
         ends = _ends(self.files)
         if len(ends) > 1 and ends[1] != eos:
             out["tokenizer.ggml.eot_token_id"] = ends[1]

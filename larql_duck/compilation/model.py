@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from larql_duck.compilation.array_files import check_source
-from larql_duck.compilation.gguf import OF_DTYPE, write_gguf
+from larql_duck.compilation.gguf import write_gguf
 from larql_duck.compilation.huggingface import write_directory
 from larql_duck.compilation.safetensors import SHARD_BYTES
 from larql_duck.compilation.source import EditedWeights
@@ -60,7 +60,7 @@ def compile_model(
     vindex.require("inference", "COMPILE INTO MODEL")
     source = EditedWeights(vindex, overlay, padded=True)
     title = vindex.manifest.model
-    kind = format if format == "safetensors" else gguf_type or OF_DTYPE[vindex.dtype]
+    kind = format if format == "safetensors" else gguf_type or vindex.dtype.upper()
     notices: list[str] = []
     single = format == "gguf" and out.suffix == ".gguf"
     with staged(out, vindex.path, "model.gguf" if single else None) as staging:

@@ -212,10 +212,9 @@ class Family:
 
     def rope_theta(self, config: Config) -> float | None:
         """The base of the rotary embedding (full attention where layers differ); None where there is none."""
-        parameters = config.get("rope_parameters") or config.get("rope_scaling")
-        parameters = parameters if isinstance(parameters, Mapping) else {}
-        full = parameters.get("full_attention", parameters)
-        value = config.get("rope_theta", full.get("rope_theta") if isinstance(full, Mapping) else None)
+        parameters = as_mapping(config.get("rope_parameters") or config.get("rope_scaling"))
+        full = as_mapping(parameters.get("full_attention", parameters))
+        value = config.get("rope_theta", full.get("rope_theta"))
         return float(value) if isinstance(value, int | float) else None
 
     def activation(self, config: Config) -> str:
@@ -285,6 +284,11 @@ class Family:
 def bias_of(weight: str) -> str:
     """The bias's name beside a weight's name."""
     return weight.removesuffix("weight") + "bias"
+
+
+def as_mapping(value: Any) -> Mapping[str, Any]:
+    """A part of a config that should be an object: the value, {} where it is none."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def _is_size(value: object) -> bool:
