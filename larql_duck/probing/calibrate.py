@@ -177,8 +177,7 @@ def logistic(graded: Sequence[tuple[float, bool]]) -> Points:
     from sklearn.linear_model import LogisticRegression
 
     def log_odds(p: Sequence[float]) -> np.ndarray:
-        odds: np.ndarray = logit(np.clip(p, 1e-4, 1 - 1e-4))
-        return odds[:, None]
+        return logit(np.clip(p, 1e-4, 1 - 1e-4))[:, None]
 
     p, right = [p for p, _ in graded], [right for _, right in graded]
     flat = ((0.0, _rate(right)), (1.0, _rate(right)))

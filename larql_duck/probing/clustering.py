@@ -88,8 +88,7 @@ class Clusters:
 
     def sizes(self) -> list[int]:
         """How many features each cluster has."""
-        sizes: list[int] = np.bincount(self.member, minlength=len(self.labels)).tolist()
-        return sizes
+        return np.bincount(self.member, minlength=len(self.labels)).tolist()
 
 
 def discover(
@@ -186,7 +185,7 @@ class _Namer:
 
     def labels(self) -> list[Label | None]:
         """Each cluster's label, by the first kind of evidence that is better than chance."""
-        return [self._label(members) for members in self._members]
+        return list(map(self._label, self._members))
 
     def top_tokens(self) -> list[list[str]]:
         """Each cluster's ten most frequent promoted texts, ties by text."""
@@ -295,10 +294,8 @@ def tables_of(vindex: Vindex, clusters: Clusters) -> dict[str, pa.Table]:
     with duckdb.connect() as con:
         con.register("features", vindex.table("features"))
         con.register("feature_clusters", members)
-        con.register(
-            "cluster_names",
-            pa.table({"cluster_id": columns["cluster_id"], "name": pa.array(names, pa.string())}),
-        )
+        named = {"cluster_id": columns["cluster_id"], "name": pa.array(names, pa.string())}
+        con.register("cluster_names", pa.table(named))
         features = con.sql(sql_query("clustered_features")).to_arrow_table().cast(SCHEMAS["features"])
         con.register("labelled_features", features)
         con.register("known_relations", others)

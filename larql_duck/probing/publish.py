@@ -20,8 +20,6 @@ from larql_duck.vindex.publish import commit_tables
 from larql_duck.vindex.store import Vindex
 
 LABELS = "feature_labels.json"
-# Every table that a probing run changes.
-CHANGED = (*PROBED, "features", "triples", "entities")
 # Attempts to publish when other processes publish at the same time.
 _ATTEMPTS = 5
 
@@ -33,7 +31,7 @@ class _Overtaken(Exception):
 def merged_tables(
     vindex: Vindex, known: Mapping[str, pa.Table], probed: Mapping[str, pa.Table], many: Collection[str]
 ) -> dict[str, pa.Table]:
-    """All tables of CHANGED after `probed` was merged into `known` (the tables of PROBED as they are now).
+    """All tables that a probing run changes after `probed` was merged into `known` (those of PROBED as they are now).
 
     features, weight edges, triples and entities are derived anew, so that a new label shows everywhere. many names
     the relations whose further answers are triples too.
@@ -60,12 +58,7 @@ def derived_tables(
         [drop_source(probed["edges"], "weights"), weight_edges(_file(vindex, "feature_tokens"), features)]
     ).cast(SCHEMAS["edges"])
     triples = derive_triples(probed["facts"], edges, many)
-    return {
-        "features": features,
-        "edges": edges,
-        "triples": triples,
-        "entities": derive_entities(triples),
-    }
+    return {"features": features, "edges": edges, "triples": triples, "entities": derive_entities(triples)}
 
 
 def publish(
@@ -76,7 +69,7 @@ def publish(
     many: Collection[str] = (),
     statistics: Mapping[str, Any] | None = None,
 ) -> dict[str, pa.Table]:
-    """The vindex's tables of CHANGED after `probed` was merged into them and published in one transaction.
+    """The vindex's changed tables after `probed` was merged into them and published in one transaction.
 
     The manifest then lists the pack `name` with the relations that have many answers, and the run's `statistics`
     (see `probe_section`). vindex.manifest is read again. VindexError where the directory is LARQL's or cannot be
@@ -148,11 +141,10 @@ def probe_section(section: dict[str, Any], statistics: Mapping[str, Any]) -> Non
 
 def _note_pack(section: dict[str, Any], name: str, many: Collection[str]) -> None:
     packs = section.setdefault("packs", [])
-    for pack in packs:
-        if pack.get("name") == name:
-            pack["many"] = sorted({*pack.get("many", ()), *many})
-            return
-    packs.append({"name": name, "many": sorted(many)})
+    pack = next((pack for pack in packs if pack.get("name") == name), None)
+    if pack is None:
+        packs.append(pack := {"name": name})
+    pack["many"] = sorted({*pack.get("many", ()), *many})
 
 
 def _revision(section: Mapping[str, Any]) -> int:
