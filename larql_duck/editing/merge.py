@@ -11,7 +11,7 @@ from larql_duck.patches.operations import DeleteOp, InsertOp, Operation, UpdateO
 from larql_duck.vindex import layout
 
 if TYPE_CHECKING:
-    from larql_duck.diffing import DiffSide, OpenWorkspace
+    from larql_duck.diffing.sides import DiffSide, OpenWorkspace
     from larql_duck.result import Result
     from larql_duck.vindex.store import Vindex
     from larql_duck.workspace import Workspace
@@ -68,7 +68,7 @@ def merge(
     its database facts; of another model the facts come over by INSERT. All become edits of the workspace, or none.
     rule, where both say something: 'keep_source', 'keep_target' or 'highest_confidence' (the target's where equal).
     """
-    from larql_duck.diffing import directory_side
+    from larql_duck.diffing.sides import directory_side
 
     here = workspace.vindex
     other = directory_side(source, opened)
@@ -112,7 +112,7 @@ def _carry_out(workspace: Workspace, taken: Sequence[MergeRow]) -> list[str]:
 
 def _slots(workspace: Workspace, other: DiffSide, rule: str, opened: OpenWorkspace) -> list[MergeRow]:
     """What the source changed against the vindex in use, slot by slot, then its database facts."""
-    from larql_duck.diffing import directory_side
+    from larql_duck.diffing.sides import directory_side
     from larql_duck.diffing.slot_diff import slot_differences, stored_matrices
 
     stored_here = directory_side(workspace.vindex.path, opened)

@@ -28,6 +28,7 @@ _INDEX = "model.safetensors.index.json"
 # Files of other layouts that may lie beside the model's own: adapters, and Mistral's original.
 _OTHERS = re.compile(r"(adapter|consolidated).*\.safetensors")
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
+_PLAIN = re.compile(r"(?!\.\.)[^/\\\0]+\.safetensors")
 _CACHED = re.compile(r"models--(.+?)--(.+)")
 
 
@@ -84,15 +85,11 @@ class HfSource(ModelSource):
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """File name -> content of tokenizer.json and its companions, where the directory has them."""
-        out = {}
-        for name in TOKENIZER_FILES:
-            path = self.path / name
-            if path.is_file():
-                try:
-                    out[name] = path.read_bytes()
-                except OSError as error:
-                    raise ModelError.at(path, f"cannot be read: {error}") from None
-        return out
+        paths = [self.path / name for name in TOKENIZER_FILES]
+        try:
+            return {path.name: path.read_bytes() for path in paths if path.is_file()}
+        except OSError as error:
+            raise ModelError.at(error.filename or self.path, f"cannot be read: {error}") from None
 
     def _settle_head(self, config: Mapping[str, Any]) -> None:
         """Makes config and names agree on tying: a stored head that repeats the embedding is dropped, one that
@@ -191,11 +188,7 @@ def _indexed(directory: Path) -> list[str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError.at(path, "weight_map is missing; get a complete copy of the model")
     for tensor, file in weight_map.items():
-        if (
-            not isinstance(file, str)
-            or not re.fullmatch(r"[^/\\\0]+\.safetensors", file)
-            or file.startswith("..")
-        ):
+        if not isinstance(file, str) or not _PLAIN.fullmatch(file):
             raise ModelError.at(
                 path,
                 f"tensor {tensor!r:.80} is said to be in {file!r:.80}; only names of files in this directory are read",
@@ -225,19 +218,16 @@ def _require(directory: Path, files: list[str]) -> None:
 
 
 def _no_weights(directory: Path) -> ModelError:
+    what = "there is no *.safetensors file; download the model's weights"
     if any(directory.glob("pytorch_model*.bin")):
         load = f"from transformers import AutoModelForCausalLM as M; M.from_pretrained({str(directory)!r})"
-        return ModelError.at(
-            directory,
-            f"only pytorch_model.bin here: convert to safetensors with "
-            f'python -c "{load}.save_pretrained({str(directory)!r})"',
-        )
-    if any(directory.glob("adapter*")):
-        return ModelError.at(directory, "this is an adapter: merge it into its base model first")
-    ggufs = sorted(directory.glob("*.gguf"))
-    if ggufs:
-        return ModelError.at(directory, f"no safetensors here; pass the GGUF file itself: {ggufs[0]}")
-    return ModelError.at(directory, "there is no *.safetensors file; download the model's weights")
+        command = f'python -c "{load}.save_pretrained({str(directory)!r})"'
+        what = f"only pytorch_model.bin here: convert to safetensors with {command}"
+    elif any(directory.glob("adapter*")):
+        what = "this is an adapter: merge it into its base model first"
+    elif ggufs := sorted(directory.glob("*.gguf")):
+        what = f"no safetensors here; pass the GGUF file itself: {ggufs[0]}"
+    return ModelError.at(directory, what)
 
 
 def _cache_origin(directory: Path) -> dict[str, str | None]:
