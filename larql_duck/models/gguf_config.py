@@ -18,7 +18,6 @@ _SIZES = {
     "num_hidden_layers": "block_count",
     "intermediate_size": "feed_forward_length",
     "num_attention_heads": "attention.head_count",
-    "num_key_value_heads": "attention.head_count_kv",
 }
 _TOKEN_IDS = {
     "bos_token_id": "tokenizer.ggml.bos_token_id",
@@ -106,12 +105,9 @@ class GgufConfig:
             raise ModelError.at(self.path, "tensor token_embd.weight is missing", tensor="token_embd.weight")
         out: dict[str, Any] = {"model_type": family.name, "vocab_size": int(embedding[0])}
         for key, stored in _SIZES.items():
-            if family.norm == "layer" and key == "num_key_value_heads":
-                continue
-            if key == "num_key_value_heads":
-                out[key] = self.number(stored) or out["num_attention_heads"]
-            else:
-                out[family.keys.get(key, key)] = self.required(stored)
+            out[family.keys.get(key, key)] = self.required(stored)
+        if family.norm != "layer":
+            out["num_key_value_heads"] = self.number("attention.head_count_kv") or out["num_attention_heads"]
         out[family.eps_key] = self.required(_EPS[family.norm])
         out[family.act_key] = family.defaults[family.act_key]
         out["tie_word_embeddings"] = "output.weight" not in tensors

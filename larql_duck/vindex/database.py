@@ -74,15 +74,13 @@ def database_hash(path: Path) -> str | None:
     """The manifest hash that the database at `path` was built for; None where it is missing or unreadable."""
     if not path.is_file():
         return None
-    con = duckdb.connect()
     try:
-        con.execute(f"ATTACH {quoted(str(path))} AS found (READ_ONLY)")
-        row = con.execute(f"SELECT manifest_hash FROM found.{SCHEMA}.build_info").fetchone()
-        return None if row is None else str(row[0])
+        with duckdb.connect() as con:
+            con.execute(f"ATTACH {quoted(str(path))} AS found (READ_ONLY)")
+            row = con.execute(f"SELECT manifest_hash FROM found.{SCHEMA}.build_info").fetchone()
+            return None if row is None else str(row[0])
     except duckdb.Error:
         return None
-    finally:
-        con.close()
 
 
 def run_sql(con: duckdb.DuckDBPyConnection, name: str, text: str) -> None:
@@ -94,8 +92,7 @@ def run_sql(con: duckdb.DuckDBPyConnection, name: str, text: str) -> None:
 
 
 def _build(tables_dir: Path, path: Path, manifest_hash: str, limit: str | None, spill: Path) -> None:
-    con = duckdb.connect()
-    try:
+    with duckdb.connect() as con:
         con.execute(
             f"ATTACH {quoted(str(path))} AS built (STORAGE_VERSION {quoted(_STORAGE)}, ROW_GROUP_SIZE {_ROW_GROUP})"
         )
@@ -115,8 +112,6 @@ def _build(tables_dir: Path, path: Path, manifest_hash: str, limit: str | None, 
         con.execute("COMMIT")
         con.execute("USE memory")
         con.execute("DETACH built")
-    finally:
-        con.close()
 
 
 def _out_of_memory(error: BaseException) -> bool:
