@@ -102,9 +102,8 @@ def calibrate(
         [calibration.judge(r.relation.family, answer) for answer in ranked]
         for r, ranked in zip(replied, answers, strict=True)
     ]
-    return Calibrated(
-        answers, confidence, weights, calibration, _report(replied, weights, answers, confidence)
-    )
+    report = _report(replied, weights, answers, confidence)
+    return Calibrated(answers, confidence, weights, calibration, report)
 
 
 def template_weights(relation: Relation, replies: Sequence[Reply]) -> dict[int, float]:

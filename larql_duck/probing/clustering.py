@@ -21,7 +21,7 @@ from larql_duck.catalog import SCHEMAS, as_table
 from larql_duck.catalog.sql_files import sql_query
 from larql_duck.errors import LarqlError
 from larql_duck.probing.packs import known_relations
-from larql_duck.probing.publish import derived_tables, many_relations, require_tables
+from larql_duck.probing.publish import derived_tables, many_relations, probed_labels, require_tables
 from larql_duck.probing.sources import drop_source
 from larql_duck.vindex.manifest import load_manifest
 from larql_duck.vindex.publish import commit_tables
@@ -221,13 +221,8 @@ class _Namer:
 
 
 def _probed(vindex: Vindex, directions: FeatureDirections) -> list[tuple[str, ...]]:
-    columns = vindex.table("features").select(["layer", "feature", "relation", "relation_source"]).to_pydict()
-    known = {
-        (layer, feature): (relation,)
-        for layer, feature, relation, source in zip(*columns.values(), strict=True)
-        if source == "probe"
-    }
-    return [known.get(slot, ()) for slot in directions.slots()]
+    known = probed_labels(vindex.table("features"))
+    return [(known[slot],) if slot in known else () for slot in directions.slots()]
 
 
 def _referenced(texts: Sequence[str], promoted: Sequence[str]) -> list[tuple[str, ...]]:

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from larql_duck.aliases import Slot
 from larql_duck.catalog import SCHEMAS
 from larql_duck.errors import VindexError
 from larql_duck.probing.merge import PROBED, merge
@@ -118,14 +119,16 @@ def many_relations(vindex: Vindex) -> set[str]:
     return {relation for pack in packs for relation in pack.get("many", ())}
 
 
+def probed_labels(features: pa.Table) -> dict[Slot, str]:
+    """Slot -> its label, of those in the table `features` whose label comes from probing."""
+    probed = features.filter(pc.equal(features["relation_source"], "probe"))
+    columns = probed.select(["layer", "feature", "relation"]).to_pydict().values()
+    return {(layer, feature): relation for layer, feature, relation in zip(*columns, strict=True)}
+
+
 def feature_labels(features: pa.Table) -> bytes:
     """feature_labels.json in LARQL's format, from the probed labels of `features`: {"L26_F9515": "capital"}."""
-    columns = features.select(["layer", "feature", "relation", "relation_source"]).to_pydict()
-    labels = {
-        f"L{layer}_F{feature}": relation
-        for layer, feature, relation, source in zip(*columns.values(), strict=True)
-        if source == "probe"
-    }
+    labels = {f"L{layer}_F{feature}": name for (layer, feature), name in probed_labels(features).items()}
     return json.dumps(labels, indent=1, ensure_ascii=False).encode()
 
 
