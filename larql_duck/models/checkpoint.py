@@ -38,6 +38,10 @@ class ModelSource:
         self.origin = {"huggingface_repo": None, "revision": None, **self.origin}
         self._checked: set[str] = set()
 
+    def error(self, what: str, tensor: str | None = None) -> ModelError:
+        """What is wrong with the model, as an error to raise."""
+        return ModelError.at(self.path, what, tensor=tensor)
+
     # -- what readers implement --------------------------------------------------------------------------
 
     def _read(self, name: str) -> torch.Tensor:
@@ -62,7 +66,7 @@ class ModelSource:
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape in Hugging Face layout, from the headers alone."""
         if name not in self.shapes:
-            raise ModelError.at(self.path, f"there is no tensor {name}", tensor=name)
+            raise self.error(f"there is no tensor {name}", tensor=name)
         return self.shapes[name]
 
     def tensor(self, name: str, check: bool = True) -> torch.Tensor:
@@ -93,9 +97,8 @@ class ModelSource:
         family, config = self.family, self.config
         if method := config.get("quantization_config"):
             method = method.get("quant_method", "unknown") if isinstance(method, dict) else method
-            raise ModelError.at(
-                self.path,
-                f"quantised checkpoints ({method}) are not read; save it dequantised, or use its GGUF",
+            raise self.error(
+                f"quantised checkpoints ({method}) are not read; save it dequantised, or use its GGUF"
             )
         try:
             size = family.sizes(config)
@@ -103,7 +106,7 @@ class ModelSource:
             family.norm_eps(config)
             expected = family.expected(config)
         except ModelError as error:
-            raise ModelError.at(self.path, f"{error}") from None
+            raise self.error(f"{error}") from None
         if family.head in self.shapes or family.ties(config) is False:
             expected[family.head] = (size.vocab, size.hidden)
         missing = [n for n in expected if n not in self.shapes]
@@ -117,8 +120,7 @@ class ModelSource:
         if problems:
             first = (missing + wrong + extra)[0]
             more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
-            raise ModelError.at(
-                self.path,
+            raise self.error(
                 f"config and tensors do not fit: {'; '.join(problems[:_NAMED])}{more}; "
                 "get a complete copy of the model",
                 tensor=first,
@@ -133,10 +135,9 @@ class ModelSource:
             prefix = "" if message.startswith(str(self.path)) else f"{self.path}: "
             raise ModelError(f"{prefix}{message}", path=self.path) from None
         if highest >= vocab:
-            raise ModelError.at(
-                self.path,
+            raise self.error(
                 f"tokenizer.json has the token id {highest}, the embedding only {vocab} rows; "
-                "the tokenizer belongs to another model",
+                "the tokenizer belongs to another model"
             )
 
 

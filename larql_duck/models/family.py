@@ -185,9 +185,8 @@ class Family:
         else:
             default = 4 * hidden if not self.up else None
             intermediate = [self._int(config, "intermediate_size", default=default)] * n_layers
-        return ModelSizes(
-            n_layers, hidden, intermediate, self._int(config, "vocab_size"), n_heads, n_kv, head_dim
-        )
+        vocab = self._int(config, "vocab_size")
+        return ModelSizes(n_layers, hidden, intermediate, vocab, n_heads, n_kv, head_dim)
 
     def _int(self, config: Config, key: str, limit: int = _MAX_DIM, default: int | None = None) -> int:
         value = self.get(config, key)

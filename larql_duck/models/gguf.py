@@ -88,10 +88,8 @@ class GgufSource(ModelSource):
         if heads is not None:
             rows = len(tensor)
             if not isinstance(heads, int) or heads < 1 or rows % (2 * heads):
-                raise ModelError.at(
-                    self.path,
-                    f"tensor {name} has {rows} rows, which {heads} heads do not share evenly",
-                    tensor=name,
+                raise self.error(
+                    f"tensor {name} has {rows} rows, which {heads} heads do not share evenly", tensor=name
                 )
             return parted(tensor, heads)
         offset = self._layout.norm_offset(name)

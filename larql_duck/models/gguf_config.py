@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ class GgufConfig:
 
     def __init__(self, metadata: Mapping[str, Any], path: Path) -> None:
         self.metadata = metadata
-        self.path = path
+        self.error = partial(ModelError.at, path)
         self.arch = str(metadata.get("general.architecture", ""))
         self.family = self._family()
 
@@ -58,10 +59,9 @@ class GgufConfig:
             return FAMILIES["mistral"]
         if not self.arch or self.arch not in by_arch:
             known = ", ".join(sorted(a for a in by_arch if a))
-            raise ModelError.at(
-                self.path,
+            raise self.error(
                 f"GGUF architecture {self.arch!r} is not known; known: {known}; "
-                "a Hugging Face directory of the same model may work",
+                "a Hugging Face directory of the same model may work"
             )
         return by_arch[self.arch]
 
@@ -75,22 +75,18 @@ class GgufConfig:
         value = self.get(key)
         if isinstance(value, list):
             if not value or any(v != value[0] for v in value):
-                raise ModelError.at(
-                    self.path, f"{self.arch}.{key} differs between layers, which is not supported"
-                )
+                raise self.error(f"{self.arch}.{key} differs between layers, which is not supported")
             value = value[0]
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ModelError.at(self.path, f"{self.arch}.{key} must be a number, found {str(value)[:60]!r}")
+            raise self.error(f"{self.arch}.{key} must be a number, found {str(value)[:60]!r}")
         return shortest(value) if isinstance(value, float) else value
 
     def required(self, key: str) -> int | float:
         value = self.number(key)
         if value is None:
-            raise ModelError.at(
-                self.path, f"metadata field {self.arch}.{key} is missing; convert the model anew"
-            )
+            raise self.error(f"metadata field {self.arch}.{key} is missing; convert the model anew")
         return value
 
     # -- the config --------------------------------------------------------------------------------------
@@ -102,7 +98,7 @@ class GgufConfig:
         family = self.family
         embedding = tensors.get("token_embd.weight")
         if embedding is None or len(embedding) != 2:
-            raise ModelError.at(self.path, "tensor token_embd.weight is missing", tensor="token_embd.weight")
+            raise self.error("tensor token_embd.weight is missing", tensor="token_embd.weight")
         out: dict[str, Any] = {"model_type": family.name, "vocab_size": int(embedding[0])}
         for key, stored in _SIZES.items():
             out[family.keys.get(key, key)] = self.required(stored)
@@ -132,10 +128,9 @@ class GgufConfig:
         rotary = self.number("rope.dimension_count")
         for other, name in ((value, "attention.value_length"), (rotary, "rope.dimension_count")):
             if other is not None and other != head_dim:
-                raise ModelError.at(
-                    self.path,
+                raise self.error(
                     f"{self.arch}.{name} is {other} and the heads have size {head_dim}; "
-                    "only models where they agree are supported",
+                    "only models where they agree are supported"
                 )
         return int(head_dim)
 
@@ -163,10 +158,9 @@ class GgufConfig:
         pattern = self.get("attention.sliding_window_pattern")
         if isinstance(pattern, list):
             if len(pattern) != layers:
-                raise ModelError.at(
-                    self.path,
+                raise self.error(
                     f"{self.arch}.attention.sliding_window_pattern has {len(pattern)} entries for "
-                    f"{layers} layers",
+                    f"{layers} layers"
                 )
             return [bool(p) for p in pattern]
         if isinstance(pattern, int) and not isinstance(pattern, bool) and pattern > 0:
@@ -198,9 +192,7 @@ class GgufConfig:
             out: dict[str, Any] = {"rope_type": "yarn", "factor": float(factor)}
             stated = {key: self.number(stored) for key, stored in YARN.items()}
             return out | {key: value for key, value in stated.items() if value is not None}
-        raise ModelError.at(
-            self.path, f"rope scaling {str(kind)[:40]!r} is not supported; linear, yarn and Llama 3's are"
-        )
+        raise self.error(f"rope scaling {str(kind)[:40]!r} is not supported; linear, yarn and Llama 3's are")
 
     def _llama3(self, factors: Sequence[float], theta: float, head_dim: int) -> dict[str, Any]:
         """Llama 3's frequency rule, recovered from the divisors that the file stores one per frequency."""
@@ -217,8 +209,7 @@ class GgufConfig:
                     "high_freq_factor": 4.0,
                     "original_max_position_embeddings": original,
                 }
-        raise ModelError.at(
-            self.path,
+        raise self.error(
             "tensor rope_freqs.weight does not follow Llama 3's rule, so the rope scaling cannot be "
             "rebuilt; use the Hugging Face directory of this model",
             tensor="rope_freqs.weight",
