@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Self
 
 # How much of a long source line an error shows on either side of its place.
 _BEFORE, _BEHIND = 80, 60
@@ -71,6 +72,11 @@ class PathError(LarqlError):
         self.path = None if path is None else Path(path)
         super().__init__(message)
 
+    @classmethod
+    def at(cls, path: str | Path, message: str, **facts: Any) -> Self:
+        """The error about this file or directory, whose name opens the text; `facts` are the class's attributes."""
+        return cls(f"{path}: {message}", path=path, **facts)
+
 
 class VindexError(PathError):
     """A vindex directory that is missing, damaged or of another version."""
@@ -86,20 +92,10 @@ class LevelError(VindexError):
 
 
 class ModelError(PathError):
-    """A model file or directory that cannot be used: names file, tensor, what was expected and found."""
+    """A model file or directory that cannot be used: `path` and, where one is to blame, `tensor`."""
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        path: str | Path | None = None,
-        tensor: str | None = None,
-        expected: object = None,
-        found: object = None,
-    ) -> None:
+    def __init__(self, message: str, *, path: str | Path | None = None, tensor: str | None = None) -> None:
         self.tensor = tensor
-        self.expected = expected
-        self.found = found
         super().__init__(message, path=path)
 
 

@@ -1,4 +1,4 @@
-"""The command about edits: check-edits."""
+"""The command about edits: evaluate."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from larql_duck.cli.options import OutputOptions, PlotOption, SessionOptions, Vi
 app = typer.Typer()
 
 
-@command(app, "check-edits")
-def check_edits(
+@command(app, "evaluate")
+def evaluate(
     vindex: VindexArgument, options: SessionOptions, output: OutputOptions, plot: PlotOption = None
 ) -> None:
     """Measure what edits do.

@@ -46,7 +46,7 @@ def probe(
     resume: Annotated[bool, Option("--resume", help="Go on where a run that was killed stopped.")] = False,
 ) -> None:
     """Ask the model about entities and save the facts."""
-    from larql_duck.probing.packs import read_entities
+    from larql_duck.knowledge.frames import read_entities
 
     if template and (relation is None or len(relation) != 1 or pack is not None):
         raise UsageError("--template goes with exactly one --relation, without --pack")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from larql_duck.editing.evaluate import check_edits
+from larql_duck.editing.evaluate import evaluate_edits
 from larql_duck.errors import PackError
 from larql_duck.knowledge.frames import entities_of
 from larql_duck.knowledge.relations import Pack
@@ -122,4 +122,4 @@ def _best(probed: Probed, many: set[str]) -> pa.Table:
 
 def evaluate(session: Session, request: Request) -> Result:
     """What the edits do: efficacy, generalisation and specificity of each fact."""
-    return check_edits(session.workspace, **request.arguments)
+    return evaluate_edits(session.workspace, **request.arguments)

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from larql_duck.commands.opening import opened
-from larql_duck.diffing import Difference, DiffSide, as_patch, compare, current_side, directory_side
+from larql_duck.diffing.compare import Difference, compare
 from larql_duck.diffing.markdown import markdown_report
+from larql_duck.diffing.sides import DiffSide, current_side, directory_side
+from larql_duck.diffing.to_patch import as_patch
 from larql_duck.files import write_whole
 from larql_duck.lowering.types import Request, fail
 from larql_duck.lql import statements as st

@@ -18,7 +18,6 @@ from larql_duck.compilation.source import EditedWeights
 from larql_duck.errors import ModelError
 from larql_duck.models.gguf_layout import POSITIONS, GgufLayout, interleaved
 
-OF_DTYPE = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 # llama.cpp's numbers for what most of a file's tensors are.
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}
 _VALUE_TYPES = {
@@ -49,7 +48,7 @@ def write_gguf(
     Vectors, and matrices whose rows are no multiple of 32 long under Q8_0, are F32 (F16). ModelError that names
     SAFETENSORS for what GGUF cannot express.
     """
-    kind = kind or OF_DTYPE[source.vindex.dtype]
+    kind = kind or source.vindex.dtype.upper()
     family, config = source.family, source.config
     check_architecture(family, source.path)
     layout = GgufLayout(family, config)
@@ -106,10 +105,8 @@ def _places(source: EditedWeights, layout: GgufLayout, kind: str) -> list[_Place
     for name, shape in shapes_of(source).items():
         stored = layout.stored_name(name)
         if stored is None:
-            raise ModelError(
-                f"{source.path}: tensor {name} has no place in a GGUF file; {ELSE}",
-                path=source.path,
-                tensor=name,
+            raise ModelError.at(
+                source.path, f"tensor {name} has no place in a GGUF file; {ELSE}", tensor=name
             )
         if len(shape) == 2 and layout.is_turned(name):
             shape = (shape[1], shape[0])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from larql_duck.errors import ModelError
-from larql_duck.models.family import Config, Family
+from larql_duck.models.family import Config, Family, as_mapping
 from larql_duck.models.gguf_config import YARN, GgufConfig, llama3_factors
 
 ELSE = "write it with FORMAT SAFETENSORS instead"
@@ -25,16 +26,15 @@ class Expressed:
     notices: list[str]
 
 
-def check_architecture(family: Family, path: object) -> None:
+def check_architecture(family: Family, path: Path) -> None:
     """Raise ModelError for a family that GGUF has no name for."""
     if not family.gguf_arch:
-        raise ModelError(
-            f"{path}: model_type {family.name!r} has no place in GGUF as far as is known here; {ELSE}",
-            path=str(path),
+        raise ModelError.at(
+            path, f"model_type {family.name!r} has no place in GGUF as far as is known here; {ELSE}"
         )
 
 
-def express(config: Config, family: Family, tensors: Mapping[str, Sequence[int]], path: object) -> Expressed:
+def express(config: Config, family: Family, tensors: Mapping[str, Sequence[int]], path: Path) -> Expressed:
     """The metadata that say what the config says; `tensors` are the file's names and shapes.
 
     Integers are u32 and floats f32 when written. ModelError that names SAFETENSORS where GGUF cannot say it.
@@ -67,7 +67,7 @@ def _notices(config: Config, family: Family) -> list[str]:
     return [f"llama.cpp takes every {period}th layer for full attention, which this model has otherwise"]
 
 
-def _fields(config: Config, family: Family, path: object) -> tuple[dict[str, Any], list[float] | None]:
+def _fields(config: Config, family: Family, path: Path) -> tuple[dict[str, Any], list[float] | None]:
     sizes = family.sizes(config)
     context = family.get(config, "max_position_embeddings")
     fields: dict[str, Any] = {
@@ -106,29 +106,23 @@ def _fields(config: Config, family: Family, path: object) -> tuple[dict[str, Any
 
 def local_base(config: Config) -> float:
     """Gemma 3's rotary base of the layers with a window."""
-    parameters = config.get("rope_parameters")
-    inner = parameters.get("sliding_attention") if isinstance(parameters, Mapping) else None
-    value = config.get(
-        "rope_local_base_freq", inner.get("rope_theta") if isinstance(inner, Mapping) else None
-    )
-    return float(value or 1e4)
+    inner = as_mapping(as_mapping(config.get("rope_parameters")).get("sliding_attention"))
+    return float(config.get("rope_local_base_freq", inner.get("rope_theta")) or 1e4)
 
 
 def rope_scaling(config: Config) -> dict[str, Any]:
     """The rotary scaling of full attention without its base, under the names of newer configs; {} for none."""
-    found = config.get("rope_scaling")
-    if not isinstance(found, Mapping) or not found:
-        found = config.get("rope_parameters")
-        found = found if isinstance(found, Mapping) else {}
-        found = found.get("full_attention", found)
-        found = found if isinstance(found, Mapping) else {}
+    found = as_mapping(config.get("rope_scaling"))
+    if not found:
+        found = as_mapping(config.get("rope_parameters"))
+        found = as_mapping(found.get("full_attention", found))
     out = {k: v for k, v in found.items() if k not in ("rope_theta", "type", "partial_rotary_factor")}
     kind = found.get("rope_type", found.get("type", "default"))
     return {} if kind in ("default", None) else {**out, "rope_type": kind}
 
 
 def _scaling(
-    config: Config, head_dim: int, theta: float, path: object
+    config: Config, head_dim: int, theta: float, path: Path
 ) -> tuple[dict[str, Any], list[float] | None]:
     scaling = rope_scaling(config)
     kind = scaling.get("rope_type")
@@ -146,9 +140,7 @@ def _scaling(
             "rope.scaling.factor": float(scaling["factor"]),
             **{stored: scaling.get(key) for key, stored in YARN.items()},
         }, None
-    raise ModelError(
-        f"{path}: rope scaling {str(kind)[:40]!r} cannot be said in GGUF; {ELSE}", path=str(path)
-    )
+    raise ModelError.at(path, f"rope scaling {str(kind)[:40]!r} cannot be said in GGUF; {ELSE}")
 
 
 def _check(
@@ -157,7 +149,7 @@ def _check(
     metadata: Mapping[str, Any],
     tensors: Mapping[str, Sequence[int]],
     factors: list[float] | None,
-    path: object,
+    path: Path,
 ) -> None:
     """Raise ModelError where a reader of the metadata would build another model."""
     try:
@@ -174,9 +166,8 @@ def _check(
     if family.norm == "rms":
         differences += _differences(config, found, family)
     if differences:
-        raise ModelError(
-            f"{path}: GGUF has no way to say {', '.join(differences)} as this model has it; {ELSE}",
-            path=str(path),
+        raise ModelError.at(
+            path, f"GGUF has no way to say {', '.join(differences)} as this model has it; {ELSE}"
         )
 
 
@@ -206,7 +197,4 @@ def _same_scaling(found: Config, config: Config) -> bool:
 
 
 def _other(found: Config, config: Config, key: str) -> bool:
-    a, b = found.get(key), config.get(key)
-    return (a or None) != (b or None) and not (
-        isinstance(a, int | float) and isinstance(b, int | float) and a == b
-    )
+    return (found.get(key) or None) != (config.get(key) or None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from gguf import TokenType
@@ -30,7 +31,7 @@ _TEXTS = (
 
 
 def vocabulary(
-    files: Mapping[str, bytes], vocab: int, context: Mapping[str, Any], path: object
+    files: Mapping[str, bytes], vocab: int, context: Mapping[str, Any], path: Path
 ) -> dict[str, Any]:
     """Metadata (tokenizer.* keys) that say what the tokenizer files say, for an embedding of `vocab` rows.
 
@@ -45,12 +46,12 @@ def vocabulary(
     return out
 
 
-def _refused(path: object, why: str) -> ModelError:
-    return ModelError(f"{path}: the tokenizer {why}, so GGUF cannot express it; {ELSE}", path=str(path))
+def _refused(path: Path, why: str) -> ModelError:
+    return ModelError.at(path, f"the tokenizer {why}, so GGUF cannot express it; {ELSE}")
 
 
 class _Vocabulary:
-    def __init__(self, files: Mapping[str, bytes], data: dict[str, Any], vocab: int, path: object) -> None:
+    def __init__(self, files: Mapping[str, bytes], data: dict[str, Any], vocab: int, path: Path) -> None:
         self.files, self.data, self.path, self.vocab = files, data, path, vocab
         self.model = model = data["model"]
         self.tokenizer = load_tokenizer(files, vocab)
@@ -132,13 +133,11 @@ class _Vocabulary:
                 out[f"tokenizer.ggml.{key}_token_id"] = found
         plain, full = (self.tokenizer.encode("a", special=s) for s in (False, True))
         bos, eos = out.get("tokenizer.ggml.bos_token_id"), out.get("tokenizer.ggml.eos_token_id")
-        before = full[: len(full) - len(plain)] == [bos] and full[1:] == plain
-        after = full[len(plain) :] == [eos] and full[: len(plain)] == plain
-        both = full == [bos, *plain, eos]
-        if full != plain and not (before or after or both):
+        ways = ((False, False), (True, False), (False, True), (True, True))
+        added = [(b, e) for b, e in ways if full == [*[bos] * b, *plain, *[eos] * e]]
+        if not added:
             raise _refused(self.path, "puts more than BOS and EOS around a text")
-        out["tokenizer.ggml.add_bos_token"] = bool(before or both)
-        out["tokenizer.ggml.add_eos_token"] = bool((after and not before) or both)
+        out["tokenizer.ggml.add_bos_token"], out["tokenizer.ggml.add_eos_token"] = added[0]
         ends = _ends(self.files)
         if len(ends) > 1 and ends[1] != eos:
             out["tokenizer.ggml.eot_token_id"] = ends[1]
@@ -171,7 +170,7 @@ def _check(
     metadata: Mapping[str, Any],
     context: Mapping[str, Any],
     vocab: int,
-    path: object,
+    path: Path,
 ) -> None:
     """Raise ModelError where a tokenizer rebuilt from the metadata makes other tokens of a text, or other text."""
     try:

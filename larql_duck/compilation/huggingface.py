@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from larql_duck.compilation.safetensors import SHARD_BYTES, Planned, write_model
+from larql_duck.compilation.safetensors import SHARD_BYTES, write_model
+from larql_duck.compilation.source import EditedWeights
 from larql_duck.files import write_whole
+from larql_duck.vindex.arrays import torch_dtype
 
-if TYPE_CHECKING:
-    from larql_duck.compilation.source import EditedWeights
-
-_TORCH = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 # What a config may say about how or from where somebody ran the model.
 _FOREIGN = ("_name_or_path", "auto_map", "quantization_config", "torch_dtype")
 
@@ -22,16 +20,12 @@ def write_directory(source: EditedWeights, directory: Path, limit: int = SHARD_B
 
     Tensors are in the vindex's dtype. Shards are at most `limit` bytes.
     """
-    files = []
     documents = {"config.json": _json(config_of(source)), **source.tokenizer_files()}
     generation = _generation(source.config)
     if generation and "generation_config.json" not in documents:
         documents["generation_config.json"] = _json(generation)
-    for name, data in documents.items():
-        files.append(write_whole(directory / name, data, error=None))
-    shapes = shapes_of(source)
-    planned = [Planned(name, shapes[name]) for name in source.names()]
-    return [*files, *write_model(source, planned, source.vindex.dtype, directory, limit)]
+    files = [write_whole(directory / name, data, error=None) for name, data in documents.items()]
+    return [*files, *write_model(source, shapes_of(source), source.vindex.dtype, directory, limit)]
 
 
 def shapes_of(source: EditedWeights) -> dict[str, tuple[int, ...]]:
@@ -44,7 +38,7 @@ def config_of(source: EditedWeights) -> dict[str, Any]:
     """The config with what a file of its own needs: architecture, dtype, tying as the tensors have it."""
     family = source.family
     config = {k: v for k, v in source.config.items() if k not in _FOREIGN}
-    config["dtype"] = _TORCH[source.vindex.dtype]
+    config["dtype"] = str(torch_dtype(source.vindex.dtype)).removeprefix("torch.")
     config["tie_word_embeddings"] = family.tied(config, set(source.names()))
     if architecture := _architecture(str(config.get("model_type"))):
         config["architectures"] = [architecture]

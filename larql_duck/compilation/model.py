@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from larql_duck.compilation.array_files import check_source
-from larql_duck.compilation.gguf import OF_DTYPE, write_gguf
+from larql_duck.compilation.gguf import write_gguf
 from larql_duck.compilation.huggingface import write_directory
 from larql_duck.compilation.safetensors import SHARD_BYTES
 from larql_duck.compilation.source import EditedWeights
@@ -15,11 +14,9 @@ from larql_duck.compilation.staging import staged
 from larql_duck.errors import VindexError
 from larql_duck.files import replacing
 from larql_duck.models.opening import open_model
+from larql_duck.patches.overlay import Overlay
 from larql_duck.progress import Progress
-
-if TYPE_CHECKING:
-    from larql_duck.patches.overlay import Overlay
-    from larql_duck.vindex.store import Vindex
+from larql_duck.vindex.store import Vindex
 
 
 @dataclass(frozen=True)
@@ -55,15 +52,15 @@ def compile_model(
     ModelError for what GGUF cannot express.
     """
     if not vindex.has_tables:
-        raise VindexError(
-            f"{vindex.path}: LARQL keeps no config.json, so no complete model can be written; extract the model "
+        raise VindexError.at(
+            vindex.path,
+            "LARQL keeps no config.json, so no complete model can be written; extract the model "
             "itself: larql-duck extract MODEL -o OUT.vindex, then apply the patch there and compile",
-            path=vindex.path,
         )
     vindex.require("inference", "COMPILE INTO MODEL")
     source = EditedWeights(vindex, overlay, padded=True)
     title = vindex.manifest.model
-    kind = format if format == "safetensors" else gguf_type or OF_DTYPE[vindex.dtype]
+    kind = format if format == "safetensors" else gguf_type or vindex.dtype.upper()
     notices: list[str] = []
     single = format == "gguf" and out.suffix == ".gguf"
     with staged(out, vindex.path, "model.gguf" if single else None) as staging:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,11 +14,8 @@ from larql_duck.errors import PatchError
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.modules import watch_activations
 from larql_duck.inference.sampling import written_ids
-from larql_duck.models.family import bias_of
 from larql_duck.patches.overlay import Overlay, OverlayRow
-
-if TYPE_CHECKING:
-    from larql_duck.vindex.store import Vindex
+from larql_duck.vindex.store import Vindex
 
 TokenTexts = Sequence[Sequence[int]]
 """Token ids of texts, special tokens included."""
@@ -49,8 +45,9 @@ def place(vindex: Vindex, overlay: Overlay, texts: TokenTexts | None = None, see
     half. texts None: text that the model writes itself, by seeded sampling. Slots that the overlay touches are left
     alone. PatchError where features have biases, which would stay behind, or where slots run out.
     """
-    _check(vindex, overlay)
-    engine = Engine.load(EditedWeights(vindex, overlay))
+    weights = EditedWeights(vindex, overlay)
+    _check(weights)
+    engine = Engine.load(weights)
     texts = _enough(texts) if texts is not None else written_ids(engine, POSITIONS, seed=seed)
     half = max(1, len(texts) // 2)
     use = usage(engine, texts[:half])
@@ -90,15 +87,14 @@ def _enough(texts: TokenTexts) -> list[Sequence[int]]:
     return out
 
 
-def _check(vindex: Vindex, overlay: Overlay) -> None:
-    stored = set(vindex.names())
-    for layer, n in enumerate(overlay.n_features):
-        names = [name for name in (vindex.family.gate_name(layer), vindex.family.up_name(layer)) if name]
-        if n > vindex.n_features[layer] and any(bias_of(name) in stored for name in names):
-            raise PatchError(
-                f"features of {vindex.path} have biases, which a feature in another's slot would inherit; "
-                "compile without INTO SLOTS"
-            )
+def _check(weights: EditedWeights) -> None:
+    vindex, overlay = weights.vindex, weights.overlay
+    biased = {weights.biases[name] for name in vindex.names() if name in weights.biases}
+    if any(overlay.n_features[layer] > vindex.n_features[layer] for layer in biased):
+        raise PatchError(
+            f"features of {vindex.path} have biases, which a feature in another's slot would inherit; "
+            "compile without INTO SLOTS"
+        )
 
 
 # -- measuring ------------------------------------------------------------------------------------------------

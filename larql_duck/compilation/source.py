@@ -21,7 +21,8 @@ class EditedWeights:
     n_features is one number a layer. padded: every layer is brought to one number of features, the largest, rounded
     up to a multiple of 32, by rows of zeros, which change nothing; where all layers have the same number already and
     nothing was appended, it stays. path, family and config are the vindex's, config with the features that hold here:
-    one number, or a list where layers differ.
+    one number, or a list where layers differ. ffn maps the names of the FFN's matrices to their layers and kinds,
+    biases those that gate and up matrices may have to their layers.
     """
 
     def __init__(self, vindex: Vindex, overlay: Overlay, *, padded: bool = False) -> None:
@@ -42,16 +43,8 @@ class EditedWeights:
             self.config.pop("intermediate_size", None)
             same = len(set(self.n_features)) == 1
             self.config[key] = self.n_features[0] if same else list(self.n_features)
-        self._ffn: dict[str, tuple[int, Which]] = {}
-        self._biases: dict[str, int] = {}
-        for layer in range(vindex.n_layers):
-            gate, up = self.family.gate_name(layer), self.family.up_name(layer)
-            self._ffn[self.family.down_name(layer)] = (layer, "down")
-            self._ffn[gate] = (layer, "gate")
-            self._biases[bias_of(gate)] = layer
-            if up is not None:
-                self._ffn[up] = (layer, "up")
-                self._biases[bias_of(up)] = layer
+        self.ffn = self.family.ffn_names(vindex.n_layers)
+        self.biases = {bias_of(name): layer for name, (layer, kind) in self.ffn.items() if kind != "down"}
 
     @property
     def n_changed(self) -> int:
@@ -64,13 +57,11 @@ class EditedWeights:
 
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor with this state-dict name in Hugging Face layout; a mapped view where nothing differs."""
-        if name in self._ffn:
-            matrix = self.matrix(*self._ffn[name])
+        if name in self.ffn:
+            matrix = self.matrix(*self.ffn[name])
             return matrix.t() if self.family.transposed else matrix
         stored = self.vindex.tensor(name)
-        if name in self._biases:
-            return _grown(stored, self.n_features[self._biases[name]])
-        return stored
+        return _grown(stored, self.n_features[self.biases[name]]) if name in self.biases else stored
 
     def matrix(self, layer: int, which: Which) -> torch.Tensor:
         """A layer's FFN matrix: gate and up [features, hidden], down [hidden, features]."""
@@ -82,12 +73,12 @@ class EditedWeights:
 
     def differs(self, name: str) -> bool:
         """Whether the tensor with this state-dict name is another than the vindex's."""
-        if name in self._biases:
-            layer = self._biases[name]
+        if name in self.biases:
+            layer = self.biases[name]
             return self.n_features[layer] != self.vindex.n_features[layer]
-        if name not in self._ffn:
+        if name not in self.ffn:
             return False
-        layer, which = self._ffn[name]
+        layer, which = self.ffn[name]
         rows = self.overlay.rows.get(layer, {})
         return self.n_features[layer] != self.vindex.n_features[layer] or any(
             getattr(row, which) is not None for row in rows.values()

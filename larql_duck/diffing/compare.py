@@ -76,18 +76,15 @@ def compare(
         if reason is not None:
             notices.append(f"the two are no versions of one model ({reason}): facts alone are compared")
         else:
-            weights = a.vindex.has_weights and b.vindex.has_weights
-            if not weights:
+            if not (a.vindex.has_weights and b.vindex.has_weights):
                 notices.append(
                     "one side stores no up and down vectors (level browse): slots are compared by their gates"
                 )
             slots = list(slot_differences(a, b, None if layer is None else [layer]))
             con.register("slots", pa.Table.from_pylist([vars(s) for s in slots], schema=_SLOTS))
             con.register("carried", _carried(a, b))
-            stored = {
-                "weights": a.vindex.has_weights,
-                "gated": a.vindex.has_weights and a.vindex.up(0) is not None,
-            }
+            gated = a.vindex.has_weights and a.vindex.up(0) is not None
+            stored = {"weights": a.vindex.has_weights, "gated": gated}
             differing = con.sql(sql_query("diff_slots"), params=narrowed | stored).to_arrow_table()
             rows = pa.concat_tables([rows, differing.cast(DIFF_SCHEMA)])
             listed = set(zip(*(differing[name].to_pylist() for name in _KEY), strict=True))

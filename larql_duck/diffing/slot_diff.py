@@ -10,7 +10,6 @@ import torch
 
 from larql_duck.aliases import Slot
 from larql_duck.diffing.sides import DiffSide
-from larql_duck.models.family import bias_of
 from larql_duck.patches.overlay import Which
 from larql_duck.vindex import layout
 
@@ -114,24 +113,14 @@ def _part(rows: torch.Tensor, start: int, stop: int) -> torch.Tensor:
 
 def tensors_outside_ffn(a: DiffSide, b: DiffSide) -> list[str]:
     """Names of the tensors outside gate, up and down that differ, in order."""
-    family = a.vindex.family
-    ffn = {
-        name
-        for i in range(a.vindex.n_layers)
-        for name in (family.gate_name(i), family.up_name(i), family.down_name(i))
-        if name
-    }
-    wide = {
-        bias_of(n) for i in range(a.vindex.n_layers) for n in (family.gate_name(i), family.up_name(i)) if n
-    }
-    left, right = ([n for n in s.weights.names() if n not in ffn] for s in (a, b))
+    left, right = ([n for n in s.weights.names() if n not in s.weights.ffn] for s in (a, b))
     names = list(dict.fromkeys([*left, *right]))
-    return [n for n in names if n not in left or n not in right or not _equal(a, b, n, n in wide)]
+    return [n for n in names if n not in left or n not in right or not _equal(a, b, n)]
 
 
-def _equal(a: DiffSide, b: DiffSide, name: str, wide: bool) -> bool:
+def _equal(a: DiffSide, b: DiffSide, name: str) -> bool:
     x, y = a.weights.tensor(name), b.weights.tensor(name)
-    if wide:
+    if name in a.weights.biases:
         # A bias of features: what one side has more must do nothing.
         n = max(len(x), len(y))
         return torch.equal(_part(x[:, None], 0, n), _part(y[:, None], 0, n))

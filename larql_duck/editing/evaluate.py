@@ -91,7 +91,7 @@ class _State:
     perplexity: float
 
 
-def check_edits(workspace: Workspace, *, texts: TextSource | None = None) -> Check:
+def evaluate_edits(workspace: Workspace, *, texts: TextSource | None = None) -> Check:
     """One row a fact: what the model says of it before and after the edits, and what it says of everything near it.
 
     p: probability of the whole target on the relation's first template. holds: greedy decoding gives the whole target

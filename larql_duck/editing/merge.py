@@ -10,7 +10,7 @@ from typing import Any
 import duckdb
 import numpy as np
 
-from larql_duck.diffing import DiffSide, OpenWorkspace, directory_side
+from larql_duck.diffing.sides import DiffSide, OpenWorkspace, directory_side
 from larql_duck.diffing.slot_diff import slot_differences, stored_matrices
 from larql_duck.editing.inserting import insert_facts
 from larql_duck.patches.operations import DeleteOp, FactEdits, InsertOp, Operation, UpdateOp, fact_key

@@ -111,14 +111,5 @@ def _row(gates: np.ndarray, acts: np.ndarray, ids: np.ndarray, k: int, least_z: 
     z = (gates - np.float32(mean)) / np.float32(std) if std > 0 else np.full_like(gates, -np.inf)
     top = np.argsort(-gates, kind="stable")[:k]
     near = np.flatnonzero(z > least_z)
-    return ActivatingRow(
-        ids[top],
-        gates[top],
-        acts[top],
-        mean,
-        std,
-        ids[near],
-        gates[near],
-        acts[near],
-        z[near].astype(np.float32),
-    )
+    best, specific = ((ids[at], gates[at], acts[at]) for at in (top, near))
+    return ActivatingRow(*best, mean, std, *specific, z[near].astype(np.float32))

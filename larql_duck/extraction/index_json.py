@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from larql_duck._version import __version__
@@ -23,7 +24,6 @@ _OPTIONAL = (
 def index_json(
     job: Job,
     *,
-    family: str,
     bands: Mapping[str, tuple[int, int]] | None,
     layers: list[dict[str, int]],
     files: Mapping[str, Mapping[str, Any]],
@@ -31,19 +31,19 @@ def index_json(
     basis: str,
     packs: list[dict[str, Any]],
     seconds: Mapping[str, float],
-    extracted_at: str,
 ) -> dict[str, Any]:
     """index.json as a dict; `layers` are its rows of layers, `files` and `tables` the entries of what was written."""
-    sizes, options = job.sizes, job.options
+    sizes, options, family = job.sizes, job.options, job.source.family
     return {
         "version": 2,
         "model": job.name,
-        "family": family,
+        # LARQL knows one Gemma 3.
+        "family": "gemma3" if family.name.startswith("gemma3") else family.name,
         "source": {
             "huggingface_repo": job.origin.get("huggingface_repo") or job.name,
             "huggingface_revision": job.origin.get("revision"),
             "safetensors_sha256": None,
-            "extracted_at": extracted_at,
+            "extracted_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "larql_version": f"larql-duck {__version__}",
         },
         "checksums": {name: entry["sha256"] for name, entry in files.items() if name.endswith(".bin")},
@@ -51,7 +51,7 @@ def index_json(
         "hidden_size": sizes.hidden,
         "intermediate_size": max(sizes.intermediate),
         "vocab_size": sizes.vocab,
-        "embed_scale": job.source.family.embed_scale(job.source.config),
+        "embed_scale": family.embed_scale(job.source.config),
         "extract_level": options.level,
         "dtype": job.dtype,
         "quant": "none",

@@ -64,8 +64,8 @@ def prepare(model: str | Path, options: Options) -> Job:
     options.layer_range(sizes.n_layers)
     vocabulary = vocabulary_of(load_tokenizer(source), sizes.vocab)
     if not vocabulary.is_word.any():
-        raise ModelError(
-            f"{source.path}: its tokenizer has no word-like token; is tokenizer.json the model's own?"
+        raise ModelError.at(
+            source.path, "its tokenizer has no word-like token; is tokenizer.json the model's own?"
         )
     dtype = own_dtype if options.dtype == "source" else options.dtype
     return Job(source, name, dtype, origin, sizes, vocabulary, options, notices)
@@ -74,11 +74,11 @@ def prepare(model: str | Path, options: Options) -> Job:
 def _open_vindex(path: Path) -> Vindex:
     vindex = Vindex.open(path)
     if not vindex.has_weights:
-        raise LevelError(
-            f"{path}: a browse vindex has no weights to extract from; give the model itself: "
+        raise LevelError.at(
+            path,
+            "a browse vindex has no weights to extract from; give the model itself: "
             "larql-duck extract MODEL -o OUT.vindex",
             needed="inference",
             have=vindex.level,
-            path=path,
         )
     return vindex

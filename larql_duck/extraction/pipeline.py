@@ -60,9 +60,7 @@ def extract(
     target = Path(out).expanduser()
     say = notice or (lambda _line: None)
     if target.exists() and not force:
-        raise VindexError(
-            f"{target}: exists already; choose another -o or replace it with --force", path=target
-        )
+        raise VindexError.at(target, "exists already; choose another -o or replace it with --force")
     job = prepare(model, options)
     for line in job.notices:
         say(line)
@@ -80,10 +78,10 @@ def extract(
             raise
         except (OSError, MemoryError) as error:
             staging.remove()
-            raise VindexError(
-                f"{target}: {getattr(error, 'strerror', None) or error or 'out of memory'} while writing; "
+            raise VindexError.at(
+                target,
+                f"{getattr(error, 'strerror', None) or error or 'out of memory'} while writing; "
                 "free some space or choose another -o, then extract again",
-                path=target,
             ) from None
     return target
 
@@ -100,8 +98,8 @@ def _check_space(job: Job, staging: Staging) -> None:
     needed = estimate_cost(job, 1e11).disk
     free = shutil.disk_usage(staging.directory).free
     if needed > free:
-        raise VindexError(
-            f"{staging.out}: needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
+        raise VindexError.at(
+            staging.out,
+            f"needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
             "free some space, or take --level browse or --dtype f16",
-            path=staging.out,
         )

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -70,10 +69,7 @@ class Extraction:
         self.job, self.staging, self.progress, self.notice = job, staging, progress, notice
         self.source, self.sizes, self.options = job.source, job.sizes, job.options
         self.layers = job.layers
-        # LARQL knows one Gemma 3.
-        name = job.source.family.name
-        self.family_name = "gemma3" if name.startswith("gemma3") else name
-        self.bands = layer_bands(self.family_name, self.sizes.n_layers)
+        self.bands = layer_bands(job.source.family.name, self.sizes.n_layers)
         self.seconds: dict[str, float] = dict(staging.done("seconds") or {})
 
     def run(self) -> None:
@@ -319,7 +315,6 @@ class Extraction:
             files[LABELS] = write_file(directory / LABELS, feature_labels(features))
         raw = index_json(
             self.job,
-            family=self.family_name,
             bands=self.bands,
             layers=done["layers"],
             files=files,
@@ -327,7 +322,6 @@ class Extraction:
             basis=basis,
             packs=[] if facts.pack is None else [{"name": facts.pack, "many": facts.many}],
             seconds=self.seconds,
-            extracted_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
         if facts.record is not None:
             raw[SECTION]["probe"] = facts.record

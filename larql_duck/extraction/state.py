@@ -43,10 +43,10 @@ class Staging:
         state = self._read()
         if resume and state:
             if state.get("key") != self.key:
-                raise VindexError(
-                    f"{self.out}: the interrupted extraction was started with another model or other options; "
+                raise VindexError.at(
+                    self.out,
+                    "the interrupted extraction was started with another model or other options; "
                     "repeat it with the same ones, or start afresh without --resume",
-                    path=self.out,
                 )
             self._done = state["done"]
             return True
@@ -105,9 +105,7 @@ def open_staging(out: Path, key: Mapping[str, Any]) -> Iterator[Staging]:
     try:
         staging.directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise VindexError(
-            f"{out}: cannot write there ({error.strerror}); choose another -o", path=out
-        ) from None
+        raise VindexError.at(out, f"cannot write there ({error.strerror}); choose another -o") from None
     with locked(
         staging.directory / _LOCK,
         f"{out}: another extraction to this path is running; wait for it or choose another -o",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from inspect import signature
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -18,9 +18,7 @@ from larql_duck.extraction.parallel import Workers
 from larql_duck.inference.loading import load_parameters, skeleton, unload_parameters
 from larql_duck.inference.modules import LayerModules, find_modules
 from larql_duck.inference.topk import row_blocks
-
-if TYPE_CHECKING:
-    from larql_duck.models.source import WeightSource
+from larql_duck.models.source import WeightSource
 
 LayerArguments = dict[str, Any]
 
@@ -37,12 +35,8 @@ class _PrefixCache:
         if self.prefix is None:
             self.prefix = keys, values
             return keys, values
-        n = keys.shape[0]
-        joined = [
-            torch.cat([old.expand(n, -1, -1, -1), new], 2)
-            for old, new in zip(self.prefix, (keys, values), strict=True)
-        ]
-        return joined[0], joined[1]
+        old_keys, old_values = (part.expand(len(keys), -1, -1, -1) for part in self.prefix)
+        return torch.cat([old_keys, keys], 2), torch.cat([old_values, values], 2)
 
 
 class TokenStream:
@@ -91,13 +85,8 @@ class TokenStream:
                 part.block.forward = recorder(i, list(signature(part.block.forward).parameters)[1:])
             norm.forward = lambda hidden: hidden
             for start, stop in row_blocks(len(tokens), self.block):
-                ids = torch.cat(
-                    [
-                        torch.tensor(prefix, dtype=torch.long).expand(stop - start, -1),
-                        tokens[start:stop, None].long(),
-                    ],
-                    1,
-                )
+                shared = torch.tensor(prefix, dtype=torch.long).expand(stop - start, -1)
+                ids = torch.cat([shared, tokens[start:stop, None].long()], 1)
                 first.clear()
                 base(input_ids=ids, attention_mask=None, use_cache=False)
                 self.residual[start:stop] = first[0][:, -1]

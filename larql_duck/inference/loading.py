@@ -160,7 +160,6 @@ def _config(source: WeightSource) -> Any:
             f"{source.path}: transformers has no architecture {model_type!r}, so it cannot run; "
             "extract it with --no-probe, or install a transformers version that knows it",
             path=source.path,
-            found=model_type,
         )
     values = {k: v for k, v in source.config.items() if k not in _RUNTIME_KEYS}
     key = source.family.keys.get("intermediate_size", "intermediate_size")
@@ -200,7 +199,6 @@ def load_parameters(
                 "extract the model again from its complete files",
                 path=source.path,
                 tensor=name,
-                expected=tuple(parameter.shape),
             )
         tensor = source.tensor(name)
         if tensor.shape != parameter.shape:
@@ -209,8 +207,6 @@ def load_parameters(
                 f"{list(parameter.shape)}",
                 path=source.path,
                 tensor=name,
-                expected=tuple(parameter.shape),
-                found=tuple(tensor.shape),
             )
         _replace(holders, parameter, nn.Parameter(tensor.to(device=device, dtype=dtype), requires_grad=False))
 

@@ -123,11 +123,8 @@ def _table_rows(table: pa.Table) -> list[PackRow]:
     kind = table.schema.field(subject).type
     if types.is_nested(kind) or types.is_binary(kind):
         raise PackError(f"column {subject!r} holds {kind}; entities are texts", field="entities")
-    extras = {n: names[n] for n in ("text", "object") if n in names and names[n] != subject}
-    columns = {
-        "value": subject,
-        **{"objects" if n == "object" else n: column for n, column in extras.items()},
-    }
+    extras = {"text": names.get("text"), "objects": names.get("object")}
+    columns = {"value": subject} | {key: n for key, n in extras.items() if n not in (None, subject)}
     rows = table.select(list(columns.values())).rename_columns(list(columns)).to_pylist()
     return [_row(number, **row) for number, row in enumerate(rows, 1)]
 

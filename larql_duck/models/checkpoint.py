@@ -3,48 +3,44 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from larql_duck.errors import ModelError
 from larql_duck.models.families import Family, ModelSizes
 from larql_duck.models.tokenizer import load_tokenizer
 
-if TYPE_CHECKING:
-    import torch
-
 _NAMED = 3  # how many problems an error spells out
 
 
+@dataclass(eq=False, kw_only=True)
 class ModelSource:
     """A model's tensors, config and tokenizer files, read lazily. Implements `models.source.WeightSource`.
 
-    `name` is for display; `dtype` is the source's own ('f32', 'f16' or 'bf16'; 'f16' for quantised files);
+    `name` is for display; `shapes` are by Hugging Face name and layout; `dtype` is the source's own ('f32', 'f16' or 'bf16'; 'f16' for quantised files);
     `origin` has huggingface_repo and revision where they are known; `notices` are lines for the user.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        name: str,
-        config: dict[str, Any],
-        family: Family,
-        shapes: Mapping[str, tuple[int, ...]],
-        dtype: str,
-        origin: dict[str, str | None] | None = None,
-        notices: Iterable[str] = (),
-    ) -> None:
-        self.path = path
-        self.name = name
-        self.config = config
-        self.family = family
-        self.dtype = dtype
-        self.origin: dict[str, str | None] = {"huggingface_repo": None, "revision": None, **(origin or {})}
-        self.notices = list(notices)
-        self._shapes = dict(shapes)
+    path: Path
+    name: str
+    config: dict[str, Any]
+    family: Family
+    shapes: dict[str, tuple[int, ...]]
+    dtype: str
+    origin: dict[str, str | None]
+    notices: list[str]
+
+    def __post_init__(self) -> None:
+        self.origin = {"huggingface_repo": None, "revision": None, **self.origin}
         self._checked: set[str] = set()
+
+    def error(self, what: str, tensor: str | None = None) -> ModelError:
+        """What is wrong with the model, as an error to raise."""
+        return ModelError.at(self.path, what, tensor=tensor)
 
     # -- what readers implement --------------------------------------------------------------------------
 
@@ -65,13 +61,13 @@ class ModelSource:
 
     def names(self) -> list[str]:
         """Hugging Face state-dict names of the stored tensors; a tied head is absent."""
-        return list(self._shapes)
+        return list(self.shapes)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape in Hugging Face layout, from the headers alone."""
-        if name not in self._shapes:
-            raise ModelError(f"{self.path}: there is no tensor {name}", path=self.path, tensor=name)
-        return self._shapes[name]
+        if name not in self.shapes:
+            raise self.error(f"there is no tensor {name}", tensor=name)
+        return self.shapes[name]
 
     def tensor(self, name: str, check: bool = True) -> torch.Tensor:
         """A tensor in its stored dtype and Hugging Face layout, a mapped view where the file allows one.
@@ -99,12 +95,10 @@ class ModelSource:
         the activation, the norm epsilon and the tokenizer. Values are checked when they are read.
         """
         family, config = self.family, self.config
-        if config.get("quantization_config"):
-            method = config["quantization_config"]
+        if method := config.get("quantization_config"):
             method = method.get("quant_method", "unknown") if isinstance(method, dict) else method
-            raise ModelError(
-                f"{self.path}: quantised checkpoints ({method}) are not read; save it dequantised, or use its GGUF",
-                path=self.path,
+            raise self.error(
+                f"quantised checkpoints ({method}) are not read; save it dequantised, or use its GGUF"
             )
         try:
             size = family.sizes(config)
@@ -112,27 +106,24 @@ class ModelSource:
             family.norm_eps(config)
             expected = family.expected(config)
         except ModelError as error:
-            raise ModelError(f"{self.path}: {error}", path=self.path, expected=error.expected) from None
-        if family.head in self._shapes or family.ties(config) is False:
+            raise self.error(f"{error}") from None
+        if family.head in self.shapes or family.ties(config) is False:
             expected[family.head] = (size.vocab, size.hidden)
-        missing = [n for n in expected if n not in self._shapes]
-        wrong = [n for n, shape in expected.items() if n in self._shapes and self._shapes[n] != shape]
-        extra = [n for n in self._shapes if n not in expected] if family.listed else []
+        missing = [n for n in expected if n not in self.shapes]
+        wrong = [n for n, shape in expected.items() if n in self.shapes and self.shapes[n] != shape]
+        extra = [n for n in self.shapes if n not in expected] if family.listed else []
         problems = [f"{n} is missing (shape {list(expected[n])})" for n in missing]
         problems += [
-            f"{n} has shape {list(self._shapes[n])}, the config calls for {list(expected[n])}" for n in wrong
+            f"{n} has shape {list(self.shapes[n])}, the config calls for {list(expected[n])}" for n in wrong
         ]
         problems += [f"{n} is not called for by the config" for n in extra]
         if problems:
             first = (missing + wrong + extra)[0]
             more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
-            raise ModelError(
-                f"{self.path}: config and tensors do not fit: {'; '.join(problems[:_NAMED])}{more}; "
+            raise self.error(
+                f"config and tensors do not fit: {'; '.join(problems[:_NAMED])}{more}; "
                 "get a complete copy of the model",
-                path=self.path,
                 tensor=first,
-                expected=expected.get(first),
-                found=self._shapes.get(first),
             )
         self._check_tokenizer(size.vocab)
 
@@ -144,12 +135,9 @@ class ModelSource:
             prefix = "" if message.startswith(str(self.path)) else f"{self.path}: "
             raise ModelError(f"{prefix}{message}", path=self.path) from None
         if highest >= vocab:
-            raise ModelError(
-                f"{self.path}: tokenizer.json has the token id {highest}, the embedding only {vocab} rows; "
-                "the tokenizer belongs to another model",
-                path=self.path,
-                expected=vocab,
-                found=highest,
+            raise self.error(
+                f"tokenizer.json has the token id {highest}, the embedding only {vocab} rows; "
+                "the tokenizer belongs to another model"
             )
 
 
@@ -162,8 +150,6 @@ def main_dtype(sizes: Iterable[tuple[str, int]]) -> str:
 
 
 def _check_finite(tensor: torch.Tensor, path: Path, name: str) -> None:
-    import torch
-
     if tensor.numel() == 0:
         return
     # The extremes carry NaN and infinity along, in one pass without a temporary.
@@ -171,10 +157,8 @@ def _check_finite(tensor: torch.Tensor, path: Path, name: str) -> None:
     if torch.isfinite(low) and torch.isfinite(high):
         return
     count = int((~torch.isfinite(tensor)).sum())
-    raise ModelError(
-        f"{path}: tensor {name} has {count} values that are NaN or infinite; get an undamaged copy of the model",
-        path=path,
+    raise ModelError.at(
+        path,
+        f"tensor {name} has {count} values that are NaN or infinite; get an undamaged copy of the model",
         tensor=name,
-        expected="finite values",
-        found=count,
     )

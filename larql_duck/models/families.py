@@ -1,9 +1,11 @@
-"""The model families as a table, one row each, and how a config finds its row."""
+"""The model families, read from families.toml, and how a config finds its own."""
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from larql_duck.errors import ModelError
@@ -11,166 +13,20 @@ from larql_duck.models.family import Config, Family, ModelSizes, bias_of
 
 __all__ = ["FAMILIES", "Family", "ModelSizes", "bias_of", "complete", "family_for", "text_config"]
 
-_LLAMA = Family(
-    name="llama",
-    attn_bias="config",
-    ffn_bias="config",
-    defaults={
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "hidden_act": "silu",
-        "rms_norm_eps": 1e-6,
-    },
-    gguf_arch="llama",
-    gguf_permuted=True,
-)
 
-_GEMMA = replace(
-    _LLAMA,
-    name="gemma",
-    norm_offset=1.0,
-    ffn_bias="never",
-    scaled_embedding=True,
-    act_aliases={"gelu": "gelu_pytorch_tanh"},
-    defaults={
-        "vocab_size": 256000,
-        "hidden_size": 3072,
-        "intermediate_size": 24576,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 16,
-        "head_dim": 256,
-        "hidden_act": "gelu_pytorch_tanh",
-        "rms_norm_eps": 1e-6,
-        "tie_word_embeddings": True,
-    },
-    gguf_arch="gemma",
-    gguf_permuted=False,
-)
+def _read_families() -> dict[str, Family]:
+    """Name -> family, in the order of families.toml, which says how it is written."""
+    families: dict[str, Family] = {}
+    sections = tomllib.loads(Path(__file__).with_name("families.toml").read_text(encoding="utf-8"))
+    for name, fields in sections.items():
+        like = families[fields.pop("like")] if "like" in fields else Family(name)
+        families[name] = replace(like, name=name, **fields)
+    return families
 
-_GEMMA2 = replace(
-    _GEMMA,
-    name="gemma2",
-    act_key="hidden_activation",
-    act_aliases={},
-    post_attn_norm="post_attention_layernorm.weight",
-    ffn_norm="pre_feedforward_layernorm.weight",
-    post_ffn_norm="post_feedforward_layernorm.weight",
-    defaults={
-        **{k: v for k, v in _GEMMA.defaults.items() if k != "hidden_act"},
-        "hidden_size": 2304,
-        "intermediate_size": 9216,
-        "num_hidden_layers": 26,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "hidden_activation": "gelu_pytorch_tanh",
-    },
-    gguf_arch="gemma2",
-)
 
-_GEMMA3 = replace(
-    _GEMMA2,
-    name="gemma3_text",
-    q_norm="self_attn.q_norm.weight",
-    k_norm="self_attn.k_norm.weight",
-    defaults={**_GEMMA2.defaults, "vocab_size": 262208},
-    # Both layouts of the image-and-text checkpoints, older and newer.
-    prefixes=(
-        ("language_model.model.", "model."),
-        ("model.language_model.", "model."),
-        ("language_model.lm_head.", "lm_head."),
-        *_LLAMA.prefixes,
-    ),
-    ignored=_LLAMA.ignored + r"|(model\.)?(vision_tower|multi_modal_projector)\..*",
-    gguf_arch="gemma3",
-)
-
-_MISTRAL = replace(
-    _LLAMA,
-    name="mistral",
-    attn_bias="never",
-    ffn_bias="never",
-    defaults={**_LLAMA.defaults, "intermediate_size": 14336, "num_key_value_heads": 8},
-)
-
-_QWEN2 = replace(
-    _LLAMA,
-    name="qwen2",
-    attn_bias="qkv",
-    ffn_bias="never",
-    defaults={**_LLAMA.defaults, "vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32},
-    gguf_arch="qwen2",
-    gguf_permuted=False,
-)
-
-_QWEN3 = replace(
-    _QWEN2,
-    name="qwen3",
-    attn_bias="config",
-    q_norm="self_attn.q_norm.weight",
-    k_norm="self_attn.k_norm.weight",
-    defaults={**_QWEN2.defaults, "head_dim": 128},
-    gguf_arch="qwen3",
-)
-
-_GPT2 = Family(
-    name="gpt2",
-    embed="transformer.wte.weight",
-    final_norm="transformer.ln_f.weight",
-    final_norm_bias="transformer.ln_f.bias",
-    positions="transformer.wpe.weight",
-    layer="transformer.h.{i}.",
-    gate="mlp.c_fc.weight",
-    up="",
-    down="mlp.c_proj.weight",
-    attn_norm="ln_1.weight",
-    ffn_norm="ln_2.weight",
-    q="",
-    k="",
-    v="",
-    qkv="attn.c_attn.weight",
-    o="attn.c_proj.weight",
-    norm="layer",
-    norm_biases=True,
-    transposed=True,
-    attn_bias="always",
-    ffn_bias="always",
-    act_key="activation_function",
-    eps_key="layer_norm_epsilon",
-    keys={
-        "hidden_size": "n_embd",
-        "num_hidden_layers": "n_layer",
-        "num_attention_heads": "n_head",
-        "max_position_embeddings": "n_positions",
-        "intermediate_size": "n_inner",
-    },
-    defaults={
-        "vocab_size": 50257,
-        "hidden_size": 768,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "max_position_embeddings": 1024,
-        "activation_function": "gelu_new",
-        "layer_norm_epsilon": 1e-5,
-        "tie_word_embeddings": True,
-    },
-    prefixes=(
-        ("h.", "transformer.h."),
-        ("wte.", "transformer.wte."),
-        ("wpe.", "transformer.wpe."),
-        ("ln_f.", "transformer.ln_f."),
-    ),
-    # The causal mask that old checkpoints carry as a buffer.
-    ignored=r".*\.attn\.(masked_)?bias",
-    gguf_arch="gpt2",
-)
-
-FAMILIES: dict[str, Family] = {
-    f.name: f for f in (_LLAMA, _MISTRAL, _QWEN2, _QWEN3, _GEMMA, _GEMMA2, _GEMMA3, _GPT2)
-}
+FAMILIES = _read_families()
+# Keys that gemma3 may keep outside of its text_config.
+_OUTSIDE = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype")
 
 
 def family_for(config: Config, names: Collection[str] | None = None) -> tuple[Family, list[str]]:
@@ -182,17 +38,16 @@ def family_for(config: Config, names: Collection[str] | None = None) -> tuple[Fa
     model_type = config.get("model_type")
     known = ", ".join(FAMILIES)
     if not isinstance(model_type, str) or not model_type:
-        raise ModelError(f"config.json: model_type is missing; known: {known}", expected="model_type")
+        raise ModelError(f"config.json: model_type is missing; known: {known}")
     if model_type in FAMILIES:
         return FAMILIES[model_type], []
-    family = replace(_LLAMA, name=model_type, gguf_arch="", gguf_permuted=False, defaults={}, listed=False)
+    family = replace(
+        FAMILIES["llama"], name=model_type, gguf_arch="", gguf_permuted=False, defaults={}, listed=False
+    )
     if names is not None:
         have = {family.canonical(n) for n in names}
-        needed = [
-            family.embed,
-            family.final_norm,
-            *(family.layer_prefix(0) + n for n in _llama_layer(family)),
-        ]
+        in_layer = (family.layer_prefix(0) + n for n in (*family.matrices(), *family.norms()))
+        needed = [family.embed, family.final_norm, *in_layer]
         missing = [n for n in needed if n not in have]
         if missing:
             raise ModelError(
@@ -200,39 +55,22 @@ def family_for(config: Config, names: Collection[str] | None = None) -> tuple[Fa
                 f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}; known: {known}, "
                 "and any model with Llama's tensor names",
                 tensor=missing[0],
-                expected=needed,
             )
     return family, [f"model_type {model_type!r} is not in the family table; taken by its Llama tensor names"]
-
-
-def _llama_layer(family: Family) -> tuple[str, ...]:
-    return (*family.matrices(), *family.norms())
 
 
 def text_config(config: Config) -> dict[str, Any]:
     """The text model's config as a new dict: gemma3's `text_config` unwrapped, with model_type and head tying."""
     if config.get("model_type") != "gemma3" or not isinstance(config.get("text_config"), Mapping):
         return dict(config)
-    text = dict(config["text_config"])
-    text["model_type"] = "gemma3_text"
-    for key in (
-        "tie_word_embeddings",
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-        "dtype",
-        "torch_dtype",
-    ):
-        if text.get(key) is None and config.get(key) is not None:
-            text[key] = config[key]
-    return text
+    text = {**config["text_config"], "model_type": "gemma3_text"}
+    outside = {key: config[key] for key in _OUTSIDE if config.get(key) is not None}
+    return text | {key: value for key, value in outside.items() if text.get(key) is None}
 
 
 def complete(config: Config, family: Family) -> dict[str, Any]:
     """The config with the family's defaults written out for keys that it leaves to the architecture."""
-    out = dict(config)
-    for key, value in family.defaults.items():
-        spelling = family.keys.get(key, key)
-        if spelling not in out and key not in out:
-            out[spelling] = value
-    return out
+    spelled = ((family.keys.get(key, key), key, value) for key, value in family.defaults.items())
+    return dict(config) | {
+        own: value for own, key, value in spelled if own not in config and key not in config
+    }

@@ -120,9 +120,16 @@ class Family:
         """The name of layer i's down matrix."""
         return self.layer_prefix(i) + self.down
 
-    def ffn_norm_name(self, i: int) -> str:
-        """The name of the norm right before layer i's FFN."""
-        return self.layer_prefix(i) + self.ffn_norm
+    def ffn_names(self, n_layers: int) -> dict[str, tuple[int, Literal["gate", "up", "down"]]]:
+        """Name -> layer and kind of the FFN matrices of layers 0 to n_layers - 1."""
+        kinds: dict[Literal["gate", "up", "down"], str] = {
+            "gate": self.gate,
+            "up": self.up,
+            "down": self.down,
+        }
+        return {
+            self.layer_prefix(i) + n: (i, kind) for i in range(n_layers) for kind, n in kinds.items() if n
+        }
 
     def relative(self, name: str) -> tuple[int | None, str]:
         """Layer and name without the layer's prefix for a layer's tensor; None and the name itself for any other."""
@@ -190,24 +197,17 @@ class Family:
         else:
             default = 4 * hidden if not self.up else None
             intermediate = [self._int(config, "intermediate_size", default=default)] * n_layers
-        return ModelSizes(
-            n_layers, hidden, intermediate, self._int(config, "vocab_size"), n_heads, n_kv, head_dim
-        )
+        vocab = self._int(config, "vocab_size")
+        return ModelSizes(n_layers, hidden, intermediate, vocab, n_heads, n_kv, head_dim)
 
     def _int(self, config: Config, key: str, limit: int = _MAX_DIM, default: int | None = None) -> int:
         value = self.get(config, key)
         value = default if value is None else value
         spelling = self.keys.get(key, key)
         if value is None:
-            raise ModelError(
-                f"config.json: {spelling} is missing (model_type {self.name})", expected=spelling
-            )
+            raise ModelError(f"config.json: {spelling} is missing (model_type {self.name})")
         if not _is_size(value) or value > limit:
-            raise ModelError(
-                f"config.json: {spelling} must be a number from 1 to {limit}, found {value!r}",
-                expected=spelling,
-                found=value,
-            )
+            raise ModelError(f"config.json: {spelling} must be a number from 1 to {limit}, found {value!r}")
         return int(value)
 
     def embed_scale(self, config: Config) -> float:
@@ -223,10 +223,9 @@ class Family:
 
     def rope_theta(self, config: Config) -> float | None:
         """The base of the rotary embedding (full attention where layers differ); None where there is none."""
-        parameters = config.get("rope_parameters") or config.get("rope_scaling")
-        parameters = parameters if isinstance(parameters, Mapping) else {}
-        full = parameters.get("full_attention", parameters)
-        value = config.get("rope_theta", full.get("rope_theta") if isinstance(full, Mapping) else None)
+        parameters = as_mapping(config.get("rope_parameters") or config.get("rope_scaling"))
+        full = as_mapping(parameters.get("full_attention", parameters))
+        value = config.get("rope_theta", full.get("rope_theta"))
         return float(value) if isinstance(value, int | float) else None
 
     def activation(self, config: Config) -> str:
@@ -236,8 +235,7 @@ class Family:
         if not isinstance(value, str) or value not in _ACTIVATIONS:
             spelling = self.keys.get(self.act_key, self.act_key)
             raise ModelError(
-                f"config.json: {spelling} {value!r} is not known; known: {', '.join(sorted(_ACTIVATIONS))}",
-                found=value,
+                f"config.json: {spelling} {value!r} is not known; known: {', '.join(sorted(_ACTIVATIONS))}"
             )
         return _ACTIVATIONS[value]
 
@@ -297,6 +295,11 @@ class Family:
 def bias_of(weight: str) -> str:
     """The bias's name beside a weight's name."""
     return weight.removesuffix("weight") + "bias"
+
+
+def as_mapping(value: Any) -> Mapping[str, Any]:
+    """A part of a config that should be an object: the value, {} where it is none."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def _is_size(value: object) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
 
 from larql_duck.errors import ModelError
 from larql_duck.models.checkpoint import ModelSource, main_dtype
@@ -14,13 +15,10 @@ from larql_duck.models.gguf_config import GgufConfig
 from larql_duck.models.gguf_file import GgufFile, GgufTensor
 from larql_duck.models.gguf_layout import POSITIONS, GgufLayout, parted
 from larql_duck.models.gguf_tokenizer import tokenizer_files
-
-if TYPE_CHECKING:
-    import torch
+from larql_duck.models.mapped import FLOATS
 
 # What only steers llama.cpp, or is part of the config here.
 _IGNORED = re.compile(r"rope_freqs\.weight|rope_factors_(long|short)\.weight|blk\.\d+\.attn_rot_embd\.weight")
-_FLOATS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 
 
 class GgufSource(ModelSource):
@@ -30,8 +28,8 @@ class GgufSource(ModelSource):
         self._file = file = GgufFile(path)
         parts = file.metadata.get("split.count", 0)
         if isinstance(parts, int) and parts > 1:
-            raise ModelError(
-                f"{path}: one of {parts} parts of a model; join them with llama-gguf-split --merge", path=path
+            raise ModelError.at(
+                path, f"one of {parts} parts of a model; join them with llama-gguf-split --merge"
             )
         reader = GgufConfig(file.metadata, path)
         config = complete(
@@ -41,7 +39,7 @@ class GgufSource(ModelSource):
         self._places = self._state_names(path)
         title = file.metadata.get("general.name")
         super().__init__(
-            path,
+            path=path,
             name=title if isinstance(title, str) and title.strip() else path.stem,
             config=config,
             family=reader.family,
@@ -63,9 +61,9 @@ class GgufSource(ModelSource):
             name = self._layout.state_name(stored)
             if name is None:
                 experts = "; mixture-of-experts models are not supported" if "_exps" in stored else ""
-                raise ModelError(
-                    f"{path}: tensor {stored[:80]} has no place in a {self._layout.family.name} model{experts}",
-                    path=path,
+                raise ModelError.at(
+                    path,
+                    f"tensor {stored[:80]} has no place in a {self._layout.family.name} model{experts}",
                     tensor=stored,
                 )
             out[name] = tensor
@@ -90,10 +88,8 @@ class GgufSource(ModelSource):
         if heads is not None:
             rows = len(tensor)
             if not isinstance(heads, int) or heads < 1 or rows % (2 * heads):
-                raise ModelError(
-                    f"{self.path}: tensor {name} has {rows} rows, which {heads} heads do not share evenly",
-                    path=self.path,
-                    tensor=name,
+                raise self.error(
+                    f"tensor {name} has {rows} rows, which {heads} heads do not share evenly", tensor=name
                 )
             return parted(tensor, heads)
         offset = self._layout.norm_offset(name)
@@ -105,20 +101,20 @@ class GgufSource(ModelSource):
 def _dtype(file: GgufFile) -> str:
     """'f32', 'f16' or 'bf16' where the matrices are plain, 'f16' where any is quantised."""
     matrices = [t for t in file.tensors.values() if len(t.shape) > 1 and t.name != POSITIONS]
-    if any(t.kind_name not in _FLOATS for t in matrices):
+    if any(t.kind_name not in FLOATS for t in matrices):
         return "f16"
-    return main_dtype((_FLOATS[t.kind_name], t.n_bytes) for t in matrices)
+    return main_dtype((t.kind_name.lower(), t.n_bytes) for t in matrices)
 
 
 def _rope_factors(file: GgufFile) -> list[float] | None:
     entry = file.tensors.get("rope_freqs.weight")
     if entry is None:
         return None
-    if len(entry.shape) != 1 or entry.shape[0] > 1 << 16 or entry.kind_name not in _FLOATS:
-        raise ModelError(
-            f"{file.path}: tensor {entry.name} has shape {list(entry.shape)} ({entry.kind_name}), expected a short "
+    if len(entry.shape) != 1 or entry.shape[0] > 1 << 16 or entry.kind_name not in FLOATS:
+        raise ModelError.at(
+            file.path,
+            f"tensor {entry.name} has shape {list(entry.shape)} ({entry.kind_name}), expected a short "
             "list of frequencies",
-            path=file.path,
             tensor=entry.name,
         )
     return [float(v) for v in file.tensor(entry.name).float()]
@@ -132,9 +128,5 @@ def _notices(file: GgufFile) -> list[str]:
 
 def _origin(file: GgufFile) -> dict[str, str | None]:
     url = file.metadata.get("general.source.huggingface.repository") or file.metadata.get("general.repo_url")
-    match = (
-        re.fullmatch(r"(?:https://huggingface\.co/)?([\w.-]+/[\w.-]+)/?", url)
-        if isinstance(url, str)
-        else None
-    )
+    match = re.fullmatch(r"(?:https://huggingface\.co/)?([\w.-]+/[\w.-]+)/?", str(url))
     return {"huggingface_repo": match[1] if match else None}

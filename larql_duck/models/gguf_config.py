@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from larql_duck.errors import ModelError
@@ -17,7 +19,6 @@ _SIZES = {
     "num_hidden_layers": "block_count",
     "intermediate_size": "feed_forward_length",
     "num_attention_heads": "attention.head_count",
-    "num_key_value_heads": "attention.head_count_kv",
 }
 _TOKEN_IDS = {
     "bos_token_id": "tokenizer.ggml.bos_token_id",
@@ -43,9 +44,9 @@ _ORIGINAL_CONTEXTS = (8192, 4096, 16384, 32768, 2048, 131072)
 class GgufConfig:
     """Reads one file's metadata; `build` returns the config. Errors name the metadata key."""
 
-    def __init__(self, metadata: Mapping[str, Any], path: object) -> None:
+    def __init__(self, metadata: Mapping[str, Any], path: Path) -> None:
         self.metadata = metadata
-        self.path = path
+        self.error = partial(ModelError.at, path)
         self.arch = str(metadata.get("general.architecture", ""))
         self.family = self._family()
 
@@ -58,11 +59,9 @@ class GgufConfig:
             return FAMILIES["mistral"]
         if not self.arch or self.arch not in by_arch:
             known = ", ".join(sorted(a for a in by_arch if a))
-            raise ModelError(
-                f"{self.path}: GGUF architecture {self.arch!r} is not known; known: {known}; "
-                "a Hugging Face directory of the same model may work",
-                expected=known,
-                found=self.arch,
+            raise self.error(
+                f"GGUF architecture {self.arch!r} is not known; known: {known}; "
+                "a Hugging Face directory of the same model may work"
             )
         return by_arch[self.arch]
 
@@ -76,25 +75,18 @@ class GgufConfig:
         value = self.get(key)
         if isinstance(value, list):
             if not value or any(v != value[0] for v in value):
-                raise ModelError(
-                    f"{self.path}: {self.arch}.{key} differs between layers, which is not supported",
-                    found=value[:8],
-                )
+                raise self.error(f"{self.arch}.{key} differs between layers, which is not supported")
             value = value[0]
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ModelError(
-                f"{self.path}: {self.arch}.{key} must be a number, found {str(value)[:60]!r}", found=value
-            )
+            raise self.error(f"{self.arch}.{key} must be a number, found {str(value)[:60]!r}")
         return shortest(value) if isinstance(value, float) else value
 
     def required(self, key: str) -> int | float:
         value = self.number(key)
         if value is None:
-            raise ModelError(
-                f"{self.path}: metadata field {self.arch}.{key} is missing; convert the model anew"
-            )
+            raise self.error(f"metadata field {self.arch}.{key} is missing; convert the model anew")
         return value
 
     # -- the config --------------------------------------------------------------------------------------
@@ -106,15 +98,12 @@ class GgufConfig:
         family = self.family
         embedding = tensors.get("token_embd.weight")
         if embedding is None or len(embedding) != 2:
-            raise ModelError(f"{self.path}: tensor token_embd.weight is missing", tensor="token_embd.weight")
+            raise self.error("tensor token_embd.weight is missing", tensor="token_embd.weight")
         out: dict[str, Any] = {"model_type": family.name, "vocab_size": int(embedding[0])}
         for key, stored in _SIZES.items():
-            if family.norm == "layer" and key == "num_key_value_heads":
-                continue
-            if key == "num_key_value_heads":
-                out[key] = self.number(stored) or out["num_attention_heads"]
-            else:
-                out[family.keys.get(key, key)] = self.required(stored)
+            out[family.keys.get(key, key)] = self.required(stored)
+        if family.norm != "layer":
+            out["num_key_value_heads"] = self.number("attention.head_count_kv") or out["num_attention_heads"]
         out[family.eps_key] = self.required(_EPS[family.norm])
         out[family.act_key] = family.defaults[family.act_key]
         out["tie_word_embeddings"] = "output.weight" not in tensors
@@ -139,11 +128,9 @@ class GgufConfig:
         rotary = self.number("rope.dimension_count")
         for other, name in ((value, "attention.value_length"), (rotary, "rope.dimension_count")):
             if other is not None and other != head_dim:
-                raise ModelError(
-                    f"{self.path}: {self.arch}.{name} is {other} and the heads have size {head_dim}; "
-                    "only models where they agree are supported",
-                    expected=head_dim,
-                    found=other,
+                raise self.error(
+                    f"{self.arch}.{name} is {other} and the heads have size {head_dim}; "
+                    "only models where they agree are supported"
                 )
         return int(head_dim)
 
@@ -171,11 +158,9 @@ class GgufConfig:
         pattern = self.get("attention.sliding_window_pattern")
         if isinstance(pattern, list):
             if len(pattern) != layers:
-                raise ModelError(
-                    f"{self.path}: {self.arch}.attention.sliding_window_pattern has {len(pattern)} entries for "
-                    f"{layers} layers",
-                    expected=layers,
-                    found=len(pattern),
+                raise self.error(
+                    f"{self.arch}.attention.sliding_window_pattern has {len(pattern)} entries for "
+                    f"{layers} layers"
                 )
             return [bool(p) for p in pattern]
         if isinstance(pattern, int) and not isinstance(pattern, bool) and pattern > 0:
@@ -207,10 +192,7 @@ class GgufConfig:
             out: dict[str, Any] = {"rope_type": "yarn", "factor": float(factor)}
             stated = {key: self.number(stored) for key, stored in YARN.items()}
             return out | {key: value for key, value in stated.items() if value is not None}
-        raise ModelError(
-            f"{self.path}: rope scaling {str(kind)[:40]!r} is not supported; linear, yarn and Llama 3's are",
-            found=kind,
-        )
+        raise self.error(f"rope scaling {str(kind)[:40]!r} is not supported; linear, yarn and Llama 3's are")
 
     def _llama3(self, factors: Sequence[float], theta: float, head_dim: int) -> dict[str, Any]:
         """Llama 3's frequency rule, recovered from the divisors that the file stores one per frequency."""
@@ -227,8 +209,8 @@ class GgufConfig:
                     "high_freq_factor": 4.0,
                     "original_max_position_embeddings": original,
                 }
-        raise ModelError(
-            f"{self.path}: tensor rope_freqs.weight does not follow Llama 3's rule, so the rope scaling cannot be "
+        raise self.error(
+            "tensor rope_freqs.weight does not follow Llama 3's rule, so the rope scaling cannot be "
             "rebuilt; use the Hugging Face directory of this model",
             tensor="rope_freqs.weight",
         )

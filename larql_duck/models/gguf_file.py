@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from larql_duck.errors import ModelError
-from larql_duck.models.mapped import MappedFile
-
-if TYPE_CHECKING:
-    import torch
+from larql_duck.models.mapped import FLOATS, MappedFile
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -51,17 +51,13 @@ class GgufFile:
 
     def tensor(self, name: str) -> torch.Tensor:
         """The named tensor in row-major shape: F32, F16 and BF16 as mapped views, every other type as f32."""
-        import torch
-
         entry = self.tensors[name]
-        plain = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}.get(entry.kind_name)
-        if plain is not None:
-            return self._mapped.tensor(entry.offset, plain, entry.shape)
+        if entry.kind_name in FLOATS:
+            return self._mapped.tensor(entry.offset, FLOATS[entry.kind_name], entry.shape)
         return self._dequantised(entry)
 
     def _dequantised(self, entry: GgufTensor) -> torch.Tensor:
         import numpy as np
-        import torch
         from gguf import GGMLQuantizationType, quants
 
         raw = np.frombuffer(self._mapped.map, dtype=np.uint8, count=entry.n_bytes, offset=entry.offset)
@@ -76,17 +72,16 @@ class GgufFile:
                     values = quants.dequantize(raw[row : row + _ROWS], kind)
                     out[row : row + _ROWS] = torch.from_numpy(values)
         except NotImplementedError:
-            raise ModelError(
-                f"{self.path}: tensor {entry.name} has the type {entry.kind_name}, which the gguf package "
-                f"({_version()}) does not dequantise; use another quantisation of the model",
-                path=self.path,
+            raise ModelError.at(
+                self.path,
+                f"tensor {entry.name} has the type {entry.kind_name}, which the gguf package "
+                f"({version('gguf')}) does not dequantise; use another quantisation of the model",
                 tensor=entry.name,
-                found=entry.kind_name,
             ) from None
         except (ValueError, TypeError, IndexError, OverflowError, AssertionError) as error:
-            raise ModelError(
-                f"{self.path}: tensor {entry.name} ({entry.kind_name}) cannot be dequantised: {str(error)[:100]}",
-                path=self.path,
+            raise ModelError.at(
+                self.path,
+                f"tensor {entry.name} ({entry.kind_name}) cannot be dequantised: {str(error)[:100]}",
                 tensor=entry.name,
             ) from None
         return out.reshape(entry.shape)
@@ -94,15 +89,6 @@ class GgufFile:
     def release(self) -> None:
         """Drop the pages that reading has made resident."""
         self._mapped.release()
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("gguf")
-    except PackageNotFoundError:
-        return "unknown version"
 
 
 class _Walk:
@@ -113,11 +99,7 @@ class _Walk:
         self.data = mapped.map
         self.size = mapped.size
         self.at = 0
-
-    def error(self, what: str, tensor: str | None = None) -> ModelError:
-        return ModelError(
-            f"{self.path}: {what}; get a complete copy of the file", path=self.path, tensor=tensor
-        )
+        self.error = mapped.damaged
 
     def take(self, n: int, what: str) -> int:
         """The offset of the next n bytes, which are stepped over."""
@@ -144,15 +126,10 @@ class _Walk:
         self.at = 4
         version = self.number("I", "the version")
         if version & 0xFFFF == 0:
-            raise ModelError(
-                f"{self.path}: big-endian GGUF is not read; convert it to little-endian", path=self.path
-            )
+            raise ModelError.at(self.path, "big-endian GGUF is not read; convert it to little-endian")
         if version not in (2, 3):
-            raise ModelError(
-                f"{self.path}: GGUF version {version} is not read, only 2 and 3; convert the model anew",
-                path=self.path,
-                expected=(2, 3),
-                found=version,
+            raise ModelError.at(
+                self.path, f"GGUF version {version} is not read, only 2 and 3; convert the model anew"
             )
         n_tensors, n_fields = self.number("Q", "the tensor count"), self.number("Q", "the field count")
         # A field takes at least 13 bytes (key length, type, value), a tensor 32 (its table entry).

@@ -5,14 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import gguf
+import torch
 
 from larql_duck.models.family import Config, Family, bias_of
-
-if TYPE_CHECKING:
-    import torch
 
 _BLOCK = re.compile(r"blk\.(0|[1-9]\d{0,5})\.(.+)")
 _ARCHITECTURES = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
@@ -49,10 +46,8 @@ class GgufLayout:
 
     @cached_property
     def _of_stored(self) -> tuple[dict[str, str], dict[str, str]]:
-        top, layer = self._names
-        return {stored: name for name, stored in top.items()}, {
-            stored: name for name, stored in layer.items()
-        }
+        top, layer = ({stored: name for name, stored in part.items()} for part in self._names)
+        return top, layer
 
     def stored_name(self, name: str) -> str | None:
         """llama.cpp's name for a state-dict name; None where it has none."""
@@ -99,17 +94,14 @@ class GgufLayout:
 
 def interleaved(tensor: torch.Tensor, heads: int) -> torch.Tensor:
     """Rows [heads * size, ...] as llama.cpp has them: each head's two rotary halves interleaved."""
-    return (
-        tensor.reshape(heads, 2, len(tensor) // heads // 2, *tensor.shape[1:])
-        .transpose(1, 2)
-        .reshape(tensor.shape)
-    )
+    return _turned(tensor, heads, 2, len(tensor) // heads // 2)
 
 
 def parted(tensor: torch.Tensor, heads: int) -> torch.Tensor:
     """Rows in Hugging Face order: what `interleaved` made of it, taken back."""
-    return (
-        tensor.reshape(heads, len(tensor) // heads // 2, 2, *tensor.shape[1:])
-        .transpose(1, 2)
-        .reshape(tensor.shape)
-    )
+    return _turned(tensor, heads, len(tensor) // heads // 2, 2)
+
+
+def _turned(tensor: torch.Tensor, *axes: int) -> torch.Tensor:
+    """The tensor with its rows taken for an array of three axes, of which the last two change places."""
+    return tensor.reshape(*axes, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gguf import TokenType
@@ -46,14 +47,14 @@ PRE_TOKENIZERS: dict[str, _Split] = {
 }
 
 
-def tokenizer_files(metadata: Mapping[str, Any], path: object) -> dict[str, bytes]:
+def tokenizer_files(metadata: Mapping[str, Any], path: Path) -> dict[str, bytes]:
     """File name -> content of tokenizer.json, tokenizer_config.json and, where known, the template and generation
     settings; ModelError where the metadata has no tokenizer or one of an unknown kind."""
     return _Rebuild(metadata, path).files()
 
 
 class _Rebuild:
-    def __init__(self, metadata: Mapping[str, Any], path: object) -> None:
+    def __init__(self, metadata: Mapping[str, Any], path: Path) -> None:
         self.metadata = metadata
         self.path = path
         tokens = self.get("tokens")
@@ -77,7 +78,7 @@ class _Rebuild:
         return self.metadata.get(f"tokenizer.ggml.{key}")
 
     def error(self, what: str) -> ModelError:
-        return ModelError(f"{self.path}: {what}; convert the model anew, or use its Hugging Face directory")
+        return ModelError.at(self.path, f"{what}; convert the model anew, or use its Hugging Face directory")
 
     # -- the files ---------------------------------------------------------------------------------------
 

@@ -6,16 +6,15 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from larql_duck.errors import ModelError
 from larql_duck.models.checkpoint import ModelSource, main_dtype
 from larql_duck.models.families import complete, family_for, text_config
 from larql_duck.models.family import Family
 from larql_duck.models.safetensors_file import SafetensorsFile, main_floats
-
-if TYPE_CHECKING:
-    import torch
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -29,6 +28,7 @@ _INDEX = "model.safetensors.index.json"
 # Files of other layouts that may lie beside the model's own: adapters, and Mistral's original.
 _OTHERS = re.compile(r"(adapter|consolidated).*\.safetensors")
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
+_PLAIN = re.compile(r"(?!\.\.)[^/\\\0]+\.safetensors")
 _CACHED = re.compile(r"models--(.+?)--(.+)")
 
 
@@ -46,20 +46,20 @@ class HfSource(ModelSource):
         for file in files:
             for key in file.entries:
                 if key in stored:
-                    raise ModelError(
-                        f"{file.path}: tensor {key} is in {stored[key].path.name} as well; keep one of the files",
-                        path=file.path,
+                    raise ModelError.at(
+                        file.path,
+                        f"tensor {key} is in {stored[key].path.name} as well; keep one of the files",
                         tensor=key,
                     )
                 stored[key] = file
         try:
             family, notices = family_for(config, stored)
         except ModelError as error:
-            raise ModelError(f"{directory}: {error}", path=directory, tensor=error.tensor) from None
+            raise ModelError.at(directory, f"{error}", tensor=error.tensor) from None
         self._places = _canonical_names(directory, family, stored)
         shapes = {new: file.entries[old].shape for new, (file, old) in self._places.items()}
         super().__init__(
-            directory,
+            path=directory,
             name=name or origin.get("huggingface_repo") or directory.resolve().name,
             config=complete(config, family),
             family=family,
@@ -85,35 +85,29 @@ class HfSource(ModelSource):
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """File name -> content of tokenizer.json and its companions, where the directory has them."""
-        out = {}
-        for name in TOKENIZER_FILES:
-            path = self.path / name
-            if path.is_file():
-                try:
-                    out[name] = path.read_bytes()
-                except OSError as error:
-                    raise ModelError(f"{path}: cannot be read: {error}", path=path) from None
-        return out
+        paths = [self.path / name for name in TOKENIZER_FILES]
+        try:
+            return {path.name: path.read_bytes() for path in paths if path.is_file()}
+        except OSError as error:
+            raise ModelError.at(error.filename or self.path, f"cannot be read: {error}") from None
 
     def _settle_head(self, config: Mapping[str, Any]) -> None:
         """Makes config and names agree on tying: a stored head that repeats the embedding is dropped, one that
         differs means untied whatever the config says, and a silent config without a head means tied."""
         family = self.family
-        has_head = family.head in self._shapes
+        has_head = family.head in self.shapes
         if not has_head:
             if "tie_word_embeddings" not in config and family.ties(config) is None:
                 self.config["tie_word_embeddings"] = True
             return
         tied = family.ties(config) is not False and self._same_as_embedding()
         if tied:
-            del self._shapes[family.head]
+            del self.shapes[family.head]
         self.config["tie_word_embeddings"] = tied
 
     def _same_as_embedding(self) -> bool:
-        import torch
-
         head, embed = self._places[self.family.head], self._places.get(self.family.embed)
-        if embed is None or self._shapes[self.family.head] != self._shapes[self.family.embed]:
+        if embed is None or self.shapes[self.family.head] != self.shapes[self.family.embed]:
             return False
         a, b = head[0].tensor(head[1]), embed[0].tensor(embed[1])
         # Rows first: heads that differ mostly do so at once, and pieces keep the comparison's memory small.
@@ -133,9 +127,9 @@ def read_json(path: Path) -> dict[str, Any]:
             path=path,
         ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: not a JSON file: {str(error)[:100]}", path=path) from None
+        raise ModelError.at(path, f"not a JSON file: {str(error)[:100]}") from None
     if not isinstance(value, dict):
-        raise ModelError(f"{path}: must be a JSON object", path=path)
+        raise ModelError.at(path, "must be a JSON object")
     return value
 
 
@@ -149,10 +143,8 @@ def _canonical_names(
         if name is None:
             continue
         if name in out:
-            raise ModelError(
-                f"{directory}: {out[name][1]} and {key} are the same tensor {name}",
-                path=directory,
-                tensor=name,
+            raise ModelError.at(
+                directory, f"{out[name][1]} and {key} are the same tensor {name}", tensor=name
             )
         out[name] = (stored[key], key)
     return out
@@ -182,10 +174,10 @@ def _weight_files(directory: Path) -> list[str]:
             _require(directory, wanted)
             return wanted
     if len(files) > 1:
-        raise ModelError(
-            f"{directory}: several safetensors files ({', '.join(files[:3])}) and no {_INDEX} that says which belong "
+        raise ModelError.at(
+            directory,
+            f"several safetensors files ({', '.join(files[:3])}) and no {_INDEX} that says which belong "
             "to the model; keep one, or add the index",
-            path=directory,
         )
     return files
 
@@ -194,28 +186,23 @@ def _indexed(directory: Path) -> list[str]:
     path = directory / _INDEX
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise ModelError(f"{path}: weight_map is missing; get a complete copy of the model", path=path)
+        raise ModelError.at(path, "weight_map is missing; get a complete copy of the model")
     for tensor, file in weight_map.items():
-        if (
-            not isinstance(file, str)
-            or not re.fullmatch(r"[^/\\\0]+\.safetensors", file)
-            or file.startswith("..")
-        ):
-            raise ModelError(
-                f"{path}: tensor {tensor!r:.80} is said to be in {file!r:.80}; only names of files in this directory are read",
-                path=path,
+        if not isinstance(file, str) or not _PLAIN.fullmatch(file):
+            raise ModelError.at(
+                path,
+                f"tensor {tensor!r:.80} is said to be in {file!r:.80}; only names of files in this directory are read",
                 tensor=tensor,
-                found=file,
             )
     files = sorted(set(weight_map.values()))
     _require(directory, files)
     headers = {f: SafetensorsFile(directory / f).entries for f in files}
     for tensor, file in weight_map.items():
         if tensor not in headers[file]:
-            raise ModelError(
-                f"{directory / file}: tensor {tensor!r:.80} is missing, though {_INDEX} says it is here; "
+            raise ModelError.at(
+                directory / file,
+                f"tensor {tensor!r:.80} is missing, though {_INDEX} says it is here; "
                 "get a complete copy of the model",
-                path=directory / file,
                 tensor=tensor,
             )
     return files
@@ -225,34 +212,22 @@ def _require(directory: Path, files: list[str]) -> None:
     missing = [f for f in files if not (directory / f).is_file()]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ModelError(
-            f"{directory / missing[0]}: this shard{more} of {len(files)} is missing; download it",
-            path=directory / missing[0],
-            expected=files,
-            found=missing,
+        raise ModelError.at(
+            directory / missing[0], f"this shard{more} of {len(files)} is missing; download it"
         )
 
 
 def _no_weights(directory: Path) -> ModelError:
+    what = "there is no *.safetensors file; download the model's weights"
     if any(directory.glob("pytorch_model*.bin")):
         load = f"from transformers import AutoModelForCausalLM as M; M.from_pretrained({str(directory)!r})"
-        return ModelError(
-            f"{directory}: only pytorch_model.bin here: convert to safetensors with "
-            f'python -c "{load}.save_pretrained({str(directory)!r})"',
-            path=directory,
-        )
-    if any(directory.glob("adapter*")):
-        return ModelError(
-            f"{directory}: this is an adapter: merge it into its base model first", path=directory
-        )
-    ggufs = sorted(directory.glob("*.gguf"))
-    if ggufs:
-        return ModelError(
-            f"{directory}: no safetensors here; pass the GGUF file itself: {ggufs[0]}", path=directory
-        )
-    return ModelError(
-        f"{directory}: there is no *.safetensors file; download the model's weights", path=directory
-    )
+        command = f'python -c "{load}.save_pretrained({str(directory)!r})"'
+        what = f"only pytorch_model.bin here: convert to safetensors with {command}"
+    elif any(directory.glob("adapter*")):
+        what = "this is an adapter: merge it into its base model first"
+    elif ggufs := sorted(directory.glob("*.gguf")):
+        what = f"no safetensors here; pass the GGUF file itself: {ggufs[0]}"
+    return ModelError.at(directory, what)
 
 
 def _cache_origin(directory: Path) -> dict[str, str | None]:

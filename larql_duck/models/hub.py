@@ -36,9 +36,8 @@ def download(repo: str, revision: str | None) -> tuple[Path, dict[str, str | Non
         path = Path(
             snapshot_download(repo, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED)
         )
-    except (
-        Exception
-    ) as error:  # The network stack below raises types of its own, all of them mean the same here.
+    # The network stack below raises types of its own, all of them mean the same here.
+    except Exception as error:
         text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         at = f"@{revision}" if revision else ""
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""

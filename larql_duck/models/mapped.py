@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
 
 from larql_duck.errors import ModelError
 
-if TYPE_CHECKING:
-    import torch
+# What safetensors and GGUF call the numbers that a model may consist of; lower case is the name used here.
+FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class MappedFile:
@@ -21,21 +23,19 @@ class MappedFile:
             with path.open("rb") as handle:
                 self.size = handle.seek(0, 2)
                 if self.size == 0:
-                    raise ModelError(
-                        f"{path}: the file is empty; get a complete copy of the model", path=path
-                    )
+                    raise ModelError.at(path, "the file is empty; get a complete copy of the model")
                 self.map = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
         except FileNotFoundError:
-            raise ModelError(f"{path}: there is no such file", path=path) from None
+            raise ModelError.at(path, "there is no such file") from None
         except (OSError, ValueError) as error:
-            raise ModelError(f"{path}: cannot be read: {error}", path=path) from None
+            raise ModelError.at(path, f"cannot be read: {error}") from None
+
+    def damaged(self, what: str, tensor: str | None = None) -> ModelError:
+        """The error of a file whose header lies."""
+        return ModelError.at(self.path, f"{what}; get a complete copy of the file", tensor=tensor)
 
     def tensor(self, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
         """A view of the bytes from the offset on; a copy where the offset is not aligned to the dtype."""
-        import math
-
-        import torch
-
         count = math.prod(shape)
         if count == 0:
             return torch.empty(shape, dtype=dtype)

@@ -53,5 +53,5 @@ def _open_file(path: Path) -> ModelSource:
     if magic == b"GGUF" or path.suffix.lower() == ".gguf":
         return GgufSource(path)
     if path.suffix.lower() in {".safetensors", ".json"}:
-        raise ModelError(f"{path}: pass the directory that it lies in: {path.absolute().parent}", path=path)
-    raise ModelError(f"{path}: neither a GGUF file nor a Hugging Face directory", path=path)
+        raise ModelError.at(path, f"pass the directory that it lies in: {path.absolute().parent}")
+    raise ModelError.at(path, "neither a GGUF file nor a Hugging Face directory")

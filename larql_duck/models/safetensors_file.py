@@ -7,20 +7,18 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any, TypeGuard
+
+import torch
 
 from larql_duck.errors import ModelError
-from larql_duck.models.mapped import MappedFile
+from larql_duck.models.mapped import FLOATS, MappedFile
 
-if TYPE_CHECKING:
-    import torch
-
-# Bytes a value; floating point that a model may consist of carries the name used here.
+# Bits of a value.
 _ITEM_BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8,
     "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "C64": 64,
 }  # fmt: skip
-FLOATS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 _MAX_HEADER = 100_000_000
 _MAX_AXES = 8
 _MAX_NAME = 1024
@@ -46,20 +44,15 @@ class SafetensorsFile:
 
     def tensor(self, name: str) -> torch.Tensor:
         """The named tensor as a mapped view; ModelError where its dtype is not f32, f16 or bf16."""
-        import torch
-
         entry = self.entries[name]
         if entry.dtype not in FLOATS:
-            raise ModelError(
-                f"{self.path}: tensor {name} has dtype {entry.dtype}; f32, f16 and bf16 are read: "
+            raise ModelError.at(
+                self.path,
+                f"tensor {name} has dtype {entry.dtype}; f32, f16 and bf16 are read: "
                 "save the model in one of them",
-                path=self.path,
                 tensor=name,
-                expected=sorted(FLOATS),
-                found=entry.dtype,
             )
-        dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[entry.dtype]
-        return self._mapped.tensor(self._data + entry.begin, dtype, entry.shape)
+        return self._mapped.tensor(self._data + entry.begin, FLOATS[entry.dtype], entry.shape)
 
     def release(self) -> None:
         """Drop the pages that reading has made resident."""
@@ -68,48 +61,47 @@ class SafetensorsFile:
 
 def _parse(mapped: MappedFile) -> tuple[int, dict[str, Entry]]:
     """The offset of the data part and the header's entries; ModelError when any part of the header lies."""
-    path = mapped.path
     length = int.from_bytes(mapped.map[:8], "little")
     if mapped.size < 8 or not 0 < length <= min(_MAX_HEADER, mapped.size - 8):
-        raise _damaged(path, f"the header claims {length} bytes, the file has {mapped.size}")
+        raise mapped.damaged(f"the header claims {length} bytes, the file has {mapped.size}")
     try:
         header = json.loads(mapped.map[8 : 8 + length], object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        raise _damaged(path, f"the header is not JSON ({str(error)[:80]})") from None
+        raise mapped.damaged(f"the header is not JSON ({str(error)[:80]})") from None
     if not isinstance(header, dict):
-        raise _damaged(path, "the header is not a JSON object")
+        raise mapped.damaged("the header is not a JSON object")
     header.pop("__metadata__", None)
     data = mapped.size - 8 - length
-    entries = {name: _entry(path, name, value, data) for name, value in header.items()}
+    entries = {name: _entry(mapped, name, value, data) for name, value in header.items()}
     position = 0
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
         if entry.begin != position:
             what = "overlaps the one before" if entry.begin < position else "leaves a hole before it"
-            raise _damaged(path, f"tensor {name} {what}", name)
+            raise mapped.damaged(f"tensor {name} {what}", name)
         position = entry.end
     if position != data:
-        raise _damaged(path, f"the tensors take {position} bytes, the file has {data} for them")
+        raise mapped.damaged(f"the tensors take {position} bytes, the file has {data} for them")
     return 8 + length, entries
 
 
-def _entry(path: Path, name: str, value: Any, data: int) -> Entry:
+def _entry(mapped: MappedFile, name: str, value: Any, data: int) -> Entry:
     if not name.isprintable() or len(name) > _MAX_NAME:
-        raise _damaged(path, f"a tensor has the impossible name {name[:40]!r}", name)
+        raise mapped.damaged(f"a tensor has the impossible name {name[:40]!r}", name)
     if not isinstance(value, dict):
-        raise _damaged(path, f"tensor {name} is not described by an object", name)
+        raise mapped.damaged(f"tensor {name} is not described by an object", name)
     dtype, shape, offsets = value.get("dtype"), value.get("shape"), value.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in _ITEM_BITS:
-        raise _damaged(path, f"tensor {name} has the unknown dtype {dtype!r}", name)
+        raise mapped.damaged(f"tensor {name} has the unknown dtype {dtype!r}", name)
     if not _are_counts(shape) or len(shape) > _MAX_AXES:
-        raise _damaged(path, f"tensor {name} has the shape {str(shape)[:80]}", name)
+        raise mapped.damaged(f"tensor {name} has the shape {str(shape)[:80]}", name)
     if not _are_counts(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= data:
-        raise _damaged(
-            path, f"tensor {name} lies at {str(offsets)[:80]}, the file has {data} bytes of data", name
+        raise mapped.damaged(
+            f"tensor {name} lies at {str(offsets)[:80]}, the file has {data} bytes of data", name
         )
     begin, end = offsets
     if math.prod(shape) * _ITEM_BITS[dtype] != (end - begin) * 8:
-        raise _damaged(
-            path, f"tensor {name} of shape {shape} and dtype {dtype} takes {end - begin} bytes", name
+        raise mapped.damaged(
+            f"tensor {name} of shape {shape} and dtype {dtype} takes {end - begin} bytes", name
         )
     return Entry(dtype, tuple(shape), begin, end)
 
@@ -127,13 +119,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return out
 
 
-def _damaged(path: Path, what: str, tensor: str | None = None) -> ModelError:
-    return ModelError(f"{path}: {what}; get a complete copy of the file", path=path, tensor=tensor)
-
-
 def main_floats(files: list[SafetensorsFile]) -> Iterator[tuple[str, int]]:
     """Pairs of ('f32', 'f16' or 'bf16', byte count) over the files' floating-point tensors."""
     for file in files:
         for entry in file.entries.values():
             if entry.dtype in FLOATS:
-                yield FLOATS[entry.dtype], entry.end - entry.begin
+                yield entry.dtype.lower(), entry.end - entry.begin

@@ -61,9 +61,9 @@ def final_norm_multiplier(source: WeightSource) -> torch.Tensor:
     """What the final norm multiplies by, f32 [hidden]: its weight, plus 1 where the family stores weight - 1."""
     weight = source.tensor(source.family.final_norm).float()
     if weight.ndim != 1:
-        raise ModelError(
-            f"{source.path}: {source.family.final_norm} must have one axis, found shape {tuple(weight.shape)}",
-            path=source.path,
+        raise ModelError.at(
+            source.path,
+            f"{source.family.final_norm} must have one axis, found shape {tuple(weight.shape)}",
             tensor=source.family.final_norm,
         )
     return weight + source.family.norm_offset

@@ -101,11 +101,8 @@ class Tokenizer:
 
     def vocabulary(self) -> list[tuple[int, str, str, bool]]:
         """(token_id, token, text, is_word) for every id from 0 to vocab_size - 1; text is the token trimmed."""
-        out = []
-        for i in range(self.vocab_size):
-            token = self.token(i)
-            out.append((i, token, token.strip(), self._is_word(i, token)))
-        return out
+        tokens = map(self.token, range(self.vocab_size))
+        return [(i, token, token.strip(), self._is_word(i, token)) for i, token in enumerate(tokens)]
 
     @property
     def highest_learned_id(self) -> int:
@@ -146,9 +143,7 @@ def load_tokenizer(files: Mapping[str, bytes] | WeightSource, vocab: int | None 
     if "tokenizer.json" not in files:
         raise ModelError(
             "tokenizer.json is missing; write one with transformers: "
-            "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
-            expected="tokenizer.json",
-            found=sorted(files),
+            "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
         )
     settings = _settings(files)
     backend = _backend(files["tokenizer.json"])

@@ -102,9 +102,8 @@ def calibrate(
         [calibration.judge(r.relation.family, answer) for answer in ranked]
         for r, ranked in zip(replied, answers, strict=True)
     ]
-    return Calibrated(
-        answers, confidence, weights, calibration, _report(replied, weights, answers, confidence)
-    )
+    report = _report(replied, weights, answers, confidence)
+    return Calibrated(answers, confidence, weights, calibration, report)
 
 
 def template_weights(relation: Relation, replies: Sequence[Reply]) -> dict[int, float]:
@@ -177,8 +176,7 @@ def logistic(graded: Sequence[tuple[float, bool]]) -> Points:
     from sklearn.linear_model import LogisticRegression
 
     def log_odds(p: Sequence[float]) -> np.ndarray:
-        odds: np.ndarray = logit(np.clip(p, 1e-4, 1 - 1e-4))
-        return odds[:, None]
+        return logit(np.clip(p, 1e-4, 1 - 1e-4))[:, None]
 
     p, right = [p for p, _ in graded], [right for _, right in graded]
     flat = ((0.0, _rate(right)), (1.0, _rate(right)))

@@ -21,7 +21,7 @@ from larql_duck.catalog import SCHEMAS, as_table
 from larql_duck.catalog.sql_files import sql_query
 from larql_duck.errors import LarqlError
 from larql_duck.probing.packs import known_relations
-from larql_duck.probing.publish import derived_tables, require_tables
+from larql_duck.probing.publish import derived_tables, probed_labels, require_tables
 from larql_duck.probing.sources import drop_source
 from larql_duck.vindex.manifest import load_manifest
 from larql_duck.vindex.publish import commit_tables
@@ -88,8 +88,7 @@ class Clusters:
 
     def sizes(self) -> list[int]:
         """How many features each cluster has."""
-        sizes: list[int] = np.bincount(self.member, minlength=len(self.labels)).tolist()
-        return sizes
+        return np.bincount(self.member, minlength=len(self.labels)).tolist()
 
 
 def discover(
@@ -186,7 +185,7 @@ class _Namer:
 
     def labels(self) -> list[Label | None]:
         """Each cluster's label, by the first kind of evidence that is better than chance."""
-        return [self._label(members) for members in self._members]
+        return list(map(self._label, self._members))
 
     def top_tokens(self) -> list[list[str]]:
         """Each cluster's ten most frequent promoted texts, ties by text."""
@@ -222,13 +221,8 @@ class _Namer:
 
 
 def _probed(vindex: Vindex, directions: FeatureDirections) -> list[tuple[str, ...]]:
-    columns = vindex.table("features").select(["layer", "feature", "relation", "relation_source"]).to_pydict()
-    known = {
-        (layer, feature): (relation,)
-        for layer, feature, relation, source in zip(*columns.values(), strict=True)
-        if source == "probe"
-    }
-    return [known.get(slot, ()) for slot in directions.slots()]
+    known = probed_labels(vindex.table("features"))
+    return [(known[slot],) if slot in known else () for slot in directions.slots()]
 
 
 def _referenced(texts: Sequence[str], promoted: Sequence[str]) -> list[tuple[str, ...]]:
@@ -295,10 +289,8 @@ def tables_of(vindex: Vindex, clusters: Clusters) -> dict[str, pa.Table]:
     with duckdb.connect() as con:
         con.register("features", vindex.table("features"))
         con.register("feature_clusters", members)
-        con.register(
-            "cluster_names",
-            pa.table({"cluster_id": columns["cluster_id"], "name": pa.array(names, pa.string())}),
-        )
+        named = {"cluster_id": columns["cluster_id"], "name": pa.array(names, pa.string())}
+        con.register("cluster_names", pa.table(named))
         features = con.sql(sql_query("clustered_features")).to_arrow_table().cast(SCHEMAS["features"])
         con.register("labelled_features", features)
         con.register("known_relations", others)

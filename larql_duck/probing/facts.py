@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pyarrow as pa
+import torch
 
 from larql_duck.errors import LarqlError
+from larql_duck.inference.engine import Engine
 from larql_duck.knowledge.relations import Pack, Relation
 from larql_duck.probing.calibrate import Calibration, RelationReplies, calibrate
 from larql_duck.probing.checkpoint import Checkpoint
@@ -21,11 +23,6 @@ from larql_duck.probing.replies import Reply, replies
 from larql_duck.probing.specific import specifics
 from larql_duck.probing.tables import ProbedFact, tables_of
 from larql_duck.progress import Ticker
-
-if TYPE_CHECKING:
-    import torch
-
-    from larql_duck.inference.engine import Engine
 
 # A further answer of a relation with many answers becomes a triple, and so has features, from this p on.
 MANY_P = 0.1
@@ -91,12 +88,8 @@ def probe(
         top_n=top_n,
         known=calibration,
     )
-    facts = [
-        _measured(engine, question, answers, confidence, ablation, specific, checkpoint, tick)
-        for question, answers, confidence in zip(
-            asking, calibrated.answers, calibrated.confidence, strict=True
-        )
-    ]
+    answered = zip(asking, calibrated.answers, calibrated.confidence, strict=True)
+    facts = [_measured(engine, *row, ablation, specific, checkpoint, tick) for row in answered]
     tables = tables_of(engine.tokenizer, asking, replied, facts)
     return Probed(tables, calibrated.calibration, calibrated.report, notices)
 
@@ -182,10 +175,7 @@ def _measured(
         compared = specifics(engine, triples, features, checkpoint=store, replacement=replacement)
         effects = dict(zip(chosen, compared, strict=True))
     by_answer = dict(zip(chosen, features, strict=True))
-    return [
-        ProbedFact(answer, *confidence[i], by_answer.get(i), effects.get(i))
-        for i, answer in enumerate(answers)
-    ]
+    return [ProbedFact(a, *confidence[i], by_answer.get(i), effects.get(i)) for i, a in enumerate(answers)]
 
 
 def _means(engine: Engine, question: Question) -> tuple[torch.Tensor, list[str]]:
@@ -193,10 +183,7 @@ def _means(engine: Engine, question: Question) -> tuple[torch.Tensor, list[str]]
     variant = question.variants[0]
     prompts = [variant.prompt(question.relation, s) for s in question.relation.entities[:_MEAN_PROMPTS]]
     encoded = engine.tokenizer.encode_batch(prompts)
-    fits = [
-        p
-        for p, ids in zip(prompts, encoded, strict=True)
-        if engine.context is None or len(ids) <= engine.context
-    ]
+    longest = max(map(len, encoded)) if engine.context is None else engine.context
+    fits = [p for p, ids in zip(prompts, encoded, strict=True) if len(ids) <= longest]
     activation = engine.capture(fits, {"activation"}).need("activation")
     return activation.float().mean(1), fits

@@ -6,11 +6,11 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from larql_duck.catalog import SCHEMAS, empty_table
-from larql_duck.probing.labels import relations_table
+from larql_duck.catalog import SCHEMAS, as_table, empty_table
 from larql_duck.probing.sources import drop_source, of_source
-from larql_duck.vindex.derive import feature_relations
+from larql_duck.vindex.derive import feature_relations, probed_relations
 
 PROBED = ("facts", "probes", "edges", "relations", "feature_relations")
 
@@ -22,23 +22,23 @@ def merge(known: Mapping[str, pa.Table], probed: Mapping[str, pa.Table]) -> dict
     sources ('weights', 'patch', 'cluster') stay. relations and feature_relations are derived anew; relations keep
     the description and templates of the latest run, earlier templates in front.
     """
-    asked = set(_pairs(probed["probes"]))
+    asked = _pairs(probed["probes"])
     merged: dict[str, pa.Table] = {}
     for name in ("facts", "probes", "edges"):
         before = known.get(name, empty_table(name))
+        gone = pc.is_in(_pairs(before), asked)
         # The table probes has no source: all of its rows are a probe's.
-        sources = before["source"].to_pylist() if "source" in before.schema.names else ["probe"] * len(before)
-        stays = [s != "probe" or pair not in asked for s, pair in zip(sources, _pairs(before), strict=True)]
-        before = before.filter(pa.array(stays, pa.bool_()))
-        merged[name] = pa.concat_tables([before, probed[name]]).cast(SCHEMAS[name])
+        if "source" in before.schema.names:
+            gone = pc.and_(gone, pc.equal(before["source"], "probe"))
+        merged[name] = pa.concat_tables([before.filter(pc.invert(gone)), probed[name]]).cast(SCHEMAS[name])
     merged["relations"] = _relations(known.get("relations", empty_table("relations")), probed, merged)
     merged["feature_relations"] = feature_relations(merged["facts"], merged["edges"])
     return merged
 
 
-def _pairs(table: pa.Table) -> list[tuple[str, str]]:
-    """(subject, relation) of every row."""
-    return list(zip(table["subject"].to_pylist(), table["relation"].to_pylist(), strict=True))
+def _pairs(table: pa.Table) -> pa.ChunkedArray:
+    """Subject and relation of every row as one text."""
+    return pc.binary_join_element_wise(table["subject"], table["relation"], "\0")
 
 
 def _relations(before: pa.Table, probed: Mapping[str, pa.Table], merged: Mapping[str, pa.Table]) -> pa.Table:
@@ -48,11 +48,10 @@ def _relations(before: pa.Table, probed: Mapping[str, pa.Table], merged: Mapping
         name = row["relation"]
         descriptions[name] = row["description"] or descriptions.get(name, "")
         templates[name] |= dict.fromkeys(row["templates"] or ())
-    asked = relations_table(
-        merged["facts"],
-        merged["edges"],
-        list(descriptions),
-        descriptions,
-        {name: list(own) for name, own in templates.items()},
-    )
+    described = {
+        "relation": list(descriptions),
+        "description": list(descriptions.values()),
+        "templates": [list(templates[name]) for name in descriptions],
+    }
+    asked = probed_relations(merged["facts"], merged["edges"], as_table("relations", described))
     return pa.concat_tables([asked, drop_source(before, "probe")])

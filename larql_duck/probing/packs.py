@@ -12,21 +12,9 @@ from functools import cache
 from pathlib import Path
 
 from larql_duck.errors import PackError
-from larql_duck.knowledge.frames import entities_of, pack_of, read_entities
+from larql_duck.knowledge.frames import entities_of, pack_of
 from larql_duck.knowledge.packfile import read_pack
-from larql_duck.knowledge.relations import ANSWER_FORMS, Pack, Relation, unknown
-
-__all__ = [
-    "ANSWER_FORMS",
-    "Pack",
-    "PackInfo",
-    "Relation",
-    "known_relations",
-    "list_packs",
-    "load_pack",
-    "pack_from_frames",
-    "read_entities",
-]
+from larql_duck.knowledge.relations import Pack, Relation, unknown
 
 _DIRECTORY = Path(__file__).resolve().parent.parent / "knowledge"
 _FIRST = ("core", "world")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from larql_duck.aliases import Slot
 from larql_duck.catalog import SCHEMAS
 from larql_duck.errors import VindexError
 from larql_duck.probing.merge import PROBED, merge
@@ -17,13 +18,9 @@ from larql_duck.probing.sources import drop_source, of_source
 from larql_duck.vindex.derive import derive_entities, derive_triples, label_features, weight_edges
 from larql_duck.vindex.manifest import load_manifest
 from larql_duck.vindex.publish import commit_tables
-
-if TYPE_CHECKING:
-    from larql_duck.vindex.store import Vindex
+from larql_duck.vindex.store import Vindex
 
 LABELS = "feature_labels.json"
-# Every table that a probing run changes.
-CHANGED = (*PROBED, "features", "triples", "entities")
 # Attempts to publish when other processes publish at the same time.
 _ATTEMPTS = 5
 
@@ -35,7 +32,7 @@ class _Overtaken(Exception):
 def merged_tables(
     vindex: Vindex, known: Mapping[str, pa.Table], probed: Mapping[str, pa.Table], many: Collection[str]
 ) -> dict[str, pa.Table]:
-    """All tables of CHANGED after `probed` was merged into `known` (the tables of PROBED as they are now).
+    """All tables that a probing run changes after `probed` was merged into `known` (those of PROBED as they are now).
 
     features, weight edges, triples and entities are derived anew, so that a new label shows everywhere. many names
     the relations whose further answers are triples too.
@@ -62,12 +59,7 @@ def derived_tables(
         [drop_source(probed["edges"], "weights"), weight_edges(_file(vindex, "feature_tokens"), features)]
     ).cast(SCHEMAS["edges"])
     triples = derive_triples(probed["facts"], edges, many)
-    return {
-        "features": features,
-        "edges": edges,
-        "triples": triples,
-        "entities": derive_entities(triples),
-    }
+    return {"features": features, "edges": edges, "triples": triples, "entities": derive_entities(triples)}
 
 
 def publish(
@@ -78,7 +70,7 @@ def publish(
     many: Collection[str] = (),
     statistics: Mapping[str, Any] | None = None,
 ) -> dict[str, pa.Table]:
-    """The vindex's tables of CHANGED after `probed` was merged into them and published in one transaction.
+    """The vindex's changed tables after `probed` was merged into them and published in one transaction.
 
     The manifest then lists the pack `name` with the relations that have many answers, and the run's `statistics`
     (see `probe_section`). vindex.manifest is read again. VindexError where the directory is LARQL's or cannot be
@@ -106,30 +98,31 @@ def publish(
             continue
         vindex.manifest = load_manifest(vindex.path)
         return tables
-    raise VindexError(
-        f"{vindex.path}: other processes keep changing this vindex; try again when they have finished",
-        path=vindex.path,
+    raise VindexError.at(
+        vindex.path, "other processes keep changing this vindex; try again when they have finished"
     )
 
 
 def require_tables(vindex: Vindex) -> None:
     """Raise VindexError for a directory that LARQL wrote, whose tables cannot grow."""
     if not vindex.has_tables:
-        raise VindexError(
-            f"{vindex.path}: written by LARQL, so it has no tables to add to; "
+        raise VindexError.at(
+            vindex.path,
+            "written by LARQL, so it has no tables to add to; "
             "make a vindex of the model with: larql-duck extract MODEL -o OUT.vindex",
-            path=vindex.path,
         )
+
+
+def probed_labels(features: pa.Table) -> dict[Slot, str]:
+    """Slot -> its label, of those in the table `features` whose label comes from probing."""
+    probed = features.filter(pc.equal(features["relation_source"], "probe"))
+    columns = probed.select(["layer", "feature", "relation"]).to_pydict().values()
+    return {(layer, feature): relation for layer, feature, relation in zip(*columns, strict=True)}
 
 
 def feature_labels(features: pa.Table) -> bytes:
     """feature_labels.json in LARQL's format, from the probed labels of `features`: {"L26_F9515": "capital"}."""
-    columns = features.select(["layer", "feature", "relation", "relation_source"]).to_pydict()
-    labels = {
-        f"L{layer}_F{feature}": relation
-        for layer, feature, relation, source in zip(*columns.values(), strict=True)
-        if source == "probe"
-    }
+    labels = {f"L{layer}_F{feature}": name for (layer, feature), name in probed_labels(features).items()}
     return json.dumps(labels, indent=1, ensure_ascii=False).encode()
 
 
@@ -145,11 +138,10 @@ def probe_section(section: dict[str, Any], statistics: Mapping[str, Any]) -> Non
 
 def _note_pack(section: dict[str, Any], name: str, many: Collection[str]) -> None:
     packs = section.setdefault("packs", [])
-    for pack in packs:
-        if pack.get("name") == name:
-            pack["many"] = sorted({*pack.get("many", ()), *many})
-            return
-    packs.append({"name": name, "many": sorted(many)})
+    pack = next((pack for pack in packs if pack.get("name") == name), None)
+    if pack is None:
+        packs.append(pack := {"name": name})
+    pack["many"] = sorted({*pack.get("many", ()), *many})
 
 
 def _revision(section: Mapping[str, Any]) -> int:

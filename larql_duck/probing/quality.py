@@ -7,17 +7,17 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from larql_duck.probing.calibrate import TEST, split_of
 from larql_duck.probing.metrics import Scored, bins, figures
 from larql_duck.probing.packs import known_relations
 from larql_duck.probing.sources import of_source, probed_rows
 from larql_duck.probing.words import matches
+from larql_duck.vindex.store import Vindex
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from larql_duck.probing.control import Control
-    from larql_duck.vindex.store import Vindex
 
 HALVED = math.log(2)
 # Facts whose effects are counted: those that the model states with at least this p.

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
+from larql_duck.inference.engine import Engine
 from larql_duck.probing.answers import MAX_TOKENS, ask
 from larql_duck.probing.checkpoint import Checkpoint
 from larql_duck.probing.outcomes import Outcome, Reply
 from larql_duck.probing.prompts import Question, Variant
-
-if TYPE_CHECKING:
-    from larql_duck.inference.engine import Engine
 
 # Prompts of one batch, the numbers in its logits, and the bytes of its keys and values (several such caches live at
 # a time: the prefix, the step after it, the answers being decoded).

@@ -95,8 +95,7 @@ def _drops(
         prefix, capture, base = with_all_features()
         ablations = [Ablation(row, slots, tokens[row]) for slots in chunk for row in range(len(sample))]
         after = ablated_log_probability(prefix, capture, ablations, replacement=replacement)
-        drops: list[list[float]] = (base - after.view(len(chunk), len(sample))).double().tolist()
-        return drops
+        return (base - after.view(len(chunk), len(sample))).double().tolist()
 
     out: dict[tuple[Slot, ...], list[float]] = {}
     # By first layer, so that the sets of one batch skip the same layers.

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from larql_duck.catalog import rows_as_table
+from larql_duck.catalog import as_table, rows_as_table
+from larql_duck.models.tokenizer import Tokenizer
 from larql_duck.probing.combine import Answer
-from larql_duck.probing.labels import relations_table
+from larql_duck.probing.measure import FactFeatures
 from larql_duck.probing.outcomes import NO_ARTICLE, Reply
-from larql_duck.vindex.derive import feature_relations
-
-if TYPE_CHECKING:
-    from larql_duck.models.tokenizer import Tokenizer
-    from larql_duck.probing.measure import FactFeatures
-    from larql_duck.probing.prompts import Question
-    from larql_duck.probing.specific import SpecificEffects
+from larql_duck.probing.prompts import Question
+from larql_duck.probing.specific import SpecificEffects
+from larql_duck.vindex.derive import feature_relations, probed_relations
 
 
 @dataclass(frozen=True)
@@ -50,13 +46,12 @@ def tables_of(
         "probes": [row for q, own in zip(asked, replied, strict=True) for row in _probe_rows(q, own)],
     }
     tables = {name: rows_as_table(name, own) for name, own in rows.items()}
-    relations = relations_table(
-        tables["facts"],
-        tables["edges"],
-        list(by_name),
-        {q.relation.name: q.relation.description for q in asked},
-        {q.relation.name: [v.template(q.relation) for v in q.variants] for q in asked},
-    )
+    described = {
+        "relation": list(by_name),
+        "description": [q.relation.description for q in asked],
+        "templates": [[v.template(q.relation) for v in q.variants] for q in asked],
+    }
+    relations = probed_relations(tables["facts"], tables["edges"], as_table("relations", described))
     features = feature_relations(tables["facts"], tables["edges"])
     return {**tables, "relations": relations, "feature_relations": features}
 

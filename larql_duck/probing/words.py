@@ -84,28 +84,27 @@ def find_answer(text: str, form: str = "name") -> Ending:
     forms word and symbol, a function word for names (unless it links capitalised ones), a new clause for phrases.
     """
     start = len(text) - len(text.lstrip())
-    end, closed = start, False
+    end, closed = start, True
     words: list[str] = []
     limit = _MAX_WORDS.get(form, 6)
     for match in re.finditer(r"\S+|[\n\r]+", text[start:]):
         at = start + match.start()
         gap = text[end:at]
         if "\n" in gap or "\r" in gap or match[0][0] in "\n\r":
-            closed = True
             break
         last = at + len(match[0]) == len(text)
         cut = _cut(match[0], words, form, last)
         word = match[0][:cut]
         grows = last and cut == len(match[0])
         if word and not (_may_belong if grows else _belongs)(word, words, form, limit):
-            closed = True
             break
         if word:
             words.append(word)
             end = at + cut
         if cut < len(match[0]):
-            closed = True
             break
+    else:
+        closed = False
     while len(words) > 1 and closed and (words[-1] in _LINKS or words[-1] in FUNCTION_WORDS):
         end = start + len(text[start:end].rstrip()[: -len(words.pop())].rstrip())
     return Ending(start, end, closed)

@@ -83,7 +83,7 @@ def _not_finite(part: torch.Tensor, name: str, dtype: str, path: Path) -> ModelE
         what = f"holds {float(part.abs().max()):g}, more than {dtype} can store; extract with --dtype f32"
     else:
         what = "holds NaN or infinite values; the model is damaged, get it again"
-    return ModelError(f"{path}: tensor {name} {what}", path=path, tensor=name)
+    return ModelError.at(path, f"tensor {name} {what}", tensor=name)
 
 
 def map_tensor(path: Path, dtype: str, shape: tuple[int, ...], offset: int = 0) -> torch.Tensor:

@@ -63,10 +63,10 @@ def build_database(tables_dir: Path, out: Path, manifest_hash: str) -> None:
                         raise
                     temporary.unlink(missing_ok=True)
     except duckdb.Error as error:
-        raise VindexError(
-            f"{out}: cannot be built from {tables_dir} ({_first_line(error)}); "
+        raise VindexError.at(
+            out,
+            f"cannot be built from {tables_dir} ({_first_line(error)}); "
             "run: larql-duck verify, or extract the model again",
-            path=out,
         ) from error
 
 
@@ -74,15 +74,13 @@ def database_hash(path: Path) -> str | None:
     """The manifest hash that the database at `path` was built for; None where it is missing or unreadable."""
     if not path.is_file():
         return None
-    con = duckdb.connect()
     try:
-        con.execute(f"ATTACH {quoted(str(path))} AS found (READ_ONLY)")
-        row = con.execute(f"SELECT manifest_hash FROM found.{SCHEMA}.build_info").fetchone()
-        return None if row is None else str(row[0])
+        with duckdb.connect() as con:
+            con.execute(f"ATTACH {quoted(str(path))} AS found (READ_ONLY)")
+            row = con.execute(f"SELECT manifest_hash FROM found.{SCHEMA}.build_info").fetchone()
+            return None if row is None else str(row[0])
     except duckdb.Error:
         return None
-    finally:
-        con.close()
 
 
 def run_sql(con: duckdb.DuckDBPyConnection, name: str, text: str) -> None:
@@ -94,8 +92,7 @@ def run_sql(con: duckdb.DuckDBPyConnection, name: str, text: str) -> None:
 
 
 def _build(tables_dir: Path, path: Path, manifest_hash: str, limit: str | None, spill: Path) -> None:
-    con = duckdb.connect()
-    try:
+    with duckdb.connect() as con:
         con.execute(
             f"ATTACH {quoted(str(path))} AS built (STORAGE_VERSION {quoted(_STORAGE)}, ROW_GROUP_SIZE {_ROW_GROUP})"
         )
@@ -115,8 +112,6 @@ def _build(tables_dir: Path, path: Path, manifest_hash: str, limit: str | None, 
         con.execute("COMMIT")
         con.execute("USE memory")
         con.execute("DETACH built")
-    finally:
-        con.close()
 
 
 def _out_of_memory(error: BaseException) -> bool:
@@ -125,9 +120,7 @@ def _out_of_memory(error: BaseException) -> bool:
 
 def _load(con: duckdb.DuckDBPyConnection, table: str, file: Path) -> None:
     if not file.is_file():
-        raise VindexError(
-            f"{file}: missing; restore it from a copy or extract the model again with --force", path=file
-        )
+        raise VindexError.at(file, "missing; restore it from a copy or extract the model again with --force")
     order = _ORDER.get(table)
     columns = ", ".join(SCHEMAS[table].names)
     con.execute(

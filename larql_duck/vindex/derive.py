@@ -50,6 +50,11 @@ def feature_relations(facts: Source, edges: Source) -> pa.Table:
     return _run("feature_relations", "feature_relations", facts=facts, edges=edges)
 
 
+def probed_relations(facts: Source, edges: Source, described: Source) -> pa.Table:
+    """The table relations for those in `described` (relation, description, templates), in order, from probe rows."""
+    return _run("probed_relations", "relations", facts=facts, edges=edges, described=described)
+
+
 def weight_edges(feature_tokens: Source, features: Source) -> pa.Table:
     """Edges of source 'weights': subject = a token the feature activates on, object = one that it promotes.
 

@@ -23,7 +23,7 @@ def damaged(
     path: Path, what: str, next_step: str = "restore it from a copy or extract the model again"
 ) -> VindexError:
     """The error of a file of a vindex that is not what it was when it was written."""
-    return VindexError(f"{path}: {what}; {next_step}", path=path)
+    return VindexError.at(path, f"{what}; {next_step}")
 
 
 def read_json(path: Path) -> Any:

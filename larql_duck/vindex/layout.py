@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from larql_duck.models.families import Family
@@ -35,45 +35,22 @@ def places(family: Family, names: Sequence[str], n_layers: int) -> list[Place]:
 
     Attention matrices of all layers first, then up and down matrices, then vectors (norms, biases), then the rest.
     """
-    left = dict.fromkeys(names)
-    left.pop(family.embed, None)
-    for layer in range(n_layers):
-        left.pop(family.gate_name(layer), None)
-    ffn = {family.up_name(i): UP for i in range(n_layers)} | {
-        family.down_name(i): DOWN for i in range(n_layers)
-    }
-    attention = {
-        family.layer_prefix(i) + n
-        for i in range(n_layers)
-        for n in (family.qkv, family.q, family.k, family.v, family.o)
-        if n
-    }
-    return list(_ordered(family, left, n_layers, ffn, attention))
-
-
-def _ordered(
-    family: Family, left: dict[str, None], n_layers: int, ffn: dict[str | None, str], attention: set[str]
-) -> Iterator[Place]:
     layers = [family.layer_prefix(i) for i in range(n_layers)]
-    in_layer = [prefix + n for prefix in layers for n in family.matrices()]
-    for name in in_layer:
-        if name in attention and name in left:
-            del left[name]
-            yield Place(name, family.key_of(name), ATTENTION)
-    for name in in_layer:
-        if name in ffn and name in left:
-            del left[name]
-            yield Place(name, family.key_of(name), ffn[name], family.transposed)
-    norms = [prefix + n for prefix in layers for n in family.norms()]
-    vectors = [n for n in norms if n in left]
-    vectors += [n for n in left if n not in set(vectors) and n != family.final_norm and _is_vector(n)]
-    if family.final_norm in left:
-        vectors.append(family.final_norm)
-    for name in vectors:
-        del left[name]
-        yield Place(name, family.key_of(name), NORMS)
-    for name in left:
-        yield Place(name, family.key_of(name), HEAD if name == family.head else EXTRA)
+    ffn = {family.gate: GATE, family.up: UP, family.down: DOWN}
+    matrices = [(layer + name, name) for layer in layers for name in family.matrices()]
+    files = {full: ATTENTION for full, name in matrices if name not in ffn}
+    files |= {full: ffn[name] for full, name in matrices if name in ffn}
+    norms = [layer + name for layer in layers for name in family.norms()]
+    vectors = [name for name in names if name != family.final_norm and _is_vector(name)]
+    files |= dict.fromkeys([*norms, *vectors, family.final_norm], NORMS)
+    rest = {name: HEAD if name == family.head else EXTRA for name in names if name not in files}
+    elsewhere = {family.embed, *(layer + family.gate for layer in layers)}
+    stored = set(names) - elsewhere
+    return [
+        Place(name, family.key_of(name), file, family.transposed and file in (UP, DOWN))
+        for name, file in (files | rest).items()
+        if name in stored
+    ]
 
 
 def _is_vector(name: str) -> bool:

@@ -50,12 +50,9 @@ class Vindex:
     def __init__(self, path: Path, manifest: Manifest, config: dict[str, Any], family: Family) -> None:
         self.path, self.manifest, self.config, self.family = path, manifest, config, family
         self.has_tables, self.level, self.dtype = manifest.has_tables, manifest.level, manifest.dtype
-        self.n_layers, self.hidden, self.vocab = (
-            manifest.num_layers,
-            manifest.hidden_size,
-            manifest.vocab_size,
-        )
-        self.embed_scale, self.bands = manifest.embed_scale, manifest.layer_bands
+        self.n_layers, self.bands = manifest.num_layers, manifest.layer_bands
+        self.hidden, self.vocab = manifest.hidden_size, manifest.vocab_size
+        self.embed_scale = manifest.embed_scale
         self.n_features = [entry.num_features for entry in manifest.layers]
         self.has_weights = self.level != "browse"
         self.database, self.tables_dir = path / DATABASE, path / TABLES
@@ -137,10 +134,10 @@ class Vindex:
             return gate.t() if self.family.transposed else gate
         entry = self._entries.get(self.family.key_of(name))
         if entry is None:
-            raise VindexError(
-                f"{self.path}: tensor {name} is not stored (level {self.level}); "
+            raise VindexError.at(
+                self.path,
+                f"tensor {name} is not stored (level {self.level}); "
                 f"run: larql-duck extract MODEL -o {self.path} --level inference --force",
-                path=self.path,
             )
         stored = self._stored(entry)
         return stored.t() if self._is_turned(entry) else stored

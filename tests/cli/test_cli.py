@@ -215,7 +215,7 @@ SESSION = {"--patch", "--texts", *COMPUTE}
         "sql": FORMATS | SESSION | {"--param", "--file", "--command"},
         "repl": SESSION,
         "probe": FORMATS | SESSION,
-        "check-edits": FORMATS | SESSION | {"--plot"},
+        "evaluate": FORMATS | SESSION | {"--plot"},
         "packs": FORMATS,
         "cluster": FORMATS,
         "trace": FORMATS | COMPUTE | {"--patch", "--plot"},

@@ -13,7 +13,9 @@ import torch
 
 from larql_duck import connect
 from larql_duck.commands.opening import opened
-from larql_duck.diffing import as_patch, compare, current_side, directory_side
+from larql_duck.diffing.compare import compare
+from larql_duck.diffing.sides import current_side, directory_side
+from larql_duck.diffing.to_patch import as_patch
 from larql_duck.errors import PatchError, SemanticError, VindexError
 from larql_duck.extraction import extract
 from larql_duck.patches.operations import DeleteOp, InsertOp, UpdateOp

@@ -120,7 +120,6 @@ def test_prompts_about_other_subjects_show_nothing(family: str, base) -> None:
 def test_the_detector_decides_and_not_the_name_alone(base) -> None:
     with connect(base("llama")) as s:
         s.lql(INSERT)
-        database = s.model.database
         assert patch_rows(s, "The capital of Italy is") == ["the cold city"]
         for detector in s.workspace.cache["database facts", ""]._known.values():
             detector.gate.zero_()

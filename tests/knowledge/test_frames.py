@@ -14,7 +14,8 @@ import pyarrow.parquet
 import pytest
 
 from larql_duck.errors import PackError
-from larql_duck.probing.packs import known_relations, load_pack, pack_from_frames, read_entities
+from larql_duck.knowledge.frames import read_entities
+from larql_duck.probing.packs import known_relations, load_pack, pack_from_frames
 
 NAMES = ["France", "Atlantis"]
 

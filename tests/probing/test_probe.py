@@ -364,7 +364,7 @@ def test_awkward_subjects_are_data(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["calibrate", "clustering", "labels", "packs", "page", "publish", "quality"]
+    "module", ["calibrate", "clustering", "merge", "packs", "page", "publish", "quality"]
 )
 def test_what_needs_no_model_loads_no_torch(module: str) -> None:
     import subprocess

@@ -1,4 +1,4 @@
-"""check-edits: what edits do to the facts, to what is near them and to ordinary text."""
+"""evaluate: what edits do to the facts, to what is near them and to ordinary text."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_the_command_writes_a_table_and_a_plot(
     with connect(base("llama")) as s:
         s.patches.append([strong(s, "Italy", "Paris")])
         s.lql(f'SAVE PATCH "{tmp_path / "italy.vlp"}"')
-    arguments = ["check-edits", str(base("llama")), "--patch", str(tmp_path / "italy.vlp")]
+    arguments = ["evaluate", str(base("llama")), "--patch", str(tmp_path / "italy.vlp")]
     arguments += ["--texts", str(tmp_path / "text.txt"), "--plot", str(tmp_path / "plot.svg"), "--jsonl"]
     assert run(arguments) == 0
     out = capsys.readouterr().out
@@ -182,6 +182,6 @@ def test_the_command_writes_a_table_and_a_plot(
     assert [r["entity"] for r in rows] == ["Italy", None]
     assert rows[1]["perplexity"] > 1
     assert (tmp_path / "plot.svg").read_text().startswith("<svg")
-    assert run(["check-edits", str(base("llama")), "--texts", str(tmp_path / "missing.txt")]) == 2
+    assert run(["evaluate", str(base("llama")), "--texts", str(tmp_path / "missing.txt")]) == 2
     assert "does not exist" in capsys.readouterr().err
-    assert run(["check-edits", str(base("llama")), "--plot", "x.pdf"]) == 1
+    assert run(["evaluate", str(base("llama")), "--plot", "x.pdf"]) == 1
