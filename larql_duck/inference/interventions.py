@@ -12,7 +12,7 @@ import torch
 
 from larql_duck.aliases import Slot
 from larql_duck.errors import LarqlError
-from larql_duck.inference.hooks import replace_input
+from larql_duck.inference.hooks import changed_input
 from larql_duck.inference.modules import ModelModules
 
 if TYPE_CHECKING:
@@ -118,21 +118,18 @@ def applied(modules: ModelModules, edits: Sequence[Edit], starts: Starts) -> Ite
 
     `starts` gives the index of each row's first real token in the running pass, None where nothing is padded.
     """
-    handles: list[RemovableHandle] = []
-    try:
+    with contextlib.ExitStack() as hooks:
         for edit in edits:
             if isinstance(edit, FeatureEdit):
                 down = modules.layers[edit.layer].down
-                handles.append(down.register_forward_pre_hook(_feature_hook(edit, starts)))
+                hooks.enter_context(down.register_forward_pre_hook(_feature_hook(edit, starts)))
             elif isinstance(edit, ResidualEdit):
-                handles.append(_hook_residual(modules, edit, starts))
+                hooks.enter_context(_hook_residual(modules, edit, starts))
             else:
                 for layer in range(len(modules.layers)) if edit.layers is None else edit.layers:
-                    handles.extend(_hook_sparse(modules, layer, edit.k))
+                    for handle in _hook_sparse(modules, layer, edit.k):
+                        hooks.enter_context(handle)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _columns(
@@ -186,9 +183,7 @@ def _hook_residual(modules: ModelModules, edit: ResidualEdit, starts: Starts) ->
         return out
 
     if edit.layer < 0:
-        return modules.layers[0].block.register_forward_pre_hook(
-            lambda module, args, kwargs: replace_input(change, args, kwargs), with_kwargs=True
-        )
+        return changed_input(modules.layers[0].block, change)
 
     def after(module: torch.nn.Module, args: Any, output: Any) -> Any:
         if isinstance(output, tuple):
