@@ -277,17 +277,8 @@ def _shared(one: set[tuple[object, ...]], other: set[tuple[object, ...]]) -> set
 
 
 def _counts(operations: Sequence[Operation]) -> dict[str, int]:
-    names = {
-        InsertOp: "inserts",
-        InsertKnnOp: "inserts",
-        UpdateOp: "updates",
-        DeleteOp: "deletes",
-        DeleteKnnOp: "deletes",
-    }
-    out = {"inserts": 0, "updates": 0, "deletes": 0}
-    for op in operations:
-        out[names[type(op)]] += 1
-    return out
+    kinds = {"inserts": InsertOp | InsertKnnOp, "updates": UpdateOp, "deletes": DeleteOp | DeleteKnnOp}
+    return {name: sum(isinstance(op, kind) for op in operations) for name, kind in kinds.items()}
 
 
 def _named(what: tuple[object, ...]) -> str:
