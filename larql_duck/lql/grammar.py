@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property
 from itertools import groupby
-from typing import Any, ClassVar
+from typing import Any
 
 from larql_duck.lql.statements import Statement
 from larql_duck.lql.values import Constant, Cursor, Value
@@ -22,7 +22,7 @@ Fields = dict[str, Any]
 class Part:
     """One element of a statement's head; whole: it prints the verb, too."""
 
-    whole: ClassVar[bool] = False
+    whole = False
 
     def read(self, c: Cursor, into: Fields, form: Syntax) -> None:
         raise NotImplementedError
@@ -32,6 +32,7 @@ class Part:
 
     @property
     def syntax(self) -> str:
+        """How the help writes it."""
         raise NotImplementedError
 
 

@@ -302,16 +302,9 @@ def write_patch(path: Path, patch: PatchFile, vindex: Vindex) -> PatchFile:
         created_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         description=patch.description or _description(patch.operations),
     )
-    raw = {
-        "version": VERSION,
-        "base_model": patch.base_model,
-        "base_checksum": patch.base_checksum,
-        "created_at": patch.created_at,
-        "description": patch.description,
-        "author": patch.author,
-        "tags": list(patch.tags),
-        "operations": [_entry(op) for op in patch.operations],
-    }
+    names = ("base_model", "base_checksum", "created_at", "description", "author", "tags")
+    raw = {"version": VERSION} | {name: getattr(patch, name) for name in names}
+    raw["operations"] = [_entry(op) for op in patch.operations]
     try:
         data = json.dumps(raw, indent=2, ensure_ascii=False, allow_nan=False).encode()
     except ValueError as error:
