@@ -10,6 +10,7 @@ import pyarrow as pa
 from larql_duck.result import Result
 
 TEXT, INT, BIG, FLOAT = pa.string(), pa.int32(), pa.int64(), pa.float64()
+TIME = pa.timestamp("s", "UTC")
 
 
 def result_of(

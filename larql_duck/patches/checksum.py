@@ -49,7 +49,5 @@ def _of_file(path: Path) -> str:
             while block := file.read(_BLOCK):
                 digest.update(block)
     except OSError as error:
-        raise PatchError(
-            f"{path}: cannot be read ({error.strerror}); restore it from a copy", path=path
-        ) from None
+        raise PatchError.at(path, f"cannot be read ({error.strerror}); restore it from a copy") from None
     return digest.hexdigest()

@@ -119,9 +119,9 @@ class EditLog:
     def begin(self, path: str | Path) -> None:
         """Note that edits, also those made already without a name, belong to the patch file `path` until it is saved."""
         if self.recording is not None:
-            raise PatchError(
-                f"{self.recording}: a patch is open already; SAVE PATCH or ROLLBACK PATCH first",
-                path=self.recording,
+            raise PatchError.at(
+                self.recording,
+                "a patch is open already; SAVE PATCH or ROLLBACK PATCH first",
             )
         target = Path(path).expanduser()
         self._check_target(target)
@@ -247,14 +247,14 @@ class EditLog:
 
     def _check_target(self, target: Path) -> None:
         if any(p.at(target) for p in self.applied):
-            raise PatchError(
-                f"{target}: this patch is applied, and a saved patch never changes; save to another file",
-                path=target,
+            raise PatchError.at(
+                target,
+                "this patch is applied, and a saved patch never changes; save to another file",
             )
         if not target.parent.is_dir():
-            raise PatchError(f"{target}: there is no folder {target.parent}; make it first", path=target)
+            raise PatchError.at(target, f"there is no folder {target.parent}; make it first")
         if target.is_dir():
-            raise PatchError(f"{target}: is a folder; name a file in it", path=target)
+            raise PatchError.at(target, "is a folder; name a file in it")
 
 
 def overlay_of(vindex: Vindex, paths: Sequence[str | Path]) -> Overlay:

@@ -69,10 +69,10 @@ def read_patch(path: Path, vindex: Vindex, *, force: bool = False) -> PatchFile:
     checksum = file.text("base_checksum", optional=True)
     if checksum is not None and not force and checksum != base_checksum(vindex):
         base = excerpt(file.text("base_model"))
-        raise PatchError(
-            f"{path}: was made for another base ({base}; its checksum is not that of {vindex.path}); "
+        raise PatchError.at(
+            path,
+            f"was made for another base ({base}; its checksum is not that of {vindex.path}); "
             "open that vindex, carry its facts over with MERGE, or write APPLY PATCH ... FORCE",
-            path=path,
         )
     entries = file.raw.get("operations")
     if not isinstance(entries, list):
@@ -96,12 +96,12 @@ def _load(path: Path) -> Mapping[str, Any]:
         state = path.stat()
         # Pipes and devices may never end.
         if not stat.S_ISREG(state.st_mode):
-            raise PatchError(f"{path}: is no file; name a .vlp file", path=path)
+            raise PatchError.at(path, "is no file; name a .vlp file")
         if state.st_size > _MOST_BYTES:
             raise PatchError(f"{wrong}: larger than 4 GiB", path=path)
         raw = json.loads(path.read_bytes().decode("utf-8"), parse_constant=_not_finite)
     except OSError as error:
-        raise PatchError(f"{path}: cannot be read ({error.strerror}); check the path", path=path) from None
+        raise PatchError.at(path, f"cannot be read ({error.strerror}); check the path") from None
     except UnicodeDecodeError:
         raise PatchError(f"{wrong} or damaged: it is not UTF-8; restore it from a copy", path=path) from None
     except (ValueError, RecursionError) as error:
@@ -118,9 +118,7 @@ def _not_finite(word: str) -> float:
 
 def _operation(entry: object, number: int, path: Path, vindex: Vindex) -> Operation:
     if not isinstance(entry, dict):
-        raise PatchError(
-            f"{path}: operation {number} is no JSON object; restore the file from a copy", path=path
-        )
+        raise PatchError.at(path, f"operation {number} is no JSON object; restore the file from a copy")
     f = _Fields(entry, path, vindex, f"operation {number}, ")
     op = entry.get("op")
     if op == "delete_knn":
@@ -175,10 +173,10 @@ class _Fields:
 
     def fail(self, name: str, expected: str) -> PatchError:
         found = repr(self.raw[name]) if name in self.raw else "nothing"
-        return PatchError(
-            f"{self.path}: {self.prefix}field {name} should be {expected}, found {excerpt(found)}; "
+        return PatchError.at(
+            self.path,
+            f"{self.prefix}field {name} should be {expected}, found {excerpt(found)}; "
             "restore the file from a copy or make the patch again",
-            path=self.path,
             slot=self._slot(),
         )
 
@@ -308,7 +306,7 @@ def write_patch(path: Path, patch: PatchFile, vindex: Vindex) -> PatchFile:
     try:
         data = json.dumps(raw, indent=2, ensure_ascii=False, allow_nan=False).encode()
     except ValueError as error:
-        raise PatchError(f"{path}: cannot be written ({error})", path=path) from None
+        raise PatchError.at(path, f"cannot be written ({error})") from None
     write_whole(
         os.path.realpath(path),
         data,
