@@ -118,10 +118,7 @@ def ablated_log_probability(
         picked = [ablations[i] for i in chunk]
         rows = torch.tensor([r.row for r in picked], device=residual.device)
         edits = _edits(picked, replacement)
-        with (
-            starting_at(engine.modules, layer, residual[layer][rows][:, None, :]),
-            engine.intervene(*edits),
-        ):
+        with starting_at(engine.modules, layer, residual[layer][rows][:, None, :]), engine.intervene(*edits):
             logits = prefix.step(rows, first_layer=layer)
         tokens = torch.tensor([r.token for r in picked], device=residual.device)
         out[torch.tensor(chunk, device=residual.device)] = log_probability(logits, tokens)

@@ -125,13 +125,7 @@ class GateSearch:
             start = end
 
     def _candidates(
-        self,
-        layers: Sequence[int],
-        units: torch.Tensor,
-        lengths: np.ndarray,
-        count: int,
-        k: int,
-        order: str,
+        self, layers: Sequence[int], units: torch.Tensor, lengths: np.ndarray, count: int, k: int, order: str
     ) -> list[torch.Tensor]:
         """For layers of `count` rows each: the rows that may be among the k best, per layer."""
         everything = k >= count

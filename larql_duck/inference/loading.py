@@ -171,8 +171,7 @@ def _config(source: WeightSource) -> Any:
             return CONFIG_MAPPING[model_type].from_dict(values)
         except Exception as error:
             raise ModelError.at(
-                source.path,
-                f"config.json is not a usable {model_type} config: {_first_line(error)}",
+                source.path, f"config.json is not a usable {model_type} config: {_first_line(error)}"
             ) from error
 
 

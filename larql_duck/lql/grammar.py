@@ -245,10 +245,7 @@ class Syntax:
 
     def show(self, statement: Statement) -> str:
         """The statement as canonical LQL."""
-        parts = [
-            "" if self.whole else self.name,
-            *(p.show(statement) for p in self.head),
-        ]
+        parts = ["" if self.whole else self.name, *(p.show(statement) for p in self.head)]
         # A field may have several spellings (RELATION and RELATIONS, a bare layer and AT LAYER): the first is printed.
         printed = {p.name for p in self.head if isinstance(p, Field)}
         for clause in self.clauses:

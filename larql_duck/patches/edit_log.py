@@ -119,10 +119,7 @@ class EditLog:
     def begin(self, path: str | Path) -> None:
         """Note that edits, also those made already without a name, belong to the patch file `path` until it is saved."""
         if self.recording is not None:
-            raise PatchError.at(
-                self.recording,
-                "a patch is open already; SAVE PATCH or ROLLBACK PATCH first",
-            )
+            raise PatchError.at(self.recording, "a patch is open already; SAVE PATCH or ROLLBACK PATCH first")
         target = Path(path).expanduser()
         self._check_target(target)
         self.recording = target
@@ -248,8 +245,7 @@ class EditLog:
     def _check_target(self, target: Path) -> None:
         if any(p.at(target) for p in self.applied):
             raise PatchError.at(
-                target,
-                "this patch is applied, and a saved patch never changes; save to another file",
+                target, "this patch is applied, and a saved patch never changes; save to another file"
             )
         if not target.parent.is_dir():
             raise PatchError.at(target, f"there is no folder {target.parent}; make it first")
