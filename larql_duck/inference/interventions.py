@@ -86,6 +86,24 @@ def feature_edits(
     return edits
 
 
+def row_edits(
+    slots: Iterable[tuple[int, Slot]], *, replacement: torch.Tensor | None = None, position: int | None = None
+) -> list[FeatureEdit]:
+    """One FeatureEdit a layer that changes each (layer, feature) slot in the batch row that it is named with.
+
+    The activation is then zero, or what replacement f32 [layers, features] has there.
+    """
+    by_layer: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for row, (layer, feature) in slots:
+        by_layer[layer].append((row, feature))
+    edits = []
+    for layer, pairs in sorted(by_layer.items()):
+        rows, features = torch.tensor(pairs, dtype=torch.int64).unbind(1)
+        value = 0.0 if replacement is None else replacement[layer, features]
+        edits.append(FeatureEdit(layer, features, value, rows, "set", position))
+    return edits
+
+
 def check(edits: Sequence[Edit], n_features: Sequence[int]) -> None:
     """Raise LarqlError for a layer or feature that the model does not have."""
     n_layers = len(n_features)

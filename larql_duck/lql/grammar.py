@@ -156,7 +156,7 @@ class Syntax:
     """One row of the statement table.
 
     preset: field values that the verb itself says. check: runs when the whole statement has been read.
-    hints: for words that users try here, what to write instead.
+    hints: for words that users try here, what to write instead. instead: what to do where this version does not run it.
     """
 
     verb: tuple[str, ...]
@@ -168,11 +168,17 @@ class Syntax:
     preset: Mapping[str, Any] = field(default_factory=dict)
     check: ClauseCheck | None = None
     hints: Mapping[str, str] = field(default_factory=dict)
+    instead: str = ""
 
     @property
     def name(self) -> str:
         """The verb as one string, such as 'EXPLAIN WALK'."""
         return " ".join(self.verb)
+
+    @property
+    def not_run(self) -> str:
+        """Why this version does not run the statement, in a line for the user; '' if it does."""
+        return f"{self.name} is not run by this version of larql-duck: {self.instead}" if self.instead else ""
 
     @property
     def whole(self) -> bool:
