@@ -39,9 +39,7 @@ class LayerModules:
 
     def down_rows(self) -> torch.Tensor:
         """The down matrix as [features, hidden], a view: row f is what feature f writes."""
-        weight = self.down.weight
-        assert isinstance(weight, torch.Tensor)
-        return weight if self.transposed else weight.t()
+        return self._rows(self.down)
 
     def down_bias(self) -> torch.Tensor | None:
         """The down projection's bias [hidden], None where it has none."""
@@ -50,7 +48,10 @@ class LayerModules:
 
     def attn_out_rows(self) -> torch.Tensor:
         """The attention output matrix as [heads * head_dim, hidden], a view."""
-        weight = self.attn_out.weight
+        return self._rows(self.attn_out)
+
+    def _rows(self, module: nn.Module) -> torch.Tensor:
+        weight = module.weight
         assert isinstance(weight, torch.Tensor)
         return weight if self.transposed else weight.t()
 
