@@ -73,7 +73,7 @@ class PathError(LarqlError):
         super().__init__(message)
 
     @classmethod
-    def at(cls, path: str | Path, message: str, **facts: Any) -> Self:
+    def at(cls, path: str | Path | None, message: str, **facts: Any) -> Self:
         """The error about this file or directory, whose name opens the text; `facts` are the class's attributes."""
         return cls(f"{path}: {message}", path=path, **facts)
 

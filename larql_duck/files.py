@@ -77,6 +77,15 @@ def write_whole(
     return Path(path).expanduser()
 
 
+def first_bytes(path: Path, n: int) -> bytes:
+    """The first n bytes of a file, fewer where it is shorter. LarqlError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(n)
+    except OSError as error:
+        raise LarqlError(f"{path}: cannot be read: {error.strerror}") from None
+
+
 def sync_directory(path: Path) -> None:
     """Make renames and new files in the directory `path` survive a power cut, where the system can."""
     with contextlib.suppress(OSError):

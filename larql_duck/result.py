@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import json
 import shutil
-import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 # How many rows, and characters of a cell, a notebook and a prompt show.
 _HTML_ROWS, _HTML_WIDTH = 50, 300
 _TEXT_ROWS, _TEXT_WIDTH = 20, 60
-_NO_WIDTH = ("Mn", "Me", "Cf")
 _ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\0": "\\0"}
 
 
@@ -233,10 +231,9 @@ def _cells(text: str) -> int:
     """How many cells of a terminal a text takes."""
     if text.isascii():
         return len(text)
-    return sum(
-        0 if unicodedata.category(c) in _NO_WIDTH else 2 if unicodedata.east_asian_width(c) in "WF" else 1
-        for c in text
-    )
+    from rich.cells import cell_len
+
+    return cell_len(text)
 
 
 def _count(number: int, noun: str, most: int) -> str:

@@ -7,7 +7,6 @@ import typer
 from larql_duck import cache
 from larql_duck.cli.errors import say
 from larql_duck.cli.options import OutputOptions, command
-from larql_duck.result import Result
 
 app = typer.Typer(name="cache", help="List or clear what edits measured.")
 
@@ -15,21 +14,14 @@ app = typer.Typer(name="cache", help="List or clear what edits measured.")
 @command(app, "list")
 def list_entries(output: OutputOptions) -> None:
     """List the entries, those used last first."""
-    import pyarrow as pa
+    from larql_duck.commands.rows import BIG, TEXT, TIME, result_of
 
     entries = cache.entries()
-    table = pa.table(
-        {
-            "kind": pa.array([entry.kind for entry in entries], pa.string()),
-            "about": pa.array([_words(entry.about) for entry in entries], pa.string()),
-            "bytes": pa.array([entry.size for entry in entries], pa.int64()),
-            "used": pa.array([entry.used for entry in entries], pa.timestamp("s", "UTC")),
-            "file": pa.array([str(entry.path) for entry in entries], pa.string()),
-        }
-    )
+    columns = {"kind": TEXT, "about": TEXT, "bytes": BIG, "used": TIME, "file": TEXT}
+    rows = [(entry.kind, _words(entry.about), entry.size, entry.used, str(entry.path)) for entry in entries]
     total = sum(entry.size for entry in entries)
     notice = f"{cache.cache_dir()}: {total / 2**20:,.0f} of at most {cache.limit_bytes() >> 20:,} MiB"
-    output.write([Result(table, notices=[notice])])
+    output.write([result_of(columns, rows, [notice])])
 
 
 @command(app)

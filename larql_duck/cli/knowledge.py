@@ -91,21 +91,12 @@ def _checkpoint(vindex: Path, resume: bool) -> Iterator[Path | None]:
 @command(app)
 def packs(output: OutputOptions) -> None:
     """List the shipped relation packs."""
-    import pyarrow as pa
-
+    from larql_duck.commands.rows import INT, TEXT, result_of
     from larql_duck.probing.packs import list_packs
 
-    listed = list_packs()
-    table = pa.table(
-        {
-            "pack": [pack.name for pack in listed],
-            "relations": pa.array([pack.n_relations for pack in listed], pa.int32()),
-            "entries": pa.array([pack.n_entries for pack in listed], pa.int32()),
-            "references": pa.array([pack.n_references for pack in listed], pa.int32()),
-            "description": [pack.description for pack in listed],
-        }
-    )
-    output.write([Result(table)])
+    columns = {"pack": TEXT, "relations": INT, "entries": INT, "references": INT, "description": TEXT}
+    rows = [(p.name, p.n_relations, p.n_entries, p.n_references, p.description) for p in list_packs()]
+    output.write([result_of(columns, rows)])
 
 
 @command(app)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ ReportRow = tuple[Any, ...]
 def compile(session: Session, request: Request) -> Result:
     """COMPILE CURRENT | "dir" INTO VINDEX | MODEL "out"."""
     s: st.Compile = request.statement
-    with _source(session, s.source) as origin:
+    with nullcontext(session) if s.source is None else connect(s.source) as origin:
         if s.target == "vindex":
             # The patches of another directory's session are none.
             return _into_vindex(session, origin, s)
@@ -80,16 +80,6 @@ def _into_vindex(session: Session, origin: Session, s: st.Compile) -> Result:
         rows = [*_slots(overlay), *(_conflict_row(c, names, rule) for c in conflicts)]
         title = f"vindex, {made.appended} slots appended, {made.changed} changed, {made.knn} database facts"
         return _result(made.path, title, made.files, rows, made.notices)
-
-
-@contextmanager
-def _source(session: Session, path: str | None) -> Iterator[Session]:
-    """The session that shows what is compiled: this one, or one on the vindex at `path`."""
-    if path is None:
-        yield session
-        return
-    with connect(path) as other:
-        yield other
 
 
 @contextmanager

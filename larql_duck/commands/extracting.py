@@ -47,9 +47,9 @@ def auto_extract(session: Session, request: Request) -> Result:
         vindex, sizes = Vindex.open(out), source.sizes()
         stored = (vindex.manifest.model, vindex.n_layers, vindex.hidden, vindex.vocab)
         if stored != (source.name, sizes.n_layers, sizes.hidden, sizes.vocab):
-            raise VindexError(
-                f"{out}: exists already and is of another model; make a vindex yourself: EXTRACT MODEL ... INTO ...",
-                path=out,
+            raise VindexError.at(
+                out,
+                "exists already and is of another model; make a vindex yourself: EXTRACT MODEL ... INTO ...",
             )
         session.use(vindex)
         return result_of({}, [], [f"opened {out}, which was made from this model before"])

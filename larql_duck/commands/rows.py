@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from larql_duck.patches.operations import FactEdits
 
 TEXT, INT, BIG, FLOAT = pa.string(), pa.int32(), pa.int64(), pa.float64()
+TIME = pa.timestamp("s", "UTC")
 
 FACTS = {
     "entity": TEXT, "relation": TEXT, "target": TEXT, "layer": INT, "feature": BIG, "p_before": FLOAT, "p": FLOAT,

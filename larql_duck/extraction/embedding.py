@@ -16,16 +16,9 @@ import torch
 from larql_duck.extraction.context import LayerCollector, TokenFeatures, TopActivating
 from larql_duck.extraction.moments import Moments
 from larql_duck.extraction.parallel import workers
+from larql_duck.inference.modules import ACTIVATIONS
 from larql_duck.inference.topk import block_rows, row_blocks, scratch
 from larql_duck.models.source import WeightSource, ffn_matrix
-
-ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "silu": torch.nn.functional.silu,
-    "gelu": torch.nn.functional.gelu,
-    "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
-    "gelu_new": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
-    "relu": torch.nn.functional.relu,
-}
 
 
 class EmbeddingInputs:

@@ -80,10 +80,7 @@ class RawParts:
 
     def join(self, out: Path) -> None:
         """Write all parts as one Parquet file at `out`."""
-        with (
-            replacing(out) as path,
-            pq.ParquetWriter(path, SCHEMAS["raw"], compression="zstd") as writer,
-        ):
+        with replacing(out) as path, pq.ParquetWriter(path, SCHEMAS["raw"], compression="zstd") as writer:
             for i in range(self.count):
                 writer.write_table(pq.read_table(self._part(i), schema=SCHEMAS["raw"]))
 

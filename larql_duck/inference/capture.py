@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
 from larql_duck.errors import LarqlError
 from larql_duck.inference.modules import ModelModules
-
-if TYPE_CHECKING:
-    from torch.utils.hooks import RemovableHandle
 
 PARTS = frozenset({"residual", "ffn_input", "gate", "activation", "deltas", "branches", "heads", "attention"})
 # What direct attribution reads.
@@ -47,7 +45,7 @@ class ResidualStates:
 
 @dataclass
 class Capture:
-    """Recorded values of one forward pass, f32 (or the compute dtype); what was not asked for is None.
+    """Recorded values of one forward pass by name, f32 (or the compute dtype): those that were asked for.
 
     L layers, n prompts. With positions='last' every tensor holds the last position only, [L, n, ...]; with 'all'
     there is a position axis after n, [L, n, t, ...], padded positions included.
@@ -65,26 +63,13 @@ class Capture:
     """
 
     positions: str = "last"
-    residual: torch.Tensor | None = None
-    ffn_input: torch.Tensor | None = None
-    gate: torch.Tensor | None = None
-    activation: torch.Tensor | None = None
-    attn_delta: torch.Tensor | None = None
-    ffn_delta: torch.Tensor | None = None
-    attn_branch: torch.Tensor | None = None
-    ffn_branch: torch.Tensor | None = None
-    heads: torch.Tensor | None = None
-    attention: torch.Tensor | None = None
-    normed: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
+    values: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def need(self, name: str) -> torch.Tensor:
         """The tensor `name`; LarqlError when it was not captured."""
-        value = getattr(self, name)
-        if value is None:
+        if name not in self.values:
             raise LarqlError(f"the capture lacks {name}; ask for it when capturing")
-        assert isinstance(value, torch.Tensor)
-        return value
+        return self.values[name]
 
     def states(self) -> ResidualStates:
         """The residuals as ResidualStates: a row per prompt, or with positions='all' per position of the first one."""
@@ -101,16 +86,34 @@ class _Recorder:
         # A copy of the last position, not a view: a view would keep every position alive until the end.
         self.values[name][layer] = value[:, -1].clone() if self.last else value
 
-    def stacked(self, name: str, scale: float = 1.0) -> torch.Tensor | None:
-        rows = self.values.get(name)
-        if not rows:
-            return None
-        tensors = [rows[i] for i in sorted(rows)]
-        width = max(t.shape[-1] for t in tensors)
-        # Layers of unequal width are padded with zeros: features that are never active.
-        tensors = [torch.nn.functional.pad(t, (0, width - t.shape[-1])) for t in tensors]
-        out = torch.stack(tensors)
-        return out if scale == 1.0 else out * scale
+    def output(self, name: str, layer: int, module: torch.nn.Module, args: Any, output: Any) -> None:
+        """A forward hook that keeps what the module gives."""
+        self.keep(name, layer, output[0] if isinstance(output, tuple) else output)
+
+    def input(
+        self, name: str, layer: int, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """A forward pre-hook that keeps what the module gets."""
+        self.keep(name, layer, args[0] if args else kwargs["hidden_states"])
+
+    def attention(self, layer: int, module: torch.nn.Module, args: Any, output: Any) -> None:
+        """A forward hook that keeps the weights of eager attention."""
+        weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
+        if weights is None:
+            raise LarqlError("attention weights are only there under eager attention")
+        # [n, heads, queries, keys]: keep() cuts the axis after n, so the queries go there first.
+        self.keep("attention", layer, weights.transpose(1, 2))
+
+    def stacked(self, scale: float) -> dict[str, torch.Tensor]:
+        """Name -> what was kept, layer by layer; what branches add to the residual is multiplied by scale."""
+        out: dict[str, torch.Tensor] = {}
+        for name, rows in self.values.items():
+            tensors = [rows[i] for i in sorted(rows)]
+            width = max(t.shape[-1] for t in tensors)
+            # Layers of unequal width are padded with zeros: features that are never active.
+            whole = torch.stack([torch.nn.functional.pad(t, (0, width - t.shape[-1])) for t in tensors])
+            out[name] = whole * scale if name.endswith("_delta") and scale != 1.0 else whole
+        return out
 
 
 @contextlib.contextmanager
@@ -129,33 +132,26 @@ def recording(
     if positions not in ("last", "all"):
         raise LarqlError(f"positions {positions!r} is not known; use 'last' or 'all'")
     recorder = _Recorder(positions == "last")
-    handles = _install(modules, recorder, wanted)
-    capture = Capture(positions=positions)
-    try:
+    capture = Capture(positions)
+    with contextlib.ExitStack() as hooks:
+        _install(modules, recorder, wanted, hooks)
         yield capture
-    finally:
-        for handle in handles:
-            handle.remove()
-    scale = modules.residual_scale
-    for name in ("residual", "ffn_input", "gate", "activation", "attn_branch", "ffn_branch", "heads"):
-        setattr(capture, name, recorder.stacked(name))
-    capture.attn_delta = recorder.stacked("attn_delta", scale)
-    capture.ffn_delta = recorder.stacked("ffn_delta", scale)
-    capture.attention = recorder.stacked("attention")
-    capture.normed = recorder.values["normed"].get(0)
+    capture.values |= recorder.stacked(modules.residual_scale)
+    if "normed" in capture.values:
+        capture.values["normed"] = capture.values["normed"][0]
 
 
-def _install(modules: ModelModules, recorder: _Recorder, wanted: set[str]) -> list[RemovableHandle]:
-    handles: list[RemovableHandle] = []
-
+def _install(
+    modules: ModelModules, recorder: _Recorder, wanted: set[str], hooks: contextlib.ExitStack
+) -> None:
     def output_of(part: str, module: torch.nn.Module, name: str, layer: int) -> None:
         if part in wanted:
-            handles.append(module.register_forward_hook(_keep_output(recorder, name, layer)))
+            hooks.enter_context(module.register_forward_hook(partial(recorder.output, name, layer)))
 
     def input_of(part: str, module: torch.nn.Module, layer: int) -> None:
         if part in wanted:
-            hook = _keep_input(recorder, part, layer)
-            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+            hook = partial(recorder.input, part, layer)
+            hooks.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True))
 
     input_of("residual", modules.layers[0].block, 0)
     for i, parts in enumerate(modules.layers):
@@ -169,31 +165,5 @@ def _install(modules: ModelModules, recorder: _Recorder, wanted: set[str]) -> li
         output_of("deltas", parts.attn_post or parts.attn_out, "attn_delta", i)
         output_of("deltas", parts.ffn_post or parts.down, "ffn_delta", i)
         if "attention" in wanted:
-            handles.append(parts.attn.register_forward_hook(_keep_attention(recorder, i)))
-    handles.append(modules.final_norm.register_forward_hook(_keep_output(recorder, "normed", 0)))
-    return handles
-
-
-def _keep_output(recorder: _Recorder, name: str, layer: int) -> Callable[..., None]:
-    def hook(module: torch.nn.Module, args: Any, output: Any) -> None:
-        recorder.keep(name, layer, output[0] if isinstance(output, tuple) else output)
-
-    return hook
-
-
-def _keep_input(recorder: _Recorder, name: str, layer: int) -> Callable[..., None]:
-    def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        recorder.keep(name, layer, args[0] if args else kwargs["hidden_states"])
-
-    return hook
-
-
-def _keep_attention(recorder: _Recorder, layer: int) -> Callable[..., None]:
-    def hook(module: torch.nn.Module, args: Any, output: Any) -> None:
-        weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
-        if weights is None:
-            raise LarqlError("attention weights are only there under eager attention")
-        # [n, heads, queries, keys]: keep() cuts the axis after n, so the queries go there first.
-        recorder.keep("attention", layer, weights.transpose(1, 2))
-
-    return hook
+            hooks.enter_context(parts.attn.register_forward_hook(partial(recorder.attention, i)))
+    hooks.enter_context(modules.final_norm.register_forward_hook(partial(recorder.output, "normed", 0)))

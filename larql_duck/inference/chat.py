@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from larql_duck.errors import LarqlError, ModelError
-from larql_duck.models.tokenizer import Tokenizer
+from larql_duck.errors import ModelError
+from larql_duck.models.tokenizer import Tokenizer, json_object
 
 _TEMPLATE = "chat_template.jinja"
 _SETTINGS = "tokenizer_config.json"
@@ -21,7 +20,7 @@ def chat_prompt(files: Mapping[str, bytes], message: str, system: str | None = N
     files are a source's tokenizer files. The text holds the special tokens itself: encode it without adding any.
     ModelError where the model has no chat template or its template does not work.
     """
-    settings = _json(files, _SETTINGS)
+    settings = json_object(files, _SETTINGS)
     template = files[_TEMPLATE].decode() if _TEMPLATE in files else _named(settings.get("chat_template"))
     if not template:
         raise ModelError("this model has no chat template; run it without --chat")
@@ -50,7 +49,7 @@ def chat_prompt(files: Mapping[str, bytes], message: str, system: str | None = N
 def stop_ids(files: Mapping[str, bytes], config: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[int, ...]:
     """The ids that end an answer: what generation_config.json and config.json call end of sequence, and EOS."""
     stops: set[int] = set()
-    for values in (_json(files, _GENERATION), config):
+    for values in (json_object(files, _GENERATION), config):
         ids = values.get("eos_token_id")
         stops |= {i for i in (ids if isinstance(ids, list) else [ids]) if isinstance(i, int)}
     if tokenizer.eos_id is not None:
@@ -69,15 +68,3 @@ def _named(template: Any) -> str | None:
 def _content(value: Any) -> str | None:
     value = value.get("content") if isinstance(value, dict) else value
     return value if isinstance(value, str) else None
-
-
-def _json(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
-    if name not in files:
-        return {}
-    try:
-        value = json.loads(files[name])
-    except (ValueError, RecursionError) as error:
-        raise LarqlError(
-            f"{name} is not JSON: {str(error)[:100]}; get a complete copy of the model"
-        ) from None
-    return value if isinstance(value, dict) else {}

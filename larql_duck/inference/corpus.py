@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from larql_duck.errors import LarqlError
+from larql_duck.files import first_bytes
 from larql_duck.models.tokenizer import Tokenizer
 
 
@@ -46,12 +47,7 @@ def open_corpus(path: str | Path, column: str | None = None) -> Corpus:
     LarqlError for a file that is not there, not readable, or without such a column.
     """
     file = Path(path).expanduser()
-    try:
-        with file.open("rb") as handle:
-            start = handle.read(4)
-    except OSError as error:
-        raise LarqlError(f"{file}: cannot be read: {error.strerror}") from None
-    if start != b"PAR1":
+    if first_bytes(file, 4) != b"PAR1":
         if column is not None:
             raise LarqlError(f"{file}: a column can be named for Parquet files only")
         return Corpus(file, None, sum(1 for _ in _lines(file)))

@@ -11,7 +11,7 @@ from larql_duck.aliases import Slot
 from larql_duck.errors import LarqlError
 from larql_duck.inference.capture import Capture
 from larql_duck.inference.engine import Engine, Prompts
-from larql_duck.inference.interventions import FeatureEdit
+from larql_duck.inference.interventions import row_edits
 from larql_duck.inference.modules import starting_at
 from larql_duck.inference.prefix import Prefix, prefill
 
@@ -117,11 +117,9 @@ def ablated_log_probability(
         layer = first[chunk[0]]
         picked = [ablations[i] for i in chunk]
         rows = torch.tensor([r.row for r in picked], device=residual.device)
-        edits = _edits(picked, replacement)
-        with (
-            starting_at(engine.modules, layer, residual[layer][rows][:, None, :]),
-            engine.intervene(*edits),
-        ):
+        slots = ((row, slot) for row, ablation in enumerate(picked) for slot in ablation.slots)
+        edits = row_edits(slots, replacement=replacement, position=-1)
+        with starting_at(engine.modules, layer, residual[layer][rows][:, None, :]), engine.intervene(*edits):
             logits = prefix.step(rows, first_layer=layer)
         tokens = torch.tensor([r.token for r in picked], device=residual.device)
         out[torch.tensor(chunk, device=residual.device)] = log_probability(logits, tokens)
@@ -157,17 +155,3 @@ def _chunks(
 def log_probability(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """log p of one token a row, f32 [n], from logits [n, vocab]."""
     return logits.gather(1, tokens[:, None])[:, 0] - torch.logsumexp(logits, dim=-1)
-
-
-def _edits(ablations: Sequence[Ablation], replacement: torch.Tensor | None) -> list[FeatureEdit]:
-    by_layer: dict[int, list[tuple[int, int]]] = {}
-    for row, ablation in enumerate(ablations):
-        for layer, feature in ablation.slots:
-            by_layer.setdefault(layer, []).append((row, feature))
-    edits = []
-    for layer, pairs in sorted(by_layer.items()):
-        rows = torch.tensor([row for row, _ in pairs])
-        features = torch.tensor([feature for _, feature in pairs])
-        value = 0.0 if replacement is None else replacement[layer, features]
-        edits.append(FeatureEdit(layer, features, value, rows, "set", -1))
-    return edits

@@ -200,7 +200,7 @@ class Engine:
         """One forward pass with its insides recorded: see Capture for parts, shapes and positions ('last', 'all')."""
         batch = self.batch(prompts)
         with self.recording(parts, positions=positions) as capture:
-            capture.logits = self.logits(batch)
+            capture.values["logits"] = self.logits(batch)
         return capture
 
     @contextlib.contextmanager

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from larql_duck.errors import SemanticError
+from larql_duck.inference.modules import ACTIVATIONS
 from larql_duck.inference.search_overlay import LayerEdits, SearchOverlay
 from larql_duck.models.families import bias_of
 from larql_duck.vindex.store import Vindex
@@ -125,13 +125,7 @@ class GateSearch:
             start = end
 
     def _candidates(
-        self,
-        layers: Sequence[int],
-        units: torch.Tensor,
-        lengths: np.ndarray,
-        count: int,
-        k: int,
-        order: str,
+        self, layers: Sequence[int], units: torch.Tensor, lengths: np.ndarray, count: int, k: int, order: str
     ) -> list[torch.Tensor]:
         """For layers of `count` rows each: the rows that may be among the k best, per layer."""
         everything = k >= count
@@ -267,13 +261,9 @@ class GateSearch:
                 self._tensors[layer, which] = read(layer)
             return self._tensors[layer, which]
 
-    def _act(self, x: torch.Tensor) -> torch.Tensor:
-        name = self._vindex.family.activation(self._vindex.config)
-        if name == "silu":
-            return F.silu(x)
-        if name == "relu":
-            return F.relu(x)
-        return F.gelu(x, approximate="none" if name == "gelu" else "tanh")
+    @cached_property
+    def _act(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        return ACTIVATIONS[self._vindex.family.activation(self._vindex.config)]
 
     def _bias(self, layer: int, which: str) -> torch.Tensor:
         """The bias of a layer's gate or up matrix, float32 [features]; zeros where the model has none."""

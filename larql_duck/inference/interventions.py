@@ -12,7 +12,7 @@ import torch
 
 from larql_duck.aliases import Slot
 from larql_duck.errors import LarqlError
-from larql_duck.inference.modules import ModelModules, replace_input
+from larql_duck.inference.modules import ModelModules, changed_input
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -85,6 +85,24 @@ def feature_edits(
     return edits
 
 
+def row_edits(
+    slots: Iterable[tuple[int, Slot]], *, replacement: torch.Tensor | None = None, position: int | None = None
+) -> list[FeatureEdit]:
+    """One FeatureEdit a layer that changes each (layer, feature) slot in the batch row that it is named with.
+
+    The activation is then zero, or what replacement f32 [layers, features] has there.
+    """
+    by_layer: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for row, (layer, feature) in slots:
+        by_layer[layer].append((row, feature))
+    edits = []
+    for layer, pairs in sorted(by_layer.items()):
+        rows, features = torch.tensor(pairs, dtype=torch.int64).unbind(1)
+        value = 0.0 if replacement is None else replacement[layer, features]
+        edits.append(FeatureEdit(layer, features, value, rows, "set", position))
+    return edits
+
+
 def check(edits: Sequence[Edit], n_features: Sequence[int]) -> None:
     """Raise LarqlError for a layer or feature that the model does not have."""
     n_layers = len(n_features)
@@ -117,21 +135,18 @@ def applied(modules: ModelModules, edits: Sequence[Edit], starts: Starts) -> Ite
 
     `starts` gives the index of each row's first real token in the running pass, None where nothing is padded.
     """
-    handles: list[RemovableHandle] = []
-    try:
+    with contextlib.ExitStack() as hooks:
         for edit in edits:
             if isinstance(edit, FeatureEdit):
                 down = modules.layers[edit.layer].down
-                handles.append(down.register_forward_pre_hook(_feature_hook(edit, starts)))
+                hooks.enter_context(down.register_forward_pre_hook(_feature_hook(edit, starts)))
             elif isinstance(edit, ResidualEdit):
-                handles.append(_hook_residual(modules, edit, starts))
+                hooks.enter_context(_hook_residual(modules, edit, starts))
             else:
                 for layer in range(len(modules.layers)) if edit.layers is None else edit.layers:
-                    handles.extend(_hook_sparse(modules, layer, edit.k))
+                    for handle in _hook_sparse(modules, layer, edit.k):
+                        hooks.enter_context(handle)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _columns(
@@ -185,9 +200,7 @@ def _hook_residual(modules: ModelModules, edit: ResidualEdit, starts: Starts) ->
         return out
 
     if edit.layer < 0:
-        return modules.layers[0].block.register_forward_pre_hook(
-            lambda module, args, kwargs: replace_input(change, args, kwargs), with_kwargs=True
-        )
+        return changed_input(modules.layers[0].block, change)
 
     def after(module: torch.nn.Module, args: Any, output: Any) -> Any:
         if isinstance(output, tuple):

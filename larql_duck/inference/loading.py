@@ -87,10 +87,10 @@ def skeleton(
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         except Exception as error:
-            raise ModelError(
-                f"{source.path}: transformers cannot build model_type {source.family.name!r} from this config: "
+            raise ModelError.at(
+                source.path,
+                f"transformers cannot build model_type {source.family.name!r} from this config: "
                 f"{_first_line(error)}",
-                path=source.path,
             ) from error
         _size_features(model, source)
         # Buffers first: the initialisers that write them also write parameters, which must not be the source's yet.
@@ -156,10 +156,10 @@ def _config(source: WeightSource) -> Any:
 
     model_type = source.config.get("model_type", source.family.name)
     if model_type not in CONFIG_MAPPING:
-        raise ModelError(
-            f"{source.path}: transformers has no architecture {model_type!r}, so it cannot run; "
+        raise ModelError.at(
+            source.path,
+            f"transformers has no architecture {model_type!r}, so it cannot run; "
             "extract it with --no-probe, or install a transformers version that knows it",
-            path=source.path,
         )
     values = {k: v for k, v in source.config.items() if k not in _RUNTIME_KEYS}
     key = source.family.keys.get("intermediate_size", "intermediate_size")
@@ -170,9 +170,8 @@ def _config(source: WeightSource) -> Any:
         try:
             return CONFIG_MAPPING[model_type].from_dict(values)
         except Exception as error:
-            raise ModelError(
-                f"{source.path}: config.json is not a usable {model_type} config: {_first_line(error)}",
-                path=source.path,
+            raise ModelError.at(
+                source.path, f"config.json is not a usable {model_type} config: {_first_line(error)}"
             ) from error
 
 
@@ -194,18 +193,17 @@ def load_parameters(
         if wanted is not None and name not in wanted:
             continue
         if name not in stored:
-            raise ModelError(
-                f"{source.path}: tensor {name} is missing, so no forward pass is possible; "
+            raise ModelError.at(
+                source.path,
+                f"tensor {name} is missing, so no forward pass is possible; "
                 "extract the model again from its complete files",
-                path=source.path,
                 tensor=name,
             )
         tensor = source.tensor(name)
         if tensor.shape != parameter.shape:
-            raise ModelError(
-                f"{source.path}: tensor {name} has shape {list(tensor.shape)}, the config calls for "
-                f"{list(parameter.shape)}",
-                path=source.path,
+            raise ModelError.at(
+                source.path,
+                f"tensor {name} has shape {list(tensor.shape)}, the config calls for {list(parameter.shape)}",
                 tensor=name,
             )
         _replace(holders, parameter, nn.Parameter(tensor.to(device=device, dtype=dtype), requires_grad=False))
@@ -249,10 +247,10 @@ def _restore_buffers(model: Any, device: torch.device, source: WeightSource) -> 
         for key in unset_buffers:
             restored = module._buffers[key]
             if restored is None or bool((restored == _unset(restored.dtype)).any()):
-                raise ModelError(
-                    f"{source.path}: buffer {name}.{key} of model_type {source.family.name!r} cannot be "
+                raise ModelError.at(
+                    source.path,
+                    f"buffer {name}.{key} of model_type {source.family.name!r} cannot be "
                     "initialised by this transformers version; install another one",
-                    path=source.path,
                     tensor=f"{name}.{key}",
                 )
 

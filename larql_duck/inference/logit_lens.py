@@ -65,10 +65,7 @@ def unembedded(engine: Engine, residual: torch.Tensor) -> Iterator[torch.Tensor]
 
 @torch.inference_mode()
 def layer_readings(
-    engine: Engine,
-    states: ResidualStates,
-    layers: Sequence[int],
-    direction: LogitDirection | None = None,
+    engine: Engine, states: ResidualStates, layers: Sequence[int], direction: LogitDirection | None = None
 ) -> Columns:
     """Columns of a trace, each [rows, len(layers)]: norms, the lens's top token (top_id) and its probability.
 

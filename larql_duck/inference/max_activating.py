@@ -73,10 +73,7 @@ def _contexts(layers: Sequence[FeatureStats], places: np.ndarray) -> dict[str, n
 
 
 def _pieces(
-    corpus: Corpus,
-    tokenizer: Tokenizer,
-    contexts: dict[str, np.ndarray],
-    progress: Progress | None,
+    corpus: Corpus, tokenizer: Tokenizer, contexts: dict[str, np.ndarray], progress: Progress | None
 ) -> Iterator[pa.Table]:
     """The contexts with their texts, a piece at a time."""
     texts = contexts["text"]

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,9 +16,19 @@ from torch import nn
 from larql_duck.errors import ModelError
 
 if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
     from transformers import PreTrainedModel
 
     from larql_duck.models.families import Family
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": nn.functional.silu,
+    "gelu": nn.functional.gelu,
+    "gelu_tanh": lambda x: nn.functional.gelu(x, approximate="tanh"),
+    "gelu_new": lambda x: nn.functional.gelu(x, approximate="tanh"),
+    "relu": nn.functional.relu,
+}
+"""Name of an FFN's activation, as families have it -> the function."""
 
 # A norm applied to a large constant vector returns its weight: the epsilon no longer counts.
 _PROBE = 1e4
@@ -41,9 +52,7 @@ class LayerModules:
 
     def down_rows(self) -> torch.Tensor:
         """The down matrix as [features, hidden], a view: row f is what feature f writes."""
-        weight = self.down.weight
-        assert isinstance(weight, torch.Tensor)
-        return weight if self.transposed else weight.t()
+        return self._rows(self.down)
 
     def down_bias(self) -> torch.Tensor | None:
         """The down projection's bias [hidden], None where it has none."""
@@ -52,7 +61,10 @@ class LayerModules:
 
     def attn_out_rows(self) -> torch.Tensor:
         """The attention output matrix as [heads * head_dim, hidden], a view."""
-        weight = self.attn_out.weight
+        return self._rows(self.attn_out)
+
+    def _rows(self, module: nn.Module) -> torch.Tensor:
+        weight = module.weight
         assert isinstance(weight, torch.Tensor)
         return weight if self.transposed else weight.t()
 
@@ -170,19 +182,13 @@ def linear_norm(norm: nn.Module, x: torch.Tensor) -> LinearNorm:
 def watch_activations(modules: ModelModules, seen: Callable[[int, torch.Tensor], None]) -> Iterator[None]:
     """A context in which every forward pass calls seen(layer, activation [n, t, features]) as each FFN computes it."""
 
-    def hook_of(layer: int) -> Callable[..., None]:
-        def hook(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            seen(layer, args[0])
+    def hook(layer: int, module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        seen(layer, args[0])
 
-        return hook
-
-    with modules.pass_lock:
-        handles = [p.down.register_forward_pre_hook(hook_of(i)) for i, p in enumerate(modules.layers)]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    with modules.pass_lock, contextlib.ExitStack() as hooks:
+        for i, parts in enumerate(modules.layers):
+            hooks.enter_context(parts.down.register_forward_pre_hook(partial(hook, i)))
+        yield
 
 
 @contextlib.contextmanager
@@ -192,27 +198,25 @@ def starting_at(modules: ModelModules, layer: int, hidden: torch.Tensor) -> Iter
     Everything else of the pass (masks, positions, later layers, norm, head) is the model's own.
     """
     skipped = [parts.block for parts in modules.layers[:layer]]
-    with modules.pass_lock:
-        handle = modules.layers[layer].block.register_forward_pre_hook(
-            lambda module, args, kwargs: replace_input(lambda _: hidden, args, kwargs), with_kwargs=True
-        )
+    with modules.pass_lock, changed_input(modules.layers[layer].block, lambda _: hidden):
         for block in skipped:
             block.forward = _pass_through
         try:
             yield
         finally:
-            handle.remove()
             for block in skipped:
                 del block.forward
 
 
-def replace_input(
-    change: Callable[[torch.Tensor], torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A block's (args, kwargs) with its hidden states changed, whichever way the model passes them."""
-    if args:
-        return (change(args[0]), *args[1:]), kwargs
-    return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
+def changed_input(block: torch.nn.Module, change: Callable[[torch.Tensor], torch.Tensor]) -> RemovableHandle:
+    """The hook that changes the hidden states that a block gets, whichever way the model passes them."""
+
+    def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args:
+            return (change(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
+
+    return block.register_forward_pre_hook(hook, with_kwargs=True)
 
 
 def _pass_through(*args: Any, **kwargs: Any) -> Any:

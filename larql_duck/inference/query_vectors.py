@@ -12,7 +12,6 @@ from larql_duck.inference.engine import Engine
 from larql_duck.models.tokenizer import Tokenizer, load_tokenizer
 from larql_duck.vindex.store import Vindex
 
-BASES = ("embedding", "context")
 # The neutral first word before an entity or a token; a BOS comes before it where the tokenizer adds one.
 NEUTRAL = "The"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ import torch
 from larql_duck.aliases import Slot
 from larql_duck.inference.batch import length_groups, pad
 from larql_duck.inference.engine import Engine
-from larql_duck.inference.interventions import FeatureEdit
+from larql_duck.inference.interventions import row_edits
 from larql_duck.knowledge.relations import SLOT
 from larql_duck.models.tokenizer import Tokenizer
 
@@ -70,7 +69,8 @@ def score_targets(
     for part in length_groups(lengths, rows=_LOGITS // (engine.vocab * (longest + 1))):
         batch = pad([[*rows[i][0], *rows[i][1]] for i in part], device=engine.device)
         keep = max(len(rows[i][1]) for i in part) + 1
-        with engine.intervene(*_zeroing(part, zeroed)):
+        slots = [(j, zeroed[i]) for j, i in enumerate(part) if i < len(zeroed)]
+        with engine.intervene(*row_edits((j, slot) for j, slot in slots if slot is not None)):
             logits = engine.run(batch.ids, batch.mask if batch.padded else None, batch.positions, keep=keep)
         logits = logits[:, None] if logits.dim() == 2 else logits
         for j, i in enumerate(part):
@@ -86,18 +86,6 @@ def score_targets(
             greedy = bool((log_p.argmax(-1) == labels).all())
             out[i] = TargetProbability(float(every.sum()), float(every[0]), greedy, float(centred))
     return [out[i] for i in range(len(rows))]
-
-
-def _zeroing(part: Sequence[int], zeroed: Sequence[Slot | None]) -> list[FeatureEdit]:
-    """The edits that zero each row's feature, for the rows `part` of a batch."""
-    by_layer: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for j, i in enumerate(part):
-        if i < len(zeroed) and (slot := zeroed[i]) is not None:
-            by_layer[slot[0]].append((j, slot[1]))
-    return [
-        FeatureEdit(layer, torch.tensor([f for _, f in pairs]), rows=torch.tensor([r for r, _ in pairs]))
-        for layer, pairs in sorted(by_layer.items())
-    ]
 
 
 @torch.inference_mode()

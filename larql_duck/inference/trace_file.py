@@ -8,16 +8,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from larql_duck.catalog.forward_tables import SCHEMAS, as_table
+from larql_duck.catalog.sql_files import sql_query
 from larql_duck.charts.figures import trace_chart
 from larql_duck.charts.saving import svg
 from larql_duck.errors import LarqlError
-from larql_duck.files import open_replacing, replacing
+from larql_duck.files import first_bytes, open_replacing, replacing
 from larql_duck.inference.capture import STATES
 from larql_duck.inference.capture_tables import residual_rows
 from larql_duck.inference.targets import Target
@@ -93,11 +95,7 @@ def read_trace(path: str | Path) -> TraceResult:
     neither, or damaged.
     """
     file = Path(path).expanduser()
-    try:
-        with file.open("rb") as handle:
-            start = handle.read(4)
-    except OSError as error:
-        raise LarqlError(f"{file}: cannot be read: {error.strerror}") from None
+    start = first_bytes(file, 4)
     if start == _MAGIC:
         return _read_trac(file)
     if start == b"PAR1":
@@ -145,26 +143,10 @@ def _read_trac(path: Path) -> TraceResult:
 
 
 def _write_parquet(result: TraceResult, path: Path) -> None:
-    vectors = result.residuals
-    table = result.table
-    layer_rows = {
-        (position, layer): row
-        for row, (position, layer, head) in enumerate(
-            zip(*(table[name].to_pylist() for name in ("position", "layer", "head")), strict=True)
-        )
-        if head is None
-    }
-    keys = zip(vectors["position"].to_pylist(), vectors["layer"].to_pylist(), strict=True)
-    # Layers that were not asked for have vectors and NULLs: Arrow takes a NULL row for a NULL number.
-    rows = table.take(pa.array([layer_rows.get(key) for key in keys], pa.int64()))
-    for name in ("position", "layer"):
-        rows = rows.set_column(rows.schema.get_field_index(name), rows.schema.field(name), vectors[name])
-    for name in ("token", *STATES):
-        rows = rows.append_column(vectors.schema.field(name), vectors[name])
-    heads = table.filter(pc.is_valid(table["head"]))
-    whole = pa.concat_tables([rows, heads], promote_options="default")
-    sort_keys = [(name, "ascending") for name in ("position", "layer", "head")]
-    whole = whole.take(pc.sort_indices(whole, sort_keys=sort_keys, null_placement="at_start"))
+    with duckdb.connect() as con:
+        con.register("trace", result.table)
+        con.register("vectors", result.residuals)
+        whole = con.sql(sql_query("trace_rows")).to_arrow_table()
     meta: dict[str, Any] = {
         "prompt": result.prompt,
         "notices": list(result.notices),

@@ -10,7 +10,6 @@ from larql_duck.lowering import browse, edit_requests, requests
 from larql_duck.lowering.select import select
 from larql_duck.lowering.types import Catalog, Plan, Query, Request, need_vindex
 from larql_duck.lql.statements import Compile, Diff, Stats
-from larql_duck.lql.table import declare_not_run
 
 if TYPE_CHECKING:
     from larql_duck.lql.statements import Pipe, Statement
@@ -56,19 +55,6 @@ PLANNERS: dict[str, Planner] = {
 }
 """Verb -> what checks its statements: the function gives a Query, or the arguments of a Request."""
 
-NOT_RUN: dict[str, str] = {
-    "USE REMOTE": "open a copy of the vindex with USE",
-    "SIMILAR FEATURES": "compare features with SELECT ... FROM FEATURES NEAREST TO",
-    "EXPORT": "write a table with COPY ... TO in plain SQL",
-}
-"""Verb -> what to do instead, for statements that parse and that this version does not run."""
-
-_REASONS = {
-    verb: f"{verb} is not run by this version of larql-duck{f': {instead}' if instead else ''}"
-    for verb, instead in NOT_RUN.items()
-}
-declare_not_run(_REASONS)
-
 WITHOUT_VINDEX = frozenset({"USE", "USE MODEL", "EXTRACT", "SHOW MODELS", "SELECT"})
 """Verbs that make sense before a vindex is open."""
 
@@ -83,12 +69,11 @@ def plan(statement: Statement, catalog: Catalog, *, running: bool = True) -> Pla
     none is open and the statement is to run, NotSupportedError for what this version does not run.
     """
     verb = statement.verb
-    planner = PLANNERS.get(verb)
-    if planner is None:
-        raise NotSupportedError(_REASONS[verb])
+    if statement.row.not_run:
+        raise NotSupportedError(statement.row.not_run)
     if running and not _alone(statement, verb) and not (catalog.has_model and verb in WITH_MODEL):
         need_vindex(catalog)
-    lowered = planner(statement, catalog)
+    lowered = PLANNERS[verb](statement, catalog)
     return lowered if isinstance(lowered, Query | Request) else Request(verb, statement, lowered)
 
 

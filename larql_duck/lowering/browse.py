@@ -8,6 +8,7 @@ from sqlglot import exp
 
 from larql_duck.lowering.build import all_of, call, in_ranges, literal, text_of, view
 from larql_duck.lowering.types import (
+    Catalog,
     Emptiness,
     Query,
     check_count,
@@ -18,7 +19,6 @@ from larql_duck.lowering.types import (
 )
 
 if TYPE_CHECKING:
-    from larql_duck.lowering.types import Catalog
     from larql_duck.lql import statements as st
     from larql_duck.lql.statements import Statement
 
@@ -46,7 +46,7 @@ def describe(s: st.Describe, facts: Catalog) -> Query:
     return Query(
         text_of(exp.select(columns).from_(source)),
         when_empty=Emptiness(
-            _exists(call(facts.schema, "entity_named", s.entity)),
+            text_of(exp.select(_is_known(facts, s.entity))),
             known=f"nothing about {_shown(s.entity)} in these layers; ask with: DESCRIBE {_lql(s.entity)} ALL LAYERS",
             unknown=_unknown_entity(s.entity, facts),
         ),
@@ -158,28 +158,18 @@ def stats(s: st.Stats, facts: Catalog) -> Query:
     if facts.opened:
         rows.append(_row("index", "path", facts.path, None))
         rows.append(_row("index", "bytes", str(facts.n_bytes), float(facts.n_bytes)))
-    text = text_of(rows[0])
-    for row in rows[1:]:
-        text += f" UNION ALL {text_of(row)}"
-    return Query(text)
+    return Query(" UNION ALL ".join(map(text_of, rows)))
 
 
 def neighbors(s: st.Neighbors, facts: Catalog) -> Query:
     """NEIGHBORS: the triples around an entity."""
     check_count(s, s.hops, "HOPS", "hops", 1, MAX_HOPS)
     check_count(s, s.limit, "LIMIT", "limit")
-    source = call(
-        facts.schema,
-        "neighbors",
-        s.entity,
-        p_hops=s.hops,
-        p_relations=check_relations(s, facts, s.relations),
-        p_limit=s.limit,
-    )
+    options = {"p_relations": check_relations(s, facts, s.relations), "p_limit": s.limit}
     return Query(
-        all_of(source),
+        all_of(call(facts.schema, "neighbors", s.entity, p_hops=s.hops, **options)),
         when_empty=Emptiness(
-            _exists(call(facts.schema, "entity_named", s.entity)),
+            text_of(exp.select(_is_known(facts, s.entity))),
             known=f"no triple of these relations touches {_shown(s.entity)}",
             unknown=_unknown_entity(s.entity, facts),
         ),
@@ -190,18 +180,10 @@ def paths(s: st.Paths, facts: Catalog) -> Query:
     """PATHS: ways between two entities."""
     check_count(s, s.max_length, "MAX", "max_length", 1, MAX_HOPS)
     check_count(s, s.limit, "LIMIT", "limit")
-    source = call(
-        facts.schema,
-        "paths",
-        s.source,
-        s.target,
-        p_max=s.max_length,
-        p_relations=check_relations(s, facts, s.relations),
-        p_limit=s.limit,
-    )
+    options = {"p_relations": check_relations(s, facts, s.relations), "p_limit": s.limit}
     both = exp.and_(*(_is_known(facts, name) for name in (s.source, s.target)))
     return Query(
-        all_of(source),
+        all_of(call(facts.schema, "paths", s.source, s.target, p_max=s.max_length, **options)),
         when_empty=Emptiness(
             text_of(exp.select(both)),
             known=f"no path of at most {s.max_length or 3} triples; MAX goes up to {MAX_HOPS}",
@@ -216,10 +198,6 @@ def paths(s: st.Paths, facts: Catalog) -> Query:
 
 def _is_known(facts: Catalog, name: str) -> exp.Expr:
     return exp.Exists(this=exp.select("*").from_(call(facts.schema, "entity_named", name)))
-
-
-def _exists(source: exp.Table) -> str:
-    return text_of(exp.select(exp.Exists(this=exp.select("*").from_(source))))
 
 
 def _row(*values: Any) -> exp.Select:

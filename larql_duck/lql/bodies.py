@@ -50,11 +50,11 @@ class Condition(Value):
         return c.kinds[at] is not TokenKind.END
 
 
-@dataclass(frozen=True)
 class SelectBody(Part):
     """The whole of SELECT: the verb is part of the query."""
 
-    whole: ClassVar[bool] = True
+    syntax = '... FROM source [NEAREST TO "entity" AT LAYER n [BASIS EMBEDDING | CONTEXT]] ...'
+    whole = True
 
     def read(self, c: Cursor, into: Fields, form: Syntax) -> None:
         c.at -= 1
@@ -63,14 +63,11 @@ class SelectBody(Part):
     def show(self, statement: Statement) -> str:
         return str(statement.query)  # type: ignore[attr-defined]
 
-    @property
-    def syntax(self) -> str:
-        return '... FROM source [NEAREST TO "entity" AT LAYER n [BASIS EMBEDDING | CONTEXT]] ...'
 
-
-@dataclass(frozen=True)
 class ExplainedBody(Part):
     """The statement that EXPLAIN SQL is about, with everything that is piped behind it."""
+
+    syntax = "statement"
 
     def read(self, c: Cursor, into: Fields, form: Syntax) -> None:
         if c.has_words(("EXPLAIN", "SQL")):
@@ -81,14 +78,11 @@ class ExplainedBody(Part):
     def show(self, statement: Statement) -> str:
         return str(statement.statement)  # type: ignore[attr-defined]
 
-    @property
-    def syntax(self) -> str:
-        return "statement"
 
-
-@dataclass(frozen=True)
 class ExportBody(Part):
     """[select | CURRENT]."""
+
+    syntax = "[select | CURRENT]"
 
     def read(self, c: Cursor, into: Fields, form: Syntax) -> None:
         if c.word in ("SELECT", "WITH"):
@@ -102,14 +96,11 @@ class ExportBody(Part):
         query = statement.query  # type: ignore[attr-defined]
         return "CURRENT" if query is None else str(query)
 
-    @property
-    def syntax(self) -> str:
-        return "[select | CURRENT]"
 
-
-@dataclass(frozen=True)
 class Assignments(Part):
     """column = value, ..."""
+
+    syntax = "column = value, ..."
 
     def read(self, c: Cursor, into: Fields, form: Syntax) -> None:
         stop = stops(c, form, strict=False)
@@ -135,19 +126,16 @@ class Assignments(Part):
         assert isinstance(statement, Update)
         return ", ".join(f"{column_name(a.column)} = {a.value}" for a in statement.assignments)
 
-    @property
-    def syntax(self) -> str:
-        return "column = value, ..."
-
 
 def column_name(name: str) -> str:
     """A column as LQL: in backticks unless it is a plain word."""
     return name if name.isidentifier() and name.isascii() else "`" + name.replace("`", "``") + "`"
 
 
-@dataclass(frozen=True)
 class InsertBody(Part):
     """(columns) VALUES (...), ... or (columns) select."""
+
+    syntax = '(entity, relation, target) (VALUES ("entity", "relation", "target"), ... | select)'
 
     def read(self, c: Cursor, into: Fields, form: Syntax) -> None:
         columns = self._columns(c)
@@ -207,10 +195,6 @@ class InsertBody(Part):
             f"({quote(r.entity)}, {quote(r.relation)}, {quote(r.target)})" for r in statement.rows
         )
         return f"({columns}) VALUES {rows}"
-
-    @property
-    def syntax(self) -> str:
-        return '(entity, relation, target) (VALUES ("entity", "relation", "target"), ... | select)'
 
 
 @dataclass(frozen=True)

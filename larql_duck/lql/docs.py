@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 
 from larql_duck.lql.grammar import Clause, Syntax
-from larql_duck.lql.table import GROUPS, STATEMENTS, find, not_run
+from larql_duck.lql.table import GROUPS, STATEMENTS, find
 from larql_duck.lql.values import Constant
 
 __all__ = ["clause_lines", "help_text", "overview", "page"]
@@ -33,7 +33,7 @@ def overview() -> str:
     for group, rows in GROUPS.items():
         lines += ["", group] if lines else [group]
         lines += [
-            f"  {row.name:<{width}}  {row.about}{' (not in this version)' if not_run(row) else ''}"
+            f"  {row.name:<{width}}  {row.about}{' (not in this version)' if row.not_run else ''}"
             for row in rows
         ]
     return "\n".join(lines)
@@ -48,9 +48,8 @@ def help_text(name: str) -> str | None:
 def _help(row: Syntax) -> str:
     lines = [row.syntax, f"  {row.about}"]
     lines += [f"  {syntax:<32}  {about}" for syntax, about in clause_lines(row)]
-    reason = not_run(row)
-    if reason:
-        lines.append(f"  {reason}")
+    if row.not_run:
+        lines.append(f"  {row.not_run}")
     lines.append(f"  Example: {row.example}")
     return "\n".join(lines)
 
@@ -72,16 +71,15 @@ def _summary() -> str:
     lines = ["| statement | |", "|---|---|"]
     for row in STATEMENTS:
         link = row.name.lower().replace(" ", "-")
-        later = " *(not in this version)*" if not_run(row) else ""
+        later = " *(not in this version)*" if row.not_run else ""
         lines.append(f"| [`{row.name}`](#{link}) | {row.about}{later} |")
     return "\n".join(lines) + "\n"
 
 
 def _section(row: Syntax) -> str:
     lines = [f"### {row.name}", "", row.about]
-    reason = not_run(row)
-    if reason:
-        lines += ["", f"{reason}."]
+    if row.not_run:
+        lines += ["", f"{row.not_run}."]
     lines += ["", "```", row.syntax, "```", ""]
     if row.clauses:
         lines += ["| clause | |", "|---|---|"]
@@ -94,11 +92,7 @@ def _section(row: Syntax) -> str:
 
 
 def main(path: str) -> None:
-    """Write the page; the planner, where it is there, has said which statements run."""
-    from importlib.util import find_spec
-
-    if find_spec("larql_duck.lowering"):
-        __import__("larql_duck.lowering")
+    """Write the page."""
     Path(path).write_text(page(), encoding="utf-8")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property
 from itertools import groupby
-from typing import Any, ClassVar
+from typing import Any
 
 from larql_duck.lql.statements import Statement
 from larql_duck.lql.values import Constant, Cursor, Value
@@ -22,7 +22,7 @@ Fields = dict[str, Any]
 class Part:
     """One element of a statement's head; whole: it prints the verb, too."""
 
-    whole: ClassVar[bool] = False
+    whole = False
 
     def read(self, c: Cursor, into: Fields, form: Syntax) -> None:
         raise NotImplementedError
@@ -32,6 +32,7 @@ class Part:
 
     @property
     def syntax(self) -> str:
+        """How the help writes it."""
         raise NotImplementedError
 
 
@@ -155,7 +156,7 @@ class Syntax:
     """One row of the statement table.
 
     preset: field values that the verb itself says. check: runs when the whole statement has been read.
-    hints: for words that users try here, what to write instead.
+    hints: for words that users try here, what to write instead. instead: what to do where this version does not run it.
     """
 
     verb: tuple[str, ...]
@@ -167,11 +168,17 @@ class Syntax:
     preset: Mapping[str, Any] = field(default_factory=dict)
     check: ClauseCheck | None = None
     hints: Mapping[str, str] = field(default_factory=dict)
+    instead: str = ""
 
     @property
     def name(self) -> str:
         """The verb as one string, such as 'EXPLAIN WALK'."""
         return " ".join(self.verb)
+
+    @property
+    def not_run(self) -> str:
+        """Why this version does not run the statement, in a line for the user; '' if it does."""
+        return f"{self.name} is not run by this version of larql-duck: {self.instead}" if self.instead else ""
 
     @property
     def whole(self) -> bool:
@@ -244,10 +251,7 @@ class Syntax:
 
     def show(self, statement: Statement) -> str:
         """The statement as canonical LQL."""
-        parts = [
-            "" if self.whole else self.name,
-            *(p.show(statement) for p in self.head),
-        ]
+        parts = ["" if self.whole else self.name, *(p.show(statement) for p in self.head)]
         # A field may have several spellings (RELATION and RELATIONS, a bare layer and AT LAYER): the first is printed.
         printed = {p.name for p in self.head if isinstance(p, Field)}
         for clause in self.clauses:

@@ -8,7 +8,6 @@ becomes a table function. What is accepted is what DuckDB's parser accepts.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from larql_duck.lql.duckdb_syntax import duckdb_syntax_error, hint
@@ -50,7 +49,7 @@ def read_query(c: Cursor, stops: Stops, *, inside: bool = False) -> Sql:
     if c.word not in ("SELECT", "WITH"):
         raise c.unexpected("SELECT", "WITH")
     end, nearest = _find_end(c, first, stops, inside=inside)
-    part = _Writer(c.tokens, first, end, nearest).write()
+    part = _Writer(c.tokens, first, end, nearest)
     part.check("", "")
     c.at = end
     return part.sql(query=True)
@@ -71,7 +70,7 @@ def _read_expression(c: Cursor, stops: Stops, what: str) -> Sql:
     end, nearest = _find_end(c, first, stops, inside=False)
     if end == first:
         raise c.unexpected(what)
-    part = _Writer(c.tokens, first, end, nearest).write()
+    part = _Writer(c.tokens, first, end, nearest)
     # CAST( ... AS ) takes exactly one expression: no lists, no clauses, no bare subqueries.
     part.check("SELECT CAST(", " AS BOOLEAN)")
     c.at = end
@@ -139,22 +138,38 @@ def _value_complete(c: Cursor, i: int) -> bool:
 # ---- writing
 
 
-@dataclass(slots=True)
-class _Part:
-    """What the writer made: texts, and for each piece of text where it starts and which token it came from."""
+class _Writer:
+    """The tokens [first, end) as canonical LQL and as DuckDB's SQL.
 
-    tokens: Tokens
-    lql: str
-    text: str
-    starts: list[int]
-    origins: list[int]
+    starts and origins: where each piece of the SQL starts, and which token it came from.
+    """
+
+    def __init__(self, tokens: Tokens, first: int, end: int, nearest: Mapping[int, Nearest]) -> None:
+        self.tokens, self.first = tokens, first
+        self.lql: list[str] = []
+        self.text: list[str] = []
+        self.starts: list[int] = []
+        self.origins: list[int] = []
+        self.size = 0
+        # One entry a bracket: whether a SELECT was read in it, so that a FROM in it begins a list of tables.
+        self.selects: list[bool] = [False]
+        i = first
+        while i < end:
+            found = nearest.get(i)
+            if found is None:
+                self._token(i)
+                i += 1
+            else:
+                self._nearest(i, found)
+                i = found.end
 
     def sql(self, *, query: bool) -> Sql:
-        return Sql(self.lql, self.text, query)
+        return Sql("".join(self.lql), "".join(self.text), query)
 
     def check(self, before: str, behind: str) -> None:
         """Raise what DuckDB's parser has against the text."""
-        found = duckdb_syntax_error(before + self.text + behind)
+        text = "".join(self.text)
+        found = duckdb_syntax_error(before + text + behind)
         if found is None:
             return
         message, offset = found
@@ -165,36 +180,10 @@ class _Part:
             if start > offset:
                 break
             index, at = origin, self.tokens.starts[origin]
-        if offset >= len(self.text):
+        if offset >= len(text):
             at = self.tokens.ends[self.origins[-1]]
         more, meant = hint(self.tokens, self.origins[0], index)
         raise self.tokens.error(message + more, at, suggestion=meant)
-
-
-class _Writer:
-    """Copies the tokens [first, end) into canonical LQL and into DuckDB's SQL."""
-
-    def __init__(self, tokens: Tokens, first: int, end: int, nearest: Mapping[int, Nearest]) -> None:
-        self.tokens, self.first, self.end, self.nearest = tokens, first, end, nearest
-        self.lql: list[str] = []
-        self.text: list[str] = []
-        self.starts: list[int] = []
-        self.origins: list[int] = []
-        self.size = 0
-        # One entry a bracket: whether a SELECT was read in it, so that a FROM in it begins a list of tables.
-        self.selects: list[bool] = [False]
-
-    def write(self) -> _Part:
-        i = self.first
-        while i < self.end:
-            found = self.nearest.get(i)
-            if found is None:
-                self._token(i)
-                i += 1
-            else:
-                self._nearest(i, found)
-                i = found.end
-        return _Part(self.tokens, "".join(self.lql), "".join(self.text), self.starts, self.origins)
 
     def _emit(self, lql: str, text: str, origin: int, *, space: bool) -> None:
         gap = " " if space and self.text else ""

@@ -87,17 +87,18 @@ class Statement(_Frozen, kw_only=True):
         cls.kind = cls.__name__
 
     @property
-    def _row(self) -> Any:
+    def row(self) -> Any:
+        """The row of the statement table that reads and writes it."""
         return next(row for row in self.syntax if row.prints(self))
 
     @property
     def verb(self) -> str:
         """The verb as the statement table names it, such as 'EXPLAIN WALK'."""
-        return str(self._row.name)
+        return str(self.row.name)
 
     def __str__(self) -> str:
         """One line of LQL without a semicolon; parsing it gives an equal statement."""
-        return str(self._row.show(self))
+        return str(self.row.show(self))
 
 
 # ---- lifecycle ---------------------------------------------------------------------------------------------------

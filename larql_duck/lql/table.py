@@ -45,16 +45,18 @@ def _syntax(first: str, lines: list[str]) -> Syntax:
     verb = _VERB.fullmatch(first)
     assert verb, first
     head: tuple[Part, ...] = ()
-    clauses, hints, example = [], {}, ""
+    clauses, hints, example, instead = [], {}, "", ""
     for line in lines:
         mark, _, rest = line.partition(" ")
         if mark == ">":
             head = tuple(map(_part, _columns(rest)))
         elif mark == "?":
-            word, _, instead = rest.partition(": ")
-            hints[word] = instead
+            word, _, hint = rest.partition(": ")
+            hints[word] = hint
         elif mark == "e.g.":
             example = rest
+        elif mark == "!":
+            instead = rest
         else:
             words, name, value, about, *options = _columns(line)
             how = dict.fromkeys(" ".join(options).split(), True)
@@ -69,6 +71,7 @@ def _syntax(first: str, lines: list[str]) -> Syntax:
         preset=dict(pair.split("=") for pair in verb["preset"].split()),
         check=CHECKS.get(verb["statement"]),
         hints=hints,
+        instead=instead,
     )
 
 
@@ -124,23 +127,6 @@ def find(name: str) -> list[Syntax]:
         if group.upper().split() == wanted:
             return list(rows)
     return [row for row in STATEMENTS if list(row.verb[: len(wanted)]) == wanted] if wanted else []
-
-
-_not_run: dict[str, str] = {}
-
-
-def declare_not_run(reasons: Mapping[str, str]) -> None:
-    """Say which statements this version parses and does not run: verb (as in Syntax.name) -> one line for the user."""
-    unknown = set(reasons) - {row.name for row in STATEMENTS}
-    if unknown:
-        raise ValueError(f"no such statements: {', '.join(sorted(unknown))}")
-    _not_run.clear()
-    _not_run.update(reasons)
-
-
-def not_run(row: Syntax) -> str | None:
-    """Why this version does not run the row's statement, or None if it does."""
-    return _not_run.get(row.name)
 
 
 @cache

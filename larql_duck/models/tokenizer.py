@@ -171,18 +171,21 @@ def _settings(files: Mapping[str, bytes]) -> dict[str, Any]:
     """tokenizer_config.json, completed by special_tokens_map.json."""
     out: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if name not in files:
-            continue
-        try:
-            value = json.loads(files[name])
-        except (ValueError, RecursionError) as error:
-            raise ModelError(
-                f"{name} is not JSON: {str(error)[:100]}; get a complete copy of the model"
-            ) from None
-        if not isinstance(value, dict):
-            raise ModelError(f"{name} must be a JSON object; get a complete copy of the model")
-        out |= {k: v for k, v in value.items() if v is not None or k not in out}
+        out |= {k: v for k, v in json_object(files, name).items() if v is not None or k not in out}
     return out
+
+
+def json_object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    """The JSON object in the file of that name, empty where there is none; ModelError for a damaged one."""
+    try:
+        value = json.loads(files.get(name, b"{}"))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(
+            f"{name} is not JSON: {str(error)[:100]}; get a complete copy of the model"
+        ) from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{name} must be a JSON object; get a complete copy of the model")
+    return value
 
 
 def _content(value: Any) -> str | None:

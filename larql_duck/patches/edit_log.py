@@ -119,10 +119,7 @@ class EditLog:
     def begin(self, path: str | Path) -> None:
         """Note that edits, also those made already without a name, belong to the patch file `path` until it is saved."""
         if self.recording is not None:
-            raise PatchError(
-                f"{self.recording}: a patch is open already; SAVE PATCH or ROLLBACK PATCH first",
-                path=self.recording,
-            )
+            raise PatchError.at(self.recording, "a patch is open already; SAVE PATCH or ROLLBACK PATCH first")
         target = Path(path).expanduser()
         self._check_target(target)
         self.recording = target
@@ -247,14 +244,13 @@ class EditLog:
 
     def _check_target(self, target: Path) -> None:
         if any(p.at(target) for p in self.applied):
-            raise PatchError(
-                f"{target}: this patch is applied, and a saved patch never changes; save to another file",
-                path=target,
+            raise PatchError.at(
+                target, "this patch is applied, and a saved patch never changes; save to another file"
             )
         if not target.parent.is_dir():
-            raise PatchError(f"{target}: there is no folder {target.parent}; make it first", path=target)
+            raise PatchError.at(target, f"there is no folder {target.parent}; make it first")
         if target.is_dir():
-            raise PatchError(f"{target}: is a folder; name a file in it", path=target)
+            raise PatchError.at(target, "is a folder; name a file in it")
 
 
 def _shared(one: set[tuple[object, ...]], other: set[tuple[object, ...]]) -> set[tuple[object, ...]]:
@@ -267,17 +263,8 @@ def _shared(one: set[tuple[object, ...]], other: set[tuple[object, ...]]) -> set
 
 
 def _counts(operations: Sequence[Operation]) -> dict[str, int]:
-    names = {
-        InsertOp: "inserts",
-        InsertKnnOp: "inserts",
-        UpdateOp: "updates",
-        DeleteOp: "deletes",
-        DeleteKnnOp: "deletes",
-    }
-    out = {"inserts": 0, "updates": 0, "deletes": 0}
-    for op in operations:
-        out[names[type(op)]] += 1
-    return out
+    kinds = {"inserts": InsertOp | InsertKnnOp, "updates": UpdateOp, "deletes": DeleteOp | DeleteKnnOp}
+    return {name: sum(isinstance(op, kind) for op in operations) for name, kind in kinds.items()}
 
 
 def _named(what: tuple[object, ...]) -> str:

@@ -64,9 +64,9 @@ def read_knn_store(path: Path, hidden: int, n_layers: int, vocab: int) -> list[I
     try:
         return list(_Reader(path.read_bytes(), path).facts(hidden, n_layers, vocab))
     except (ValueError, KeyError, TypeError, struct.error, RecursionError) as error:
-        raise VindexError(
-            f"{path}: not a store of database facts or damaged ({str(error)[:80]}); restore it from a copy or delete it",
-            path=path,
+        raise VindexError.at(
+            path,
+            f"not a store of database facts or damaged ({str(error)[:80]}); restore it from a copy or delete it",
         ) from None
 
 

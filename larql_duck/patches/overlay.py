@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import torch
 
 Which = Literal["gate", "up", "down"]
+Mode = Literal["compose", "fold", "knn"]
+_PARTS = get_args(Which)
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class EditedFact:
     relation: str | None
     target: str
     kind: EditKind
-    mode: Literal["compose", "fold", "knn"]
+    mode: Mode
     layer: int
     feature: int | None = None
     confidence: float | None = None
@@ -217,10 +219,7 @@ class _Fold:
         elif isinstance(op, InsertKnnOp):
             key = fact_key(op.entity, op.relation)
             self._forget(key)
-            self.facts[key] = EditedFact(
-                op.entity, op.relation, op.target, "insert", "knn", op.layer, None, op.confidence, op.templates,
-                op.key, op.target_id, number,
-            )  # fmt: skip
+            self._hold(op, "insert", "knn", number, key=op.key, target_id=op.target_id)
         elif isinstance(op, DeleteKnnOp):
             entity = fact_key(op.entity, None)[0]
             for key, fact in list(self.facts.items()):
@@ -239,10 +238,7 @@ class _Fold:
             self.appended.pop(key, None)
             before = self.facts.get(key)
             kind: EditKind = before.kind if before is not None else "insert"
-            self.facts[key] = EditedFact(
-                op.entity, op.relation, op.target, kind, "fold", op.layer, None, op.confidence, op.templates,
-                patch=number,
-            )  # fmt: skip
+            self._hold(op, kind, "fold", number)
             return
         kind = op.kind
         if kind == "scale":
@@ -260,22 +256,21 @@ class _Fold:
             self.slots[at] = row
         else:
             zeros = np.zeros(self.hidden, np.float32)
-            row = replace(
-                row,
-                gate=zeros if row.gate is None else row.gate,
-                up=zeros if row.up is None else row.up,
-                down=zeros if row.down is None else row.down,
-            )
-            before = self.facts.get(key)
+            missing: dict[str, Any] = {which: zeros for which in _PARTS if getattr(row, which) is None}
+            row = replace(row, **missing)
             place = self.appended.get(key)
             if place is None or place[0] != op.layer:
                 self._forget(key)
             # In place: a fact that is inserted again keeps its number.
             self.appended[key] = (op.layer, row)
             local[op.layer, op.feature] = key
-        self.facts[key] = EditedFact(
-            op.entity, op.relation, op.target, kind, "compose", op.layer,
-            op.feature if overwrites else None, op.confidence, op.templates, patch=number,
+        self._hold(op, kind, "compose", number, feature=op.feature if overwrites else None)
+
+    def _hold(self, op: InsertOp | InsertKnnOp, kind: EditKind, mode: Mode, number: int, **more: Any) -> None:
+        """Note the fact of an operation of list `number`, in the place of an earlier one of its name."""
+        self.facts[fact_key(op.entity, op.relation)] = EditedFact(
+            op.entity, op.relation, op.target, kind, mode, op.layer,
+            confidence=op.confidence, templates=op.templates, patch=number, **more,
         )  # fmt: skip
 
     def _slot(self, op: UpdateOp | DeleteOp, local: dict[tuple[int, int], tuple[str, str]]) -> None:
@@ -290,14 +285,9 @@ class _Fold:
                 del self.facts[other]
                 row = replace(row, entity=None, relation=None)
         else:
-            row = replace(
-                before,
-                gate=before.gate if op.gate is None else op.gate,
-                up=before.up if op.up is None else op.up,
-                down=before.down if op.down is None else op.down,
-                meta=before.meta if op.meta is None else op.meta,
-                deleted=before.deleted and op.down is None,
-            )
+            given = {name: getattr(op, name) for name in (*_PARTS, "meta")}
+            given = {name: value for name, value in given.items() if value is not None}
+            row = replace(before, deleted=before.deleted and op.down is None, **given)
         if key is not None:
             self.appended[key] = (op.layer, row)
         else:

@@ -7,7 +7,7 @@ import json
 import os
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -39,8 +39,16 @@ VERSION = 1
 _MOST_BYTES = 4 << 30
 _NAMED = 3
 _KINDS = get_args(EditKind)
-# Kinds that say something about a fact and carry no feature of their own.
-_BARE = ("remove", "fold")
+_OPS = {
+    InsertOp: "insert",
+    UpdateOp: "update",
+    DeleteOp: "delete",
+    InsertKnnOp: "insert_knn",
+    DeleteKnnOp: "delete_knn",
+}
+# What fields are called in a file where it is not the same.
+_VECTORS = {which: f"{which}_vector_b64" for which in ("gate", "up", "down")}
+_KEYS = {**_VECTORS, "key": "key_vector_b64", "meta": "down_meta"}
 
 
 # -- reading --------------------------------------------------------------------------------------------------
@@ -54,31 +62,31 @@ def read_patch(path: Path, vindex: Vindex, *, force: bool = False) -> PatchFile:
     made for another base (unless force; shapes must fit all the same).
     """
 
-    fields = _Fields(_load(path), path, vindex)
-    version = fields.raw.get("version")
+    file = _Fields(_load(path), path, vindex)
+    version = file.raw.get("version")
     if type(version) is not int or version != VERSION:
-        raise fields.fail("version", f"{VERSION}, the only one that is known")
-    checksum = fields.text("base_checksum", optional=True)
+        raise file.fail("version", f"{VERSION}, the only one that is known")
+    checksum = file.text("base_checksum", optional=True)
     if checksum is not None and not force and checksum != base_checksum(vindex):
-        base = excerpt(fields.text("base_model"))
-        raise PatchError(
-            f"{path}: was made for another base ({base}; its checksum is not that of {vindex.path}); "
+        base = excerpt(file.text("base_model"))
+        raise PatchError.at(
+            path,
+            f"was made for another base ({base}; its checksum is not that of {vindex.path}); "
             "open that vindex, carry its facts over with MERGE, or write APPLY PATCH ... FORCE",
-            path=path,
         )
-    entries = fields.raw.get("operations")
+    entries = file.raw.get("operations")
     if not isinstance(entries, list):
-        raise fields.fail("operations", "a list")
+        raise file.fail("operations", "a list")
     return PatchFile(
         operations=tuple(_operation(entry, number, path, vindex) for number, entry in enumerate(entries, 1)),
         name=path.stem,
         path=path,
-        base_model=fields.text("base_model"),
+        base_model=file.text("base_model"),
         base_checksum=checksum,
-        created_at=fields.text("created_at"),
-        description=fields.text("description", optional=True),
-        author=fields.text("author", optional=True),
-        tags=fields.texts("tags"),
+        created_at=file.text("created_at"),
+        description=file.text("description", optional=True),
+        author=file.text("author", optional=True),
+        tags=file.texts("tags"),
     )
 
 
@@ -88,12 +96,12 @@ def _load(path: Path) -> Mapping[str, Any]:
         state = path.stat()
         # Pipes and devices may never end.
         if not stat.S_ISREG(state.st_mode):
-            raise PatchError(f"{path}: is no file; name a .vlp file", path=path)
+            raise PatchError.at(path, "is no file; name a .vlp file")
         if state.st_size > _MOST_BYTES:
             raise PatchError(f"{wrong}: larger than 4 GiB", path=path)
         raw = json.loads(path.read_bytes().decode("utf-8"), parse_constant=_not_finite)
     except OSError as error:
-        raise PatchError(f"{path}: cannot be read ({error.strerror}); check the path", path=path) from None
+        raise PatchError.at(path, f"cannot be read ({error.strerror}); check the path") from None
     except UnicodeDecodeError:
         raise PatchError(f"{wrong} or damaged: it is not UTF-8; restore it from a copy", path=path) from None
     except (ValueError, RecursionError) as error:
@@ -110,9 +118,7 @@ def _not_finite(word: str) -> float:
 
 def _operation(entry: object, number: int, path: Path, vindex: Vindex) -> Operation:
     if not isinstance(entry, dict):
-        raise PatchError(
-            f"{path}: operation {number} is no JSON object; restore the file from a copy", path=path
-        )
+        raise PatchError.at(path, f"operation {number} is no JSON object; restore the file from a copy")
     f = _Fields(entry, path, vindex, f"operation {number}, ")
     op = entry.get("op")
     if op == "delete_knn":
@@ -138,7 +144,7 @@ def _operation(entry: object, number: int, path: Path, vindex: Vindex) -> Operat
     feature = f.integer("feature", 2**31 - 1)
     if op == "delete":
         return DeleteOp(layer, feature, f.text("reason", optional=True))
-    vectors = {which: f.vector(f"{which}_vector_b64", vindex.dtype) for which in ("gate", "up", "down")}
+    vectors = {which: f.vector(key, vindex.dtype) for which, key in _VECTORS.items()}
     if op == "update":
         return UpdateOp(layer, feature, **vectors, meta=f.meta())
     kind = entry.get("kind")
@@ -167,10 +173,10 @@ class _Fields:
 
     def fail(self, name: str, expected: str) -> PatchError:
         found = repr(self.raw[name]) if name in self.raw else "nothing"
-        return PatchError(
-            f"{self.path}: {self.prefix}field {name} should be {expected}, found {excerpt(found)}; "
+        return PatchError.at(
+            self.path,
+            f"{self.prefix}field {name} should be {expected}, found {excerpt(found)}; "
             "restore the file from a copy or make the patch again",
-            path=self.path,
             slot=self._slot(),
         )
 
@@ -294,20 +300,13 @@ def write_patch(path: Path, patch: PatchFile, vindex: Vindex) -> PatchFile:
         created_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         description=patch.description or _description(patch.operations),
     )
-    raw = {
-        "version": VERSION,
-        "base_model": patch.base_model,
-        "base_checksum": patch.base_checksum,
-        "created_at": patch.created_at,
-        "description": patch.description,
-        "author": patch.author,
-        "tags": list(patch.tags),
-        "operations": [_entry(op) for op in patch.operations],
-    }
+    names = ("base_model", "base_checksum", "created_at", "description", "author", "tags")
+    raw = {"version": VERSION} | {name: getattr(patch, name) for name in names}
+    raw["operations"] = [_entry(op) for op in patch.operations]
     try:
         data = json.dumps(raw, indent=2, ensure_ascii=False, allow_nan=False).encode()
     except ValueError as error:
-        raise PatchError(f"{path}: cannot be written ({error})", path=path) from None
+        raise PatchError.at(path, f"cannot be written ({error})") from None
     write_whole(
         os.path.realpath(path),
         data,
@@ -318,42 +317,21 @@ def write_patch(path: Path, patch: PatchFile, vindex: Vindex) -> PatchFile:
 
 
 def _entry(op: Operation) -> dict[str, Any]:
-    if isinstance(op, DeleteKnnOp):
-        return {"op": "delete_knn", "entity": op.entity, "relation": op.relation}
-    if isinstance(op, DeleteOp):
-        return {"op": "delete", "layer": op.layer, "feature": op.feature, "reason": op.reason}
-    if isinstance(op, InsertKnnOp):
-        return {
-            "op": "insert_knn",
-            "layer": op.layer,
-            "entity": op.entity,
-            "relation": op.relation,
-            "target": op.target,
-            "target_id": op.target_id,
-            "confidence": op.confidence,
-            "key_vector_b64": _text(op.key),
-        } | _templates(op.templates)
-    slot: dict[str, Any] = {"layer": op.layer, "feature": op.feature}
-    vectors = {f"{which}_vector_b64": _text(getattr(op, which)) for which in ("gate", "up", "down")}
-    meta = None if op.meta is None else {"t": op.meta.token, "i": op.meta.token_id, "c": op.meta.score}
-    if isinstance(op, UpdateOp):
-        return {"op": "update"} | slot | vectors | {"down_meta": meta}
-    names = {
-        "relation": op.relation,
-        "entity": op.entity,
-        "target": op.target,
-        "confidence": op.confidence,
-    }
-    kind = {} if op.kind == "insert" else {"kind": op.kind}
-    return {"op": "insert"} | slot | names | vectors | {"down_meta": meta} | kind | _templates(op.templates)
+    """The operation as JSON. Fields that LARQL does not know (kind, templates) stand there only where they say something."""
+    entry: dict[str, Any] = {"op": _OPS[type(op)]}
+    for field in fields(op):
+        value = getattr(op, field.name)
+        if field.name not in ("kind", "templates") or value != field.default:
+            entry[_KEYS.get(field.name, field.name)] = _plain(value)
+    return entry
 
 
-def _templates(templates: tuple[str, ...]) -> dict[str, Any]:
-    return {"templates": list(templates)} if templates else {}
-
-
-def _text(vector: Vector | None) -> str | None:
-    return None if vector is None else base64.b64encode(np.asarray(vector, "<f4").tobytes()).decode()
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return base64.b64encode(np.asarray(value, "<f4").tobytes()).decode()
+    if isinstance(value, Meta):
+        return {"t": value.token, "i": value.token_id, "c": value.score}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _description(operations: Sequence[Operation]) -> str:

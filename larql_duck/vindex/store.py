@@ -288,5 +288,4 @@ def file_checksum(vindex: Vindex, name: str) -> str:
     try:
         return hash_file(path)["sha256"]
     except OSError as error:
-        why = f"cannot be read ({error.strerror}); restore it from a copy"
-        raise VindexError(f"{path}: {why}", path=path) from None
+        raise VindexError.at(path, f"cannot be read ({error.strerror}); restore it from a copy") from None
