@@ -79,12 +79,6 @@ def compile_model(
             f"database facts ({len(overlay.knn)}) are not part of any weight, so the model does not have them: "
             "COMPACT MINOR makes features of them"
         )
-    return CompiledModel(
-        out,
-        {str(p.relative_to(root)): p.stat().st_size for p in files},
-        kind,
-        source.n_features[0],
-        sum(source.appended),
-        source.n_changed,
-        notices,
-    )
+    sizes = {str(p.relative_to(root)): p.stat().st_size for p in files}
+    features, appended = source.n_features[0], sum(source.appended)
+    return CompiledModel(out, sizes, kind, features, appended, source.n_changed, notices)

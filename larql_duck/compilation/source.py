@@ -32,11 +32,8 @@ class EditedWeights:
         self.family: Family = vindex.family
         counts = overlay.n_features
         self.appended = [n - base for n, base in zip(counts, vindex.n_features, strict=True)]
-        self.n_features = (
-            [_padded(counts)] * len(counts)
-            if padded and (any(self.appended) or len(set(counts)) > 1)
-            else counts
-        )
+        evened = padded and (any(self.appended) or len(set(counts)) > 1)
+        self.n_features = [_padded(counts)] * len(counts) if evened else counts
         self.config: dict[str, Any] = dict(vindex.config)
         if self.n_features != vindex.n_features:
             key = self.family.keys.get("intermediate_size", "intermediate_size")
