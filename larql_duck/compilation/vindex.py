@@ -74,11 +74,8 @@ class _Compilation:
 
     def run(self, out: Path) -> CompiledVindex:
         vindex = self.vindex
-        if any(
-            row.down is not None or row.up is not None
-            for rows in self.overlay.rows.values()
-            for row in rows.values()
-        ):
+        edited = [row for rows in self.overlay.rows.values() for row in rows.values()]
+        if any(row.down is not None or row.up is not None for row in edited):
             vindex.require("inference", "compiling edits of up and down vectors")
         with staged(out, vindex.path) as staging:
             check_source(self.source, self.workspace.replaced_tables, self.progress)
