@@ -59,7 +59,6 @@ def compile_model(
         )
     vindex.require("inference", "COMPILE INTO MODEL")
     source = EditedWeights(vindex, overlay, padded=True)
-    title = vindex.manifest.model
     kind = format if format == "safetensors" else gguf_type or vindex.dtype.upper()
     notices: list[str] = []
     single = format == "gguf" and out.suffix == ".gguf"
@@ -70,7 +69,7 @@ def compile_model(
             open_model(staging).validate()
         else:
             with replacing(staging / "model.gguf", error=None) as temporary:
-                notices = write_gguf(source, temporary, gguf_type, title)
+                notices = write_gguf(source, temporary, gguf_type, vindex.manifest.model)
             open_model(staging / "model.gguf").validate()
     files = [out] if out.is_file() else sorted(p for p in out.rglob("*") if p.is_file())
     root = out.parent if out.is_file() else out

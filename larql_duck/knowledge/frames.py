@@ -169,12 +169,12 @@ def _custom(name: object, templates: object, known: Pack) -> Relation:
 
 
 def _over(relation: Relation, rows: list[PackRow] | None) -> Relation:
-    if rows is None:
-        if not relation.entities:
-            message = f"relation {relation.name!r} has no entities of its own; give entities"
-            raise PackError(message, field="entities")
-        return relation
-    return relation.over_rows(rows)
+    if rows is not None:
+        return relation.over_rows(rows)
+    if not relation.entities:
+        message = f"relation {relation.name!r} has no entities of its own; give entities"
+        raise PackError(message, field="entities")
+    return relation
 
 
 def _suitable(rows: list[PackRow], known: Pack) -> list[Relation]:
