@@ -97,8 +97,7 @@ class HfSource(ModelSource):
         """Makes config and names agree on tying: a stored head that repeats the embedding is dropped, one that
         differs means untied whatever the config says, and a silent config without a head means tied."""
         family = self.family
-        has_head = family.head in self.shapes
-        if not has_head:
+        if family.head not in self.shapes:
             if "tie_word_embeddings" not in config and family.ties(config) is None:
                 self.config["tie_word_embeddings"] = True
             return
