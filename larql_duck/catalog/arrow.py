@@ -67,12 +67,9 @@ def columns_as_table(schema: pa.Schema, columns: Mapping[str, Any], name: str) -
 
 def rows_as_table(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     """An Arrow table with the schema of table `name` from rows; what a row leaves out, or has as None, is its default."""
-    defaults = _DEFAULTS[name]
-    if defaults:
-        rows = [
-            {**row, **{key: value for key, value in defaults.items() if row.get(key) is None}} for row in rows
-        ]
-    return pa.Table.from_pylist(list(rows), schema=SCHEMAS[name])
+    defaults = _DEFAULTS[name].items()
+    filled = [{**row, **{key: value for key, value in defaults if row.get(key) is None}} for row in rows]
+    return pa.Table.from_pylist(filled, schema=SCHEMAS[name])
 
 
 def as_schema(name: str, rows: pa.Table) -> pa.Table:

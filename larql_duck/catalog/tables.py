@@ -63,9 +63,8 @@ def read_tables(file: str) -> dict[str, Table]:
             name, kind, comment = re.split(r"\s{2,}", line.strip(), maxsplit=2)
             kind, _, default = kind.partition(" DEFAULT ")
             table = tables.popitem()[1]
-            tables[table.name] = replace(
-                table, columns=(*table.columns, Column(name, kind, comment, default))
-            )
+            columns = (*table.columns, Column(name, kind, comment, default))
+            tables[table.name] = replace(table, columns=columns)
         elif line and not line.startswith("#"):
             name, _, comment = line.partition(":")
             tables[name] = Table(name, comment.strip(), ())

@@ -66,23 +66,14 @@ def causal_chart(table: pa.Table, *, token: str, clean: float, corrupted: float)
         row["place"] = f"{row['position']} {_token(row['token'])}"
         row["clean_token"] = _token(row["clean_token"])
     highest = max((abs(row["recovery"]) for row in rows if row["recovery"] is not None), default=1.0) or 1.0
-    heat = (
-        alt.Chart(
-            _data(rows, "name", "place", "clean_token", "probability", "recovery"),
-            width=alt.Step(28),
-            height=alt.Step(18),
-        )
-        .mark_rect()
-        .encode(
-            x=alt.X("place:N", sort=None, title=None, axis=alt.Axis(labelAngle=-50)),
-            y=alt.Y("name:N", sort=None, title="layer"),
-            color=alt.Color(
-                "recovery:Q",
-                title=None,
-                scale=alt.Scale(scheme="redblue", reverse=True, domain=[-highest, highest], domainMid=0),
-            ),
-            tooltip=["name:N", "place:N", "clean_token:N", "probability:Q", "recovery:Q"],
-        )
+    columns = ("name", "place", "clean_token", "probability", "recovery")
+    cells = alt.Data(values=[{column: row[column] for column in columns} for row in rows])
+    colours = alt.Scale(scheme="redblue", reverse=True, domain=[-highest, highest], domainMid=0)
+    heat = alt.Chart(cells, mark=alt.MarkDef("rect"), width=alt.Step(28), height=alt.Step(18)).encode(
+        x=alt.X("place:N", sort=None, title=None, axis=alt.Axis(labelAngle=-50)),
+        y=alt.Y("name:N", sort=None, title="layer"),
+        color=alt.Color("recovery:Q", title=None, scale=colours),
+        tooltip=["name:N", "place:N", "clean_token:N", "probability:Q", "recovery:Q"],
     )
     answer = _token(token)
     title = f"Share of the logit of {answer} that a clean residual brings back (rows: layers)"
@@ -137,22 +128,14 @@ def accuracy_chart(relations: Records) -> alt.LayerChart:
     height = 26 * len(rows)
     y = alt.Y("category:N", sort=None, title=None, axis=alt.Axis(labelLimit=260))
     offset = alt.YOffset("series:N", sort=["accuracy", "mean confidence"])
-    bars = (
-        alt.Chart(alt.Data(values=points), width=520, height=height)
-        .mark_bar()
-        .encode(
-            x=alt.X("value:Q", title=None, scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%")),
-            y=y,
-            yOffset=offset,
-            color=_colour(alt, ["accuracy", "mean confidence"], [BLUE, ORANGE]),
-        )
+    bars = alt.Chart(alt.Data(values=points), mark=alt.MarkDef("bar"), width=520, height=height).encode(
+        x=alt.X("value:Q", title=None, scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%")),
+        y=y,
+        yOffset=offset,
+        color=_colour(alt, ["accuracy", "mean confidence"], [BLUE, ORANGE]),
     )
-    notes = (
-        alt.Chart(alt.Data(values=missing))
-        .mark_text(align="left", text="no references", x=4, fontSize=9, color=GREY)
-        .encode(y=y, yOffset=offset)
-    )
-    return bars + notes
+    text = alt.MarkDef("text", align="left", text="no references", x=4, fontSize=9, color=GREY)
+    return bars + alt.Chart(alt.Data(values=missing), mark=text).encode(y=y, yOffset=offset)
 
 
 def calibration_chart(bins: Mapping[str, Records]) -> alt.LayerChart:
@@ -160,22 +143,16 @@ def calibration_chart(bins: Mapping[str, Records]) -> alt.LayerChart:
     alt = altair()
     rows = [{**point, "series": name} for name, points in bins.items() for point in points]
     percent = {"scale": alt.Scale(domain=[0, 1]), "axis": alt.Axis(format="%")}
-    diagonal = (
-        alt.Chart(alt.Data(values=[{"probability": 0, "accuracy": 0}, {"probability": 1, "accuracy": 1}]))
-        .mark_line(strokeDash=[4, 4], color=GREY, strokeWidth=1)
-        .encode(x="probability:Q", y="accuracy:Q")
+    ends = alt.Data(values=[{"probability": 0, "accuracy": 0}, {"probability": 1, "accuracy": 1}])
+    dashes = alt.MarkDef("line", strokeDash=[4, 4], color=GREY, strokeWidth=1)
+    diagonal = alt.Chart(ends, mark=dashes).encode(x="probability:Q", y="accuracy:Q")
+    line = alt.MarkDef("line", point=True)
+    return diagonal + alt.Chart(alt.Data(values=rows), mark=line, width=340, height=340).encode(
+        x=alt.X("probability:Q", title="stated probability", **percent),
+        y=alt.Y("accuracy:Q", title="share that is right", **percent),
+        color=_colour(alt, list(bins), [ORANGE, GREY]),
+        tooltip=["series:N", "probability:Q", "accuracy:Q", "n:Q"],
     )
-    curves = (
-        alt.Chart(alt.Data(values=rows), width=340, height=340)
-        .mark_line(point=True)
-        .encode(
-            x=alt.X("probability:Q", title="stated probability", **percent),
-            y=alt.Y("accuracy:Q", title="share that is right", **percent),
-            color=_colour(alt, list(bins), [ORANGE, GREY]),
-            tooltip=["series:N", "probability:Q", "accuracy:Q", "n:Q"],
-        )
-    )
-    return diagonal + curves
 
 
 def effect_chart(drops: Mapping[str, Sequence[float]]) -> alt.Chart:
@@ -188,34 +165,24 @@ def effect_chart(drops: Mapping[str, Sequence[float]]) -> alt.Chart:
         places = [min(max(int((v - low) // width), 0), count - 1) for v in values]
         for i, row in enumerate(rows):
             row[name] = places.count(i) / max(len(values), 1)
-    names = {name: name for name in drops}
-    return _panel(
-        "", rows, "drop", names, mark="bar", x_title="drop of log p in nats (0.69 halves p)", format="%"
-    )
+    names, title = {name: name for name in drops}, "drop of log p in nats (0.69 halves p)"
+    return _panel("", rows, "drop", names, mark="bar", x_title=title, format="%")
 
 
 def layers_chart(relations: Records) -> alt.Chart:
     """Relations by layers: the share of the facts' direct contributions that each layer holds; darker is more."""
     alt = altair()
-    rows = [
-        {
-            "relation": printable(r["relation"]),
-            "layer": layer,
-            "share": share,
-            "part": share / max([1e-9, *r["layers"]]),
-        }
-        for r in relations
-        for layer, share in enumerate(r["layers"])
-    ]
-    return (
-        alt.Chart(alt.Data(values=rows), width=640, height=16 * len(relations))
-        .mark_rect(color=BLUE)
-        .encode(
-            x=alt.X("layer:O", axis=alt.Axis(labelAngle=0, labelOverlap=True)),
-            y=alt.Y("relation:N", sort=None, title=None, axis=alt.Axis(labelLimit=260)),
-            opacity=alt.Opacity("part:Q", scale=alt.Scale(domain=[0, 1], range=[0.03, 1]), legend=None),
-            tooltip=["relation:N", "layer:O", alt.Tooltip("share:Q", format=".0%")],
-        )
+    rows = []
+    for relation in relations:
+        name, most = printable(relation["relation"]), max([1e-9, *relation["layers"]])
+        shares = enumerate(relation["layers"])
+        rows += [{"relation": name, "layer": i, "share": share, "part": share / most} for i, share in shares]
+    mark = alt.MarkDef("rect", color=BLUE)
+    return alt.Chart(alt.Data(values=rows), mark=mark, width=640, height=16 * len(relations)).encode(
+        x=alt.X("layer:O", axis=alt.Axis(labelAngle=0, labelOverlap=True)),
+        y=alt.Y("relation:N", sort=None, title=None, axis=alt.Axis(labelLimit=260)),
+        opacity=alt.Opacity("part:Q", scale=alt.Scale(domain=[0, 1], range=[0.03, 1]), legend=None),
+        tooltip=["relation:N", "layer:O", alt.Tooltip("share:Q", format=".0%")],
     )
 
 
@@ -277,10 +244,6 @@ def _long(
         for row in rows
         for name, column in series.items()
     ]
-
-
-def _data(rows: Records, *columns: str) -> alt.Data:
-    return altair().Data(values=[{name: row[name] for name in columns} for row in rows])
 
 
 def _column(title: str, subtitle: str, panels: Sequence[Any]) -> alt.VConcatChart:

@@ -95,7 +95,7 @@ def packs(output: OutputOptions) -> None:
     from larql_duck.probing.packs import list_packs
 
     columns = {"pack": TEXT, "relations": INT, "entries": INT, "references": INT, "description": TEXT}
-    rows = [(p.name, p.n_relations, p.n_entries, p.n_references, p.description) for p in list_packs()]
+    rows = [(p.name, len(p.relations), p.n_entries, p.n_references, p.description) for p in list_packs()]
     output.write([result_of(columns, rows)])
 
 

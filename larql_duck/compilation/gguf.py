@@ -90,9 +90,7 @@ def _add_metadata(writer: Any, metadata: dict[str, Any], kind: str, title: str |
     if kind == "Q8_0":
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     for key, value in metadata.items():
-        if key == "general.architecture":
-            continue
-        if value != []:
+        if key != "general.architecture" and value != []:
             writer.add_key_value(key, value, _VALUE_TYPES.get(type(value), gguf.GGUFValueType.ARRAY))
 
 

@@ -59,7 +59,6 @@ def compile_model(
         )
     vindex.require("inference", "COMPILE INTO MODEL")
     source = EditedWeights(vindex, overlay, padded=True)
-    title = vindex.manifest.model
     kind = format if format == "safetensors" else gguf_type or vindex.dtype.upper()
     notices: list[str] = []
     single = format == "gguf" and out.suffix == ".gguf"
@@ -70,7 +69,7 @@ def compile_model(
             open_model(staging).validate()
         else:
             with replacing(staging / "model.gguf", error=None) as temporary:
-                notices = write_gguf(source, temporary, gguf_type, title)
+                notices = write_gguf(source, temporary, gguf_type, vindex.manifest.model)
             open_model(staging / "model.gguf").validate()
     files = [out] if out.is_file() else sorted(p for p in out.rglob("*") if p.is_file())
     root = out.parent if out.is_file() else out
@@ -79,12 +78,6 @@ def compile_model(
             f"database facts ({len(overlay.knn)}) are not part of any weight, so the model does not have them: "
             "COMPACT MINOR makes features of them"
         )
-    return CompiledModel(
-        out,
-        {str(p.relative_to(root)): p.stat().st_size for p in files},
-        kind,
-        source.n_features[0],
-        sum(source.appended),
-        source.n_changed,
-        notices,
-    )
+    sizes = {str(p.relative_to(root)): p.stat().st_size for p in files}
+    features, appended = source.n_features[0], sum(source.appended)
+    return CompiledModel(out, sizes, kind, features, appended, source.n_changed, notices)

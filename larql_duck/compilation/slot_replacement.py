@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from types import MappingProxyType
 
 import torch
@@ -79,12 +80,8 @@ def place(vindex: Vindex, overlay: Overlay, texts: TokenTexts | None = None, see
 
 def _enough(texts: TokenTexts) -> list[Sequence[int]]:
     """The first texts, up to POSITIONS tokens and one text at least."""
-    out: list[Sequence[int]] = []
-    for text in texts:
-        if out and sum(map(len, out)) >= POSITIONS:
-            break
-        out.append(text)
-    return out
+    before = accumulate(map(len, texts), initial=0)
+    return [text for text, n in zip(texts, before, strict=False) if n < POSITIONS]
 
 
 def _check(weights: EditedWeights) -> None:

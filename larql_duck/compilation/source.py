@@ -32,11 +32,9 @@ class EditedWeights:
         self.family: Family = vindex.family
         counts = overlay.n_features
         self.appended = [n - base for n, base in zip(counts, vindex.n_features, strict=True)]
-        self.n_features = (
-            [_padded(counts)] * len(counts)
-            if padded and (any(self.appended) or len(set(counts)) > 1)
-            else counts
-        )
+        evened = padded and (any(self.appended) or len(set(counts)) > 1)
+        largest = -(-max(counts) // BLOCK) * BLOCK
+        self.n_features = [largest] * len(counts) if evened else counts
         self.config: dict[str, Any] = dict(vindex.config)
         if self.n_features != vindex.n_features:
             key = self.family.keys.get("intermediate_size", "intermediate_size")
@@ -87,10 +85,6 @@ class EditedWeights:
     def tokenizer_files(self) -> dict[str, bytes]:
         """File name -> content of the tokenizer files that are there."""
         return self.vindex.tokenizer_files()
-
-
-def _padded(counts: list[int]) -> int:
-    return -(-max(counts) // BLOCK) * BLOCK
 
 
 def _grown(tensor: torch.Tensor, rows: int) -> torch.Tensor:

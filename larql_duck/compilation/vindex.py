@@ -22,19 +22,11 @@ from larql_duck.probing.publish import LABELS, feature_labels
 from larql_duck.progress import Progress
 from larql_duck.vindex import layout
 from larql_duck.vindex.arrays import FileEntry, write_file
+from larql_duck.vindex.database import ROW_ORDER
 from larql_duck.vindex.manifest import INDEX, SECTION, render
 from larql_duck.vindex.publish import TABLES, rebuild_database, seal_manifest, write_table
 from larql_duck.workspace import Workspace
 
-# How the rows of a table follow each other in its file. The others keep the order in which the workspace shows them.
-_ORDER = {
-    "tokens": "token_id",
-    "layers": "layer",
-    "features": "layer, feature",
-    "feature_tokens": "layer, feature, side, rank",
-    "token_features": "token_id, rank",
-    "entities": "entity",
-}
 # LARQL's label files, which it keeps beside its arrays.
 _LABEL_FILES = ("relation_clusters.json", "feature_clusters.jsonl", LABELS)
 
@@ -74,11 +66,8 @@ class _Compilation:
 
     def run(self, out: Path) -> CompiledVindex:
         vindex = self.vindex
-        if any(
-            row.down is not None or row.up is not None
-            for rows in self.overlay.rows.values()
-            for row in rows.values()
-        ):
+        edited = [row for rows in self.overlay.rows.values() for row in rows.values()]
+        if any(row.down is not None or row.up is not None for row in edited):
             vindex.require("inference", "compiling edits of up and down vectors")
         with staged(out, vindex.path) as staging:
             check_source(self.source, self.workspace.replaced_tables, self.progress)
@@ -140,7 +129,8 @@ class _Compilation:
     def rows(self, table: str, where: str = "") -> pa.Table:
         """A table as the workspace shows it."""
         columns = ", ".join(SCHEMAS[table].names)
-        order = f" ORDER BY {_ORDER[table]}" if table in _ORDER else ""
+        # Tables without an order keep that in which the workspace shows them.
+        order = f" ORDER BY {ROW_ORDER[table]}" if table in ROW_ORDER else ""
         shown = self.workspace.query(f"SELECT {columns} FROM {self.workspace.schema}.{table}{where}{order}")
         return shown.arrow().cast(SCHEMAS[table])
 

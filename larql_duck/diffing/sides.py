@@ -11,7 +11,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from larql_duck.aliases import Slot
 from larql_duck.catalog import SCHEMAS
@@ -20,6 +19,7 @@ from larql_duck.diffing.compiled_facts import compiled_facts
 from larql_duck.patches.knn_store import stored_facts
 from larql_duck.patches.operations import InsertKnnOp, Meta, Operation
 from larql_duck.patches.overlay import EditedFact, Overlay, Which
+from larql_duck.probing.sources import of_source
 from larql_duck.vindex.store import Vindex
 from larql_duck.workspace import Workspace
 
@@ -48,12 +48,11 @@ class DiffSide:
     @cached_property
     def carried(self) -> dict[Slot, EditedFact]:
         """Slot -> the edited fact that its feature carries; the overlay's count before stored ones."""
-        columns = ["subject", "relation", "object", "layer", "feature", "source"]
-        edges = self.table("edges").select(columns)
-        edges = edges.filter(pc.equal(edges["source"], "patch")).drop_columns("source")
+        edges = of_source(self.table("edges"), "patch")
+        columns = edges.select(["subject", "relation", "object", "layer", "feature"]).to_pydict().values()
         facts = [
             EditedFact(subject, relation, target, "insert", "compose", layer, feature)
-            for subject, relation, target, layer, feature in zip(*edges.to_pydict().values(), strict=True)
+            for subject, relation, target, layer, feature in zip(*columns, strict=True)
         ]
         facts += [*compiled_facts(self.vindex), *self.overlay.facts]
         return {(f.layer, f.feature): f for f in facts if f.feature is not None}

@@ -95,13 +95,8 @@ def _lengths(a: DiffSide, b: DiffSide, layer: int, which: Which) -> dict[int, fl
 
 def _same_file(a: DiffSide, b: DiffSide, which: Which) -> bool:
     """Whether both sides start from the same bytes of a matrix in every layer."""
-    file = _FILES[which]
-    left, right = a.vindex.manifest.checksums.get(file), b.vindex.manifest.checksums.get(file)
-    return (
-        left is not None
-        and left == right
-        and (a.vindex.n_features, a.vindex.dtype) == (b.vindex.n_features, b.vindex.dtype)
-    )
+    x, y = ((v.manifest.checksums.get(_FILES[which]), v.n_features, v.dtype) for v in (a.vindex, b.vindex))
+    return x == y and x[0] is not None
 
 
 def _part(rows: torch.Tensor, start: int, stop: int) -> torch.Tensor:

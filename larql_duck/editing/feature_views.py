@@ -125,7 +125,7 @@ class EditedFeatures:
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:
-        return vocabulary_of(load_tokenizer(self.vindex), self.vindex.vocab)
+        return vocabulary_of(load_tokenizer(self.vindex))
 
     @cached_property
     def _inputs(self) -> InputTokens:

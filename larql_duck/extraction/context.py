@@ -65,13 +65,8 @@ class TokenFeatures:
     def state(self) -> dict[str, np.ndarray]:
         """Everything that was gathered, as named arrays, for `restore`."""
         self.top.settle()
-        gate, activation = self.top.companions
-        return {
-            "values": self.top.values,
-            "columns": self.top.columns,
-            "gate": gate,
-            "activation": activation,
-        }
+        arrays = (self.top.values, self.top.columns, *self.top.companions)
+        return dict(zip(("values", "columns", "gate", "activation"), arrays, strict=True))
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Take over what `state` of an object of the same size returned."""
@@ -105,13 +100,8 @@ class LayerCollector:
         torch.addcmul(self._shift, gate, self._scale, out=z)
         rows, features = self.tokens.top.candidates(z, row_axis=0, start=start)
         values = gates[rows, features]
-        self.tokens.top.offer(
-            rows + start,
-            features + self._first,
-            z.numpy()[rows, features],
-            values,
-            _at(acts, rows, features, values),
-        )
+        specific, firing = z.numpy()[rows, features], _at(acts, rows, features, values)
+        self.tokens.top.offer(rows + start, features + self._first, specific, values, firing)
 
     def finish(self, ids: np.ndarray) -> TopActivating:
         """The layer's tokens, rows translated to token `ids`. `tokens` settles when it is read, not here."""
@@ -136,9 +126,7 @@ def token_stream(source: WeightSource, ids: np.ndarray) -> TokenStream:
 
 
 def run_layer(
-    stream: TokenStream,
-    layer: int,
-    begin: Callable[[LayerModules, Blocks, Workers], Visitor] | None = None,
+    stream: TokenStream, layer: int, begin: Callable[[LayerModules, Blocks, Workers], Visitor] | None = None
 ) -> None:
     """Advance the stream through `layer`; what `begin` returns sees every block of tokens in the FFN.
 

@@ -33,7 +33,6 @@ class Estimate:
     disk: int
     memory: int
     basis: str
-    gflops: float
 
     @property
     def total_seconds(self) -> float:
@@ -87,4 +86,4 @@ def estimate_cost(job: Job, speed: float) -> Estimate:
     memory = 3 * 4 * embedding + 4 * max(per_layer) + _GIB
     if options.probe:
         memory += 4 * parameters
-    return Estimate(seconds, int(disk), int(memory), basis, speed / 1e9)
+    return Estimate(seconds, int(disk), int(memory), basis)

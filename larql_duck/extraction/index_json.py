@@ -8,17 +8,8 @@ from typing import Any
 
 from larql_duck._version import __version__
 from larql_duck.extraction.job import Job
-from larql_duck.vindex.larql_directory import CONFIG_FIELDS
+from larql_duck.vindex.larql_directory import OPTIONAL_FIELDS
 from larql_duck.vindex.manifest import SCHEMA_VERSION, SECTION
-
-# Fields of LARQL's model_config that are there only where the model has them.
-_OPTIONAL = (
-    "sliding_window_pattern",
-    "layer_types",
-    "rope_local_base",
-    "query_pre_attn_scalar",
-    "final_logit_softcapping",
-)
 
 
 def index_json(
@@ -88,5 +79,5 @@ def _model_config(job: Job) -> dict[str, Any]:
         "moe": None,
         "attention_k_eq_v": False,
     }
-    extra = {name: family.get(config, CONFIG_FIELDS[name]) for name in _OPTIONAL}
+    extra = {name: family.get(config, key) for name, key in OPTIONAL_FIELDS.items()}
     return fields | {name: value for name, value in extra.items() if value is not None}

@@ -62,7 +62,7 @@ def prepare(model: str | Path, options: Options) -> Job:
         name, own_dtype, origin = opened.name, opened.dtype, dict(opened.origin)
     sizes = source.family.sizes(source.config)
     options.layer_range(sizes.n_layers)
-    vocabulary = vocabulary_of(load_tokenizer(source), sizes.vocab)
+    vocabulary = vocabulary_of(load_tokenizer(source))
     if not vocabulary.is_word.any():
         raise ModelError.at(
             source.path, "its tokenizer has no word-like token; is tokenizer.json the model's own?"

@@ -41,8 +41,7 @@ class Workers:
 
     def each(self, function: Callable[[Given], object], items: Iterable[Given]) -> None:
         """Call `function` with each item."""
-        for _ in self.map(function, items):
-            pass
+        deque(self.map(function, items), maxlen=0)
 
 
 @contextmanager

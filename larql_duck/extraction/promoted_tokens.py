@@ -147,9 +147,8 @@ class OutputHead:
         if self._unit is not None:
             mean, std = self._moments.project(directions)
         else:
-            sums = torch.stack([part for part in sums_of_blocks if part is not None]).sum(0) / max(
-                int(self._words.sum()), 1
-            )
+            n_words = max(int(self._words.sum()), 1)
+            sums = torch.stack([part for part in sums_of_blocks if part is not None]).sum(0) / n_words
             mean, std = sums[0].float(), (sums[1] - sums[0].square()).clamp_min(0).sqrt().float()
         sides = [self._exact(directions, top, sign, k) for top, sign in ((best, 1.0), (worst, -1.0))]
         ids, scores = (torch.stack(part, 1) for part in zip(*sides, strict=True))

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -213,13 +214,8 @@ class Extraction:
         pack = load_pack(self.options.pack, self.options.relations)
         with self._stage("facts"):
             engine = Engine.load(self.source)
-            run = probe(
-                engine,
-                pack,
-                max_prompts=MAX_PROMPTS,
-                progress=lambda done, total: self.progress("facts", done, total),
-                checkpoint=self.staging.work / "facts",
-            )
+            said, kept = partial(self.progress, "facts"), self.staging.work / "facts"
+            run = probe(engine, pack, max_prompts=MAX_PROMPTS, progress=said, checkpoint=kept)
             # For later runs, whose relations may have no reference answers of their own.
             record = {"calibration": run.calibration.as_json(), "relations": run.report["relations"]}
             del engine
@@ -247,10 +243,8 @@ class Extraction:
             put("tokens", rows.tokens_table(vocabulary, self._embedding_norms()))
             bands = [band_of(i, self.bands) for i in range(self.sizes.n_layers)]
             put("layers", rows.layers_table(self.staging.done("arrays")["layers"], bands))
-            put(
-                "feature_tokens",
-                (rows.feature_tokens_layer(i, self._measured(i), vocabulary, basis) for i in self.layers),
-            )
+            layers = (rows.feature_tokens_layer(i, self._measured(i), vocabulary, basis) for i in self.layers)
+            put("feature_tokens", layers)
             features = pa.concat_tables(
                 rows.features_layer(i, self._measured(i), vocabulary, basis) for i in self.layers
             )

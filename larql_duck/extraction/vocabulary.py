@@ -30,13 +30,10 @@ class Vocabulary:
         return np.flatnonzero(~self.is_special).astype(np.int64)
 
 
-def vocabulary_of(tokenizer: Tokenizer, size: int) -> Vocabulary:
-    """The Vocabulary of a tokenizer for an embedding of `size` rows."""
-    tokens, texts = [""] * size, [""] * size
-    is_word, special = np.zeros(size, bool), np.ones(size, bool)
-    for token_id, token, text, word in tokenizer.vocabulary()[:size]:
-        tokens[token_id], texts[token_id] = token, text
-        is_word[token_id] = word
-        # Rows of the embedding that no token uses are padding: they can be nobody's answer.
-        special[token_id] = tokenizer.is_special(token_id) or token == ""
-    return Vocabulary(pa.array(tokens, pa.string()), pa.array(texts, pa.string()), is_word, special)
+def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
+    """The Vocabulary of a tokenizer, an entry for each row of the embedding."""
+    ids, tokens, texts, is_word = zip(*tokenizer.vocabulary(), strict=True)
+    # Rows of the embedding that no token uses are padding: they can be nobody's answer.
+    special = [tokenizer.is_special(i) or not token for i, token in zip(ids, tokens, strict=True)]
+    decoded, trimmed = (pa.array(column, pa.string()) for column in (tokens, texts))
+    return Vocabulary(decoded, trimmed, np.array(is_word), np.array(special))

@@ -55,16 +55,9 @@ def write_weights(
             if place.file not in files:
                 files[place.file] = stack.enter_context(ArrayWriter(directory / place.file, dtype))
             offset, length = files[place.file].append(tensor, place.name, source.path)
-            rows.append(
-                {
-                    "key": place.key,
-                    "kind": "vector" if tensor.dim() == 1 else "tensor",
-                    "shape": list(tensor.shape),
-                    "offset": offset,
-                    "length": length,
-                    "file": place.file,
-                }
-            )
+            kind = "vector" if tensor.dim() == 1 else "tensor"
+            at = {"offset": offset, "length": length, "file": place.file}
+            rows.append({"key": place.key, "kind": kind, "shape": list(tensor.shape), **at})
             step(tensor.numel())
     entries = {name: writer.entry for name, writer in files.items()}
     manifest = write_file(directory / layout.WEIGHT_MANIFEST, json.dumps(rows, indent=2).encode())

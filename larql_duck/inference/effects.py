@@ -8,12 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from larql_duck.aliases import Slot
-from larql_duck.errors import LarqlError
 from larql_duck.inference.capture import Capture
-from larql_duck.inference.engine import Engine, Prompts
 from larql_duck.inference.interventions import row_edits
 from larql_duck.inference.modules import starting_at
-from larql_duck.inference.prefix import Prefix, prefill
+from larql_duck.inference.prefix import Prefix
 
 # Logits of one pass stay below this many numbers, its copies of keys and values below this many bytes.
 _LOGITS, _CACHE = 1 << 25, 1 << 26
@@ -43,32 +41,6 @@ class Ablation:
     token: int
 
 
-def ablation_effects(
-    engine: Engine,
-    prompts: Prompts,
-    token_ids: Sequence[int],
-    features: Sequence[Sequence[Slot]],
-    *,
-    single: int | None = None,
-    replacement: torch.Tensor | None = None,
-) -> Effects:
-    """The Effects of each prompt's features on its token: one cached pass, then one position per ablation.
-
-    features[i] lists prompt i's (layer, feature) slots; the first `single` of them (None: all) are ablated one at a
-    time, and all of them together, at the last position. An ablated activation is zero, or its value in replacement
-    f32 [layers, features].
-    """
-    batch = engine.batch(prompts)
-    if not len(batch) == len(token_ids) == len(features):
-        raise LarqlError(
-            f"{len(batch)} prompts, {len(token_ids)} tokens and {len(features)} feature lists do not match"
-        )
-    prefix = prefill(engine, batch)
-    with engine.recording({"residual"}) as capture:
-        logits = prefix.step()
-    return effects_after(prefix, capture, logits, token_ids, features, single=single, replacement=replacement)
-
-
 def effects_after(
     prefix: Prefix,
     capture: Capture,
@@ -79,7 +51,13 @@ def effects_after(
     single: int | None = None,
     replacement: torch.Tensor | None = None,
 ) -> Effects:
-    """The Effects, given a prefix, its captured last step (residual) and that step's logits [n, vocab]."""
+    """The Effects of each prompt's features on its token, from one cached pass: one position per ablation.
+
+    The prompts are given as a prefix, its captured last step (residual) and that step's logits [n, vocab]. features[i]
+    lists prompt i's (layer, feature) slots; the first `single` of them (None: all) are ablated one at a time, and all
+    of them together, at the last position. An ablated activation is zero, or its value in replacement f32
+    [layers, features].
+    """
     tokens = torch.as_tensor(list(token_ids), dtype=torch.int64, device=logits.device)
     log_p = log_probability(logits, tokens)
     ablations: list[Ablation] = []

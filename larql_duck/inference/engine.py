@@ -15,10 +15,12 @@ from larql_duck.inference import interventions, loading
 from larql_duck.inference.batch import Batch, check_ids, pad, prompt_ids
 from larql_duck.inference.capture import FOR_ATTRIBUTION, Capture, recording
 from larql_duck.inference.modules import find_modules
+from larql_duck.inference.settings import Settings
 from larql_duck.inference.weight_overlay import WeightOverlay
 from larql_duck.models.source import WeightSource
 from larql_duck.models.tokenizer import Tokenizer, load_tokenizer
 from larql_duck.patches.overlay import Overlay
+from larql_duck.vindex.arrays import torch_dtype
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
@@ -72,6 +74,7 @@ class Engine:
         one by one. device is 'cpu', a torch device such as 'cuda', or 'auto': cuda where there is one. threads sets torch's thread count. Raises
         LevelError for a vindex without weights, ModelError for weights that do not make a model.
         """
+        Settings(compute_dtype, device, threads)  # raises for values that it does not know
         require = getattr(source, "require", None)
         if callable(require):
             require("inference", "a forward pass")
@@ -81,7 +84,7 @@ class Engine:
             raise LarqlError(f"device {device!r} is not available here; use device 'cpu'")
         if threads is not None:
             torch.set_num_threads(threads)
-        model = loading.build_model(source, dtype=loading.torch_dtype(compute_dtype), device=device)
+        model = loading.build_model(source, dtype=torch_dtype(compute_dtype), device=device)
         return cls(model, load_tokenizer(source), source, fingerprint=loading.fingerprint(source))
 
     def __del__(self) -> None:

@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from larql_duck.errors import LarqlError, ModelError
+from larql_duck.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from larql_duck.models.source import WeightSource
-
-DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 # Keys of a stored config that say how somebody ran the model, not what it computes.
 _RUNTIME_KEYS = (
@@ -34,14 +32,6 @@ _RUNTIME_KEYS = (
     "output_hidden_states",
     "use_cache",
 )
-
-
-def torch_dtype(name: str) -> torch.dtype:
-    """The torch dtype named 'f32', 'f16' or 'bf16'; LarqlError for another name."""
-    try:
-        return DTYPES[name]
-    except KeyError:
-        raise LarqlError(f"compute dtype {name!r} is not known; use one of {', '.join(DTYPES)}") from None
 
 
 @contextlib.contextmanager

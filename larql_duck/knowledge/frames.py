@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 _SUBJECT_COLUMNS = ("subject", "entity", "name")
 
 
+def _refusal(message: str, field: str = "entities", **place: Any) -> PackError:
+    return PackError(message, field=field, **place)
+
+
 def entities_of(entities: object) -> list[PackRow] | None:
     """The entities as rows, first occurrences only, empty names dropped; None for None.
 
@@ -28,7 +32,7 @@ def entities_of(entities: object) -> list[PackRow] | None:
     if entities is None:
         return None
     if isinstance(entities, str):
-        raise PackError(f"entities is the text {entities[:40]!r}; give a list of names", field="entities")
+        raise _refusal(f"entities is the text {entities[:40]!r}; give a list of names")
     if isinstance(entities, Sequence):
         rows = [_row(number, name) for number, name in enumerate(entities, 1)]
     else:
@@ -38,7 +42,7 @@ def entities_of(entities: object) -> list[PackRow] | None:
         if row.subject:
             first.setdefault(row.subject, row)
     if not first:
-        raise PackError("no entities; give at least one name", field="entities")
+        raise _refusal("no entities; give at least one name")
     return list(first.values())
 
 
@@ -57,31 +61,27 @@ def read_entities(path: str | Path) -> pa.Table:
             convert = pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in head})
             return pyarrow.csv.read_csv(path, convert_options=convert)
     except (OSError, pa.ArrowException) as error:
-        raise PackError(
-            f"cannot be read: {str(error).splitlines()[0]}", file=path, field="entities"
-        ) from None
-    raise PackError("entities come from a .csv or a .parquet file", file=path, field="entities")
+        raise _refusal(f"cannot be read: {str(error).splitlines()[0]}", file=path) from None
+    raise _refusal("entities come from a .csv or a .parquet file", file=path)
 
 
 def pack_of(name: str, rows: list[PackRow] | None, relations: object, known: Pack) -> Pack:
     """The pack of these entities and relations; `known` are the relations that a name may stand for."""
     if relations is None:
         if rows is None:
-            raise PackError("neither entities nor relations; give at least one of them", field="relations")
+            raise _refusal("neither entities nor relations; give at least one of them", "relations")
         chosen = _suitable(rows, known)
     else:
         chosen = [_over(relation, rows) for relation in _relations(relations, known)]
         twice = [r.name for i, r in enumerate(chosen) if r.name in {o.name for o in chosen[:i]}]
         if twice:
-            raise PackError(f"relation {twice[0]!r} is given twice", field="relations")
+            raise _refusal(f"relation {twice[0]!r} is given twice", "relations")
     return Pack(name, tuple(chosen))
 
 
 def _row(number: int, value: object, text: object = None, objects: object = None) -> PackRow:
     if value is not None and not isinstance(value, (str, int, float)):
-        raise PackError(
-            f"entity {number} is a {type(value).__name__}; an entity is a text", field="entities", line=number
-        )
+        raise _refusal(f"entity {number} is a {type(value).__name__}; an entity is a text", line=number)
     subject = "" if value is None or value != value else str(value).strip()
     answers = split_answers(objects) if isinstance(objects, str) else objects
     listed = answers if isinstance(answers, (list, tuple)) else [answers]
@@ -105,9 +105,7 @@ def as_table(entities: Any) -> pa.Table:
             return table.read_all() if isinstance(table, pa.RecordBatchReader) else table
         except (TypeError, ValueError, AttributeError, pa.ArrowException):
             continue
-    raise PackError(
-        f"entities is a {type(entities).__name__}; give a list of names or a table", field="entities"
-    )
+    raise _refusal(f"entities is a {type(entities).__name__}; give a list of names or a table")
 
 
 def _table_rows(table: pa.Table) -> list[PackRow]:
@@ -118,11 +116,11 @@ def _table_rows(table: pa.Table) -> list[PackRow]:
     if subject is None:
         if table.num_columns != 1:
             message = f"no column subject, entity or name among {', '.join(table.column_names)}"
-            raise PackError(f"{message}; rename one or select a single column", field="entities")
+            raise _refusal(f"{message}; rename one or select a single column")
         subject = table.column_names[0]
     kind = table.schema.field(subject).type
     if types.is_nested(kind) or types.is_binary(kind):
-        raise PackError(f"column {subject!r} holds {kind}; entities are texts", field="entities")
+        raise _refusal(f"column {subject!r} holds {kind}; entities are texts")
     extras = {"text": names.get("text"), "objects": names.get("object")}
     columns = {"value": subject} | {key: n for key, n in extras.items() if n not in (None, subject)}
     rows = table.select(list(columns.values())).rename_columns(list(columns)).to_pylist()
@@ -137,7 +135,7 @@ def _relations(relations: object, known: Pack) -> Iterable[Relation]:
             yield _custom(name, templates, known)
         return
     if not isinstance(relations, Iterable):
-        raise PackError("relations are names, or {name: [templates]}", field="relations")
+        raise _refusal("relations are names, or {name: [templates]}", "relations")
     for item in relations:
         if isinstance(item, Relation):
             yield item
@@ -146,21 +144,21 @@ def _relations(relations: object, known: Pack) -> Iterable[Relation]:
         elif isinstance(item, Mapping):
             yield from _relations(item, known)
         else:
-            message = f"a relation is a name or {{name: [templates]}}, not a {type(item).__name__}"
-            raise PackError(message, field="relations")
+            kind = type(item).__name__
+            raise _refusal(f"a relation is a name or {{name: [templates]}}, not a {kind}", "relations")
 
 
 def _custom(name: object, templates: object, known: Pack) -> Relation:
     """The relation of that name with the user's templates; a known name keeps its answers and their form."""
     if not isinstance(name, str) or not relation_key(name):
-        raise PackError(f"relation {name!r}: a name is a text", field="relations")
+        raise _refusal(f"relation {name!r}: a name is a text", "relations")
     given = [templates] if isinstance(templates, str) else templates
     if not isinstance(given, Sequence) or not given or not all(isinstance(t, str) for t in given):
-        raise PackError(f"relation {name!r}: give a template or a list of templates", field="templates")
+        raise _refusal(f"relation {name!r}: give a template or a list of templates", "templates")
     for template in given:
         problem = template_problem(template)
         if problem:
-            raise PackError(f"relation {name!r}: {problem}", field="templates")
+            raise _refusal(f"relation {name!r}: {problem}", "templates")
     unique = tuple(dict.fromkeys(given))
     relation = known.find(name)
     if relation is not None:
@@ -169,12 +167,11 @@ def _custom(name: object, templates: object, known: Pack) -> Relation:
 
 
 def _over(relation: Relation, rows: list[PackRow] | None) -> Relation:
-    if rows is None:
-        if not relation.entities:
-            message = f"relation {relation.name!r} has no entities of its own; give entities"
-            raise PackError(message, field="entities")
-        return relation
-    return relation.over_rows(rows)
+    if rows is not None:
+        return relation.over_rows(rows)
+    if not relation.entities:
+        raise _refusal(f"relation {relation.name!r} has no entities of its own; give entities")
+    return relation
 
 
 def _suitable(rows: list[PackRow], known: Pack) -> list[Relation]:

@@ -6,26 +6,19 @@ import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from larql_duck.errors import ModelError
 
 Config = Mapping[str, Any]
+FfnMatrix: TypeAlias = Literal["gate", "up", "down"]
 
 # Sizes above these are a damaged or lying config; the bounds keep loops and allocations finite.
 _MAX_LAYERS = 10_000
 _MAX_DIM = 1 << 28
 
-_ACTIVATIONS = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu": "gelu",
-    "gelu_new": "gelu_new",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_python_tanh": "gelu_tanh",
-    "gelu_tanh": "gelu_tanh",
-    "relu": "relu",
-}
+_ALIASES = {"swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_python_tanh": "gelu_tanh"}
+_ACTIVATIONS = _ALIASES | {name: name for name in ("silu", "gelu", "gelu_new", "gelu_tanh", "relu")}
 
 
 @dataclass(frozen=True)
@@ -120,16 +113,10 @@ class Family:
         """The name of layer i's down matrix."""
         return self.layer_prefix(i) + self.down
 
-    def ffn_names(self, n_layers: int) -> dict[str, tuple[int, Literal["gate", "up", "down"]]]:
+    def ffn_names(self, n_layers: int) -> dict[str, tuple[int, FfnMatrix]]:
         """Name -> layer and kind of the FFN matrices of layers 0 to n_layers - 1."""
-        kinds: dict[Literal["gate", "up", "down"], str] = {
-            "gate": self.gate,
-            "up": self.up,
-            "down": self.down,
-        }
-        return {
-            self.layer_prefix(i) + n: (i, kind) for i in range(n_layers) for kind, n in kinds.items() if n
-        }
+        kinds: dict[FfnMatrix, str] = {"gate": self.gate, "up": self.up, "down": self.down}
+        return {self.layer_prefix(i) + n: (i, k) for i in range(n_layers) for k, n in kinds.items() if n}
 
     def relative(self, name: str) -> tuple[int | None, str]:
         """Layer and name without the layer's prefix for a layer's tensor; None and the name itself for any other."""
@@ -144,15 +131,8 @@ class Family:
 
     def norms(self) -> tuple[str, ...]:
         """Relative names of a layer's norm weights, in the order in which a forward pass meets them."""
-        names = (
-            self.attn_norm,
-            self.q_norm,
-            self.k_norm,
-            self.post_attn_norm,
-            self.ffn_norm,
-            self.post_ffn_norm,
-        )
-        return tuple(n for n in names if n)
+        attention = (self.attn_norm, self.q_norm, self.k_norm, self.post_attn_norm)
+        return tuple(n for n in (*attention, self.ffn_norm, self.post_ffn_norm) if n)
 
     def canonical(self, name: str) -> str | None:
         """The state-dict name for a checkpoint's tensor name, None for buffers and parts of other modalities."""

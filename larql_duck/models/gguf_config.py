@@ -51,14 +51,13 @@ class GgufConfig:
         self.family = self._family()
 
     def _family(self) -> Family:
-        by_arch: dict[str, Family] = {}
-        for family in FAMILIES.values():
-            by_arch.setdefault(family.gguf_arch, family)
+        # Of families that share a name the first one counts.
+        by_arch = {family.gguf_arch: family for family in reversed(FAMILIES.values())}
         # llama.cpp writes Mistral as "llama"; the window tells them apart where there is one.
         if self.arch == "mistral" or (self.arch == "llama" and self.number("attention.sliding_window")):
             return FAMILIES["mistral"]
-        if not self.arch or self.arch not in by_arch:
-            known = ", ".join(sorted(a for a in by_arch if a))
+        if self.arch not in by_arch:
+            known = ", ".join(sorted(by_arch))
             raise self.error(
                 f"GGUF architecture {self.arch!r} is not known; known: {known}; "
                 "a Hugging Face directory of the same model may work"

@@ -23,7 +23,7 @@ _STRING, _ARRAY = 8, 9
 _MAX_AXES = 4
 _MAX_NAME = 256
 _ROWS = 8192
-_MAX_ALIGNMENT = 1 << 20
+_ALIGNMENTS = frozenset(1 << i for i in range(21))
 
 
 @dataclass(frozen=True)
@@ -147,9 +147,8 @@ class _Walk:
             key = self.text(f"the key of metadata field {i}")
             if key in out:
                 raise self.error(f"metadata field {key[:80]!r} occurs twice")
-            out[key] = self.value(
-                self.number("I", f"the type of {key[:80]!r}"), f"metadata field {key[:80]!r}"
-            )
+            kind = self.number("I", f"the type of {key[:80]!r}")
+            out[key] = self.value(kind, f"metadata field {key[:80]!r}")
         return out
 
     def value(self, kind: int, what: str) -> Any:
@@ -195,11 +194,7 @@ class _Walk:
     def tensors(self, count: int, metadata: dict[str, Any]) -> dict[str, GgufTensor]:
         raw = [self.table_entry(i) for i in range(count)]
         alignment = metadata.get("general.alignment", 32)
-        if (
-            not isinstance(alignment, int)
-            or not 0 < alignment <= _MAX_ALIGNMENT
-            or alignment & (alignment - 1)
-        ):
+        if not isinstance(alignment, int) or alignment not in _ALIGNMENTS:
             raise self.error(f"general.alignment is {alignment!r}, not a power of two")
         base = -(-self.at // alignment) * alignment
         out: dict[str, GgufTensor] = {}

@@ -83,12 +83,8 @@ class GgufLayout:
             return None
         n_heads = self.config.get("num_attention_heads")
         n_kv_heads = self.config.get("num_key_value_heads") or n_heads
-        heads = {
-            family.q: n_heads,
-            bias_of(family.q): n_heads,
-            family.k: n_kv_heads,
-            bias_of(family.k): n_kv_heads,
-        }
+        heads = {family.q: n_heads, family.k: n_kv_heads}
+        heads |= {bias_of(weight): n for weight, n in heads.items()}
         return heads.get(family.relative(name)[1])
 
 

@@ -14,7 +14,8 @@ from larql_duck.errors import ModelError
 from larql_duck.models.checkpoint import ModelSource, main_dtype
 from larql_duck.models.families import complete, family_for, text_config
 from larql_duck.models.family import Family
-from larql_duck.models.safetensors_file import SafetensorsFile, main_floats
+from larql_duck.models.mapped import FLOATS
+from larql_duck.models.safetensors_file import SafetensorsFile
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -40,6 +41,7 @@ class HfSource(ModelSource):
     ):
         whole = read_json(directory / "config.json")
         files = [SafetensorsFile(directory / f) for f in _weight_files(directory)]
+        entries = [entry for file in files for entry in file.entries.values()]
         config = text_config(whole)
         origin = origin or _cache_origin(directory)
         stored: dict[str, SafetensorsFile] = {}
@@ -64,7 +66,7 @@ class HfSource(ModelSource):
             config=complete(config, family),
             family=family,
             shapes=shapes,
-            dtype=main_dtype(main_floats(files)),
+            dtype=main_dtype((e.dtype.lower(), e.end - e.begin) for e in entries if e.dtype in FLOATS),
             origin=origin,
             notices=notices,
         )
@@ -95,8 +97,7 @@ class HfSource(ModelSource):
         """Makes config and names agree on tying: a stored head that repeats the embedding is dropped, one that
         differs means untied whatever the config says, and a silent config without a head means tied."""
         family = self.family
-        has_head = family.head in self.shapes
-        if not has_head:
+        if family.head not in self.shapes:
             if "tie_word_embeddings" not in config and family.ties(config) is None:
                 self.config["tie_word_embeddings"] = True
             return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -117,11 +116,3 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(out) != len(pairs):
         raise ValueError("a name occurs twice")
     return out
-
-
-def main_floats(files: list[SafetensorsFile]) -> Iterator[tuple[str, int]]:
-    """Pairs of ('f32', 'f16' or 'bf16', byte count) over the files' floating-point tensors."""
-    for file in files:
-        for entry in file.entries.values():
-            if entry.dtype in FLOATS:
-                yield entry.dtype.lower(), entry.end - entry.begin

@@ -194,6 +194,7 @@ def _content(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -206,10 +207,7 @@ def _add_special_tokens(backend: tokenizers.Tokenizer, settings: Mapping[str, An
     for _, entry in sorted((decoder if isinstance(decoder, Mapping) else {}).items(), key=_by_number):
         content = _content(entry)
         if content and content not in known and isinstance(entry, Mapping):
-            flags = {
-                k: bool(entry.get(k, False))
-                for k in ("single_word", "lstrip", "rstrip", "normalized", "special")
-            }
+            flags = {flag: bool(entry.get(flag, False)) for flag in _FLAGS}
             backend.add_tokens([tokenizers.AddedToken(content, **flags)])
     extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
     values = extra.values() if isinstance(extra, Mapping) else extra if isinstance(extra, list) else []

@@ -6,7 +6,7 @@ import base64
 import json
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -180,25 +180,28 @@ class _Fields:
             slot=self._slot(),
         )
 
-    def text(self, name: str, *, optional: bool = False) -> Any:
+    def check(self, name: str, fits: Callable[[Any], object], expected: str) -> Any:
+        """The value of a field, where it fits."""
         value = self.raw.get(name)
-        if value is None and optional:
-            return None
-        if not isinstance(value, str) or not _writable(value):
-            raise self.fail(name, "a text or null" if optional else "a text")
+        if not fits(value):
+            raise self.fail(name, expected)
         return value
+
+    def text(self, name: str, *, optional: bool = False) -> Any:
+        if optional and self.raw.get(name) is None:
+            return None
+        return self.check(name, _is_text, "a text or null" if optional else "a text")
 
     def word(self, name: str) -> str:
-        value: str = self.text(name)
-        if not value.strip():
-            raise self.fail(name, "a text that is not empty")
-        return value
+        self.text(name)
+        word: str = self.check(name, str.strip, "a text that is not empty")
+        return word
 
     def texts(self, name: str) -> tuple[str, ...]:
-        value = self.raw.get(name) or []
-        if not isinstance(value, list) or not all(isinstance(t, str) and _writable(t) for t in value):
-            raise self.fail(name, "a list of texts")
-        return tuple(value)
+        def fits(value: Any) -> bool:
+            return not value or (isinstance(value, list) and all(map(_is_text, value)))
+
+        return tuple(self.check(name, fits, "a list of texts") or ())
 
     def templates(self) -> tuple[str, ...]:
         value = self.texts("templates")
@@ -207,24 +210,22 @@ class _Fields:
         return value
 
     def integer(self, name: str, high: int) -> int:
-        value = self.raw.get(name)
-        if type(value) is not int or not 0 <= value <= high:
-            raise self.fail(name, f"an integer from 0 to {high}")
-        return value
+        def fits(value: Any) -> bool:
+            return type(value) is int and 0 <= value <= high
+
+        return int(self.check(name, fits, f"an integer from 0 to {high}"))
 
     def number(self, name: str) -> float:
-        value = self.raw.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
-            raise self.fail(name, "a finite number")
-        return float(value)
+        def fits(value: Any) -> bool:
+            return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+        return float(self.check(name, fits, "a finite number"))
 
     def confidence(self) -> float | None:
         if self.raw.get("confidence") is None:
             return None
-        value = self.number("confidence")
-        if not 0 <= value <= 1:
-            raise self.fail("confidence", "a number from 0 to 1")
-        return value
+        self.number("confidence")
+        return float(self.check("confidence", lambda value: 0 <= value <= 1, "a number from 0 to 1"))
 
     def meta(self) -> Meta | None:
         value = self.raw.get("down_meta")
@@ -273,9 +274,9 @@ class _Fields:
         return (layer, feature) if type(layer) is int and type(feature) is int else None
 
 
-def _writable(text: str) -> bool:
-    """Whether a text is Unicode: JSON can name lone surrogates, which no file takes."""
-    return not any(0xD800 <= ord(c) <= 0xDFFF for c in text)
+def _is_text(value: object) -> bool:
+    """Whether a value is Unicode text: JSON can name lone surrogates, which no file takes."""
+    return isinstance(value, str) and not any(0xD800 <= ord(c) <= 0xDFFF for c in value)
 
 
 def excerpt(text: str) -> str:

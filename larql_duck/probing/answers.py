@@ -49,6 +49,13 @@ class _Step:
     cache: DynamicCache
     probabilities: torch.Tensor
 
+    def after(self, ways: Sequence[_Way]) -> Prefix:
+        """The prefix behind these ways of going on, one row each."""
+        device = self.probabilities.device
+        rows = torch.tensor([w.row for w in ways], device=device)
+        tokens = torch.tensor([w.token for w in ways], device=device)
+        return self.prefix.then(tokens, rows, fork_cache(self.cache, rows))
+
 
 @dataclass
 class _Chosen:
@@ -111,10 +118,7 @@ def _direct_ways(engine: Engine, step: _Step) -> tuple[list[list[_Way]], list[_W
 
 def _after_articles(direct: _Step, articles: Sequence[_Way], ways: Sequence[list[_Way]]) -> _Step:
     """The step behind the articles that are looked past; its most probable tokens become `ways` of their prompts."""
-    device = direct.probabilities.device
-    rows = torch.tensor([w.row for w in articles], device=device)
-    tokens = torch.tensor([w.token for w in articles], device=device)
-    prefix = direct.prefix.then(tokens, rows, fork_cache(direct.cache, rows))
+    prefix = direct.after(articles)
     logits, cache = prefix.advanced()
     step = _Step(prefix, cache, torch.softmax(logits, dim=-1))
     values, best = step.probabilities.topk(min(TOP, logits.shape[1]), dim=-1)
@@ -155,15 +159,12 @@ def _decode(engine: Engine, form: str, steps: Sequence[_Step], chosen: Sequence[
         here = [c for c in chosen if c.way.step == number]
         if not here:
             continue
-        device = step.probabilities.device
-        rows = torch.tensor([c.way.row for c in here], device=device)
-        tokens = torch.tensor([c.way.token for c in here], device=device)
 
         def ended(i: int, ids: list[int], here: list[_Chosen] = here) -> bool:
             text = engine.tokenizer.decode([here[i].way.token, *ids])
             return engine.tokenizer.is_special(ids[-1]) or find_answer(text, form).closed
 
-        prefix = step.prefix.then(tokens, rows, fork_cache(step.cache, rows))
+        prefix = step.after([c.way for c in here])
         for c, more in zip(here, greedy(prefix, max_tokens=MAX_TOKENS, stop=ended), strict=True):
             c.ids, c.p_tokens = list(more.ids), list(more.p)
 

@@ -83,11 +83,8 @@ def probe(
     tick = _counter(sum(q.n_prompts + len(q.relation.entities) for q in asking), progress)
     notices: list[str] = []
     replied = [_ask(engine, q, store, tick, notices) for q in asking]
-    calibrated = calibrate(
-        [RelationReplies(q.relation, tuple(r)) for q, r in zip(asking, replied, strict=True)],
-        top_n=top_n,
-        known=calibration,
-    )
+    about = [RelationReplies(q.relation, tuple(r)) for q, r in zip(asking, replied, strict=True)]
+    calibrated = calibrate(about, top_n=top_n, known=calibration)
     answered = zip(asking, calibrated.answers, calibrated.confidence, strict=True)
     facts = [_measured(engine, *row, ablation, specific, checkpoint, tick) for row in answered]
     tables = tables_of(engine.tokenizer, asking, replied, facts)

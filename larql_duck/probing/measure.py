@@ -88,9 +88,8 @@ def _batch(
     slots = [[(layer, feature) for layer, feature, _ in row] for row in listed]
     effects = effects_after(prefix, capture, logits, tokens, slots, single=SINGLE, replacement=replacement)
     out = []
-    for row, single, together, share in zip(
-        listed, effects.single, effects.together, parts.attention_share(), strict=True
-    ):
+    rows = zip(listed, effects.single, effects.together, parts.attention_share(), strict=True)
+    for row, single, together, share in rows:
         alone = [*single.tolist(), *[None] * (len(row) - len(single))]
         edges = tuple(FeatureEffect(*edge, effect) for edge, effect in zip(row, alone, strict=True))
         out.append(FactFeatures(edges, float(together), float(share)))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -18,18 +17,6 @@ from larql_duck.knowledge.relations import Pack, Relation, unknown
 
 _DIRECTORY = Path(__file__).resolve().parent.parent / "knowledge"
 _FIRST = ("core", "world")
-
-
-@dataclass(frozen=True)
-class PackInfo:
-    """A shipped pack in numbers: entries and references count every subject once per relation."""
-
-    name: str
-    description: str
-    n_relations: int
-    n_entries: int
-    n_references: int
-    path: Path
 
 
 def load_pack(name_or_path: str | Path, relations: Iterable[str] | None = None) -> Pack:
@@ -51,13 +38,9 @@ def load_pack(name_or_path: str | Path, relations: Iterable[str] | None = None) 
     return pack if relations is None else pack.select(relations)
 
 
-def list_packs() -> list[PackInfo]:
-    """The shipped packs with their sizes: `core`, `world`, then the themes by name."""
-    packs = ((load_pack(name), path) for name, path in _files().items())
-    return [
-        PackInfo(pack.name, pack.description, len(pack.relations), pack.n_entries, pack.n_references, path)
-        for pack, path in packs
-    ]
+def list_packs() -> list[Pack]:
+    """The shipped packs: `core`, `world`, then the themes by name."""
+    return [load_pack(name) for name in _files()]
 
 
 @cache

@@ -48,14 +48,9 @@ def is_function_word(text: str) -> bool:
     return text.strip() in FUNCTION_WORDS
 
 
-def is_article(text: str) -> bool:
-    """True for 'the', 'a' or 'an', also capitalised, surrounding space aside."""
-    return text.strip().lower() in ARTICLES
-
-
 def is_opener(text: str) -> bool:
-    """True for what an answer may stand behind: an article or an opening quotation mark."""
-    return is_article(text) or text.strip() in _QUOTES
+    """True for what an answer may stand behind: an article, also capitalised, or an opening quotation mark."""
+    return text.strip().lower() in ARTICLES | _QUOTES
 
 
 def begins_answer(text: str, form: str = "name") -> bool:

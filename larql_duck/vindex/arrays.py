@@ -153,9 +153,8 @@ def rounded(vector: torch.Tensor | np.ndarray, dtype: str) -> np.ndarray:
     """float32 [...]: `vector` rounded to dtype 'f32', 'f16' or 'bf16'; PatchError where it is then not finite."""
     import torch
 
-    kinds = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
     tensor = torch.from_numpy(vector) if isinstance(vector, np.ndarray) else vector.detach()
-    out: np.ndarray = tensor.cpu().float().to(kinds[dtype]).float().numpy()
+    out: np.ndarray = tensor.cpu().float().to(torch_dtype(dtype)).float().numpy()
     if not np.isfinite(out).all():
         raise PatchError(f"a vector does not fit {dtype}: it has numbers that are not finite")
     return out

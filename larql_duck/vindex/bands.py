@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 # (family, layers) -> (first knowledge layer, first output layer); values of the reference system (LARQL).
 _TABLE: dict[tuple[str, int], tuple[int, int]] = {
     ("gemma2", 26): (11, 21),
@@ -32,11 +34,8 @@ def layer_bands(family: str, n_layers: int) -> dict[str, tuple[int, int]] | None
         return None
     key = "gemma3" if family.startswith("gemma3") else family
     knowledge, output = _TABLE.get((key, n_layers), (2 * n_layers // 5, 4 * n_layers // 5))
-    return {
-        "syntax": (0, knowledge - 1),
-        "knowledge": (knowledge, output - 1),
-        "output": (output, n_layers - 1),
-    }
+    starts = pairwise((0, knowledge, output, n_layers))
+    return {name: (start, stop - 1) for name, (start, stop) in zip(BANDS, starts, strict=True)}
 
 
 def band_of(layer: int, bands: dict[str, tuple[int, int]] | None) -> str | None:

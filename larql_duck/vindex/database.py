@@ -24,17 +24,16 @@ _MEMORY = ("100MB", "400MB", None)
 # zone each: half the time for one subject of 5 million triples, at the same file size (still smaller zones grow it).
 _ROW_GROUP = 30_720
 # How rows lie in the file, where that differs from the Parquet file's own order: what lookups filter by comes first.
-# file_row_number keeps the given order below it (triples are in display order).
-_ORDER = {
+ROW_ORDER = {
     "tokens": "token_id",
+    "layers": "layer",
     "features": "layer, feature",
     "feature_tokens": "layer, feature, side, rank",
     "token_features": "token_id, rank",
-    "facts": "subject, file_row_number",
-    "edges": "subject, file_row_number",
-    "triples": "subject, file_row_number",
     "entities": "entity",
 }
+# file_row_number keeps the given order below it (triples are in display order).
+_ORDER = ROW_ORDER | dict.fromkeys(("facts", "edges", "triples"), "subject, file_row_number")
 
 
 @functools.cache

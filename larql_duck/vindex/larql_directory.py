@@ -10,18 +10,21 @@ from larql_duck.vindex.manifest import Manifest
 
 # LARQL runs every architecture with this norm epsilon and keeps none in its manifest.
 _EPS = 1e-6
-# LARQL's name in model_config -> the config's, for what both state.
-CONFIG_FIELDS = {
-    "head_dim": "head_dim",
-    "num_q_heads": "num_attention_heads",
-    "num_kv_heads": "num_key_value_heads",
-    "rope_base": "rope_theta",
-    "sliding_window": "sliding_window",
+# LARQL's name in model_config -> the config's, for what both state; some only where the model has it.
+OPTIONAL_FIELDS = {
     "sliding_window_pattern": "sliding_window_pattern",
     "layer_types": "layer_types",
     "rope_local_base": "rope_local_base_freq",
     "query_pre_attn_scalar": "query_pre_attn_scalar",
     "final_logit_softcapping": "final_logit_softcapping",
+}
+_CONFIG_FIELDS = {
+    "head_dim": "head_dim",
+    "num_q_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "rope_base": "rope_theta",
+    "sliding_window": "sliding_window",
+    **OPTIONAL_FIELDS,
 }
 
 
@@ -47,7 +50,7 @@ def config_of_larql(manifest: Manifest, has_head: bool) -> dict[str, Any]:
         "bos_token_id": None,
         "eos_token_id": None,
     }
-    config |= {key: stated[name] for name, key in CONFIG_FIELDS.items() if stated.get(name) is not None}
+    config |= {key: stated[name] for name, key in _CONFIG_FIELDS.items() if stated.get(name) is not None}
     family, _ = family_for(config)
     if model_type in FAMILIES:
         spelled = {family.keys.get(key, key): value for key, value in config.items()}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import duckdb
+import numpy as np
 import pyarrow.parquet as pq
 
 from larql_duck.catalog import SCHEMAS, quoted
@@ -66,11 +67,8 @@ def _layers(vindex: Vindex) -> Iterator[str]:
 
 
 def _features(vindex: Vindex) -> Iterator[str]:
-    import torch
-
     table = vindex.table("features")
-    layers = torch.from_numpy(table["layer"].to_numpy().copy())
-    norms = torch.from_numpy(table["gate_norm"].to_numpy().copy())
+    layers, norms = table["layer"].to_numpy(), table["gate_norm"].to_numpy()
     for layer, expected in enumerate(vindex.n_features):
         chosen = norms[layers == layer]
         if not len(chosen):
@@ -82,13 +80,11 @@ def _features(vindex: Vindex) -> Iterator[str]:
 
 
 def _tokens(vindex: Vindex) -> Iterator[str]:
-    import torch
-
     table = vindex.table("tokens")
     if table.num_rows != vindex.vocab:
         yield f"{vindex.path}: table tokens has {table.num_rows} rows, the vocabulary {vindex.vocab}"
         return
-    norms = torch.from_numpy(table["norm"].to_numpy().copy())
+    norms = table["norm"].to_numpy()
     embeddings = vindex.embeddings()
     for start in range(0, vindex.vocab, 8192):
         if not _close(embeddings[start : start + 8192].float().norm(dim=1), norms[start : start + 8192]):
@@ -96,8 +92,8 @@ def _tokens(vindex: Vindex) -> Iterator[str]:
             return
 
 
-def _close(measured: torch.Tensor, stated: torch.Tensor) -> bool:
-    return bool(((measured - stated).abs() <= _NORM_TOLERANCE * stated.abs() + 1e-6).all())
+def _close(measured: torch.Tensor, stated: np.ndarray) -> bool:
+    return np.allclose(measured.numpy(), stated, rtol=_NORM_TOLERANCE, atol=1e-6)
 
 
 def _down_meta(vindex: Vindex) -> Iterator[str]:

@@ -283,7 +283,7 @@ def test_the_inputs_of_several_layers_are_those_of_each(family: str, probed_vind
     from larql_duck.vindex.store import Vindex
 
     vindex = Vindex.open(probed_vindex(family))
-    words = vocabulary_of(load_tokenizer(vindex), vindex.vocab)
+    words = vocabulary_of(load_tokenizer(vindex))
     together, alone = InputTokens(vindex, words), InputTokens(vindex, words)
     together.collect([0, 2], lambda done, total: None)
     for layer in (0, 2):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from larql_duck.aliases import Slot
 from larql_duck.errors import LarqlError
 from larql_duck.inference.attribution import attribute
 from larql_duck.inference.capture import FOR_ATTRIBUTION, PARTS
-from larql_duck.inference.effects import ablation_effects
+from larql_duck.inference.effects import Effects, effects_after
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.interventions import FeatureEdit, ResidualEdit, Sparse, feature_edits
 from larql_duck.inference.prefix import prefill
@@ -319,6 +321,16 @@ def test_a_position_beyond_the_prompt(llama: Tiny) -> None:
 # -- effects -------------------------------------------------------------------------------------------------
 
 
+def ablation_effects(
+    engine: Engine, prompts: list[str], tokens: list[int], features: list[list[Slot]], **options: Any
+) -> Effects:
+    """The Effects of each prompt's features on its token."""
+    prefix = prefill(engine, prompts)
+    with engine.recording(["residual"]) as capture:
+        logits = prefix.step()
+    return effects_after(prefix, capture, logits, tokens, features, **options)
+
+
 def test_effects_equal_full_passes_with_the_features_zeroed_at_the_last_position(tiny: Tiny) -> None:
     engine = tiny.engine
     features = [
@@ -359,8 +371,6 @@ def test_removals_start_at_their_first_layer(llama: Tiny) -> None:
     prefix = prefill(engine, PROMPTS[:1])
     with engine.recording(["residual"]) as capture:
         logits = prefix.step()
-    from larql_duck.inference.effects import effects_after
-
     ran: list[int] = []
     handles = [
         parts.attn.register_forward_hook(lambda m, a, o, i=i: ran.append(i))
@@ -372,11 +382,6 @@ def test_removals_start_at_their_first_layer(llama: Tiny) -> None:
         for handle in handles:
             handle.remove()
     assert set(ran) == {2}
-
-
-def test_effects_need_one_token_and_one_list_a_prompt(llama: Tiny) -> None:
-    with pytest.raises(LarqlError, match="4 prompts, 1 tokens"):
-        ablation_effects(llama.engine, PROMPTS, [1], [[]])
 
 
 # -- architectures beyond the table --------------------------------------------------------------------------
