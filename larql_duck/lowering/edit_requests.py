@@ -32,6 +32,8 @@ def insert(s: st.Insert, catalog: Catalog) -> Resolved:
         raise fail(s, f"ALPHA {s.alpha:g} is out of range: it must be a number other than 0", "alpha")
     if s.template is not None and s.template.count("{}") != 1:
         raise fail(s, "TEMPLATE needs {} exactly once, where the entity stands", "template")
+    if s.mode not in (None, "knn", "compose"):
+        raise fail(s, f"no mode {s.mode!r}: there are 'knn' and 'compose'", "mode")
     if s.mode == "compose" and catalog.opened and not catalog.has_weights:
         catalog.require("inference", "INSERT ... MODE COMPOSE")
     return {"query": None if s.query is None else lower(s, s.query, catalog)}
