@@ -11,7 +11,7 @@ from larql_duck.lql.literals import Sql, quote
 from larql_duck.lql.sql import read_condition, read_query, read_value
 from larql_duck.lql.statements import Assignment, Insert, InsertRow, Probe, Statement, Update
 from larql_duck.lql.tokens import TokenKind
-from larql_duck.lql.values import Cursor, Text, TextList, Value
+from larql_duck.lql.values import Cursor, ListOf, Text, Value
 
 COLUMNS = {
     "ENTITY": "entity",
@@ -104,10 +104,7 @@ class Assignments(Part):
 
     def read(self, c: Cursor, into: Fields, form: Syntax) -> None:
         stop = stops(c, form, strict=False)
-        found = [self._one(c, stop)]
-        while c.take(","):
-            found.append(self._one(c, stop))
-        into["assignments"] = tuple(found)
+        into["assignments"] = c.several(lambda: self._one(c, stop))
 
     def _one(self, c: Cursor, stop: Callable[[int], bool]) -> Assignment:
         first = c.at
@@ -140,10 +137,7 @@ class InsertBody(Part):
     def read(self, c: Cursor, into: Fields, form: Syntax) -> None:
         columns = self._columns(c)
         if c.take_words(("VALUES",)):
-            rows = [self._row(c, columns)]
-            while c.take(","):
-                rows.append(self._row(c, columns))
-            into["rows"] = tuple(rows)
+            into["rows"] = c.several(lambda: self._row(c, columns))
         elif c.word in ("SELECT", "WITH"):
             into["columns"] = columns
             into["query"] = read_query(c, stops(c, form, strict=True))
@@ -207,13 +201,13 @@ class Names(Value):
         if not c.take("("):
             if not Text().starts(c, c.at):
                 raise c.unexpected("a string", "(", hint=c.quote_hint())
-            return TextList().read(c)
+            return ListOf(Text()).read(c)
         query = read_query(c, lambda i: False, inside=True)
         c.expect(")")
         return query
 
     def show(self, value: tuple[str, ...] | Sql) -> str:
-        return f"({value})" if isinstance(value, Sql) else TextList().show(value)
+        return f"({value})" if isinstance(value, Sql) else ListOf(Text()).show(value)
 
     def of(self, statement: Statement, name: str) -> tuple[str, ...] | Sql:
         assert isinstance(statement, Probe)

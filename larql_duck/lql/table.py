@@ -17,7 +17,14 @@ from larql_duck.lql.checks import CHECKS
 from larql_duck.lql.grammar import Clause, Field, Part, Syntax, Words
 
 _ALONE = (v.Integer(), v.Number(), v.LayerList(), v.LayerList(all_allowed=True), v.Side(), v.Components())
-_WHOLE = (v.SlotValue(), v.SlotList(), v.SteerValue(), v.PatchFromValue(), bodies.Condition(), bodies.Names())
+_WHOLE = (
+    v.SlotValue(),
+    v.ListOf(v.SlotValue()),
+    v.SteerValue(),
+    v.PatchFromValue(),
+    bodies.Condition(),
+    bodies.Names(),
+)
 _VALUES = {kind.syntax: kind for kind in (*_ALONE, *_WHOLE)}
 _VERB = re.compile(r"(?P<verb>[A-Z ]+) \((?P<statement>\w+)(?P<preset>[^)]*)\): (?P<about>.+)")
 _FIELD = re.compile(r"(?:(?P<noise>[A-Z ]+) )?(?P<name>\w+)(?P<optional>\??): (?P<value>.+)")
@@ -97,7 +104,8 @@ def _value(written: str) -> v.Value:
     if written.startswith("= "):
         return v.Constant(True if written == "= TRUE" else written[2:])
     if written.startswith('"'):
-        return v.TextList(written) if written.endswith(", ...") else v.Text(written)
+        one = v.Text(written.removesuffix(", ..."))
+        return v.ListOf(one) if written.endswith(", ...") else one
     pairs = (word.partition("=") for word in written.strip("[]").split(" | "))
     words = {word: stored or word.lower() for word, _, stored in pairs}
     return v.OptionalChoice(words) if written.startswith("[") else v.Choice(words)
@@ -144,5 +152,5 @@ def _words() -> Iterator[str]:
                     yield word
         for each in row.clauses:
             yield from each.words
-            if isinstance(each.value, v.Components):
-                yield from each.value.words
+            if isinstance(each.value, v.ListOf) and isinstance(each.value.one, v.Choice):
+                yield from each.value.one.words

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
 
 from larql_duck.aliases import Slot
 from larql_duck.errors import LqlSyntaxError
@@ -18,6 +18,8 @@ from larql_duck.lql.tokens import Position, TokenKind, Tokens
 from larql_duck.spelling import closest
 
 _SHOWN = 40
+
+T = TypeVar("T")
 
 
 class Cursor:
@@ -90,6 +92,13 @@ class Cursor:
         return word
 
     # ---- values
+
+    def several(self, read: Callable[[], T]) -> tuple[T, ...]:
+        """What is read once or more, with commas between."""
+        items = [read()]
+        while self.take(","):
+            items.append(read())
+        return tuple(items)
 
     def string(self, what: str = "a string") -> str:
         """The next token as a string."""
@@ -265,41 +274,6 @@ class Text(Value):
         return c.kinds[at] is TokenKind.STRING or at in c.tokens.bound
 
 
-class Several(Value):
-    """One item or more, between commas: a tuple."""
-
-    def item(self, c: Cursor) -> Any:
-        raise NotImplementedError
-
-    def show_item(self, item: Any) -> str:
-        return str(item)
-
-    def read(self, c: Cursor) -> tuple[Any, ...]:
-        items = [self.item(c)]
-        while c.take(","):
-            items.append(self.item(c))
-        return tuple(items)
-
-    def show(self, value: tuple[Any, ...]) -> str:
-        return ", ".join(map(self.show_item, value))
-
-
-@dataclass(frozen=True)
-class TextList(Several):
-    """Strings."""
-
-    syntax: str = '"text", ...'
-
-    def item(self, c: Cursor) -> str:
-        return c.string()
-
-    def show_item(self, item: str) -> str:
-        return quote(item)
-
-    def starts(self, c: Cursor, at: int) -> bool:
-        return Text().starts(c, at)
-
-
 @dataclass(frozen=True)
 class Integer(Value):
     """A whole number; any sign parses, the planner knows the range."""
@@ -324,39 +298,6 @@ class Number(Value):
 
     def show(self, value: float) -> str:
         return repr(value)
-
-    def starts(self, c: Cursor, at: int) -> bool:
-        return c.is_number(at)
-
-
-@dataclass(frozen=True)
-class LayerList(Several):
-    """`3, 5, 8-10`; with `all_allowed` also ALL, which reads as None."""
-
-    all_allowed: bool = False
-    syntax: str = field(init=False, default="layers")
-
-    def __post_init__(self) -> None:
-        if self.all_allowed:
-            object.__setattr__(self, "syntax", "ALL | layers")
-
-    def read(self, c: Cursor) -> tuple[tuple[int, int], ...] | None:  # type: ignore[override]
-        return None if self.all_allowed and c.take_words(("ALL",)) else super().read(c)
-
-    def item(self, c: Cursor) -> tuple[int, int]:
-        at = c.at
-        first = c.integer("ALL" if self.all_allowed and c.word else "a layer")
-        if not c.take("-"):
-            return first, first
-        last = c.integer("the last layer of the range")
-        if first > last:
-            raise c.fail(f"the range {first}-{last} runs backwards: write {last}-{first}", at=at)
-        return first, last
-
-    def show_item(self, item: tuple[int, int]) -> str:
-        first, last = item
-        # A dash before a minus sign would start a comment.
-        return str(first) if first == last else f"{first}-{last}" if last >= 0 else f"{first} - {last}"
 
     def starts(self, c: Cursor, at: int) -> bool:
         return c.is_number(at)
@@ -395,17 +336,71 @@ class OptionalChoice(Choice):
 
 
 @dataclass(frozen=True)
-class Components(Several):
+class ListOf(Value):
+    """One value or more of a kind, between commas: a tuple."""
+
+    one: Value
+
+    @property
+    def syntax(self) -> str:  # type: ignore[override]
+        return f"{self.one.syntax}, ..."
+
+    def read(self, c: Cursor) -> tuple[Any, ...]:
+        return c.several(lambda: self.one.read(c))
+
+    def show(self, value: tuple[Any, ...]) -> str:
+        return ", ".join(map(self.one.show, value))
+
+    def starts(self, c: Cursor, at: int) -> bool:
+        return self.one.starts(c, at)
+
+
+_COMPONENTS = ("FFN_GATE", "FFN_DOWN", "FFN_UP", "EMBEDDINGS", "ATTN_OV", "ATTN_QK")
+
+
+@dataclass(frozen=True)
+class Components(ListOf):
     """The reference's list of components."""
 
-    syntax: str = "FFN_GATE, ..."
-    words: ClassVar[tuple[str, ...]] = ("FFN_GATE", "FFN_DOWN", "FFN_UP", "EMBEDDINGS", "ATTN_OV", "ATTN_QK")
+    one: Value = Choice({word: word.lower() for word in _COMPONENTS})
 
-    def item(self, c: Cursor) -> str:
-        return c.choice(self.words).lower()
+    @property
+    def syntax(self) -> str:  # type: ignore[override]
+        return f"{_COMPONENTS[0]}, ..."
 
-    def show_item(self, item: str) -> str:
-        return item.upper()
+
+@dataclass(frozen=True)
+class LayerList(Value):
+    """`3, 5, 8-10`; with `all_allowed` also ALL, which reads as None."""
+
+    all_allowed: bool = False
+
+    @property
+    def syntax(self) -> str:  # type: ignore[override]
+        return "ALL | layers" if self.all_allowed else "layers"
+
+    def read(self, c: Cursor) -> tuple[tuple[int, int], ...] | None:
+        return None if self.all_allowed and c.take_words(("ALL",)) else c.several(lambda: self._range(c))
+
+    def _range(self, c: Cursor) -> tuple[int, int]:
+        at = c.at
+        first = c.integer("ALL" if self.all_allowed and c.word else "a layer")
+        if not c.take("-"):
+            return first, first
+        last = c.integer("the last layer of the range")
+        if first > last:
+            raise c.fail(f"the range {first}-{last} runs backwards: write {last}-{first}", at=at)
+        return first, last
+
+    def show(self, value: tuple[tuple[int, int], ...]) -> str:
+        # A dash before a minus sign would start a comment.
+        return ", ".join(
+            str(first) if first == last else f"{first}-{last}" if last >= 0 else f"{first} - {last}"
+            for first, last in value
+        )
+
+    def starts(self, c: Cursor, at: int) -> bool:
+        return c.is_number(at)
 
 
 @dataclass(frozen=True)
@@ -441,19 +436,6 @@ class SlotValue(Value):
 
     def show(self, value: Slot) -> str:
         return f"({value[0]}, {value[1]})"
-
-
-@dataclass(frozen=True)
-class SlotList(Several):
-    """Slots."""
-
-    syntax: str = "(layer, feature), ..."
-
-    def item(self, c: Cursor) -> Slot:
-        return SlotValue().read(c)
-
-    def show_item(self, item: Slot) -> str:
-        return SlotValue().show(item)
 
 
 @dataclass(frozen=True)
