@@ -291,6 +291,9 @@ def _fill(tokens: Tokens, raw: list[Token]) -> None:
             else:
                 if not typed.isprintable():
                     _check_gap(tokens, start, end)
+                if typed[0] == "$" and typed != "$":
+                    # The tokenizer joins the sign to what follows where a quote `$tag$` ends the text.
+                    raise tokens.error("parameters are written $name", start)
                 add(TokenKind.OPERATOR, typed, start, end)
         elif kind is TokenKind.STRING:
             add(kind, decode_string(text[start:end]), start, end)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from larql_duck.errors import LqlSyntaxError
@@ -116,6 +116,8 @@ def test_split(text: str, pieces: list[str] | None) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(st.sampled_from(list("ab;'\"`\\-/* \n$|"))), st.booleans())
+@example("$;a$", False)
+@example("$'a$", False)
 def test_split_agrees_with_the_tokens(text: str, more: bool) -> None:
     """Semicolons that are tokens are where the pieces end; what one calls unfinished the other does, too."""
     try:
