@@ -93,18 +93,9 @@ def use(session: Session, request: Request) -> Result:
     """USE "path": the session's statements speak of this vindex from now on."""
     vindex = session.use(request.statement.target)
     relations = session.workspace.query(f"SELECT count(*) FROM {session.schema}.relations").one()
-    columns = {
-        "path": TEXT, "model": TEXT, "level": TEXT, "layers": INT, "features": BIG, "relations": BIG,
-    }  # fmt: skip
-    return result_of(
-        columns,
-        [
-            (
-                str(vindex.path), vindex.manifest.model, vindex.level, vindex.n_layers, sum(vindex.n_features),
-                relations,
-            )
-        ],
-    )  # fmt: skip
+    columns = {"path": TEXT, "model": TEXT, "level": TEXT, "layers": INT, "features": BIG, "relations": BIG}
+    counts = (vindex.n_layers, sum(vindex.n_features), relations)
+    return result_of(columns, [(str(vindex.path), vindex.manifest.model, vindex.level, *counts)])
 
 
 def use_model(session: Session, request: Request) -> Result:
@@ -113,10 +104,9 @@ def use_model(session: Session, request: Request) -> Result:
     source = session.use_model(request.statement.target, auto_extract=auto_extract)
     sizes = source.family.sizes(source.config)
     columns = {"path": TEXT, "model": TEXT, "family": TEXT, "dtype": TEXT, "layers": INT, "features": BIG}
-    row = (
-        str(source.path), source.name, source.family.name, source.dtype, sizes.n_layers, sum(sizes.intermediate),
-    )  # fmt: skip
+    names = (str(source.path), source.name, source.family.name, source.dtype)
     then = "for everything else make a vindex: EXTRACT MODEL ... INTO ..."
     if auto_extract:
         then = "a vindex is made when a statement needs one"
+    row = (*names, sizes.n_layers, sum(sizes.intermediate))
     return result_of(columns, [row], [f"INFER, EXPLAIN INFER, TRACE and STATS run on the model; {then}"])
