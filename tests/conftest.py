@@ -38,6 +38,11 @@ Make = Callable[[str], Path]
 MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests of the real model come first: one worker of pytest-xdist makes its vindex while others go on."""
+    items.sort(key=lambda item: item.get_closest_marker("real") is None)
+
+
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
     """A function (name, build) -> path of what `build(path)` wrote, by whichever worker asked first. Only to be read."""
@@ -187,17 +192,21 @@ def smollm2_gguf() -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2_vindex(smollm2_gguf: Path, made_once: MadeOnce) -> Path:
-    """SmolLM2 as an f32 vindex with three relations probed (capital, currency, opposite). Only to be read.
+    """SmolLM2 as an f32 vindex, the first 60 subjects of three relations probed (capital, currency, opposite).
+
+    Only to be read.
 
     Set LARQL_DUCK_TEST_VINDEX to a vindex made with the same options to save the time while developing.
     """
     ready = os.environ.get("LARQL_DUCK_TEST_VINDEX")
     if ready:
         return Path(ready)
+    from larql_duck.commands.opening import connect
     from larql_duck.extraction import extract
 
     def build(path: Path) -> None:
-        relations = ("capital", "currency", "opposite")
-        extract(smollm2_gguf, path, dtype="f32", in_basis="embedding", relations=relations)
+        extract(smollm2_gguf, path, dtype="f32", in_basis="embedding", probe=False)
+        with connect(path) as session:
+            session.probe(relations=["capital", "currency", "opposite"], limit=60)
 
     return made_once("smollm2.vindex", build)

@@ -221,7 +221,9 @@ def read_inputs(
     return out[torch.tensor([unique[tuple(row)] for row in rows])] if len(rows) else out
 
 
-def every_input(engine: Engine, rows: Sequence[Sequence[int]], layer: int) -> torch.Tensor:
+def every_input(
+    engine: Engine, rows: Sequence[Sequence[int]], layer: int, progress: Ticker | None = None
+) -> torch.Tensor:
     """What the FFN of `layer` reads at every position of the rows, f32 [n, hidden]; rows of one length come together,
     shorter ones first.
     """
@@ -232,6 +234,8 @@ def every_input(engine: Engine, rows: Sequence[Sequence[int]], layer: int) -> to
         for start in range(0, len(same), step):
             part = layer_input(engine, same[start : start + step], layer)
             found.append(part.reshape(-1, engine.hidden).float().cpu())
+            if progress is not None:
+                progress(sum(map(len, found)), sum(map(len, rows)))
     return torch.cat(found)
 
 

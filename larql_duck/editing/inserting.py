@@ -179,6 +179,8 @@ def _solved(
     """The edits of facts that become features of one layer."""
     edits = workspace.edits
     background = background_of(workspace)
+    # First: the second moment is then that of these inputs, and the text runs through the model once.
+    inputs = background.inputs(layer)
     second = background.second_moment(layer)
     names = {fact_key(w.entity, w.relation) for w in requests}
     replaced = [
@@ -194,7 +196,7 @@ def _solved(
             requests,
             layer=layer,
             second=second,
-            text=background.inputs(layer),
+            text=inputs,
             dtype=workspace.vindex.dtype,
             alpha=alpha,
             earlier=earlier_facts(workspace, without, layer),

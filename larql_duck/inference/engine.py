@@ -15,7 +15,7 @@ from larql_duck.inference import interventions, loading
 from larql_duck.inference.batch import Batch, check_ids, pad, prompt_ids
 from larql_duck.inference.capture import FOR_ATTRIBUTION, Capture, recording
 from larql_duck.inference.modules import find_modules
-from larql_duck.inference.settings import Settings
+from larql_duck.inference.settings import DEFAULT, Settings
 from larql_duck.inference.weight_overlay import WeightOverlay
 from larql_duck.models.source import WeightSource
 from larql_duck.models.tokenizer import Tokenizer, load_tokenizer
@@ -60,21 +60,14 @@ class Engine:
         self._weights = WeightOverlay(self.modules)
 
     @classmethod
-    def load(
-        cls,
-        source: WeightSource,
-        *,
-        compute_dtype: str = "f32",
-        device: str = "cpu",
-        threads: int | None = None,
-    ) -> Engine:
+    def load(cls, source: WeightSource, settings: Settings | None = None) -> Engine:
         """An Engine on the weights of `source` (a model, or a vindex of level inference or all).
 
-        compute_dtype is 'f32', 'f16' or 'bf16': tensors stored in it are used where they lie, others are converted
-        one by one. device is 'cpu', a torch device such as 'cuda', or 'auto': cuda where there is one. threads sets torch's thread count. Raises
+        Tensors that are stored in the settings' dtype are used where they lie, others are converted one by one. Raises
         LevelError for a vindex without weights, ModelError for weights that do not make a model.
         """
-        Settings(compute_dtype, device, threads)  # raises for values that it does not know
+        settings = settings or DEFAULT
+        device = settings.device
         require = getattr(source, "require", None)
         if callable(require):
             require("inference", "a forward pass")
@@ -82,9 +75,9 @@ class Engine:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise LarqlError(f"device {device!r} is not available here; use device 'cpu'")
-        if threads is not None:
-            torch.set_num_threads(threads)
-        model = loading.build_model(source, dtype=torch_dtype(compute_dtype), device=device)
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        model = loading.build_model(source, dtype=torch_dtype(settings.compute_dtype), device=device)
         return cls(model, load_tokenizer(source), source, fingerprint=loading.fingerprint(source))
 
     def __del__(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +112,7 @@ class Model:
         """The engine, loaded when first asked for. LevelError where no weights are stored."""
         with self._lock:
             if self._engine is None:
-                engine = Engine.load(self.source, **asdict(self.settings))
+                engine = Engine.load(self.source, self.settings)
                 if self._edits is not None:
                     engine.apply_overlay(self._edits.overlay)
                 self._engine = engine

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -69,8 +70,8 @@ def score_targets(
     for part in length_groups(lengths, rows=_LOGITS // (engine.vocab * (longest + 1))):
         batch = pad([[*rows[i][0], *rows[i][1]] for i in part], device=engine.device)
         keep = max(len(rows[i][1]) for i in part) + 1
-        slots = [(j, zeroed[i]) for j, i in enumerate(part) if i < len(zeroed)]
-        with engine.intervene(*row_edits((j, slot) for j, slot in slots if slot is not None)):
+        slots = [(j, slot) for j, i in enumerate(part) if i < len(zeroed) and (slot := zeroed[i]) is not None]
+        with engine.intervene(*row_edits(slots)) if slots else nullcontext():
             logits = engine.run(batch.ids, batch.mask if batch.padded else None, batch.positions, keep=keep)
         logits = logits[:, None] if logits.dim() == 2 else logits
         for j, i in enumerate(part):

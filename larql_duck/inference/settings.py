@@ -40,3 +40,7 @@ class Settings:
             values.get(_PREFIX + "DEVICE") or cls.device,
             None if threads is None else int(threads),
         )
+
+
+DEFAULT = Settings()
+"""f32 on the CPU, with torch's own threads."""

@@ -429,18 +429,7 @@ def test_into_slots_overwrites_the_least_used(base, tmp_path: Path) -> None:
 def test_a_real_model_three_ways(smollm2_vindex: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    names = [
-        "France",
-        "Germany",
-        "Japan",
-        "Italy",
-        "Spain",
-        "Australia",
-        "Mexico",
-        "Brazil",
-        "Canada",
-        "India",
-    ]
+    names = ["France", "Japan", "Brazil", "India"]
     forms = [
         "The capital of {} is",
         "The currency of {} is the",

@@ -15,6 +15,7 @@ from larql_duck.inference.batch import pad
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.generate import stream
 from larql_duck.inference.prefix import prefill
+from larql_duck.inference.settings import Settings
 from tests.inference.conftest import Tiny
 from tests.inference.support import PROMPTS, StateSource
 from tests.tiny import make_tiny
@@ -250,10 +251,10 @@ def test_a_source_without_weights_says_so(llama: Tiny) -> None:
 
 def test_unknown_dtype_and_absent_device(llama: Tiny) -> None:
     with pytest.raises(LarqlError, match="f64"):
-        Engine.load(llama.source, compute_dtype="f64")
+        Engine.load(llama.source, Settings(compute_dtype="f64"))
     if not torch.cuda.is_available():
         with pytest.raises(LarqlError, match="cuda"):
-            Engine.load(llama.source, device="cuda")
+            Engine.load(llama.source, Settings(device="cuda"))
 
 
 def test_the_fingerprint_names_the_weights(tmp_path: Path, llama: Tiny) -> None:

@@ -126,7 +126,7 @@ def test_settings_from_the_environment() -> None:
 
 
 def test_compute_dtype_is_what_the_model_runs_in(llama: Tiny) -> None:
-    half = Engine.load(llama.source, compute_dtype="bf16")
+    half = Engine.load(llama.source, Settings(compute_dtype="bf16"))
     assert half.model.dtype == torch.bfloat16
     assert torch.allclose(half.logits(PROMPTS[0]), llama.engine.logits(PROMPTS[0]), atol=1.0)
 
@@ -136,7 +136,7 @@ def test_passes_on_a_gpu_equal_those_on_the_cpu(tiny: Tiny) -> None:
     from larql_duck.inference.explain import explain_infer
     from larql_duck.inference.trace import trace
 
-    gpu = Engine.load(tiny.source, device="cuda")
+    gpu = Engine.load(tiny.source, Settings(device="cuda"))
     assert torch.allclose(gpu.logits(PROMPTS).cpu(), tiny.engine.logits(PROMPTS), atol=1e-3)
     a, b = (trace(e, PROMPTS[0], target="Paris", decompose=True).table for e in (gpu, tiny.engine))
     assert a["residual_norm"].to_pylist() == pytest.approx(b["residual_norm"].to_pylist(), rel=1e-3)
@@ -147,8 +147,8 @@ def test_a_missing_gpu_is_named(llama: Tiny) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device here")
     with pytest.raises(LarqlError, match="use device 'cpu'"):
-        Engine.load(llama.source, device="cuda")
-    assert str(Engine.load(llama.source, device="auto").device) == "cpu"
+        Engine.load(llama.source, Settings(device="cuda"))
+    assert str(Engine.load(llama.source, Settings(device="auto")).device) == "cpu"
 
 
 # -- memory --------------------------------------------------------------------------------------------------
