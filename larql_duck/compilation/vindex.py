@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,6 @@ class CompiledVindex:
     appended: int
     changed: int
     knn: int
-    notices: list[str] = field(default_factory=list)
 
 
 def compile_vindex(
