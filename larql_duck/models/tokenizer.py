@@ -15,6 +15,14 @@ if TYPE_CHECKING:
 
     from larql_duck.models.source import WeightSource
 
+# The files that make up a tokenizer, the first one alone needed.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
 _BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _LONE = "�"  # what an incomplete UTF-8 sequence decodes to
 # Entries that no text is meant to contain, though tokenizers do not call them special: placeholders, and markers
