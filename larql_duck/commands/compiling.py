@@ -79,7 +79,7 @@ def _into_vindex(session: Session, origin: Session, s: st.Compile) -> Result:
         made = compile_vindex(source.workspace, overlay, Path(s.into).expanduser(), session.options.progress)
         rows = [*_slots(overlay), *(_conflict_row(c, names, rule) for c in conflicts)]
         title = f"vindex, {made.appended} slots appended, {made.changed} changed, {made.knn} database facts"
-        return _result(made.path, title, made.files, rows, made.notices)
+        return _result(made.path, title, made.files, rows, [])
 
 
 @contextmanager

@@ -160,9 +160,8 @@ def _check(
     read = GgufConfig(metadata, path).family
     if (read.activation(found), read.norm_eps(found)) != (family.activation(config), family.norm_eps(config)):
         differences.append(family.act_key)
-    for name in ("mlp_bias", "attention_bias"):
-        if bool(found.get(name)) != bool(config.get(name)):
-            differences.append(name)
+    biases = ("mlp_bias", "attention_bias")
+    differences += [name for name in biases if bool(found.get(name)) != bool(config.get(name))]
     if family.norm == "rms":
         differences += _differences(config, found, family)
     if differences:

@@ -12,7 +12,7 @@ from gguf import TokenType
 from larql_duck.compilation.gguf_metadata import ELSE
 from larql_duck.errors import ModelError
 from larql_duck.models.gguf_tokenizer import PRE_TOKENIZERS, tokenizer_files
-from larql_duck.models.tokenizer import Tokenizer, load_tokenizer
+from larql_duck.models.tokenizer import Tokenizer, load_tokenizer, token_content
 
 _PLAIN_SCORE = -1e6
 # What differs between ways of cutting text: blanks, digits, apostrophes, case, scripts, marks, newlines.
@@ -126,8 +126,7 @@ class _Vocabulary:
         out: dict[str, Any] = {}
         settings = self.tokenizer.settings
         for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
-            token = settings.get(f"{name}_token")
-            token = token.get("content") if isinstance(token, dict) else token
+            token = token_content(settings.get(f"{name}_token"))
             found = next((i for i, t in enumerate(self.tokens) if t == token and i in self.pieces), None)
             if found is not None:
                 out[f"tokenizer.ggml.{key}_token_id"] = found

@@ -15,8 +15,8 @@ from larql_duck.vindex.arrays import torch_dtype
 _FOREIGN = ("_name_or_path", "auto_map", "quantization_config", "torch_dtype")
 
 
-def write_directory(source: EditedWeights, directory: Path, limit: int = SHARD_BYTES) -> list[Path]:
-    """The files of a Hugging Face directory with the weights of `source`, after they were written.
+def write_directory(source: EditedWeights, directory: Path, limit: int = SHARD_BYTES) -> None:
+    """Write the files of a Hugging Face directory with the weights of `source`.
 
     Tensors are in the vindex's dtype. Shards are at most `limit` bytes.
     """
@@ -24,8 +24,9 @@ def write_directory(source: EditedWeights, directory: Path, limit: int = SHARD_B
     generation = _generation(source.config)
     if generation and "generation_config.json" not in documents:
         documents["generation_config.json"] = _json(generation)
-    files = [write_whole(directory / name, data, error=None) for name, data in documents.items()]
-    return [*files, *write_model(source, shapes_of(source), source.vindex.dtype, directory, limit)]
+    for name, data in documents.items():
+        write_whole(directory / name, data, error=None)
+    write_model(source, shapes_of(source), source.vindex.dtype, directory, limit)
 
 
 def shapes_of(source: EditedWeights) -> dict[str, tuple[int, ...]]:

@@ -24,8 +24,8 @@ def write_model(
     dtype: str,
     directory: Path,
     limit: int = SHARD_BYTES,
-) -> list[Path]:
-    """The files written: model.safetensors, or shards of at most `limit` bytes (one tensor at least) with an index.
+) -> None:
+    """Write model.safetensors, or shards of at most `limit` bytes (one tensor at least) with an index.
 
     `shapes` are those of the tensors to write, by state-dict name and in Hugging Face layout.
     """
@@ -36,16 +36,16 @@ def write_model(
             shards.append({})
         shards[-1][name] = size
     if len(shards) == 1:
-        return [_write(source, shapes, shards[0], dtype, directory / "model.safetensors")]
-    files: list[Path] = []
+        _write(source, shapes, shards[0], dtype, directory / "model.safetensors")
+        return
     places: dict[str, str] = {}
     for i, shard in enumerate(shards, 1):
         file = directory / f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        files.append(_write(source, shapes, shard, dtype, file))
+        _write(source, shapes, shard, dtype, file)
         places |= dict.fromkeys(shard, file.name)
     index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(places.items()))}
     text = json.dumps(index, indent=2)
-    return [*files, write_whole(directory / "model.safetensors.index.json", text, error=None)]
+    write_whole(directory / "model.safetensors.index.json", text, error=None)
 
 
 def _write(
@@ -54,8 +54,8 @@ def _write(
     sizes: Mapping[str, int],
     dtype: str,
     path: Path,
-) -> Path:
-    """The path after the tensors in `sizes` (bytes by name) were written to it."""
+) -> None:
+    """Write the tensors in `sizes` (bytes by name) to `path`."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name, size in sizes.items():
@@ -73,4 +73,3 @@ def _write(
             assert tuple(tensor.shape) == shapes[name], (name, shapes[name], tensor.shape)
             for part in tensor.reshape(-1).split(_CHUNK):
                 file.write(part.to(target).contiguous().view(torch.uint8).numpy().data)
-    return path

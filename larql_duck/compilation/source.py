@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from larql_duck.models.families import Family, bias_of
+from larql_duck.models.family import Family, bias_of
 from larql_duck.patches.overlay import Overlay, Which
 from larql_duck.vindex.store import Vindex
 

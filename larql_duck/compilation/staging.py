@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from larql_duck.errors import LarqlError
 from larql_duck.files import locked, replacing, sync_directory
 from larql_duck.vindex.fields import damaged
 from larql_duck.vindex.publish import publish_directory
@@ -51,8 +50,6 @@ def staged(out: Path, source: Path, file: str | None = None) -> Iterator[Path]:
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
                 lock.unlink(missing_ok=True)
-    except LarqlError:
-        raise
     except (OSError, MemoryError) as error:
         what = f"{getattr(error, 'strerror', None) or error or 'out of memory'} while writing"
         raise damaged(out, what, "free some space or name another place, then compile again") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from larql_duck.compilation.array_files import carry, check_source, write_gates,
 from larql_duck.compilation.down_meta import down_meta
 from larql_duck.compilation.source import EditedWeights
 from larql_duck.compilation.staging import staged
+from larql_duck.models.tokenizer import TOKENIZER_FILES
 from larql_duck.patches.knn_store import STORE, write_knn_store
 from larql_duck.patches.overlay import EditedFact, Overlay
 from larql_duck.probing.publish import LABELS, feature_labels
@@ -41,7 +42,6 @@ class CompiledVindex:
     appended: int
     changed: int
     knn: int
-    notices: list[str] = field(default_factory=list)
 
 
 def compile_vindex(
@@ -121,7 +121,7 @@ class _Compilation:
         if self.vindex.has_tables:
             tables = {entry["file"] for entry in manifest.tables.values()}
             return [name for name in manifest.files if name not in tables and name != STORE]
-        names = (layout.EMBED, *layout.TOKENIZER_FILES, *_LABEL_FILES)
+        names = (layout.EMBED, *TOKENIZER_FILES, *_LABEL_FILES)
         return [name for name in names if (self.vindex.path / name).is_file()]
 
     # -- tables -------------------------------------------------------------------------------------------

@@ -72,8 +72,7 @@ def compare(
         kept = pc.equal(rows["status"], "kept")
         n_kept = pc.sum(kept).as_py() or 0
         rows = rows.filter(pc.invert(kept))
-        reason = incomparable(a, b)
-        if reason is not None:
+        if reason := incomparable(a, b):
             notices.append(f"the two are no versions of one model ({reason}): facts alone are compared")
         else:
             if not (a.vindex.has_weights and b.vindex.has_weights):

@@ -93,8 +93,7 @@ class DiffSide:
 
     def under(self, lists: Sequence[Sequence[Operation]]) -> DiffSide:
         """The side with these lists of operations instead of its own; its tables stay as they are."""
-        overlay = _overlay(self.vindex, lists)
-        return replace(self, overlay=overlay, lists=lists)
+        return replace(self, overlay=_overlay(self.vindex, lists), lists=lists)
 
 
 def directory_side(path: str | Path, opened: OpenWorkspace) -> DiffSide:

@@ -59,8 +59,7 @@ def as_patch(a: DiffSide, b: DiffSide, difference: Difference, *, whole: bool = 
 
 
 def _check(a: DiffSide, b: DiffSide) -> None:
-    reason = incomparable(a, b)
-    if reason is not None:
+    if reason := incomparable(a, b):
         raise PatchError(
             f"{a.name} and {b.name} are no versions of one model ({reason}), so no patch turns one into the other; "
             "carry its facts over with MERGE"
@@ -72,8 +71,7 @@ def _check(a: DiffSide, b: DiffSide) -> None:
             f"{a.name} stores {a.vindex.dtype} and {b.name} {b.vindex.dtype}: a patch cannot carry the difference "
             "exactly; extract one of them again with the other's --dtype"
         )
-    others = tensors_outside_ffn(a, b)
-    if others:
+    if others := tensors_outside_ffn(a, b):
         more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
         raise PatchError(
             f"{a.name} and {b.name} differ outside the FFN, in {', '.join(others[:_NAMED])}{more}; "

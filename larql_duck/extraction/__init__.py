@@ -1,7 +1,5 @@
 """Model files into a vindex."""
 
-from __future__ import annotations
+from larql_duck.extraction.pipeline import extract
 
-from larql_duck.extraction.pipeline import estimate, extract
-
-__all__ = ["estimate", "extract"]
+__all__ = ["extract"]

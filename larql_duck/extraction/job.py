@@ -9,7 +9,7 @@ from typing import Any
 from larql_duck.errors import LevelError, ModelError
 from larql_duck.extraction.options import Options
 from larql_duck.extraction.vocabulary import Vocabulary, vocabulary_of
-from larql_duck.models.families import ModelSizes
+from larql_duck.models.family import ModelSizes
 from larql_duck.models.opening import open_model
 from larql_duck.models.source import WeightSource
 from larql_duck.models.tokenizer import load_tokenizer

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from larql_duck.models.source import WeightSource, ffn_matrix
+from larql_duck.models.tokenizer import TOKENIZER_FILES
 from larql_duck.vindex import layout
 from larql_duck.vindex.arrays import ArrayWriter, FileEntry, write_file
 
@@ -67,5 +68,5 @@ def write_weights(
 def write_config_files(source: WeightSource, directory: Path) -> dict[str, FileEntry]:
     """File name -> manifest entry of the model's own config and tokenizer files, copied whole."""
     files = {"config.json": json.dumps(source.config, indent=2, ensure_ascii=False).encode()}
-    files |= {n: data for n, data in source.tokenizer_files().items() if n in layout.TOKENIZER_FILES}
+    files |= {n: data for n, data in source.tokenizer_files().items() if n in TOKENIZER_FILES}
     return {name: write_file(directory / name, data) for name, data in files.items()}

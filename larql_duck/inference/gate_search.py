@@ -20,7 +20,7 @@ import torch
 from larql_duck.errors import SemanticError
 from larql_duck.inference.modules import ACTIVATIONS
 from larql_duck.inference.search_overlay import LayerEdits, SearchOverlay
-from larql_duck.models.families import bias_of
+from larql_duck.models.family import bias_of
 from larql_duck.vindex.store import Vindex
 
 ORDERS = ("signed", "absolute", "activation")

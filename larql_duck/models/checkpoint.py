@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from larql_duck.errors import ModelError
-from larql_duck.models.families import Family, ModelSizes
+from larql_duck.models.family import Family, ModelSizes
 from larql_duck.models.tokenizer import load_tokenizer
 
 _NAMED = 3  # how many problems an error spells out

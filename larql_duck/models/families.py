@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from larql_duck.errors import ModelError
-from larql_duck.models.family import Config, Family, ModelSizes, bias_of
-
-__all__ = ["FAMILIES", "Family", "ModelSizes", "bias_of", "complete", "family_for", "text_config"]
+from larql_duck.models.family import Config, Family
 
 
 def _read_families() -> dict[str, Family]:

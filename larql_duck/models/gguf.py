@@ -101,19 +101,19 @@ class GgufSource(ModelSource):
 def _dtype(file: GgufFile) -> str:
     """'f32', 'f16' or 'bf16' where the matrices are plain, 'f16' where any is quantised."""
     matrices = [t for t in file.tensors.values() if len(t.shape) > 1 and t.name != POSITIONS]
-    if any(t.kind_name not in FLOATS for t in matrices):
+    if any(t.kind.name not in FLOATS for t in matrices):
         return "f16"
-    return main_dtype((t.kind_name.lower(), t.n_bytes) for t in matrices)
+    return main_dtype((t.kind.name.lower(), t.n_bytes) for t in matrices)
 
 
 def _rope_factors(file: GgufFile) -> list[float] | None:
     entry = file.tensors.get("rope_freqs.weight")
     if entry is None:
         return None
-    if len(entry.shape) != 1 or entry.shape[0] > 1 << 16 or entry.kind_name not in FLOATS:
+    if len(entry.shape) != 1 or entry.shape[0] > 1 << 16 or entry.kind.name not in FLOATS:
         raise ModelError.at(
             file.path,
-            f"tensor {entry.name} has shape {list(entry.shape)} ({entry.kind_name}), expected a short "
+            f"tensor {entry.name} has shape {list(entry.shape)} ({entry.kind.name}), expected a short "
             "list of frequencies",
             tensor=entry.name,
         )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 
 from larql_duck.errors import ModelError
 from larql_duck.models.mapped import FLOATS, MappedFile
@@ -31,8 +32,7 @@ class GgufTensor:
     """One tensor: ggml type, shape (row-major, outermost axis first), offset in the file, size in bytes."""
 
     name: str
-    kind: int
-    kind_name: str
+    kind: GGMLQuantizationType
     shape: tuple[int, ...]
     offset: int
     n_bytes: int
@@ -52,36 +52,34 @@ class GgufFile:
     def tensor(self, name: str) -> torch.Tensor:
         """The named tensor in row-major shape: F32, F16 and BF16 as mapped views, every other type as f32."""
         entry = self.tensors[name]
-        if entry.kind_name in FLOATS:
-            return self._mapped.tensor(entry.offset, FLOATS[entry.kind_name], entry.shape)
+        if entry.kind.name in FLOATS:
+            return self._mapped.tensor(entry.offset, FLOATS[entry.kind.name], entry.shape)
         return self._dequantised(entry)
 
     def _dequantised(self, entry: GgufTensor) -> torch.Tensor:
         import numpy as np
-        from gguf import GGMLQuantizationType, quants
 
         raw = np.frombuffer(self._mapped.map, dtype=np.uint8, count=entry.n_bytes, offset=entry.offset)
         raw = raw.reshape(math.prod(entry.shape[:-1]), -1)
         out = torch.empty((len(raw), entry.shape[-1]), dtype=torch.float32)
-        kind = GGMLQuantizationType(entry.kind)
         try:
             # The package holds every piece and their concatenation at once, so large tensors go in blocks of rows.
             # Damaged scales overflow quietly here; the check for NaN and infinity then names the tensor.
             with np.errstate(all="ignore"):
                 for row in range(0, len(raw), _ROWS):
-                    values = quants.dequantize(raw[row : row + _ROWS], kind)
+                    values = quants.dequantize(raw[row : row + _ROWS], entry.kind)
                     out[row : row + _ROWS] = torch.from_numpy(values)
         except NotImplementedError:
             raise ModelError.at(
                 self.path,
-                f"tensor {entry.name} has the type {entry.kind_name}, which the gguf package "
+                f"tensor {entry.name} has the type {entry.kind.name}, which the gguf package "
                 f"({version('gguf')}) does not dequantise; use another quantisation of the model",
                 tensor=entry.name,
             ) from None
         except (ValueError, TypeError, IndexError, OverflowError, AssertionError) as error:
             raise ModelError.at(
                 self.path,
-                f"tensor {entry.name} ({entry.kind_name}) cannot be dequantised: {str(error)[:100]}",
+                f"tensor {entry.name} ({entry.kind.name}) cannot be dequantised: {str(error)[:100]}",
                 tensor=entry.name,
             ) from None
         return out.reshape(entry.shape)
@@ -222,23 +220,21 @@ class _Walk:
 
     def placed(self, name: str, dims: tuple[int, ...], kind: int, offset: int) -> GgufTensor:
         """The tensor with its size worked out and its place checked; dims come innermost first, as in the file."""
-        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
         try:
-            kind_name = GGMLQuantizationType(kind).name
-            block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+            known = GGMLQuantizationType(kind)
+            block, block_bytes = GGML_QUANT_SIZES[known]
         except (ValueError, KeyError):
             raise self.error(f"tensor {name} has the unknown type {kind}", name) from None
         values = math.prod(dims)
         if values == 0 or dims[0] % block:
             raise self.error(
-                f"tensor {name} has the shape {list(reversed(dims))}, impossible for {kind_name}", name
+                f"tensor {name} has the shape {list(reversed(dims))}, impossible for {known.name}", name
             )
         n_bytes = values // block * block_bytes
         if offset + n_bytes > self.size:
             raise self.error(
-                f"tensor {name} of shape {list(reversed(dims))} ({kind_name}) ends at byte {offset + n_bytes}, "
+                f"tensor {name} of shape {list(reversed(dims))} ({known.name}) ends at byte {offset + n_bytes}, "
                 f"the file has {self.size}",
                 name,
             )
-        return GgufTensor(name, kind, kind_name, tuple(reversed(dims)), offset, n_bytes)
+        return GgufTensor(name, known, tuple(reversed(dims)), offset, n_bytes)

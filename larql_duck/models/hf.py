@@ -16,15 +16,9 @@ from larql_duck.models.families import complete, family_for, text_config
 from larql_duck.models.family import Family
 from larql_duck.models.mapped import FLOATS
 from larql_duck.models.safetensors_file import SafetensorsFile
+from larql_duck.models.tokenizer import TOKENIZER_FILES
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-)
+_FILES = (*TOKENIZER_FILES, "chat_template.json")
 _INDEX = "model.safetensors.index.json"
 # Files of other layouts that may lie beside the model's own: adapters, and Mistral's original.
 _OTHERS = re.compile(r"(adapter|consolidated).*\.safetensors")
@@ -87,7 +81,7 @@ class HfSource(ModelSource):
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """File name -> content of tokenizer.json and its companions, where the directory has them."""
-        paths = [self.path / name for name in TOKENIZER_FILES]
+        paths = [self.path / name for name in _FILES]
         try:
             return {path.name: path.read_bytes() for path in paths if path.is_file()}
         except OSError as error:

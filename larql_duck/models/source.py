@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, overload, runtime_checkable
 
 from larql_duck.errors import ModelError
-from larql_duck.models.families import Family, ModelSizes
+from larql_duck.models.family import Family
 
 if TYPE_CHECKING:
     import torch
-
-__all__ = ["ModelSizes", "WeightSource", "ffn_matrix", "final_norm_multiplier", "head_matrix"]
 
 
 @runtime_checkable

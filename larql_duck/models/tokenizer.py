@@ -15,6 +15,14 @@ if TYPE_CHECKING:
 
     from larql_duck.models.source import WeightSource
 
+# The files that make up a tokenizer, the first one alone needed.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
 _BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _LONE = "�"  # what an incomplete UTF-8 sequence decodes to
 # Entries that no text is meant to contain, though tokenizers do not call them special: placeholders, and markers
@@ -125,7 +133,7 @@ class Tokenizer:
         return self._named("eos_token")
 
     def _named(self, key: str) -> int | None:
-        content = _content(self.settings.get(key))
+        content = token_content(self.settings.get(key))
         return None if content is None else self._backend.token_to_id(content)
 
 
@@ -188,7 +196,7 @@ def json_object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     return value
 
 
-def _content(value: Any) -> str | None:
+def token_content(value: Any) -> str | None:
     """The text of a special token, which configs write as a string or as an object with `content`."""
     value = value.get("content") if isinstance(value, Mapping) else value
     return value if isinstance(value, str) and value else None
@@ -205,13 +213,13 @@ def _add_special_tokens(backend: tokenizers.Tokenizer, settings: Mapping[str, An
     decoder = settings.get("added_tokens_decoder")
     known = {t.content for t in backend.get_added_tokens_decoder().values()}
     for _, entry in sorted((decoder if isinstance(decoder, Mapping) else {}).items(), key=_by_number):
-        content = _content(entry)
+        content = token_content(entry)
         if content and content not in known and isinstance(entry, Mapping):
             flags = {flag: bool(entry.get(flag, False)) for flag in _FLAGS}
             backend.add_tokens([tokenizers.AddedToken(content, **flags)])
     extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
     values = extra.values() if isinstance(extra, Mapping) else extra if isinstance(extra, list) else []
-    names = [_content(settings.get(k)) for k in _NAMED] + [_content(v) for v in values]
+    names = [token_content(settings.get(k)) for k in _NAMED] + [token_content(v) for v in values]
     special = {t.content for t in backend.get_added_tokens_decoder().values() if t.special}
     new = [n for n in dict.fromkeys(names) if n and n not in special]
     if new:

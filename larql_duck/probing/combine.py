@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from larql_duck.models.tokenizer import Tokenizer
 from larql_duck.probing.outcomes import NO_ARTICLE, Candidate, Reply
 from larql_duck.probing.words import normal
 
@@ -155,6 +156,8 @@ class _Priors:
         return sum(means) / len(means) if means else None
 
 
-def prompt_ids(encoded: Sequence[int], answer: Answer) -> list[int]:
-    """The token ids after which the answer's first token stands: the encoded prompt and the article looked past."""
-    return [*encoded] if answer.article == NO_ARTICLE else [*encoded, answer.article]
+def prompt_ids(tokenizer: Tokenizer, answers: Sequence[Answer]) -> list[list[int]]:
+    """The token ids after which each answer's first token stands: its prompt's and the article looked past."""
+    encoded = tokenizer.encode_batch([a.prompt for a in answers])
+    articles = ([] if a.article == NO_ARTICLE else [a.article] for a in answers)
+    return [ids + article for ids, article in zip(encoded, articles, strict=True)]

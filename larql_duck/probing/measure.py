@@ -61,8 +61,7 @@ def measure(
     replacement [layers, features] is what a feature's activation becomes when it is taken away (None: zero). It has
     to be part of the checkpoint's context.
     """
-    encoded = engine.tokenizer.encode_batch([a.prompt for a in answers])
-    ids = [prompt_ids(row, answer) for row, answer in zip(encoded, answers, strict=True)]
+    ids = prompt_ids(engine.tokenizer, answers)
     features: dict[int, FactFeatures] = {}
     most = max(8, min(BATCH_FACTS, BATCH_CONTRIBUTIONS // sum(engine.n_features)))
     # Answers of one variant share their prompts' beginning.

@@ -80,8 +80,7 @@ def _drops(
     """For each set of features, the drop of log p of every sampled fact without it."""
     if not sample:
         return {}
-    encoded = engine.tokenizer.encode_batch([a.prompt for a in sample])
-    ids = [prompt_ids(row, answer) for row, answer in zip(encoded, sample, strict=True)]
+    ids = prompt_ids(engine.tokenizer, sample)
     tokens = [a.first for a in sample]
 
     @cache

@@ -5,19 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from larql_duck.models.families import Family
+from larql_duck.models.family import Family
 
 GATE, UP, DOWN, EMBED = "gate_vectors.bin", "up_weights.bin", "down_weights.bin", "embeddings.bin"
 ATTENTION, NORMS, HEAD, EXTRA = "attn_weights.bin", "norms.bin", "lm_head.bin", "extra_weights.bin"
 WEIGHT_MANIFEST = "weight_manifest.json"
 DOWN_META = "down_meta.bin"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "generation_config.json",
-)
 
 
 @dataclass(frozen=True)

@@ -168,8 +168,6 @@ def _roll_forward(directory: Path) -> None:
     shutil.rmtree(pending)
 
 
-def rebuild_database(directory: Path) -> Path:
-    """The path of model.duckdb after it was built anew from tables/, under another name first."""
-    target = directory / DATABASE
-    build_database(directory / TABLES, target, manifest_hash(directory))
-    return target
+def rebuild_database(directory: Path) -> None:
+    """Build model.duckdb anew from tables/, under another name first."""
+    build_database(directory / TABLES, directory / DATABASE, manifest_hash(directory))

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from larql_duck.catalog import SCHEMAS
 from larql_duck.errors import LevelError, VindexError
 from larql_duck.models.families import Family, family_for
+from larql_duck.models.tokenizer import TOKENIZER_FILES
 from larql_duck.vindex import layout
 from larql_duck.vindex.arrays import hash_file, map_tensor
 from larql_duck.vindex.fields import Natural, damaged, read_json, read_struct
@@ -144,7 +145,7 @@ class Vindex:
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """File name -> content of the tokenizer files that are there."""
-        paths = [self.path / name for name in layout.TOKENIZER_FILES]
+        paths = [self.path / name for name in TOKENIZER_FILES]
         return {p.name: p.read_bytes() for p in paths if p.is_file()}
 
     # -- tables -------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from larql_duck.progress import Progress
 from larql_duck.vindex import layout
 from larql_duck.vindex.arrays import hash_file, read_down_meta
 from larql_duck.vindex.database import database_hash
+from larql_duck.vindex.fields import damaged
 from larql_duck.vindex.manifest import manifest_hash
 from larql_duck.vindex.store import Vindex
 
@@ -50,10 +51,8 @@ def _checksums(vindex: Vindex, say: Progress) -> Iterator[str]:
     total, done = sum(sizes.values()), 0
     for name in names:
         if hash_file(vindex.path / name)["sha256"] != vindex.manifest.checksums[name]:
-            yield (
-                f"{vindex.path / name}: its sha256 differs from the manifest's, so its bytes changed; "
-                "restore it from a copy or extract the model again"
-            )
+            what = "its sha256 differs from the manifest's, so its bytes changed"
+            yield str(damaged(vindex.path / name, what))
         done += sizes[name]
         say(name, done, total)
 

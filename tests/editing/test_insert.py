@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,8 @@ import torch
 
 from larql_duck.commands.opening import connect
 from larql_duck.commands.rows import appended
-from larql_duck.editing import inserting
-from larql_duck.editing.inserting import UpdatedFact, delete_facts, update_facts
+from larql_duck.editing.inserting import UpdatedFact, delete_facts, relation_prior, update_facts
+from larql_duck.editing.relation_prompts import RelationPrompts
 from larql_duck.errors import LevelError, NotSupportedError, SemanticError
 from larql_duck.inference.scoring import answer_ids
 from larql_duck.session import Session
@@ -72,25 +73,40 @@ def test_update_and_delete_of_an_inserted_fact(session: Session) -> None:
 
 
 @pytest.mark.parametrize("session", FAMILIES, indirect=True)
-def test_a_fact_of_the_model_is_deleted_down_to_the_prior(
-    session: Session, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = inserting.prompts_for
-    monkeypatch.setattr(inserting, "prompts_for", lambda s, name, t=(): real(s, name, t or (TEMPLATE,)))
-    monkeypatch.setattr(inserting, "relation_prior", lambda *_: 0.01)
+def test_a_fact_of_the_model_is_deleted_down_to_the_prior(session: Session) -> None:
+    # No pack knows the relation: its template and its other subjects are those that were probed.
+    session.probe(["Germany", "Italy", "Spain", "Japan"], {"seat": [TEMPLATE]})
+    others = [s for (s,) in session.sql("SELECT DISTINCT subject FROM lq.facts").rows()]
+    assert others and "France" not in others
     engine = session.model.engine
     before = engine.logits(["The capital France"])[0].softmax(-1)
-    edits = delete_facts(session.workspace, [("France", "capital")])
+    best = int(before.argmax())
+    prior = float(engine.logits([TEMPLATE.replace("{}", s) for s in others]).softmax(-1)[:, best].mean())
+    edits = delete_facts(session.workspace, [("France", "seat")])
     assert not session.patches.overlay
     [row] = appended(session.patches, edits).dicts()
-    assert row["target"] == engine.tokenizer.token(int(before.argmax())).strip()
+    assert row["target"] == engine.tokenizer.token(best).strip()
     after = engine.logits(["The capital France"])[0].softmax(-1)
-    assert after[before.argmax()] < 0.05 < before.max()
+    # The least prior that a fact is lowered to is 1e-4.
+    assert before[best] > 0.2 and after[best] < 1.5 * max(prior, 1e-4)
     [fact] = session.patches.overlay.facts
     assert fact.kind == "delete"
-    assert "deleted already" in delete_facts(session.workspace, [("France", "capital")]).notices[0]
+    assert "deleted already" in delete_facts(session.workspace, [("France", "seat")]).notices[0]
     session.lql("ROLLBACK PATCH;")
     assert torch.equal(engine.logits(["The capital France"])[0].softmax(-1), before)
+
+
+@pytest.mark.parametrize("session", FAMILIES, indirect=True)
+def test_the_prior_is_the_mean_over_other_subjects(session: Session) -> None:
+    engine = session.model.engine
+    own = RelationPrompts("seat", (TEMPLATE,), (), ("France", "Japan", "Italy"), ("Rome", "Peru"), None)
+    # Without other subjects of the relation, names of all kinds stand in for them.
+    for subjects, others in [(own.subjects, ("Japan", "Italy")), (("France",), own.varied)]:
+        p = engine.logits([TEMPLATE.replace("{}", s) for s in others]).softmax(-1)
+        tokens = [answer_ids(engine.tokenizer, TEMPLATE, word)[0] for word in ("Paris", "Tokyo")]
+        expected = float(p[:, tokens].sum(1).mean())
+        prior = relation_prior(engine, replace(own, subjects=subjects), "France", ["Paris", "Tokyo"])
+        assert prior == pytest.approx(max(expected, 1e-4), rel=1e-3)
 
 
 @pytest.mark.parametrize("session", ["llama"], indirect=True)

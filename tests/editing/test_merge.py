@@ -2,18 +2,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from larql_duck.commands.opening import connect
 from larql_duck.compilation.vindex import compile_vindex
-from larql_duck.editing import merge
 from larql_duck.errors import SemanticError, VindexError
-from larql_duck.patches.operations import DeleteOp, FactEdits, UpdateOp
+from larql_duck.patches.operations import DeleteOp, UpdateOp
 from tests.edits import database_fact, insert, vector
 
+# Ordinary text; what the tiny model writes itself takes longer.
+TEXT = "The capital of France is Paris. " * 400
 PROBED = Callable[[str], Path]
 
 
@@ -87,26 +87,24 @@ def test_conflicts_go_by_the_rule_and_are_reported(
         s.patches.rollback()
 
 
-def test_another_model_gives_facts_by_insert(
-    probed_vindex: PROBED,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """What INSERT is asked for: the source's facts that the target states otherwise or not at all."""
-    asked: list[tuple[str, str, str]] = []
-
-    def insert_facts(workspace: Any, rows: list[tuple[str, str, str]], **_: Any) -> FactEdits:
-        asked.extend(rows)
-        return FactEdits()
-
-    monkeypatch.setattr(merge, "insert_facts", insert_facts)
+@pytest.mark.slow
+def test_another_model_gives_facts_by_insert(probed_vindex: PROBED) -> None:
+    """The source's facts that the target states otherwise or not at all become features of the target."""
     source = probed_vindex("gemma3_text")
     with connect(probed_vindex("llama")) as s:
-        kept = s.lql(f'MERGE "{source}" ON CONFLICT KEEP_TARGET DRY RUN').arrow().to_pylist()
-        assert kept and not asked
-        done = s.lql(f'MERGE "{source}"').arrow().to_pylist()
-        assert asked == [(r["entity"], r["relation"], r["source"]) for r in done]
+        s.configure(texts=TEXT)
+        kept = s.lql(f'MERGE "{source}" ON CONFLICT KEEP_TARGET DRY RUN').dicts()
+        assert kept and all(r["action"] == "kept" for r in kept if r["conflict"])
+        assert not s.patches.overlay
+        done = s.lql(f'MERGE "{source}"').dicts()
         assert {r["action"] for r in done if r["conflict"]} <= {"replaced"}
-        assert all(r["action"] == "kept" for r in kept if r["conflict"])
+        facts = s.patches.overlay.facts
+        stated = [(r["entity"], r["relation"], r["source"]) for r in done]
+        assert [(f.entity, f.relation, f.target) for f in facts] == stated
+        assert {f.mode for f in facts} == {"compose"}
+        shown = s.sql("SELECT subject, relation FROM lq.edges WHERE source = 'patch'").rows()
+        assert set(shown) == {(entity, relation) for entity, relation, _ in stated}
+        s.patches.rollback()
 
 
 def test_what_merge_refuses(tiny_vindex: Callable[[str], Path], source: Path) -> None:
