@@ -5,8 +5,9 @@ from __future__ import annotations
 import html
 import json
 import shutil
+import weakref
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import duckdb
@@ -20,6 +21,14 @@ _TEXT_ROWS, _TEXT_WIDTH = 20, 60
 _ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\0": "\\0"}
 
 
+class ThreadConnection(Protocol):
+    """What gives each thread its own DuckDB connection to one database."""
+
+    @property
+    def here(self) -> duckdb.DuckDBPyConnection:
+        """The connection of this thread."""
+
+
 class Result:
     """One table with typed columns, read completely when the statement ran.
 
@@ -30,14 +39,16 @@ class Result:
         self,
         table: pa.Table,
         *,
-        con: duckdb.DuckDBPyConnection | None = None,
+        con: ThreadConnection | None = None,
         sql: str | None = None,
         notices: Sequence[str] = (),
         statement: object = None,
     ) -> None:
-        """statement: what was asked in LQL, as text or parsed."""
+        """con: where `rel` is made. statement: what was asked in LQL, as text or parsed."""
         self._table = table
-        self._con = con
+        # Not held: a result that outlives its session (the prompt's `_`, of which torch keeps a copy) would hold DuckDB
+        # past the interpreter's end, and DuckDB complains.
+        self._con = None if con is None else weakref.ref(con)
         self._unfetched: Iterator[tuple[Any, ...]] | None = None
         self.sql = sql
         self.notices = list(notices)
@@ -75,7 +86,8 @@ class Result:
         """The rows as a DuckDB relation of the session's connection, to filter, join and aggregate further."""
         import duckdb
 
-        return (self._con or duckdb.connect()).from_arrow(self._table)
+        con = None if self._con is None else self._con()
+        return (duckdb.connect() if con is None else con.here).from_arrow(self._table)
 
     def rows(self) -> list[tuple[Any, ...]]:
         """The rows as tuples of Python values."""

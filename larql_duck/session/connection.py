@@ -103,7 +103,7 @@ class Connection:
     def query(self, sql: str, parameters: Parameters | None = None, *, stale: bool = False) -> Result:
         """The Result of a query as if the caller's own code ran it; see `fetch`. QueryError where DuckDB refuses it."""
         try:
-            return Result(self.fetch(sql, parameters, stale=stale), con=self.here, sql=sql)
+            return Result(self.fetch(sql, parameters, stale=stale), con=self, sql=sql)
         except duckdb.Error as error:
             raise query_error(error, sql, self.failures) from error
 

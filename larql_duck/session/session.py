@@ -292,7 +292,7 @@ class Session:
     def _explain_sql(self, statement: Any) -> Result:
         query = transpiled(statement.statement, self._catalog, running=True)
         table = pa.table({"sql": pa.array([query.printed], pa.string())})
-        return Result(table, con=self._connection.here, notices=query.notices, statement=statement)
+        return Result(table, con=self._connection, notices=query.notices, statement=statement)
 
     def _answer(self, step: Plan, statement: Statement, text: str, piped: pa.Table | None) -> Result:
         if isinstance(step, Request):
@@ -309,7 +309,7 @@ class Session:
         notices = [*step.notices, *self._untold()]
         if table.num_rows == 0:
             notices += self._why_empty(step)
-        return Result(table, con=connection.here, sql=step.printed, notices=notices, statement=statement)
+        return Result(table, con=connection, sql=step.printed, notices=notices, statement=statement)
 
     def _why_empty(self, step: Query) -> list[str]:
         notices = []

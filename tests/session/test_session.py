@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import duckdb
@@ -388,6 +389,29 @@ def test_no_noise_at_the_interpreters_end(world: Path) -> None:
         [sys.executable, "-c", code, str(world)], capture_output=True, text=True, timeout=120
     )
     assert done.stdout == "0 3\n" and done.stderr == "" and done.returncode == 0
+
+
+def test_a_result_of_another_thread_joins_here(world: Path) -> None:
+    with lq.connect(world) as session, ThreadPoolExecutor(1) as pool:
+        result = pool.submit(session.sql, "SELECT 'France' AS subject").result()
+        pool.shutdown()
+        session.con.execute("CREATE TABLE mine AS SELECT 'France' AS subject, 1 AS n")
+        assert result.rel.query("r", "SELECT n FROM r JOIN mine USING (subject)").fetchall() == [(1,)]
+
+
+@pytest.mark.slow
+def test_no_noise_after_a_prompt_that_shows_results(world: Path) -> None:
+    """The prompt keeps the last result as `_`, and torch, loaded later, keeps a copy of that."""
+    code = (
+        "import sys, larql_duck as lq\n"
+        "s = lq.connect(sys.argv[1])\n"
+        "for typed in ('s.lql(\"SHOW LAYERS 3\")', 's.sql(\"SELECT 1\")', 'import torch'):\n"
+        "    exec(compile(typed, '<prompt>', 'single'))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(world)], capture_output=True, text=True, timeout=120
+    )
+    assert "(1 row, 1 column)" in done.stdout and done.stderr == "" and done.returncode == 0
 
 
 def test_light_imports() -> None:
