@@ -5,6 +5,9 @@ VINDEX ?= smollm2.vindex
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
+# Some machines set it to keep images small. Here many short processes import torch, which takes twice as long without.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help install demo test lint format bench clean
 
 help:

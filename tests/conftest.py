@@ -192,7 +192,7 @@ def smollm2_gguf() -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2_vindex(smollm2_gguf: Path, made_once: MadeOnce) -> Path:
-    """SmolLM2 as an f32 vindex, the first 60 subjects of three relations probed (capital, currency, opposite).
+    """SmolLM2 as an f32 vindex: the features of layers 15-29 described, 60 subjects of capital, currency and opposite.
 
     Only to be read.
 
@@ -205,7 +205,7 @@ def smollm2_vindex(smollm2_gguf: Path, made_once: MadeOnce) -> Path:
     from larql_duck.extraction import extract
 
     def build(path: Path) -> None:
-        extract(smollm2_gguf, path, dtype="f32", in_basis="embedding", probe=False)
+        extract(smollm2_gguf, path, dtype="f32", in_basis="embedding", layers=(15, 29), probe=False)
         with connect(path) as session:
             session.probe(relations=["capital", "currency", "opposite"], limit=60)
 

@@ -55,6 +55,8 @@ class Mount:
         # place of the stored rows.
         self._bodies: dict[str, str] = {}
         self._rebased: set[str] = set()
+        # The tables that the views base_NAME show.
+        self._bases: dict[str, str] = {}
         self._lock = threading.RLock()
         self._catalog = self._make_schema()
 
@@ -105,6 +107,7 @@ class Mount:
                 self._run(f"DROP SCHEMA IF EXISTS {self.schema} CASCADE; CREATE SCHEMA {self.schema}")
             self._bodies.clear()
             self._rebased.clear()
+            self._bases.clear()
             self._detach()
             self.remove_files()
 
@@ -182,8 +185,10 @@ class Mount:
             before, self._rebased = self._rebased, set(tables)
             for name, rows in tables.items():
                 self._keep(f"probed_{name}", rows)
-            for name in SCHEMAS:
-                self._run(f"CREATE OR REPLACE VIEW {self.schema}.base_{name} AS FROM {self.base(name)}")
+            bases = {name: self.base(name) for name in SCHEMAS}
+            for name, table in bases.items() - self._bases.items():
+                self._run(f"CREATE OR REPLACE VIEW {self.schema}.base_{name} AS FROM {table}")
+            self._bases = bases
             for name in before | self._rebased:
                 if name not in self._bodies:
                     self._run(self._seam(name))

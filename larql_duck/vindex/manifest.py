@@ -102,6 +102,14 @@ class Manifest(_Index, kw_only=True):
         return dict(self.section.get("options", {}))
 
     @property
+    def described_layers(self) -> range:
+        """The layers (from 0) whose features the tables describe: all, or those that the extraction was limited to."""
+        match self.options.get("layers"):
+            case [int(low), int(high)]:
+                return range(low, high + 1)
+        return range(self.num_layers)
+
+    @property
     def many_relations(self) -> set[str]:
         """The relations with several answers, among those that were probed."""
         return {relation for pack in self.section.get("packs") or [] for relation in pack.get("many", ())}

@@ -68,10 +68,11 @@ def _layers(vindex: Vindex) -> Iterator[str]:
 def _features(vindex: Vindex) -> Iterator[str]:
     table = vindex.table("features")
     layers, norms = table["layer"].to_numpy(), table["gate_norm"].to_numpy()
+    described = vindex.manifest.described_layers
     for layer, expected in enumerate(vindex.n_features):
         chosen = norms[layers == layer]
-        if not len(chosen):
-            continue  # extracted with --layers: this layer is stored but not described
+        if layer not in described:
+            continue  # stored but not described, edited slots apart
         if len(chosen) != expected:
             yield f"{vindex.path}: table features has {len(chosen)} rows for layer {layer}, not {expected}"
         elif not _close(vindex.gate(layer).float().norm(dim=1), chosen):

@@ -186,6 +186,15 @@ def test_a_compiled_vindex_is_edited_and_compiled_again(base, tmp_path: Path) ->
 # -- what readers see -----------------------------------------------------------------------------------------
 
 
+def test_an_edited_slot_of_a_layer_that_is_not_described(tiny_model, tmp_path: Path) -> None:
+    source = extract(tiny_model("llama"), tmp_path / "x.vindex", layers=(2, 2), probe=False)
+    with connect(source) as s:
+        vectors = {w: vector(s.vindex, i, 0.05) for i, w in enumerate(("gate", "up", "down"))}
+        s.patches.append([InsertOp(1, 64, "Atlantis", "Poseidon", "capital", **vectors)])
+        s.lql(f'COMPILE CURRENT INTO VINDEX "{tmp_path / "out.vindex"}"')
+    assert verify(tmp_path / "out.vindex") == []
+
+
 def test_the_plain_duckdb_client_sees_the_edits(base, tmp_path: Path) -> None:
     with connect(base("llama")) as s:
         s.patches.append([insert(s.vindex, "Atlantis", "Poseidon"), database_fact(s.vindex)])

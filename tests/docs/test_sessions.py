@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from larql_duck.editing import background_corpus
 from tests.docs.__main__ import PAGES, ROOT
 from tests.docs.sessions import Step, rewritten, run_page, same, steps
 
@@ -48,9 +49,13 @@ def test_only_fractions_may_differ_a_little() -> None:
 
 @pytest.mark.real
 @pytest.mark.parametrize("page", SESSIONS, ids=lambda page: str(page.relative_to(ROOT)))
-def test_pages_run_and_predict_what_they_print(page: Path, smollm2_vindex: Path, tmp_path: Path) -> None:
+def test_pages_run_and_predict_what_they_print(
+    page: Path, smollm2_vindex: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every step runs; what the model predicts is compared. Facts and their figures are those of the default
     extraction, which takes too long for a test: `python -m tests.docs VINDEX` compares them too."""
+    # Less ordinary text for INSERT: writing it takes a minute, and what is inserted is not compared.
+    monkeypatch.setattr(background_corpus, "POSITIONS", 4)
     (tmp_path / "smollm2.vindex").symlink_to(smollm2_vindex)
     for step, printed in run_page(page.read_text(encoding="utf-8"), tmp_path):
         assert printed or not step.expected

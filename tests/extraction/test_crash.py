@@ -19,7 +19,7 @@ from larql_duck.vindex.verify import verify
 from tests.extraction.killed import Extraction
 from tests.tiny import make_tiny
 
-KILLS = int(os.environ.get("LARQL_DUCK_KILLS", "5"))
+KILLS = int(os.environ.get("LARQL_DUCK_KILLS", "3"))
 
 
 def same(a: Path, b: Path) -> None:
