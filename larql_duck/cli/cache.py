@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import typer
 
-from larql_duck import cache
 from larql_duck.cli.errors import say
 from larql_duck.cli.options import OutputOptions, command
 
@@ -14,6 +13,7 @@ app = typer.Typer(name="cache", help="List or clear what edits measured.")
 @command(app, "list")
 def list_entries(output: OutputOptions) -> None:
     """List the entries, those used last first."""
+    from larql_duck import cache
     from larql_duck.commands.rows import BIG, TEXT, TIME, result_of
 
     entries = cache.entries()
@@ -27,6 +27,8 @@ def list_entries(output: OutputOptions) -> None:
 @command(app)
 def clear() -> None:
     """Delete all entries; they are measured again when an edit needs them."""
+    from larql_duck import cache
+
     say(f"freed {cache.clear() / 2**20:,.0f} MiB in {cache.cache_dir()}")
 
 

@@ -55,7 +55,7 @@ def detectors(
 ) -> Detectors:
     """Detectors of all facts at once: least squares under the metric of `second`.
 
-    keys[f] [k, hidden] are fact f's own. same[f] lists the facts (f itself included) whose keys f answers to as well:
+    keys[f] [k, hidden] are fact f's own. same[f] lists the facts (f itself included) whose keys f fires at as well:
     those about the same subject. zeros [m, hidden] are keys at which nothing fires. second f64 [hidden, hidden] is
     the second moment of the layer's FFN input. within weighs how keys of one subject differ between contexts;
     weights [sum of k] says how much each key counts, the facts' one after the other.

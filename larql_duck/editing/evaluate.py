@@ -247,7 +247,7 @@ def _same(a: _Asked) -> list[str]:
 def _measure(
     workspace: Workspace, a: _Asked, before: _State, after: _State, i: int, *, compared: bool
 ) -> None:
-    """None; a.row is filled in."""
+    """Fill in a.row."""
 
     fact = a.fact
     lost = fact.kind == "delete"

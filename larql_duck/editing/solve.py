@@ -139,7 +139,7 @@ def checked_layer(layer: int | None, n_layers: int) -> int:
 
 
 def need_gated(engine: Engine) -> None:
-    """Nothing; NotSupportedError where the FFN has no up matrix, so that no detector can be made."""
+    """Raise NotSupportedError where the FFN has no up matrix, so that no detector can be made."""
     if any(parts.up is None for parts in engine.modules.layers):
         raise NotSupportedError(
             f"{engine.family.name} has plain feed-forward networks, in which a fact cannot be inserted as a feature; "

@@ -203,7 +203,7 @@ class _Group:
         return torch.nonzero(((self.adds != 0) & ~done).any(1) & ~self.rests).flatten()
 
     def keep(self, active: torch.Tensor, loss: torch.Tensor) -> None:
-        """None; the losses of the picked lessons are kept, and those that are small rest in their next turn."""
+        """Keep the losses of the picked prompts, and let those that are small rest in their next turn."""
         self.loss[active] = loss.detach()[active]
         self.rests = torch.zeros_like(self.rests)
         self.rests[active] = self.loss[active] < _REST

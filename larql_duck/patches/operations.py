@@ -129,7 +129,7 @@ class FactEdits:
 def check_operations(
     vindex: Vindex, operations: Sequence[Operation], where: str = "", before: Sequence[Operation] = ()
 ) -> None:
-    """None; PatchError for a layer, a feature or a vector that the vindex cannot have.
+    """Raise PatchError for a layer, a feature or a vector that the vindex cannot have.
 
     A number from n_features on must have been inserted earlier in the same patch: in operations, or in `before`,
     which stands before them.

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from larql_duck.catalog import LOOKUPS, as_schema
-from larql_duck.probing.merge import PROBED
-from larql_duck.probing.publish import merged_tables
 from larql_duck.progress import Ticker
 
 if TYPE_CHECKING:
@@ -65,6 +63,10 @@ class UnsavedRuns:
         tables = dict(self._published)
         runs = [run for run, under in self._runs if under in (None, edits)]
         if runs:
+            # They load pyarrow.compute, which opening a vindex does not need.
+            from larql_duck.probing.merge import PROBED
+            from larql_duck.probing.publish import merged_tables
+
             vindex = self._vindex
             known = {name: tables.get(name, vindex.table(name)) for name in PROBED}
             for run in runs:
