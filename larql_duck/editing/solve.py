@@ -367,7 +367,7 @@ def _values(
     rewrite_prompts = _rewrite_prompts(engine, requests)
     index = list(numbers)
     gate, up = torch.from_numpy(found.gate[index]), torch.from_numpy(found.up[index])
-    # The feature fires as strongly as it will at each lesson's subject, not always fully.
+    # The feature fires as strongly as it will at each prompt's subject, not always fully.
     fires = _fires(
         engine, layer, gate, up, read_inputs(engine, [s.ids[: s.at + 1] for s in rewrite_prompts], layer)
     )

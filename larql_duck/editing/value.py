@@ -30,7 +30,7 @@ STEPS, DONE = 40, 0.12
 PHASES = 4
 # Adam's step, in units of the layer's own length; what a nat of changed other answers weighs; what length^2 weighs.
 RATE, KEEP, DECAY = 0.1, 3.5, 0.05
-# A lesson whose loss (nats) is below this rests in its next turn: its gradient is next to nothing.
+# A prompt whose loss (nats) is below this rests in its next turn: its gradient is next to nothing.
 _REST = 0.05
 # A post-norm keeps the direction of a sum alone: to turn it, d has to be longer than what was there.
 _POST = 3.0
@@ -88,7 +88,7 @@ def values(
     progress: Ticker | None = None,
     trace: Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None] | None = None,
 ) -> Values:
-    """The value of every fact, found together by Adam: at each lesson's subject the FFN's raw output gets the sum of
+    """The value of every fact, found together by Adam: at each prompt's subject the FFN's raw output gets the sum of
     its facts' values. keep weighs what is to stay (KEEP). trace(step, said, kept, length) is called with the losses [facts] and lengths of d.
     """
     phases = [_groups(engine, layer, part, n_facts) for part in _phases(prompts, n_facts) if part]
@@ -136,7 +136,7 @@ def values(
         with torch.no_grad():
             move = live & ~done
             grad = u.grad + 2 * DECAY * u / engine.hidden
-            # A fact that had no lesson in this phase rests.
+            # A fact that had no prompt in this phase rests.
             move &= u.grad.abs().amax(1) > 0
             taken += move.float()
             first[move] = 0.9 * first[move] + 0.1 * grad[move]
@@ -152,7 +152,7 @@ def values(
 
 
 def _phases(prompts: Sequence[RewritePrompt], n_facts: int) -> list[list[RewritePrompt]]:
-    """The lessons dealt out so that each phase has goals and keepers of every fact."""
+    """The prompts dealt out so that each phase has goals and keepers of every fact."""
     out: list[list[RewritePrompt]] = [[] for _ in range(PHASES)]
     dealt: dict[tuple[bool, int], int] = {}
     for prompt in prompts:
@@ -167,17 +167,17 @@ def _phases(prompts: Sequence[RewritePrompt], n_facts: int) -> list[list[Rewrite
     return out
 
 
-# -- lessons as batches ---------------------------------------------------------------------------------------
+# -- prompts as batches ---------------------------------------------------------------------------------------
 
 
 @dataclass
 class _Group:
-    """Lessons that run together, aligned at the subject; `hidden` enters the layer, what precedes it is in `cache`.
+    """Prompts that run together, aligned at the subject; `hidden` enters the layer, what precedes it is in `cache`.
 
-    adds [n, facts]: which values each lesson gets. said_share and kept_share [n, facts]: its share in each fact's mean.
+    adds [n, facts]: which values each prompt gets. said_share and kept_share [n, facts]: its share in each fact's mean.
     say [k, 3]: row, column and label of what is to be said. hold [m, 2]: row and column of distributions that are held:
     log-probabilities [m, HELD] of their most probable `tokens`, and of all others together in the last column of `log_p`.
-    loss [n]: what each lesson lacked when it ran last; rests [n]: whether it rests in its next turn.
+    loss [n]: what each prompt lacked when it ran last; rests [n]: whether it rests in its next turn.
     """
 
     cache: DynamicCache
@@ -199,7 +199,7 @@ class _Group:
     rests: torch.Tensor
 
     def live(self, done: torch.Tensor) -> torch.Tensor:
-        """The lessons of which at least one fact is not done and that do not rest, int64."""
+        """The prompts of which at least one fact is not done and that do not rest, int64."""
         return torch.nonzero(((self.adds != 0) & ~done).any(1) & ~self.rests).flatten()
 
     def keep(self, active: torch.Tensor, loss: torch.Tensor) -> None:
@@ -210,7 +210,7 @@ class _Group:
 
 
 def _groups(engine: Engine, layer: int, prompts: Sequence[RewritePrompt], n_facts: int) -> list[_Group]:
-    """The lessons in groups of similar shape, each prepared."""
+    """The prompts in groups of similar shape, each prepared."""
     counts = torch.zeros(2, n_facts)
     for prompt in prompts:
         counts[int(prompt.goal), list(prompt.facts)] += 1
@@ -294,7 +294,7 @@ def _without(cache: DynamicCache, layer: int) -> DynamicCache:
 def _held(
     engine: Engine, hidden: torch.Tensor, prompts: Sequence[RewritePrompt]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens [m, k] and log-probabilities [m, k + 1] (the last: all others) of what each lesson is to leave behind."""
+    """Tokens [m, k] and log-probabilities [m, k + 1] (the last: all others) of what each prompt is to leave behind."""
     k = min(_HELD, engine.vocab - 1)
     tokens, log_p = [], []
     for start in range(0, len(prompts), 32):
@@ -319,7 +319,7 @@ def _held(
 
 
 def _losses(engine: Engine, layer: int, g: _Group, d: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
-    """What the picked lessons lack, nats [n], zero for the others; differentiable."""
+    """What the picked prompts lack, nats [n], zero for the others; differentiable."""
     hidden = _written(engine, layer, g, d, active)
     place = torch.full((len(g.adds),), -1)
     place[active] = torch.arange(len(active))

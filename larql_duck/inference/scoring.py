@@ -131,7 +131,7 @@ def filled(template: str, text: str) -> tuple[str, int]:
 def subject_position(
     tokenizer: Tokenizer, template: str, text: str, more: Sequence[int] = ()
 ) -> SubjectPosition:
-    """The Spot of a template filled with a subject's text, with the token ids `more` behind it."""
+    """The place of a subject: a template filled with a subject's text, with the token ids `more` behind it."""
     prompt, end = filled(template, text)
     ids = tokenizer.encode(prompt)
     start = tokenizer.encode(prompt[:end])
