@@ -131,7 +131,7 @@ def filled(template: str, text: str) -> tuple[str, int]:
 def subject_position(
     tokenizer: Tokenizer, template: str, text: str, more: Sequence[int] = ()
 ) -> SubjectPosition:
-    """The place of a subject: a template filled with a subject's text, with the token ids `more` behind it."""
+    """A template filled with a subject's text, `more` behind it, and where the subject ends."""
     prompt, end = filled(template, text)
     ids = tokenizer.encode(prompt)
     start = tokenizer.encode(prompt[:end])
