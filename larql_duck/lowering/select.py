@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import sqlglot
 from sqlglot import exp
 from sqlglot.errors import OptimizeError
 from sqlglot.optimizer.scope import Scope, build_scope
@@ -71,10 +70,10 @@ class _Lowering:
     relations: list[str] = field(default_factory=list)
 
     def run(self) -> None:
-        self.tokens = sqlglot.tokenize(self.part.text, read="duckdb")
+        self.tokens = self.part.tokens()
         self.words = {t.text.lower() for t in self.tokens if t.token_type is not TokenType.STRING}
         try:
-            tree = _lower_names(self.part.tree)
+            tree = _lower_names(self.part.parsed(self.tokens))
             root = build_scope(tree)
             scopes = [] if root is None else list(root.traverse())
             ctes = {

@@ -12,6 +12,7 @@ from larql_duck.lql.tokens import Parameter
 
 if TYPE_CHECKING:
     from sqlglot import exp
+    from sqlglot.tokens import Token
 
 NEAREST_FUNCTION = "__nearest"
 """Name of the table function that stands for `source NEAREST TO "e" AT LAYER n [BASIS b]` inside `Sql.text`.
@@ -37,12 +38,22 @@ class Sql:
     text: str = field(compare=False, repr=False)
     query: bool = field(compare=False, repr=False, default=True)  # False: a condition or a value
 
+    def tokens(self) -> list[Token]:
+        """The sqlglot tokens of text."""
+        import sqlglot
+
+        return sqlglot.tokenize(self.text, read="duckdb")
+
     @property
     def tree(self) -> exp.Expr:
         """The sqlglot expression of text, parsed anew at each access: the caller may change it.
 
         LqlSyntaxError where sqlglot does not know a form that DuckDB accepts.
         """
+        return self.parsed()
+
+    def parsed(self, tokens: list[Token] | None = None) -> exp.Expr:
+        """The `tree`, from the text's `tokens` where they were made already."""
         import sqlglot
         from sqlglot.errors import SqlglotError
 
