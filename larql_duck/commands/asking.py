@@ -54,6 +54,9 @@ def probe(session: Session, request: Request) -> Result:
     )
     notices = list(probed.notices)
     edits = workspace.views.fingerprint()
+    if getattr(request.statement, "dry_run", False):
+        notices.append("not saved: a dry run leaves nothing")
+        return Result(_best(probed, many), notices=notices)
     if save and edits is not None:
         save = False
         notices.append(

@@ -83,6 +83,7 @@ def carry(source: EditedWeights, name: str, directory: Path) -> FileEntry:
     size = origin.stat().st_size
     if size >= _LINKED and origin.suffix in (".bin", ".parquet"):
         link(origin, target)
-        known = source.vindex.manifest.checksums.get(name)
-        return {"bytes": size, "sha256": known or hash_file(target)["sha256"]}
+        manifest = source.vindex.manifest
+        sha256, xxh3 = manifest.checksums.get(name), manifest.fast_checksums.get(name)
+        return {"bytes": size, "sha256": sha256, "xxh3": xxh3} if sha256 and xxh3 else hash_file(target)
     return write_file(target, origin.read_bytes())

@@ -49,6 +49,10 @@ class EditedWeights:
         """How many of the vindex's own slots are other ones under the overlay."""
         return sum(f < self.vindex.n_features[layer] for layer, f in self.overlay.slots())
 
+    def check_weights(self) -> None:
+        """Raise VindexError where a file of the vindex that holds weights is not as it was written."""
+        self.vindex.check_weights()
+
     def names(self) -> list[str]:
         """State-dict names of everything that is stored."""
         return self.vindex.names()

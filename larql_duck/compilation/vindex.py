@@ -149,7 +149,7 @@ class _Compilation:
                 entries[name] = write_table(staging / TABLES / f"{name}.parquet", name, self.table(name))
             else:
                 entries[name] = dict(self.vindex.manifest.section["tables"][name])
-                carry(self.source, entries[name]["file"], staging)
+                entries[name] |= carry(self.source, entries[name]["file"], staging)
             self.progress("tables", len(entries), len(SCHEMAS))
         return entries
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -67,7 +68,22 @@ def build_model(
 def skeleton(
     source: WeightSource, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> PreTrainedModel:
-    """The model of `source` in eval mode with real buffers and without parameters (they are on the meta device)."""
+    """The model of `source` in eval mode with real buffers and without parameters (they are on the meta device).
+
+    VindexError for a vindex whose weights changed since they were written: every load of a model begins here.
+    """
+    check = getattr(source, "check_weights", None)
+    if not callable(check):
+        return _skeleton(source, dtype, device)
+    # Reading and hashing hold no lock of Python's, so the model is built meanwhile.
+    with ThreadPoolExecutor(1) as aside:
+        checked = aside.submit(check)
+        model = _skeleton(source, dtype, device)
+        checked.result()
+    return model
+
+
+def _skeleton(source: WeightSource, dtype: torch.dtype, device: str | torch.device) -> PreTrainedModel:
     config = _config(source)
     config.tie_word_embeddings = source.family.tied(source.config, set(source.names()))
     from transformers import AutoModelForCausalLM

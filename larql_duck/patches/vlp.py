@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import stat
@@ -77,8 +78,16 @@ def read_patch(path: Path, vindex: Vindex, *, force: bool = False) -> PatchFile:
     entries = file.raw.get("operations")
     if not isinstance(entries, list):
         raise file.fail("operations", "a list")
+    operations = tuple(_operation(entry, number, path, vindex) for number, entry in enumerate(entries, 1))
+    # LARQL's patches have none.
+    if "checksum" in file.raw and file.raw["checksum"] != _content_checksum(file.raw):
+        raise PatchError.at(
+            path,
+            "its content changed after it was saved (its checksum does not match); restore it from a copy, "
+            "or delete the field checksum where the change is yours",
+        )
     return PatchFile(
-        operations=tuple(_operation(entry, number, path, vindex) for number, entry in enumerate(entries, 1)),
+        operations=operations,
         name=path.stem,
         path=path,
         base_model=file.text("base_model"),
@@ -305,6 +314,7 @@ def write_patch(path: Path, patch: PatchFile, vindex: Vindex) -> PatchFile:
     raw = {"version": VERSION} | {name: getattr(patch, name) for name in names}
     raw["operations"] = [_entry(op) for op in patch.operations]
     try:
+        raw["checksum"] = _content_checksum(raw)
         data = json.dumps(raw, indent=2, ensure_ascii=False, allow_nan=False).encode()
     except ValueError as error:
         raise PatchError.at(path, f"cannot be written ({error})") from None
@@ -315,6 +325,13 @@ def write_patch(path: Path, patch: PatchFile, vindex: Vindex) -> PatchFile:
         next_step="the edits are still here: save to another file",
     )
     return patch
+
+
+def _content_checksum(raw: Mapping[str, Any]) -> str:
+    """Hexadecimal sha256 over every field but the checksum itself, however the file spells and orders them."""
+    content = {name: value for name, value in raw.items() if name != "checksum"}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _entry(op: Operation) -> dict[str, Any]:

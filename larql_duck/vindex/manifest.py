@@ -58,12 +58,13 @@ class _Section(Struct):
     tables: dict[str, Any]
 
 
-class _File(Struct):
+class _File(Struct, kw_only=True):
     bytes: Natural
     sha256: str
+    xxh3: str | None = None
 
 
-class _Table(_File):
+class _Table(_File, kw_only=True):
     file: str
     rows: Natural
 
@@ -71,13 +72,14 @@ class _Table(_File):
 class Manifest(_Index, kw_only=True):
     """A parsed index.json. `raw` keeps every field as it was read.
 
-    `files` is file name -> bytes and `checksums` file name -> sha256, tables included; `tables` is table name -> file
-    and rows. A LARQL directory has neither files nor tables.
+    `files` is file name -> bytes, `checksums` file name -> sha256 and `fast_checksums` file name -> xxh3 (where one was
+    written), tables included; `tables` is table name -> file and rows. A LARQL directory has checksums alone.
     """
 
     raw: Mapping[str, Any]
     path: Path
     checksums: dict[str, str]
+    fast_checksums: dict[str, str]
     files: dict[str, int]
     tables: dict[str, dict[str, Any]]
 
@@ -173,6 +175,7 @@ def _parse(raw: dict[str, Any], path: Path) -> Manifest:
             raise refuse(f"layer_bands.{name}", f"layers from 0 to {n - 1}", f"[{low}, {high}]")
     files: dict[str, int] = {}
     tables: dict[str, dict[str, Any]] = {}
+    fast: dict[str, str] = {}
     checksums = {safe_name(name, path): stated for name, stated in (index.checksums or {}).items()}
     if SECTION in raw:
         section = read_struct(raw[SECTION], _Section, refuse, f"{SECTION}.")
@@ -189,5 +192,6 @@ def _parse(raw: dict[str, Any], path: Path) -> Manifest:
             stated[table.file] = table
         files = {safe_name(name, path): entry.bytes for name, entry in stated.items()}
         checksums = {name: entry.sha256 for name, entry in stated.items()}
+        fast = {name: entry.xxh3 for name, entry in stated.items() if entry.xxh3 is not None}
     fields = msgspec.structs.asdict(index) | {"checksums": checksums, "files": files, "tables": tables}
-    return Manifest(raw=raw, path=path, **fields)
+    return Manifest(raw=raw, path=path, fast_checksums=fast, **fields)

@@ -17,7 +17,7 @@ from larql_duck.errors import LevelError, VindexError
 from larql_duck.models.families import Family, family_for
 from larql_duck.models.tokenizer import TOKENIZER_FILES
 from larql_duck.vindex import layout
-from larql_duck.vindex.arrays import hash_file, map_tensor
+from larql_duck.vindex.arrays import fast_checksum, hash_file, map_tensor
 from larql_duck.vindex.fields import Natural, damaged, read_json, read_struct
 from larql_duck.vindex.larql_directory import config_of_larql
 from larql_duck.vindex.manifest import DTYPE_BYTES, LEVELS, Manifest, load_manifest
@@ -92,6 +92,16 @@ class Vindex:
                 have=self.level,
                 path=self.path,
             )
+
+    def check_weights(self) -> None:
+        """Raise VindexError where a file that a forward pass depends on is not as it was written.
+
+        By the fast checksums, which vindexes of LARQL and of earlier versions do not have.
+        """
+        model = {*_WEIGHT_FILES, layout.WEIGHT_MANIFEST, "config.json", *TOKENIZER_FILES}
+        for name, stated in self.manifest.fast_checksums.items():
+            if name in model and fast_checksum(self.path / name) != stated:
+                raise damaged(self.path / name, "its bytes changed after it was written", _FORCE)
 
     # -- arrays -------------------------------------------------------------------------------------------
 
@@ -257,6 +267,7 @@ def _check_tables(directory: Path, manifest: Manifest) -> None:
 
 
 _FILES = (layout.GATE, layout.UP, layout.DOWN, layout.EMBED)
+_WEIGHT_FILES = (*_FILES, layout.ATTENTION, layout.NORMS, layout.HEAD, layout.EXTRA)
 
 
 def base_checksum(vindex: Vindex) -> str:
@@ -274,7 +285,7 @@ def base_checksum(vindex: Vindex) -> str:
 def weights_checksum(vindex: Vindex) -> str:
     """Hexadecimal sha256 over the names and checksums of every file that holds weights: what a forward pass depends on."""
     digest = hashlib.sha256()
-    for name in (*_FILES, layout.ATTENTION, layout.NORMS, layout.HEAD, layout.EXTRA):
+    for name in _WEIGHT_FILES:
         if (vindex.path / name).is_file():
             digest.update(f"{name} {file_checksum(vindex, name)}\n".encode())
     return digest.hexdigest()
