@@ -1,10 +1,12 @@
-"""Files that appear at once and whole, or not at all, and locks between processes."""
+"""Files that appear at once and whole, or not at all, in nobody's place; files read; locks between processes."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,22 +17,111 @@ from larql_duck.errors import LarqlError, VindexError
 
 # Makes the error of a failed write from its message; None lets the OSError through to a caller who knows more.
 ErrorType: TypeAlias = Callable[[str], LarqlError] | None
-_NEXT_STEP = "free some space, or name a place that can be written"
+# Whether a file that begins so may be replaced: it is of the kind that is written.
+Replaces: TypeAlias = Callable[[bytes], bool]
+_HEAD = 4096
+_NEXT_STEPS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space, or name another place"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "name a place that you may write to"),
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR), "make the folder first, or name a place that is there"),
+    errno.ENAMETOOLONG: "give it a shorter name",
+}
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (lambda _mode: True, "a device"),
+)
+
+
+def next_step_after(problem: BaseException) -> str:
+    """What to do after `problem`, an error of the system, kept something from being written."""
+    number = problem.errno if isinstance(problem, OSError) else None
+    return _NEXT_STEPS.get(number or 0, "name another place")
+
+
+def begins(*starts: bytes) -> Replaces:
+    """Whether a file is of a kind whose files begin with one of `starts`, which are lower case; blanks do not count."""
+    return lambda head: head.lstrip().lower().startswith(starts)
+
+
+def check_output(
+    path: str | Path, replaces: Replaces | None = None, *, error: Callable[[str], LarqlError] = LarqlError
+) -> Path:
+    """The path of an output that the user named. What stands there may be replaced, or it is an `error`.
+
+    Nothing may stand there, or a regular file that can be written; with `replaces` only an empty one or one of its
+    kind. Links are never followed nor replaced: the error names where they lead.
+    """
+    target = Path(path).expanduser()
+    if not target.name or "\0" in str(target):
+        raise error(f"{path}: names no file; give a file name to write to")
+    try:
+        state = os.lstat(target)
+    except OSError as problem:
+        if isinstance(problem, FileNotFoundError | NotADirectoryError):
+            return target
+        raise error(_refusal(target, problem, None)) from None
+    if stat.S_ISLNK(state.st_mode):
+        raise error(f"{target}: is a link to {os.path.realpath(target)}; name that file, or another")
+    if not stat.S_ISREG(state.st_mode):
+        raise error(f"{target}: cannot be written: it is {_kind(state.st_mode)}; name another file")
+    if not state.st_mode & 0o222:
+        raise error(f"{target}: is read-only; name another file, or make it writable")
+    if replaces is not None and state.st_size and not replaces(first_bytes(target, _HEAD)):
+        raise error(f"{target}: holds something of another kind; name another file, or delete it")
+    return target
+
+
+def real_place(path: str | Path) -> Path:
+    """The path without `~` and `..`, so that no folder is made on the way that is not on it; a link at its end stays."""
+    place = Path(path).expanduser()
+    if ".." not in place.parts:
+        return place
+    return Path(
+        os.path.realpath(place) if place.name == ".." else Path(os.path.realpath(place.parent), place.name)
+    )
+
+
+@contextmanager
+def with_parents(path: Path) -> Iterator[None]:
+    """The folders above `path` for the block, made where missing; those made go again where the block leaves them empty."""
+    made = [folder for folder in path.parents if not os.path.lexists(folder)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            for folder in made:
+                folder.rmdir()
+
+
+def _kind(mode: int) -> str:
+    return next(name for applies, name in _KINDS if applies(mode))
+
+
+def _refusal(target: Path, problem: OSError, next_step: str | None) -> str:
+    return f"{target}: cannot be written ({problem.strerror or problem}); {next_step or next_step_after(problem)}"
 
 
 @contextmanager
 def replacing(
-    path: str | Path, *, error: ErrorType = LarqlError, next_step: str = _NEXT_STEP, sync: bool = True
+    path: str | Path,
+    *,
+    error: ErrorType = LarqlError,
+    next_step: str | None = None,
+    sync: bool = True,
+    replaces: Replaces | None = None,
 ) -> Iterator[Path]:
     """A path for the block to write one file to, which takes the name `path` when the block ends without an error.
 
     It has the same name in a directory of its own beside `path`, random and hidden, and nothing is there yet: side
     files that the block leaves go with the directory. With `sync` the bytes and the name survive a power cut. An
     OSError becomes `error`, which names the file and the next step; an older file at `path` then stays as it was.
+    What may stand at `path` says `check_output`; with `error` None, for files inside directories of our own, a link or
+    a file of any kind is replaced, never followed.
     """
-    target = Path(path).expanduser()
-    if not target.name:
-        raise LarqlError(f"{path}: names no file; give a file name to write to")
+    target = Path(path).expanduser() if error is None else check_output(path, replaces, error=error)
     folder: str | None = None
     try:
         folder = tempfile.mkdtemp(prefix=f".{target.name[:40]}.", dir=target.parent)
@@ -45,7 +136,7 @@ def replacing(
     except OSError as problem:
         if error is None:
             raise
-        raise error(f"{target}: cannot be written ({problem.strerror or problem}); {next_step}") from None
+        raise error(_refusal(target, problem, next_step)) from None
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -53,11 +144,16 @@ def replacing(
 
 @contextmanager
 def open_replacing(
-    path: str | Path, *, error: ErrorType = LarqlError, next_step: str = _NEXT_STEP, sync: bool = True
+    path: str | Path,
+    *,
+    error: ErrorType = LarqlError,
+    next_step: str | None = None,
+    sync: bool = True,
+    replaces: Replaces | None = None,
 ) -> Iterator[BinaryIO]:
     """A binary file to write, which becomes `path` when the block ends without an error; see `replacing`."""
     with (
-        replacing(path, error=error, next_step=next_step, sync=sync) as temporary,
+        replacing(path, error=error, next_step=next_step, sync=sync, replaces=replaces) as temporary,
         temporary.open("xb") as file,
     ):
         yield file
@@ -68,11 +164,12 @@ def write_whole(
     data: bytes | str,
     *,
     error: ErrorType = LarqlError,
-    next_step: str = _NEXT_STEP,
+    next_step: str | None = None,
     sync: bool = True,
+    replaces: Replaces | None = None,
 ) -> Path:
     """The path of the file after it got `data` (text as UTF-8) at once; see `replacing`."""
-    with open_replacing(path, error=error, next_step=next_step, sync=sync) as file:
+    with open_replacing(path, error=error, next_step=next_step, sync=sync, replaces=replaces) as file:
         file.write(data.encode() if isinstance(data, str) else data)
     return Path(path).expanduser()
 
@@ -80,10 +177,25 @@ def write_whole(
 def first_bytes(path: Path, n: int) -> bytes:
     """The first n bytes of a file, fewer where it is shorter. LarqlError where it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(n)
     except OSError as error:
         raise LarqlError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """The file `path`, open for reading; OSError for one that is no regular file: a pipe would be waited for."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+        raise OSError(number, f"it is no file but {_kind(mode)}", str(path))
+    return path.open("rb")
+
+
+def read_regular(path: Path) -> bytes:
+    """The content of the file `path`; OSError where it cannot be read, also for one that is no regular file."""
+    with open_regular(path) as file:
+        return file.read()
 
 
 def sync_directory(path: Path) -> None:
@@ -102,6 +214,8 @@ def locked(path: Path, busy: str) -> Iterator[None]:
     # Its asyncio half makes it slow to import, and opening a vindex takes no lock.
     from filelock import FileLock, Timeout
 
+    if path.is_symlink():
+        raise VindexError(f"{path}: is a link and no lock; remove it", path=path.parent)
     lock = FileLock(path, timeout=0)
     try:
         lock.acquire()

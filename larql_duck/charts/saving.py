@@ -8,12 +8,17 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from larql_duck.errors import LarqlError
-from larql_duck.files import replacing
+from larql_duck.files import begins, check_output, replacing
 
 if TYPE_CHECKING:
     import altair as alt
 
 FORMATS = (".html", ".svg", ".png")
+_KINDS = {
+    ".html": begins(b"<!doctype html", b"<html"),
+    ".svg": begins(b"<svg", b"<?xml"),
+    ".png": begins(b"\x89png"),
+}
 
 
 def altair() -> ModuleType:
@@ -29,17 +34,18 @@ def altair() -> ModuleType:
 
 
 def check_format(path: str | Path) -> str:
-    """The suffix of `path`, lower case; LarqlError for one that no chart is saved as."""
+    """The suffix of `path`, lower case; LarqlError for one that no chart is saved as, and where no chart may stand."""
     suffix = Path(path).suffix.lower()
     if suffix not in FORMATS:
         raise LarqlError(f"{path}: a chart can be saved as {', '.join(FORMATS)}")
+    check_output(path, _KINDS[suffix])
     return suffix
 
 
 def save_chart(chart: alt.TopLevelMixin, path: str | Path) -> Path:
     """The path, with the chart written there as its suffix says: .html (with tooltips), .svg or .png.
 
-    LarqlError for another suffix or a file that cannot be written.
+    LarqlError for another suffix, a file of another kind that stands there, or one that cannot be written.
     """
     options: dict[str, dict[str, Any]] = {
         ".html": {"inline": True, "embed_options": {"actions": False}},
@@ -47,7 +53,7 @@ def save_chart(chart: alt.TopLevelMixin, path: str | Path) -> Path:
         ".svg": {},
     }
     suffix = check_format(path)
-    with replacing(path) as temporary:
+    with replacing(path, replaces=_KINDS[suffix]) as temporary:
         chart.save(temporary, format=suffix[1:], **options[suffix])
     return Path(path).expanduser()
 

@@ -14,11 +14,14 @@ from typer import Option
 
 from larql_duck.cli.errors import UsageError, note
 from larql_duck.cli.options import OutputOptions, RelationOption, SessionOptions, VindexArgument, command
-from larql_duck.files import locked
+from larql_duck.files import begins, check_output, locked, write_whole
 from larql_duck.progress import bars
 from larql_duck.result import Result
 
 app = typer.Typer()
+
+# How a report's file of figures begins.
+_FIGURES = begins(b'{\n "model":')
 
 
 @command(app)
@@ -144,6 +147,11 @@ def report(
     from larql_duck.vindex.store import Vindex
 
     opened = Vindex.open(vindex)
+    out = out.expanduser()
+    target = out if out.suffix.lower() in (".html", ".htm") else out / "report.html"
+    kinds = {target.with_suffix(".json"): _FIGURES, target: begins(b"<!doctype html")}
+    for path, replaces in kinds.items():
+        check_output(path, replaces)
     measured = []
     if measure:
         opened.require("inference", "measuring effects")
@@ -159,10 +167,8 @@ def report(
                 done=lambda done, total: progress("effects", done, total),
             )
     figures = quality(opened, measured)
-    target = out if out.suffix.lower() in (".html", ".htm") else out / "report.html"
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.with_suffix(".json").write_text(
-        json.dumps(figures, indent=1, ensure_ascii=False), encoding="utf-8"
-    )
-    target.write_text(page(figures), encoding="utf-8")
+    texts = (json.dumps(figures, indent=1, ensure_ascii=False), page(figures))
+    for (path, replaces), text in zip(kinds.items(), texts, strict=True):
+        write_whole(path, text, replaces=replaces)
     print(target)

@@ -10,7 +10,7 @@ from larql_duck.diffing.compare import Difference, compare
 from larql_duck.diffing.markdown import markdown_report
 from larql_duck.diffing.sides import DiffSide, current_side, directory_side
 from larql_duck.diffing.to_patch import as_patch
-from larql_duck.files import write_whole
+from larql_duck.files import begins, write_whole
 from larql_duck.lowering.types import Request, fail
 from larql_duck.lql import statements as st
 from larql_duck.patches.patch_file import PatchFile
@@ -44,7 +44,7 @@ def diff(session: Session, request: Request) -> Result:
         notices.append(_into_patch(a, b, difference, s, Path(s.into_patch).expanduser()))
     if s.into_report is not None:
         text = markdown_report(a.name, b.name, difference)
-        write_whole(s.into_report, text, next_step="name another file")
+        write_whole(s.into_report, text, replaces=begins(b"# differences"))
         notices.append(f"wrote {s.into_report}")
     rows = difference.rows
     limit = _ROWS if s.limit is None else s.limit

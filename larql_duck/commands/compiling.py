@@ -12,9 +12,10 @@ from larql_duck.commands.rows import BIG, INT, TEXT, result_of
 from larql_duck.compilation.conflicts import Conflict, resolve
 from larql_duck.compilation.model import compile_model
 from larql_duck.compilation.slot_replacement import place
-from larql_duck.compilation.staging import check_output
+from larql_duck.compilation.staging import check_free
 from larql_duck.compilation.vindex import compile_vindex
 from larql_duck.editing.background_corpus import background_of
+from larql_duck.files import real_place
 from larql_duck.lowering.types import Request
 from larql_duck.lql import statements as st
 from larql_duck.patches.operations import Operation
@@ -39,12 +40,12 @@ def compile(session: Session, request: Request) -> Result:
 
 
 def _into_model(session: Session, origin: Session, s: st.Compile) -> Result:
-    workspace, out = origin.workspace, Path(s.into).expanduser()
+    workspace, out = origin.workspace, real_place(s.into)
     vindex, overlay = workspace.vindex, workspace.overlay
     rows: list[ReportRow] = []
     notices: list[str] = []
     if s.slots:
-        check_output(out, vindex.path)
+        check_free(out, vindex.path)
         text = background_of(workspace).text()
         placed = place(vindex, overlay, text.rows)
         overlay = placed.overlay
@@ -76,7 +77,7 @@ def _into_vindex(session: Session, origin: Session, s: st.Compile) -> Result:
     changed = any(len(after) != len(before) for after, before in zip(chosen, lists, strict=True))
     with _under(origin, chosen if changed else None) as source:
         overlay = source.patches.overlay
-        made = compile_vindex(source.workspace, overlay, Path(s.into).expanduser(), session.options.progress)
+        made = compile_vindex(source.workspace, overlay, real_place(s.into), session.options.progress)
         rows = [*_slots(overlay), *(_conflict_row(c, names, rule) for c in conflicts)]
         title = f"vindex, {made.appended} slots appended, {made.changed} changed, {made.knn} database facts"
         return _result(made.path, title, made.files, rows, [])

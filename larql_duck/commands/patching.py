@@ -38,8 +38,8 @@ def begin(session: Session, request: Request) -> Result:
 
 
 def save(session: Session, request: Request) -> Result:
-    """SAVE PATCH ["f"]: the edits that are not saved yet become a file and an applied patch."""
-    patch = session.patches.save(request.statement.path)
+    """SAVE PATCH ["f"] [OVERWRITE]: the edits that are not saved yet become a file and an applied patch."""
+    patch = session.patches.save(request.statement.path, request.statement.overwrite)
     return _result(session.patches.patch_rows()[-1:], [f"wrote {patch.path}"])
 
 

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from larql_duck.files import locked, replacing, sync_directory
+from larql_duck.files import locked, next_step_after, replacing, sync_directory, with_parents
 from larql_duck.vindex.fields import damaged
 from larql_duck.vindex.publish import publish_directory
 
 
-def check_output(out: Path, source: Path) -> None:
-    """Raise VindexError where `out` is the source, lies in it, or holds something already."""
+def check_free(out: Path, source: Path, file: str | None = None) -> None:
+    """Raise VindexError where `out` is the source, lies in it, is a link, or holds something already.
+
+    An empty folder is free, unless `file` becomes `out`.
+    """
     place, another = out.resolve(), "name another place"
     if source.resolve() in (place, *place.parents):
         raise damaged(out, "is the vindex that is compiled, or lies inside it", another)
-    if out.is_dir() and any(out.iterdir()):
-        raise damaged(out, "exists already and is not empty", f"delete it, or {another}")
-    if not out.is_dir() and (out.exists() or out.is_symlink()):
+    if out.is_symlink():
+        raise damaged(out, f"is a link to {os.path.realpath(out)}", another)
+    if out.is_dir() and (file is not None or any(out.iterdir())):
+        why = "is a folder" if file is not None else "exists already and is not empty"
+        raise damaged(out, why, f"delete it, or {another}")
+    if not out.is_dir() and out.exists():
         raise damaged(out, "exists already", f"delete it, or {another}")
 
 
@@ -30,29 +37,35 @@ def staged(out: Path, source: Path, file: str | None = None) -> Iterator[Path]:
 
     After an error nothing of it is left.
 
-    VindexError where `out` cannot be written, is not free (see `check_output`), or is being written by another process.
+    VindexError where `out` cannot be written, is not free (see `check_free`), or is being written by another process.
     """
-    check_output(out, source)
-    staging = out.parent / f".{out.name}.compiling"
-    lock = out.parent / f".{out.name}.compiling.lock"
+    check_free(out, source, file)
+    prefix = f".{out.name}.compiling"
+    lock = out.parent / f"{prefix}.lock"
+    busy = f"{out}: another process is compiling to this path; wait, or name another place"
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with locked(lock, f"{out}: another process is compiling to this path; wait, or name another place"):
+        with with_parents(out), locked(lock, busy):
+            for left in out.parent.iterdir():
+                if left.name.startswith(f"{prefix}-") and left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
+            place = Path(tempfile.mkdtemp(prefix=f"{prefix}-", dir=out.parent))
+            # Its rights are those of any folder, not its owner's alone.
+            staging = place / "out"
             try:
-                shutil.rmtree(staging, ignore_errors=True)
                 staging.mkdir()
                 yield staging
+                check_free(out, source, file)
                 if file is None:
                     publish_directory(staging, out)
                 else:
                     os.replace(staging / file, out)
                     sync_directory(out.parent)
             finally:
-                shutil.rmtree(staging, ignore_errors=True)
+                shutil.rmtree(place, ignore_errors=True)
                 lock.unlink(missing_ok=True)
     except (OSError, MemoryError) as error:
         what = f"{getattr(error, 'strerror', None) or error or 'out of memory'} while writing"
-        raise damaged(out, what, "free some space or name another place, then compile again") from None
+        raise damaged(out, what, f"{next_step_after(error)}, then compile again") from None
 
 
 def link(source: Path, target: Path) -> None:

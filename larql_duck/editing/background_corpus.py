@@ -15,6 +15,7 @@ import torch
 from larql_duck import cache
 from larql_duck.editing.detector import every_input, layer_input
 from larql_duck.errors import LarqlError
+from larql_duck.files import first_bytes
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.sampling import LENGTH, written_ids
 from larql_duck.progress import Progress
@@ -192,7 +193,10 @@ def read_texts(texts: TextSource) -> tuple[str, list[str]]:
     """What messages call them, and the texts. LarqlError for a file that is not there."""
     if isinstance(texts, str | Path):
         if _is_file(texts):
-            return str(texts), [Path(texts).expanduser().read_text(encoding="utf-8", errors="replace")]
+            path = Path(texts).expanduser()
+            # Says of a pipe that it is no file, and does not wait for it.
+            first_bytes(path, 1)
+            return str(texts), [path.read_text(encoding="utf-8", errors="replace")]
         if isinstance(texts, Path):
             raise LarqlError(
                 f"{texts}: no such file; give a text file, or none (the model then writes the text)"
@@ -204,7 +208,8 @@ def read_texts(texts: TextSource) -> tuple[str, list[str]]:
 def _is_file(text: str | Path) -> bool:
     """Whether a text is the name of a file; it may be longer than a file's name can be."""
     try:
-        return Path(text).expanduser().is_file()
+        path = Path(text).expanduser()
+        return path.exists() and not path.is_dir()
     except (OSError, ValueError, RuntimeError):
         return False
 

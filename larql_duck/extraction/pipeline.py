@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,10 @@ from larql_duck.extraction.job import Job, prepare
 from larql_duck.extraction.options import Options
 from larql_duck.extraction.stages import Extraction
 from larql_duck.extraction.state import Staging, open_staging
+from larql_duck.files import real_place, with_parents
 from larql_duck.models.source import WeightSource
 from larql_duck.progress import Progress
+from larql_duck.vindex.publish import check_replaceable
 
 
 def estimate(model: str | Path, **options: Any) -> Estimate:
@@ -51,21 +54,23 @@ def extract(
     embedding, 'auto' takes context below half an hour. `probe` runs the relation `pack` (its `relations`, or all).
 
     The directory appears at once when it is complete. `resume` continues an interrupted run with the same arguments;
-    `force` replaces an existing `out`. `progress(stage, done, total)` is called often, `notice(line)` for remarks.
+    `force` replaces an existing `out` that is a vindex or an empty folder. `progress(stage, done, total)` is called often, `notice(line)` for remarks.
     Raises ModelError for a model that cannot be used and VindexError for an `out` that cannot be written; after an
     error nothing is left behind.
     """
     chosen = None if relations is None else tuple(relations)
     options = Options(level, dtype, layers, top_k, in_basis, context_tokens, probe, pack, chosen)
-    target = Path(out).expanduser()
+    target = real_place(out)
     say = notice or (lambda _line: None)
-    if target.exists() and not force:
+    if os.path.lexists(target) and not force:
         raise VindexError.at(target, "exists already; choose another -o or replace it with --force")
+    check_replaceable(target)
     job = prepare(model, options)
+    check_replaceable(target, job.source.path)
     for line in job.notices:
         say(line)
     key = {"model": _identity(job.source), "options": options.as_dict()}
-    with open_staging(target, key) as staging:
+    with with_parents(target), open_staging(target, key) as staging:
         try:
             resumed = staging.begin(resume)
             if resume and not resumed:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import torch
 
 from larql_duck.catalog.forward_tables import SCHEMAS, as_table
-from larql_duck.files import replacing
+from larql_duck.files import begins, replacing
 from larql_duck.inference.activation_stats import stack, top_features
 from larql_duck.inference.targets import token_text
 from larql_duck.models.tokenizer import Tokenizer
@@ -80,7 +80,10 @@ class RawParts:
 
     def join(self, out: Path) -> None:
         """Write all parts as one Parquet file at `out`."""
-        with replacing(out) as path, pq.ParquetWriter(path, SCHEMAS["raw"], compression="zstd") as writer:
+        with (
+            replacing(out, replaces=begins(b"par1")) as path,
+            pq.ParquetWriter(path, SCHEMAS["raw"], compression="zstd") as writer,
+        ):
             for i in range(self.count):
                 writer.write_table(pq.read_table(self._part(i), schema=SCHEMAS["raw"]))
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from larql_duck.errors import LarqlError
-from larql_duck.files import replacing
+from larql_duck.files import begins, check_output, replacing
 from larql_duck.inference.activation_rows import RawParts
 from larql_duck.inference.activation_stats import FeatureStats
 from larql_duck.inference.batch import length_groups, pad
@@ -64,8 +64,8 @@ def write_activations(
     k = (RAW_TOP if raw else TOP) if top is None else top
     if k < 1:
         raise LarqlError(f"top {k} is out of range; it must be at least 1")
-    target = Path(out).expanduser()
-    if target.is_dir() or not target.parent.is_dir():
+    target = check_output(out, begins(b"par1"))
+    if not target.parent.is_dir():
         raise LarqlError(f"{target}: cannot be written; give a file in an existing directory")
     key = {
         "corpus": corpus.identity(),
@@ -84,6 +84,13 @@ def write_activations(
         write_contexts(engine, corpus, state.places(), state.layers, state.tokens, target, progress)
     state.remove()
     return target
+
+
+def _ours(directory: Path) -> bool:
+    """Whether a directory holds nothing but what an earlier run may have left."""
+    return directory.is_dir() and all(
+        path.name == _FILE or path.name.startswith((f".{_FILE}", "part-")) for path in directory.iterdir()
+    )
 
 
 @dataclass
@@ -116,6 +123,8 @@ class RunState:
             if notice is not None:
                 notice(f"continues after {state.tokens} tokens")
         else:
+            if directory.is_symlink() or (directory.exists() and not _ours(directory)):
+                raise LarqlError(f"{directory}: is needed and holds something else; name another file")
             shutil.rmtree(directory, ignore_errors=True)
             directory.mkdir()
         return state

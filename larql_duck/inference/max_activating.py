@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from larql_duck.catalog.forward_tables import SCHEMAS
-from larql_duck.files import replacing
+from larql_duck.files import begins, replacing
 from larql_duck.inference.activation_stats import FeatureStats
 from larql_duck.inference.corpus import Corpus
 from larql_duck.inference.engine import Engine
@@ -42,7 +42,7 @@ def write_contexts(
     once more, for the texts that are needed; rows are sorted on disk.
     """
     contexts = _contexts(layers, places)
-    with replacing(out) as path:
+    with replacing(out, replaces=begins(b"par1")) as path:
         # Both lie in the directory that goes when the file is there.
         placed, features = path.with_name("placed"), path.with_name("features")
         with pq.ParquetWriter(placed, _PLACED, compression="zstd") as writer:

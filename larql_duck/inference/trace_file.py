@@ -19,7 +19,7 @@ from larql_duck.catalog.sql_files import sql_query
 from larql_duck.charts.figures import trace_chart
 from larql_duck.charts.saving import svg
 from larql_duck.errors import LarqlError
-from larql_duck.files import first_bytes, open_replacing, replacing
+from larql_duck.files import begins, first_bytes, open_replacing, replacing
 from larql_duck.inference.capture import STATES
 from larql_duck.inference.capture_tables import residual_rows
 from larql_duck.inference.targets import Target
@@ -69,10 +69,10 @@ class TraceResult:
         give this result again. LarqlError where the file cannot be written.
         """
         if Path(path).suffix.lower() in TRAC_SUFFIXES:
-            with open_replacing(path) as file:
+            with open_replacing(path, replaces=begins(_MAGIC.lower())) as file:
                 _write_trac(self, file)
         else:
-            with replacing(path) as temporary:
+            with replacing(path, replaces=begins(b"par1")) as temporary:
                 _write_parquet(self, temporary)
         return Path(path).expanduser()
 

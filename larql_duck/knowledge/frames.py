@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from larql_duck.errors import PackError
+from larql_duck.files import open_regular
 from larql_duck.knowledge.marked import PackRow, split_answers
 from larql_duck.knowledge.packfile import template_problem
 from larql_duck.knowledge.relations import Pack, Relation, relation_key
@@ -54,6 +55,7 @@ def read_entities(path: str | Path) -> pa.Table:
 
     path = Path(os.path.expanduser(path))
     try:
+        open_regular(path).close()
         if path.suffix.lower() == ".parquet":
             return pyarrow.parquet.read_table(path)
         if path.suffix.lower() == ".csv":

@@ -444,9 +444,10 @@ class BeginPatch(Statement):
 
 
 class SavePatch(Statement):
-    """SAVE PATCH ["path"]; path None is the one that BEGIN PATCH named."""
+    """SAVE PATCH ["path"] [OVERWRITE]; path None is the one that BEGIN PATCH named. overwrite: also what is no patch."""
 
     path: str | None = None
+    overwrite: bool = False
 
 
 class RollbackPatch(Statement):

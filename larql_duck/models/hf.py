@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from larql_duck.errors import ModelError
+from larql_duck.files import read_regular
 from larql_duck.models.checkpoint import ModelSource, main_dtype
 from larql_duck.models.families import complete, family_for, text_config
 from larql_duck.models.family import Family
@@ -114,7 +115,7 @@ class HfSource(ModelSource):
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; ModelError when it is missing or anything else."""
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_regular(path))
     except FileNotFoundError:
         raise ModelError(
             f"{path.parent}: there is no {path.name}; a model is a Hugging Face directory (config.json, tokenizer.json, "

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from larql_duck.errors import ModelError
+from larql_duck.files import open_regular
 
 # What safetensors and GGUF call the numbers that a model may consist of; lower case is the name used here.
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -20,7 +21,7 @@ class MappedFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with path.open("rb") as handle:
+            with open_regular(path) as handle:
                 self.size = handle.seek(0, 2)
                 if self.size == 0:
                     raise ModelError.at(path, "the file is empty; get a complete copy of the model")

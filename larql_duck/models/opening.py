@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from larql_duck.errors import ModelError
+from larql_duck.files import open_regular
 from larql_duck.models.checkpoint import ModelSource
 from larql_duck.models.hf import HfSource
 from larql_duck.models.hub import download, parse_spec
@@ -24,7 +25,7 @@ def open_model(spec: str | Path) -> ModelSource:
         try:
             if path.is_dir():
                 return HfSource(path)
-            if path.is_file():
+            if path.exists():
                 return _open_file(path)
         except OSError as error:  # a name too long for the file system, for instance
             raise ModelError(f"{text[:200]}: cannot be opened: {error.strerror}", path=path) from None
@@ -48,7 +49,7 @@ def _open_file(path: Path) -> ModelSource:
     # The package gguf takes a while to import, and few models come as such a file.
     from larql_duck.models.gguf import GgufSource
 
-    with path.open("rb") as handle:
+    with open_regular(path) as handle:
         magic = handle.read(4)
     if magic == b"GGUF" or path.suffix.lower() == ".gguf":
         return GgufSource(path)

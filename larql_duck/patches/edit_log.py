@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from larql_duck.errors import PatchError
+from larql_duck.files import check_output
 from larql_duck.patches.knn_store import stored_facts
 from larql_duck.patches.operations import (
     DeleteKnnOp,
@@ -125,8 +126,11 @@ class EditLog:
         self.recording = target
         self._tell()
 
-    def save(self, path: str | Path | None = None) -> PatchFile:
-        """The live patch after it was written to `path` (None: the file that BEGIN PATCH named), now an applied one."""
+    def save(self, path: str | Path | None = None, overwrite: bool = False) -> PatchFile:
+        """The live patch after it was written to `path` (None: the file that BEGIN PATCH named), now an applied one.
+
+        PatchError where it cannot be written; a file that is no patch is only replaced with `overwrite`.
+        """
         target = self.recording if path is None else Path(path).expanduser()
         if not self.live:
             raise PatchError(
@@ -135,7 +139,8 @@ class EditLog:
         if target is None:
             raise PatchError('these edits have no file yet; write SAVE PATCH "file.vlp"')
         self._check_target(target)
-        patch = write_patch(target, PatchFile(tuple(self.live), target.stem, target), self._vindex)
+        made = PatchFile(tuple(self.live), target.stem, target)
+        patch = write_patch(target, made, self._vindex, overwrite=overwrite)
         # The same operations in the same order: the overlay is what it was.
         self.applied, self.live, self.recording = [*self.applied, patch], [], None
         self._tell()
@@ -249,8 +254,7 @@ class EditLog:
             )
         if not target.parent.is_dir():
             raise PatchError.at(target, f"there is no folder {target.parent}; make it first")
-        if target.is_dir():
-            raise PatchError.at(target, "is a folder; name a file in it")
+        check_output(target, error=PatchError)
 
 
 def _shared(one: set[tuple[object, ...]], other: set[tuple[object, ...]]) -> set[tuple[object, ...]]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
-import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from datetime import UTC, datetime
@@ -16,7 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from larql_duck.errors import PatchError
-from larql_duck.files import write_whole
+from larql_duck.files import read_regular, write_whole
 from larql_duck.patches.operations import (
     DeleteKnnOp,
     DeleteOp,
@@ -102,13 +100,9 @@ def read_patch(path: Path, vindex: Vindex, *, force: bool = False) -> PatchFile:
 def _load(path: Path) -> Mapping[str, Any]:
     wrong = f"{path}: not a patch"
     try:
-        state = path.stat()
-        # Pipes and devices may never end.
-        if not stat.S_ISREG(state.st_mode):
-            raise PatchError.at(path, "is no file; name a .vlp file")
-        if state.st_size > _MOST_BYTES:
+        if path.stat().st_size > _MOST_BYTES:
             raise PatchError(f"{wrong}: larger than 4 GiB", path=path)
-        raw = json.loads(path.read_bytes().decode("utf-8"), parse_constant=_not_finite)
+        raw = json.loads(read_regular(path).decode("utf-8"), parse_constant=_not_finite)
     except OSError as error:
         raise PatchError.at(path, f"cannot be read ({error.strerror}); check the path") from None
     except UnicodeDecodeError:
@@ -296,10 +290,11 @@ def excerpt(text: str) -> str:
 # -- writing --------------------------------------------------------------------------------------------------
 
 
-def write_patch(path: Path, patch: PatchFile, vindex: Vindex) -> PatchFile:
+def write_patch(path: Path, patch: PatchFile, vindex: Vindex, *, overwrite: bool = False) -> PatchFile:
     """The patch as the file at `path` holds it afterwards: with the base's checksum, the time and a description.
 
-    Whatever happens while it is written, the file is the old one or the new one. PatchError where it cannot be.
+    Whatever happens while it is written, the file is the old one or the new one. PatchError where it cannot be, and
+    for a file that is no patch, unless `overwrite`.
     """
     patch = replace(
         patch,
@@ -319,10 +314,10 @@ def write_patch(path: Path, patch: PatchFile, vindex: Vindex) -> PatchFile:
     except ValueError as error:
         raise PatchError.at(path, f"cannot be written ({error})") from None
     write_whole(
-        os.path.realpath(path),
+        path,
         data,
         error=lambda message: PatchError(message, path=path),
-        next_step="the edits are still here: save to another file",
+        replaces=None if overwrite else _is_patch,
     )
     return patch
 
@@ -332,6 +327,11 @@ def _content_checksum(raw: Mapping[str, Any]) -> str:
     content = {name: value for name, value in raw.items() if name != "checksum"}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _is_patch(head: bytes) -> bool:
+    """Whether a file that begins so is a patch: also where another program wrote it."""
+    return head.lstrip()[:1] == b"{" and b'"version"' in head and b'"base_model"' in head
 
 
 def _entry(op: Operation) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -14,6 +15,7 @@ from rich.text import Text
 from larql_duck._version import __version__
 from larql_duck.cli.render import fitting, render, table
 from larql_duck.errors import LarqlError, LqlSyntaxError, QueryError
+from larql_duck.files import open_replacing
 from larql_duck.lql import parse
 from larql_duck.lql.statements import ExplainSql
 from larql_duck.repl.commands import Leave, run_command
@@ -183,10 +185,11 @@ class Repl:
         self._closing.close()
         self._file = None
         if path is not None:
-            try:
-                self._file = self._closing.enter_context(path.open("w", encoding="utf-8", newline=""))
-            except OSError as error:
-                raise LarqlError(f"{path}: {error.strerror}") from error
+            # The file is new from here on, and whoever looks into it sees each result when it is there.
+            with open_replacing(path, sync=False, replaces=lambda head: b"\0" not in head) as made:
+                descriptor = os.dup(made.fileno())
+            file = os.fdopen(descriptor, "w", encoding="utf-8", newline="")
+            self._file = self._closing.enter_context(file)
 
     def greet(self) -> None:
         """Write the first lines: what is open, and where help is."""

@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar, get_args
 import msgspec
 
 from larql_duck.errors import VindexError
+from larql_duck.files import read_regular
 
 Shaped = TypeVar("Shaped")
 Natural = Annotated[int, msgspec.Meta(ge=0, le=1 << 48)]
@@ -29,7 +30,7 @@ def damaged(
 def read_json(path: Path) -> Any:
     """The JSON value in a file of a vindex; VindexError where it is missing or malformed."""
     try:
-        return msgspec.json.decode(path.read_bytes())
+        return msgspec.json.decode(read_regular(path))
     except (OSError, ValueError, RecursionError, msgspec.DecodeError) as error:
         why = getattr(error, "strerror", None) or str(error)[:_LONGEST]
         raise damaged(path, f"missing or not JSON ({why})") from None

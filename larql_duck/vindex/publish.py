@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from larql_duck.catalog import SCHEMAS
+from larql_duck.errors import VindexError
 from larql_duck.files import locked, replacing, sync_directory
 from larql_duck.vindex.arrays import hash_file, write_file
 from larql_duck.vindex.database import build_database
-from larql_duck.vindex.fields import damaged
+from larql_duck.vindex.fields import damaged, read_json
 from larql_duck.vindex.manifest import INDEX, SECTION, load_manifest, manifest_hash, render
 
 DATABASE = "model.duckdb"
@@ -33,16 +35,69 @@ def staging_of(out: Path) -> Path:
     return out.parent / f".{out.name}.partial"
 
 
+def check_replaceable(out: Path, *kept: Path) -> None:
+    """Raise VindexError where something stands at `out` that is neither an empty folder nor a vindex alone.
+
+    Also for a link, and for a folder that is or holds the current one or one of `kept`.
+    """
+    another = "choose another -o"
+    if not os.path.lexists(out):
+        return
+    if out.is_symlink():
+        raise damaged(out, f"is a link to {os.path.realpath(out)}, and a link is never replaced", another)
+    if not out.is_dir():
+        raise damaged(out, "is no folder, and only a vindex is replaced", another)
+    place = out.resolve()
+    for path in (Path.cwd(), *(path.resolve() for path in kept)):
+        if place in (path, *path.parents):
+            raise damaged(out, f"is or holds {path}, which is in use", another)
+    if foreign := _foreign(out):
+        raise damaged(out, f"holds {foreign}, and only a vindex is replaced", another)
+
+
+def _foreign(directory: Path) -> str | None:
+    """What a folder holds that is no part of a vindex; None for an empty one, and for a vindex alone."""
+    names = sorted(path.name for path in directory.iterdir())
+    if not names:
+        return None
+    try:
+        raw = read_json(directory / INDEX)
+    except VindexError:
+        return f"{names[0]} and no index.json that can be read"
+    if not isinstance(raw, dict) or not {"version", "num_layers", "vocab_size", "layers"} <= raw.keys():
+        return f"{names[0]} and no index.json of a vindex"
+    # Of any version; LARQL does not say which files are its own.
+    files = raw[SECTION].get("files") if isinstance(raw.get(SECTION), dict) else None
+    if not isinstance(files, dict):
+        return None
+    own = {INDEX, DATABASE, f"{DATABASE}.wal", TABLES, *(name.split("/")[0] for name in files)}
+    return next((name for name in names if name not in own and not name.startswith(".")), None)
+
+
 def publish_directory(staging: Path, out: Path) -> None:
-    """Rename the finished `staging` to `out`; an older `out` is replaced and only then deleted."""
+    """Rename the finished `staging` to `out`; a vindex that stands there is replaced and only then deleted.
+
+    VindexError where something else stands there (see `check_replaceable`); then it stays.
+    """
     sync_directory(staging)
-    old = out.parent / f".{out.name}.old"
-    if out.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.rename(out, old)
-    os.rename(staging, out)
-    sync_directory(out.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    check_replaceable(out)
+    if not out.is_dir() or not any(out.iterdir()):
+        os.rename(staging, out)
+        sync_directory(out.parent)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{out.name[:40]}.", dir=out.parent))
+    try:
+        os.rename(out, aside / "old")
+        try:
+            os.rename(staging, out)
+        except OSError:
+            os.rename(aside / "old", out)
+            raise
+        sync_directory(out.parent)
+        shutil.rmtree(aside / "old", ignore_errors=True)
+    finally:
+        with suppress(OSError):
+            aside.rmdir()
 
 
 # -- the manifest's seal ------------------------------------------------------------------------------------
