@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from larql_duck.errors import PatchError
-from larql_duck.files import read_regular, write_whole
+from larql_duck.files import check_output, first_bytes, read_regular, write_whole
 from larql_duck.patches.operations import (
     DeleteKnnOp,
     DeleteOp,
@@ -296,6 +296,13 @@ def write_patch(path: Path, patch: PatchFile, vindex: Vindex, *, overwrite: bool
     Whatever happens while it is written, the file is the old one or the new one. PatchError where it cannot be, and
     for a file that is no patch, unless `overwrite`.
     """
+
+    def refused(message: str) -> PatchError:
+        return PatchError(message, path=path)
+
+    older = check_output(path, error=refused)
+    if not overwrite and older.exists() and not _is_patch(first_bytes(older, 4096)):
+        raise PatchError.at(path, "is no patch; name another file, or write SAVE PATCH ... OVERWRITE")
     patch = replace(
         patch,
         path=path,
@@ -313,12 +320,7 @@ def write_patch(path: Path, patch: PatchFile, vindex: Vindex, *, overwrite: bool
         data = json.dumps(raw, indent=2, ensure_ascii=False, allow_nan=False).encode()
     except ValueError as error:
         raise PatchError.at(path, f"cannot be written ({error})") from None
-    write_whole(
-        path,
-        data,
-        error=lambda message: PatchError(message, path=path),
-        replaces=None if overwrite else _is_patch,
-    )
+    write_whole(path, data, error=refused)
     return patch
 
 
@@ -330,8 +332,8 @@ def _content_checksum(raw: Mapping[str, Any]) -> str:
 
 
 def _is_patch(head: bytes) -> bool:
-    """Whether a file that begins so is a patch: also where another program wrote it."""
-    return head.lstrip()[:1] == b"{" and b'"version"' in head and b'"base_model"' in head
+    """Whether a file that begins so is a patch, also one that another program wrote, or empty."""
+    return not head or (head.lstrip()[:1] == b"{" and b'"version"' in head and b'"base_model"' in head)
 
 
 def _entry(op: Operation) -> dict[str, Any]:
