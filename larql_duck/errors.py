@@ -9,6 +9,20 @@ from typing import Any, Self
 _BEFORE, _BEHIND = 80, 60
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, in its first line; DuckDB's go on with advice about its own settings."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is at its end, whoever noticed it: Python, Arrow, torch or DuckDB."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryException":
+        return True
+    return isinstance(error, RuntimeError) and (
+        "allocate memory" in str(error) or "out of memory" in str(error)
+    )
+
+
 class LarqlError(Exception):
     """Base of every error that larql_duck raises on purpose; its text is one line that names the next step."""
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import platform
 import shutil
 import stat
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,7 +126,8 @@ def replacing(
     target = Path(path).expanduser() if error is None else check_output(path, replaces, error=error)
     folder: str | None = None
     try:
-        folder = tempfile.mkdtemp(prefix=f".{target.name[:40]}.", dir=target.parent)
+        remove_abandoned(target)
+        folder = tempfile.mkdtemp(prefix=_temporary_prefix(target, os.getpid()), dir=target.parent)
         temporary = Path(folder, target.name)
         yield temporary
         if sync:
@@ -140,6 +143,37 @@ def replacing(
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_abandoned(target: Path) -> None:
+    """Delete what writes of `target` by processes of this machine left that were killed."""
+    mine = _temporary_prefix(target, "")
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(target.parent):
+            pid, dot, random = entry.name.removeprefix(mine).partition(".")
+            if (
+                entry.name.startswith(mine)
+                and pid.isdigit()
+                and dot
+                and len(random) == 8
+                and not _lives(int(pid))
+            ):
+                shutil.rmtree(entry.path, ignore_errors=True)
+
+
+def _temporary_prefix(target: Path, pid: int | str) -> str:
+    # Process ids mean something on one machine alone.
+    return f".{target.name[:40]}.{zlib.crc32(platform.node().encode()):08x}-{pid}{'.' if pid else ''}"
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 @contextmanager

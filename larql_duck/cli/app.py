@@ -11,7 +11,7 @@ import typer
 from larql_duck._version import __version__
 from larql_duck.cli import cache, edits, inference, knowledge, query, vindex
 from larql_duck.cli.errors import ClickError, report, say
-from larql_duck.errors import LarqlError
+from larql_duck.errors import LarqlError, out_of_memory
 
 app = typer.Typer(
     name="larql-duck",
@@ -46,7 +46,10 @@ def run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         say("interrupted")
         return 130
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
+        if out_of_memory(error):
+            say("error: out of memory; close other programs, or use a machine with more")
+            return 1
         # What DuckDB makes of Ctrl-C when it notices the signal itself.
         if type(error) is not RuntimeError or "interrupted" not in str(error):
             raise

@@ -27,12 +27,16 @@ _PROMPT_TOKENS, _PROBE_FACTOR, _PROBE_PROMPTS = 8, 3.0, 2000
 
 @dataclass(frozen=True)
 class Estimate:
-    """Expected cost: `seconds` per stage, bytes on `disk`, bytes of `memory` at the peak, and the `basis` taken."""
+    """Expected cost: `seconds` per stage, bytes on `disk`, bytes of `memory` at the peak, and the `basis` taken.
+
+    `scratch` is what the work needs on the disk beside that: checkpoints, and the database's log while it is built.
+    """
 
     seconds: dict[str, float]
     disk: int
     memory: int
     basis: str
+    scratch: int
 
     @property
     def total_seconds(self) -> float:
@@ -82,8 +86,11 @@ def estimate_cost(job: Job, speed: float) -> Estimate:
         seconds["facts"] = 2 * parameters * _PROBE_PROMPTS * _PROMPT_TOKENS * _PROBE_FACTOR / speed
     rows = features * 3 * options.top_k
     token_rows = n_context * TOKEN_FEATURES
-    disk = stored * width + rows * _FEATURE_TOKEN_BYTES + token_rows * _TOKEN_FEATURE_BYTES
+    tables = rows * _FEATURE_TOKEN_BYTES + token_rows * _TOKEN_FEATURE_BYTES
+    disk = stored * width + tables
+    # Tables as checkpoints (about a third of both their forms), the residual of the context pass, the log (WAL).
+    scratch = tables + 4 * n_context * sizes.hidden
     memory = 3 * 4 * embedding + 4 * max(per_layer) + _GIB
     if options.probe:
         memory += 4 * parameters
-    return Estimate(seconds, int(disk), int(memory), basis)
+    return Estimate(seconds, int(disk), int(memory), basis, int(scratch))

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from larql_duck.errors import LarqlError, VindexError
+import duckdb
+
+from larql_duck.errors import LarqlError, VindexError, first_line, out_of_memory
 from larql_duck.extraction.estimate import Estimate, estimate_cost, matrix_speed
 from larql_duck.extraction.job import Job, prepare
 from larql_duck.extraction.options import Options
@@ -18,6 +20,8 @@ from larql_duck.files import real_place, with_parents
 from larql_duck.models.source import WeightSource
 from larql_duck.progress import Progress
 from larql_duck.vindex.publish import check_replaceable
+
+_RESUME = "the same command with --resume goes on from there"
 
 
 def estimate(model: str | Path, **options: Any) -> Estimate:
@@ -56,7 +60,7 @@ def extract(
     The directory appears at once when it is complete. `resume` continues an interrupted run with the same arguments;
     `force` replaces an existing `out` that is a vindex or an empty folder. `progress(stage, done, total)` is called often, `notice(line)` for remarks.
     Raises ModelError for a model that cannot be used and VindexError for an `out` that cannot be written; after an
-    error nothing is left behind.
+    error or Ctrl-C finished steps are kept for `resume`, and say so; without any nothing is left behind.
     """
     chosen = None if relations is None else tuple(relations)
     options = Options(level, dtype, layers, top_k, in_basis, context_tokens, probe, pack, chosen)
@@ -75,20 +79,38 @@ def extract(
             resumed = staging.begin(resume)
             if resume and not resumed:
                 say("nothing to resume: no interrupted extraction to this path; starting from the beginning")
+            staging.try_place()
             if not resumed:
                 _check_space(job, staging)
             Extraction(job, staging, progress or (lambda *_: None), say).run()
-        except LarqlError:
-            staging.remove()
+        except LarqlError as error:
+            raise _kept(staging, error) from error.__cause__
+        except KeyboardInterrupt:
+            if staging.resumable:
+                say(f"interrupted; the finished steps are kept: {_RESUME}")
+            else:
+                staging.remove()
             raise
-        except (OSError, MemoryError) as error:
-            staging.remove()
-            raise VindexError.at(
-                target,
-                f"{getattr(error, 'strerror', None) or error or 'out of memory'} while writing; "
-                "free some space or choose another -o, then extract again",
-            ) from None
+        except (OSError, MemoryError, RuntimeError, duckdb.Error) as error:
+            if out_of_memory(error):
+                what = "out of memory; close other programs, or use a machine with more"
+            elif isinstance(error, OSError):
+                what = f"{error.strerror or error} while writing; free some space or choose another -o"
+            elif isinstance(error, duckdb.Error):
+                what = f"its tables cannot be made ({first_line(error)}); choose another -o"
+            else:
+                raise
+            raise _kept(staging, VindexError.at(target, what)) from None
     return target
+
+
+def _kept(staging: Staging, error: LarqlError) -> LarqlError:
+    """The error after finished steps were kept, and named; without any the directory is deleted."""
+    if not staging.resumable:
+        staging.remove()
+    elif error.args and "--resume" not in str(error):
+        error.args = (f"{error.args[0]}; the finished steps are kept: {_RESUME}",)
+    return error
 
 
 def _identity(source: WeightSource) -> dict[str, Any]:
@@ -100,7 +122,8 @@ def _identity(source: WeightSource) -> dict[str, Any]:
 
 
 def _check_space(job: Job, staging: Staging) -> None:
-    needed = estimate_cost(job, 1e11).disk
+    cost = estimate_cost(job, 1e11)
+    needed = cost.disk + cost.scratch
     free = shutil.disk_usage(staging.directory).free
     if needed > free:
         raise VindexError.at(

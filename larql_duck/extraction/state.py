@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 
-from larql_duck.errors import VindexError
+from larql_duck.catalog import quoted
+from larql_duck.errors import VindexError, first_line
 from larql_duck.files import locked, open_replacing, write_whole
 from larql_duck.vindex.publish import staging_of
 
@@ -82,8 +85,39 @@ class Staging:
         """Whether there is a checkpoint `name`."""
         return (self.work / f"{name}.npz").is_file()
 
+    @property
+    def resumable(self) -> bool:
+        """Whether steps are finished that a later run need not repeat."""
+        return bool(self._done)
+
+    def try_place(self) -> None:
+        """Do once, small, what the last steps do: build a database here and rename its directory to beside `out`.
+
+        VindexError where one of them fails: hours of work would be in a place from which they cannot be published.
+        """
+        here, beside = self.directory / ".try", self.out.parent / f".{self.out.name}.try"
+        try:
+            for folder in (here, beside):
+                shutil.rmtree(folder, ignore_errors=True)
+            here.mkdir()
+            with duckdb.connect() as con:
+                con.execute(f"ATTACH {quoted(str(here / 'model.duckdb'))} AS tried")
+                con.execute("CREATE TABLE tried.t AS SELECT 1; DETACH tried")
+            if not (here / "model.duckdb").is_file():
+                raise duckdb.IOException("it names the file in another way")
+            os.rename(here, beside)
+        except duckdb.Error as error:
+            what = f"DuckDB cannot make a database there ({first_line(error)})"
+            raise VindexError.at(self.out, f"{what}; choose another -o") from None
+        except OSError as error:
+            what = f"a folder cannot be moved there ({error.strerror or error})"
+            raise VindexError.at(self.out, f"{what}; choose another -o") from None
+        finally:
+            for folder in (here, beside):
+                shutil.rmtree(folder, ignore_errors=True)
+
     def remove(self) -> None:
-        """Delete everything: after a failure nothing stays behind."""
+        """Delete everything."""
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _read(self) -> dict[str, Any]:

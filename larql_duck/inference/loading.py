@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from larql_duck.errors import ModelError
+from larql_duck.errors import ModelError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -92,11 +92,13 @@ def _skeleton(source: WeightSource, dtype: torch.dtype, device: str | torch.devi
         try:
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        except MemoryError:
+            raise
         except Exception as error:
             raise ModelError.at(
                 source.path,
                 f"transformers cannot build model_type {source.family.name!r} from this config: "
-                f"{_first_line(error)}",
+                f"{first_line(error)[:300]}",
             ) from error
         _size_features(model, source)
         # Buffers first: the initialisers that write them also write parameters, which must not be the source's yet.
@@ -175,9 +177,11 @@ def _config(source: WeightSource) -> Any:
     with quiet():
         try:
             return CONFIG_MAPPING[model_type].from_dict(values)
+        except MemoryError:
+            raise
         except Exception as error:
             raise ModelError.at(
-                source.path, f"config.json is not a usable {model_type} config: {_first_line(error)}"
+                source.path, f"config.json is not a usable {model_type} config: {first_line(error)[:300]}"
             ) from error
 
 
@@ -264,7 +268,3 @@ def _restore_buffers(model: Any, device: torch.device, source: WeightSource) -> 
 def _unset(dtype: torch.dtype) -> float:
     # A value that no frequency, scale or mask takes; it must survive f16.
     return -31337.0 if dtype.is_floating_point else 0
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

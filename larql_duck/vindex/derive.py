@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from larql_duck.catalog import as_schema, quoted
 from larql_duck.catalog.sql_files import sql_query
+from larql_duck.errors import VindexError, first_line, out_of_memory
 
 UNLABELLED = "associated with"
 
@@ -77,12 +78,16 @@ def derive_entities(triples: Source) -> pa.Table:
 
 def _run(query: str, table: str, many: Collection[str] | None = None, /, **sources: Source) -> pa.Table:
     """The rows of sql/queries/QUERY.sql over the sources, with the schema of `table`."""
-    with duckdb.connect(config={"preserve_insertion_order": True}) as con:
-        for name, source in sources.items():
-            _show(con, name, source)
-        parameters = None if many is None else {"many": sorted(many)}
-        rows = con.sql(sql_query(query, "temp"), params=parameters).to_arrow_table()
-        return as_schema(table, rows)
+    try:
+        with duckdb.connect(config={"preserve_insertion_order": True}) as con:
+            for name, source in sources.items():
+                _show(con, name, source)
+            parameters = None if many is None else {"many": sorted(many)}
+            rows = con.sql(sql_query(query, "temp"), params=parameters).to_arrow_table()
+            return as_schema(table, rows)
+    except duckdb.Error as error:
+        why = "out of memory" if out_of_memory(error) else first_line(error)
+        raise VindexError(f"the table {table} cannot be made ({why})") from error
 
 
 def _show(con: duckdb.DuckDBPyConnection, name: str, source: Source) -> None:
