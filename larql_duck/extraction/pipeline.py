@@ -16,7 +16,7 @@ from larql_duck.extraction.job import Job, prepare
 from larql_duck.extraction.options import Options
 from larql_duck.extraction.stages import Extraction
 from larql_duck.extraction.state import Staging, open_staging
-from larql_duck.files import real_place, with_parents
+from larql_duck.files import next_step_after, real_place, with_parents
 from larql_duck.models.source import WeightSource
 from larql_duck.progress import Progress
 from larql_duck.vindex.publish import check_replaceable
@@ -95,7 +95,7 @@ def extract(
             if out_of_memory(error):
                 what = "out of memory; close other programs, or use a machine with more"
             elif isinstance(error, OSError):
-                what = f"{error.strerror or error} while writing; free some space or choose another -o"
+                what = f"{error.strerror or error} while writing; {next_step_after(error)}"
             elif isinstance(error, duckdb.Error):
                 what = f"its tables cannot be made ({first_line(error)}); choose another -o"
             else:
