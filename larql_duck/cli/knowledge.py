@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -88,7 +88,12 @@ def _checkpoint(vindex: Path, resume: bool) -> Iterator[Path | None]:
             for file in directory.glob("*.msgpack"):
                 file.unlink()
         yield directory
-        shutil.rmtree(directory, ignore_errors=True)
+        for path in directory.iterdir():
+            # What somebody else keeps there stays.
+            if path.name.startswith(".") or path.suffix == ".msgpack":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with suppress(OSError):
+        directory.rmdir()
 
 
 @command(app)

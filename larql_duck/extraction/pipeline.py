@@ -58,7 +58,8 @@ def extract(
     embedding, 'auto' takes context below half an hour. `probe` runs the relation `pack` (its `relations`, or all).
 
     The directory appears at once when it is complete. `resume` continues an interrupted run with the same arguments;
-    `force` replaces an existing `out` that is a vindex or an empty folder. `progress(stage, done, total)` is called often, `notice(line)` for remarks.
+    `force` replaces an `out` that is a vindex or an empty folder. `progress(stage, done, total)` is called often,
+    `notice(line)` for remarks.
     Raises ModelError for a model that cannot be used and VindexError for an `out` that cannot be written; after an
     error or Ctrl-C finished steps are kept for `resume`, and say so; without any nothing is left behind.
     """
@@ -66,7 +67,7 @@ def extract(
     options = Options(level, dtype, layers, top_k, in_basis, context_tokens, probe, pack, chosen)
     target = real_place(out)
     say = notice or (lambda _line: None)
-    if os.path.lexists(target) and not force:
+    if os.path.exists(target) and not force and not target.is_symlink():
         raise VindexError.at(target, "exists already; choose another -o or replace it with --force")
     check_replaceable(target)
     job = prepare(model, options)

@@ -67,11 +67,17 @@ def _foreign(directory: Path) -> str | None:
     if not isinstance(raw, dict) or not {"version", "num_layers", "vocab_size", "layers"} <= raw.keys():
         return f"{names[0]} and no index.json of a vindex"
     # Of any version; LARQL does not say which files are its own.
-    files = raw[SECTION].get("files") if isinstance(raw.get(SECTION), dict) else None
-    if not isinstance(files, dict):
+    section = raw[SECTION] if isinstance(raw.get(SECTION), dict) else {}
+    if not isinstance(section.get("files"), dict):
         return None
-    own = {INDEX, DATABASE, f"{DATABASE}.wal", TABLES, *(name.split("/")[0] for name in files)}
-    return next((name for name in names if name not in own and not name.startswith(".")), None)
+    own = {INDEX, DATABASE, f"{DATABASE}.wal", _LOCK, TABLES, *section["files"]}
+    own |= {f"{TABLES}/{name}.parquet" for name in SCHEMAS}
+    leftovers = (*(f".{name[:40]}." for name in own), _NEXT, ".DS_Store")
+    for path in (*directory.iterdir(), *(directory / TABLES).glob("*")):
+        name = path.relative_to(directory).as_posix()
+        if name not in own and not path.name.startswith(leftovers):
+            return name
+    return None
 
 
 def publish_directory(staging: Path, out: Path) -> None:

@@ -287,7 +287,10 @@ def test_force_replaces_a_vindex_and_an_empty_folder_and_nobodys_old_folder(
     (out / "notes.txt").write_text("mine")
     refusal = force(out)
     assert refusal is not None and "notes.txt" in refusal and (out / "notes.txt").exists()
-    (out / "notes.txt").unlink()
+    (out / "notes.txt").rename(out / "tables" / "mine.parquet")
+    refusal = force(out)
+    assert refusal is not None and "tables/mine.parquet" in refusal
+    (out / "tables" / "mine.parquet").unlink()
     assert force(out) is None and '"browse"' in (out / "index.json").read_text()
     empty = tmp_path / "empty"
     empty.mkdir()
