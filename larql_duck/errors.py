@@ -7,6 +7,16 @@ from typing import Any, Self
 
 # How much of a long source line an error shows on either side of its place.
 _BEFORE, _BEHIND = 80, 60
+# The longest message in characters, and how much of a longer one is shown.
+_LONGEST, _KEPT_FIRST, _KEPT_LAST = 1000, 600, 300
+
+
+def cut_middle(text: str) -> str:
+    """The text; of one that no terminal shows, the beginning, the end and how much is between them."""
+    if len(text) <= _LONGEST:
+        return text
+    cut = len(text) - _KEPT_FIRST - _KEPT_LAST
+    return f"{text[:_KEPT_FIRST]} [... {cut:,} characters ...] {text[-_KEPT_LAST:]}"
 
 
 def first_line(error: BaseException) -> str:
@@ -27,6 +37,10 @@ class LarqlError(Exception):
     """Base of every error that larql_duck raises on purpose; its text is one line that names the next step."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        # Values are the user's, of any length; what opens and ends the line says what to do.
+        return cut_middle(super().__str__())
 
 
 class LqlSyntaxError(LarqlError):

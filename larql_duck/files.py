@@ -214,7 +214,7 @@ def first_bytes(path: Path, n: int) -> bytes:
         with open_regular(path) as file:
             return file.read(n)
     except OSError as error:
-        raise LarqlError(f"{path}: cannot be read: {error.strerror}") from None
+        raise LarqlError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
 def open_regular(path: Path) -> BinaryIO:

@@ -14,7 +14,7 @@ from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_exp
 
 from larql_duck.commands.opening import connect
 from larql_duck.errors import LarqlError, LqlSyntaxError
-from larql_duck.result import Result
+from larql_duck.result import Result, printable
 from larql_duck.session import Session
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class LqlMagics(Magics):
         results: list[Result] = eval(_CALL, space, {"larql_run": run})
         for result in results:
             for notice in result.notices:
-                print(f"note: {notice}", file=sys.stderr)
+                print(f"note: {printable(notice)}", file=sys.stderr)
         frame = results[-1].df()
         if options.output:
             space[options.output] = frame

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -11,7 +12,7 @@ import typer
 from larql_duck._version import __version__
 from larql_duck.cli import cache, edits, inference, knowledge, query, vindex
 from larql_duck.cli.errors import ClickError, report, say
-from larql_duck.errors import LarqlError, out_of_memory
+from larql_duck.errors import LarqlError, cut_middle, out_of_memory
 
 app = typer.Typer(
     name="larql-duck",
@@ -26,6 +27,8 @@ def main() -> None:
     # OpenMP's threads spin while they wait. Beside any other busy process that made probing twelve times slower
     # (measured on two cores); it must be said before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # numpy's remarks on numbers of a damaged or odd model would stand in front of the result.
+    warnings.simplefilter("ignore", RuntimeWarning)
     sys.exit(run(sys.argv[1:]))
 
 
@@ -41,7 +44,7 @@ def run(arguments: list[str]) -> int:
     except ClickError as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "larql-duck"
-        say(f"error: {error.format_message()} (see {command} --help)")
+        say(f"error: {cut_middle(error.format_message())} (see {command} --help)")
         return int(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         say("interrupted")

@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from larql_duck.errors import LarqlError, LqlSyntaxError
+from larql_duck.result import printable
 
 # typer brings a click of its own or uses the installed one, depending on its version.
 UsageError: type[Any] = typer.BadParameter.__bases__[0]
@@ -17,7 +18,7 @@ ClickError: type[Any] = UsageError.__bases__[0]
 
 def say(text: str) -> None:
     """Write a line to stderr."""
-    _write(" ".join(text.split()))
+    _write(printable(" ".join(text.split())))
 
 
 def note(text: str) -> None:
@@ -28,7 +29,7 @@ def note(text: str) -> None:
 def report(error: LarqlError) -> None:
     """Write an error to stderr: one line; in a terminal a syntax error shows its place, too."""
     if isinstance(error, LqlSyntaxError) and sys.stderr.isatty():
-        _write(f"error: {error.highlight()}")
+        _write("\n".join(printable(line) for line in f"error: {error.highlight()}".split("\n")))
     else:
         say(f"error: {error}")
 

@@ -57,17 +57,23 @@ def insert_facts(
     SemanticError.
     """
     facts = _unique(rows)
+    bare = list(dict.fromkeys(name.strip() for row in rows for name in row if name != name.strip()))
+    said = [
+        f"blanks around names were left out: {', '.join(map(repr, bare[:3]))}{' ...' * (len(bare) > 3)}"
+    ] * bool(bare)
     if mode is None:
         mode = "compose" if workspace.vindex.has_weights else "knn"
     if mode == "knn":
-        return knn_edits(workspace, facts, layer=layer, confidence=confidence, template=template)
+        edits = knn_edits(workspace, facts, layer=layer, confidence=confidence, template=template)
+        return replace(edits, notices=[*said, *edits.notices])
     need_features(workspace)
     prompts = cache(partial(prompts_for, workspace, templates=() if template is None else (template,)))
     requests = [
         RewriteRequest(e, r, t, prompts(r).templates, prompts(r), layer=layer, confidence=confidence)
         for e, r, t in facts
     ]
-    return solve_facts(workspace, requests, alpha=1.0 if alpha is None else alpha)
+    edits = solve_facts(workspace, requests, alpha=1.0 if alpha is None else alpha)
+    return replace(edits, notices=[*said, *edits.notices])
 
 
 def update_facts(workspace: Workspace, facts: Iterable[UpdatedFact]) -> FactEdits:

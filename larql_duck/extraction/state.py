@@ -139,7 +139,9 @@ def open_staging(out: Path, key: Mapping[str, Any]) -> Iterator[Staging]:
     try:
         staging.directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise VindexError.at(out, f"cannot write there ({error.strerror}); choose another -o") from None
+        raise VindexError.at(
+            out, f"cannot write there ({error.strerror or error}); choose another -o"
+        ) from None
     with locked(
         staging.directory / _LOCK,
         f"{out}: another extraction to this path is running; wait for it or choose another -o",

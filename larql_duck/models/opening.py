@@ -28,7 +28,9 @@ def open_model(spec: str | Path) -> ModelSource:
             if path.exists():
                 return _open_file(path)
         except OSError as error:  # a name too long for the file system, for instance
-            raise ModelError(f"{text[:200]}: cannot be opened: {error.strerror}", path=path) from None
+            raise ModelError(
+                f"{text[:200]}: cannot be opened: {error.strerror or error}", path=path
+            ) from None
     repository = None if isinstance(spec, Path) else parse_spec(text)
     if repository is None:
         raise ModelError(

@@ -104,7 +104,7 @@ def _load(path: Path) -> Mapping[str, Any]:
             raise PatchError(f"{wrong}: larger than 4 GiB", path=path)
         raw = json.loads(read_regular(path).decode("utf-8"), parse_constant=_not_finite)
     except OSError as error:
-        raise PatchError.at(path, f"cannot be read ({error.strerror}); check the path") from None
+        raise PatchError.at(path, f"cannot be read ({error.strerror or error}); check the path") from None
     except UnicodeDecodeError:
         raise PatchError(f"{wrong} or damaged: it is not UTF-8; restore it from a copy", path=path) from None
     except (ValueError, RecursionError) as error:

@@ -143,7 +143,7 @@ class Repl:
         elif result.columns:
             self._show_table(result)
         for notice in result.notices:
-            self._say(f"note: {notice}", "yellow")
+            self._say(f"note: {printable(notice)}", "yellow")
         if self.timing and seconds is not None:
             count = f"{len(result):,} row{'' if len(result) == 1 else 's'} in " if result.columns else ""
             self._say(f"{count}{_seconds(seconds)}", "dim")

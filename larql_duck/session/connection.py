@@ -111,6 +111,8 @@ class Connection:
         if self.own:
             # DuckDB's progress bar goes to stdout, in between the results.
             con.execute(f"SET search_path = 'main,{self.schema}'; SET enable_progress_bar = false")
+            # A query is not to fill ~/.duckdb; INSTALL does when it is asked to.
+            con.execute("SET autoinstall_known_extensions = false")
 
 
 def _fetch(

@@ -206,7 +206,7 @@ def _changing(directory: Path, what: str, next_step: str) -> Iterator[None]:
         with locked(directory / _LOCK, busy):
             yield
     except OSError as error:
-        raise damaged(directory, f"{what} ({error.strerror})", next_step) from None
+        raise damaged(directory, f"{what} ({error.strerror or error})", next_step) from None
 
 
 def _roll_forward(directory: Path) -> None:

@@ -65,8 +65,14 @@ class Vindex:
         Raises VindexError that names the file and the next step. Contents are not read: `verify` does that.
         """
         directory = Path(path)
-        recover(directory)
-        manifest = load_manifest(directory)
+        try:
+            recover(directory)
+            manifest = load_manifest(directory)
+        except OSError as error:
+            # A name that is too long, a folder that may not be read.
+            raise damaged(
+                directory, f"cannot be opened ({error.strerror or error})", "check the path"
+            ) from None
         _check_files(directory, manifest)
         if manifest.has_tables:
             _check_seal(manifest)
@@ -300,4 +306,6 @@ def file_checksum(vindex: Vindex, name: str) -> str:
     try:
         return hash_file(path)["sha256"]
     except OSError as error:
-        raise VindexError.at(path, f"cannot be read ({error.strerror}); restore it from a copy") from None
+        raise VindexError.at(
+            path, f"cannot be read ({error.strerror or error}); restore it from a copy"
+        ) from None
