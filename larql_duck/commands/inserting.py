@@ -86,7 +86,10 @@ def _triples(table: pa.Table) -> list[tuple[Any, Any, Any]]:
         column = next((by_name[n] for n in names if n in by_name), None)
         if column is None:
             known = ", ".join(table.column_names)
-            raise SemanticError(f"no column {name} among {known}; INSERT takes entity, relation and target")
+            raise SemanticError(
+                f"no column {name} among {known}; INSERT takes entity, relation and target "
+                "(or subject, relationship and object)"
+            )
         columns.append(table.column(column).to_pylist())
     return list(zip(*columns, strict=True))
 

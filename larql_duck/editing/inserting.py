@@ -374,7 +374,7 @@ def _unique(rows: Sequence[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
         found.pop(fact_key(row[0], row[1]), None)
         found[fact_key(row[0], row[1])] = row
     if not found:
-        raise SemanticError("no facts were given: the query has no rows")
+        raise SemanticError("no facts were given: there are no rows to insert")
     return list(found.values())
 
 

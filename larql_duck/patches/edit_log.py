@@ -52,6 +52,10 @@ class EditLog:
         """Call `subscriber` with this log after every change of its patches; its overlay may be the same as before."""
         self._subscribers.append(subscriber)
 
+    def __repr__(self) -> str:
+        names = ", ".join(patch.title for patch in self.applied) or "none"
+        return f"<EditLog: patches applied: {names}; edits not saved: {len(self.live)}>"
+
     # -- operations ---------------------------------------------------------------------------------------
 
     @property

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import duckdb
 
 from larql_duck.errors import LarqlError, QueryError, SemanticError
-from larql_duck.lowering.names import TABLES
+from larql_duck.lowering.names import TABLES, LqlTable
 from larql_duck.spelling import did_you_mean
 
 if TYPE_CHECKING:
@@ -72,8 +73,13 @@ def _unknown(what: str, name: str, statement: Statement, text: str) -> SemanticE
     place = statement.at
     source = text[place.start : place.end]
     if what == "column":
-        used = {t for t in re.findall(r"\w+", source.lower()) if t in TABLES}
-        hint = did_you_mean(name, sorted({c for t in used for c in (*TABLES[t].columns, *TABLES[t].aliases)}))
+        used = [TABLES[t] for t in re.findall(r"\w+", source.lower()) if t in TABLES]
+        other = _other_spelling(name, used)
+        if other is not None:
+            hint = f"; what it is read from calls it {other}"
+        else:
+            names = {c for table in used for c in (*table.columns, *table.aliases)}
+            hint = did_you_mean(name, sorted(names))
     elif name == "_":
         hint = ": it is the result piped in, as in DESCRIBE ... |> SELECT ... FROM _"
     else:
@@ -82,6 +88,16 @@ def _unknown(what: str, name: str, statement: Statement, text: str) -> SemanticE
     return SemanticError(
         f"line {line}, column {column}: unknown {what} {name}{hint}", line=line, column=column
     )
+
+
+def _other_spelling(name: str, used: Iterable[LqlTable]) -> str | None:
+    """The other spelling of a column of these tables: a subquery that lists one shows that one alone."""
+    for table in used:
+        if name in table.aliases:
+            return table.aliases[name]
+        if name in table.columns:
+            return next((other for other, column in table.aliases.items() if column == name), None)
+    return None
 
 
 def _place_of(name: str, source: str, place: Position) -> tuple[int, int]:

@@ -388,6 +388,11 @@ def test_neighbors_and_paths(s: Session) -> None:
             "line 2, column 3: unknown column targt; did you mean target?",
         ),
         ("SELECT * FROM FEATURS", SemanticError, "unknown table FEATURS; did you mean FEATURES?"),
+        (
+            "SELECT x.target FROM (SELECT subject, object FROM EDGES) x",
+            SemanticError,
+            "unknown column target; what it is read from calls it object",
+        ),
         ("SHOW FEATURES 3 WHERE tokn = 'x'", SemanticError, "unknown column tokn; did you mean token?"),
         ("SELECT * FROM _", SemanticError, "it is the result piped in"),
         (

@@ -212,6 +212,7 @@ def test_leaving_with_unsaved_edits_says_so_once(capsys: pytest.CaptureFixture[s
         assert capsys.readouterr().err.count("\n") == 1
         assert not s.patches.overlay and s.lql("SHOW PATCHES").rows() == []
         s.patches.append([DeleteOp(0, 1), DeleteOp(0, 2)])
+        assert repr(s.patches) == "<EditLog: patches applied: none; edits not saved: 2>"
     assert "2 edits not saved" in capsys.readouterr().err
     with connect(BASE) as s:
         s.patches.append([DeleteOp(0, 1)])
