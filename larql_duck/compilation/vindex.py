@@ -15,7 +15,7 @@ from larql_duck.catalog import SCHEMAS
 from larql_duck.compilation.array_files import carry, check_source, write_gates, write_weights
 from larql_duck.compilation.down_meta import down_meta
 from larql_duck.compilation.source import EditedWeights
-from larql_duck.compilation.staging import staged
+from larql_duck.compilation.staging import check_nameable, staged
 from larql_duck.models.tokenizer import TOKENIZER_FILES
 from larql_duck.patches.knn_store import STORE, write_knn_store
 from larql_duck.patches.overlay import EditedFact, Overlay
@@ -69,6 +69,7 @@ class _Compilation:
         edited = [row for rows in self.overlay.rows.values() for row in rows.values()]
         if any(row.down is not None or row.up is not None for row in edited):
             vindex.require("inference", "compiling edits of up and down vectors")
+        check_nameable(out)
         with staged(out, vindex.path) as staging:
             check_source(self.source, self.workspace.replaced_tables, self.progress)
             self.files[layout.GATE], self.layers = write_gates(self.source, staging)

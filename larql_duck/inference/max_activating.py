@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -140,5 +141,6 @@ def _sorted(placed: Path, features: Path, out: Path) -> None:
     """Join contexts and features and write them in order; DuckDB sorts on disk where memory is short."""
     columns = ", ".join(f'"{name}"' for name in SCHEMAS["contexts"].names)
     with duckdb.connect(config={"temp_directory": str(out.parent)}) as con:
-        rows = con.read_parquet(str(placed)).join(con.read_parquet(str(features)), "layer, feature")
+        left, right = (con.read_parquet(glob.escape(str(path))) for path in (placed, features))
+        rows = left.join(right, "layer, feature")
         rows.order("layer, feature, rank").project(columns).write_parquet(str(out), compression="zstd")

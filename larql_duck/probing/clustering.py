@@ -6,6 +6,7 @@ have other features that turn a country into its capital. Every label says where
 
 from __future__ import annotations
 
+import glob
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -119,7 +120,9 @@ def feature_directions(vindex: Vindex) -> FeatureDirections:
     low, high = (vindex.bands or {}).get("knowledge", (0, vindex.n_layers - 1))
     with duckdb.connect() as con:
         for name in ("feature_tokens", "tokens"):
-            con.from_parquet(str(vindex.path / vindex.manifest.tables[name]["file"])).create_view(name)
+            # The path is one, whatever stands in it: a star would read another vindex's rows as well.
+            path = glob.escape(str(vindex.path / vindex.manifest.tables[name]["file"]))
+            con.from_parquet(path).create_view(name)
         rows = con.sql(sql_query("feature_directions"), params={"low": low, "high": high}).to_arrow_table()
     embeddings = vindex.embeddings()
     source, target = (

@@ -235,6 +235,10 @@ def test_written_as_told_or_refused_in_one_line(
     expected = kind in ODD or kind == "nothing" or (kind == "missing parent" and command in MAKES_FOLDERS)
     # What is made as a whole never takes a file's place; the other outputs take that of one of their kind.
     expected |= kind == "file" and start is not None and start != b"GGUF"
+    if kind in ("a?b", "a\\b") and suffix == ".vindex":
+        # DuckDB has no way to name the database; it is said before the work.
+        expected = False
+        assert refusal is not None and "DuckDB cannot" in refusal
     assert (refusal is None) == expected, refusal
     if refusal is None:
         assert is_written(command, out)
