@@ -208,7 +208,9 @@ def older_of(command: str) -> bytes:
 
 @cache
 def _sampled(command: str, kind: str) -> bool:
-    return (command == "SAVE PATCH") or (command not in SLOW and kind in ("pipe", "dangling", "foreign"))
+    if command == "SAVE PATCH":
+        return kind not in ODD[1:]
+    return command not in SLOW and kind in ("pipe", "foreign")
 
 
 def table() -> Iterator[object]:
