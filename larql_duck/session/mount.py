@@ -22,7 +22,7 @@ from larql_duck.catalog import LOOKUPS, SCHEMAS, VIEWS, arrow_schema, quoted
 from larql_duck.catalog.ddl import create_tables, views_and_macros
 from larql_duck.catalog.sql_files import PYTHON, SCHEMA, sql_files, sql_query
 from larql_duck.errors import LarqlError, QueryError, VindexError
-from larql_duck.vindex.database import build_database, run_sql, sql_hash
+from larql_duck.vindex.database import build_database, not_replaceable, run_sql, sql_hash
 from larql_duck.vindex.manifest import manifest_hash
 
 if TYPE_CHECKING:
@@ -288,9 +288,11 @@ class Mount:
         if self._attach_file(stored, wanted):
             return
         try:
+            if reason := not_replaceable(stored):
+                raise VindexError(reason, path=vindex.path)
             build_database(vindex.tables_dir, stored, wanted)
         except (OSError, VindexError):
-            # A vindex on a read-only medium: the database is built where it can be.
+            # On a read-only medium, or not ours to replace: the database is built where it can be.
             self._directory = tempfile.mkdtemp(prefix="larql-duck-")
             stored = Path(self._directory) / "model.duckdb"
             build_database(vindex.tables_dir, stored, wanted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import glob
 import hashlib
+import re
 from pathlib import Path
 
 import duckdb
@@ -80,6 +81,42 @@ def database_hash(path: Path) -> str | None:
             return None if row is None else str(row[0])
     except duckdb.Error:
         return None
+
+
+def not_replaceable(path: Path) -> str | None:
+    """Why the database at `path` may not be replaced, with the next step; None where it may be or is missing.
+
+    It may not while a writer has it open, while it has tables that are not larql-duck's, or where it is a link. A
+    write-ahead log beside it is played back first.
+    """
+    log = path.with_name(f"{path.name}.wal")
+    if path.is_symlink():
+        return f"{path}: a link to {path.readlink()}, which is not replaced; remove the link"
+    if not path.is_file():
+        return f"{log}: belongs to a database that is gone; move it away" if log.exists() else None
+    try:
+        with duckdb.connect() as con:
+            con.execute(f"ATTACH {quoted(str(path))} AS found{'' if log.exists() else ' (READ_ONLY)'}")
+            found = con.execute(
+                "SELECT schema_name || '.' || table_name FROM duckdb_tables()"
+                " WHERE database_name = 'found' AND schema_name <> $1 ORDER BY 1",
+                [SCHEMA],
+            ).fetchall()
+            con.execute("DETACH found")
+    except duckdb.BinderException:
+        return f"{path}: open for writing in this process; close that connection, or DETACH the file in it"
+    except duckdb.Error as error:
+        if "lock" in str(error):
+            holder = re.search(r"held in (.*?\(PID \d+\))", str(error))
+            by = f"by {holder[1]}" if holder else "by another process"
+            return f"{path}: open for writing {by}; close it there"
+        if log.exists():
+            return f"{log}: cannot be played back into {path.name}; move both files away"
+        return None
+    if found:
+        names = ", ".join(str(name) for (name,) in found[:5])
+        return f"{path}: has tables that are not larql-duck's ({names}); copy them to a file of your own and drop them here"
+    return None
 
 
 def run_sql(con: duckdb.DuckDBPyConnection, name: str, text: str) -> None:

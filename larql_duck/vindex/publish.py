@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,7 +19,7 @@ from larql_duck.catalog import SCHEMAS
 from larql_duck.errors import VindexError
 from larql_duck.files import locked, replacing, sync_directory
 from larql_duck.vindex.arrays import hash_file, write_file
-from larql_duck.vindex.database import build_database
+from larql_duck.vindex.database import build_database, not_replaceable
 from larql_duck.vindex.fields import damaged, read_json
 from larql_duck.vindex.manifest import INDEX, SECTION, load_manifest, manifest_hash, render
 
@@ -28,6 +29,9 @@ _NEXT = ".next"
 _LOCK = ".lock"
 _SEAL = "seal"
 _BLANK = "0" * 64
+# Seconds for which opening waits for a writer.
+_PATIENCE = 10.0
+_BUSY = "another process is changing this vindex"
 
 
 def staging_of(out: Path) -> Path:
@@ -173,6 +177,8 @@ def commit_tables(
     """
     with _changing(directory, "cannot write here", "copy the vindex to a place that can be written"):
         _roll_forward(directory)
+        if reason := not_replaceable(directory / DATABASE):
+            raise VindexError(reason, path=directory)
         raw = dict(load_manifest(directory).raw)
         section = raw[SECTION]
         pending = directory / TABLES / _NEXT
@@ -187,26 +193,52 @@ def commit_tables(
         sync_directory(pending)
         write_file(directory / INDEX, seal_manifest(raw))
         _roll_forward(directory)
-        rebuild_database(directory)
+        try:
+            rebuild_database(directory)
+        except (OSError, VindexError) as error:
+            # What it holds is older than the tables by now.
+            (directory / DATABASE).unlink(missing_ok=True)
+            raise VindexError(
+                f"{directory}: the change is saved in its tables, but {DATABASE} could not be built ({error}); "
+                "free some space, then open the vindex again, which builds it",
+                path=directory,
+            ) from error
 
 
 def recover(directory: Path) -> None:
     """Finish or forget a table transaction that a crash interrupted; does nothing where there is none."""
+    _refuse_links(directory)
     if (directory / TABLES / _NEXT).is_dir():
         what = "an interrupted change cannot be finished"
-        with _changing(directory, what, "open it once where it can be written"):
-            _roll_forward(directory)
+        deadline = time.monotonic() + _PATIENCE
+        while (directory / TABLES / _NEXT).is_dir():
+            try:
+                with _changing(directory, what, "open it once where it can be written"):
+                    _roll_forward(directory)
+            except VindexError as error:
+                # A writer is at it, and is done in a moment.
+                if _BUSY not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
 
 
 @contextmanager
 def _changing(directory: Path, what: str, next_step: str) -> Iterator[None]:
     """The lock of a vindex for the block; an OSError in it becomes a VindexError with `what` and `next_step`."""
-    busy = f"{directory}: another process is changing this vindex; try again when it has finished"
+    _refuse_links(directory)
+    busy = f"{directory}: {_BUSY}; try again when it has finished"
     try:
         with locked(directory / _LOCK, busy):
             yield
     except OSError as error:
         raise damaged(directory, f"{what} ({error.strerror or error})", next_step) from None
+
+
+def _refuse_links(directory: Path) -> None:
+    """Raise VindexError where recovery or writing would leave the vindex through a symbolic link inside it."""
+    for path in (directory / TABLES, directory / TABLES / _NEXT, directory / _LOCK):
+        if path.is_symlink():
+            raise damaged(path, f"a link to {path.readlink()}", "remove it, or copy the vindex with: cp -rL")
 
 
 def _roll_forward(directory: Path) -> None:

@@ -15,7 +15,7 @@ from larql_duck.errors import LarqlError
 from larql_duck.progress import Progress
 from larql_duck.vindex import layout
 from larql_duck.vindex.arrays import hash_file, read_down_meta
-from larql_duck.vindex.database import database_hash
+from larql_duck.vindex.database import database_hash, not_replaceable
 from larql_duck.vindex.fields import damaged
 from larql_duck.vindex.manifest import manifest_hash
 from larql_duck.vindex.store import Vindex
@@ -109,6 +109,9 @@ def _down_meta(vindex: Vindex) -> Iterator[str]:
 def _database(vindex: Vindex) -> Iterator[str]:
     """Rows of model.duckdb that are not those of the Parquet files, and the manifest that it was built for."""
     again = f"delete it, then open the vindex once: larql-duck lql {vindex.path} STATS"
+    if reason := not_replaceable(vindex.database):
+        yield reason
+        return
     if not vindex.database.is_file():
         yield f"{vindex.database}: missing; {again}"
         return
