@@ -67,8 +67,11 @@ class Workspace(Protocol):
         aside: inside a function that a query on the session's connection is calling.
         """
 
-    def query(self, sql: str, parameters: list[Any] | None = None, *, stale: bool = False) -> Result:
+    def query(
+        self, sql: str, parameters: list[Any] | None = None, *, stale: bool = False, aside: bool = False
+    ) -> Result:
         """The result of a query of our own; tables are `schema`.name. QueryError where DuckDB refuses it.
 
-        What edits touched in the tables that it names is asked again first; stale: not for this query.
+        What edits touched in the tables that it names is asked again first; stale: not for this query. aside: on a
+        cursor of its own, beside a result that the user has not read to its end.
         """

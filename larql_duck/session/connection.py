@@ -74,16 +74,21 @@ class Connection:
         scope: Mapping[str, Any] | None = None,
         *,
         stale: bool = False,
+        aside: bool = False,
     ) -> pa.Table:
         """The rows of a query as if the caller's own code ran it; scope adds names of tables. duckdb.Error.
 
-        stale: tables are read as they are, whether or not edits touched them.
+        stale: tables are read as they are, whether or not edits touched them. aside: on a cursor of its own, so that
+        a result that the caller has not read to its end on this thread's connection stays.
         """
         if self.views is not None and self.views.stale and not stale:
             self.views.refresh_for(sql)
         if self._options.tracer is not None:
             self._options.tracer(sql)
-        return _fetch(self.here, sql, parameters, scope)
+        if not aside:
+            return _fetch(self.here, sql, parameters, scope)
+        with self.cursor() as cursor:
+            return _fetch(cursor, sql, parameters, scope)
 
     def rows(self, sql: str, parameters: list[Any]) -> list[tuple[Any, ...]]:
         """The rows of a query of our own as tuples. duckdb.Error."""
@@ -100,10 +105,12 @@ class Connection:
         finally:
             cursor.close()
 
-    def query(self, sql: str, parameters: Parameters | None = None, *, stale: bool = False) -> Result:
+    def query(
+        self, sql: str, parameters: Parameters | None = None, *, stale: bool = False, aside: bool = False
+    ) -> Result:
         """The Result of a query as if the caller's own code ran it; see `fetch`. QueryError where DuckDB refuses it."""
         try:
-            return Result(self.fetch(sql, parameters, stale=stale), con=self, sql=sql)
+            return Result(self.fetch(sql, parameters, stale=stale, aside=aside), con=self, sql=sql)
         except duckdb.Error as error:
             raise query_error(error, sql, self.failures) from error
 

@@ -42,11 +42,13 @@ def model_of_vindex(workspace: Workspace, settings: Settings) -> Model:
     """The model of an open vindex; labels and probe prompts as the tables show them at the time."""
 
     def labels(slots: Sequence[Slot] | None) -> pa.Table:
-        return query_labels(lambda sql, values: workspace.query(sql, values).arrow(), slots, workspace.schema)
+        return query_labels(
+            lambda sql, values: workspace.query(sql, values, aside=True).arrow(), slots, workspace.schema
+        )
 
     def probes() -> Mapping[str, Sequence[str]]:
         sql = f"SELECT relation, list(DISTINCT prompt) FROM {workspace.schema}.probes GROUP BY relation"
-        return dict(workspace.query(sql).rows())
+        return dict(workspace.query(sql, aside=True).rows())
 
     def database(prompts: Sequence[str]) -> list[list[EditedFact]]:
         if not workspace.overlay.knn:

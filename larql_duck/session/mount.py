@@ -48,6 +48,8 @@ class Mount:
         self.con = con
         self.schema = schema
         self.vindex: Vindex | None = None
+        # What the user should know of the vindex that was shown last.
+        self.notice: str | None = None
         self._alias: str | None = None
         self._directory: str | None = None
         self._functions: list[str] = []
@@ -85,6 +87,7 @@ class Mount:
         """Replaces what the schema shows by `vindex`; on failure the schema shows nothing."""
         with self._lock:
             self.clear()
+            self.notice = None
             try:
                 if vindex.has_tables:
                     self._attach(vindex)
@@ -288,7 +291,10 @@ class Mount:
         if self._attach_file(stored, wanted):
             return
         try:
-            if reason := not_replaceable(stored):
+            if reason := self._shown_here(stored) or not_replaceable(stored):
+                self.notice = (
+                    f"{reason}; until then this session reads the vindex's tables from a copy of its own"
+                )
                 raise VindexError(reason, path=vindex.path)
             build_database(vindex.tables_dir, stored, wanted)
         except (OSError, VindexError):
@@ -300,6 +306,15 @@ class Mount:
             raise VindexError(
                 f"{stored}: changed while it was opened; open the vindex again", path=vindex.path
             )
+
+    def _shown_here(self, path: Path) -> str | None:
+        """Why the database at `path` cannot be replaced where this DuckDB instance has it attached; else None."""
+        row = self.con.execute(
+            "SELECT database_name FROM duckdb_databases() WHERE path = $1", [str(path)]
+        ).fetchone()
+        if row is None:
+            return None
+        return f"{path}: attached here as {row[0]}, which shows an older state; DETACH {_identifier(row[0])} to have it rebuilt"
 
     def _attach_file(self, path: Path, wanted: str) -> bool:
         """Whether the database at `path` is attached now: it is there, readable, of the manifest `wanted` and of our SQL."""

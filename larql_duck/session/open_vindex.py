@@ -63,9 +63,11 @@ class OpenVindex:
         """Names of the tables that do not show their stored rows alone."""
         return self.mount.shadowed
 
-    def query(self, sql: str, parameters: list[Any] | None = None, *, stale: bool = False) -> Result:
-        """The result of a query of our own; stale: edited facts are not asked again for it. QueryError."""
-        return self._connection.query(sql, parameters, stale=stale)
+    def query(
+        self, sql: str, parameters: list[Any] | None = None, *, stale: bool = False, aside: bool = False
+    ) -> Result:
+        """The result of a query of our own; see `Workspace.query`."""
+        return self._connection.query(sql, parameters, stale=stale, aside=aside)
 
     def refresh(self, *, aside: bool = False) -> None:
         """Ask the facts that edits touched again, and measure what tables show of new features.

@@ -20,13 +20,15 @@ from larql_duck.vindex import layout
 from larql_duck.vindex.arrays import fast_checksum, hash_file, map_tensor
 from larql_duck.vindex.fields import Natural, damaged, read_json, read_struct
 from larql_duck.vindex.larql_directory import config_of_larql
-from larql_duck.vindex.manifest import DTYPE_BYTES, LEVELS, Manifest, load_manifest
+from larql_duck.vindex.manifest import DTYPE_BYTES, INDEX, LEVELS, Manifest, load_manifest
 from larql_duck.vindex.publish import DATABASE, TABLES, recover, seal_holds
 
 if TYPE_CHECKING:
     import torch
 
 _AGAIN = "extract the model again"
+# Attempts to open beside a process that publishes.
+_TRIES = 5
 _FORCE = "restore it from a copy or extract the model again with --force"
 
 
@@ -65,6 +67,18 @@ class Vindex:
         Raises VindexError that names the file and the next step. Contents are not read: `verify` does that.
         """
         directory = Path(path)
+        for _ in range(_TRIES):
+            before = _stamp(directory)
+            try:
+                return cls._read(directory)
+            except VindexError:
+                # Another process may have published tables between our look at index.json and at what it names.
+                if _stamp(directory) == before:
+                    raise
+        return cls._read(directory)
+
+    @classmethod
+    def _read(cls, directory: Path) -> Vindex:
         try:
             recover(directory)
             manifest = load_manifest(directory)
@@ -234,6 +248,15 @@ def _check_size(path: Path, expected: int) -> None:
     if size != expected:
         word = "truncated" if size < expected else "too long"
         raise damaged(path, f"{word}, {size} bytes where the manifest says {expected}", _FORCE)
+
+
+def _stamp(directory: Path) -> tuple[int, int] | None:
+    """What changes with every change of index.json; None where there is none."""
+    try:
+        found = (directory / INDEX).stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino
 
 
 def _check_files(directory: Path, manifest: Manifest) -> None:

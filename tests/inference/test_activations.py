@@ -196,7 +196,7 @@ def test_what_cannot_be_used_is_named(llama: Tiny, tmp_path: Path) -> None:
         (empty, "o", "holds no text"),
         (damaged, "o", "damaged Parquet"),
         (good, "no/o", "existing directory"),
-        (good, "", "existing directory"),
+        (good, "", "it is a folder"),
     ):
         with pytest.raises(LarqlError, match=words):
             write_activations(llama.engine, texts, tmp_path / out)

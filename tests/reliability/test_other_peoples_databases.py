@@ -15,8 +15,10 @@ from filelock import FileLock
 
 import larql_duck as lq
 from larql_duck.errors import VindexError
-from larql_duck.vindex import publish
+from larql_duck.vindex import publish, store
+from larql_duck.vindex.manifest import Manifest
 from larql_duck.vindex.publish import commit_tables
+from larql_duck.vindex.store import Vindex
 from larql_duck.vindex.verify import verify
 from tests.conftest import Make
 
@@ -138,3 +140,53 @@ def test_opening_waits_for_a_writer(copy: Path) -> None:
         pass
     timer.join()
     assert not (copy / "tables" / ".next").exists()
+
+
+def test_a_connection_that_shows_the_older_file_is_told_to_detach_it(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database = copy / "model.duckdb"
+    outdate(copy)
+    before = database.stat().st_ino
+    with duckdb.connect() as con:
+        con.execute(f"ATTACH '{database}' AS mine (READ_ONLY)")
+        with lq.attach(con, copy) as s:
+            assert s.sql("SELECT count(*) FROM lq.features").one() > 0
+        assert "attached here as mine" in (said := capsys.readouterr().err)
+        assert "DETACH mine" in said and database.stat().st_ino == before
+        assert con.execute("SELECT manifest_hash FROM mine.lq.build_info").fetchone() == ("older",)
+        con.execute("DETACH mine")
+        with lq.attach(con, copy):
+            assert capsys.readouterr().err == ""
+    assert database.stat().st_ino != before
+
+
+def test_opening_looks_again_where_another_process_published_meanwhile(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = store._check_files, []
+
+    def check(directory: Path, manifest: Manifest) -> None:
+        calls.append(manifest)
+        if len(calls) == 1:
+            commit_tables(copy, {}, note)
+            raise VindexError("a table's size is another")
+        real(directory, manifest)
+
+    monkeypatch.setattr(store, "_check_files", check)
+    assert Vindex.open(copy).manifest.section["noted"] is True and len(calls) == 2
+
+    def refuse(directory: Path, manifest: Manifest) -> None:
+        raise VindexError("damaged")
+
+    monkeypatch.setattr(store, "_check_files", refuse)
+    with pytest.raises(VindexError, match="damaged"):
+        Vindex.open(copy)
+
+
+def test_an_unfinished_result_does_not_break_the_model(copy: Path) -> None:
+    with lq.connect(copy) as s:
+        unfinished = s.con.execute("SELECT range FROM range(1000000)")
+        assert unfinished.fetchone() == (0,)
+        assert s.lql('EXPLAIN INFER "The capital of France is" TOP 2').arrow().num_rows
+        assert s.model.infer("The capital of France is").num_rows
