@@ -127,4 +127,4 @@ def test_a_session_has_these_public_names_alone(world: Path) -> None:
         assert {name for name in dir(session) if not name.startswith("_")} == SESSION
         # Nothing else is answered, either: a misspelt name is an error where it stands.
         with pytest.raises(AttributeError, match="evaluation"):
-            session.evaluation  # noqa: B018
+            _ = session.evaluation

@@ -222,10 +222,14 @@ class Cursor:
 
 
 class Value:
-    """One kind of value. `syntax` is how the help writes it; `equals` whether `=` may stand before it."""
+    """One kind of value; `equals` says whether `=` may stand before it."""
 
-    syntax: str = ""
     equals: ClassVar[bool] = True
+
+    @property
+    def syntax(self) -> str:
+        """How the help writes it."""
+        return ""
 
     def read(self, c: Cursor) -> Any:
         """The value at the cursor, which moves behind it. LqlSyntaxError if there is none."""
@@ -310,7 +314,7 @@ class Choice(Value):
     words: Mapping[str, Any]
 
     @property
-    def syntax(self) -> str:  # type: ignore[override]
+    def syntax(self) -> str:
         return " | ".join(self.words)
 
     def read(self, c: Cursor) -> Any:
@@ -328,7 +332,7 @@ class OptionalChoice(Choice):
     """One word of several, or none: then the value is None."""
 
     @property
-    def syntax(self) -> str:  # type: ignore[override]
+    def syntax(self) -> str:
         return f"[{super().syntax}]"
 
     def read(self, c: Cursor) -> Any:
@@ -342,7 +346,7 @@ class ListOf(Value):
     one: Value
 
     @property
-    def syntax(self) -> str:  # type: ignore[override]
+    def syntax(self) -> str:
         return f"{self.one.syntax}, ..."
 
     def read(self, c: Cursor) -> tuple[Any, ...]:
@@ -365,7 +369,7 @@ class Components(ListOf):
     one: Value = Choice({word: word.lower() for word in _COMPONENTS})
 
     @property
-    def syntax(self) -> str:  # type: ignore[override]
+    def syntax(self) -> str:
         return f"{_COMPONENTS[0]}, ..."
 
 
@@ -376,7 +380,7 @@ class LayerList(Value):
     all_allowed: bool = False
 
     @property
-    def syntax(self) -> str:  # type: ignore[override]
+    def syntax(self) -> str:
         return "ALL | layers" if self.all_allowed else "layers"
 
     def read(self, c: Cursor) -> tuple[tuple[int, int], ...] | None:
