@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from larql_duck.inference.clauses import Ablate, Intervention, Patch, Steer
+from larql_duck.inference.clauses import Ablate, Intervention, Patch, Steer, unlike_lengths
 from larql_duck.inference.explain import TOP as EXPLAIN_TOP
 from larql_duck.inference.explain import TOP_VERBOSE
 from larql_duck.inference.predict import TOP, WALK_K
@@ -16,10 +16,9 @@ def infer(session: Session, request: Request) -> Result:
     """INFER: the most probable next tokens, with ABLATE, STEER and PATCH on this one pass."""
     s: st.Infer = request.statement
     top = TOP if s.top is None else s.top
-    table = session.model.infer(
-        s.prompt, top=top, compare=s.compare, walk_k=s.walk_k, interventions=clauses_of(s)
-    )
-    notices = []
+    clauses = clauses_of(s)
+    table = session.model.infer(s.prompt, top=top, compare=s.compare, walk_k=s.walk_k, interventions=clauses)
+    notices = unlike_lengths(session.model.engine, s.prompt, clauses)
     if s.compare and s.walk_k is None:
         notices.append(f"walk keeps {WALK_K} features a layer; WALK K n says how many")
     return Result(table, notices=notices)
@@ -27,11 +26,9 @@ def infer(session: Session, request: Request) -> Result:
 
 def clauses_of(s: st.Infer) -> list[Intervention]:
     """ABLATE, STEER and PATCH as the engine takes them: ablations first, then in the order typed."""
-    clauses: list[Intervention] = []
-    if s.ablate:
-        clauses.append(Ablate(s.ablate, "mean" if s.ablate_by == "mean" else "zero"))
+    clauses: list[Intervention] = [Ablate(each.slots, each.by) for each in s.ablate]
     clauses += [Steer(steer.relation, steer.by, steer.layer) for steer in s.steer]
-    clauses += [Patch(p.prompt, p.layer, -1 if p.position is None else p.position) for p in s.patch]
+    clauses += [Patch(p.prompt, p.layer, p.position, p.source) for p in s.patch]
     return clauses
 
 

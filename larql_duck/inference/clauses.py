@@ -23,9 +23,10 @@ class Ablate:
 
 @dataclass(frozen=True)
 class Steer:
-    """`by` times a relation's direction, added to the residual after a layer at the last position.
+    """A step in a relation's direction, added to the residual after a layer at the last position.
 
-    position None adds it at every position. The direction is Reference.direction.
+    by 1 is a step as long as a residual of that layer is on average. position None adds it at every position. The
+    direction is Reference.direction.
     """
 
     relation: str
@@ -36,14 +37,16 @@ class Steer:
 
 @dataclass(frozen=True)
 class Patch:
-    """The residual after a layer at `position` replaced by that of another prompt's last position.
+    """The residual after a layer at `position` replaced by that of another prompt, at its position `source`.
 
-    position counts the prompt's own tokens from 0, or from -1 backwards.
+    Positions count a prompt's own tokens from 0, or from -1 backwards. None of both: the last one of each prompt;
+    `position` alone: the same in both; `source` alone: into the last one.
     """
 
     prompt: str
     layer: int
-    position: int = -1
+    position: int | None = None
+    source: int | None = None
 
 
 Intervention = Ablate | Steer | Patch
@@ -70,18 +73,39 @@ def _edits(
         if intervention.by == "zero":
             return zeros
         return feature_edits(intervention.slots, value=_needed(reference, "ABLATE BY MEAN").means)
-    layer, position = intervention.layer, intervention.position
+    layer = intervention.layer
     engine.select_layers([layer])
     if isinstance(intervention, Steer):
         direction = _needed(reference, "STEER").direction(intervention.relation)
-        return [ResidualEdit(layer, direction[layer] * intervention.by, "add", None, position)]
+        return [ResidualEdit(layer, direction[layer] * intervention.by, "add", None, intervention.position)]
+    position = -1 if intervention.position is None else intervention.position
+    source = intervention.source
+    if source is None:
+        source = position
+    _check_position(engine, prompt, position, "position", "the prompt")
+    _check_position(engine, intervention.prompt, source, "source position", repr(intervention.prompt))
+    other = engine.capture(intervention.prompt, ["residual"], positions="all").need("residual")
+    return [ResidualEdit(layer, other[layer + 1][0, source], "replace", None, position)]
+
+
+def _check_position(engine: Engine, prompt: str, position: int, what: str, where: str) -> None:
     length = engine.encode(prompt).lengths[0]
-    if not -length <= intervention.position < length:
-        raise LarqlError(
-            f"position {intervention.position} is out of range; the prompt has positions 0 to {length - 1}"
-        )
-    other = engine.capture(intervention.prompt, ["residual"]).need("residual")
-    return [ResidualEdit(layer, other[layer + 1][0], "replace", None, position)]
+    if not -length <= position < length:
+        raise LarqlError(f"{what} {position} is out of range; {where} has positions 0 to {length - 1}")
+
+
+def unlike_lengths(engine: Engine, prompt: str, interventions: Sequence[Intervention]) -> list[str]:
+    """A line for each Patch whose one position counts in two prompts of different length."""
+    lines = []
+    for one in interventions:
+        if isinstance(one, Patch) and one.source is None and one.position is not None:
+            own, length = (engine.encode(text).lengths[0] for text in (prompt, one.prompt))
+            if length != own:
+                lines.append(
+                    f"the prompts have {own} and {length} tokens: position {one.position} may be another word in "
+                    "each; SOURCE POSITION says which one of the other prompt is meant"
+                )
+    return lines
 
 
 def _needed(reference: Reference | None, clause: str) -> Reference:

@@ -31,7 +31,7 @@ class Reference:
         self._prompts = prompts
         # By the texts they were measured on: probing adds prompts.
         self._means: dict[tuple[str, ...], torch.Tensor] = {}
-        self._residuals: dict[tuple[str, ...], torch.Tensor] = {}
+        self._residuals: dict[tuple[str, ...], tuple[torch.Tensor, torch.Tensor]] = {}
 
     @property
     def prompts(self) -> dict[str, list[str]]:
@@ -64,11 +64,11 @@ class Reference:
         return (total / max(count, 1)).float()
 
     def direction(self, relation: str) -> torch.Tensor:
-        """The relation's direction at every layer's output, f32 [layers, hidden].
+        """The relation's direction at every layer's output, f32 [layers, hidden]; each as long as a residual there.
 
-        Mean last-position residual of its prompts minus that of all other relations' prompts; at most PER_RELATION
-        and OTHERS prompts, evenly spread over the sorted ones. LarqlError for a relation without prompts, or where no
-        other relation has any.
+        Mean last-position residual of its prompts minus that of all other relations' prompts, with the length of all
+        these prompts' residuals (the mean of their L2 norms); at most PER_RELATION and OTHERS prompts, evenly spread
+        over the sorted ones. LarqlError for a relation without prompts, or where no other relation has any.
         """
         prompts = self.prompts
         name = _named(relation, prompts)
@@ -78,17 +78,22 @@ class Reference:
                 f"STEER compares {name!r} with other relations, and no other one was probed; "
                 "probe one more: PROBE RELATIONS ..."
             )
-        mean = self._mean_residual(tuple(spread(prompts[name], PER_RELATION)))
-        return mean - self._mean_residual(tuple(spread(others, OTHERS)))
+        own, other = tuple(spread(prompts[name], PER_RELATION)), tuple(spread(others, OTHERS))
+        (own_mean, own_norm), (other_mean, other_norm) = self._mean_residual(own), self._mean_residual(other)
+        length = (own_norm * len(own) + other_norm * len(other)) / (len(own) + len(other))
+        return torch.nn.functional.normalize(own_mean - other_mean, dim=1) * length[:, None]
 
-    def _mean_residual(self, texts: tuple[str, ...]) -> torch.Tensor:
+    def _mean_residual(self, texts: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The mean last-position residual [layers, hidden] at every layer's output, and the mean of their norms."""
         if texts not in self._residuals:
             engine = self._engine
             total = torch.zeros(engine.n_layers, engine.hidden, dtype=torch.float64, device=engine.device)
+            norms = total.new_zeros(engine.n_layers)
             for rows in prompt_groups(engine, texts):
-                residual = engine.capture([texts[i] for i in rows], ["residual"]).need("residual")
-                total += residual[1:].sum(1, dtype=torch.float64)
-            self._residuals[texts] = (total / len(texts)).float()
+                residual = engine.capture([texts[i] for i in rows], ["residual"]).need("residual")[1:]
+                total += residual.sum(1, dtype=torch.float64)
+                norms += residual.norm(dim=2).sum(1, dtype=torch.float64)
+            self._residuals[texts] = (total / len(texts)).float(), (norms / len(texts)).float()
         return self._residuals[texts]
 
 

@@ -51,7 +51,7 @@ def infer(s: st.Infer, catalog: Catalog) -> Resolved:
     catalog.require("inference", "INFER")
     check_count(s, s.top, "TOP", "top")
     check_count(s, s.walk_k, "WALK K", "walk_k", low=1)
-    for layer, feature in s.ablate:
+    for layer, feature in (slot for clause in s.ablate for slot in clause.slots):
         check_layer(s, catalog, layer, "ablate")
         n = catalog.n_features[layer] if catalog.opened else None
         if feature < 0 or (n is not None and feature >= n):
@@ -61,8 +61,9 @@ def infer(s: st.Infer, catalog: Catalog) -> Resolved:
         check_layer(s, catalog, steer.layer, "steer")
     for patch in s.patch:
         check_layer(s, catalog, patch.layer, "patch")
-        if patch.position is not None and patch.position < 0:
-            raise fail(s, f"POSITION {patch.position} is out of range: positions count from 0", "patch")
+        for word, position in (("POSITION", patch.position), ("SOURCE POSITION", patch.source)):
+            if position is not None and position < 0:
+                raise fail(s, f"{word} {position} is out of range: positions count from 0", "patch")
     return {}
 
 

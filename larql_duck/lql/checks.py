@@ -20,11 +20,6 @@ def check_compile(c: Cursor, values: Fields) -> None:
         raise _clash(c, "gguf_type", "a number type belongs to COMPILE ... INTO MODEL ... FORMAT GGUF")
 
 
-def check_infer(c: Cursor, values: Fields) -> None:
-    if values.get("ablate_by") and not values.get("ablate"):
-        raise _clash(c, "ablate_by", "BY belongs to ABLATE: write ABLATE (layer, feature) BY MEAN")
-
-
 def check_explain(c: Cursor, values: Fields) -> None:
     if values.get("basis") and values["what"] == "infer":
         raise _clash(c, "basis", "BASIS belongs to EXPLAIN WALK")
@@ -42,7 +37,6 @@ def check_probe(c: Cursor, values: Fields) -> None:
 
 CHECKS: dict[str, ClauseCheck] = {
     "Compile": check_compile,
-    "Infer": check_infer,
     "Explain": check_explain,
     "Probe": check_probe,
 }

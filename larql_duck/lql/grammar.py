@@ -128,11 +128,12 @@ class Clause:
             behind += 1
         return not strict or self.value.starts(c, behind)
 
-    def show(self, value: Any) -> str:
-        """The clause as canonical LQL."""
-        written = self.value.show(value)
+    def show(self, value: Any) -> list[str]:
+        """The clause as canonical LQL: once, or once for each item of a tuple that grew."""
+        # A list of values is printed in one clause.
+        each = value if self.add and not self.value.syntax.endswith("...") else (value,)
         equals = " =" if self.needs_equals else ""
-        return f"{self.lead}{equals} {written}" if written else self.lead
+        return [f"{self.lead}{equals} {self.value.show(item)}".rstrip() for item in each]
 
     @property
     def lead(self) -> str:
@@ -261,13 +262,5 @@ class Syntax:
             if isinstance(clause.value, Constant) and clause.value.value != value:
                 continue
             printed.add(clause.name)
-            if clause.add and not _one_clause(clause.value):
-                parts.extend(clause.show(item) for item in value)
-            else:
-                parts.append(clause.show(value))
+            parts.extend(clause.show(value))
         return " ".join(filter(None, parts))
-
-
-def _one_clause(value: Value) -> bool:
-    """Whether all items of a growing tuple are printed in one clause."""
-    return value.syntax.endswith("...")

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, dataclass_transform
+from typing import Any, ClassVar, Literal, dataclass_transform
 
 from larql_duck.aliases import Slot
 from larql_duck.lql.literals import Sql
@@ -46,6 +46,14 @@ class Assignment:
 
 
 @dataclass(frozen=True, slots=True)
+class AblateClause:
+    """INFER's `ABLATE (layer, feature), ... [BY ZERO|MEAN]`; by is 'zero' or 'mean'."""
+
+    slots: tuple[Slot, ...]
+    by: Literal["zero", "mean"] = "zero"
+
+
+@dataclass(frozen=True, slots=True)
 class SteerClause:
     """INFER's `STEER RELATION "relation" BY by AT LAYER layer`."""
 
@@ -56,11 +64,15 @@ class SteerClause:
 
 @dataclass(frozen=True, slots=True)
 class PatchFromClause:
-    """INFER's `PATCH FROM "prompt" AT LAYER layer [POSITION position]`; no position: the last one."""
+    """INFER's `PATCH FROM "prompt" [SOURCE POSITION source] AT LAYER layer [POSITION position]`.
+
+    Neither position: the last one of both prompts; position alone: the same one in both.
+    """
 
     prompt: str
     layer: int
     position: int | None = None
+    source: int | None = None
 
 
 @dataclass_transform(frozen_default=True)
@@ -190,18 +202,16 @@ class Walk(Statement):
 
 
 class Infer(Statement):
-    """INFER "prompt" [TOP n] [COMPARE] [WALK K n] [ABLATE slots [BY ...]] [STEER ...] [PATCH FROM ...].
+    """INFER "prompt" [TOP n] [COMPARE] [WALK K n] [ABLATE ...] [STEER ...] [PATCH FROM ...].
 
-    top None is 5. walk_k: the sparse FFN keeps that many features a layer. ablate_by is None (zero), 'zero' or
-    'mean'. Repeated ABLATE, STEER and PATCH clauses add up, in the order typed.
+    top None is 5. walk_k: the sparse FFN keeps that many features a layer. Repeated ABLATE, STEER and PATCH clauses add up, in the order typed.
     """
 
     prompt: str
     top: int | None = None
     compare: bool = False
     walk_k: int | None = None
-    ablate: tuple[Slot, ...] = ()
-    ablate_by: str | None = None
+    ablate: tuple[AblateClause, ...] = ()
     steer: tuple[SteerClause, ...] = ()
     patch: tuple[PatchFromClause, ...] = ()
 

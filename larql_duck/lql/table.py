@@ -19,7 +19,7 @@ from larql_duck.lql.grammar import Clause, Field, Part, Syntax, Words
 _ALONE = (v.Integer(), v.Number(), v.LayerList(), v.LayerList(all_allowed=True), v.Side(), v.Components())
 _WHOLE = (
     v.SlotValue(),
-    v.ListOf(v.SlotValue()),
+    v.AblateValue(),
     v.SteerValue(),
     v.PatchFromValue(),
     bodies.Condition(),

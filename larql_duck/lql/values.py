@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 from larql_duck.aliases import Slot
 from larql_duck.errors import LqlSyntaxError
 from larql_duck.lql.literals import quote
-from larql_duck.lql.statements import PatchFromClause, Statement, SteerClause
+from larql_duck.lql.statements import AblateClause, PatchFromClause, Statement, SteerClause
 from larql_duck.lql.tokens import Position, TokenKind, Tokens
 from larql_duck.spelling import closest
 
@@ -443,6 +443,24 @@ class SlotValue(Value):
 
 
 @dataclass(frozen=True)
+class AblateValue(Value):
+    """What stands behind ABLATE."""
+
+    syntax: str = "(layer, feature), ... [BY ZERO|MEAN]"
+    equals: ClassVar[bool] = False
+
+    def read(self, c: Cursor) -> tuple[AblateClause, ...]:
+        slots = ListOf(SlotValue()).read(c)
+        if not c.take_words(("BY",)):
+            return (AblateClause(slots),)
+        return (AblateClause(slots, Choice({"ZERO": "zero", "MEAN": "mean"}).read(c)),)
+
+    def show(self, value: AblateClause) -> str:
+        slots = ListOf(SlotValue()).show(value.slots)
+        return slots if value.by == "zero" else f"{slots} BY MEAN"
+
+
+@dataclass(frozen=True)
 class SteerValue(Value):
     """What stands behind STEER."""
 
@@ -465,15 +483,17 @@ class SteerValue(Value):
 class PatchFromValue(Value):
     """What stands behind PATCH FROM."""
 
-    syntax: str = '"prompt" AT LAYER n [POSITION n]'
+    syntax: str = '"prompt" [SOURCE POSITION n] AT LAYER n [POSITION n]'
 
     def read(self, c: Cursor) -> tuple[PatchFromClause, ...]:
         prompt = c.string()
+        source = c.integer("a position") if c.take_words(("SOURCE", "POSITION")) else None
         c.expect_words(("AT", "LAYER"))
         layer = c.integer("a layer")
         position = c.integer("a position") if c.take_words(("POSITION",)) else None
-        return (PatchFromClause(prompt, layer, position),)
+        return (PatchFromClause(prompt, layer, position, source),)
 
     def show(self, value: PatchFromClause) -> str:
+        source = "" if value.source is None else f" SOURCE POSITION {value.source}"
         position = "" if value.position is None else f" POSITION {value.position}"
-        return f"{quote(value.prompt)} AT LAYER {value.layer}{position}"
+        return f"{quote(value.prompt)}{source} AT LAYER {value.layer}{position}"

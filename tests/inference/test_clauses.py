@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from larql_duck.errors import LarqlError
-from larql_duck.inference.clauses import Ablate, Patch, Steer, edits_of
+from larql_duck.inference.clauses import Ablate, Patch, Steer, edits_of, unlike_lengths
 from larql_duck.inference.predict import infer_table
 from larql_duck.inference.reference import Reference, spread
 from tests.inference.conftest import Tiny
@@ -42,8 +42,8 @@ def hooked(tiny: Tiny, layer: int, change: Callable[[torch.Tensor], torch.Tensor
         handle.remove()
 
 
-def plain(tiny: Tiny, prompt: str, hidden: bool = False) -> torch.Tensor:
-    """Last-position logits, or (hidden) every layer's output at the last position, of transformers' own model."""
+def plain(tiny: Tiny, prompt: str, hidden: bool = False, position: int = -1) -> torch.Tensor:
+    """Last-position logits, or (hidden) every layer's output at a position, of transformers' own model."""
     ids = torch.tensor([tiny.engine.tokenizer.encode(prompt)])
     blocks = (
         tiny.reference.transformer.h
@@ -53,7 +53,7 @@ def plain(tiny: Tiny, prompt: str, hidden: bool = False) -> torch.Tensor:
     kept: list[torch.Tensor] = []
 
     def keep(module: Any, args: Any, output: Any) -> None:
-        kept.append((output[0] if isinstance(output, tuple) else output)[0, -1])
+        kept.append((output[0] if isinstance(output, tuple) else output)[0, position])
 
     handles = [block.register_forward_hook(keep) for block in blocks]
     try:
@@ -71,30 +71,46 @@ def ours(tiny: Tiny, prompt: str, *clauses: Any, reference: Reference | None = N
 
 
 def test_patch_puts_another_prompts_residual_in_place(tiny: Tiny) -> None:
-    other = plain(tiny, PROMPTS[3], hidden=True)
-    for layer, position in ((0, -1), (1, 1), (tiny.engine.n_layers - 1, -1)):
+    last = tiny.engine.n_layers - 1
+    for layer, position, source, at, taken in (
+        (0, None, None, -1, -1),
+        (1, 1, None, 1, 1),
+        (1, None, 2, -1, 2),
+        (1, 1, 2, 1, 2),
+        (last, None, None, -1, -1),
+    ):
+        other = plain(tiny, PROMPTS[3], hidden=True, position=taken)
 
-        def change(x: torch.Tensor, layer: int = layer, position: int = position) -> torch.Tensor:
+        def change(x: torch.Tensor, row: torch.Tensor = other[layer], at: int = at) -> torch.Tensor:
             x = x.clone()
-            x[:, position] = other[layer]
+            x[:, at] = row
             return x
 
         with hooked(tiny, layer, change):
             expected = plain(tiny, PROMPTS[2])
-        got = ours(tiny, PROMPTS[2], Patch(PROMPTS[3], layer, position))
+        got = ours(tiny, PROMPTS[2], Patch(PROMPTS[3], layer, position, source))
         assert torch.allclose(got, expected, atol=1e-4)
     assert torch.allclose(got, plain(tiny, PROMPTS[3]), atol=1e-4)
 
 
-def test_steer_adds_the_difference_of_means_at_the_last_position(tiny: Tiny) -> None:
-    own = torch.stack([plain(tiny, p, hidden=True) for p in PROBES["capital"]]).mean(0)
+def test_one_position_in_prompts_of_unlike_length_is_told(llama: Tiny) -> None:
+    longer = f"{PROMPTS[3]} and more"
+    told = unlike_lengths(llama.engine, PROMPTS[3], [Patch(longer, 1, 1)])
+    assert len(told) == 1 and "SOURCE POSITION" in told[0]
+    same = [Patch(longer, 1), Patch(longer, 1, 1, 1), Patch(longer, 1, source=1), Patch(PROMPTS[3], 1, 1)]
+    assert unlike_lengths(llama.engine, PROMPTS[3], same) == []
+
+
+def test_steer_by_one_is_a_step_as_long_as_a_residual(tiny: Tiny) -> None:
+    own = torch.stack([plain(tiny, p, hidden=True) for p in PROBES["capital"]])
     rest = PROBES["language"] + PROBES["currency"]
-    others = torch.stack([plain(tiny, p, hidden=True) for p in rest]).mean(0)
-    direction = own - others
+    others = torch.stack([plain(tiny, p, hidden=True) for p in rest])
+    direction = own.mean(0) - others.mean(0)
+    norm = torch.cat([own, others]).norm(dim=-1).mean(0)
 
     def change(x: torch.Tensor) -> torch.Tensor:
         x = x.clone()
-        x[:, -1] += 2.5 * direction[1]
+        x[:, -1] += 2.5 * norm[1] * direction[1] / direction[1].norm()
         return x
 
     with hooked(tiny, 1, change):
@@ -159,6 +175,7 @@ def test_new_probes_are_seen(llama: Tiny) -> None:
         (Patch("The", -1), "layers 0 to 2"),
         (Patch("", 0), "empty"),
         (Patch("The", 0, 70), "positions 0 to"),
+        (Patch("The", 0, 0, 70), "source position 70"),
     ],
 )
 def test_clauses_out_of_range(llama: Tiny, clause: Any, words: str) -> None:

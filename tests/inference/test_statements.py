@@ -77,6 +77,11 @@ def test_clauses_of_infer_change_the_one_pass(s) -> None:
     patched = s.lql(f'INFER "{PROMPT}" PATCH FROM "{PROMPTS[3]}" AT LAYER 2')
     other = s.lql(f'INFER "{PROMPTS[3]}"')
     assert patched.arrow()["token_id"].equals(other.arrow()["token_id"])
+    # Each clause counts, whatever BY another one has.
+    one, two = "ABLATE (0, 3) BY MEAN", "ABLATE (2, 7)"
+    texts = (f"{one} {two}", f"{two} {one}", one, two)
+    both, turned, *alone = (s.lql(f'INFER "{PROMPT}" {text}').arrow() for text in texts)
+    assert both.equals(turned) and both not in alone
     assert s.lql(f'INFER "{PROMPT}"').arrow().equals(plain)
 
 

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from larql_duck.lql import parse_one
 from larql_duck.lql import statements as s
 from larql_duck.lql.literals import Sql, quote
-from larql_duck.lql.statements import Assignment, InsertRow, PatchFromClause, Statement, SteerClause
+from larql_duck.lql.statements import (
+    AblateClause,
+    Assignment,
+    InsertRow,
+    PatchFromClause,
+    Statement,
+    SteerClause,
+)
 
 texts = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"]), max_size=12),
@@ -201,10 +208,9 @@ STATEMENTS: dict[type[Statement], st.SearchStrategy[Statement]] = {
         maybe(integers),
         st.booleans(),
         maybe(integers),
-        some(slots, 1),
-        st.sampled_from([None, "zero", "mean"]),
+        some(st.builds(AblateClause, some(slots, 1), st.sampled_from(["zero", "mean"]))),
         some(st.builds(SteerClause, texts, floats, integers)),
-        some(st.builds(PatchFromClause, texts, integers, maybe(integers))),
+        some(st.builds(PatchFromClause, texts, integers, maybe(integers), maybe(integers))),
     ),
     s.Select: st.builds(s.Select, query_parts),
     s.Describe: st.builds(

@@ -11,7 +11,7 @@ import pytest
 from larql_duck.errors import LqlSyntaxError
 from larql_duck.lql import parse
 from larql_duck.lql import statements as s
-from larql_duck.lql.statements import InsertRow, PatchFromClause, Statement, SteerClause
+from larql_duck.lql.statements import AblateClause, InsertRow, PatchFromClause, Statement, SteerClause
 from tests.lql.legalised import LEGALISED
 
 CORPUS = json.loads((Path(__file__).parents[1] / "data" / "lql-statements.json").read_text(encoding="utf-8"))
@@ -100,12 +100,15 @@ def test_queries_are_valid_for_duckdb() -> None:
             s.Infer(
                 "x",
                 walk_k=9,
-                ablate=((1, 2), (3, 4)),
-                ablate_by="mean",
+                ablate=(AblateClause(((1, 2),)), AblateClause(((3, 4),), "mean")),
                 steer=(SteerClause("capital", -0.5, 3),),
             ),
         ),
         ('INFER "x" PATCH FROM "y" AT LAYER 3 POSITION 1', s.Infer("x", patch=(PatchFromClause("y", 3, 1),))),
+        (
+            'INFER "x" PATCH FROM "y" SOURCE POSITION 2 AT LAYER 3',
+            s.Infer("x", patch=(PatchFromClause("y", 3, source=2),)),
+        ),
         (
             'PROBE ENTITIES "a", "b" RELATIONS "r" TEMPLATE "{} is" PACK "p" LIMIT 5 DRY RUN',
             s.Probe(("a", "b"), None, ("r",), ("{} is",), "p", 5, True),

@@ -50,7 +50,7 @@ def error(text: str) -> LqlSyntaxError:
         ('COMPILE CURRENT INTO VINDEX "o" INTO SLOTS', 1, 33, "INTO MODEL"),
         ('COMPILE CURRENT INTO MODEL "o" FORMAT SAFETENSORS Q8_0', 1, 51, "FORMAT GGUF"),
         ('PROBE TEMPLATE "{}"', 1, 16, "exactly one relation"),
-        ('INFER "x" BY MEAN', 1, 14, "ABLATE"),
+        ('INFER "x" BY MEAN', 1, 11, "write ABLATE (layer, feature) BY MEAN"),
         ('EXPLAIN INFER "x" BASIS CONTEXT', 1, 25, "EXPLAIN WALK"),
         ("EXPLAIN SQL EXPLAIN SQL STATS", 1, 13, "not itself"),
         ("DELETE FROM EDGES LIMIT 5", 1, 26, "expected WHERE"),

@@ -38,7 +38,7 @@ def test_clauses_may_stand_in_any_order(row: Syntax) -> None:
     """Each pair of neighbours of the example's clauses, swapped, gives the same statement."""
     (statement,) = parse(row.example)
     clauses = [
-        c.show(v)
+        " ".join(c.show(v))
         for c in row.clauses
         if (v := getattr(statement, c.name)) != row.defaults.get(c.name) and c.value.syntax
     ]
