@@ -104,7 +104,7 @@ def check_chart(table: pa.Table) -> alt.VConcatChart:
     panels = [
         _panel(
             "Probability of the whole target on the first template",
-            facts, "fact", {"before": "p_before", "after": "p"}, mark="bar",
+            facts, "fact", {"before": "template_p_before", "after": "template_p"}, mark="bar",
         ),
         _panel("Share that holds, or is as before, by relation", shares, "relation", kinds, mark="bar"),
         _panel(

@@ -17,7 +17,9 @@ def infer(session: Session, request: Request) -> Result:
     s: st.Infer = request.statement
     top = TOP if s.top is None else s.top
     clauses = clauses_of(s)
-    table = session.model.infer(s.prompt, top=top, compare=s.compare, walk_k=s.walk_k, interventions=clauses)
+    table = session.model.infer(
+        s.prompt, top=top, compare=s.compare, walk_k=s.walk_k, verbose=s.verbose, interventions=clauses
+    )
     notices = unlike_lengths(session.model.engine, s.prompt, clauses)
     if s.compare and s.walk_k is None:
         notices.append(f"walk keeps {WALK_K} features a layer; WALK K n says how many")

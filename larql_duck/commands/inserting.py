@@ -22,7 +22,7 @@ from larql_duck.session import Session
 MOST = 10_000
 
 _REBALANCED = {
-    "entity": TEXT, "relation": TEXT, "target": TEXT, "layer": INT, "feature": BIG, "p_before": FLOAT, "p": FLOAT,
+    "entity": TEXT, "relation": TEXT, "target": TEXT, "layer": INT, "feature": BIG, "template_p_before": FLOAT, "template_p": FLOAT,
     "scale": FLOAT, "state": TEXT,
 }  # fmt: skip
 # Names of a table's columns, by what they hold.

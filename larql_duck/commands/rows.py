@@ -18,7 +18,7 @@ TEXT, INT, BIG, FLOAT = pa.string(), pa.int32(), pa.int64(), pa.float64()
 TIME = pa.timestamp("s", "UTC")
 
 FACTS = {
-    "entity": TEXT, "relation": TEXT, "target": TEXT, "layer": INT, "feature": BIG, "p_before": FLOAT, "p": FLOAT,
+    "entity": TEXT, "relation": TEXT, "target": TEXT, "layer": INT, "feature": BIG, "template_p_before": FLOAT, "template_p": FLOAT,
     "paraphrase_p": FLOAT, "neighbour_change": FLOAT,
 }  # fmt: skip
 """What statements that edit facts answer with, one row a fact; see `FactEdits`."""

@@ -42,7 +42,7 @@ _LENGTH = 256
 _PLAIN = ("{} is", "The best thing about {} is", "Yesterday I read that {}")
 _COLUMNS = {
     "entity": "string", "relation": "string", "target": "string", "kind": "string", "mode": "string",
-    "layer": "int32", "p_before": "float64", "p": "float64", "holds": "bool",
+    "layer": "int32", "template_p_before": "float64", "template_p": "float64", "holds": "bool",
     "paraphrases": "int32", "paraphrases_hold": "int32", "paraphrase_p": "float64",
     "neighbours": "int32", "neighbours_kept": "int32", "neighbour_kl": "float64",
     "relations": "int32", "relations_kept": "int32", "relation_kl": "float64",
@@ -273,8 +273,8 @@ def _measure(
         "kind": fact.kind,
         "mode": fact.mode,
         "layer": fact.layer,
-        "p_before": (then.first if lost else then.p) if compared else None,
-        "p": first[0],
+        "template_p_before": (then.first if lost else then.p) if compared else None,
+        "template_p": first[0],
         "holds": holds[0],
         "paraphrases": len(holds) - 1,
         "paraphrases_hold": sum(holds[1:]),
@@ -316,7 +316,7 @@ def _whole(rows: Sequence[dict[str, Any]], before: float, after: float) -> dict[
         "relations_kept",
     ):
         out[name] = sum(row.get(name) or 0 for row in rows)
-    for name in ("p_before", "p", "paraphrase_p", "neighbour_kl", "relation_kl"):
+    for name in ("template_p_before", "template_p", "paraphrase_p", "neighbour_kl", "relation_kl"):
         out[name] = _mean([row[name] for row in rows if row.get(name) is not None])
     return out
 

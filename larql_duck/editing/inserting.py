@@ -162,7 +162,7 @@ def solve_facts(
     for (layer, confidence), group in groups.items():
         more = _solved(workspace, engine, group, layer, confidence, alpha, [*behind, *edits.operations])
         edits = edits.and_also(more)
-    weak = [r for r in edits.rows if r["kind"] != "delete" and r["p"] < 0.1]
+    weak = [r for r in edits.rows if r["kind"] != "delete" and r["template_p"] < 0.1]
     if weak:
         named = ", ".join(f"{r['entity']} {r['relation']}" for r in weak[:5])
         notice = (
@@ -344,8 +344,8 @@ def measured_row(
         "target": request.target,
         "kind": request.kind,
         "layer": layer,
-        "p_before": before.p,
-        "p": after.p,
+        "template_p_before": before.p,
+        "template_p": after.p,
         "paraphrase_p": after.others,
         "neighbour_change": change,
     }

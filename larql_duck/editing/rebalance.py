@@ -131,5 +131,5 @@ def _row(s: _Scaled, floor: float, ceiling: float) -> dict[str, object]:
     state = "below" if s.p < floor else "above" if s.p > ceiling else "in"
     return {
         "entity": s.fact.entity, "relation": s.fact.relation, "target": s.fact.target, "layer": s.fact.layer,
-        "feature": s.fact.feature, "p_before": s.before, "p": s.p, "scale": s.scale, "state": state,
+        "feature": s.fact.feature, "template_p_before": s.before, "template_p": s.p, "scale": s.scale, "state": state,
     }  # fmt: skip

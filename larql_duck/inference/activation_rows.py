@@ -12,7 +12,6 @@ import torch
 from larql_duck.catalog.forward_tables import SCHEMAS, as_table
 from larql_duck.files import begins, replacing
 from larql_duck.inference.activation_stats import stack, top_features
-from larql_duck.inference.targets import token_text
 from larql_duck.models.tokenizer import Tokenizer
 
 
@@ -61,7 +60,7 @@ class RawParts:
         at = by_number[np.searchsorted(places["number"][by_number], rows["number"])]
         order = np.lexsort((rows["rank"], rows["layer"], rows["number"]))
         ids, which = np.unique(places["id"], return_inverse=True)
-        texts = pa.array([token_text(self._tokenizer, int(i)) for i in ids], pa.string())
+        texts = pa.array([self._tokenizer.token(int(i)) for i in ids], pa.string())
         table = as_table(
             "raw",
             {

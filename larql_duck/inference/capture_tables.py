@@ -14,7 +14,7 @@ from larql_duck.inference.capture import FOR_STATES, STATES, Capture
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.interventions import Edit
 from larql_duck.inference.predict import prompt_groups
-from larql_duck.inference.targets import token_text, top_tokens
+from larql_duck.inference.targets import top_tokens
 
 
 def residual_table(
@@ -37,7 +37,7 @@ def residual_table(
         with engine.intervene(*edits):
             states = engine.capture(batch, FOR_STATES, positions=positions).states().arrays()
         at = range(batch.lengths[0] - len(states), batch.lengths[0])
-        tokens = [token_text(engine.tokenizer, batch.row(0)[i]) for i in at]
+        tokens = [engine.tokenizer.token(batch.row(0)[i]) for i in at]
         table = residual_rows(text, at, tokens, states)
         parts.append(
             table if selected is None else table.filter(pc.is_in(table["layer"], value_set=selected))
@@ -102,7 +102,7 @@ def _of_prompt(
     gate, activation = capture.need("gate")[:, row], capture.need("activation")[:, row]
     if capture.positions == "last":
         gate, activation = gate[:, None], activation[:, None]
-    tokens = [token_text(engine.tokenizer, i) for i in batch.row(row)]
+    tokens = [engine.tokenizer.token(i) for i in batch.row(row)]
     parts = []
     for position in range(length - min(length, gate.shape[1]), length):
         # Rows are padded on the left: counted from the end, positions are the same in all of them.

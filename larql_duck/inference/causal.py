@@ -16,7 +16,7 @@ from larql_duck.inference.batch import Batch
 from larql_duck.inference.effects import log_probability
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.modules import starting_at
-from larql_duck.inference.targets import Target, target_or_prediction, token_text
+from larql_duck.inference.targets import Target, target_or_prediction
 
 if TYPE_CHECKING:
     import altair as alt
@@ -83,8 +83,8 @@ def causal_trace(engine: Engine, clean: str, corrupted: str, *, target: str | No
             probability += log_probability(logits, tokens).double().exp().tolist()
             logit += logits[:, answer.token_id].tolist()
     depth = engine.n_layers + 1
-    names = [token_text(engine.tokenizer, i) for i in bad.row(0)[-shared:]]
-    clean_names = [token_text(engine.tokenizer, i) for i in good.row(0)[-shared:]]
+    names = [engine.tokenizer.token(i) for i in bad.row(0)[-shared:]]
+    clean_names = [engine.tokenizer.token(i) for i in good.row(0)[-shared:]]
     gap = high - low
     table = as_table(
         "causal",

@@ -18,7 +18,7 @@ from larql_duck.inference.capture import FOR_ATTRIBUTION, Capture
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.feature_labels import Labels, no_labels
 from larql_duck.inference.interventions import Edit
-from larql_duck.inference.targets import Target, target_or_prediction, token_text, top_tokens
+from larql_duck.inference.targets import Target, target_or_prediction, top_tokens
 
 TOP = 3
 TOP_VERBOSE = 10
@@ -149,7 +149,7 @@ def _attention_rows(
                     "kind": "attention",
                     "layer": layer,
                     "head": head,
-                    "token": token_text(engine.tokenizer, ids[position]),
+                    "token": engine.tokenizer.token(ids[position]),
                     "position": position,
                     "weight": float(weights[head, position]),
                 }

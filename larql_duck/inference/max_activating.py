@@ -16,7 +16,6 @@ from larql_duck.files import begins, replacing
 from larql_duck.inference.activation_stats import FeatureStats
 from larql_duck.inference.corpus import Corpus
 from larql_duck.inference.engine import Engine
-from larql_duck.inference.targets import token_text
 from larql_duck.models.tokenizer import Tokenizer
 from larql_duck.progress import Progress
 
@@ -117,7 +116,7 @@ def around(tokenizer: Tokenizer, ids: Sequence[int], position: int) -> tuple[str
         tokenizer.decode(ids[start:stop], skip_special=True)
         for stop in (position, position + 1, position + 1 + AFTER)
     )
-    return token_text(tokenizer, ids[position]), before, whole[len(upto) :]
+    return tokenizer.token(ids[position]), before, whole[len(upto) :]
 
 
 def _features(layers: Sequence[FeatureStats], tokens: int) -> pa.Table:

@@ -14,7 +14,8 @@ from larql_duck.errors import LarqlError
 from larql_duck.inference.batch import length_groups
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.interventions import Edit, Sparse
-from larql_duck.inference.targets import token_text, top_tokens
+from larql_duck.inference.targets import top_tokens
+from larql_duck.inference.whole_words import whole_words
 from larql_duck.models.tokenizer import Tokenizer
 
 TOP = 5
@@ -36,7 +37,7 @@ class Prediction:
         ids = self.ids.tolist()
         return {
             "rank": list(range(1, len(ids) + 1)),
-            "token": [token_text(tokenizer, i) for i in ids],
+            "token": [tokenizer.token(i) for i in ids],
             "token_id": ids,
             "probability": self.probability.tolist(),
             "logit": self.logit.tolist(),
@@ -50,27 +51,38 @@ def infer_table(
     top: int = TOP,
     compare: bool = False,
     walk_k: int | None = None,
+    verbose: bool = False,
     edits: Sequence[Edit] = (),
     more: Sequence[str] = (),
 ) -> pa.Table:
     """The `top` most probable next tokens, with the columns of SCHEMAS['infer'].
 
     walk_k thins each FFN out to the walk_k features with the largest absolute gate value at each position (source
-    'walk'); compare gives the dense rows and the walk's. edits are carried by every pass. more are answers from
-    elsewhere: a last row each, source 'patch', of which only the token is known. LarqlError for an empty or overlong
-    prompt and for a layer or feature that the model lacks.
+    'walk'); compare gives the dense rows and the walk's. verbose continues every token to the end of its word, not
+    the first one alone. edits are carried by every pass, those of a position by the prompt's alone. more are answers
+    from elsewhere: a last row each, source 'patch', of which only the text is known. LarqlError for an empty or
+    overlong prompt and for a layer or feature that the model lacks.
     """
     batch = engine.encode(prompt)
-    runs: list[tuple[str, Prediction]] = []
-    with engine.intervene(*edits):
-        if compare or walk_k is None:
-            runs.append(("dense", prediction(engine.logits(batch)[0], top)))
-        if compare or walk_k is not None:
-            with engine.intervene(Sparse(WALK_K if walk_k is None else walk_k)):
-                runs.append(("walk", prediction(engine.logits(batch)[0], top)))
-    parts = [{**p.columns(engine.tokenizer), "source": [source] * len(p.ids)} for source, p in runs]
+    ways: list[tuple[str, list[Edit]]] = []
+    if compare or walk_k is None:
+        ways.append(("dense", []))
+    if compare or walk_k is not None:
+        ways.append(("walk", [Sparse(WALK_K if walk_k is None else walk_k)]))
+    parts = []
+    for source, thinned in ways:
+        cache = engine.new_cache()
+        carried = [*edits, *thinned]
+        with engine.intervene(*carried):
+            found = prediction(engine.run(batch.ids, None, batch.positions, cache)[0], top)
+        started = found.ids if verbose else found.ids[:1]
+        with engine.intervene(*(e for e in carried if isinstance(e, Sparse) or e.position is None)):
+            words: list[str | None] = [*whole_words(engine, cache, started)]
+        words += [None] * (len(found.ids) - len(words))
+        sources = [source] * len(found.ids)
+        parts.append({**found.columns(engine.tokenizer), "text": words, "source": sources})
     unknown: dict[str, list[Any]] = {key: [None] * len(more) for key in parts[0]}
-    parts.append(unknown | {"token": list(more), "source": ["patch"] * len(more)})
+    parts.append(unknown | {"token": [*more], "text": [*more], "source": ["patch"] * len(more)})
     return as_table("infer", {key: [v for part in parts for v in part[key]] for key in parts[0]})
 
 

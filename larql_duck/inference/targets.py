@@ -33,13 +33,13 @@ def find_target(tokenizer: Tokenizer, text: str) -> Target:
     ids = spoken or typed
     if not ids:
         raise LarqlError("an empty text names no token; write the token after FOR")
-    token = token_text(tokenizer, ids[0])
+    token = tokenizer.token(ids[0])
     return Target(ids[0], token, (f"{text!r} has {len(ids)} tokens; the first one, {token!r}, is looked at",))
 
 
 def known_target(tokenizer: Tokenizer, token_id: int) -> Target:
     """The Target of a token id."""
-    return Target(token_id, token_text(tokenizer, token_id))
+    return Target(token_id, tokenizer.token(token_id))
 
 
 def target_or_prediction(tokenizer: Tokenizer, text: str | None, logits: torch.Tensor) -> Target:
@@ -47,12 +47,6 @@ def target_or_prediction(tokenizer: Tokenizer, text: str | None, logits: torch.T
     if text is None:
         return known_target(tokenizer, int(top_tokens(logits, 1)[0]))
     return find_target(tokenizer, text)
-
-
-def token_text(tokenizer: Tokenizer, token_id: int) -> str:
-    """A token decoded, its leading space kept; one that is no text by itself (part of a character) as its piece."""
-    token = tokenizer.token(token_id)
-    return tokenizer.piece(token_id) if "\ufffd" in token else token
 
 
 def top_tokens(logits: torch.Tensor, k: int) -> torch.Tensor:

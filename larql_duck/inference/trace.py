@@ -16,7 +16,7 @@ from larql_duck.inference.engine import Engine
 from larql_duck.inference.interventions import Edit
 from larql_duck.inference.logit_lens import layer_readings
 from larql_duck.inference.modules import linear_norm
-from larql_duck.inference.targets import find_target, token_text
+from larql_duck.inference.targets import find_target
 from larql_duck.inference.trace_file import TraceResult
 
 
@@ -54,7 +54,7 @@ def trace(
     table = _layer_table(engine, columns, at, selected)
     if decompose:
         table = _with_heads(engine, table, capture, direction, at, selected)
-    names = tuple(token_text(engine.tokenizer, ids[i]) for i in at)
+    names = tuple(engine.tokenizer.token(ids[i]) for i in at)
     notices = () if followed is None else followed.notices
     return TraceResult(table, states.arrays(), at, names, prompt, followed, notices)
 
@@ -66,7 +66,7 @@ def _layer_table(
     values: dict[str, Any] = {
         "position": np.repeat(np.asarray(at, np.int32), len(layers)),
         "layer": np.tile(np.asarray(layers, np.int32), len(at)),
-        "top_token": [token_text(engine.tokenizer, int(i)) for i in columns["top_id"].reshape(-1)],
+        "top_token": [engine.tokenizer.token(int(i)) for i in columns["top_id"].reshape(-1)],
     }
     values |= {name: column.reshape(-1) for name, column in columns.items() if name != "top_id"}
     return as_table("trace", values)

@@ -202,7 +202,7 @@ class Walk(Statement):
 
 
 class Infer(Statement):
-    """INFER "prompt" [TOP n] [COMPARE] [WALK K n] [ABLATE ...] [STEER ...] [PATCH FROM ...].
+    """INFER "prompt" [TOP n] [COMPARE] [WALK K n] [VERBOSE] [ABLATE ...] [STEER ...] [PATCH FROM ...].
 
     top None is 5. walk_k: the sparse FFN keeps that many features a layer. Repeated ABLATE, STEER and PATCH clauses add up, in the order typed.
     """
@@ -211,6 +211,7 @@ class Infer(Statement):
     top: int | None = None
     compare: bool = False
     walk_k: int | None = None
+    verbose: bool = False
     ablate: tuple[AblateClause, ...] = ()
     steer: tuple[SteerClause, ...] = ()
     patch: tuple[PatchFromClause, ...] = ()

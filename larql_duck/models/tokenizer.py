@@ -24,6 +24,10 @@ TOKENIZER_FILES = (
     "generation_config.json",
 )
 _BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+# The letters by which byte-level tokenizers write bytes: printable ones as themselves, the others from U+0100 on.
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_HIDDEN = [byte for byte in range(256) if byte not in _PRINTABLE]
+_BYTES = {chr(b): b for b in _PRINTABLE} | {chr(256 + i): b for i, b in enumerate(_HIDDEN)}
 _LONE = "�"  # what an incomplete UTF-8 sequence decodes to
 # Entries that no text is meant to contain, though tokenizers do not call them special: placeholders, and markers
 # such as <table> or [INST] among the added tokens.
@@ -78,8 +82,8 @@ class Tokenizer:
     def token(self, token_id: int) -> str:
         """The entry decoded alone, its leading space kept.
 
-        Special and added tokens come as their content, byte entries ('<0x0A>') as they are, incomplete UTF-8 as
-        U+FFFD, ids without an entry as ''.
+        Special and added tokens come as their content, bytes that are no character by themselves as '<0xE2>' each,
+        ids without an entry as ''.
         """
         if token_id in self._added:
             return self._added[token_id]
@@ -88,7 +92,16 @@ class Tokenizer:
             return ""
         if _BYTE_PIECE.fullmatch(piece) or self._backend.decoder is None:
             return piece
-        return str(self._backend.decoder.decode([_ANCHOR, piece])).removeprefix(_ANCHOR)
+        text = str(self._backend.decoder.decode([_ANCHOR, piece])).removeprefix(_ANCHOR)
+        return _with_bytes([piece]) or piece if _LONE in text else text
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of the ids, special tokens left out; bytes that are no character come as '<0xE2>' each."""
+        text = self.decode(ids, skip_special=True)
+        if _LONE not in text:
+            return text
+        some = [i for i in ids if not self.is_special(i)]
+        return _with_bytes(map(self.piece, some)) or "".join(map(self.token, some))
 
     def is_special(self, token_id: int) -> bool:
         """True for control tokens such as BOS."""
@@ -99,13 +112,11 @@ class Tokenizer:
         return self._is_word(token_id, self.token(token_id))
 
     def _is_word(self, token_id: int, token: str) -> bool:
-        if token_id in self._special or not token or _LONE in token:
+        if token_id in self._special or not token or _BYTE_PIECE.search(token):
             return False
         if _RESERVED.fullmatch(token) or (token_id in self._added and _MARKER.fullmatch(token)):
             return False
-        if not any(unicodedata.category(c)[0] in "LN" for c in token):
-            return False
-        return _BYTE_PIECE.fullmatch(self._pieces.get(token_id, "")) is None
+        return any(unicodedata.category(c)[0] in "LN" for c in token)
 
     def vocabulary(self) -> list[tuple[int, str, str, bool]]:
         """(token_id, token, text, is_word) for every id from 0 to vocab_size - 1; text is the token trimmed."""
@@ -135,6 +146,15 @@ class Tokenizer:
     def _named(self, key: str) -> int | None:
         content = token_content(self.settings.get(key))
         return None if content is None else self._backend.token_to_id(content)
+
+
+def _with_bytes(pieces: Iterable[str]) -> str:
+    """The text of pieces that are letters for bytes, '<0xE2>' for bytes that are no character; '' for other pieces."""
+    letters = "".join(pieces)
+    if not all(letter in _BYTES for letter in letters):
+        return ""
+    text = bytes(_BYTES[letter] for letter in letters).decode("utf-8", "surrogateescape")
+    return re.sub("[\udc80-\udcff]", lambda found: f"<0x{ord(found[0]) - 0xDC00:02X}>", text)
 
 
 def load_tokenizer(files: Mapping[str, bytes] | WeightSource, vocab: int | None = None) -> Tokenizer:

@@ -110,7 +110,7 @@ def fact_key(entity: str, relation: str | None) -> tuple[str, str]:
 class FactEdits:
     """Operations to append to the log of edits, one row a fact with what was measured, and notices for people.
 
-    Of facts that were solved a row has entity, relation, target, layer, feature, p_before, p, paraphrase_p and
+    Of facts that were solved a row has entity, relation, target, layer, feature, template_p_before, template_p, paraphrase_p and
     neighbour_change, as far as they are known: p is the probability of the whole target on the relation's first
     template, paraphrase_p its mean over the others, neighbour_change the largest change of the first answer's
     probability at other subjects.

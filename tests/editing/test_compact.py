@@ -135,8 +135,8 @@ def test_folding_keeps_what_the_facts_prompts_say_and_the_size(
         assert ((logits(s) - inserted).abs().amax(1) < 0.15 * moved).all(), moved
         rows = result.dicts()
         assert [r["entity"] for r in rows] == ["Italy", "Japan", "Italy"]
-        assert np.allclose([r["p_before"] for r in rows], p, rtol=1e-3)
-        assert np.allclose([r["p"] for r in rows], whole_p(s), rtol=1e-3)
+        assert np.allclose([r["template_p_before"] for r in rows], p, rtol=1e-3)
+        assert np.allclose([r["template_p"] for r in rows], whole_p(s), rtol=1e-3)
         assert [round(f.confidence, 2) for f in s.patches.overlay.facts] == [0.5, 0.6, 0.7]
         stored = s.patches.overlay.matrix(1, "down", s.vindex.down(1))
         assert stored.dtype == s.vindex.down(1).dtype and stored.shape == s.vindex.down(1).shape

@@ -75,12 +75,14 @@ def test_the_figures_are_those_of_the_model_before_and_after(family: str, base, 
         found = s.evaluate(texts=TEXT)
         row, whole = found.dicts()
         assert (row["entity"], row["kind"], row["mode"], row["layer"]) == ("Italy", "insert", "compose", 1)
-        assert np.isclose(row["p_before"], p_before, rtol=1e-3) and np.isclose(row["p"], p(), rtol=1e-3)
+        assert np.isclose(row["template_p_before"], p_before, rtol=1e-3) and np.isclose(
+            row["template_p"], p(), rtol=1e-3
+        )
         assert row["neighbours"] <= check.NEIGHBOURS and 0 <= row["neighbours_kept"] <= row["neighbours"]
         assert row["neighbour_kl"] > 0 and row["relation_kl"] > 0 and row["relations"] > 0
         # The pack's own other templates had no part in inserting: they are paraphrases.
         assert row["paraphrases"] == len(own.templates) - 1 + 3
-        assert whole["kind"] == "all" and whole["p"] == row["p"]
+        assert whole["kind"] == "all" and whole["template_p"] == row["template_p"]
         assert np.isclose(whole["perplexity_before"], before, rtol=1e-3)
         assert np.isclose(whole["perplexity"], perplexity(engine, rows)[0], rtol=1e-3)
         assert abs(whole["perplexity"] - before) > 1e-3 * before
@@ -122,7 +124,9 @@ def test_a_feature_that_writes_nothing_changes_nothing(base) -> None:
         s.patches.append([strong(s, "Italy", "Paris", down=np.zeros(s.vindex.hidden, np.float32))])
         row, whole = s.evaluate(texts=TEXT).dicts()
         assert row["neighbours"] == row["neighbours_kept"] and row["relations"] == row["relations_kept"]
-        assert row["neighbour_kl"] < 1e-6 and np.isclose(row["p"], row["p_before"], rtol=1e-4)
+        assert row["neighbour_kl"] < 1e-6 and np.isclose(
+            row["template_p"], row["template_p_before"], rtol=1e-4
+        )
         assert np.isclose(whole["perplexity"], whole["perplexity_before"], rtol=1e-5)
         s.patches.rollback()
 
@@ -134,7 +138,7 @@ def test_database_facts_are_checked_by_what_infer_shows(base) -> None:
         )
         row, whole = s.evaluate(texts=TEXT).dicts()
         assert (row["mode"], row["holds"]) == ("knn", True)
-        assert row["p"] == row["p_before"]
+        assert row["template_p"] == row["template_p_before"]
         assert row["neighbours"] == row["neighbours_kept"] == check.NEIGHBOURS
         assert whole["perplexity"] == whole["perplexity_before"]
         s.patches.rollback()
@@ -162,8 +166,8 @@ def test_facts_of_a_compiled_vindex_have_no_before(base, tmp_path: Path) -> None
         found = s.evaluate(texts=TEXT)
         row = found.dicts()[0]
         assert (row["entity"], row["target"]) == ("Italy", "Paris")
-        assert row["p_before"] is None and row["neighbours"] is None
-        assert np.isclose(row["p"], expected["p"], rtol=1e-3)
+        assert row["template_p_before"] is None and row["neighbours"] is None
+        assert np.isclose(row["template_p"], expected["template_p"], rtol=1e-3)
         assert "compiled" in found.notices[0]
 
 

@@ -31,7 +31,7 @@ def test_the_model_says_what_was_inserted(session: Session) -> None:
     rows = result.dicts()
     for (entity, _, target), row in zip(FACTS, rows, strict=True):
         assert says(session, TEMPLATE.replace("{}", entity), target)
-        assert row["p_before"] < 0.2 < row["p"] and row["layer"] == 1
+        assert row["template_p_before"] < 0.2 < row["template_p"] and row["layer"] == 1
     n = session.vindex.n_features[1]
     assert [row["feature"] for row in rows] == [n, n + 1]
     after = engine.logits(prompts)

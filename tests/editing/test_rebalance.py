@@ -19,7 +19,7 @@ def test_every_fact_comes_into_the_band(session: Session) -> None:
     result = session.lql("REBALANCE FLOOR 0.3 CEILING 0.6;")
     for row in result.dicts():
         p = target_probabilities(session.model.engine, [(TEMPLATE, row["entity"], row["target"])])[0].p
-        assert p == pytest.approx(row["p"], abs=1e-4)
+        assert p == pytest.approx(row["template_p"], abs=1e-4)
         assert 0.3 <= p <= 0.6 and row["state"] == "in"
     assert len(session.patches.overlay.slots()) == n
     assert "2 of 2 facts" in result.notices[0]

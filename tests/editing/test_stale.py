@@ -85,7 +85,7 @@ def test_lql_and_python_refresh_too(edited: Session) -> None:
     edited.lql('INFER "The capital of Peru is"')
     assert edited.workspace.views.stale
     [row] = edited.lql('DESCRIBE "Peru"').dicts()
-    assert row["target"] == "Rome" and row["p"] is not None
+    assert row["target"] == "Rome" and row["template_p"] is not None
     assert not edited.workspace.views.stale
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -13,9 +16,11 @@ from larql_duck.catalog.forward_tables import SCHEMAS
 from larql_duck.errors import LarqlError
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.gate_search import GateSearch
-from larql_duck.inference.interventions import Sparse
+from larql_duck.inference.interventions import ResidualEdit, Sparse
 from larql_duck.inference.predict import infer_table, prediction, predictions
-from larql_duck.inference.targets import find_target, token_text, top_tokens
+from larql_duck.inference.targets import find_target, top_tokens
+from larql_duck.inference.whole_words import MOST, word_end
+from larql_duck.models.tokenizer import Tokenizer
 from larql_duck.vindex.store import Vindex
 from tests.conftest import UPSTREAM
 from tests.inference.conftest import Tiny
@@ -39,7 +44,7 @@ def test_the_table_is_what_transformers_predicts(tiny: Tiny) -> None:
         logits.softmax(-1)[best.indices].numpy(), abs=1e-5
     )
     assert table["rank"].to_pylist() == list(range(1, 8))
-    assert table["token"].to_pylist() == [token_text(tiny.engine.tokenizer, i) for i in best.indices.tolist()]
+    assert table["token"].to_pylist() == [tiny.engine.tokenizer.token(i) for i in best.indices.tolist()]
     assert set(table["source"].to_pylist()) == {"dense"}
 
 
@@ -47,11 +52,68 @@ def test_the_reference_systems_figures(upstream: Engine) -> None:
     expected = json.loads((UPSTREAM / "expected.json").read_text())
     for prompt, rows in expected["infer"].items():
         table = infer_table(upstream, prompt, top=len(rows))
-        found = [
-            [t, round(p, 4)]
-            for t, p in zip(table["token"].to_pylist(), table["probability"].to_pylist(), strict=True)
-        ]
+        # LARQL shows the piece of a lone byte, we the byte.
+        pieces = {
+            t: upstream.tokenizer.piece(i) for t, i in _columns(table, "token", "token_id") if "<0x" in t
+        }
+        found = [[pieces.get(t, t), round(p, 4)] for t, p in _columns(table, "token", "probability")]
         assert found == rows, prompt
+
+
+def _columns(table: pa.Table, *names: str) -> list[tuple[Any, ...]]:
+    return list(zip(*(table[name].to_pylist() for name in names), strict=True))
+
+
+def _word(tokenizer: Tokenizer, ids: list[int], next_token: Callable[[list[int]], int]) -> str:
+    """What the last of ids becomes by whole passes, without a cache, until a token no longer lengthens the word."""
+    word = ids[-1:]
+    for _ in range(MOST):
+        text = tokenizer.text(word)
+        if not any(c.isalnum() for c in text) or word_end(text) < len(text):
+            break
+        best = next_token(ids)
+        if tokenizer.is_special(best):
+            break
+        ids, word = [*ids, best], [*word, best]
+    text = tokenizer.text(word)
+    return text[: word_end(text)].strip()
+
+
+def test_the_text_is_the_token_continued_to_the_end_of_its_word(tiny: Tiny) -> None:
+    def transformers(ids: list[int]) -> int:
+        with torch.no_grad():
+            return int(tiny.reference(torch.tensor([ids])).logits[0, -1].argmax())
+
+    for number, prompt in enumerate(PROMPTS[:3]):
+        rows = _columns(infer_table(tiny.engine, prompt, verbose=True), "token_id", "text")
+        for token, text in rows:
+            assert text == _word(tiny.engine.tokenizer, [*tiny.ids[number], token], transformers)
+        first, *others = infer_table(tiny.engine, prompt)["text"].to_pylist()
+        assert (first, others) == (rows[0][1], [None] * 4)
+
+
+def test_an_edit_of_one_position_stays_there_while_a_word_goes_on(llama: Tiny) -> None:
+    engine, ids = llama.engine, llama.ids[2]
+    vector = torch.linspace(-2, 2, engine.hidden)
+
+    def edited(ids: list[int]) -> int:
+        with engine.intervene(ResidualEdit(1, vector, "add", None, len(llama.ids[2]) - 1)):
+            return int(engine.logits(engine.pad(ids))[0].argmax())
+
+    table = infer_table(engine, PROMPTS[2], edits=[ResidualEdit(1, vector, "add", None, -1)], verbose=True)
+    for token, text in _columns(table, "token_id", "text"):
+        assert text == _word(engine.tokenizer, [*ids, token], edited)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        (" Paris, the", " Paris"), ("Jean-Paul.", "Jean-Paul"), ("Jean- ", "Jean"), ("don't", "don't"),
+        (" हिन्दी में", " हिन्दी"), (", then", ", then"), ("日本語。", "日本語"), ("", ""), ("'s", "'s"),
+    ],
+)  # fmt: skip
+def test_where_a_word_ends(text: str, word: str) -> None:
+    assert text[: word_end(text)] == word
 
 
 def test_f16_storage_gives_the_same_five_tokens(upstream: Engine) -> None:

@@ -60,7 +60,7 @@ def test_infer_is_the_engines_table(s) -> None:
     assert len(s.lql(f'INFER "{PROMPT}"')) == 5
     assert len(s.lql(f'INFER "{PROMPT}" TOP 0')) == 0
     compared = s.lql(f'INFER "{PROMPT}" COMPARE')
-    assert [r[5] for r in compared.rows()] == ["dense"] * 5 + ["walk"] * 5
+    assert compared.arrow()["source"].to_pylist() == ["dense"] * 5 + ["walk"] * 5
     assert "128 features" in compared.notices[0]
     assert set(s.lql(f'INFER "{PROMPT}" WALK K 2').df()["source"]) == {"walk"}
 
@@ -288,7 +288,7 @@ def test_attached_vindexes_have_models_of_their_own(tiny_vindex) -> None:
     rows = con.sql(
         "SELECT x.token_id, y.token_id FROM a.lq_infer_top('The capital', 1) AS x, b.lq_infer_top('The capital', 1) AS y"
     ).fetchall()
-    expected = tuple(s.lql('INFER "The capital" TOP 1').rows()[0][2] for s in (a, b))
+    expected = tuple(s.lql('INFER "The capital" TOP 1').dicts()[0]["token_id"] for s in (a, b))
     assert rows == [expected]
     a.close()
     b.close()

@@ -208,6 +208,7 @@ STATEMENTS: dict[type[Statement], st.SearchStrategy[Statement]] = {
         maybe(integers),
         st.booleans(),
         maybe(integers),
+        st.booleans(),
         some(st.builds(AblateClause, some(slots, 1), st.sampled_from(["zero", "mean"]))),
         some(st.builds(SteerClause, texts, floats, integers)),
         some(st.builds(PatchFromClause, texts, integers, maybe(integers), maybe(integers))),

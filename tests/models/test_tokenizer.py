@@ -117,7 +117,7 @@ def test_what_is_no_word(family: str, tiny: Make) -> None:
     by_piece = {tokenizer.piece(i): i for i in range(tokenizer.vocab_size)}
     if family == "llama":
         partial = by_piece["Ð"]  # the first byte of a Cyrillic letter
-        assert tokenizer.token(partial) == "�" and not tokenizer.is_word(partial)
+        assert tokenizer.token(partial) == "<0xD0>" and not tokenizer.is_word(partial)
         assert tokenizer.token(by_piece["Ċ"]) == "\n" and not tokenizer.is_word(by_piece["Ċ"])
         assert tokenizer.is_word(by_piece["7"]) and not tokenizer.is_word(by_piece["!"])
     else:

@@ -79,8 +79,8 @@ def test_the_forward_pass_gives_larqls_printed_probabilities() -> None:
         p = torch.softmax(engine.logits([prompt])[0], 0)
         best = p.topk(len(rows))
         for found, (token, _) in zip(best.indices.tolist(), rows, strict=True):
-            # LARQL shows the piece of a lone byte, we its decoding.
-            assert engine.tokenizer.token(found) in (token, "\ufffd")
+            # LARQL shows the piece of a lone byte, we the byte.
+            assert token in (engine.tokenizer.token(found), engine.tokenizer.piece(found))
         np.testing.assert_allclose(best.values.numpy(), [value for _, value in rows], atol=5.1e-5)
 
 

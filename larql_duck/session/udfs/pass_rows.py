@@ -9,7 +9,6 @@ from larql_duck.inference.batched import logit_lenses, top_contributions, traces
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.model import Model
 from larql_duck.inference.predict import predictions
-from larql_duck.inference.targets import token_text
 
 PassRows = list[dict[str, Any]]
 
@@ -74,4 +73,4 @@ def logit_lens(model: Model, prompts: Sequence[str], tops: Sequence[int]) -> Pas
 
 
 def _token(engine: Engine, token_id: int) -> str:
-    return token_text(engine.tokenizer, token_id)
+    return engine.tokenizer.token(token_id)
