@@ -68,7 +68,7 @@ QUALIFY row_number() OVER (
 ORDER BY
     weak, CASE band WHEN 'syntax' THEN 0 WHEN 'knowledge' THEN 1 ELSE 2 END * weak::INTEGER,
     confidence DESC NULLS LAST, p DESC NULLS LAST, score DESC NULLS LAST, layer, relation, target;
-COMMENT ON MACRO TABLE {public}.describe_entity IS 'What the model knows about an entity: facts by confidence, then weight triples of a band (all, syntax, knowledge, output; knowledge if not given) or layer, at most p_rows a band.';
+COMMENT ON MACRO TABLE {public}.describe_entity IS 'What the model knows about an entity: facts by confidence, then weight triples of a band (all, syntax, knowledge, output; knowledge if not given) or layer, at most p_rows a band. Example: FROM describe_entity(''France'', p_band := ''all'')';
 
 CREATE MACRO {public}.relation_facts(p_relation) AS TABLE
 WITH answers AS (
@@ -89,7 +89,7 @@ chosen AS (
 SELECT subject, object, rank, confidence, p, n_templates, effect, specific, n_features, source
 FROM chosen
 ORDER BY confidence DESC NULLS LAST, p DESC NULLS LAST, subject, rank, object;
-COMMENT ON MACRO TABLE {public}.relation_facts IS 'The facts of a relation, most confident first.';
+COMMENT ON MACRO TABLE {public}.relation_facts IS 'The facts of a relation, most confident first. Example: FROM relation_facts(''capital'') LIMIT 10';
 
 CREATE MACRO {public}.who(p_relation, p_object) AS TABLE
 SELECT s.entity AS subject, k.relation, o.entity AS object, k.confidence, k.p, k.source
@@ -98,7 +98,7 @@ JOIN {schema}.links AS k ON k.entity_id = o.entity_id AND NOT k.outgoing
 JOIN {schema}.entity_names AS s ON s.entity_id = k.other_id
 WHERE p_relation IS NULL OR lower(k.relation) = lower(trim(p_relation))
 ORDER BY k.source = 'weights', k.confidence DESC NULLS LAST, k.p DESC NULLS LAST, k.relation, s.entity, o.entity;
-COMMENT ON MACRO TABLE {public}.who IS 'The reverse question: subjects that stand in a relation (NULL: any) to an object.';
+COMMENT ON MACRO TABLE {public}.who IS 'The reverse question: subjects that stand in a relation (NULL: any) to an object. Example: FROM who(''capital'', ''Paris'')';
 
 CREATE MACRO {public}.explain_fact(p_subject, p_relation) AS TABLE
 SELECT
@@ -110,21 +110,21 @@ WHERE e.subject IN (SELECT entity FROM {schema}.entity_named(p_subject))
     AND (p_relation IS NULL OR lower(e.relation) = lower(trim(p_relation)))
 ORDER BY
     e.source = 'weights', e.subject, e.relation, e.object, e.effect DESC NULLS LAST, e.score DESC, e.layer, e.feature;
-COMMENT ON MACRO TABLE {public}.explain_fact IS 'The features behind a subject''s facts of a relation (NULL: any), with what each one promotes and what zeroing it costs.';
+COMMENT ON MACRO TABLE {public}.explain_fact IS 'The features behind a subject''s facts of a relation (NULL: any), with what each one promotes and what zeroing it costs. Example: FROM explain_fact(''France'', ''capital'')';
 
 CREATE MACRO {public}.entities_like(p_pattern) AS TABLE
 SELECT e.entity, e.n_facts, e.as_subject, e.as_object, e.relations
 FROM {schema}.entities AS e
 WHERE e.entity IN (SELECT n.entity FROM {schema}.entity_names AS n WHERE n.key LIKE lower(p_pattern))
 ORDER BY e.n_facts DESC, e.as_subject DESC, e.entity;
-COMMENT ON MACRO TABLE {public}.entities_like IS 'Names that match a LIKE pattern in any case, those with most facts first.';
+COMMENT ON MACRO TABLE {public}.entities_like IS 'Names that match a LIKE pattern in any case, those with most facts first. Example: FROM entities_like(''fr%'')';
 
 CREATE MACRO {public}.tokens_of(p_layer, p_feature, p_side := NULL) AS TABLE
 SELECT side, rank, token_id, token, score, z, activation, basis
 FROM {schema}.feature_tokens
 WHERE layer = p_layer AND feature = p_feature AND (p_side IS NULL OR side = p_side)
 ORDER BY side, rank;
-COMMENT ON MACRO TABLE {public}.tokens_of IS 'A feature''s top activating tokens (in), promoted tokens (out) and suppressed tokens (out_neg).';
+COMMENT ON MACRO TABLE {public}.tokens_of IS 'A feature''s top activating tokens (in), promoted tokens (out) and suppressed tokens (out_neg). Example: FROM tokens_of(5, 9, p_side := ''out'')';
 
 CREATE MACRO {public}.feature(p_layer, p_feature) AS TABLE
 WITH sides AS MATERIALIZED (
@@ -148,7 +148,7 @@ CROSS JOIN sides AS s
 CROSS JOIN parts AS r
 LEFT JOIN {schema}.layers AS l ON l.layer = x.layer
 WHERE x.layer = p_layer AND x.feature = p_feature;
-COMMENT ON MACRO TABLE {public}.feature IS 'One feature: its tokens on each side, its label, its relations and its norms.';
+COMMENT ON MACRO TABLE {public}.feature IS 'One feature: its tokens on each side, its label, its relations and its norms. Example: FROM feature(5, 9)';
 
 -- Features are fetched for the rows that are left after the cut: their lists of tokens are what costs time here. What
 -- constant arguments rule out (labels, more tokens) DuckDB takes out of the plan.
@@ -221,4 +221,4 @@ FROM chosen AS r
 LEFT JOIN slots AS x ON x.layer = r.layer AND x.feature = r.feature
 LEFT JOIN written AS w ON w.layer = r.layer AND w.feature = r.feature
 ORDER BY r.mode = 'dense', r.place;
-COMMENT ON MACRO TABLE {public}.walk IS 'The features that activate on a token, most specific first (p_mode hybrid, pure or dense: by |gate|, gate or |activation|).';
+COMMENT ON MACRO TABLE {public}.walk IS 'The features that activate on a token, most specific first (p_mode hybrid, pure or dense: by |gate|, gate or |activation|). Example: FROM walk(''France'', p_top := 5)';

@@ -95,7 +95,7 @@ FROM found AS f
 JOIN {schema}.entity_names AS s ON s.entity_id = f.subject_id
 JOIN {schema}.entity_names AS o ON o.entity_id = f.object_id
 ORDER BY f.hop, f.weak, f.confidence DESC NULLS LAST, f.p DESC NULLS LAST, f.subject_id, f.relation, f.object_id;
-COMMENT ON MACRO TABLE {public}.neighbors IS 'The triples around an entity, nearest first: those that touch it, then those that touch their other ends, up to p_hops (at most 6).';
+COMMENT ON MACRO TABLE {public}.neighbors IS 'The triples around an entity, nearest first: those that touch it, then those that touch their other ends, up to p_hops (at most 6). Example: FROM neighbors(''France'', p_hops := 2, p_limit := 20)';
 
 -- Paths meet in the middle: partial paths from either end, half as long as the whole. At most 20,000 of them are kept
 -- at each length, the most confident ones, so that hubs cannot make a question endless.
@@ -282,4 +282,4 @@ JOIN {schema}.entity_names AS s ON s.entity_id = p.step.subject_id
 JOIN {schema}.entity_names AS o ON o.entity_id = p.step.object_id
 GROUP BY p.place, p.length, p.confidence
 ORDER BY p.place;
-COMMENT ON MACRO TABLE {public}.paths IS 'Ways from one entity to another, shortest first, then by confidence (the product over the path; NULL with a weight triple in it); p_max is at most 6.';
+COMMENT ON MACRO TABLE {public}.paths IS 'Ways from one entity to another, shortest first, then by confidence (the product over the path; NULL with a weight triple in it); p_max is at most 6. Example: FROM paths(''France'', ''Europe'')';

@@ -17,4 +17,4 @@ LEFT JOIN {schema}.facts AS f
     ON f.subject = e.subject AND f.relation = e.relation AND f.object = e.object AND f.source = e.source
 WHERE e.layer = p_layer AND e.feature = p_feature
 ORDER BY e.source = 'weights', e.score DESC, e.subject, e.relation, e.object;
-COMMENT ON MACRO TABLE {public}.facts_of_feature IS 'The triples that a feature has a part in, those of facts first by its contribution.';
+COMMENT ON MACRO TABLE {public}.facts_of_feature IS 'The triples that a feature has a part in, those of facts first by its contribution. Example: FROM facts_of_feature(5, 9)';

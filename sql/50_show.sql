@@ -64,7 +64,7 @@ SELECT relation, token, source, n_features, n_facts, score, layers, examples, de
 FROM numbered
 WHERE place <= CASE WHEN relation IS NOT NULL AND p_mode = 'verbose' THEN 1000000 WHEN p_mode = 'verbose' THEN 50 ELSE 30 END
 ORDER BY relation IS NULL, place;
-COMMENT ON MACRO TABLE {public}.show_relations IS 'The relations that the model was asked about or that were found in it (p_mode brief, verbose, raw), optionally of one layer and with examples.';
+COMMENT ON MACRO TABLE {public}.show_relations IS 'The relations that the model was asked about or that were found in it (p_mode brief, verbose, raw), optionally of one layer and with examples. Example: FROM show_relations(p_examples := true)';
 
 CREATE MACRO {public}.show_entities(p_layer := NULL, p_limit := 50) AS TABLE
 WITH chosen AS MATERIALIZED (
@@ -79,7 +79,7 @@ SELECT c.entity, c.n_facts, c.as_subject, c.as_object, c.relations, n.layers
 FROM chosen AS c
 LEFT JOIN {schema}.entity_names AS n ON n.key = lower(c.entity) AND n.entity = c.entity
 ORDER BY c.n_facts DESC, c.as_subject + c.as_object DESC, c.entity;
-COMMENT ON MACRO TABLE {public}.show_entities IS 'Names by number of facts, optionally of one layer.';
+COMMENT ON MACRO TABLE {public}.show_entities IS 'Names by number of facts, optionally of one layer. Example: FROM show_entities(p_limit := 20)';
 
 CREATE VIEW {public}.stats AS
 WITH numbers AS (

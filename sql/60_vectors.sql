@@ -87,7 +87,7 @@ LEFT JOIN {schema}.layers AS l ON l.layer = r.layer
 LEFT JOIN written AS w ON w.layer = r.layer AND w.feature = r.feature
 CROSS JOIN (SELECT CASE WHEN p_explain THEN {schema}_udf_last_token(p_prompt) END AS token) AS t
 ORDER BY r.mode = 'dense', r.layer, r.place;
-COMMENT ON MACRO TABLE {schema}.walk_vectors IS 'The features that activate on a prompt, p_top a layer: by its last token''s embedding (p_basis embedding) or by what each FFN receives at its last position (context).';
+COMMENT ON MACRO TABLE {schema}.walk_vectors IS 'The features that activate on a prompt, p_top a layer: by its last token''s embedding (p_basis embedding) or by what each FFN receives at its last position (context). Example: FROM walk_vectors(''The capital of France is'', p_basis := ''context'')';
 
 CREATE MACRO {schema}.distances(p_entity, p_layer, p_basis := 'embedding') AS TABLE
 SELECT p_layer::INTEGER AS layer, hit.feature AS feature, hit.distance AS distance, p_basis AS basis
@@ -101,11 +101,11 @@ SELECT x.* EXCLUDE (basis), d.distance, d.basis
 FROM {schema}.distances(p_entity, p_layer, p_basis := p_basis) AS d
 JOIN {schema}.lql_features AS x ON x.layer = d.layer AND x.feature = d.feature
 ORDER BY d.distance, x.layer, x.feature;
-COMMENT ON MACRO TABLE {schema}.nearest_features IS 'LQL''s FEATURES NEAREST TO: the features of a layer by the distance of their gate rows to an entity''s vector.';
+COMMENT ON MACRO TABLE {schema}.nearest_features IS 'LQL''s FEATURES NEAREST TO: the features of a layer by the distance of their gate rows to an entity''s vector. Example: FROM nearest_features(''France'', 5) LIMIT 10';
 
 CREATE MACRO {schema}.nearest_edges(p_entity, p_layer, p_basis := 'embedding') AS TABLE
 SELECT e.*, d.distance, d.basis
 FROM {schema}.distances(p_entity, p_layer, p_basis := p_basis) AS d
 JOIN {schema}.lql_edges AS e ON e.layer = d.layer AND e.feature = d.feature
 ORDER BY d.distance, e.layer, e.feature, e.entity, e.relation, e.target;
-COMMENT ON MACRO TABLE {schema}.nearest_edges IS 'LQL''s EDGES NEAREST TO: the edges of a layer by the distance of their features'' gate rows to an entity''s vector.';
+COMMENT ON MACRO TABLE {schema}.nearest_edges IS 'LQL''s EDGES NEAREST TO: the edges of a layer by the distance of their features'' gate rows to an entity''s vector. Example: FROM nearest_edges(''France'', 5) LIMIT 10';

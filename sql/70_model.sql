@@ -3,8 +3,8 @@
 
 CREATE MACRO {schema}.lq_ask(p_subject, p_relation) AS
 {schema}_udf_ask(p_subject::VARCHAR, p_relation::VARCHAR);
-COMMENT ON MACRO {schema}.lq_ask IS 'What the model answers about a subject under a relation: a struct of object and p, NULL without an answer. Stored facts first, else the model is asked.';
+COMMENT ON MACRO {schema}.lq_ask IS 'What the model answers about a subject under a relation: a struct of object and p, NULL without an answer. Stored facts first, else the model is asked. Example: SELECT lq_ask(''France'', ''capital'')';
 
 CREATE MACRO {schema}.lq_complete(p_prompt, p_n := 16) AS
 {schema}_udf_complete(p_prompt::VARCHAR, p_n::INTEGER);
-COMMENT ON MACRO {schema}.lq_complete IS 'The model''s most probable continuation of a prompt, at most p_n tokens.';
+COMMENT ON MACRO {schema}.lq_complete IS 'The model''s most probable continuation of a prompt, at most p_n tokens. Example: SELECT lq_complete(''The capital of France is'', p_n := 4)';

@@ -3,11 +3,11 @@
 
 CREATE MACRO {schema}.lq_infer_top(p_prompt, p_k := 5) AS TABLE
 SELECT unnest({schema}_udf_infer_top(p_prompt::VARCHAR, p_k::INTEGER), recursive := true);
-COMMENT ON MACRO TABLE {schema}.lq_infer_top IS 'The p_k most probable next tokens of a prompt: rank, token, token_id, probability, logit, source; after them the database facts that it asks for, source patch.';
+COMMENT ON MACRO TABLE {schema}.lq_infer_top IS 'The p_k most probable next tokens of a prompt: rank, token, token_id, probability, logit, source; after them the database facts that it asks for, source patch. Example: FROM lq_infer_top(''The capital of France is'')';
 
 CREATE MACRO {schema}.lq_trace(p_prompt, p_target := NULL) AS TABLE
 SELECT unnest({schema}_udf_trace(p_prompt::VARCHAR, p_target::VARCHAR), recursive := true);
-COMMENT ON MACRO TABLE {schema}.lq_trace IS 'A prompt''s last position layer by layer (-1: embedding), with rank, probability and additive logits of p_target (default: the prediction).';
+COMMENT ON MACRO TABLE {schema}.lq_trace IS 'A prompt''s last position layer by layer (-1: embedding), with rank, probability and additive logits of p_target (default: the prediction). Example: FROM lq_trace(''The capital of France is'', ''Paris'')';
 
 CREATE MACRO {schema}.lq_features(p_prompt, p_target := NULL, p_k := 20) AS TABLE
 SELECT c.*, f.relation, f.top_token, f.down_tokens
@@ -16,11 +16,11 @@ FROM (
 ) AS c
 LEFT JOIN {schema}.features AS f ON f.layer = c.layer AND f.feature = c.feature
 ORDER BY c.rank;
-COMMENT ON MACRO TABLE {schema}.lq_features IS 'The p_k features with the largest contribution to the logit of p_target (default: the prediction), with what is known about them.';
+COMMENT ON MACRO TABLE {schema}.lq_features IS 'The p_k features with the largest contribution to the logit of p_target (default: the prediction), with what is known about them. Example: FROM lq_features(''The capital of France is'', p_k := 10)';
 
 CREATE MACRO {schema}.lq_logit_lens(p_prompt, p_k := 5) AS TABLE
 SELECT unnest({schema}_udf_logit_lens(p_prompt::VARCHAR, p_k::INTEGER), recursive := true);
-COMMENT ON MACRO TABLE {schema}.lq_logit_lens IS 'What each layer (-1: embedding) would predict at a prompt''s last position: layer, rank, token, token_id, probability, logit.';
+COMMENT ON MACRO TABLE {schema}.lq_logit_lens IS 'What each layer (-1: embedding) would predict at a prompt''s last position: layer, rank, token, token_id, probability, logit. Example: FROM lq_logit_lens(''The capital of France is'', p_k := 1)';
 
 CREATE MACRO {schema}.lq_contexts(p_file, p_layer := NULL, p_feature := NULL) AS TABLE
 SELECT
@@ -31,4 +31,4 @@ FROM read_parquet(p_file) AS c
 LEFT JOIN {schema}.features AS f ON f.layer = c.layer AND f.feature = c.feature
 WHERE (p_layer IS NULL OR c.layer = p_layer) AND (p_feature IS NULL OR c.feature = p_feature)
 ORDER BY c.layer, c.feature, c.rank;
-COMMENT ON MACRO TABLE {schema}.lq_contexts IS 'What fires features in a corpus, from the file that larql-duck activations wrote, with what is known about them.';
+COMMENT ON MACRO TABLE {schema}.lq_contexts IS 'What fires features in a corpus, from the file that larql-duck activations wrote, with what is known about them. Example: FROM lq_contexts(''contexts.parquet'', 5, 9)';

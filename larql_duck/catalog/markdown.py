@@ -24,10 +24,13 @@ def schema_markdown() -> str:
     """The public schema as Markdown: tables and views with their columns, and the macros."""
     parts = [_HEAD, "## Tables\n", *_tables(TABLES.values()), "## Views\n", *_tables(VIEWS.values())]
     rows = "\n".join(
-        f"| `{name}({', '.join(parameters)})` | {_cell(text)} |" for name, parameters, text in _macros()
+        f"| `{macro}` | {_cell(answers)} | `{example}` |" for macro, example, answers in _macros()
     )
-    parts.append(f"## Macros\n\n| macro | answers |\n|---|---|\n{rows}\n")
+    parts.append(f"## Macros\n\n`FROM help()` lists them.\n\n{_MACROS}{rows}\n")
     return "\n".join(parts)
+
+
+_MACROS = "| macro | answers | example |\n|---|---|---|\n"
 
 
 def _tables(tables: Iterable[Table]) -> Iterable[str]:
@@ -36,16 +39,13 @@ def _tables(tables: Iterable[Table]) -> Iterable[str]:
         yield f"### `{table.name}`\n\n{table.comment}\n\n| column | type | meaning |\n|---|---|---|\n{rows}\n"
 
 
-def _macros() -> list[tuple[str, list[str], str]]:
-    """Name, parameters and comment of the macros that model.duckdb has in main."""
+def _macros() -> list[tuple[str, str, str]]:
+    """Name with parameters, an example and what it answers, of the macros that model.duckdb has in main."""
     with duckdb.connect() as con:
         con.execute(f"CREATE SCHEMA {SCHEMA};\n{create_tables()}")
         for _, text in (*views_and_macros(), *main_objects()):
             con.execute(text)
-        return con.execute(
-            "SELECT DISTINCT ON (function_name) function_name, parameters, comment FROM duckdb_functions()"
-            " WHERE schema_name = 'main' AND function_type LIKE '%macro' AND NOT internal ORDER BY function_name"
-        ).fetchall()
+        return con.execute("FROM main.help()").fetchall()
 
 
 def _cell(text: str) -> str:

@@ -5,19 +5,26 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from larql_duck._version import __version__
 from larql_duck.cli import cache, edits, inference, knowledge, query, vindex
 from larql_duck.cli.errors import ClickError, report, say
+from larql_duck.cli.options import epilog
 from larql_duck.errors import LarqlError, cut_middle, out_of_memory
 
 app = typer.Typer(
     name="larql-duck",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    epilog=epilog(
+        "extract model.gguf -o X.vindex",
+        "lql X.vindex 'DESCRIBE \"France\"'",
+        "repl X.vindex",
+        "lql --help",
+    ),
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -42,9 +49,7 @@ def run(arguments: list[str]) -> int:
         report(error)
         return error.exit_code
     except ClickError as error:
-        context = getattr(error, "ctx", None)
-        command = context.command_path if context else "larql-duck"
-        say(f"error: {cut_middle(error.format_message())} (see {command} --help)")
+        say(f"error: {_explained(error, arguments)}")
         return int(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         say("interrupted")
@@ -65,6 +70,19 @@ def run(arguments: list[str]) -> int:
     except OSError as error:
         say(f"error: {error.filename or ''}{': ' if error.filename else ''}{error.strerror or error}")
         return 1
+
+
+def _explained(error: Any, arguments: list[str]) -> str:
+    """What is wrong with a command line, and where its help is; a statement in a command's place is told so."""
+    from larql_duck.lql.table import BY_VERB
+
+    context = getattr(error, "ctx", None)
+    # typer writes so in front of the text of a ValueError.
+    message = cut_middle(error.format_message().replace(" Value error, ", " "))
+    word = arguments[0] if context is not None and context.parent is None and arguments else ""
+    if message.startswith("No such command") and word.upper() in BY_VERB:
+        message += f" {word.upper()} begins a statement of LQL: larql-duck lql X.vindex '{word.upper()} ...'"
+    return f"{message} (see {context.command_path if context else 'larql-duck'} --help)"
 
 
 def _print_version(asked_for: bool) -> None:

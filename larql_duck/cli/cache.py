@@ -5,12 +5,14 @@ from __future__ import annotations
 import typer
 
 from larql_duck.cli.errors import say
-from larql_duck.cli.options import OutputOptions, command
+from larql_duck.cli.options import OutputOptions, command, epilog
 
-app = typer.Typer(name="cache", help="List or clear what edits measured.")
+app = typer.Typer(
+    name="cache", help="List or clear what edits measured.", epilog=epilog("cache list", "cache clear")
+)
 
 
-@command(app, "list")
+@command(app, "cache list", name="list")
 def list_entries(output: OutputOptions) -> None:
     """List the entries, those used last first."""
     from larql_duck import cache
@@ -24,7 +26,7 @@ def list_entries(output: OutputOptions) -> None:
     output.write([result_of(columns, rows, [notice])])
 
 
-@command(app)
+@command(app, "cache clear")
 def clear() -> None:
     """Delete all entries; they are measured again when an edit needs them."""
     from larql_duck import cache

@@ -10,7 +10,7 @@ from larql_duck.cli.options import OutputOptions, PlotOption, SessionOptions, Vi
 app = typer.Typer()
 
 
-@command(app, "evaluate")
+@command(app, "evaluate X.vindex --patch atlantis.vlp")
 def evaluate(
     vindex: VindexArgument, options: SessionOptions, output: OutputOptions, plot: PlotOption = None
 ) -> None:

@@ -24,7 +24,11 @@ from larql_duck.result import Result
 app = typer.Typer()
 
 
-@command(app)
+@command(
+    app,
+    "run X.vindex 'The capital of France is' -n 20",
+    "run model.gguf 'Who are you?' --chat --temperature 0.7",
+)
 def run(
     model: ModelArgument,
     prompt: PromptArgument,
@@ -45,7 +49,11 @@ def run(
     print()
 
 
-@command(app)
+@command(
+    app,
+    "trace X.vindex 'The capital of France is' --for Paris --plot trace.html",
+    "trace X.vindex 'The capital of France is' --decompose --layers 20-29",
+)
 def trace(
     model: ModelArgument,
     prompt: PromptArgument,
@@ -78,7 +86,7 @@ def trace(
         say(f"drew {save_chart(traced.chart(), plot)}")
 
 
-@command(app)
+@command(app, "activations X.vindex --texts texts.txt -o contexts.parquet")
 def activations(
     model: ModelArgument,
     options: ModelOptions,

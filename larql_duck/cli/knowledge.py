@@ -24,7 +24,12 @@ app = typer.Typer()
 _FIGURES = begins(b'{\n "model":')
 
 
-@command(app)
+@command(
+    app,
+    "probe X.vindex --pack geography",
+    "probe X.vindex --entities people.csv --relation occupation --dry-run",
+    "probe X.vindex --entities people.csv --relation motto --template 'The motto of {} is'",
+)
 def probe(
     vindex: VindexArgument,
     options: SessionOptions,
@@ -96,7 +101,7 @@ def _checkpoint(vindex: Path, resume: bool) -> Iterator[Path | None]:
         directory.rmdir()
 
 
-@command(app)
+@command(app, "packs")
 def packs(output: OutputOptions) -> None:
     """List the shipped relation packs."""
     from larql_duck.commands.rows import INT, TEXT, result_of
@@ -107,7 +112,7 @@ def packs(output: OutputOptions) -> None:
     output.write([result_of(columns, rows)])
 
 
-@command(app)
+@command(app, "cluster X.vindex -k 256")
 def cluster(
     vindex: VindexArgument,
     output: OutputOptions,
@@ -133,7 +138,7 @@ def cluster(
     output.write([Result(table)])
 
 
-@command(app)
+@command(app, "report X.vindex -o report.html")
 def report(
     vindex: VindexArgument,
     out: Annotated[

@@ -20,6 +20,8 @@ from larql_duck.cli.errors import UsageError
 from larql_duck.errors import LarqlError
 from larql_duck.progress import bars
 
+_HOW_TO_OPEN = "name it before the text, as in larql-duck lql NAME.vindex 'STATS'"
+
 if TYPE_CHECKING:
     from larql_duck.inference.model import Model
     from larql_duck.result import Result
@@ -121,7 +123,7 @@ class SessionOptions(ComputeOptions, PatchOptions):
             raise UsageError("--patch needs a vindex: name it first")
         with connect(vindex, patches=self.patch or (), texts=self.texts) as session, ExitStack() as stack:
             shown = stack.enter_context(bars()) if progress else None
-            session.configure(progress=shown, **self.settings())
+            session.configure(progress=shown, how_to_open=_HOW_TO_OPEN, **self.settings())
             yield session
 
 
@@ -183,8 +185,15 @@ class ScriptOptions:
         return values
 
 
-def command(app: typer.Typer, name: str | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A decorator that makes a function a command of `app`.
+def epilog(*examples: str) -> str:
+    """What stands below the options of a help text: examples, a line each."""
+    return "\n".join(["\b", "Examples:", *(f"  larql-duck {example}" for example in examples)])
+
+
+def command(
+    app: typer.Typer, *examples: str, name: str | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator that makes a function a command of `app`; examples are what follows `larql-duck` on the command line.
 
     A parameter whose type is one of the dataclasses above stands for the options of its fields; the function gets the
     dataclass made of them. All other parameters are typer's.
@@ -210,7 +219,7 @@ def command(app: typer.Typer, name: str | None = None) -> Callable[[Callable[...
 
         run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
         run.__annotations__ = {option.name: option.annotation for option in options}
-        app.command(name)(run)
+        app.command(name, epilog=epilog(*examples))(run)
         return function
 
     return register

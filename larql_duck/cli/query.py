@@ -24,7 +24,13 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-@command(app)
+@command(
+    app,
+    "lql X.vindex 'DESCRIBE \"France\"'",
+    "lql X.vindex 'INFER \"The capital of France is\" TOP 3' --json",
+    "lql X.vindex 'DESCRIBE $name' --param name=France",
+    "lql -c 'SHOW MODELS'",
+)
 def lql(
     script: ScriptOptions,
     options: SessionOptions,
@@ -33,10 +39,7 @@ def lql(
         bool, typer.Option("--continue-on-error", help="Go on after a statement that failed.")
     ] = False,
 ) -> int:
-    """Run LQL statements.
-
-    larql-duck lql X.vindex 'DESCRIBE "France"' runs them in a vindex; larql-duck lql -c 'SHOW MODELS' without one.
-    """
+    """Run LQL statements, in a vindex or (behind -c) without one."""
     text, parameters = script.read(), script.parameters()
     failures: list[LarqlError] = []
 
@@ -57,7 +60,12 @@ def lql(
     return max((error.exit_code for error in failures), default=0)
 
 
-@command(app)
+@command(
+    app,
+    "sql X.vindex \"SELECT subject, object, p FROM who('capital', 'Paris')\"",
+    "sql X.vindex 'FROM help()'",
+    "sql X.vindex -f query.sql --csv",
+)
 def sql(script: ScriptOptions, options: SessionOptions, output: OutputOptions) -> None:
     """Run plain DuckDB SQL.
 
@@ -68,7 +76,7 @@ def sql(script: ScriptOptions, options: SessionOptions, output: OutputOptions) -
         output.write([session.sql(text, parameters or None)])
 
 
-@command(app)
+@command(app, "repl X.vindex", "repl X.vindex --patch atlantis.vlp")
 def repl(options: SessionOptions, vindex: OptionalVindexArgument = None) -> int:
     """Ask interactively, in LQL or SQL."""
     from larql_duck.repl import run

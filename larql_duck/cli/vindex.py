@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-@command(app)
+@command(
+    app,
+    "extract model.gguf -o X.vindex",
+    "extract hf://org/name -o X.vindex --estimate",
+    "extract models/name -o X.vindex --layers 20-29 --no-probe",
+    "extract model.gguf -o X.vindex --resume",
+)
 def extract(
     model: Annotated[
         str,
@@ -75,7 +81,7 @@ def extract(
     say(f"made {path}; ask it: larql-duck lql {path} 'DESCRIBE \"France\"'")
 
 
-@command(app)
+@command(app, "verify X.vindex")
 def verify(vindex: VindexArgument) -> int:
     """Check every byte of a vindex.
 

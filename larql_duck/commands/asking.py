@@ -20,6 +20,7 @@ from larql_duck.probing.publish import publish, require_tables
 from larql_duck.result import Result
 from larql_duck.session import Session
 from larql_duck.vindex.manifest import SECTION
+from larql_duck.vindex.publish import check_database
 
 COLUMNS = ("subject", "relation", "object", "p", "confidence", "n_features", "effect")
 
@@ -39,6 +40,11 @@ def probe(session: Session, request: Request) -> Result:
     pack = pack_of(entities, options.pop("relations"), options.pop("pack"))
     save = options.pop("save")
     many = {r.name for r in pack.relations if r.many}
+    dry_run = getattr(request.statement, "dry_run", False)
+    edits = workspace.views.fingerprint()
+    if save and not dry_run and edits is None:
+        # Asking may take hours.
+        check_database(vindex.path)
 
     def progress(done: int, total: int) -> None:
         if workspace.progress is not None:
@@ -53,8 +59,7 @@ def probe(session: Session, request: Request) -> Result:
         **options,
     )
     notices = list(probed.notices)
-    edits = workspace.views.fingerprint()
-    if getattr(request.statement, "dry_run", False):
+    if dry_run:
         notices.append("not saved: a dry run leaves nothing")
         return Result(_best(probed, many), notices=notices)
     if save and edits is not None:

@@ -72,6 +72,10 @@ class Catalog(Protocol):
     schema: str
 
     @property
+    def how_to_open(self) -> str:
+        """What the user does to open a vindex, in the tool that is used."""
+
+    @property
     def opened(self) -> bool:
         """Whether there is a vindex; without one, statements are only translated."""
 
@@ -113,6 +117,10 @@ class Catalog(Protocol):
         """The names of the known relations."""
 
 
+HOW_TO_OPEN = 'give its path to connect("NAME.vindex"), or open it with use("NAME.vindex")'
+"""How Python code opens a vindex; the command line, the prompt and notebooks say how it is done there."""
+
+
 class EmptyCatalog:
     """Answers for translating without a vindex: nothing is out of range, a single word is a token."""
 
@@ -125,8 +133,9 @@ class EmptyCatalog:
     n_features: Sequence[int] = ()
     has_weights = True
 
-    def __init__(self, schema: str = "lq") -> None:
+    def __init__(self, schema: str = "lq", how_to_open: str = HOW_TO_OPEN) -> None:
         self.schema = schema
+        self.how_to_open = how_to_open
 
     def require(self, level: str, why: str) -> None:
         """Accept every level: there is no vindex to lack it."""
@@ -160,7 +169,7 @@ def need_vindex(catalog: Catalog) -> None:
             "this needs a vindex and a model alone is open: make one with EXTRACT MODEL ... INTO ..., "
             "or open the model with USE MODEL ... AUTO_EXTRACT"
         )
-    raise VindexError('no vindex is open: begin with USE "x.vindex", or give its path to connect()')
+    raise VindexError(f"no vindex is open: {catalog.how_to_open}")
 
 
 def check_layer(statement: Statement, catalog: Catalog, layer: int | None, field: str = "layer") -> None:

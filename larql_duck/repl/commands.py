@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from larql_duck.catalog.tables import BUILD_INFO, LOOKUPS, TABLES, VIEWS
 from larql_duck.cli.render import MODES
 from larql_duck.errors import LarqlError
 from larql_duck.lql.docs import help_text, overview
@@ -16,6 +17,11 @@ from larql_duck.result import Result
 from larql_duck.spelling import closest
 
 READ_DEPTH = 20
+_TABLE_GROUPS = {
+    "Tables": TABLES,
+    "Views": VIEWS,
+    "What look-ups read": LOOKUPS | {BUILD_INFO.name: BUILD_INFO},
+}
 
 
 class Leave(Exception):
@@ -145,7 +151,20 @@ def _rows(repl: Shell, rest: str) -> None:
 
 
 def _tables(repl: Shell, rest: str) -> None:
-    repl.write("\n".join(sorted(set(repl.names.tables()), key=str.casefold)))
+    names = repl.names.stored_tables()
+    known = {name: table for group in _TABLE_GROUPS.values() for name, table in group.items()}
+    groups = {title: [n for n in names if n in group] for title, group in _TABLE_GROUPS.items()}
+    groups["Yours"] = [name for name in names if name not in known]
+    width = max(map(len, names), default=0)
+    lines = []
+    for title, members in groups.items():
+        if members:
+            comments = [known[n].comment if n in known else "" for n in members]
+            rows = zip(members, comments, strict=True)
+            lines += [title, *(f"  {name:<{width}}  {comment}".rstrip() for name, comment in rows), ""]
+    if not lines:
+        raise LarqlError('there are no tables yet: USE "NAME.vindex"; opens a vindex with some')
+    repl.write("\n".join([*lines, "FROM help(); lists the macros."]))
 
 
 def _clear(repl: Shell, rest: str) -> None:
@@ -180,7 +199,9 @@ COMMANDS: dict[str, Command] = {
             _sql,
         ),
         Command(".read FILE", "runs the statements of a file; the first that fails ends it", _read),
-        Command(".tables", "the tables that can stand after FROM", _tables),
+        Command(
+            ".tables", "the tables and views that can stand after FROM, each with what it holds", _tables
+        ),
         Command(".rows [N]", "at most so many rows of a table are shown", _rows),
         Command(".timing [on | off]", "whether the time is shown", _timing),
         Command(".clear", "clears the screen", _clear),

@@ -53,8 +53,12 @@ class NameLookup:
 
     def tables(self) -> list[str]:
         """LQL's tables, those of the vindex, and those of the connection."""
-        sql = "SELECT table_name FROM information_schema.tables WHERE NOT starts_with(table_name, 'lql_')"
-        return [*_LQL_TABLES, *self._list("tables", sql)]
+        return [*_LQL_TABLES, *self.stored_tables()]
+
+    def stored_tables(self) -> list[str]:
+        """The tables and views of the vindex and of the connection, sorted, each once."""
+        sql = "SELECT DISTINCT table_name FROM information_schema.tables WHERE NOT starts_with(table_name, 'lql_')"
+        return self._list("tables", sql)
 
     def columns(self) -> list[str]:
         """Names of columns of all tables, sorted."""

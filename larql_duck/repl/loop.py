@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from larql_duck.session import Session
 
 _MOST_ROWS = 100
+_HOW_TO_OPEN = 'USE "NAME.vindex"; opens one, SHOW MODELS; lists those in reach'
 
 
 class Repl:
@@ -41,6 +42,7 @@ class Repl:
         self, session: Session, *, console: Console | None = None, notes: Console | None = None
     ) -> None:
         self.session = session
+        session.configure(how_to_open=_HOW_TO_OPEN)
         self.console = console or Console(highlight=False)
         self.notes = notes or Console(stderr=True, highlight=False)
         self.names = NameLookup(session)
@@ -195,7 +197,7 @@ class Repl:
         """Write the first lines: what is open, and where help is."""
         vindex = self.session.vindex
         if vindex is None:
-            opened = 'no vindex: USE "name.vindex" opens one, SHOW MODELS lists them'
+            opened = f"no vindex is open: {_HOW_TO_OPEN}"
         else:
             features = sum(vindex.n_features)
             opened = (

@@ -112,7 +112,8 @@ class Connection:
         try:
             return Result(self.fetch(sql, parameters, stale=stale, aside=aside), con=self, sql=sql)
         except duckdb.Error as error:
-            raise query_error(error, sql, self.failures) from error
+            how_to_open = self._options.how_to_open if self.views is None else None
+            raise query_error(error, sql, self.failures, how_to_open) from error
 
     def _prepare(self, con: duckdb.DuckDBPyConnection) -> None:
         if self.own:

@@ -288,10 +288,21 @@ class Mount:
     def _attach(self, vindex: Vindex) -> None:
         stored = vindex.database.resolve()
         wanted = manifest_hash(vindex.path)
-        if self._attach_file(stored, wanted):
+        # DuckDB attaches a file once per instance: another mount's (or the user's) attachment is used as it is.
+        row = self.con.execute(
+            "SELECT database_name FROM duckdb_databases() WHERE path = $1", [str(stored)]
+        ).fetchone()
+        shown = None if row is None else _identifier(str(row[0]))
+        if self._attach_file(stored, wanted, shown):
             return
         try:
-            if reason := self._shown_here(stored) or not_replaceable(stored):
+            if shown is not None:
+                reason: str | None = (
+                    f"{stored}: attached here as {shown}, which shows an older state; DETACH {shown} to have it rebuilt"
+                )
+            else:
+                reason = not_replaceable(stored)
+            if reason:
                 self.notice = (
                     f"{reason}; until then this session reads the vindex's tables from a copy of its own"
                 )
@@ -307,26 +318,16 @@ class Mount:
                 f"{stored}: changed while it was opened; open the vindex again", path=vindex.path
             )
 
-    def _shown_here(self, path: Path) -> str | None:
-        """Why the database at `path` cannot be replaced where this DuckDB instance has it attached; else None."""
-        row = self.con.execute(
-            "SELECT database_name FROM duckdb_databases() WHERE path = $1", [str(path)]
-        ).fetchone()
-        if row is None:
-            return None
-        return f"{path}: attached here as {row[0]}, which shows an older state; DETACH {_identifier(row[0])} to have it rebuilt"
+    def _attach_file(self, path: Path, wanted: str, shown: str | None = None) -> bool:
+        """Whether the database at `path` is attached now: it is there, readable, of the manifest `wanted` and of our SQL.
 
-    def _attach_file(self, path: Path, wanted: str) -> bool:
-        """Whether the database at `path` is attached now: it is there, readable, of the manifest `wanted` and of our SQL."""
+        shown: the name that it is attached as already.
+        """
         if not path.is_file():
             return False
-        row = self.con.execute(
-            "SELECT database_name FROM duckdb_databases() WHERE path = $1", [str(path)]
-        ).fetchone()
-        # DuckDB attaches a file once per instance: another mount's (or the user's) attachment is used as it is.
-        alias = f"{_PREFIX}{next(_numbers)}" if row is None else _identifier(str(row[0]))
+        alias = shown or f"{_PREFIX}{next(_numbers)}"
         try:
-            if row is None:
+            if shown is None:
                 self.con.execute(f"ATTACH {quoted(str(path))} AS {alias} (READ_ONLY)")
             found = self.con.execute(
                 f"SELECT manifest_hash, sql_hash FROM {alias}.{SCHEMA}.build_info"
@@ -336,7 +337,7 @@ class Mount:
         if found == (wanted, sql_hash()):
             self._alias = alias
             return True
-        if row is None:
+        if shown is None:
             self.con.execute(f"DETACH DATABASE IF EXISTS {alias}")
         return False
 

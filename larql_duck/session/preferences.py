@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from larql_duck.inference.settings import Settings
+from larql_duck.lowering.types import HOW_TO_OPEN
 from larql_duck.progress import Progress
 
 BackgroundTexts = str | Path | Sequence[str]
@@ -18,10 +19,11 @@ class Preferences:
 
     tracer is called with every SQL before it runs, progress with (stage, done, total) of long work. texts, a file or
     texts, is what edits take for ordinary text; None: text that the model writes itself. settings say how passes
-    compute.
+    compute. how_to_open is what a user of this tool does to open a vindex.
     """
 
     tracer: Callable[[str], None] | None = None
     progress: Progress | None = None
     texts: BackgroundTexts | None = None
     settings: Settings = field(default_factory=Settings.from_environment)
+    how_to_open: str = HOW_TO_OPEN

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import cache
 from typing import TYPE_CHECKING
 
 import duckdb
 
-from larql_duck.errors import LarqlError, QueryError, SemanticError
+from larql_duck.catalog import tables as catalog
+from larql_duck.catalog.sql_files import PUBLIC, PYTHON, sql_files
+from larql_duck.errors import LarqlError, QueryError, SemanticError, VindexError
 from larql_duck.lowering.names import TABLES, LqlTable
 from larql_duck.spelling import did_you_mean
 
@@ -21,22 +24,36 @@ _COLUMN = re.compile(
     r'Referenced column "((?:[^"]|"")*)" not found|does not have a column named "((?:[^"]|"")*)"'
 )
 _TABLE = re.compile(r"Table with name (\S+) does not exist")
+_MISSING = re.compile(r"(?:Table|Table Function|Scalar Function) with name \"?(\w+)\"? does not exist")
 _VALUE = re.compile(r"Could not convert string '(.*?)' to ")
 _QUALIFIER = re.compile(r'Referenced table "((?:[^"]|"")*)" not found')
 
 
-def query_error(error: duckdb.Error, sql: str, failures: Failures) -> LarqlError:
-    """The error of a plain SQL query, with the hint to use single quotes where double ones named no column."""
+def query_error(
+    error: duckdb.Error, sql: str, failures: Failures, how_to_open: str | None = None
+) -> LarqlError:
+    """The error of a plain SQL query, with a hint where one fits; how_to_open: no vindex is open, and how one is."""
     message = str(error)
     cause = failures.behind(message)
     if cause is not None:
         return cause
     line = _one_line(message)
+    missing = _MISSING.search(message)
+    if how_to_open is not None and missing is not None and missing[1].lower() in _of_a_vindex():
+        return VindexError(f"no vindex is open, and {missing[1]} is one's: {how_to_open}")
     column = _name(_COLUMN.search(message))
     if column is not None and f'"{column}"' in sql:
         text = "'" + column.replace('""', '"').replace("'", "''") + "'"
         line += f"; double quotes name a column: for text write {text}"
     return QueryError(line, sql=sql)
+
+
+@cache
+def _of_a_vindex() -> frozenset[str]:
+    """Names that a vindex brings: tables, views, macros."""
+    macros = (text for _, text in (*sql_files(PUBLIC), *sql_files(PYTHON)))
+    names = (name for text in macros for name in re.findall(r"CREATE (?:MACRO|VIEW) \w+\.(\w+)", text))
+    return frozenset((*TABLES, *catalog.TABLES, *catalog.VIEWS, *names))
 
 
 def statement_error(

@@ -68,7 +68,7 @@ class Session:
         self._lock = threading.RLock()
         self._opened: OpenVindex | None = None
         self._model: Model | None = None
-        self._catalog: Catalog = EmptyCatalog(schema)
+        self._catalog: Catalog = EmptyCatalog(schema, self.options.how_to_open)
         self._registered = False
 
     # -- asking -------------------------------------------------------------------------------------------
@@ -222,13 +222,16 @@ class Session:
     def configure(self, **options: Any) -> None:
         """Set options, which hold whatever is opened: tracer is called with every SQL before it runs, progress with
         (stage, done, total) of long statements; texts, a file or texts, is what edits take for ordinary text (None:
-        text that the model writes itself); compute_dtype, device and threads say how passes compute."""
+        text that the model writes itself); compute_dtype, device and threads say how passes compute; how_to_open is
+        what is said where a vindex is needed and none is open."""
         with self._lock:
-            for name in {"tracer", "progress", "texts"} & set(options):
+            for name in {"tracer", "progress", "texts", "how_to_open"} & set(options):
                 value = options.pop(name)
                 setattr(self.options, name, value)
-                if self._opened is not None and name != "tracer":
+                if self._opened is not None and name in ("progress", "texts"):
                     setattr(self._opened, name, value)
+            if type(self._catalog) is EmptyCatalog:
+                self._catalog = EmptyCatalog(self.schema, self.options.how_to_open)
             if options:
                 self.options.settings = replace(self.options.settings, **options)
                 if self._opened is not None:
@@ -272,7 +275,7 @@ class Session:
                 file=sys.stderr,
             )
         self._opened = self._model = self._connection.views = None
-        self._catalog = EmptyCatalog(self.schema)
+        self._catalog = EmptyCatalog(self.schema, self.options.how_to_open)
 
     # -- statements ---------------------------------------------------------------------------------------
 

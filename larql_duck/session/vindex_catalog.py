@@ -19,7 +19,7 @@ class ModelCatalog(EmptyCatalog):
     has_model = True
 
     def __init__(self, source: ModelSource, schema: str, auto_extract: bool) -> None:
-        super().__init__(schema)
+        super().__init__(schema, "")
         self.source = source
         self.auto_extract = auto_extract
 
@@ -29,6 +29,7 @@ class VindexCatalog:
 
     opened = True
     has_model = True
+    how_to_open = ""
 
     def __init__(
         self, vindex: Vindex, schema: str, ask: Callable[[str, list[Any]], list[tuple[Any, ...]]]

@@ -7,13 +7,14 @@ import glob
 import hashlib
 import re
 from pathlib import Path
+from typing import Any
 
 import duckdb
 
 from larql_duck.catalog import LOOKUPS, SCHEMAS
 from larql_duck.catalog.ddl import create_tables, main_objects, quoted, views_and_macros
 from larql_duck.catalog.sql_files import SCHEMA, sql_query
-from larql_duck.errors import QueryError, VindexError
+from larql_duck.errors import QueryError, VindexError, first_line
 from larql_duck.files import replacing
 
 # The oldest format that has all we use: the DuckDB CLI 1.5 and later read it.
@@ -33,6 +34,16 @@ ROW_ORDER = {
     "token_features": "token_id, rank",
     "entities": "entity",
 }
+# What a database may have: the kind, its name, and the function that lists them.
+_OBJECTS = (
+    ("schema", "schema_name", "duckdb_schemas() WHERE NOT internal"),
+    ("table", "schema_name || '.' || table_name", "duckdb_tables() WHERE NOT internal"),
+    ("view", "schema_name || '.' || view_name", "duckdb_views() WHERE NOT internal"),
+    ("macro", "schema_name || '.' || function_name", "duckdb_functions() WHERE NOT internal"),
+    ("type", "schema_name || '.' || type_name", "duckdb_types() WHERE NOT internal"),
+    ("sequence", "schema_name || '.' || sequence_name", "duckdb_sequences() WHERE true"),
+    ("index", "schema_name || '.' || index_name", "duckdb_indexes() WHERE true"),
+)
 # file_row_number keeps the given order below it (triples are in display order).
 _ORDER = ROW_ORDER | dict.fromkeys(("facts", "edges", "triples"), "subject, file_row_number")
 
@@ -62,10 +73,12 @@ def build_database(tables_dir: Path, out: Path, manifest_hash: str) -> None:
                     if limit is None or not _out_of_memory(error):
                         raise
                     temporary.unlink(missing_ok=True)
+            # Beside another database it would stop everybody; the older one without it is stale as before.
+            _log_of(out).unlink(missing_ok=True)
     except duckdb.Error as error:
         raise VindexError.at(
             out,
-            f"cannot be built from {tables_dir} ({_first_line(error)}); "
+            f"cannot be built from {tables_dir} ({first_line(error)}); "
             "run: larql-duck verify, or extract the model again",
         ) from error
 
@@ -77,8 +90,7 @@ def database_hash(path: Path) -> str | None:
     try:
         with duckdb.connect() as con:
             con.execute(f"ATTACH {quoted(str(path))} AS found (READ_ONLY)")
-            row = con.execute(f"SELECT manifest_hash FROM found.{SCHEMA}.build_info").fetchone()
-            return None if row is None else str(row[0])
+            return str(_stamp(con)[0])
     except duckdb.Error:
         return None
 
@@ -86,37 +98,45 @@ def database_hash(path: Path) -> str | None:
 def not_replaceable(path: Path) -> str | None:
     """Why the database at `path` may not be replaced, with the next step; None where it may be or is missing.
 
-    It may not while a writer has it open, while it has tables that are not larql-duck's, or where it is a link. A
-    write-ahead log beside it is played back first.
+    It may be only where its own stamp says that all in it is larql-duck's: not while a writer has it open, not where
+    DuckDB cannot read it or it is a link. A write-ahead log beside it is read with it. Nothing is written.
     """
-    log = path.with_name(f"{path.name}.wal")
+    log = _log_of(path)
     if path.is_symlink():
         return f"{path}: a link to {path.readlink()}, which is not replaced; remove the link"
-    if not path.is_file():
+    if not path.exists():
         return f"{log}: belongs to a database that is gone; move it away" if log.exists() else None
-    try:
-        with duckdb.connect() as con:
-            con.execute(f"ATTACH {quoted(str(path))} AS found{'' if log.exists() else ' (READ_ONLY)'}")
-            found = con.execute(
-                "SELECT schema_name || '.' || table_name FROM duckdb_tables()"
-                " WHERE database_name = 'found' AND schema_name <> $1 ORDER BY 1",
-                [SCHEMA],
-            ).fetchall()
+    away = f"move {'both files' if log.exists() else 'it'} away, and the next opening builds another"
+    with duckdb.connect() as con:
+        try:
+            con.execute(f"ATTACH {quoted(str(path))} AS found (READ_ONLY)")
+        except duckdb.Error as error:
+            # DuckDB says by its text alone who is in the way.
+            if "file handle conflict" in str(error):
+                return f"{path}: open for writing in this process; close that connection, or DETACH the file in it"
+            if "Could not set lock" in str(error):
+                holder = re.search(r"held in (.*?\(PID \d+\))", str(error))
+                return f"{path}: open for writing in {holder[1] if holder else 'another process'}; close it there"
+            if log.exists():
+                return f"{log}: cannot be played back into {path.name} ({first_line(error)}); {away}"
+            return f"{path}: DuckDB cannot read it ({first_line(error)}); {away}"
+        try:
+            own = _stamp(con)[2:]
+            # A stamp of before objects were listed in it.
+            others = set(_objects(con, "found")) - set(own[0] if own else _own_objects())
             con.execute("DETACH found")
-    except duckdb.BinderException:
-        return f"{path}: open for writing in this process; close that connection, or DETACH the file in it"
-    except duckdb.Error as error:
-        if "lock" in str(error):
-            holder = re.search(r"held in (.*?\(PID \d+\))", str(error))
-            by = f"by {holder[1]}" if holder else "by another process"
-            return f"{path}: open for writing {by}; close it there"
-        if log.exists():
-            return f"{log}: cannot be played back into {path.name}; move both files away"
-        return None
-    if found:
-        names = ", ".join(str(name) for (name,) in found[:5])
-        return f"{path}: has tables that are not larql-duck's ({names}); copy them to a file of your own and drop them here"
+        except duckdb.Error as error:
+            return f"{path}: has no stamp of larql-duck's that can be read ({first_line(error)}); {away}"
+    if others:
+        names = ", ".join(sorted(others)[:10])
+        return (
+            f"{path}: has what is not larql-duck's ({names}); copy it to a file of your own and drop it here"
+        )
     return None
+
+
+def _log_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.wal")
 
 
 def run_sql(con: duckdb.DuckDBPyConnection, name: str, text: str) -> None:
@@ -124,7 +144,7 @@ def run_sql(con: duckdb.DuckDBPyConnection, name: str, text: str) -> None:
     try:
         con.execute(text)
     except duckdb.Error as error:
-        raise QueryError(f"{name}: {_first_line(error)}", sql=text) from error
+        raise QueryError(f"{name}: {first_line(error)}", sql=text) from error
 
 
 def _build(tables_dir: Path, path: Path, manifest_hash: str, limit: str | None, spill: Path) -> None:
@@ -137,17 +157,45 @@ def _build(tables_dir: Path, path: Path, manifest_hash: str, limit: str | None, 
         if limit is not None:
             con.execute(f"SET memory_limit = {quoted(limit)}; SET temp_directory = {quoted(str(spill))}")
         con.execute("BEGIN")
-        run_sql(con, "tables", f"CREATE SCHEMA {SCHEMA};\n{create_tables()}")
+        _create(con)
         for table in SCHEMAS:
             _load(con, table, tables_dir / f"{table}.parquet")
-        con.execute(f"INSERT INTO {SCHEMA}.build_info VALUES ($1, $2)", [manifest_hash, sql_hash()])
+        stamp = [manifest_hash, sql_hash(), _objects(con, "built")]
+        con.execute(f"INSERT INTO {SCHEMA}.build_info VALUES ($1, $2, $3)", stamp)
         for name in LOOKUPS:
             run_sql(con, name, f"INSERT INTO {SCHEMA}.{name}\n{sql_query(name)}")
-        for name, text in (*views_and_macros(), *main_objects()):
-            run_sql(con, name, text)
         con.execute("COMMIT")
         con.execute("USE memory")
         con.execute("DETACH built")
+
+
+def _create(con: duckdb.DuckDBPyConnection) -> None:
+    """Make all tables, views and macros, without rows, in the database that is in use."""
+    run_sql(con, "tables", f"CREATE SCHEMA {SCHEMA};\n{create_tables()}")
+    for name, text in (*views_and_macros(), *main_objects()):
+        run_sql(con, name, text)
+
+
+def _stamp(con: duckdb.DuckDBPyConnection) -> tuple[Any, ...]:
+    """The row of build_info in the attached database `found`. duckdb.Error where there is none."""
+    row = con.execute(f"FROM found.{SCHEMA}.build_info").fetchone()
+    if row is None:
+        raise duckdb.CatalogException("build_info is empty")
+    return row
+
+
+def _objects(con: duckdb.DuckDBPyConnection, database: str) -> list[str]:
+    """What the attached database has in its catalog, as "view main.facts", sorted."""
+    parts = (f"SELECT '{kind} ' || {name} AS object FROM {rows}" for kind, name, rows in _OBJECTS)
+    listed = " UNION ".join(f"{part} AND database_name = $1" for part in parts)
+    return [str(row[0]) for row in con.execute(f"{listed} ORDER BY object", [database]).fetchall()]
+
+
+def _own_objects() -> list[str]:
+    """What this version makes."""
+    with duckdb.connect() as con:
+        _create(con)
+        return _objects(con, "memory")
 
 
 def _out_of_memory(error: BaseException) -> bool:
@@ -164,7 +212,3 @@ def _load(con: duckdb.DuckDBPyConnection, table: str, file: Path) -> None:
         f"{f' ORDER BY {order}' if order else ''}",
         [glob.escape(str(file))],
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n", 1)[0]

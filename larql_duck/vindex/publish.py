@@ -42,7 +42,8 @@ def staging_of(out: Path) -> Path:
 def check_replaceable(out: Path, *kept: Path) -> None:
     """Raise VindexError where something stands at `out` that is neither an empty folder nor a vindex alone.
 
-    Also for a link, and for a folder that is or holds the current one or one of `kept`.
+    Also for a link, for a folder that is or holds the current one or one of `kept`, and for a vindex whose database
+    is not to be replaced.
     """
     another = "choose another -o"
     if not os.path.lexists(out):
@@ -57,6 +58,13 @@ def check_replaceable(out: Path, *kept: Path) -> None:
             raise damaged(out, f"is or holds {path}, which is in use", another)
     if foreign := _foreign(out):
         raise damaged(out, f"holds {foreign}, and only a vindex is replaced", another)
+    check_database(out)
+
+
+def check_database(directory: Path) -> None:
+    """Raise VindexError where the vindex's database is not to be replaced; see `not_replaceable`."""
+    if reason := not_replaceable(directory / DATABASE):
+        raise VindexError(reason, path=directory)
 
 
 def _foreign(directory: Path) -> str | None:
@@ -177,8 +185,7 @@ def commit_tables(
     """
     with _changing(directory, "cannot write here", "copy the vindex to a place that can be written"):
         _roll_forward(directory)
-        if reason := not_replaceable(directory / DATABASE):
-            raise VindexError(reason, path=directory)
+        check_database(directory)
         raw = dict(load_manifest(directory).raw)
         section = raw[SECTION]
         pending = directory / TABLES / _NEXT

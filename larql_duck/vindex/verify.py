@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from larql_duck.catalog import SCHEMAS, quoted
-from larql_duck.errors import LarqlError
+from larql_duck.errors import LarqlError, first_line
 from larql_duck.progress import Progress
 from larql_duck.vindex import layout
 from larql_duck.vindex.arrays import hash_file, read_down_meta
@@ -33,6 +34,8 @@ def verify(path: str | Path, progress: Progress | None = None) -> list[str]:
 
     Every file's sha256 is compared with the manifest, tables with arrays, and every row of model.duckdb with the
     Parquet files. `progress(file, done, total)` counts bytes. A directory that cannot be opened gives its one line.
+    Nothing is written, but that opening finishes an interrupted change of the tables first; a write-ahead log of the
+    database is read with it.
     """
     say = progress or (lambda *_: None)
     try:
@@ -108,15 +111,18 @@ def _down_meta(vindex: Vindex) -> Iterator[str]:
 
 def _database(vindex: Vindex) -> Iterator[str]:
     """Rows of model.duckdb that are not those of the Parquet files, and the manifest that it was built for."""
-    again = f"delete it, then open the vindex once: larql-duck lql {vindex.path} STATS"
+    place = "" if os.access(vindex.path, os.W_OK) else "in a copy of the vindex that can be written, "
+    log = vindex.database.with_name(f"{vindex.database.name}.wal")
+    opening = "open the vindex once: larql-duck lql VINDEX STATS"
+    again = f"{place}move it{' and its .wal' if log.exists() else ''} away, then {opening}"
     if reason := not_replaceable(vindex.database):
         yield reason
         return
     if not vindex.database.is_file():
-        yield f"{vindex.database}: missing; {again}"
+        yield f"{vindex.database}: missing; {place}{opening}"
         return
     if database_hash(vindex.database) != manifest_hash(vindex.path):
-        yield f"{vindex.database}: was built for another index.json; {again}"
+        yield f"{vindex.database}: was built for another index.json; {place}{opening}"
         return
     with duckdb.connect() as con:
         con.execute(f"ATTACH {quoted(str(vindex.database))} AS built (READ_ONLY)")
@@ -127,7 +133,7 @@ def _database(vindex: Vindex) -> Iterator[str]:
             try:
                 built = con.execute(f"{digest} built.lq.{name}").fetchall()
             except duckdb.Error as error:
-                yield f"{vindex.database}: table {name} cannot be read ({str(error).splitlines()[0]}); {again}"
+                yield f"{vindex.database}: table {name} cannot be read ({first_line(error)}); {again}"
                 return
             if built != con.execute(f"{digest} stated").fetchall():
                 yield f"{vindex.database}: table {name} differs from tables/{name}.parquet; {again}"

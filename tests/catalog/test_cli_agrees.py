@@ -44,6 +44,7 @@ QUERIES = [
     "FROM show_entities(p_limit := 5)",
     "FROM show_entities(p_layer := 9)",
     "FROM stats",
+    "FROM help()",
     "FROM lql_edges ORDER BY ALL",
     "FROM lql_features WHERE layer = 5 ORDER BY feature",
     "FROM lql_entities ORDER BY ALL",

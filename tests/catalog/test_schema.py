@@ -49,6 +49,18 @@ def test_nothing_is_without_a_comment(database) -> None:
     assert run_cli(database, *queries) == [[], [], [], []]
 
 
+def test_help_names_every_macro_with_an_example_that_runs(ask) -> None:
+    rows = ask("FROM help()")
+    names = ask(
+        "SELECT DISTINCT function_name AS name FROM duckdb_functions() WHERE schema_name = 'main' AND NOT internal"
+    )
+    assert {r["macro"].split("(")[0] for r in rows} == {r["name"] for r in names}
+    assert any(r["macro"] == "who(p_relation, p_object)" for r in rows)
+    for row in rows:
+        assert ask(row["example"]), row
+        assert row["answers"].endswith(".")
+
+
 def test_main_has_what_lq_has(ask) -> None:
     helpers = {"entity_named", "token_hits", "is_among"}
     lookups = {"entity_names", "links", "token_names", "build_info"}

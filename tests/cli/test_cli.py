@@ -6,14 +6,19 @@ import csv
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import typer
 
 from larql_duck import __version__, cache
+from larql_duck.cli.app import app
 
 
 def test_formats(call, world: Path) -> None:
@@ -90,7 +95,14 @@ def test_text_comes_from_argument_file_or_stdin(call, world: Path, tmp_path: Pat
         (["lql", "W", "SELECT nope FROM EDGES"], 2, "unknown column nope"),
         (["lql", "W", "SELECT 'a'::INT"], 2, "Could not convert"),
         (["lql", "W", 'INFER "x"'], 1, "error: "),
-        (["lql", "-c", 'DESCRIBE "x"'], 1, "no vindex is open"),
+        (
+            ["lql", "-c", 'DESCRIBE "x"'],
+            1,
+            "no vindex is open: name it before the text, as in larql-duck lql",
+        ),
+        (["sql", "-c", "FROM who('capital', 'Paris')"], 1, "no vindex is open, and who is one's: name it"),
+        (["describe", "x"], 2, "DESCRIBE begins a statement of LQL: larql-duck lql X.vindex 'DESCRIBE ...'"),
+        (["extrct", "x"], 2, "Did you mean 'extract'?"),
         (["lql", "/no/such", 'DESCRIBE "x"'], 1, "/no/such: no such vindex"),
         (
             ["lql", 'DESCRIBE "x"'],
@@ -103,7 +115,7 @@ def test_text_comes_from_argument_file_or_stdin(call, world: Path, tmp_path: Pat
         (["lql", "-c", ""], 2, "no statement"),
         (["sql", "W", 'SELECT * FROM model_graph WHERE subject = "x"'], 1, "for text write 'x'"),
         (["sql", "-c", "SELEC 1"], 1, "syntax error"),
-        (["lql", "-c", "SELECT 1", "--format", "xml"], 2, "'xml' is not one of 'table'"),
+        (["lql", "-c", "SELECT 1", "--format", "xml"], 2, "'--format': 'xml' is not one of 'table'"),
         (["lql", "-c", "SELECT 1", "--csv", "--json"], 2, "choose one output format"),
         (["lql", "-c", "SELECT 1", "--param", "x"], 2, "write name=value"),
         (["lql", "--nope"], 2, "No such option"),
@@ -201,6 +213,28 @@ def test_help_and_version(call) -> None:
         f in out for f in ("--estimate", "--resume", "--relation", "--no-probe", "--in-basis")
     )
     assert "<browse|inference|all>" in out or "[browse|inference|all]" in out
+
+
+def _commands(command: Any) -> Iterator[Any]:
+    yield command
+    for member in getattr(command, "commands", {}).values():
+        yield from _commands(member)
+
+
+def test_every_command_has_examples_that_it_understands() -> None:
+    root = typer.main.get_command(app)
+    for command in _commands(root):
+        _, *examples = (command.epilog or "").removeprefix("\b\n").splitlines()
+        assert examples, f"{command.name} has no example"
+        for example in examples:
+            program, *words = shlex.split(example)
+            assert program == "larql-duck"
+            at = root
+            while words and words[0] in getattr(at, "commands", {}):
+                at = at.commands[words.pop(0)]
+            # --texts wants a file that is there.
+            if "--texts" not in words and "--help" not in words and at.name not in ("larql-duck", "cache"):
+                at.make_context(at.name, words)
 
 
 FORMATS = {"--format", "--json", "--jsonl", "--csv", "--parquet"}

@@ -300,7 +300,7 @@ def test_attached_vindexes_have_models_of_their_own(tiny_vindex) -> None:
 def test_a_model_without_a_vindex(tiny_model, tiny_vindex, tmp_path: Path) -> None:
     path = tiny_model("llama")
     with lq.connect() as session:
-        with pytest.raises(VindexError, match="no vindex is open"):
+        with pytest.raises(VindexError, match=r"no vindex is open: .*connect\("):
             session.lql('INFER "a"')
         opened = session.lql(f'USE MODEL "{path}"')
         assert opened.dicts()[0]["layers"] == 3 and "EXTRACT MODEL" in opened.notices[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,9 +16,11 @@ from filelock import FileLock
 
 import larql_duck as lq
 from larql_duck.errors import VindexError
+from larql_duck.extraction import extract
 from larql_duck.vindex import publish, store
+from larql_duck.vindex.database import not_replaceable
 from larql_duck.vindex.manifest import Manifest
-from larql_duck.vindex.publish import commit_tables
+from larql_duck.vindex.publish import check_replaceable, commit_tables
 from larql_duck.vindex.store import Vindex
 from larql_duck.vindex.verify import verify
 from tests.conftest import Make
@@ -35,7 +38,7 @@ _DIE = """
 import duckdb, os, sys
 con = duckdb.connect(sys.argv[1])
 con.execute("SET checkpoint_threshold = '1GB'")
-con.execute("CREATE TABLE mine AS SELECT 1 AS a")
+con.execute((sys.argv[2:] or ["CREATE TABLE mine AS SELECT 1 AS a"])[0])
 os._exit(0)
 """
 
@@ -81,18 +84,125 @@ def test_a_database_that_another_process_writes_stays(copy: Path, tmp_path: Path
         assert con.execute("SELECT a FROM mine ORDER BY a").fetchall() == [(1,), (2,)]
 
 
-def test_the_log_of_a_writer_that_died_is_played_back_and_its_tables_kept(copy: Path, tmp_path: Path) -> None:
+def test_a_database_that_another_connection_here_writes_stays(copy: Path) -> None:
+    database = copy / "model.duckdb"
+    outdate(copy)
+    before = database.stat().st_ino
+    with duckdb.connect(str(database)) as con:
+        con.execute("CREATE TABLE mine AS SELECT 1 AS a")
+        with lq.connect(copy):
+            pass
+        with pytest.raises(VindexError, match="open for writing in this process"):
+            commit_tables(copy, {}, note)
+        con.execute("INSERT INTO mine VALUES (2)")
+    assert database.stat().st_ino == before
+
+
+def test_the_log_of_a_writer_that_died_stays_with_its_tables_and_goes_with_its_database(
+    copy: Path, tmp_path: Path
+) -> None:
     database, log = copy / "model.duckdb", copy / "model.duckdb.wal"
     subprocess.run([sys.executable, "-c", _DIE, str(database)], check=True, cwd=tmp_path)
-    assert log.exists()
+    before = database.read_bytes(), log.read_bytes()
     with pytest.raises(VindexError, match=r"main\.mine"):
         commit_tables(copy, {}, note)
-    assert not log.exists()
     assert any("main.mine" in line for line in verify(copy))
+    assert before == (database.read_bytes(), log.read_bytes())
+    # One that changes larql-duck's own tables alone belongs to the database that is replaced.
+    subprocess.run([sys.executable, "-c", _DIE, str(database), "DROP TABLE mine"], check=True, cwd=tmp_path)
+    assert log.exists()
+    with lq.connect(copy):
+        commit_tables(copy, {}, note)
+    assert not log.exists() and verify(copy) == []
+
+
+_OTHERS = {
+    "index lq.mine": "lq.facts (subject)",
+    "macro lq.mine": "(a) AS a",
+    "macro main.mine": "(a) AS TABLE SELECT a",
+    "schema mine": "",
+    "sequence main.mine": "",
+    "table lq.mine": "(a INTEGER)",
+    "type main.mine": "AS ENUM ('a')",
+    "view main.my_view": "AS SELECT 1",
+}
+
+
+def test_whatever_is_another_s_in_the_database_is_named_and_kept(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database = copy / "model.duckdb"
+    outdate(copy)
     with duckdb.connect(str(database)) as con:
-        con.execute("DROP TABLE mine")
-    commit_tables(copy, {}, note)
-    assert verify(copy) == []
+        for thing, rest in _OTHERS.items():
+            name = thing if "index" not in thing else "index mine ON"
+            con.execute(f"CREATE {name} {rest}")
+    before = database.read_bytes()
+    with lq.connect(copy) as s:
+        assert s.sql("SELECT count(*) FROM facts").one() is not None
+    told = (
+        f"has what is not larql-duck's ({', '.join(_OTHERS)}); copy it to a file of your own and drop it here"
+    )
+    assert told in capsys.readouterr().err
+    for work in (lambda: commit_tables(copy, {}, note), lambda: check_replaceable(copy)):
+        with pytest.raises(VindexError, match=re.escape(told)):
+            work()
+    assert any(told in line for line in verify(copy))
+    assert database.read_bytes() == before
+
+
+def test_what_an_earlier_version_made_is_not_another_s(copy: Path) -> None:
+    with duckdb.connect(str(copy / "model.duckdb")) as con:
+        con.execute("CREATE VIEW old_view AS SELECT 1; CREATE MACRO lq.old_macro(a) AS a")
+        con.execute(
+            "UPDATE lq.build_info SET sql_hash = 'old', objects = objects || ['view main.old_view', 'macro lq.old_macro']"
+        )
+    with lq.connect(copy):
+        pass
+    with duckdb.connect(str(copy / "model.duckdb")) as con:
+        assert con.execute("SELECT 1 FROM duckdb_views() WHERE view_name = 'old_view'").fetchall() == []
+        # Nor where the stamp has no such list.
+        con.execute("ALTER TABLE lq.build_info DROP objects")
+    assert not_replaceable(copy / "model.duckdb") is None
+
+
+@pytest.mark.parametrize("damage", ["bytes", "no database", "no stamp"])
+def test_a_database_that_cannot_be_read_stays(
+    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    database = copy / "model.duckdb"
+    data = database.read_bytes()
+    if damage == "no stamp":
+        with duckdb.connect(str(database)) as con:
+            con.execute("DROP SCHEMA lq CASCADE")
+    else:
+        database.write_bytes(
+            b"mine" * 5000 if damage == "no database" else data[:4096] + bytes(8192) + data[12288:]
+        )
+    before, index = database.read_bytes(), (copy / "index.json").read_bytes()
+    with lq.connect(copy) as s:
+        assert s.sql("SELECT count(*) FROM facts").one() is not None
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "move it away" in said and "a copy of its own" in said
+    for work in (lambda: commit_tables(copy, {}, note), lambda: check_replaceable(copy)):
+        with pytest.raises(VindexError, match="move it away"):
+            work()
+    assert any("move it away" in line for line in verify(copy))
+    assert database.read_bytes() == before and (copy / "index.json").read_bytes() == index
+    database.rename(tmp_path / "away.duckdb")
+    with lq.connect(copy):
+        pass
+    assert verify(copy) == [] and capsys.readouterr().err == ""
+
+
+def test_extract_looks_into_the_database_that_force_would_delete(copy: Path, tiny_model: Make) -> None:
+    with duckdb.connect(str(copy / "model.duckdb")) as con:
+        con.execute("CREATE TABLE mine AS SELECT 1")
+        with pytest.raises(VindexError, match="open for writing in this process"):
+            extract(tiny_model("llama"), copy, force=True)
+    with pytest.raises(VindexError, match=r"table main\.mine"):
+        extract(tiny_model("llama"), copy, force=True)
+    assert sorted(path.name for path in copy.parent.iterdir()) == [copy.name]
 
 
 def test_a_full_disk_after_the_commit_leaves_no_stale_database(

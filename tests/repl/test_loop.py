@@ -193,7 +193,10 @@ def test_unknown_commands(screen: Screen) -> None:
     assert "did you mean .mode?" in screen.err
     assert not screen.run(".rows many")
     assert screen.run(".rows 5") and screen.run(".rows") and "5 rows" in screen.out
-    assert screen.run(".tables") and "EDGES" in screen.out and "model_graph" in screen.out
+    assert screen.run("CREATE TABLE mine AS SELECT 1;") and screen.run(".tables")
+    names = [line.split()[0] for line in screen.out.splitlines() if line.startswith("  ")]
+    assert len(names) == len(set(map(str.casefold, names))) and {"edges", "model_graph", "links"} <= {*names}
+    assert screen.out.index("Yours") < screen.out.index("  mine")
 
 
 # ---- history, pipes, signals

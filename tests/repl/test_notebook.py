@@ -12,7 +12,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
-from larql_duck import notebook
+from larql_duck import VindexError, notebook
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +37,13 @@ def run(shell: InteractiveShell, tiny: Path) -> Callable[[str], Any]:
         return done.result
 
     return cell
+
+
+def test_without_a_vindex_the_magic_says_how_to_open_one() -> None:
+    magics = notebook.LqlMagics(InteractiveShell())
+    with pytest.raises(VindexError, match="no vindex is open: %lql --vindex NAME"):
+        magics.lql("STATS")
+    magics.session.close()
 
 
 def test_a_line(run: Callable[[str], Any]) -> None:
