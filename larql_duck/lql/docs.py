@@ -80,14 +80,14 @@ def _section(row: Syntax) -> str:
     lines = [f"### {row.name}", "", row.about]
     if row.not_run:
         lines += ["", f"{row.not_run}."]
-    lines += ["", "```", row.syntax, "```", ""]
+    lines += ["", "```text", row.syntax, "```", ""]
     if row.clauses:
         lines += ["| clause | |", "|---|---|"]
         lines += [
             f"| `{syntax.replace('|', chr(92) + '|')}` | {about} |" for syntax, about in clause_lines(row)
         ]
         lines.append("")
-    lines += ["```sql", row.example, "```", ""]
+    lines += [f"```lql {row.run}".rstrip(), row.example, "```", ""]
     return "\n".join(lines)
 
 

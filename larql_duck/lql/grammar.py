@@ -156,6 +156,7 @@ ClauseCheck = Callable[[Cursor, Fields], None]
 class Syntax:
     """One row of the statement table.
 
+    run: how the example is run by the tests of the pages: '', 'slow' or 'elsewhere' (only parsed).
     preset: field values that the verb itself says. check: runs when the whole statement has been read.
     hints: for words that users try here, what to write instead. instead: what to do where this version does not run it.
     """
@@ -164,6 +165,7 @@ class Syntax:
     statement: type[Statement]
     about: str
     example: str
+    run: str = ""
     head: tuple[Part, ...] = ()
     clauses: tuple[Clause, ...] = ()
     preset: Mapping[str, Any] = field(default_factory=dict)

@@ -27,6 +27,8 @@ _WHOLE = (
 )
 _VALUES = {kind.syntax: kind for kind in (*_ALONE, *_WHOLE)}
 _VERB = re.compile(r"(?P<verb>[A-Z ]+) \((?P<statement>\w+)(?P<preset>[^)]*)\): (?P<about>.+)")
+# How an example stands in the table, and how the page marks it: see tests/docs.
+_EXAMPLES = {"e.g.": "", "slow:": "slow", "elsewhere:": "elsewhere"}
 _FIELD = re.compile(r"(?:(?P<noise>[A-Z ]+) )?(?P<name>\w+)(?P<optional>\??): (?P<value>.+)")
 
 
@@ -52,7 +54,7 @@ def _syntax(first: str, lines: list[str]) -> Syntax:
     verb = _VERB.fullmatch(first)
     assert verb, first
     head: tuple[Part, ...] = ()
-    clauses, hints, example, instead = [], {}, "", ""
+    clauses, hints, example, run, instead = [], {}, "", "", ""
     for line in lines:
         mark, _, rest = line.partition(" ")
         if mark == ">":
@@ -60,8 +62,8 @@ def _syntax(first: str, lines: list[str]) -> Syntax:
         elif mark == "?":
             word, _, hint = rest.partition(": ")
             hints[word] = hint
-        elif mark == "e.g.":
-            example = rest
+        elif mark in _EXAMPLES:
+            example, run = rest, _EXAMPLES[mark]
         elif mark == "!":
             instead = rest
         else:
@@ -73,6 +75,7 @@ def _syntax(first: str, lines: list[str]) -> Syntax:
         getattr(statements, verb["statement"]),
         verb["about"],
         example,
+        run,
         head,
         tuple(clauses),
         preset=dict(pair.split("=") for pair in verb["preset"].split()),
