@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
 # Names that are listed where none is near.
 _LISTED = 12
+
+
+def as_name(text: str) -> str:
+    """The text as names are stored and compared: no blanks around it, accented letters composed (Unicode's NFC)."""
+    return unicodedata.normalize("NFC", text.strip())
 
 
 def did_you_mean(

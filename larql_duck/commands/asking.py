@@ -97,8 +97,8 @@ def _entities(session: Session, request: Request, entities: Any) -> Any:
             "the query after ENTITIES gives no rows, so there is nobody to ask about",
             "query",
         )
-    rest = [name for name in table.column_names[1:] if name.lower() in ("text", "object")]
-    return table.select([table.column_names[0], *rest]).rename_columns(["subject", *rest])
+    rest = [i for i, name in enumerate(table.column_names) if i and name.lower() in ("text", "object")]
+    return table.select([0, *rest]).rename_columns(["subject", *(table.column_names[i] for i in rest)])
 
 
 def pack_of(entities: Any, relations: Any, pack: Any) -> Pack:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import repeat
 from typing import Any
-
-import pyarrow as pa
 
 from larql_duck.commands.rows import BIG, FLOAT, INT, TEXT, appended
 from larql_duck.editing.inserting import insert_facts
 from larql_duck.editing.rebalance import rebalance as rebalance_facts
 from larql_duck.errors import SemanticError
-from larql_duck.knowledge.frames import as_table
+from larql_duck.knowledge.frames import FrameColumn, column_named, columns_of, is_missing
 from larql_duck.lowering import plan
 from larql_duck.lowering.types import Request, fail
 from larql_duck.lql import statements as st
@@ -18,6 +19,7 @@ from larql_duck.lql.statements import InsertRow
 from larql_duck.result import Result
 from larql_duck.session import Session
 
+_Row = tuple[Any, Any, Any]
 # Rows of one statement at most: a mistaken query is not to run for days.
 MOST = 10_000
 
@@ -33,17 +35,19 @@ _COLUMNS = {
 
 def insert(session: Session, request: Request) -> Result:
     """INSERT INTO EDGES ...: facts that the model is to know from now on."""
+    notices: list[str] = []
     if request.statement is None:
-        request = plan(_statement(**request.arguments), session.catalog)  # type: ignore[assignment]
+        statement, notices = _statement(**request.arguments)
+        request = plan(statement, session.catalog)  # type: ignore[assignment]
     s: st.Insert = request.statement
     workspace = session.workspace
-    rows: list[tuple[Any, Any, Any]] = [(r.entity, r.relation, r.target) for r in s.rows]
+    rows: list[_Row] = [(r.entity, r.relation, r.target) for r in s.rows]
     if request.arguments["query"] is not None:
         table = workspace.query(request.arguments["query"].sql).arrow()
         if table.num_columns != 3:
             columns = ", ".join(s.columns)
             raise fail(s, f"the query gives {table.num_columns} columns; INSERT takes {columns}", "query")
-        rows = _triples(table.rename_columns(list(s.columns)))
+        rows, notices = _complete(_triples(columns_of(table.rename_columns(list(s.columns)))))
     if len(rows) > MOST:
         raise fail(s, f"{len(rows)} facts are too many for one statement; insert at most {MOST} at a time")
     edits = insert_facts(
@@ -55,11 +59,11 @@ def insert(session: Session, request: Request) -> Result:
         mode=s.mode,
         template=s.template,
     )
-    return appended(workspace.edits, edits)
+    return appended(workspace.edits, replace(edits, notices=[*notices, *edits.notices]))
 
 
-def _statement(rows: object, relation: str | None = None, **options: Any) -> st.Insert:
-    """The statement that inserts what `Session.insert` was given. SemanticError for rows that are no facts."""
+def _statement(rows: object, relation: str | None = None, **options: Any) -> tuple[st.Insert, list[str]]:
+    """The statement that inserts what `Session.insert` was given, and notices. SemanticError for rows that are no facts."""
     if isinstance(rows, list | tuple):
         width = 3 if relation is None else 2
         bad = [row for row in rows if not isinstance(row, list | tuple) or len(row) != width]
@@ -68,30 +72,44 @@ def _statement(rows: object, relation: str | None = None, **options: Any) -> st.
             raise SemanticError(f"{bad[0]!r} is no fact: give tuples ({names})")
         facts = [tuple(row) if relation is None else (row[0], relation, row[1]) for row in rows]
     else:
-        table = as_table(rows)
-        if relation is not None:
-            table = table.append_column("relation", pa.array([relation] * table.num_rows, pa.string()))
-        facts = _triples(table)
-    bad = [fact for fact in facts if not all(isinstance(value, str) for value in fact)]
+        facts = _triples(columns_of(rows), relation)
+    complete, notices = _complete(facts)
+    bad = [fact for fact in complete if not all(isinstance(value, str) for value in fact)]
     if bad:
         raise SemanticError(f"{bad[0]!r} is no fact: entity, relation and target are texts")
-    return st.Insert(rows=tuple(InsertRow(*fact) for fact in facts), **options)
+    return st.Insert(rows=tuple(InsertRow(*fact) for fact in complete), **options), notices
 
 
-def _triples(table: pa.Table) -> list[tuple[Any, Any, Any]]:
-    """The rows as (entity, relation, target), in whichever order and by either name the columns stand."""
-    by_name = {name.lower(): name for name in table.column_names}
-    columns = []
+def _triples(columns: Sequence[FrameColumn], relation: str | None = None) -> list[_Row]:
+    """The rows as (entity, relation, target), in whichever order and by either name the columns stand.
+
+    relation is that of all rows, where they have none.
+    """
+    values: list[Iterable[Any]] = []
     for name, names in _COLUMNS.items():
-        column = next((by_name[n] for n in names if n in by_name), None)
-        if column is None:
-            known = ", ".join(table.column_names)
+        column = column_named(columns, names)
+        if column is not None and (name != "relation" or relation is None):
+            values.append(column.values())
+        elif name == "relation" and relation is not None:
+            values.append(repeat(relation))
+        else:
             raise SemanticError(
-                f"no column {name} among {known}; INSERT takes entity, relation and target "
+                f"no column {name} among {', '.join(c.name for c in columns)}; INSERT takes entity, relation and target "
                 "(or subject, relationship and object)"
             )
-        columns.append(table.column(column).to_pylist())
-    return list(zip(*columns, strict=True))
+    return list(zip(*values, strict=False))
+
+
+def _complete(rows: Sequence[_Row]) -> tuple[list[_Row], list[str]]:
+    """The rows in which no value is missing, and what there is to say about the others. SemanticError for none."""
+    missing = [i for i, row in enumerate(rows, 1) if any(map(is_missing, row))]
+    if not missing:
+        return list(rows), []
+    if len(missing) == len(rows):
+        raise SemanticError(f"{rows[0]!r} is no fact: entity, relation and target are texts")
+    named = f"{', '.join(map(str, missing[:10]))}{' ...' * (len(missing) > 10)}"
+    notice = f"{len(missing)} of {len(rows)} rows lack an entity, relation or target and were left out: row {named}"
+    return [row for i, row in enumerate(rows, 1) if i not in set(missing)], [notice]
 
 
 def rebalance(session: Session, request: Request) -> Result:

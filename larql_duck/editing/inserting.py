@@ -22,14 +22,23 @@ from larql_duck.editing.solve import (
 )
 from larql_duck.errors import LevelError, SemanticError
 from larql_duck.inference.engine import Engine
-from larql_duck.inference.scoring import answer_ids, filled, next_token_probabilities, target_probabilities
+from larql_duck.inference.scoring import (
+    answer_ids,
+    filled,
+    next_token_probabilities,
+    target_probabilities,
+    unfit_target,
+)
 from larql_duck.patches.operations import FactEdits, InsertOp, Meta, Operation, fact_key
 from larql_duck.patches.overlay import EditedFact, Overlay
+from larql_duck.spelling import as_name
 from larql_duck.workspace import Workspace
 
 # Other subjects at which the report looks, and other openings where a relation has one template only.
 _NEIGHBOURS = 8
 _OPENINGS = ("Here is a fact. ", "As everybody knows, ")
+# Tokens that prompts are made longer by, beside what is put before them.
+_ROOM = 16
 
 
 class UpdatedFact(NamedTuple):
@@ -155,10 +164,17 @@ def solve_facts(
     engine = workspace.engine()
     need_gated(engine)
     groups: dict[tuple[int, float | None], list[RewriteRequest]] = {}
+    unfit: list[str] = []
     for request in requests:
+        asked = [(t, request.text, request.target) for t in request.templates]
+        if problem := next(filter(None, (unfit_target(engine, *a, room=_ROOM) for a in asked)), None):
+            unfit.append(f"{request.entity[:40]!r}, {request.relation}, was left out: {problem}")
+            continue
         layer = checked_layer(request.layer, workspace.vindex.n_layers)
         groups.setdefault((layer, request.confidence), []).append(request)
-    edits = FactEdits()
+    if unfit and not groups:
+        raise SemanticError("; ".join(unfit[:3]))
+    edits = FactEdits(notices=unfit)
     for (layer, confidence), group in groups.items():
         more = _solved(workspace, engine, group, layer, confidence, alpha, [*behind, *edits.operations])
         edits = edits.and_also(more)
@@ -381,4 +397,4 @@ def _unique(rows: Sequence[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
 def _word(text: object, name: str) -> str:
     if not isinstance(text, str) or not text.strip():
         raise SemanticError(f"{name} must be a text that is not empty, not {text!r}")
-    return text.strip()
+    return as_name(text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from larql_duck.editing.background_corpus import background_of
 from larql_duck.editing.detector import GATE, OPENINGS, detectors, fired, read_inputs
 from larql_duck.editing.relation_prompts import RelationPrompts, plain_template, prompts_for
 from larql_duck.editing.solve import checked_layer
+from larql_duck.errors import LarqlError, SemanticError
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.scoring import SubjectPosition, filled, subject_position
 from larql_duck.patches.operations import FactEdits, InsertKnnOp, fact_key
@@ -62,6 +63,7 @@ def knn_edits(
     layer = checked_layer(layer, vindex.n_layers)
     given = () if template is None else (template,)
     prompts = {r: prompts_for(workspace, r, given) for r in dict.fromkeys(r for _, r, _ in rows)}
+    rows, notices = _askable(workspace, rows, prompts)
     keys = rounded(_keys(workspace, [(prompts[r], e) for e, r, _ in rows], layer), vindex.dtype)
     tokenizer = workspace.vectors().tokenizer
     operations = [
@@ -75,12 +77,31 @@ def knn_edits(
         {"entity": op.entity, "relation": op.relation, "target": op.target, "layer": layer}
         for op in operations
     ]
-    notices = []
     if not vindex.has_weights:
         notices.append(
             "the vindex has no weights: the keys are embeddings, and INFER, which shows database facts, needs weights"
         )
     return FactEdits(operations, made, notices)
+
+
+def _askable(
+    workspace: Workspace, rows: Sequence[tuple[str, str, str]], prompts: Mapping[str, RelationPrompts]
+) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """The rows whose entity has a key, and why the others have none. SemanticError where no row has."""
+    askable, notices = [], []
+    engine = workspace.engine() if workspace.vindex.has_weights else None
+    for e, r, t in rows:
+        try:
+            if engine is not None:
+                engine.encode(filled(prompts[r].templates[0], prompts[r].text(e))[0])
+            else:
+                workspace.vectors().entity(e, "embedding", [])
+            askable.append((e, r, t))
+        except LarqlError as error:
+            notices.append(f"{e[:40]!r}, {r}, was left out: {error}")
+    if not askable:
+        raise SemanticError("; ".join(notices[:3]))
+    return askable, notices
 
 
 def _keys(workspace: Workspace, asked: Sequence[tuple[RelationPrompts, str]], layer: int) -> np.ndarray:

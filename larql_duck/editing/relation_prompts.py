@@ -98,7 +98,8 @@ def _stored(workspace: Workspace, relation: str) -> tuple[str, ...]:
 def _subjects(workspace: Workspace, relation: str) -> list[str]:
     rows = workspace.query(
         f"SELECT DISTINCT subject FROM {workspace.schema}.facts WHERE lower(relation) = lower($1) "
-        "ORDER BY subject LIMIT 500",
+        # A name that fits one prompt need not fit the next.
+        "AND length(subject) <= 200 ORDER BY subject LIMIT 500",
         [relation],
         stale=True,
     ).rows()

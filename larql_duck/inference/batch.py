@@ -79,27 +79,21 @@ def length_groups(
         yield group
 
 
-def check_ids(
-    rows: Sequence[Sequence[int]],
-    *,
-    context: int | None = None,
-    vocab: int | None = None,
-    texts: Sequence[str] | None = None,
-) -> None:
-    """Raise LarqlError for a row of token ids that is empty, too long for the context or beyond the vocabulary."""
-    for i, ids in enumerate(rows):
-        excerpt = "" if texts is None else f": {texts[i][:40]!r}..."
-        if not ids:
-            raise LarqlError("the prompt is empty; give it at least one token of text")
-        if context is not None and len(ids) > context:
-            raise LarqlError(
-                f"the prompt has {len(ids)} tokens and the model's context holds {context}; shorten it{excerpt}"
-            )
-        if vocab is not None and max(ids) >= vocab:
-            raise LarqlError(
-                f"the tokenizer gives id {max(ids)}, the model has {vocab} embeddings; "
-                "tokenizer.json does not belong to this model"
-            )
+def unfit(
+    ids: Sequence[int], *, tokenizer: Tokenizer, context: int | None, vocab: int, room: int = 0
+) -> str | None:
+    """Why the model cannot run on these token ids with `room` more behind them; None where it can."""
+    if not ids:
+        return "the prompt is empty; give it at least one token of text"
+    if context is not None and len(ids) + room > context:
+        more = f", of which {room} are for what follows" if room else ""
+        return f"the prompt has {len(ids)} tokens and the model's context holds {context}{more}; shorten it"
+    if (beyond := max(ids)) >= vocab:
+        token = tokenizer.token(beyond)
+        if not token:
+            return f"the model has {vocab} embeddings, none for id {beyond}; tokenizer.json does not belong to it"
+        return f"the model has no embedding for the token {token!r} of its tokenizer; leave it out"
+    return None
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:

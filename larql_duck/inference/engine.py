@@ -12,7 +12,7 @@ import torch
 from larql_duck.aliases import Slot
 from larql_duck.errors import LarqlError
 from larql_duck.inference import interventions, loading
-from larql_duck.inference.batch import Batch, check_ids, pad, prompt_ids
+from larql_duck.inference.batch import Batch, pad, prompt_ids, unfit
 from larql_duck.inference.capture import FOR_ATTRIBUTION, Capture, recording
 from larql_duck.inference.modules import find_modules
 from larql_duck.inference.settings import DEFAULT, Settings
@@ -89,18 +89,25 @@ class Engine:
     # -- passes ------------------------------------------------------------------------------------------
 
     def encode(self, prompts: str | Sequence[str]) -> Batch:
-        """The prompts as a left-padded Batch; LarqlError for an empty prompt or one beyond the context."""
+        """The prompts as a left-padded Batch; LarqlError for one on which the model cannot run."""
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not texts:
             raise LarqlError("no prompt was given; give at least one")
         rows = [prompt_ids(self.tokenizer, text) if text else [] for text in texts]
-        check_ids(rows, context=self.context, vocab=self.vocab, texts=texts)
+        for ids, text in zip(rows, texts, strict=True):
+            if problem := self.unfit(ids):
+                raise LarqlError(problem if len(texts) == 1 else f"{problem}: {text[:40]!r}")
         return pad(rows, device=self.device)
 
     def pad(self, ids: Sequence[int]) -> Batch:
-        """The token ids of one prompt as a Batch; LarqlError for none, or for more than the context holds."""
-        check_ids([list(ids)], context=self.context, vocab=self.vocab)
+        """The token ids of one prompt as a Batch; LarqlError for ids on which the model cannot run."""
+        if problem := self.unfit(ids):
+            raise LarqlError(problem)
         return pad([ids], device=self.device)
+
+    def unfit(self, ids: Sequence[int], room: int = 0) -> str | None:
+        """Why the model cannot run on these token ids with `room` more behind them; None where it can."""
+        return unfit(ids, tokenizer=self.tokenizer, context=self.context, vocab=self.vocab, room=room)
 
     def select_layers(self, layers: Iterable[int] | None, *, embedding: bool = False) -> list[int]:
         """The layers, ascending, each once (None: all); with `embedding`, -1 stands for it and counts among all.

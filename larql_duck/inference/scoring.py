@@ -57,6 +57,12 @@ def target_probabilities(engine: Engine, asked: Sequence[tuple[str, str, str]]) 
     )
 
 
+def unfit_target(engine: Engine, template: str, text: str, target: str, room: int = 0) -> str | None:
+    """Why the model cannot be asked how probable `target` is behind the filled template; None where it can."""
+    ids = engine.tokenizer.encode(filled(template, text)[0])
+    return engine.unfit([*ids, *answer_ids(engine.tokenizer, template, target)], room)
+
+
 @torch.inference_mode()
 def score_targets(
     engine: Engine, rows: Sequence[tuple[Sequence[int], Sequence[int]]], zeroed: Sequence[Slot | None] = ()

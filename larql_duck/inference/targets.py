@@ -23,17 +23,18 @@ def find_target(tokenizer: Tokenizer, text: str) -> Target:
     """The token that FOR "text" means: the text as it stands in running text, or as typed, where that is one token.
 
     A text of several tokens means its first one, with a remark: that is what the model has to predict first.
-    LarqlError for a text without tokens.
+    LarqlError for a text without tokens, and for a token that the model does not have.
     """
     spoken = tokenizer.entity_ids(text) if text.strip() and not text[:1].isspace() else []
     typed = tokenizer.encode(text, special=False) if text else []
-    for ids in (spoken, typed):
-        if len(ids) == 1:
-            return known_target(tokenizer, ids[0])
-    ids = spoken or typed
+    ids = next((ids for ids in (spoken, typed) if len(ids) == 1), spoken or typed)
     if not ids:
         raise LarqlError("an empty text names no token; write the token after FOR")
     token = tokenizer.token(ids[0])
+    if ids[0] >= tokenizer.vocab_size:
+        raise LarqlError(f"the model has no embedding for the token {token!r} of its tokenizer; name another")
+    if len(ids) == 1:
+        return Target(ids[0], token)
     return Target(ids[0], token, (f"{text!r} has {len(ids)} tokens; the first one, {token!r}, is looked at",))
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
+from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from larql_duck.errors import PackError
 from larql_duck.files import open_regular
 from larql_duck.knowledge.marked import PackRow, split_answers
 from larql_duck.knowledge.packfile import template_problem
 from larql_duck.knowledge.relations import Pack, Relation, relation_key
+from larql_duck.spelling import as_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,27 +28,79 @@ def _refusal(message: str, field: str = "entities", **place: Any) -> PackError:
     return PackError(message, field=field, **place)
 
 
-def entities_of(entities: object) -> list[PackRow] | None:
-    """The entities as rows, first occurrences only, empty names dropped; None for None.
+class FrameColumn(NamedTuple):
+    """A column of a table: its name ("" where names came without one), and what reads its values as Python's."""
 
-    Takes a list of names or anything that pyarrow takes as a table. PackError when there is no name at all or
-    no column that must be the one.
+    name: str
+    values: Callable[[], list[Any]]
+
+
+def entities_of(entities: object) -> list[PackRow] | None:
+    """The entities as rows, names in NFC, first occurrences only, missing ones dropped; None for None.
+
+    Takes names (a list, Series or array) or a table as `columns_of` does. PackError when there is no name at all or no
+    column that must be the one.
     """
     if entities is None:
         return None
     if isinstance(entities, str):
         raise _refusal(f"entities is the text {entities[:40]!r}; give a list of names")
-    if isinstance(entities, Sequence):
-        rows = [_row(number, name) for number, name in enumerate(entities, 1)]
-    else:
-        rows = _table_rows(as_table(entities))
     first: dict[str, PackRow] = {}
-    for row in rows:
+    for row in _rows(columns_of(entities)):
         if row.subject:
             first.setdefault(row.subject, row)
     if not first:
         raise _refusal("no entities; give at least one name")
     return list(first.values())
+
+
+def columns_of(data: Any) -> list[FrameColumn]:
+    """The columns of a table of any library, in order; of names alone, one column. PackError for what is neither.
+
+    A table is a mapping of columns, a pandas or polars frame (also a lazy one), a DuckDB relation, or what Arrow reads.
+    """
+    import pyarrow as pa
+
+    if isinstance(data, (list, tuple)):
+        return [FrameColumn("", partial(list, data))]
+    if hasattr(data, "collect") and hasattr(data, "collect_schema"):  # a polars LazyFrame
+        data = data.collect()
+    if isinstance(data, Mapping):
+        return [FrameColumn(str(name), partial(_values, values)) for name, values in data.items()]
+    if hasattr(data, "iloc") and hasattr(data, "columns"):
+        # A pandas frame: a column may hold values of several types, which Arrow refuses.
+        return [
+            FrameColumn(str(name), partial(_values, data.iloc[:, i])) for i, name in enumerate(data.columns)
+        ]
+    if isinstance(data, (pa.Array, pa.ChunkedArray)):
+        return [FrameColumn("", data.to_pylist)]
+    for read in (pa.table, lambda d: d.to_arrow_table()):
+        with suppress(TypeError, ValueError, AttributeError, pa.ArrowException):
+            table = read(data)
+            return [
+                FrameColumn(name, c.to_pylist)
+                for name, c in zip(table.column_names, table.columns, strict=True)
+            ]
+    return [FrameColumn("", partial(_values, data))]
+
+
+def column_named(columns: Sequence[FrameColumn], names: Iterable[str]) -> FrameColumn | None:
+    """The column with the first of these names that occurs, in any case; None. PackError where two have that name."""
+    for name in names:
+        named = [c for c in columns if c.name.lower() == name]
+        if len(named) > 1:
+            raise _refusal(f"{len(named)} columns are called {name!r}; rename or leave out all but one")
+        if named:
+            return named[0]
+    return None
+
+
+def is_missing(value: object) -> bool:
+    """Whether a cell holds nothing: None, NaN, pandas' NA and NaT, a blank text, NA as pandas prints it ("<NA>")."""
+    if isinstance(value, str):
+        return value.strip() in ("", "<NA>")
+    kind = type(value).__name__  # neither pandas nor NumPy need be there
+    return value is None or kind in ("NAType", "NaTType") or (kind.startswith("float") and value != value)
 
 
 def read_entities(path: str | Path) -> pa.Table:
@@ -81,52 +137,44 @@ def pack_of(name: str, rows: list[PackRow] | None, relations: object, known: Pac
     return Pack(name, tuple(chosen))
 
 
-def _row(number: int, value: object, text: object = None, objects: object = None) -> PackRow:
-    if value is not None and not isinstance(value, (str, int, float)):
-        raise _refusal(f"entity {number} is a {type(value).__name__}; an entity is a text", line=number)
-    subject = "" if value is None or value != value else str(value).strip()
-    answers = split_answers(objects) if isinstance(objects, str) else objects
-    listed = answers if isinstance(answers, (list, tuple)) else [answers]
-    unique = dict.fromkeys(str(a).strip() for a in listed if a is not None and str(a).strip())
-    return PackRow(number, subject, str(text or subject).strip(), tuple(unique), "")
+def _values(column: Any) -> list[Any]:
+    """The values of a list, array or Series, as Python's where it says how."""
+    try:
+        return list(column.tolist() if hasattr(column, "tolist") else column)
+    except TypeError:
+        kind = type(column).__name__
+        raise _refusal(f"entities is a {kind}; give a list of names or a table") from None
 
 
-def as_table(entities: Any) -> pa.Table:
-    """Anything that pyarrow or DuckDB takes as a table; a list of names as a table of one column. PackError."""
-    import pyarrow as pa
-
-    if isinstance(entities, pa.Table):
-        return entities
-    if isinstance(entities, pa.RecordBatch):
-        return pa.Table.from_batches([entities])
-    if isinstance(entities, (pa.Array, pa.ChunkedArray)):
-        return pa.table({"subject": entities})
-    for convert in (pa.table, lambda e: e.arrow(), lambda e: pa.table({"subject": list(e)})):
-        try:
-            table = convert(entities)
-            return table.read_all() if isinstance(table, pa.RecordBatchReader) else table
-        except (TypeError, ValueError, AttributeError, pa.ArrowException):
-            continue
-    raise _refusal(f"entities is a {type(entities).__name__}; give a list of names or a table")
-
-
-def _table_rows(table: pa.Table) -> list[PackRow]:
-    import pyarrow.types as types
-
-    names = {column.lower(): column for column in table.column_names}
-    subject = next((names[n] for n in _SUBJECT_COLUMNS if n in names), None)
+def _rows(columns: Sequence[FrameColumn]) -> Iterator[PackRow]:
+    subject = columns[0] if len(columns) == 1 else column_named(columns, _SUBJECT_COLUMNS)
     if subject is None:
-        if table.num_columns != 1:
-            message = f"no column subject, entity or name among {', '.join(table.column_names)}"
-            raise _refusal(f"{message}; rename one or select a single column")
-        subject = table.column_names[0]
-    kind = table.schema.field(subject).type
-    if types.is_nested(kind) or types.is_binary(kind):
-        raise _refusal(f"column {subject!r} holds {kind}; entities are texts")
-    extras = {"text": names.get("text"), "objects": names.get("object")}
-    columns = {"value": subject} | {key: n for key, n in extras.items() if n not in (None, subject)}
-    rows = table.select(list(columns.values())).rename_columns(list(columns)).to_pylist()
-    return [_row(number, **row) for number, row in enumerate(rows, 1)]
+        message = f"no column subject, entity or name among {', '.join(c.name for c in columns)}"
+        raise _refusal(f"{message}; rename one or select a single column")
+    more = [None if c is subject else c for c in (column_named(columns, [n]) for n in ("text", "object"))]
+    rest = [repeat(None) if c is None else c.values() for c in more]
+    for number, (value, text, objects) in enumerate(zip(subject.values(), *rest, strict=False), 1):
+        name = "" if is_missing(value) else _text(value, number, subject.name)
+        answers = split_answers(objects) if isinstance(objects, str) else objects
+        listed = answers if isinstance(answers, (list, tuple)) else [answers]
+        unique = dict.fromkeys(_text(a, number, "object") for a in listed if not is_missing(a))
+        yield PackRow(
+            number, name, name if is_missing(text) else _text(text, number, "text"), tuple(unique), ""
+        )
+
+
+def _text(value: object, number: int, column: str) -> str:
+    """A cell as a name; whole numbers without the fraction that a missing neighbour gave them."""
+    value = value.item() if hasattr(value, "item") else value
+    kind = type(value).__name__
+    if not isinstance(value, (str, int, float)):
+        if column:
+            raise _refusal(f"column {column!r} holds {kind}s; entities are texts", line=number)
+        raise _refusal(f"entity {number} is a {kind}; an entity is a text", line=number)
+    text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+        raise _refusal(f"entity {number}, {text[:40]!r}, is no valid text; write it as UTF-8", line=number)
+    return as_name(text)
 
 
 def _relations(relations: object, known: Pack) -> Iterable[Relation]:

@@ -10,6 +10,7 @@ import io
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -162,7 +163,8 @@ def _read_text(path: Path, limit: int) -> str:
     except (OSError, ValueError) as error:
         _fail(f"cannot be read: {getattr(error, 'strerror', None) or error}", path)
     try:
-        return data.decode("utf-8-sig")
+        # Names are compared in this form, wherever they come from.
+        return unicodedata.normalize("NFC", data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         _fail("not UTF-8; save the file as UTF-8", path, data.count(b"\n", 0, error.start) + 1)
 

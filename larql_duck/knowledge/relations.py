@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from larql_duck.errors import PackError
 from larql_duck.knowledge.marked import PackRow
-from larql_duck.spelling import did_you_mean
+from larql_duck.spelling import as_name, did_you_mean
 
 ANSWER_FORMS = ("name", "word", "phrase", "number", "symbol")
 SLOT = "{}"
@@ -156,7 +156,7 @@ class Pack:
 
 def relation_key(name: str) -> str:
     """The name as it is compared: lower case, with -, _ and runs of blanks as one blank."""
-    return " ".join(name.replace("-", " ").replace("_", " ").casefold().split())
+    return " ".join(as_name(name).replace("-", " ").replace("_", " ").casefold().split())
 
 
 def unknown(

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from larql_duck.errors import PatchError
+from larql_duck.spelling import as_name
 from larql_duck.vindex.store import Vindex
 
 Vector = np.ndarray
@@ -102,8 +103,8 @@ Operation = InsertOp | UpdateOp | DeleteOp | InsertKnnOp | DeleteKnnOp
 
 
 def fact_key(entity: str, relation: str | None) -> tuple[str, str]:
-    """What names an inserted fact: entity and relation, whatever the case of their letters."""
-    return entity.strip().casefold(), (relation or "").strip().casefold()
+    """What names an inserted fact: entity and relation, whatever the case and composition of their letters."""
+    return as_name(entity).casefold(), as_name(relation or "").casefold()
 
 
 @dataclass(frozen=True)

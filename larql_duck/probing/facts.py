@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -26,6 +26,8 @@ from larql_duck.progress import Ticker
 
 # A further answer of a relation with many answers becomes a triple, and so has features, from this p on.
 MANY_P = 0.1
+# Subjects that could not be asked about, named one by one.
+_NAMED = 10
 # Prompts over which mean activations are taken.
 _MEAN_PROMPTS = 64
 
@@ -81,14 +83,14 @@ def probe(
     store = Checkpoint(checkpoint, [engine.fingerprint, str(engine.model.dtype)])
     # One step a prompt, then one a subject whose facts are measured.
     tick = _counter(sum(q.n_prompts + len(q.relation.entities) for q in asking), progress)
-    notices: list[str] = []
-    replied = [_ask(engine, q, store, tick, notices) for q in asking]
+    unasked: dict[str, str] = {}
+    replied = [_ask(engine, q, store, tick, unasked) for q in asking]
     about = [RelationReplies(q.relation, tuple(r)) for q, r in zip(asking, replied, strict=True)]
     calibrated = calibrate(about, top_n=top_n, known=calibration)
     answered = zip(asking, calibrated.answers, calibrated.confidence, strict=True)
     facts = [_measured(engine, *row, ablation, specific, checkpoint, tick) for row in answered]
     tables = tables_of(engine.tokenizer, asking, replied, facts)
-    return Probed(tables, calibrated.calibration, calibrated.report, notices)
+    return Probed(tables, calibrated.calibration, calibrated.report, _notices(unasked))
 
 
 def ask_subjects(
@@ -127,18 +129,26 @@ def _counter(total: int, progress: Ticker | None) -> Callable[[int | Fraction], 
 
 
 def _ask(
-    engine: Engine, question: Question, store: Checkpoint, tick: Callable[[int], None], notices: list[str]
+    engine: Engine,
+    question: Question,
+    store: Checkpoint,
+    tick: Callable[[int], None],
+    unasked: dict[str, str],
 ) -> list[Reply]:
+    """The replies of all variants; subjects that not even the first can ask about go into `unasked`, with the reason."""
     out: list[Reply] = []
     for variant in question.variants:
         replied, skipped = replies(engine, question, variant, checkpoint=store, done=tick)
         out += replied
-        if skipped and variant.index == 0:
-            notices.append(
-                f"{question.relation.name}: {len(skipped)} subjects are too long for the model's context, "
-                f"the first is {skipped[0][:40]!r}"
-            )
+        if variant.index == 0:
+            unasked |= skipped
     return out
+
+
+def _notices(unasked: Mapping[str, str]) -> list[str]:
+    shown = [f"{s[:40]!r} was not asked about: {reason}" for s, reason in list(unasked.items())[:_NAMED]]
+    more = len(unasked) - _NAMED
+    return [*shown, f"{more} more were not asked about for such reasons"] if more > 0 else shown
 
 
 def _measured(
@@ -180,7 +190,6 @@ def _means(engine: Engine, question: Question) -> tuple[torch.Tensor, list[str]]
     variant = question.variants[0]
     prompts = [variant.prompt(question.relation, s) for s in question.relation.entities[:_MEAN_PROMPTS]]
     encoded = engine.tokenizer.encode_batch(prompts)
-    longest = max(map(len, encoded)) if engine.context is None else engine.context
-    fits = [p for p, ids in zip(prompts, encoded, strict=True) if len(ids) <= longest]
+    fits = [p for p, ids in zip(prompts, encoded, strict=True) if engine.unfit(ids) is None]
     activation = engine.capture(fits, {"activation"}).need("activation")
     return activation.float().mean(1), fits

@@ -23,8 +23,8 @@ def replies(
     *,
     checkpoint: Checkpoint,
     done: Callable[[int], None] = lambda n: None,
-) -> tuple[list[Reply], list[str]]:
-    """Every subject's Reply under one variant, in the subjects' order, and the subjects whose prompt is too long.
+) -> tuple[list[Reply], dict[str, str]]:
+    """Every subject's Reply under one variant, in the subjects' order; subjects that cannot be asked, with the reason.
 
     `done` is called with the number of prompts after each batch, whether it was run or found in the checkpoint.
     """
@@ -32,8 +32,8 @@ def replies(
     prompts = [variant.prompt(relation, subject) for subject in relation.entities]
     ids = engine.tokenizer.encode_batch(prompts)
     # Room for an article and an answer, which have positions too.
-    room = None if engine.context is None else engine.context - MAX_TOKENS - 2
-    fits = [i for i, row in enumerate(ids) if row and (room is None or len(row) <= room)]
+    problems = [engine.unfit(row, room=MAX_TOKENS + 2) for row in ids]
+    fits = [i for i, problem in enumerate(problems) if problem is None]
     outcomes: dict[int, Outcome] = {}
     most = max(8, min(BATCH_PROMPTS, BATCH_LOGITS // engine.vocab))
     for chunk in chunks(fits, [len(row) for row in ids], most, BATCH_CACHE // engine.cache_bytes):
@@ -46,7 +46,7 @@ def replies(
         )
         outcomes.update(zip(chunk, made, strict=True))
         done(len(chunk))
-    skipped = [s for i, s in enumerate(relation.entities) if i not in outcomes]
+    skipped = {s: p for s, p in zip(relation.entities, problems, strict=True) if p is not None}
     if skipped:
         done(len(skipped))
     replied = [Reply(relation.entities[i], variant.index, prompts[i], outcomes[i]) for i in sorted(outcomes)]

@@ -110,10 +110,11 @@ class Connection:
     ) -> Result:
         """The Result of a query as if the caller's own code ran it; see `fetch`. QueryError where DuckDB refuses it."""
         try:
-            return Result(self.fetch(sql, parameters, stale=stale, aside=aside), con=self, sql=sql)
+            table = self.fetch(sql, parameters, stale=stale, aside=aside)
         except duckdb.Error as error:
             how_to_open = self._options.how_to_open if self.views is None else None
             raise query_error(error, sql, self.failures, how_to_open) from error
+        return Result(table, con=self, sql=sql, notices=[] if aside else self.failures.take_remarks())
 
     def _prepare(self, con: duckdb.DuckDBPyConnection) -> None:
         if self.own:

@@ -1,4 +1,4 @@
-"""Errors of Python functions that SQL calls: DuckDB passes on their text only."""
+"""Errors and remarks of Python functions that SQL calls: DuckDB passes on an error's text only, and no remark."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pyarrow as pa
 
 from larql_duck.errors import LarqlError
 
-# Errors kept at most: those whose text no message brought back.
+# Errors kept at most: those whose text no message brought back. Remarks of one query, and those that are shown.
 _MOST = 100
+_SHOWN = 5
 
 
 class Failures:
@@ -19,6 +20,7 @@ class Failures:
 
     def __init__(self) -> None:
         self._by_text: dict[str, LarqlError] = {}
+        self._remarks: dict[str, None] = {}
         self._lock = threading.Lock()
 
     def watched(self, function: Callable[..., pa.Array], parameters: int) -> Callable[..., pa.Array]:
@@ -39,6 +41,18 @@ class Failures:
         names = [inspect.Parameter(f"column{i}", kind) for i in range(parameters)]
         call.__signature__ = inspect.Signature(names)  # type: ignore[attr-defined]
         return call
+
+    def tell(self, remark: str) -> None:
+        """Keep a remark for whoever reads the query's result."""
+        with self._lock:
+            self._remarks[remark] = None
+
+    def take_remarks(self) -> list[str]:
+        """The remarks since they were last taken, the first few and how many more there are."""
+        with self._lock:
+            remarks, self._remarks = list(self._remarks), {}
+        more = len(remarks) - _SHOWN
+        return [*remarks[:_SHOWN], f"{more} more rows have no answer"] if more > 0 else remarks
 
     def behind(self, message: str) -> LarqlError | None:
         """The error whose text stands in DuckDB's message, taken out; None where no function failed."""

@@ -311,7 +311,7 @@ class Session:
             table = connection.fetch(step.sql, None, None if piped is None else {"_": piped})
         except duckdb.Error as error:
             raise statement_error(error, step.sql, statement, text, connection.failures) from error
-        notices = [*step.notices, *self._untold()]
+        notices = [*step.notices, *connection.failures.take_remarks(), *self._untold()]
         if table.num_rows == 0:
             notices += self._why_empty(step)
         return Result(table, con=connection, sql=step.printed, notices=notices, statement=statement)

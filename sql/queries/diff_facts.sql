@@ -13,7 +13,7 @@ WITH a AS (
 ), chosen AS (
     SELECT * FROM joined
     WHERE ($relation IS NULL OR lower(trim(relation)) = lower(trim($relation)))
-        AND ($entity IS NULL OR lower(trim(subject)) = lower(trim($entity)))
+        AND ($entity IS NULL OR lower(trim(subject)) = lower(nfc_normalize(trim($entity))))
         AND ($layer IS NULL OR list_contains(layers, $layer))
 ), lost AS (
     SELECT *, row_number() OVER (PARTITION BY subject, relation ORDER BY a_p DESC NULLS LAST, object) AS n

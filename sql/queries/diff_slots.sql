@@ -19,8 +19,8 @@ SELECT 'slot' AS kind, s.status, layer, feature, l.entity, coalesce(l.relation, 
 FROM touched s LEFT JOIN tokens t USING (layer, feature) LEFT JOIN labels l USING (layer, feature)
 WHERE ($relation IS NULL OR lower(trim(coalesce(l.relation, t.relation))) = lower(trim($relation)))
     AND ($entity IS NULL OR (layer, feature) IN (
-        SELECT (layer, feature) FROM edges_a WHERE lower(trim(subject)) = lower(trim($entity)) AND source != 'weights'
+        SELECT (layer, feature) FROM edges_a WHERE lower(trim(subject)) = lower(nfc_normalize(trim($entity))) AND source != 'weights'
         UNION SELECT (layer, feature) FROM edges_b
-        WHERE lower(trim(subject)) = lower(trim($entity)) AND source != 'weights'
-        UNION SELECT (layer, feature) FROM carried WHERE lower(trim(entity)) = lower(trim($entity))))
+        WHERE lower(trim(subject)) = lower(nfc_normalize(trim($entity))) AND source != 'weights'
+        UNION SELECT (layer, feature) FROM carried WHERE lower(trim(entity)) = lower(nfc_normalize(trim($entity)))))
 ORDER BY layer, feature

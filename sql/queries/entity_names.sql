@@ -1,6 +1,6 @@
 SELECT
-    lower(entity) AS key, entity,
-    (row_number() OVER (ORDER BY lower(entity), entity) - 1)::INTEGER AS entity_id,
+    lower(nfc_normalize(entity)) AS key, entity,
+    (row_number() OVER (ORDER BY key, entity) - 1)::INTEGER AS entity_id,
     list_sort(list_distinct(flatten(list(layers)))) AS layers
 FROM (
     SELECT subject AS entity, layers FROM {schema}.triples

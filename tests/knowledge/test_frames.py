@@ -31,6 +31,9 @@ def entity_sources() -> dict[str, object]:
         "pandas": pd.DataFrame({"name": NAMES}),
         "polars": pl.DataFrame({"Entity": NAMES, "size": [1, 2]}),
         "polars series": pl.Series(NAMES),
+        "lazy": pl.DataFrame({"name": NAMES}).lazy(),
+        "objects": np.array([*NAMES, None], dtype=object),
+        "types in one column": pd.DataFrame({"size": [1, "x"], "name": NAMES}),
         "arrow": pa.table({"subject": NAMES}),
         "batch": pa.RecordBatch.from_pydict({"subject": NAMES}),
         "array": pa.array(NAMES),
@@ -70,6 +73,62 @@ def test_text_and_object_columns_go_before_what_is_known() -> None:
 def test_empty_and_repeated_names_are_dropped_and_order_is_kept() -> None:
     (capital,) = pack_from_frames(["b", None, "a", " ", "b", float("nan"), 1984], ["capital"]).relations
     assert capital.entities == ("b", "a", "1984")
+
+
+MIXED = ["France", None, pd.NA, float("nan"), pd.NaT, "", " ", "<NA>", "NA", "Null"]
+PLAIN = ["France", None, "NA", "Null"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        MIXED,
+        np.array(MIXED, dtype=object),
+        pd.Series(MIXED, dtype=object),
+        pd.DataFrame({"name": pd.Series(MIXED, dtype=object)}),
+        pd.Series(PLAIN, dtype="str"),
+        pd.Series(PLAIN, dtype="string"),
+        pd.DataFrame({"name": pd.Series(PLAIN, dtype=pd.ArrowDtype(pa.string()))}),
+        pd.Series(PLAIN, dtype=object).astype("string").fillna("<NA>").astype(object),
+        pl.Series(PLAIN),
+        pl.DataFrame({"name": PLAIN}).lazy(),
+        pa.array(PLAIN),
+    ],
+    ids=[
+        "list",
+        "numpy",
+        "object",
+        "object frame",
+        "str",
+        "string",
+        "Arrow-backed",
+        "printed",
+        "polars",
+        "lazy",
+        "Arrow",
+    ],
+)
+def test_what_is_missing_is_no_entity_and_what_is_called_so_is(names: object) -> None:
+    (capital,) = pack_from_frames(names, ["capital"]).relations
+    assert capital.entities == ("France", "NA", "Null")
+
+
+def test_missing_texts_and_answers_are_none() -> None:
+    table = pd.DataFrame(
+        {"name": ["Chad", "Mars"], "text": [pd.NA, None], "object": [pd.NA, float("nan")]}, dtype=object
+    )
+    (capital,) = pack_from_frames(table, ["capital"]).relations
+    assert (capital.texts, capital.references) == ({}, {"Chad": ("N'Djamena",)})
+
+
+def test_numbers_beside_missing_ones_stay_whole() -> None:
+    (capital,) = pack_from_frames(pd.Series([1984, None, 1.5]), ["capital"]).relations
+    assert capital.entities == ("1984", "1.5")
+
+
+def test_names_are_composed_before_they_are_compared() -> None:
+    (capital,) = pack_from_frames(["Co\u0302te d'Ivoire", "C\xf4te d'Ivoire"], {"r": "About {} is"}).relations
+    assert capital.entities == ("C\xf4te d'Ivoire",)
 
 
 def test_own_templates() -> None:
@@ -134,6 +193,13 @@ BAD = [
         "no column subject, entity or name among a, b",
     ),
     (pa.table({"name": [["x"]]}), ["capital"], "entities", "column 'name' holds list"),
+    (
+        pa.table([["x"], ["y"]], names=["name", "Name"]),
+        ["capital"],
+        "entities",
+        "2 columns are called 'name'",
+    ),
+    (["\ud800"], ["capital"], "entities", "no valid text"),
     (["x"], ["capitol"], "relation", "did you mean 'capital'"),
     (["x"], {"r": []}, "templates", "give a template"),
     (["x"], {"r": [1]}, "templates", "give a template"),

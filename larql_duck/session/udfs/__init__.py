@@ -26,7 +26,7 @@ def register_functions(
     """Add all functions to a mount. model and workspace give what is open when SQL calls a function."""
     for name, function, parameters, returns in (
         *search_functions(workspace),
-        *pass_functions(model),
+        *pass_functions(model, connection.failures.tell),
         *_answer_functions(workspace, connection),
     ):
         mount.add_function(name, connection.failures.watched(function, len(parameters)), parameters, returns)

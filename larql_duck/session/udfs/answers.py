@@ -15,7 +15,7 @@ from larql_duck.inference.prefix import prefill
 from larql_duck.knowledge.relations import Relation, relation_key
 from larql_duck.probing.facts import ask_subjects
 from larql_duck.probing.packs import known_relations
-from larql_duck.spelling import did_you_mean
+from larql_duck.spelling import as_name, did_you_mean
 from larql_duck.workspace import Workspace
 
 # Prompts that are continued together, and the most tokens a continuation may have.
@@ -52,7 +52,7 @@ class Answers:
             return [None if p is None else stored.get(p, self._answers.get(p)) for p in pairs]
 
     def complete(self, prompts: pa.Array, counts: pa.Array) -> list[str | None]:
-        """Per row the greedy continuation of at most n tokens, ended by a special token; None for NULL or no prompt."""
+        """Per row the greedy continuation of at most n tokens, ended by a special token; None for NULL and unfit prompts."""
         with self._lock:
             workspace = self._current()
             columns = zip(prompts.to_pylist(), counts.to_pylist(), strict=True)
@@ -134,10 +134,10 @@ class Answers:
 
 
 def _pair(subject: str | None, relation: str | None) -> SubjectRelation | None:
-    """(trimmed subject, the relation's key); None where there is nothing to ask."""
+    """(the subject as names are compared, the relation's key); None where there is nothing to ask."""
     if subject is None or relation is None or not subject.strip():
         return None
-    return subject.strip(), relation_key(relation)
+    return as_name(subject), relation_key(relation)
 
 
 def _engine(workspace: Workspace, why: str) -> Engine:
@@ -146,11 +146,12 @@ def _engine(workspace: Workspace, why: str) -> Engine:
 
 
 def _continuations(engine: Engine, rows: Sequence[tuple[str, int]]) -> list[str | None]:
-    """Per (prompt, n) the continuation without its special end; '' for n = 0, None for a prompt without tokens."""
+    """Per (prompt, n) the continuation without its special end; '' for n = 0, None where the model cannot run."""
     tokenizer = engine.tokenizer
     ids = tokenizer.encode_batch([prompt for prompt, _ in rows])
-    texts: list[str | None] = [None if not tokens else "" for tokens in ids]
-    alive = [i for i, tokens in enumerate(ids) if tokens and rows[i][1]]
+    fits = [bool(prompt) and engine.unfit(row) is None for (prompt, _), row in zip(rows, ids, strict=True)]
+    texts: list[str | None] = ["" if fit else None for fit in fits]
+    alive = [i for i, fit in enumerate(fits) if fit and rows[i][1]]
     if not alive:
         return texts
 

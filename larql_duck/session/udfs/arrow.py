@@ -38,13 +38,13 @@ def struct_lists(rows: Sequence[StructRow], fields: Mapping[str, pa.DataType]) -
 
 
 def answered(
-    columns: Iterable[Any], needed: int | None, answer: Callable[..., Sequence[Any]]
+    columns: Iterable[Any], needed: Iterable[int], answer: Callable[..., Sequence[Any]]
 ) -> list[Any | None]:
     """Per row what `answer` says, called once with the columns of the different rows, as lists.
 
-    A row with NULL in one of its first `needed` columns (None: in any) is None.
+    A row with NULL in one of its `needed` columns is None.
     """
     rows = list(zip(*(column.to_pylist() for column in columns), strict=True))
-    keys = list(dict.fromkeys(row for row in rows if all(value is not None for value in row[:needed])))
+    keys = list(dict.fromkeys(row for row in rows if all(row[i] is not None for i in needed)))
     answers = dict(zip(keys, answer(*map(list, zip(*keys, strict=True))), strict=True)) if keys else {}
     return [answers.get(row) for row in rows]

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from larql_duck.errors import LarqlError
 from larql_duck.inference.batched import logit_lenses, top_contributions, traces
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.model import Model
 from larql_duck.inference.predict import predictions
+from larql_duck.inference.targets import find_target
 
 PassRows = list[dict[str, Any]]
+
+
+def where_it_runs(
+    engine: Engine, run: Callable[..., PassRows], columns: Sequence[list[Any]], tell: Callable[[str], None]
+) -> list[dict[str, Any] | None]:
+    """What `run` gives for the rows (prompt, and perhaps target, first) on which the model can run; None for the others,
+    and `tell` hears why."""
+    rows = list(zip(*columns, strict=True))
+    good = []
+    for row in rows:
+        try:
+            engine.encode(row[0])
+            if isinstance(row[1], str):
+                find_target(engine.tokenizer, row[1])
+            good.append(row)
+        except LarqlError as error:
+            tell(f"no answer to {row[0][:40]!r}: {error}")
+    made = dict(zip(good, run(*map(list, zip(*good, strict=True))), strict=True)) if good else {}
+    return [made.get(row) for row in rows]
 
 
 def infer_top(model: Model, prompts: Sequence[str], tops: Sequence[int]) -> PassRows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -25,31 +26,39 @@ _FEATURES = {
     "predicted": _S,
 }  # fmt: skip
 
-_PASSES: dict[str, tuple[list[str], dict[str, pa.DataType], int | None]] = {
-    "infer_top": (["VARCHAR", "INTEGER"], {**_TOP, "source": _S}, None),
-    "trace": (["VARCHAR", "VARCHAR"], _TRACE, 1),
-    "features": (["VARCHAR", "VARCHAR", "INTEGER"], _FEATURES, 1),
-    "logit_lens": (["VARCHAR", "INTEGER"], {"layer": _I32, **_TOP}, None),
+_PASSES: dict[str, tuple[list[str], dict[str, pa.DataType], tuple[int, ...]]] = {
+    "infer_top": (["VARCHAR", "INTEGER"], {**_TOP, "source": _S}, (0, 1)),
+    "trace": (["VARCHAR", "VARCHAR"], _TRACE, (0,)),
+    "features": (["VARCHAR", "VARCHAR", "INTEGER"], _FEATURES, (0, 2)),
+    "logit_lens": (["VARCHAR", "INTEGER"], {"layer": _I32, **_TOP}, (0, 1)),
 }
-"""Function of `pass_rows` -> SQL types of its parameters, fields of its result, how many parameters must not be NULL.
+"""Function of `pass_rows` -> SQL types of its parameters, fields of its result, which parameters must not be NULL.
 
 A parameter's default is NULL too, where the macro hands it on."""
 
 
-def pass_functions(model: Callable[[], Model]) -> list[Function]:
-    """The functions; `model` gives the model that is open at the time."""
+def pass_functions(model: Callable[[], Model], tell: Callable[[str], None]) -> list[Function]:
+    """The functions; `model` gives the model that is open at the time, `tell` hears why a row has no answer."""
     return [
-        (name, _function(name, model, fields, needed), parameters, struct_list_type(fields))
+        (name, _function(name, model, fields, needed, tell), parameters, struct_list_type(fields))
         for name, (parameters, fields, needed) in _PASSES.items()
     ]
 
 
 def _function(
-    name: str, model: Callable[[], Model], fields: dict[str, pa.DataType], needed: int | None
+    name: str,
+    model: Callable[[], Model],
+    fields: dict[str, pa.DataType],
+    needed: tuple[int, ...],
+    tell: Callable[[str], None],
 ) -> Callable[..., pa.Array]:
     def call(*columns: Any) -> pa.Array:
         # What runs passes needs torch.
-        rows = getattr(import_module("larql_duck.session.udfs.pass_rows"), name)
-        return struct_lists(answered(columns, needed, lambda *given: rows(model(), *given)), fields)
+        passes = import_module("larql_duck.session.udfs.pass_rows")
+        run = partial(getattr(passes, name), model())
+        rows = answered(
+            columns, needed, lambda *given: passes.where_it_runs(model().engine, run, given, tell)
+        )
+        return struct_lists(rows, fields)
 
     return call
