@@ -87,7 +87,8 @@ def _section(row: Syntax) -> str:
             f"| `{syntax.replace('|', chr(92) + '|')}` | {about} |" for syntax, about in clause_lines(row)
         ]
         lines.append("")
-    lines += [f"```lql {row.run}".rstrip(), row.example, "```", ""]
+    run = "elsewhere" if row.not_run else row.run
+    lines += [f"```lql {run}".rstrip(), row.example, "```", ""]
     return "\n".join(lines)
 
 
