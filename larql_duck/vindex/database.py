@@ -16,6 +16,7 @@ from larql_duck.catalog.ddl import create_tables, main_objects, quoted, views_an
 from larql_duck.catalog.sql_files import SCHEMA, sql_query
 from larql_duck.errors import QueryError, VindexError, first_line
 from larql_duck.files import replacing
+from larql_duck.progress import hide_duckdb_bar
 
 # The oldest format that has all we use: the DuckDB CLI 1.5 and later read it.
 _STORAGE = "v1.5.0"
@@ -152,8 +153,8 @@ def _build(tables_dir: Path, path: Path, manifest_hash: str, limit: str | None, 
         con.execute(
             f"ATTACH {quoted(str(path))} AS built (STORAGE_VERSION {quoted(_STORAGE)}, ROW_GROUP_SIZE {_ROW_GROUP})"
         )
-        # The bar would go to stdout, in between what a program prints.
-        con.execute("USE built; SET enable_progress_bar = false")
+        con.execute("USE built")
+        hide_duckdb_bar(con)
         if limit is not None:
             con.execute(f"SET memory_limit = {quoted(limit)}; SET temp_directory = {quoted(str(spill))}")
         con.execute("BEGIN")
