@@ -17,6 +17,7 @@ from larql_duck.catalog.sql_files import SCHEMA, sql_query
 from larql_duck.errors import QueryError, VindexError, first_line
 from larql_duck.files import replacing
 from larql_duck.progress import hide_duckdb_bar
+from larql_duck.vindex.derive import older_features
 
 # The oldest format that has all we use: the DuckDB CLI 1.5 and later read it.
 _STORAGE = "v1.5.0"
@@ -160,7 +161,7 @@ def _build(tables_dir: Path, path: Path, manifest_hash: str, limit: str | None, 
         con.execute("BEGIN")
         _create(con)
         for table in SCHEMAS:
-            _load(con, table, tables_dir / f"{table}.parquet")
+            _load(con, table, tables_dir)
         stamp = [manifest_hash, sql_hash(), _objects(con, "built")]
         con.execute(f"INSERT INTO {SCHEMA}.build_info VALUES ($1, $2, $3)", stamp)
         for name in LOOKUPS:
@@ -203,13 +204,19 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error.__cause__ or error, duckdb.OutOfMemoryException)
 
 
-def _load(con: duckdb.DuckDBPyConnection, table: str, file: Path) -> None:
+def _load(con: duckdb.DuckDBPyConnection, table: str, tables_dir: Path) -> None:
+    file = tables_dir / f"{table}.parquet"
     if not file.is_file():
         raise VindexError.at(file, "missing; restore it from a copy or extract the model again with --force")
     order = _ORDER.get(table)
-    columns = ", ".join(SCHEMAS[table].names)
+    source = f"read_parquet({quoted(glob.escape(str(file)))}, file_row_number = true)"
+    if table == "features" and "sign" not in con.sql(f"FROM {source}").columns:
+        con.register("older_features", older_features(tables_dir))
+        source = "older_features"
+    stored = con.sql(f"FROM {source}").columns
+    # What an older schema lacks has its default.
+    columns = ", ".join(name for name in SCHEMAS[table].names if name in stored)
     con.execute(
-        f"INSERT INTO {SCHEMA}.{table} SELECT {columns} FROM read_parquet($1, file_row_number = true)"
-        f"{f' ORDER BY {order}' if order else ''}",
-        [glob.escape(str(file))],
+        f"INSERT INTO {SCHEMA}.{table} ({columns}) SELECT {columns} FROM {source}"
+        f"{f' ORDER BY {order}' if order else ''}"
     )

@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from larql_duck.catalog import as_schema, quoted
 from larql_duck.catalog.sql_files import sql_query
@@ -31,6 +32,17 @@ class Changed:
 
 
 Source: TypeAlias = pa.Table | Path | Changed
+
+
+def older_features(tables: Path) -> pa.Table | None:
+    """The table `features` in the directory `tables` of a vindex of schema 2.0, with the columns that came later.
+
+    None for a later one: its file has them all.
+    """
+    features, tokens = (tables / f"{name}.parquet" for name in ("features", "feature_tokens"))
+    if "sign" in pq.read_schema(features).names:
+        return None
+    return _run("features_of_2_0", "features", features=features, feature_tokens=tokens)
 
 
 def label_features(features: Source, feature_relations: Source) -> pa.Table:

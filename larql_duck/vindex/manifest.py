@@ -18,7 +18,7 @@ from larql_duck.vindex.fields import Natural, Positive, damaged, read_json, read
 INDEX = "index.json"
 # The field of index.json under which stands what LARQL does not know: tables, sizes, options.
 SECTION = "larql_duck"
-SCHEMA_VERSION = "2.0"
+SCHEMA_VERSION = "2.1"
 DTYPE_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 LEVELS = ("browse", "inference", "all")
 _MAX_BYTES = 64 << 20
