@@ -15,6 +15,7 @@ import duckdb
 import numpy as np
 
 from larql_duck.catalog import quoted
+from larql_duck.databases import in_memory
 from larql_duck.errors import VindexError, first_line
 from larql_duck.files import (
     clear_own,
@@ -122,7 +123,7 @@ class Staging:
         shutil.rmtree(here, ignore_errors=True)
         try:
             here.mkdir()
-            with duckdb.connect() as con:
+            with in_memory() as con:
                 con.execute(f"ATTACH {quoted(str(here / 'model.duckdb'))} AS tried")
                 con.execute("CREATE TABLE tried.t AS SELECT 1; DETACH tried")
             if not (here / "model.duckdb").is_file():

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 
 from larql_duck.aliases import Slot
 from larql_duck.catalog.arrow import SCHEMAS
 from larql_duck.catalog.sql_files import sql_query
+from larql_duck.databases import in_memory
 from larql_duck.vindex.store import Vindex
 
 _COLUMNS = (
@@ -45,7 +45,7 @@ def labels_of(vindex: Vindex) -> Labels:
     def labels(slots: Sequence[Slot] | None) -> pa.Table:
         if not tables:
             tables.extend([vindex.table("features"), vindex.table("clusters")])
-        with duckdb.connect() as con:
+        with in_memory() as con:
             con.register("features", tables[0])
             con.register("clusters", tables[1])
             return query_labels(lambda sql, values: con.sql(sql, params=values).to_arrow_table(), slots)

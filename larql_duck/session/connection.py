@@ -121,8 +121,6 @@ class Connection:
         if self.own:
             con.execute(f"SET search_path = 'main,{self.schema}'")
             hide_duckdb_bar(con)
-            # A query is not to fill ~/.duckdb; INSTALL does when it is asked to.
-            con.execute("SET autoinstall_known_extensions = false")
 
 
 def _fetch(

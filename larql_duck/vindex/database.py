@@ -14,6 +14,7 @@ import duckdb
 from larql_duck.catalog import LOOKUPS, SCHEMAS
 from larql_duck.catalog.ddl import create_tables, main_objects, quoted, views_and_macros
 from larql_duck.catalog.sql_files import SCHEMA, sql_query
+from larql_duck.databases import in_memory
 from larql_duck.errors import QueryError, VindexError, first_line
 from larql_duck.files import replacing
 from larql_duck.progress import hide_duckdb_bar
@@ -90,7 +91,7 @@ def database_hash(path: Path) -> str | None:
     if not path.is_file():
         return None
     try:
-        with duckdb.connect() as con:
+        with in_memory() as con:
             con.execute(f"ATTACH {quoted(str(path))} AS found (READ_ONLY)")
             return str(_stamp(con)[0])
     except duckdb.Error:
@@ -109,7 +110,7 @@ def not_replaceable(path: Path) -> str | None:
     if not path.exists():
         return f"{log}: belongs to a database that is gone; move it away" if log.exists() else None
     away = f"move {'both files' if log.exists() else 'it'} away, and the next opening builds another"
-    with duckdb.connect() as con:
+    with in_memory() as con:
         try:
             con.execute(f"ATTACH {quoted(str(path))} AS found (READ_ONLY)")
         except duckdb.Error as error:
@@ -150,7 +151,7 @@ def run_sql(con: duckdb.DuckDBPyConnection, name: str, text: str) -> None:
 
 
 def _build(tables_dir: Path, path: Path, manifest_hash: str, limit: str | None, spill: Path) -> None:
-    with duckdb.connect() as con:
+    with in_memory() as con:
         con.execute(
             f"ATTACH {quoted(str(path))} AS built (STORAGE_VERSION {quoted(_STORAGE)}, ROW_GROUP_SIZE {_ROW_GROUP})"
         )
@@ -195,7 +196,7 @@ def _objects(con: duckdb.DuckDBPyConnection, database: str) -> list[str]:
 
 def _own_objects() -> list[str]:
     """What this version makes."""
-    with duckdb.connect() as con:
+    with in_memory() as con:
         _create(con)
         return _objects(con, "memory")
 

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from larql_duck.catalog import as_schema, quoted
 from larql_duck.catalog.sql_files import sql_query
+from larql_duck.databases import in_memory
 from larql_duck.errors import VindexError, first_line, out_of_memory
 
 UNLABELLED = "associated with"
@@ -91,7 +92,7 @@ def derive_entities(triples: Source) -> pa.Table:
 def _run(query: str, table: str, many: Collection[str] | None = None, /, **sources: Source) -> pa.Table:
     """The rows of sql/queries/QUERY.sql over the sources, with the schema of `table`."""
     try:
-        with duckdb.connect(config={"preserve_insertion_order": True}) as con:
+        with in_memory(preserve_insertion_order="true") as con:
             for name, source in sources.items():
                 _show(con, name, source)
             parameters = None if many is None else {"many": sorted(many)}

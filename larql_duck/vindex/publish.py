@@ -243,7 +243,7 @@ def _roll_forward(directory: Path) -> None:
         return
     sums = load_manifest(directory).checksums
     changed = {directory / TABLES}
-    for file in sorted(f for f in pending.rglob("*") if f.is_file()):
+    for file in sorted(f for f in pending.rglob("*") if f.is_file() and not f.is_symlink()):
         path = file.relative_to(pending).as_posix()
         name = f"{TABLES}/{path}" if file.suffix == ".parquet" else path
         if sums.get(name) == hash_file(file)["sha256"]:

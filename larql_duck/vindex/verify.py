@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from larql_duck.catalog import SCHEMAS, quoted
+from larql_duck.databases import in_memory
 from larql_duck.errors import LarqlError, first_line
 from larql_duck.progress import Progress
 from larql_duck.vindex import layout
@@ -131,7 +132,7 @@ def _database(vindex: Vindex) -> Iterator[str]:
     if database_hash(vindex.database) != manifest_hash(vindex.path):
         yield f"{vindex.database}: was built for another index.json; {place}{opening}"
         return
-    with duckdb.connect() as con:
+    with in_memory() as con:
         con.execute(f"ATTACH {quoted(str(vindex.database))} AS built (READ_ONLY)")
         for name in SCHEMAS:
             columns = ", ".join(SCHEMAS[name].names)

@@ -238,7 +238,7 @@ def test_the_place_is_tried_before_the_work(tiny_model, tmp_path, monkeypatch, b
         monkeypatch.setattr(state.os, "rename", full)
     else:
         monkeypatch.setattr(
-            state.duckdb, "connect", lambda: (_ for _ in ()).throw(duckdb.IOException("no\nplace"))
+            state, "in_memory", lambda: (_ for _ in ()).throw(duckdb.IOException("no\nplace"))
         )
     monkeypatch.setattr(stages.arrays, "write_gates", lambda *_: pytest.fail("the work was begun"))
     with pytest.raises(VindexError, match="choose another -o") as caught:
