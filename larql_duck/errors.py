@@ -33,6 +33,25 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
+def say_kept(error: BaseException, again: str) -> None:
+    """Let an error or Ctrl-C say that finished steps are kept, and that `again` goes on from there."""
+    text = f"the finished steps are kept: {again} goes on from there"
+    if not isinstance(error, LarqlError):
+        error.add_note(text)
+    elif error.args and "--resume" not in str(error):
+        error.args = (f"{error.args[0]}; {text}",)
+
+
+def interruption(error: BaseException) -> str | None:
+    """The line that says of Ctrl-C what is kept; None for another error."""
+    # DuckDB swallows KeyboardInterrupt where it notices the signal itself, and raises this.
+    by_duckdb = type(error) is RuntimeError and "interrupted" in str(error)
+    if not by_duckdb and not isinstance(error, KeyboardInterrupt):
+        return None
+    notes = [note for note in getattr(error, "__notes__", []) if "kept" in note]
+    return f"interrupted; {notes[0] if notes else 'nothing of the unfinished step is kept, what was written before it stays'}"
+
+
 class LarqlError(Exception):
     """Base of every error that larql_duck raises on purpose; its text is one line that names the next step."""
 

@@ -15,13 +15,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
-from larql_duck.errors import LarqlError, VindexError
+from larql_duck.errors import LarqlError, VindexError, say_kept
 
 # Makes the error of a failed write from its message; None lets the OSError through to a caller who knows more.
 ErrorType: TypeAlias = Callable[[str], LarqlError] | None
 # Whether a file that begins so may be replaced: it is of the kind that is written.
 Replaces: TypeAlias = Callable[[bytes], bool]
 _HEAD = 4096
+# The lock in a folder of unfinished work, which also says that the folder is ours.
+_MARK = ".larql-duck.lock"
 _NEXT_STEPS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space, or name another place"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "name a place that you may write to"),
@@ -124,25 +126,31 @@ def replacing(
     a file of any kind is replaced, never followed.
     """
     target = Path(path).expanduser() if error is None else check_output(path, replaces, error=error)
-    folder: str | None = None
     try:
-        remove_abandoned(target)
-        folder = tempfile.mkdtemp(prefix=_temporary_prefix(target, os.getpid()), dir=target.parent)
-        temporary = Path(folder, target.name)
-        yield temporary
-        if sync:
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-        os.replace(temporary, target)
+        with scratch_beside(target) as folder:
+            temporary = folder / target.name
+            yield temporary
+            if sync:
+                with temporary.open("rb+") as file:
+                    os.fsync(file.fileno())
+            os.replace(temporary, target)
         if sync:
             sync_directory(target.parent)
     except OSError as problem:
         if error is None:
             raise
         raise error(_refusal(target, problem, next_step)) from None
+
+
+@contextmanager
+def scratch_beside(target: Path) -> Iterator[Path]:
+    """A new hidden folder beside `target`, with a random name, for the block; those of killed processes go first."""
+    remove_abandoned(target)
+    folder = tempfile.mkdtemp(prefix=_temporary_prefix(target, os.getpid()), dir=target.parent)
+    try:
+        yield Path(folder)
     finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_abandoned(target: Path) -> None:
@@ -259,6 +267,58 @@ def locked(path: Path, busy: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def own_folder(folder: Path, busy: str) -> Iterator[None]:
+    """The folder of this name for unfinished work, held alone for the block; it goes at the end where nothing is left in it.
+
+    A folder is ours where our lock file is in it. VindexError where something else stands there, which nothing is
+    deleted from or written to, and with the text `busy` where another process holds it.
+    """
+    mark = folder / _MARK
+    if os.path.lexists(folder) and (
+        folder.is_symlink() or not folder.is_dir() or not (mark.is_file() or not any(folder.iterdir()))
+    ):
+        what = "is not larql-duck's, and unfinished work would lie there"
+        raise VindexError.at(folder, f"{what}; move it away, or name another place for the output")
+    folder.mkdir(exist_ok=True)
+    with locked(mark, busy):
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                if [path.name for path in folder.iterdir()] == [_MARK]:
+                    mark.unlink()
+                    folder.rmdir()
+
+
+def clear_own(folder: Path) -> None:
+    """Delete everything in a folder that `own_folder` holds."""
+    for path in folder.iterdir():
+        if path.name != _MARK:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+@contextmanager
+def unfinished_work(
+    folder: Path, busy: str, kept: Callable[[], bool], again: str = "the same command with --resume"
+) -> Iterator[None]:
+    """A folder as by `own_folder`, emptied at the end; but an error or Ctrl-C leaves it where `kept` says so.
+
+    The error then says it, and that `again` goes on from there.
+    """
+    with own_folder(folder, busy):
+        try:
+            yield
+        except BaseException as error:
+            if kept():
+                say_kept(error, again)
+            else:
+                with contextlib.suppress(OSError):
+                    clear_own(folder)
+            raise
+        clear_own(folder)
 
 
 def size_on_disk(directory: str | Path) -> int:

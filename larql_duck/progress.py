@@ -1,11 +1,14 @@
-"""Progress of long work: what it is told with, and bars on stderr, one a stage."""
+"""Progress of long work: what it is told with, and bars on stderr, one a stage; DuckDB's own is hidden."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    import duckdb
 
 # Called with (stage, done, total) as work goes on; units are the stage's own.
 Progress: TypeAlias = Callable[[str, float, float], None]
@@ -37,3 +40,12 @@ def bars() -> Iterator[Progress]:
             live.update(tasks[stage], completed=done, total=total)
 
         yield draw
+
+
+def hide_duckdb_bar(con: duckdb.DuckDBPyConnection) -> None:
+    """Switch DuckDB's bar off, which goes to stdout, in between what a program prints.
+
+    A notebook without ipywidgets has none, and setting anything about it is an error there.
+    """
+    if con.execute("SELECT current_setting('enable_progress_bar')").fetchone() == (True,):
+        con.execute("SET enable_progress_bar = false")

@@ -9,6 +9,8 @@ import weakref
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from larql_duck.databases import in_memory
+
 if TYPE_CHECKING:
     import duckdb
     import pandas
@@ -84,10 +86,9 @@ class Result:
     @property
     def rel(self) -> duckdb.DuckDBPyRelation:
         """The rows as a DuckDB relation of the session's connection, to filter, join and aggregate further."""
-        import duckdb
 
         con = None if self._con is None else self._con()
-        return (duckdb.connect() if con is None else con.here).from_arrow(self._table)
+        return (in_memory() if con is None else con.here).from_arrow(self._table)
 
     def rows(self) -> list[tuple[Any, ...]]:
         """The rows as tuples of Python values."""

@@ -24,6 +24,11 @@ JOIN {schema}.token_features AS h ON h.token_id = s.token_id
 WHERE p_layers IS NULL OR list_contains(p_layers, h.layer);
 COMMENT ON MACRO TABLE {schema}.token_hits IS 'The rows of token_features for a token, in the spelling that has some.';
 
+-- An activation of the other sign than the feature's usual one promotes what the down column otherwise suppresses.
+CREATE MACRO {schema}.promoted(p_activation, p_sign, p_usual, p_opposite) AS
+CASE WHEN p_activation * p_sign < 0 THEN p_opposite ELSE p_usual END;
+COMMENT ON MACRO {schema}.promoted IS 'Of the tokens that a feature promotes with its usual sign and with the other one, those of the sign of an activation (NULL: the usual one).';
+
 CREATE MACRO {schema}.is_among(p_relation, p_relations) AS
 p_relations IS NULL OR list_contains(list_transform(p_relations, lambda r: lower(trim(r))), lower(p_relation));
 COMMENT ON MACRO {schema}.is_among IS 'Whether a relation is one of a list, in any case; a NULL list holds all.';

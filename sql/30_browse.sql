@@ -23,7 +23,7 @@ parts AS MATERIALIZED (
 ),
 -- The features are fetched by an inner join of their own: it prunes the scan to the slots asked for, a left join would not.
 slots AS MATERIALIZED (
-    SELECT x.layer, x.feature, x.down_tokens, x.relation_source, c.confidence AS label_confidence
+    SELECT x.layer, x.feature, x.down_tokens, x.opposite_tokens, x.relation_source, c.confidence AS label_confidence
     FROM (SELECT DISTINCT best.layer AS layer, best.feature AS feature FROM parts) AS s
     JOIN {schema}.features AS x ON x.layer = s.layer AND x.feature = s.feature
     LEFT JOIN {schema}.clusters AS c ON c.cluster_id = x.cluster_id
@@ -40,7 +40,10 @@ found AS (
         coalesce(parts.n_features, 0) AS n_features, t.source, t.source = 'weights' AS weak,
         CASE
             WHEN t.source = 'weights'
-            THEN list_filter(x.down_tokens, lambda token: lower(token) <> lower(t.object))
+            THEN list_filter(
+                CASE WHEN list_contains(x.opposite_tokens, t.object) THEN x.opposite_tokens ELSE x.down_tokens END,
+                lambda token: lower(token) <> lower(t.object)
+            )
             ELSE list_filter(a.objects, lambda other: other <> t.object)
         END AS also,
         CASE WHEN t.source = 'weights' THEN coalesce(l.band, 'knowledge') ELSE 'knowledge' END AS band,
@@ -102,7 +105,9 @@ COMMENT ON MACRO TABLE {public}.who IS 'The reverse question: subjects that stan
 
 CREATE MACRO {public}.explain_fact(p_subject, p_relation) AS TABLE
 SELECT
-    e.subject, e.relation, e.object, e.layer, e.feature, l.band, e.score, e.effect, e.specific, x.top_token, x.down_tokens, e.source
+    e.subject, e.relation, e.object, e.layer, e.feature, l.band, e.score, e.effect, e.specific, e.activation, x.activates_on,
+    {schema}.promoted(e.activation, x.sign, x.top_token, x.opposite_tokens[1]) AS top_token,
+    {schema}.promoted(e.activation, x.sign, x.down_tokens, x.opposite_tokens) AS down_tokens, e.source
 FROM {schema}.edges AS e
 LEFT JOIN {schema}.layers AS l ON l.layer = e.layer
 LEFT JOIN {schema}.features AS x ON x.layer = e.layer AND x.feature = e.feature
@@ -110,7 +115,7 @@ WHERE e.subject IN (SELECT entity FROM {schema}.entity_named(p_subject))
     AND (p_relation IS NULL OR lower(e.relation) = lower(trim(p_relation)))
 ORDER BY
     e.source = 'weights', e.subject, e.relation, e.object, e.effect DESC NULLS LAST, e.score DESC, e.layer, e.feature;
-COMMENT ON MACRO TABLE {public}.explain_fact IS 'The features behind a subject''s facts of a relation (NULL: any), with what each one promotes and what zeroing it costs. Example: FROM explain_fact(''France'', ''capital'')';
+COMMENT ON MACRO TABLE {public}.explain_fact IS 'The features behind a subject''s facts of a relation (NULL: any), with what each one activates on, what it promotes with its activation and what zeroing it costs. Example: FROM explain_fact(''France'', ''capital'')';
 
 CREATE MACRO {public}.entities_like(p_pattern) AS TABLE
 SELECT e.entity, e.n_facts, e.as_subject, e.as_object, e.relations
@@ -141,14 +146,14 @@ parts AS MATERIALIZED (
     WHERE layer = p_layer AND feature = p_feature
 )
 SELECT
-    x.layer, x.feature, l.band, x.relation, x.relation_source, s.in_tokens, s.out_tokens, s.out_neg_tokens,
+    x.layer, x.feature, l.band, x.relation, x.relation_source, s.in_tokens, x.sign, s.out_tokens, s.out_neg_tokens,
     x.c_score, x.gate_norm, x.up_norm, x.down_norm, x.gate_mean, x.gate_std, x.basis, x.cluster_id, r.relations
 FROM {schema}.features AS x
 CROSS JOIN sides AS s
 CROSS JOIN parts AS r
 LEFT JOIN {schema}.layers AS l ON l.layer = x.layer
 WHERE x.layer = p_layer AND x.feature = p_feature;
-COMMENT ON MACRO TABLE {public}.feature IS 'One feature: its tokens on each side, its label, its relations and its norms. Example: FROM feature(5, 9)';
+COMMENT ON MACRO TABLE {public}.feature IS 'One feature: its tokens on each side, its usual sign, its label, its relations and its norms. Example: FROM feature(5, 9)';
 
 -- Features are fetched for the rows that are left after the cut: their lists of tokens are what costs time here. What
 -- constant arguments rule out (labels, more tokens) DuckDB takes out of the plan.
@@ -199,19 +204,22 @@ chosen AS MATERIALIZED (
     QUALIFY place <= p_top
 ),
 slots AS (
-    SELECT x.layer, x.feature, x.relation, x.top_token, x.down_tokens
-    FROM (SELECT DISTINCT layer, feature FROM chosen) AS s
+    SELECT
+        x.layer, x.feature, x.relation, x.activates_on, coalesce(s.activation, x.sign) < 0 AS negative,
+        {schema}.promoted(s.activation, x.sign, x.top_token, x.opposite_tokens[1]) AS top_token,
+        {schema}.promoted(s.activation, x.sign, x.down_tokens, x.opposite_tokens) AS down_tokens
+    FROM (SELECT layer, feature, any_value(activation) AS activation FROM chosen GROUP BY layer, feature) AS s
     JOIN {schema}.features AS x ON x.layer = s.layer AND x.feature = s.feature
 ),
 written AS (
     SELECT o.layer, o.feature, list(trim(o.token) ORDER BY o.rank) AS tokens
-    FROM (SELECT DISTINCT layer, feature FROM chosen) AS s
+    FROM slots AS s
     JOIN {schema}.feature_tokens AS o ON o.layer = s.layer AND o.feature = s.feature
-    WHERE p_tokens > 3 AND o.side = 'out' AND o.rank <= p_tokens
+    WHERE p_tokens > 3 AND o.side = CASE WHEN s.negative THEN 'out_neg' ELSE 'out' END AND o.rank <= p_tokens
     GROUP BY o.layer, o.feature
 )
 SELECT
-    r.layer, r.feature, r.gate, r.activation, r.z, x.relation, x.top_token,
+    r.layer, r.feature, r.gate, r.activation, r.z, x.relation, x.activates_on, x.top_token,
     coalesce(w.tokens, x.down_tokens) AS down_tokens,
     'index' AS basis,
     CASE WHEN p_compare THEN r.mode END AS mode,

@@ -47,7 +47,7 @@ hits AS MATERIALIZED (
 -- Not materialized, so that what no later step reads is not read here either.
 slots AS (
     SELECT
-        x.layer, x.feature, x.relation, x.top_token, x.down_tokens,
+        x.layer, x.feature, x.relation, x.activates_on, x.sign, x.top_token, x.down_tokens, x.opposite_tokens,
         CASE WHEN x.basis = p_basis AND x.gate_std > 0 THEN x.gate_mean END AS mean, x.gate_std AS deviation,
         x.relation_source IN ('probe', 'patch') OR c.confidence >= 0.5 AS labelled
     FROM (SELECT DISTINCT layer, feature FROM hits) AS s
@@ -56,7 +56,9 @@ slots AS (
 ),
 chosen AS MATERIALIZED (
     SELECT
-        h.*, x.relation, x.top_token, x.down_tokens, (h.gate - x.mean) / x.deviation AS z,
+        h.*, x.relation, x.activates_on, coalesce(h.activation, x.sign) < 0 AS negative,
+        {schema}.promoted(h.activation, x.sign, x.top_token, x.opposite_tokens[1]) AS top_token,
+        {schema}.promoted(h.activation, x.sign, x.down_tokens, x.opposite_tokens) AS down_tokens, (h.gate - x.mean) / x.deviation AS z,
         row_number() OVER (
             PARTITION BY h.mode, h.layer
             ORDER BY
@@ -70,13 +72,13 @@ chosen AS MATERIALIZED (
 ),
 written AS (
     SELECT o.layer, o.feature, list(trim(o.token) ORDER BY o.rank) AS tokens
-    FROM (SELECT DISTINCT layer, feature FROM chosen) AS s
+    FROM (SELECT DISTINCT layer, feature, negative FROM chosen) AS s
     JOIN {schema}.feature_tokens AS o ON o.layer = s.layer AND o.feature = s.feature
-    WHERE p_tokens > 3 AND o.side = 'out' AND o.rank <= p_tokens
+    WHERE p_tokens > 3 AND o.side = CASE WHEN s.negative THEN 'out_neg' ELSE 'out' END AND o.rank <= p_tokens
     GROUP BY o.layer, o.feature
 )
 SELECT
-    r.layer, r.feature, r.gate, r.activation, r.z, r.relation, r.top_token,
+    r.layer, r.feature, r.gate, r.activation, r.z, r.relation, r.activates_on, r.top_token,
     coalesce(w.tokens, r.down_tokens) AS down_tokens,
     p_basis AS basis,
     CASE WHEN p_compare THEN r.mode END AS mode,

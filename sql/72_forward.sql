@@ -10,7 +10,10 @@ SELECT unnest({schema}_udf_trace(p_prompt::VARCHAR, p_target::VARCHAR), recursiv
 COMMENT ON MACRO TABLE {schema}.lq_trace IS 'A prompt''s last position layer by layer (-1: embedding), with rank, probability and additive logits of p_target (default: the prediction). Example: FROM lq_trace(''The capital of France is'', ''Paris'')';
 
 CREATE MACRO {schema}.lq_features(p_prompt, p_target := NULL, p_k := 20) AS TABLE
-SELECT c.*, f.relation, f.top_token, f.down_tokens
+SELECT
+    c.*, f.relation, f.activates_on,
+    {schema}.promoted(c.activation, f.sign, f.top_token, f.opposite_tokens[1]) AS top_token,
+    {schema}.promoted(c.activation, f.sign, f.down_tokens, f.opposite_tokens) AS down_tokens
 FROM (
     SELECT unnest({schema}_udf_features(p_prompt::VARCHAR, p_target::VARCHAR, p_k::INTEGER), recursive := true)
 ) AS c
@@ -26,7 +29,9 @@ CREATE MACRO {schema}.lq_contexts(p_file, p_layer := NULL, p_feature := NULL) AS
 SELECT
     c.layer, c.feature, c.rank, c.activation, c.token,
     concat(c.before, '[', c.token, ']', c.after) AS context,
-    f.relation, f.top_token, f.down_tokens, c.density, c.mean, c.histogram, c.text, c.position
+    f.relation, f.activates_on,
+    {schema}.promoted(c.activation, f.sign, f.top_token, f.opposite_tokens[1]) AS top_token,
+    {schema}.promoted(c.activation, f.sign, f.down_tokens, f.opposite_tokens) AS down_tokens, c.density, c.mean, c.histogram, c.text, c.position
 FROM read_parquet(p_file) AS c
 LEFT JOIN {schema}.features AS f ON f.layer = c.layer AND f.feature = c.feature
 WHERE (p_layer IS NULL OR c.layer = p_layer) AND (p_feature IS NULL OR c.feature = p_feature)

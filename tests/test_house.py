@@ -51,6 +51,12 @@ def test_contracts_of_imports_hold(
     assert status == 0, capsys.readouterr().out
 
 
+def test_connections_of_our_own_are_made_in_one_place() -> None:
+    """One that is made otherwise installs extensions by itself."""
+    made = [path.name for path in _trees() if "duckdb.connect(" in path.read_text()]
+    assert made == ["databases.py"]
+
+
 def test_no_circle_of_files() -> None:
     graph = grimp.build_graph("larql_duck", exclude_type_checking_imports=False, cache_dir=None)
     modules = graph.modules - {"larql_duck"}

@@ -122,18 +122,23 @@ def tables(seed: int = 0) -> dict[str, pa.Table]:
                         vocabulary[token_id][1],
                         1.0 / rank,
                         8.0 / rank,
-                        (-1) ** rank * 0.5 / rank if side == "in" else None,
+                        (-1) ** (rank + feature) * 0.5 / rank if side == "in" else None,
                         "context" if side == "in" else "output",
                     )
                 )
-        down = [vocabulary[t][2] for t in chosen["out"][:3]]
+        # Rank 1 decides.
+        sign = 1 if feature % 2 else -1
+        usual, opposite = (chosen["out"], chosen["out_neg"])[::sign]
+        activating, down, other = (
+            [vocabulary[t][2] for t in ids[:3]] for ids in (chosen["in"], usual, opposite)
+        )
         label = ("capital", "probe") if (layer, feature) == (5, 9) else (None, None)
         if (layer, feature) in ((4, 2), (6, 3)):
             label = ("language", "cluster")
         feature_rows.append(
             (
-                layer, feature, None, 1.0, 1.5, 2.0, 0.1, 0.9, "context", down[0], int(chosen["out"][0]), down,
-                3.0 + feature / 100, *label, {(4, 2): 0, (6, 3): 1}.get((layer, feature)),
+                layer, feature, None, 1.0, 1.5, 2.0, 0.1, 0.9, "context", activating, sign, down[0], int(usual[0]), down,
+                3.0 + feature / 100, other, *label, {(4, 2): 0, (6, 3): 1}.get((layer, feature)),
             )
         )  # fmt: skip
     out["features"] = _table("features", feature_rows)
@@ -180,10 +185,10 @@ def tables(seed: int = 0) -> dict[str, pa.Table]:
     first = [f for f in FACTS if f[3] == 1]
     edges = []
     for s, r, o, _, p in first:
-        edges.append((s, r, o, 8, len(s) % FEATURES, 5.0 * p, 0.5 * p, None, "probe", False))
-        edges.append((s, r, o, 5, 9, 3.0 * p, 0.9 * p, None, "probe", False))
+        edges.append((s, r, o, 8, len(s) % FEATURES, 5.0 * p, 0.5 * p, None, -1.5, "probe", False))
+        edges.append((s, r, o, 5, 9, 3.0 * p, 0.9 * p, None, 2.5, "probe", False))
     edges += [
-        (s, r, o, layer, f, score, None, None, "weights", False) for s, o, layer, f, score, r in WEIGHTS
+        (s, r, o, layer, f, score, None, None, None, "weights", False) for s, o, layer, f, score, r in WEIGHTS
     ]
     edges.sort(key=lambda e: e[0])
     out["edges"] = _table("edges", edges)

@@ -2,9 +2,10 @@
 
 from larql_duck.catalog.arrow import SCHEMAS, arrow_schema, as_schema, as_table, empty_table, rows_as_table
 from larql_duck.catalog.ddl import quoted
-from larql_duck.catalog.tables import LOOKUPS, TABLES, VIEWS
+from larql_duck.catalog.tables import LATER_COLUMNS, LOOKUPS, TABLES, VIEWS
 
 __all__ = [
+    "LATER_COLUMNS",
     "LOOKUPS",
     "SCHEMAS",
     "TABLES",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -33,7 +34,7 @@ SCHEMAS: dict[str, pa.Schema] = {name: arrow_schema(table.columns) for name, tab
 """Name of a table -> its Arrow schema, as the Parquet files have it."""
 
 _DEFAULTS = {
-    name: {column.name: column.default == "true" for column in table.columns if column.default}
+    name: {column.name: json.loads(column.default) for column in table.columns if column.default}
     for name, table in TABLES.items()
 }
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import duckdb
-
 from larql_duck.catalog.ddl import create_tables, main_objects, views_and_macros
 from larql_duck.catalog.sql_files import SCHEMA
 from larql_duck.catalog.tables import TABLES, VIEWS, Table
+from larql_duck.databases import in_memory
 
 _HEAD = """# The schema
 
@@ -41,7 +40,7 @@ def _tables(tables: Iterable[Table]) -> Iterable[str]:
 
 def _macros() -> list[tuple[str, str, str]]:
     """Name with parameters, an example and what it answers, of the macros that model.duckdb has in main."""
-    with duckdb.connect() as con:
+    with in_memory() as con:
         con.execute(f"CREATE SCHEMA {SCHEMA};\n{create_tables()}")
         for _, text in (*views_and_macros(), *main_objects()):
             con.execute(text)

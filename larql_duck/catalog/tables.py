@@ -74,6 +74,12 @@ def read_tables(file: str) -> dict[str, Table]:
 TABLES = read_tables("tables.txt")
 """Name -> the table, as extraction writes it to tables/NAME.parquet and model.duckdb holds it."""
 
+LATER_COLUMNS = {
+    "features": ("activates_on", "sign", "opposite_tokens"),
+    "edges": ("activation",),
+}
+"""Name of a table -> its columns that vindexes of schema 2.0 lack."""
+
 # Each is sorted by its first column: an equality on that column reads one row group, which lower(subject) = ... or a
 # search by object could not. The graph goes by number because a hop over many names would unpack millions of strings.
 LOOKUPS = read_tables("lookups.txt")

@@ -52,17 +52,14 @@ def run(arguments: list[str]) -> int:
         say(f"error: {_explained(error, arguments)}")
         return int(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
+        # Before the command began.
         say("interrupted")
         return 130
     except (MemoryError, RuntimeError) as error:
-        if out_of_memory(error):
-            say("error: out of memory; close other programs, or use a machine with more")
-            return 1
-        # What DuckDB makes of Ctrl-C when it notices the signal itself.
-        if type(error) is not RuntimeError or "interrupted" not in str(error):
+        if not out_of_memory(error):
             raise
-        say("interrupted")
-        return 130
+        say("error: out of memory; close other programs, or use a machine with more")
+        return 1
     except BrokenPipeError:
         # The reader has seen enough; the interpreter must not complain when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,7 +13,7 @@ from typer import Option
 
 from larql_duck.cli.errors import UsageError, note
 from larql_duck.cli.options import OutputOptions, RelationOption, SessionOptions, VindexArgument, command
-from larql_duck.files import begins, check_output, locked, write_whole
+from larql_duck.files import begins, check_output, clear_own, unfinished_work, with_parents, write_whole
 from larql_duck.progress import bars
 from larql_duck.result import Result
 
@@ -82,23 +81,17 @@ def _checkpoint(vindex: Path, resume: bool) -> Iterator[Path | None]:
     """A directory beside the vindex for finished batches, gone when the run succeeds; one run at a time has it."""
     place = vindex.resolve()
     directory = place.parent / f".{place.name}.probe"
-    try:
-        directory.mkdir(exist_ok=True)
-    except OSError:
-        # Beside a vindex on a read-only medium nothing can be kept (nor saved in it).
-        yield None
-        return
-    with locked(directory / ".lock", f"{vindex}: another process is probing this vindex; try again later"):
+    with ExitStack() as stack:
+        try:
+            busy = f"{vindex}: another process is probing this vindex; try again later"
+            stack.enter_context(unfinished_work(directory, busy, lambda: any(directory.glob("*.msgpack"))))
+        except OSError:
+            # Beside a vindex on a read-only medium nothing can be kept (nor saved in it).
+            yield None
+            return
         if not resume:
-            for file in directory.glob("*.msgpack"):
-                file.unlink()
+            clear_own(directory)
         yield directory
-        for path in directory.iterdir():
-            # What somebody else keeps there stays.
-            if path.name.startswith(".") or path.suffix == ".msgpack":
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-    with suppress(OSError):
-        directory.rmdir()
 
 
 @command(app, "packs")
@@ -177,8 +170,8 @@ def report(
                 done=lambda done, total: progress("effects", done, total),
             )
     figures = quality(opened, measured)
-    target.parent.mkdir(parents=True, exist_ok=True)
     texts = (json.dumps(figures, indent=1, ensure_ascii=False), page(figures))
-    for (path, replaces), text in zip(kinds.items(), texts, strict=True):
-        write_whole(path, text, replaces=replaces)
+    with with_parents(target):
+        for (path, replaces), text in zip(kinds.items(), texts, strict=True):
+            write_whole(path, text, replaces=replaces)
     print(target)

@@ -16,8 +16,8 @@ import typer
 from typer import Argument, Option
 
 from larql_duck.cli import output
-from larql_duck.cli.errors import UsageError
-from larql_duck.errors import LarqlError
+from larql_duck.cli.errors import UsageError, say
+from larql_duck.errors import LarqlError, interruption
 from larql_duck.progress import bars
 
 _HOW_TO_OPEN = "name it before the text, as in larql-duck lql NAME.vindex 'STATS'"
@@ -215,7 +215,14 @@ def command(
         def run(**given: Any) -> Any:
             for parameter, group in groups.items():
                 given[parameter] = group(**{field.name: given.pop(field.name) for field in fields(group)})
-            return function(**given)
+            try:
+                return function(**given)
+            except (KeyboardInterrupt, RuntimeError) as error:
+                # Here, because versions of typer make different things of Ctrl-C.
+                if (line := interruption(error)) is None:
+                    raise
+                say(line)
+                return 130
 
         run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
         run.__annotations__ = {option.name: option.annotation for option in options}

@@ -20,7 +20,13 @@ def infer(session: Session, request: Request) -> Result:
     table = session.model.infer(
         s.prompt, top=top, compare=s.compare, walk_k=s.walk_k, verbose=s.verbose, interventions=clauses
     )
-    notices = unlike_lengths(session.model.engine, s.prompt, clauses)
+    notices = [*_remarks(session, s.prompt), *unlike_lengths(session.model.engine, s.prompt, clauses)]
+    ranks, tokens, ids = (table.column(n).to_pylist() for n in ("rank", "token", "token_id"))
+    notices += [
+        f"rank {rank} is id {i}, which the tokenizer does not use: it has no text"
+        for rank, token, i in zip(ranks, tokens, ids, strict=True)
+        if not token
+    ]
     if s.compare and s.walk_k is None:
         notices.append(f"walk keeps {WALK_K} features a layer; WALK K n says how many")
     return Result(table, notices=notices)
@@ -47,7 +53,7 @@ def explain(session: Session, request: Request) -> Result:
         relations_only=s.relations_only,
         attention=s.attention,
     )
-    return Result(explanation.table, notices=explanation.notices)
+    return Result(explanation.table, notices=[*_remarks(session, s.prompt), *explanation.notices])
 
 
 def trace(session: Session, request: Request) -> Result:
@@ -65,3 +71,9 @@ def trace(session: Session, request: Request) -> Result:
         path = traced.save(s.save)
         notices.append(f"saved {len(traced.positions)} positions to {path}")
     return Result(traced.table, notices=notices)
+
+
+def _remarks(session: Session, prompt: str) -> list[str]:
+    """What is odd about the prompt's tokens."""
+    tokenizer = session.model.engine.tokenizer
+    return tokenizer.remarks(tokenizer.encode(prompt))

@@ -12,6 +12,7 @@ import duckdb
 
 from larql_duck.commands import carry_out
 from larql_duck.commands.rows import BIG, INT, TEXT, result_of
+from larql_duck.databases import in_memory
 from larql_duck.lowering.types import Request
 from larql_duck.result import Result
 from larql_duck.session import Session
@@ -36,7 +37,7 @@ def connect(
     written as they are. tracer is called with every SQL before it runs. Raises VindexError for a path that is no
     usable vindex.
     """
-    session = Session(duckdb.connect(":memory:"), carry_out, own=True, tracer=tracer, texts=texts)
+    session = Session(in_memory(), carry_out, own=True, tracer=tracer, texts=texts)
     return _started(session, path, patches)
 
 

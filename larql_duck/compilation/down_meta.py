@@ -55,7 +55,7 @@ def _put(record: np.ndarray, ids: list[int], logits: list[float]) -> None:
 
 
 def _of_tables(source: EditedWeights, features: pa.Table, feature_tokens: pa.Table) -> dict[Slot, Promoted]:
-    """By slot what the tables say: the shown token first, then the others that are promoted, with their logits."""
+    """By slot what it promotes when it activates positively, with the logits: the shown token first where that is usual."""
     rest: dict[Slot, list[int]] = {}
     for row in feature_tokens.to_pylist():
         if row["side"] == "out":
@@ -66,10 +66,11 @@ def _of_tables(source: EditedWeights, features: pa.Table, feature_tokens: pa.Tab
         slot, first = (row["layer"], row["feature"]), row["top_token_id"]
         if first is None:
             continue
-        ids = [first, *(i for i in rest.get(slot, []) if i != first)]
-        scores = [float(row["c_score"] or 0.0)]
-        if head is not None and len(ids) > 1:
+        known = [first] if row["sign"] > 0 else []
+        ids = [*known, *(i for i in rest.get(slot, []) if i not in known)]
+        scores = [float(row["c_score"] or 0.0) for _ in known]
+        if head is not None and len(ids) > len(known):
             column = source.matrix(slot[0], "down")[:, slot[1]].float()
-            scores += (head[torch.tensor(ids[1:])].float() @ column).tolist()
+            scores += (head[torch.tensor(ids[len(known) :])].float() @ column).tolist()
         promoted[slot] = ids[: len(scores)], scores
     return promoted

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from larql_duck.files import locked, next_step_after, replacing, sync_directory, with_parents
+from larql_duck.files import (
+    clear_own,
+    next_step_after,
+    replacing,
+    sync_directory,
+    unfinished_work,
+    with_parents,
+)
 from larql_duck.vindex.fields import damaged
 from larql_duck.vindex.publish import publish_directory
 
@@ -47,29 +53,20 @@ def staged(out: Path, source: Path, file: str | None = None) -> Iterator[Path]:
     VindexError where `out` cannot be written, is not free (see `check_free`), or is being written by another process.
     """
     check_free(out, source, file)
-    prefix = f".{out.name}.compiling"
-    lock = out.parent / f"{prefix}.lock"
+    place = out.parent / f".{out.name}.compiling"
     busy = f"{out}: another process is compiling to this path; wait, or name another place"
     try:
-        with with_parents(out), locked(lock, busy):
-            for left in out.parent.iterdir():
-                if left.name.startswith(f"{prefix}-") and left.is_dir():
-                    shutil.rmtree(left, ignore_errors=True)
-            place = Path(tempfile.mkdtemp(prefix=f"{prefix}-", dir=out.parent))
-            # Its rights are those of any folder, not its owner's alone.
+        with with_parents(out), unfinished_work(place, busy, kept=lambda: False):
+            clear_own(place)
             staging = place / "out"
-            try:
-                staging.mkdir()
-                yield staging
-                check_free(out, source, file)
-                if file is None:
-                    publish_directory(staging, out)
-                else:
-                    os.replace(staging / file, out)
-                    sync_directory(out.parent)
-            finally:
-                shutil.rmtree(place, ignore_errors=True)
-                lock.unlink(missing_ok=True)
+            staging.mkdir()
+            yield staging
+            check_free(out, source, file)
+            if file is None:
+                publish_directory(staging, out)
+            else:
+                os.replace(staging / file, out)
+                sync_directory(out.parent)
     except (OSError, MemoryError) as error:
         what = f"{getattr(error, 'strerror', None) or error or 'out of memory'} while writing"
         raise damaged(out, what, f"{next_step_after(error)}, then compile again") from None

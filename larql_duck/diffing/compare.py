@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from larql_duck.catalog.sql_files import sql_query
+from larql_duck.databases import in_memory
 from larql_duck.diffing.sides import DiffSide
 from larql_duck.diffing.slot_diff import SlotDifference, incomparable, slot_differences
 
@@ -64,7 +64,7 @@ def compare(
     notices = []
     slots: list[SlotDifference] = []
     narrowed = {"layer": layer, "relation": relation, "entity": entity}
-    with duckdb.connect() as con:
+    with in_memory() as con:
         for table in ("triples", "edges", "features"):
             con.register(f"{table}_a", a.table(table))
             con.register(f"{table}_b", b.table(table))

@@ -22,7 +22,7 @@ from larql_duck.editing.fact_views import BaseTables, slot_keys
 from larql_duck.editing.input_tokens import MOST_WORK, InputTokens
 from larql_duck.extraction.feature_inputs import ActivatingRow
 from larql_duck.extraction.promoted_tokens import OutputHead, PromotedRow
-from larql_duck.extraction.table_rows import nullable
+from larql_duck.extraction.table_rows import nullable, usual_sign
 from larql_duck.extraction.vocabulary import Vocabulary, vocabulary_of
 from larql_duck.models.tokenizer import load_tokenizer
 from larql_duck.patches.overlay import Overlay, OverlayRow
@@ -32,6 +32,7 @@ _KEPT = pa.schema([SCHEMAS["feature_tokens"].field(name) for name in ("layer", "
 _FEATURE_VALUES = ("token_id", "layer", "feature", "gate", "activation", "z", "basis")
 _NEW = pa.schema([SCHEMAS["token_features"].field(name) for name in _FEATURE_VALUES])
 _OUT_SIDES = ("out", "out_neg")
+_PROMOTES = dict.fromkeys(("top_token", "top_token_id", "down_tokens", "c_score", "opposite_tokens"))
 
 
 @dataclass(frozen=True)
@@ -62,16 +63,17 @@ class EditedFeatures:
         self._skipped: set[tuple[object, ...]] = set()
 
     def missing(self, overlay: Overlay) -> int:
-        """How many slots were not measured since they were edited."""
-        return len({*self._unpromoted(overlay), *self._unactivated(overlay)})
+        """How many measures are missing since slots were edited: of what they promote, and of what activates them."""
+        return len(self._unpromoted(overlay)) + len(self._unactivated(overlay))
 
     def measure(self, overlay: Overlay, progress: Ticker) -> list[str]:
         """Measure the tokens of every edited slot that are not known yet; notices."""
         unpromoted = self._unpromoted(overlay)
         if unpromoted:
-            downs = {d.tobytes(): d for slot in unpromoted if (d := _row(overlay, slot).down) is not None}
-            columns = torch.from_numpy(np.stack(list(downs.values()), axis=1))
-            self._promoted.update(zip(downs, self._head.search(columns, self._inputs.k).rows(), strict=True))
+            columns = torch.from_numpy(np.stack(list(unpromoted.values()), axis=1))
+            self._promoted.update(
+                zip(unpromoted, self._head.search(columns, self._inputs.k).rows(), strict=True)
+            )
         slots = self._unactivated(overlay)
         layers = sorted({layer for layer, _ in slots})
         if slots and self._inputs.work(layers) > MOST_WORK:
@@ -96,11 +98,8 @@ class EditedFeatures:
         """What is shown of every slot that the overlay changes or appends, as far as it is known."""
         slots = overlay.slots()
         edited = {slot: _row(overlay, slot) for slot in slots}
-        promoted = {
-            s: self._promoted[r.down.tobytes()]
-            for s, r in edited.items()
-            if r.down is not None and r.down.tobytes() in self._promoted
-        }
+        downs = {s: down.tobytes() for s in slots if (down := self._down(overlay, s)) is not None}
+        promoted = {s: self._promoted[key] for s, key in downs.items() if key in self._promoted}
         keys = {s: self._vectors(overlay, s)[0] for s, r in edited.items() if self._activates(r)}
         activating = {s: self._activating[key] for s, key in keys.items() if key in self._activating}
         before = {
@@ -143,15 +142,21 @@ class EditedFeatures:
         by_id[least.column("token_id").to_numpy()] = least.column("z").to_numpy()
         return by_id[self._inputs.ids]
 
-    def _unpromoted(self, overlay: Overlay) -> list[Slot]:
+    def _unpromoted(self, overlay: Overlay) -> dict[bytes, np.ndarray]:
+        """The down columns that were not measured yet, by their bytes."""
         if not self.vindex.has_weights:
-            return []
-        rows = ((slot, _row(overlay, slot)) for slot in overlay.slots())
-        return [
-            s
-            for s, r in rows
-            if r.down is not None and not r.deleted and r.down.tobytes() not in self._promoted
-        ]
+            return {}
+        slots = (slot for slot in overlay.slots() if not _row(overlay, slot).deleted)
+        downs = (down for slot in slots if (down := self._down(overlay, slot)) is not None)
+        return {key: down for down in downs if (key := down.tobytes()) not in self._promoted}
+
+    def _down(self, overlay: Overlay, slot: Slot) -> np.ndarray | None:
+        """The slot's down column, f32 [hidden], where it is new or another sign may choose its other side; else None."""
+        (layer, feature), row = slot, _row(overlay, slot)
+        chosen = self._activates(row) and self.vindex.has_weights and feature < overlay.n_base[layer]
+        if row.down is not None or not chosen:
+            return row.down
+        return np.ascontiguousarray(self.vindex.down(layer)[:, feature].float().numpy())
 
     def _unactivated(self, overlay: Overlay) -> list[Slot]:
         slots = [s for s in overlay.slots() if self._activates(_row(overlay, s))]
@@ -200,23 +205,38 @@ class EditedFeatures:
         for name, vector in (("gate", row.gate), ("up", row.up if has_up else None), ("down", row.down)):
             if vector is not None:
                 new[f"{name}_norm"] = float(np.linalg.norm(vector))
-        if promoted is not None and len(promoted.ids[0]) and not row.deleted:
-            texts = [str(self._vocabulary.texts[int(i)].as_py()) for i in promoted.ids[0][:3]]
-            new |= {"top_token": texts[0], "top_token_id": int(promoted.ids[0][0]), "down_tokens": texts}
-            new["c_score"] = float(promoted.logits[0])
-        elif row.deleted or promoted is not None:
-            new |= {"top_token": None, "top_token_id": None, "down_tokens": [], "c_score": 0.0}
-        elif row.down is not None and self.vindex.has_weights:
-            new |= {"top_token": None, "top_token_id": None, "down_tokens": None, "c_score": None}
-        if row.meta is not None and not row.deleted and (promoted is None or not self.vindex.has_tables):
-            new |= {"top_token": row.meta.token, "top_token_id": row.meta.token_id, "c_score": row.meta.score}
         if activating is not None:
             new |= {"gate_mean": activating.mean, "gate_std": activating.std, "basis": self._inputs.basis}
+            new["activates_on"] = self._texts(activating.ids)
+            if not np.isnan(activating.activations).all():
+                [new["sign"]] = usual_sign(activating.activations[None], activating.ids[None]).tolist()
         elif activates:
-            new |= {"gate_mean": None, "gate_std": None, "basis": None}
+            new |= {"gate_mean": None, "gate_std": None, "basis": None, "activates_on": None}
+        new |= self._promotes(row, promoted, new.setdefault("sign", 1))
         if row.entity is not None and row.relation is not None:
             new |= {"relation": row.relation, "relation_source": "patch"}
         return new
+
+    def _promotes(self, row: OverlayRow, promoted: PromotedRow | None, sign: int) -> dict[str, Any]:
+        """The columns of `features` that say what the slot promotes with its usual sign, and with the other one."""
+        if row.deleted or (promoted is not None and not len(promoted.ids[0])):
+            return _PROMOTES | {"down_tokens": [], "opposite_tokens": [], "c_score": 0.0}
+        new = dict[str, Any]()
+        if promoted is not None:
+            usual, opposite = promoted.ids[::sign]
+            texts = self._texts(usual)
+            new = {"top_token": texts[0], "top_token_id": int(usual[0]), "down_tokens": texts}
+            new["c_score"] = sign * float(promoted.logits[::sign][0, 0])
+            new["opposite_tokens"] = self._texts(opposite)
+        elif row.down is not None and self.vindex.has_weights:
+            new = dict(_PROMOTES)
+        if row.meta is not None and (promoted is None or not self.vindex.has_tables):
+            new |= {"top_token": row.meta.token, "top_token_id": row.meta.token_id, "c_score": row.meta.score}
+        return new
+
+    def _texts(self, ids: np.ndarray) -> list[str]:
+        """The trimmed texts of the first three tokens."""
+        return [str(self._vocabulary.texts[int(i)].as_py()) for i in ids[:3]]
 
     def _feature_tokens(
         self,
@@ -232,6 +252,8 @@ class EditedFeatures:
             z = (a.scores - a.mean) / (a.std or np.nan)
             parts.append(self._side(slot, "in", a.ids, a.scores, z, a.activations, self._inputs.basis))
         for slot, p in promoted.items():
+            if edited[slot].down is None:
+                continue
             nothing = np.full(len(p.ids[0]), np.nan)
             for i, side in enumerate(_OUT_SIDES):
                 parts.append(self._side(slot, side, p.ids[i], p.scores[i], p.z[i], nothing, "output"))

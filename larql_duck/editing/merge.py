@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 
+from larql_duck.databases import in_memory
 from larql_duck.diffing.sides import DiffSide, OpenWorkspace, directory_side
 from larql_duck.diffing.slot_diff import slot_differences, stored_matrices
 from larql_duck.editing.inserting import insert_facts
@@ -225,7 +225,7 @@ ORDER BY confidence DESC NULLS LAST, subject, relation
 def _facts(workspace: Workspace, other: DiffSide, rule: str) -> list[MergeRow]:
     """The source's facts that the session does not show, the surest first."""
 
-    with duckdb.connect() as con:
+    with in_memory() as con:
         con.register("triples_there", other.table("triples"))
         theirs = con.execute(_BEST.format("triples_there")).fetchall()
     stated = {fact_key(s, r) for s, r, _, _ in theirs}

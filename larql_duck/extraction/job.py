@@ -8,6 +8,7 @@ from typing import Any
 
 from larql_duck.errors import LevelError, ModelError
 from larql_duck.extraction.options import Options
+from larql_duck.extraction.tokenizer_check import tokenizer_notices
 from larql_duck.extraction.vocabulary import Vocabulary, vocabulary_of
 from larql_duck.models.family import ModelSizes
 from larql_duck.models.opening import open_model
@@ -62,11 +63,13 @@ def prepare(model: str | Path, options: Options) -> Job:
         name, own_dtype, origin = opened.name, opened.dtype, dict(opened.origin)
     sizes = source.family.sizes(source.config)
     options.layer_range(sizes.n_layers)
-    vocabulary = vocabulary_of(load_tokenizer(source))
+    tokenizer = load_tokenizer(source)
+    vocabulary = vocabulary_of(tokenizer)
     if not vocabulary.is_word.any():
         raise ModelError.at(
             source.path, "its tokenizer has no word-like token; is tokenizer.json the model's own?"
         )
+    notices += tokenizer_notices(source, tokenizer)
     dtype = own_dtype if options.dtype == "source" else options.dtype
     return Job(source, name, dtype, origin, sizes, vocabulary, options, notices)
 

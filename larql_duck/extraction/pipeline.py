@@ -10,18 +10,16 @@ from typing import Any
 
 import duckdb
 
-from larql_duck.errors import LarqlError, VindexError, first_line, out_of_memory
+from larql_duck.errors import VindexError, first_line, out_of_memory
 from larql_duck.extraction.estimate import Estimate, estimate_cost, matrix_speed
 from larql_duck.extraction.job import Job, prepare
 from larql_duck.extraction.options import Options
 from larql_duck.extraction.stages import Extraction
-from larql_duck.extraction.state import Staging, open_staging
+from larql_duck.extraction.state import Staging, bring_back, open_staging
 from larql_duck.files import next_step_after, real_place, with_parents
 from larql_duck.models.source import WeightSource
 from larql_duck.progress import Progress
 from larql_duck.vindex.publish import check_replaceable
-
-_RESUME = "the same command with --resume goes on from there"
 
 
 def estimate(model: str | Path, **options: Any) -> Estimate:
@@ -67,6 +65,8 @@ def extract(
     options = Options(level, dtype, layers, top_k, in_basis, context_tokens, probe, pack, chosen)
     target = real_place(out)
     say = notice or (lambda _line: None)
+    if bring_back(target):
+        say("an earlier extraction with --force was stopped; the vindex that it was to replace is back")
     if os.path.exists(target) and not force and not target.is_symlink():
         raise VindexError.at(target, "exists already; choose another -o or replace it with --force")
     check_replaceable(target)
@@ -83,15 +83,9 @@ def extract(
             staging.try_place()
             if not resumed:
                 _check_space(job, staging)
-            Extraction(job, staging, progress or (lambda *_: None), say).run()
-        except LarqlError as error:
-            raise _kept(staging, error) from error.__cause__
-        except KeyboardInterrupt:
-            if staging.resumable:
-                say(f"interrupted; the finished steps are kept: {_RESUME}")
-            else:
-                staging.remove()
-            raise
+            if not staging.complete:
+                Extraction(job, staging, progress or (lambda *_: None), say).run()
+            staging.publish(replace=force)
         except (OSError, MemoryError, RuntimeError, duckdb.Error) as error:
             if out_of_memory(error):
                 what = "out of memory; close other programs, or use a machine with more"
@@ -101,17 +95,8 @@ def extract(
                 what = f"its tables cannot be made ({first_line(error)}); choose another -o"
             else:
                 raise
-            raise _kept(staging, VindexError.at(target, what)) from None
+            raise VindexError.at(target, what) from None
     return target
-
-
-def _kept(staging: Staging, error: LarqlError) -> LarqlError:
-    """The error after finished steps were kept, and named; without any the directory is deleted."""
-    if not staging.resumable:
-        staging.remove()
-    elif error.args and "--resume" not in str(error):
-        error.args = (f"{error.args[0]}; the finished steps are kept: {_RESUME}",)
-    return error
 
 
 def _identity(source: WeightSource) -> dict[str, Any]:

@@ -30,7 +30,7 @@ _TINY = torch.finfo(torch.float32).tiny
 
 
 class PromotedRow(NamedTuple):
-    """One feature's share of PromotedTokens, as arrays. A down column of zeros promotes nothing: k is 0."""
+    """One feature's share of PromotedTokens, as arrays: ids, scores, z and logits [2, k]. A down column of zeros promotes nothing: k is 0."""
 
     ids: np.ndarray
     scores: np.ndarray
@@ -43,8 +43,8 @@ class PromotedRow(NamedTuple):
 class PromotedTokens:
     """The promoted and the suppressed tokens of some features: ids [features, 2, k], scores and z likewise (f32).
 
-    z is NaN where it is undefined (a zero column). `logits` are the raw dot products of the promoted tokens' head rows
-    with the down column, [features, k]; `norms` the down columns' lengths, [features].
+    z is NaN where it is undefined (a zero column). `logits` are the raw dot products of the tokens' head rows with the
+    down column, [features, 2, k]; `norms` the down columns' lengths, [features].
     """
 
     ids: torch.Tensor
@@ -58,7 +58,7 @@ class PromotedTokens:
         ids, scores, z, logits = (t.numpy() for t in (self.ids, self.scores, self.z, self.logits))
         for i, norm in enumerate(self.norms.tolist()):
             k = self.ids.shape[2] if norm > 0 else 0
-            yield PromotedRow(ids[i, :, :k], scores[i, :, :k], z[i, :, :k], logits[i, :k], norm)
+            yield PromotedRow(ids[i, :, :k], scores[i, :, :k], z[i, :, :k], logits[i, :, :k], norm)
 
 
 class OutputHead:
@@ -153,7 +153,7 @@ class OutputHead:
         sides = [self._exact(directions, top, sign, k) for top, sign in ((best, 1.0), (worst, -1.0))]
         ids, scores = (torch.stack(part, 1) for part in zip(*sides, strict=True))
         z = (scores - mean[:, None, None]) / torch.where(std > 0, std, torch.nan)[:, None, None]
-        logits = _row_dots(lambda at: self.head[at].float(), ids[:, 0], columns)
+        logits = _row_dots(lambda at: self.head[at].float(), ids.flatten(1), columns).view_as(scores)
         return PromotedTokens(ids, scores, z, logits, norms)
 
     def _offer_half(

@@ -41,7 +41,7 @@ from larql_duck.vindex.arrays import hash_file, write_file
 from larql_duck.vindex.bands import band_of, layer_bands
 from larql_duck.vindex.derive import derive_entities, derive_triples, label_features, weight_edges
 from larql_duck.vindex.manifest import INDEX, SECTION
-from larql_duck.vindex.publish import TABLES, publish_directory, rebuild_database, seal_manifest, write_table
+from larql_duck.vindex.publish import TABLES, rebuild_database, seal_manifest, write_table
 
 # A checkpoint may cost this share of the time since the last one.
 _CHECKPOINT_SHARE = 0.04
@@ -64,7 +64,7 @@ class _Facts:
 
 
 class Extraction:
-    """One run: `run()` fills the staging directory stage by stage and publishes it."""
+    """One run: `run()` fills the staging directory stage by stage."""
 
     def __init__(self, job: Job, staging: Staging, progress: Progress, notice: Callable[[str], None]) -> None:
         self.job, self.staging, self.progress, self.notice = job, staging, progress, notice
@@ -74,14 +74,14 @@ class Extraction:
         self.seconds: dict[str, float] = dict(staging.done("seconds") or {})
 
     def run(self) -> None:
-        """Run what is not finished yet, then publish."""
+        """Run what is not finished yet."""
         self._arrays()
         self._promoted_tokens()
         basis = self._basis()
         self._top_activating_tokens(basis)
         facts = self._facts()
         entries = self._tables(basis, facts)
-        self._publish(basis, entries, facts)
+        self._complete(basis, entries, facts)
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
@@ -292,9 +292,9 @@ class Extraction:
             "torch": torch.__version__,
         }
 
-    # -- publishing ---------------------------------------------------------------------------------------
+    # -- manifest and database ----------------------------------------------------------------------------
 
-    def _publish(self, basis: str, entries: dict[str, dict[str, Any]], facts: _Facts) -> None:
+    def _complete(self, basis: str, entries: dict[str, dict[str, Any]], facts: _Facts) -> None:
         directory = self.staging.directory
         done = self.staging.done("arrays")
         files = dict(done["files"])
@@ -321,9 +321,6 @@ class Extraction:
             raw[SECTION]["probe"] = facts.record
         write_file(directory / INDEX, seal_manifest(raw))
         rebuild_database(directory)
-        shutil.rmtree(self.staging.work)
-        (directory / ".lock").unlink(missing_ok=True)
-        publish_directory(directory, self.staging.out)
 
 
 def _elements(job: Job, browse: bool) -> float:

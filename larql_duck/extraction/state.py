@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,36 +15,44 @@ import duckdb
 import numpy as np
 
 from larql_duck.catalog import quoted
+from larql_duck.databases import in_memory
 from larql_duck.errors import VindexError, first_line
-from larql_duck.files import locked, open_replacing, write_whole
-from larql_duck.vindex.publish import staging_of
+from larql_duck.files import (
+    clear_own,
+    open_replacing,
+    own_folder,
+    scratch_beside,
+    unfinished_work,
+    write_whole,
+)
+from larql_duck.vindex.layout import aside_of, staging_of
+from larql_duck.vindex.publish import publish_directory
 
 _STATE = "state.json"
-WORK = ".work"
-_LOCK = ".lock"
+_COMPLETE = "complete"
 
 
 class Staging:
-    """The directory in which `out` is being built. Steps that are recorded as done survive a crash.
+    """The folder in which `out` is being built. Steps that are recorded as done survive a crash.
 
-    `directory` becomes the vindex; `work` holds checkpoints and is deleted before publishing.
+    In it `directory` becomes the vindex, and `work` holds checkpoints.
     """
 
     def __init__(self, out: Path, key: str) -> None:
         self.out = out
-        self.directory = staging_of(out)
-        self.work = self.directory / WORK
+        self.folder = staging_of(out)
+        self.directory = self.folder / "vindex"
+        self.work = self.folder / "work"
         self.key = key
         self._done: dict[str, Any] = {}
 
     def begin(self, resume: bool) -> bool:
         """True when finished steps of an interrupted run were found and `resume` asks for them.
 
-        Without `resume` the directory is emptied. A run with other options or another model is a VindexError.
+        Without `resume` the folder is emptied. A run with other options or another model is a VindexError.
         """
-        self.work.mkdir(parents=True, exist_ok=True)
         state = self._read()
-        if resume and state:
+        if resume and state and self.directory.is_dir():
             if state.get("key") != self.key:
                 raise VindexError.at(
                     self.out,
@@ -52,12 +60,11 @@ class Staging:
                     "repeat it with the same ones, or start afresh without --resume",
                 )
             self._done = state["done"]
+            self.work.mkdir(exist_ok=True)
             return True
-        for entry in self.directory.iterdir():
-            if entry.name == _LOCK:
-                continue
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        clear_own(self.folder)
         self.work.mkdir()
+        self.directory.mkdir()
         self._done = {}
         return False
 
@@ -68,7 +75,7 @@ class Staging:
     def record(self, step: str, value: Any = True) -> None:
         """Note on the disk that `step` is finished, with a JSON value to read back."""
         self._done[step] = value
-        write_whole(self.work / _STATE, json.dumps({"key": self.key, "done": self._done}), error=None)
+        write_whole(self.folder / _STATE, json.dumps({"key": self.key, "done": self._done}), error=None)
 
     def save(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Keep named arrays as the checkpoint `name`, replacing an older one at once or not at all."""
@@ -86,6 +93,23 @@ class Staging:
         return (self.work / f"{name}.npz").is_file()
 
     @property
+    def complete(self) -> bool:
+        """Whether nothing but `publish` is left to do."""
+        return bool(self.done(_COMPLETE))
+
+    def publish(self, replace: bool) -> None:
+        """Give `directory` the name `out`; with `replace` in the place of a vindex, which goes when the new one stands.
+
+        VindexError where something stands there that is not to be replaced; then everything stays as it is.
+        """
+        self.record(_COMPLETE)
+        if os.path.lexists(self.out) and not replace:
+            what = "came there while the model was extracted, and is not replaced"
+            step = "move it away and repeat the command with --resume, or with --resume --force"
+            raise VindexError.at(self.out, f"{what}; {step}")
+        publish_directory(self.directory, self.out, aside_of(self.out) if replace else None)
+
+    @property
     def resumable(self) -> bool:
         """Whether steps are finished that a later run need not repeat."""
         return bool(self._done)
@@ -95,34 +119,27 @@ class Staging:
 
         VindexError where one of them fails: hours of work would be in a place from which they cannot be published.
         """
-        here, beside = self.directory / ".try", self.out.parent / f".{self.out.name}.try"
+        here = self.work / "try"
+        shutil.rmtree(here, ignore_errors=True)
         try:
-            for folder in (here, beside):
-                shutil.rmtree(folder, ignore_errors=True)
             here.mkdir()
-            with duckdb.connect() as con:
+            with in_memory() as con:
                 con.execute(f"ATTACH {quoted(str(here / 'model.duckdb'))} AS tried")
                 con.execute("CREATE TABLE tried.t AS SELECT 1; DETACH tried")
             if not (here / "model.duckdb").is_file():
                 raise duckdb.IOException("it names the file in another way")
-            os.rename(here, beside)
+            with scratch_beside(self.out) as beside:
+                os.rename(here, beside / "try")
         except duckdb.Error as error:
             what = f"DuckDB cannot make a database there ({first_line(error)})"
             raise VindexError.at(self.out, f"{what}; choose another -o") from None
         except OSError as error:
             what = f"a folder cannot be moved there ({error.strerror or error})"
             raise VindexError.at(self.out, f"{what}; choose another -o") from None
-        finally:
-            for folder in (here, beside):
-                shutil.rmtree(folder, ignore_errors=True)
-
-    def remove(self) -> None:
-        """Delete everything."""
-        shutil.rmtree(self.directory, ignore_errors=True)
 
     def _read(self) -> dict[str, Any]:
         try:
-            state = json.loads((self.work / _STATE).read_bytes())
+            state = json.loads((self.folder / _STATE).read_bytes())
         except (OSError, ValueError):
             return {}
         return state if isinstance(state, dict) and isinstance(state.get("done"), dict) else {}
@@ -132,18 +149,36 @@ class Staging:
 def open_staging(out: Path, key: Mapping[str, Any]) -> Iterator[Staging]:
     """A Staging for `out` under an exclusive lock; VindexError where another extraction to `out` is running.
 
-    `key` identifies model and options: only a run with the same key may be resumed.
+    It goes with the block; but an error or Ctrl-C leaves finished steps, and says so. `key` identifies model and
+    options: only a run with the same key may be resumed.
     """
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
     staging = Staging(out, digest)
-    try:
-        staging.directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise VindexError.at(
-            out, f"cannot write there ({error.strerror or error}); choose another -o"
-        ) from None
-    with locked(
-        staging.directory / _LOCK,
-        f"{out}: another extraction to this path is running; wait for it or choose another -o",
-    ):
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(unfinished_work(staging.folder, _busy(out), lambda: staging.resumable))
+        except OSError as error:
+            what = f"cannot write there ({error.strerror or error})"
+            raise VindexError.at(out, f"{what}; choose another -o") from None
         yield staging
+
+
+def bring_back(out: Path) -> bool:
+    """Whether `out` got back the vindex that an extraction with --force had moved aside when it was killed.
+
+    VindexError where something else stands at `out` by now.
+    """
+    older = aside_of(out)
+    if not older.is_dir() or not Staging(out, "").directory.is_dir():
+        # Where the new one stands, the older one has served.
+        return False
+    if os.path.lexists(out):
+        what = f"is the vindex that stood at {out} when extract --force was stopped; move it away first"
+        raise VindexError.at(older, what)
+    with own_folder(staging_of(out), _busy(out)):
+        os.rename(older, out)
+    return True
+
+
+def _busy(out: Path) -> str:
+    return f"{out}: another extraction to this path is running; wait for it or choose another -o"

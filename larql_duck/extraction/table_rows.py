@@ -34,12 +34,11 @@ def features_layer(
     layer: int, arrays: Mapping[str, np.ndarray], vocabulary: Vocabulary, basis: str
 ) -> pa.Table:
     """One layer's rows of `features`; `arrays` are PromotedTokens (promoted_...), TopActivating (top_...) and norms."""
-    ids = arrays["promoted_ids"][:, 0]
-    n = len(ids)
-    # Trimmed texts of the first three, as LARQL shows them.
-    three = ids[:, :3]
-    flat = vocabulary.texts.take(pa.array(three.ravel()))
-    lists = pa.ListArray.from_arrays(pa.array(np.arange(n + 1, dtype=np.int32) * three.shape[1]), flat)
+    sign = usual_sign(arrays["top_activations"], arrays["top_ids"])
+    n = len(sign)
+    usual, opposite = (
+        arrays["promoted_ids"][np.arange(n), side] for side in (sides_of(sign), sides_of(-sign))
+    )
     return as_table(
         "features",
         {
@@ -51,11 +50,38 @@ def features_layer(
             "gate_mean": nullable(arrays["top_mean"]),
             "gate_std": nullable(arrays["top_std"]),
             "basis": [basis] * n,
-            "top_token": vocabulary.texts.take(pa.array(ids[:, 0])),
-            "top_token_id": ids[:, 0].astype(np.int32),
-            "down_tokens": lists,
-            "c_score": arrays["promoted_logits"][:, 0],
+            "activates_on": _first_texts(vocabulary, arrays["top_ids"]),
+            "sign": sign,
+            "top_token": vocabulary.texts.take(pa.array(usual[:, 0])),
+            "top_token_id": usual[:, 0].astype(np.int32),
+            "down_tokens": _first_texts(vocabulary, usual),
+            "c_score": sign * arrays["promoted_logits"][np.arange(n), sides_of(sign), 0],
+            "opposite_tokens": _first_texts(vocabulary, opposite),
         },
+    )
+
+
+def usual_sign(activations: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """The sign of each feature's activations over its top activating tokens together, int32 [features]: 1 or -1.
+
+    Both [features, k]; an id below 0 is no token, an activation of NaN was not measured.
+    """
+    known = (ids >= 0) & ~np.isnan(activations)
+    total = np.where(known, activations, 0).sum(axis=1, dtype=np.float64)
+    return np.where(total < 0, -1, 1).astype(np.int32)
+
+
+def sides_of(sign: np.ndarray) -> np.ndarray:
+    """Which of a feature's two sides of promoted and suppressed tokens it promotes with this sign: 0 or 1."""
+    return (sign < 0).astype(np.intp)
+
+
+def _first_texts(vocabulary: Vocabulary, ids: np.ndarray) -> pa.ListArray:
+    """Per row of ids [n, k] the trimmed texts of the first three, as LARQL shows them; ids below 0 are no tokens."""
+    three = ids[:, :3]
+    offsets = np.concatenate([[0], (three >= 0).sum(1).cumsum()])
+    return pa.ListArray.from_arrays(
+        pa.array(offsets, pa.int32()), vocabulary.texts.take(pa.array(three[three >= 0]))
     )
 
 
@@ -134,15 +160,18 @@ def token_features_tables(
 
 
 def down_meta_bytes(layers: Sequence[Mapping[str, np.ndarray] | int], top_k: int) -> Iterator[bytes]:
-    """down_meta.bin in pieces; a layer that was not measured is given as its number of features and stays zero."""
+    """down_meta.bin in pieces; a layer that was not measured is given as its number of features and stays zero.
+
+    It holds the tokens of positive activations, whatever a feature's usual sign: that is how LARQL reads it.
+    """
     yield down_meta_header(len(layers), top_k)
     for layer in layers:
         n = layer if isinstance(layer, int) else len(layer["promoted_logits"])
         ids, logits = np.zeros((n, top_k), np.uint32), np.zeros((n, top_k), np.float32)
         if not isinstance(layer, int):
-            k = min(top_k, layer["promoted_logits"].shape[1])
+            k = min(top_k, layer["promoted_logits"].shape[2])
             ids[:, :k] = layer["promoted_ids"][:, 0, :k]
-            logits[:, :k] = layer["promoted_logits"][:, :k]
+            logits[:, :k] = layer["promoted_logits"][:, 0, :k]
         yield down_meta_layer(ids, logits)
 
 

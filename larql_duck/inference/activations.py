@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 
 from larql_duck.errors import LarqlError
-from larql_duck.files import begins, check_output, replacing
+from larql_duck.files import begins, check_output, clear_own, replacing, unfinished_work
 from larql_duck.inference.activation_rows import RawParts
 from larql_duck.inference.activation_stats import FeatureStats
 from larql_duck.inference.batch import length_groups, pad
@@ -72,25 +71,19 @@ def write_activations(
         "model": engine.fingerprint,
         "options": {"raw": raw, "top": k, "window": size},
     }
-    state = RunState.begin(target.with_name(f".{target.name}.partial"), key, engine, k, raw, notice)
-    _stream(engine, corpus, size, state, progress or (lambda *_: None))
-    if state.tokens == 0:
-        state.remove()
-        raise LarqlError(f"{corpus.path}: holds no text; give at least one line with a word")
-    if raw:
-        assert state.raw is not None
-        state.raw.join(target)
-    else:
-        write_contexts(engine, corpus, state.places(), state.layers, state.tokens, target, progress)
-    state.remove()
+    kept = target.with_name(f".{target.name}.partial")
+    busy = f"{target}: another process is writing it; wait, or name another file"
+    with unfinished_work(kept, busy, (kept / _FILE).is_file, "the same command"):
+        state = RunState.begin(kept, key, engine, k, raw, notice)
+        _stream(engine, corpus, size, state, progress or (lambda *_: None))
+        if state.tokens == 0:
+            raise LarqlError(f"{corpus.path}: holds no text; give at least one line with a word")
+        if raw:
+            assert state.raw is not None
+            state.raw.join(target)
+        else:
+            write_contexts(engine, corpus, state.places(), state.layers, state.tokens, target, progress)
     return target
-
-
-def _ours(directory: Path) -> bool:
-    """Whether a directory holds nothing but what an earlier run may have left."""
-    return directory.is_dir() and all(
-        path.name == _FILE or path.name.startswith((f".{_FILE}", "part-")) for path in directory.iterdir()
-    )
 
 
 @dataclass
@@ -123,10 +116,7 @@ class RunState:
             if notice is not None:
                 notice(f"continues after {state.tokens} tokens")
         else:
-            if directory.is_symlink() or (directory.exists() and not _ours(directory)):
-                raise LarqlError(f"{directory}: is needed and holds something else; name another file")
-            shutil.rmtree(directory, ignore_errors=True)
-            directory.mkdir()
+            clear_own(directory)
         return state
 
     def _restore(self) -> bool:
@@ -156,10 +146,6 @@ class RunState:
     def places(self) -> np.ndarray:
         """Number of the first token, text and position of every window, int64 [windows, 3]."""
         return np.asarray(self.starts, np.int64).reshape(-1, 3)
-
-    def remove(self) -> None:
-        """Delete the state."""
-        shutil.rmtree(self.directory, ignore_errors=True)
 
 
 def _stream(engine: Engine, corpus: Corpus, size: int, state: RunState, progress: Progress) -> None:

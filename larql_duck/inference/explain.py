@@ -16,7 +16,7 @@ from larql_duck.inference.attribution import Attribution, attribute
 from larql_duck.inference.batch import Batch
 from larql_duck.inference.capture import FOR_ATTRIBUTION, Capture
 from larql_duck.inference.engine import Engine
-from larql_duck.inference.feature_labels import Labels, no_labels
+from larql_duck.inference.feature_labels import Labels, no_labels, promoted_tokens
 from larql_duck.inference.interventions import Edit
 from larql_duck.inference.targets import Target, target_or_prediction, top_tokens
 
@@ -113,19 +113,21 @@ def _feature_rows(
 ) -> list[dict[str, Any]]:
     gate, activation = capture.need("gate"), capture.need("activation")
     named = {(row["layer"], row["feature"]): row for row in labels(slots).to_pylist()} if slots else {}
-    return [
-        {
+    rows = []
+    for layer, feature in slots:
+        row: dict[str, Any] = {
             "kind": "feature",
             "layer": layer,
             "feature": feature,
-            "relation": named.get((layer, feature), {}).get("relation"),
             "gate": float(gate[layer, 0, feature]),
             "activation": float(activation[layer, 0, feature]),
             "contribution": float(parts.features[0, layer, feature]),
-            "token": named.get((layer, feature), {}).get("top_token"),
         }
-        for layer, feature in slots
-    ]
+        if label := named.get((layer, feature)):
+            row["token"], row["down_tokens"] = promoted_tokens(label, row["activation"])
+            row |= {name: label[name] for name in ("relation", "activates_on")}
+        rows.append(row)
+    return rows
 
 
 def _attention_rows(

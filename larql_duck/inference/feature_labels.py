@@ -1,26 +1,36 @@
-"""Labels of features: their relation and the token that they promote, looked up for few or for all."""
+"""Labels of features: their relation, what they activate on and what they promote, looked up for few or for all."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-import duckdb
 import pyarrow as pa
 
 from larql_duck.aliases import Slot
 from larql_duck.catalog.arrow import SCHEMAS
 from larql_duck.catalog.sql_files import sql_query
+from larql_duck.databases import in_memory
 from larql_duck.vindex.store import Vindex
 
-SCHEMA = pa.schema(
-    [SCHEMAS["features"].field(name) for name in ("layer", "feature", "relation", "top_token")]
-)
+_COLUMNS = (
+    "layer", "feature", "relation", "activates_on", "sign", "top_token", "down_tokens", "opposite_tokens",
+)  # fmt: skip
+SCHEMA = pa.schema([SCHEMAS["features"].field(name) for name in _COLUMNS])
 # A cluster's label counts from this confidence on, as in RELATIONS ONLY of the other statements.
 CONFIDENT = 0.5
 
 Labels = Callable[[Sequence[Slot] | None], pa.Table]
 """labels(slots) gives the rows (SCHEMA) of those features; labels(None) those of every feature with a label that
 counts as known: from probing, from a patch, or from a confident cluster."""
+
+
+def promoted_tokens(label: Mapping[str, Any], activation: float) -> tuple[str | None, Sequence[str] | None]:
+    """The token, and the tokens, that a feature with this row of SCHEMA promotes most with this activation."""
+    if activation * label["sign"] >= 0:
+        return label["top_token"], label["down_tokens"]
+    opposite = label["opposite_tokens"]
+    return (opposite[0] if opposite else None), opposite
 
 
 def no_labels(slots: Sequence[Slot] | None) -> pa.Table:
@@ -35,7 +45,7 @@ def labels_of(vindex: Vindex) -> Labels:
     def labels(slots: Sequence[Slot] | None) -> pa.Table:
         if not tables:
             tables.extend([vindex.table("features"), vindex.table("clusters")])
-        with duckdb.connect() as con:
+        with in_memory() as con:
             con.register("features", tables[0])
             con.register("clusters", tables[1])
             return query_labels(lambda sql, values: con.sql(sql, params=values).to_arrow_table(), slots)

@@ -44,11 +44,7 @@ def stream(
         else min(max_tokens, engine.context - int(prefix.positions[0, 0]))
     )
     ids: list[int] = []
-    # Decoded behind the prompt's last token: some tokenizers drop the blank of a text's first one.
-    before = batch.row(0)[-1:]
-    text = engine.tokenizer.decode(before)
-    if text.endswith("\ufffd"):
-        before, text = [], ""
+    text = ""
     for _ in range(room):
         logits, cache = prefix.advanced()
         probabilities = torch.softmax(logits[0], dim=-1)
@@ -61,7 +57,7 @@ def stream(
             return
         ids.append(token)
         # Decoded together: a character may span tokens, and some tokenizers join pieces.
-        whole = engine.tokenizer.decode([*before, *ids])
+        whole = engine.tokenizer.continuation(ids)
         piece = "" if whole.endswith("\ufffd") else whole[len(text) :]
         text += piece
         yield GeneratedToken(token, piece, float(probabilities[token]))

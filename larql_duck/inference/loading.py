@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from larql_duck.models.source import WeightSource
+
+# What tqdm says in a notebook without ipywidgets as soon as transformers is imported; its bars are not shown anyway.
+warnings.filterwarnings("ignore", "IProgress not found")
 
 # Keys of a stored config that say how somebody ran the model, not what it computes.
 _RUNTIME_KEYS = (

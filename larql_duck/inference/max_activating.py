@@ -6,12 +6,12 @@ import glob
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from larql_duck.catalog.forward_tables import SCHEMAS
+from larql_duck.databases import in_memory
 from larql_duck.files import begins, replacing
 from larql_duck.inference.activation_stats import FeatureStats
 from larql_duck.inference.corpus import Corpus
@@ -139,7 +139,7 @@ def _features(layers: Sequence[FeatureStats], tokens: int) -> pa.Table:
 def _sorted(placed: Path, features: Path, out: Path) -> None:
     """Join contexts and features and write them in order; DuckDB sorts on disk where memory is short."""
     columns = ", ".join(f'"{name}"' for name in SCHEMAS["contexts"].names)
-    with duckdb.connect(config={"temp_directory": str(out.parent)}) as con:
+    with in_memory(temp_directory=str(out.parent)) as con:
         left, right = (con.read_parquet(glob.escape(str(path))) for path in (placed, features))
         rows = left.join(right, "layer, feature")
         rows.order("layer, feature, rank").project(columns).write_parquet(str(out), compression="zstd")

@@ -55,7 +55,7 @@ def trace(
     if decompose:
         table = _with_heads(engine, table, capture, direction, at, selected)
     names = tuple(engine.tokenizer.token(ids[i]) for i in at)
-    notices = () if followed is None else followed.notices
+    notices = (*engine.tokenizer.remarks(ids), *(() if followed is None else followed.notices))
     return TraceResult(table, states.arrays(), at, names, prompt, followed, notices)
 
 

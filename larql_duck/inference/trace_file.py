@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,6 +17,7 @@ from larql_duck.catalog.forward_tables import SCHEMAS, as_table
 from larql_duck.catalog.sql_files import sql_query
 from larql_duck.charts.figures import trace_chart
 from larql_duck.charts.saving import svg
+from larql_duck.databases import in_memory
 from larql_duck.errors import LarqlError
 from larql_duck.files import begins, first_bytes, open_replacing, replacing
 from larql_duck.inference.capture import STATES
@@ -143,7 +143,7 @@ def _read_trac(path: Path) -> TraceResult:
 
 
 def _write_parquet(result: TraceResult, path: Path) -> None:
-    with duckdb.connect() as con:
+    with in_memory() as con:
         con.register("trace", result.table)
         con.register("vectors", result.residuals)
         whole = con.sql(sql_query("trace_rows")).to_arrow_table()

@@ -135,7 +135,9 @@ def show_features(s: st.ShowFeatures, facts: Catalog) -> Query:
     check_layer(s, facts, s.layer)
     check_count(s, s.limit, "LIMIT", "limit")
     limit = s.limit if s.limit is not None else facts.n_layers if facts.opened else 30
-    columns = ("layer", "feature", "top_token", "score", "down_tokens", "relation", "relation_source")
+    columns = (
+        "layer", "feature", "activates_on", "sign", "top_token", "score", "down_tokens", "relation", "relation_source",
+    )  # fmt: skip
     query = (
         exp.select(*columns).from_(view(facts.schema, "lql_features")).where(exp.column("layer").eq(s.layer))
     )

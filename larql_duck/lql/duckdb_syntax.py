@@ -6,6 +6,7 @@ import json
 import threading
 from typing import TYPE_CHECKING, Any
 
+from larql_duck.databases import in_memory
 from larql_duck.lql.tokens import TokenKind, Tokens
 from larql_duck.spelling import closest
 
@@ -41,10 +42,9 @@ def duckdb_syntax_error(text: str) -> tuple[str, int] | None:
 
 def _connection() -> duckdb.DuckDBPyConnection:
     """An empty database of this thread's own."""
-    import duckdb
 
     if not hasattr(_local, "connection"):
-        _local.connection = duckdb.connect(":memory:")
+        _local.connection = in_memory()
     connection: duckdb.DuckDBPyConnection = _local.connection
     return connection
 

@@ -95,13 +95,40 @@ class Tokenizer:
         text = str(self._backend.decoder.decode([_ANCHOR, piece])).removeprefix(_ANCHOR)
         return _with_bytes([piece]) or piece if _LONE in text else text
 
+    def continuation(self, ids: Iterable[int]) -> str:
+        """The text of the ids as it goes on behind other text: its first blank is kept, special tokens are left out.
+
+        Incomplete UTF-8 comes as U+FFFD.
+        """
+        pieces = [self.piece(i) for i in ids if not self.is_special(i)]
+        if self._backend.decoder is None:
+            return "".join(pieces)
+        return str(self._backend.decoder.decode([_ANCHOR, *pieces])).removeprefix(_ANCHOR)
+
     def text(self, ids: Sequence[int]) -> str:
-        """The text of the ids, special tokens left out; bytes that are no character come as '<0xE2>' each."""
-        text = self.decode(ids, skip_special=True)
+        """The text of `continuation`; bytes that are no character come as '<0xE2>' each."""
+        text = self.continuation(ids)
         if _LONE not in text:
             return text
         some = [i for i in ids if not self.is_special(i)]
         return _with_bytes(map(self.piece, some)) or "".join(map(self.token, some))
+
+    def habits(self) -> list[str]:
+        """What is odd about every prompt that this tokenizer reads, as `remarks` says it of one."""
+        return [f"with this tokenizer {remark}" for remark in self.remarks(self.encode("France"))]
+
+    def remarks(self, ids: Sequence[int]) -> list[str]:
+        """What is odd about a prompt with these token ids: two BOS tokens at its start, an EOS at its end."""
+        out = []
+        if self.bos_id is not None and list(ids[:2]) == [self.bos_id] * 2:
+            out.append(
+                f"the prompt begins with {self.token(self.bos_id)!r} twice: the model was trained with one"
+            )
+        if self.eos_id is not None and len(ids) > 1 and ids[-1] == self.eos_id:
+            out.append(
+                f"the prompt ends with {self.token(self.eos_id)!r}: what is predicted begins another text"
+            )
+        return out
 
     def is_special(self, token_id: int) -> bool:
         """True for control tokens such as BOS."""

@@ -161,7 +161,7 @@ def _decode(engine: Engine, form: str, steps: Sequence[_Step], chosen: Sequence[
             continue
 
         def ended(i: int, ids: list[int], here: list[_Chosen] = here) -> bool:
-            text = engine.tokenizer.decode([here[i].way.token, *ids])
+            text = engine.tokenizer.continuation([here[i].way.token, *ids])
             return engine.tokenizer.is_special(ids[-1]) or find_answer(text, form).closed
 
         prefix = step.after([c.way for c in here])
@@ -173,7 +173,7 @@ def _candidate(engine: Engine, form: str, c: _Chosen) -> Candidate | None:
     """The chosen beginning as an answer; None when its text is none."""
     ids = [c.way.token, *(t for t in c.ids if not engine.tokenizer.is_special(t))]
     ended = len(ids) <= len(c.ids)  # a special token stood at the end
-    text = engine.tokenizer.decode(ids)
+    text = engine.tokenizer.continuation(ids)
     answer = answer_text(text + "\n" if ended else text, form)
     if not answer or "�" in answer or is_function_word(answer):
         return None
@@ -181,7 +181,7 @@ def _candidate(engine: Engine, form: str, c: _Chosen) -> Candidate | None:
     end = find_answer(text, form).start + len(answer)
     p_string = c.p
     for n in range(1, len(ids)):
-        if len(engine.tokenizer.decode(ids[:n])) >= end:
+        if len(engine.tokenizer.continuation(ids[:n])) >= end:
             break
         p_string *= c.p_tokens[n - 1]
     article = "" if c.way.article == NO_ARTICLE else engine.tokenizer.token(c.way.article).strip()

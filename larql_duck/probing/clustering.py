@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 
 from larql_duck.aliases import Slot
 from larql_duck.catalog import SCHEMAS, as_table
 from larql_duck.catalog.sql_files import sql_query
+from larql_duck.databases import in_memory
 from larql_duck.errors import LarqlError
 from larql_duck.probing.packs import known_relations
 from larql_duck.probing.publish import derived_tables, probed_labels, require_tables
@@ -118,7 +118,7 @@ def feature_directions(vindex: Vindex) -> FeatureDirections:
     import torch
 
     low, high = (vindex.bands or {}).get("knowledge", (0, vindex.n_layers - 1))
-    with duckdb.connect() as con:
+    with in_memory() as con:
         for name in ("feature_tokens", "tokens"):
             # The path is one, whatever stands in it: a star would read another vindex's rows as well.
             path = glob.escape(str(vindex.path / vindex.manifest.tables[name]["file"]))
@@ -289,7 +289,7 @@ def tables_of(vindex: Vindex, clusters: Clusters) -> dict[str, pa.Table]:
         "feature_clusters", {"layer": d.layer, "feature": d.feature, "cluster_id": clusters.member}
     )
     others = drop_source(vindex.table("relations"), "cluster")
-    with duckdb.connect() as con:
+    with in_memory() as con:
         con.register("features", vindex.table("features"))
         con.register("feature_clusters", members)
         named = {"cluster_id": columns["cluster_id"], "name": pa.array(names, pa.string())}

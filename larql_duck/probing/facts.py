@@ -90,7 +90,9 @@ def probe(
     answered = zip(asking, calibrated.answers, calibrated.confidence, strict=True)
     facts = [_measured(engine, *row, ablation, specific, checkpoint, tick) for row in answered]
     tables = tables_of(engine.tokenizer, asking, replied, facts)
-    return Probed(tables, calibrated.calibration, calibrated.report, _notices(unasked))
+    return Probed(
+        tables, calibrated.calibration, calibrated.report, [*engine.tokenizer.habits(), *_notices(unasked)]
+    )
 
 
 def ask_subjects(

@@ -28,11 +28,15 @@ BATCH_FACTS, BATCH_CONTRIBUTIONS = 128, 1 << 23
 
 @dataclass(frozen=True)
 class FeatureEffect:
-    """A feature's part in a fact: its contribution in logits, and the drop of log p without it (None: unmeasured)."""
+    """A feature's part in a fact: its contribution in logits, its activation, and the drop of log p without it.
+
+    effect is None where it was not measured.
+    """
 
     layer: int
     feature: int
     score: float
+    activation: float
     effect: float | None
 
 
@@ -88,9 +92,13 @@ def _batch(
     effects = effects_after(prefix, capture, logits, tokens, slots, single=SINGLE, replacement=replacement)
     out = []
     rows = zip(listed, effects.single, effects.together, parts.attention_share(), strict=True)
-    for row, single, together, share in rows:
+    activation = capture.need("activation")
+    for i, (row, single, together, share) in enumerate(rows):
         alone = [*single.tolist(), *[None] * (len(row) - len(single))]
-        edges = tuple(FeatureEffect(*edge, effect) for edge, effect in zip(row, alone, strict=True))
+        edges = tuple(
+            FeatureEffect(layer, feature, score, float(activation[layer, i, feature]), effect)
+            for (layer, feature, score), effect in zip(row, alone, strict=True)
+        )
         out.append(FactFeatures(edges, float(together), float(share)))
     return out
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -53,10 +52,11 @@ def derived_tables(
 
     features: the table to label, by default the stored one.
     """
-    base = _file(vindex, "features") if features is None else features
+    base = vindex.table("features") if features is None else features
     features = label_features(base, probed["feature_relations"])
+    feature_tokens = vindex.tables_dir / "feature_tokens.parquet"
     edges = pa.concat_tables(
-        [drop_source(probed["edges"], "weights"), weight_edges(_file(vindex, "feature_tokens"), features)]
+        [drop_source(probed["edges"], "weights"), weight_edges(feature_tokens, features)]
     ).cast(SCHEMAS["edges"])
     triples = derive_triples(probed["facts"], edges, many)
     return {"features": features, "edges": edges, "triples": triples, "entities": derive_entities(triples)}
@@ -146,7 +146,3 @@ def _note_pack(section: dict[str, Any], name: str, many: Collection[str]) -> Non
 
 def _revision(section: Mapping[str, Any]) -> int:
     return int(section.get("revision", 0))
-
-
-def _file(vindex: Vindex, table: str) -> Path:
-    return vindex.path / vindex.manifest.tables[table]["file"]

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from larql_duck.errors import interruption
+
 
 @contextmanager
 def interruptible(stop: Callable[[], None]) -> Iterator[None]:
@@ -27,8 +29,7 @@ def interruptible(stop: Callable[[], None]) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        # DuckDB may notice the signal before our thread does; it then swallows KeyboardInterrupt and raises this.
-        if type(error) is RuntimeError and "interrupted" in str(error):
+        if interruption(error):
             raise KeyboardInterrupt from error
         raise
     finally:

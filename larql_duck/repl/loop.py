@@ -14,7 +14,7 @@ from rich.text import Text
 
 from larql_duck._version import __version__
 from larql_duck.cli.render import fitting, render, table
-from larql_duck.errors import LarqlError, LqlSyntaxError, QueryError
+from larql_duck.errors import LarqlError, LqlSyntaxError, QueryError, interruption
 from larql_duck.files import open_replacing
 from larql_duck.lql import parse
 from larql_duck.lql.statements import ExplainSql
@@ -65,8 +65,8 @@ class Repl:
             return True
         except Leave:
             raise
-        except KeyboardInterrupt:
-            self._say("stopped", "yellow")
+        except KeyboardInterrupt as stop:
+            self._say(str(interruption(stop)), "yellow")
         except Exception as error:
             self._show_error(error)
         return False
@@ -78,7 +78,8 @@ class Repl:
             return 0
         except Leave:
             return 0
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
+            self._say(str(interruption(stop)), "yellow")
             return 130
         except Exception as error:
             self._show_error(error)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from larql_duck.databases import in_memory
 from larql_duck.errors import LqlSyntaxError
 from larql_duck.lql.table import BY_VERB
 from larql_duck.lql.tokens import split
@@ -141,6 +142,6 @@ def is_duckdb(text: str) -> bool:
     import duckdb
 
     try:
-        return bool(duckdb.connect(":memory:").extract_statements(text))
+        return bool(in_memory().extract_statements(text))
     except (duckdb.Error, UnicodeError):
         return False

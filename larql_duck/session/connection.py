@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 import pyarrow as pa
 
+from larql_duck.progress import hide_duckdb_bar
 from larql_duck.result import Result
 from larql_duck.session.failures import Failures
 from larql_duck.session.preferences import Preferences
@@ -118,10 +119,8 @@ class Connection:
 
     def _prepare(self, con: duckdb.DuckDBPyConnection) -> None:
         if self.own:
-            # DuckDB's progress bar goes to stdout, in between the results.
-            con.execute(f"SET search_path = 'main,{self.schema}'; SET enable_progress_bar = false")
-            # A query is not to fill ~/.duckdb; INSTALL does when it is asked to.
-            con.execute("SET autoinstall_known_extensions = false")
+            con.execute(f"SET search_path = 'main,{self.schema}'")
+            hide_duckdb_bar(con)
 
 
 def _fetch(

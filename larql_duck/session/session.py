@@ -147,8 +147,8 @@ class Session:
         with self._lock:
             self._forget()
             self._mount.show(opened)
-            if self._mount.notice is not None:
-                print(f"note: {self._mount.notice}", file=sys.stderr)
+            for notice in filter(None, (opened.notice, self._mount.notice)):
+                print(f"note: {notice}", file=sys.stderr)
             if not self._registered:
                 register_functions(self._mount, self._connection, lambda: self.model, lambda: self.workspace)
                 self._registered = True

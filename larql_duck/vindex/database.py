@@ -14,8 +14,11 @@ import duckdb
 from larql_duck.catalog import LOOKUPS, SCHEMAS
 from larql_duck.catalog.ddl import create_tables, main_objects, quoted, views_and_macros
 from larql_duck.catalog.sql_files import SCHEMA, sql_query
+from larql_duck.databases import in_memory
 from larql_duck.errors import QueryError, VindexError, first_line
 from larql_duck.files import replacing
+from larql_duck.progress import hide_duckdb_bar
+from larql_duck.vindex.derive import older_features
 
 # The oldest format that has all we use: the DuckDB CLI 1.5 and later read it.
 _STORAGE = "v1.5.0"
@@ -88,7 +91,7 @@ def database_hash(path: Path) -> str | None:
     if not path.is_file():
         return None
     try:
-        with duckdb.connect() as con:
+        with in_memory() as con:
             con.execute(f"ATTACH {quoted(str(path))} AS found (READ_ONLY)")
             return str(_stamp(con)[0])
     except duckdb.Error:
@@ -107,7 +110,7 @@ def not_replaceable(path: Path) -> str | None:
     if not path.exists():
         return f"{log}: belongs to a database that is gone; move it away" if log.exists() else None
     away = f"move {'both files' if log.exists() else 'it'} away, and the next opening builds another"
-    with duckdb.connect() as con:
+    with in_memory() as con:
         try:
             con.execute(f"ATTACH {quoted(str(path))} AS found (READ_ONLY)")
         except duckdb.Error as error:
@@ -148,18 +151,18 @@ def run_sql(con: duckdb.DuckDBPyConnection, name: str, text: str) -> None:
 
 
 def _build(tables_dir: Path, path: Path, manifest_hash: str, limit: str | None, spill: Path) -> None:
-    with duckdb.connect() as con:
+    with in_memory() as con:
         con.execute(
             f"ATTACH {quoted(str(path))} AS built (STORAGE_VERSION {quoted(_STORAGE)}, ROW_GROUP_SIZE {_ROW_GROUP})"
         )
-        # The bar would go to stdout, in between what a program prints.
-        con.execute("USE built; SET enable_progress_bar = false")
+        con.execute("USE built")
+        hide_duckdb_bar(con)
         if limit is not None:
             con.execute(f"SET memory_limit = {quoted(limit)}; SET temp_directory = {quoted(str(spill))}")
         con.execute("BEGIN")
         _create(con)
         for table in SCHEMAS:
-            _load(con, table, tables_dir / f"{table}.parquet")
+            _load(con, table, tables_dir)
         stamp = [manifest_hash, sql_hash(), _objects(con, "built")]
         con.execute(f"INSERT INTO {SCHEMA}.build_info VALUES ($1, $2, $3)", stamp)
         for name in LOOKUPS:
@@ -193,7 +196,7 @@ def _objects(con: duckdb.DuckDBPyConnection, database: str) -> list[str]:
 
 def _own_objects() -> list[str]:
     """What this version makes."""
-    with duckdb.connect() as con:
+    with in_memory() as con:
         _create(con)
         return _objects(con, "memory")
 
@@ -202,13 +205,19 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error.__cause__ or error, duckdb.OutOfMemoryException)
 
 
-def _load(con: duckdb.DuckDBPyConnection, table: str, file: Path) -> None:
+def _load(con: duckdb.DuckDBPyConnection, table: str, tables_dir: Path) -> None:
+    file = tables_dir / f"{table}.parquet"
     if not file.is_file():
         raise VindexError.at(file, "missing; restore it from a copy or extract the model again with --force")
     order = _ORDER.get(table)
-    columns = ", ".join(SCHEMAS[table].names)
+    source = f"read_parquet({quoted(glob.escape(str(file)))}, file_row_number = true)"
+    if table == "features" and "sign" not in con.sql(f"FROM {source}").columns:
+        con.register("older_features", older_features(tables_dir))
+        source = "older_features"
+    stored = con.sql(f"FROM {source}").columns
+    # What an older schema lacks has its default.
+    columns = ", ".join(name for name in SCHEMAS[table].names if name in stored)
     con.execute(
-        f"INSERT INTO {SCHEMA}.{table} SELECT {columns} FROM read_parquet($1, file_row_number = true)"
-        f"{f' ORDER BY {order}' if order else ''}",
-        [glob.escape(str(file))],
+        f"INSERT INTO {SCHEMA}.{table} ({columns}) SELECT {columns} FROM {source}"
+        f"{f' ORDER BY {order}' if order else ''}"
     )

@@ -13,9 +13,11 @@ from typing import TypeAlias
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from larql_duck.catalog import as_schema, quoted
 from larql_duck.catalog.sql_files import sql_query
+from larql_duck.databases import in_memory
 from larql_duck.errors import VindexError, first_line, out_of_memory
 
 UNLABELLED = "associated with"
@@ -31,6 +33,17 @@ class Changed:
 
 
 Source: TypeAlias = pa.Table | Path | Changed
+
+
+def older_features(tables: Path) -> pa.Table | None:
+    """The table `features` in the directory `tables` of a vindex of schema 2.0, with the columns that came later.
+
+    None for a later one: its file has them all.
+    """
+    features, tokens = (tables / f"{name}.parquet" for name in ("features", "feature_tokens"))
+    if "sign" in pq.read_schema(features).names:
+        return None
+    return _run("features_of_2_0", "features", features=features, feature_tokens=tokens)
 
 
 def label_features(features: Source, feature_relations: Source) -> pa.Table:
@@ -79,7 +92,7 @@ def derive_entities(triples: Source) -> pa.Table:
 def _run(query: str, table: str, many: Collection[str] | None = None, /, **sources: Source) -> pa.Table:
     """The rows of sql/queries/QUERY.sql over the sources, with the schema of `table`."""
     try:
-        with duckdb.connect(config={"preserve_insertion_order": True}) as con:
+        with in_memory(preserve_insertion_order="true") as con:
             for name, source in sources.items():
                 _show(con, name, source)
             parameters = None if many is None else {"many": sorted(many)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from larql_duck.models.family import Family
 
@@ -11,6 +12,16 @@ GATE, UP, DOWN, EMBED = "gate_vectors.bin", "up_weights.bin", "down_weights.bin"
 ATTENTION, NORMS, HEAD, EXTRA = "attn_weights.bin", "norms.bin", "lm_head.bin", "extra_weights.bin"
 WEIGHT_MANIFEST = "weight_manifest.json"
 DOWN_META = "down_meta.bin"
+
+
+def staging_of(out: Path) -> Path:
+    """The hidden folder beside `out` in which it is built: the same for every attempt, so that one can resume."""
+    return out.parent / f".{out.name}.partial"
+
+
+def aside_of(out: Path) -> Path:
+    """Where the vindex at `out` lies from the moment at which another takes its place until that stands."""
+    return staging_of(out) / "old"
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,20 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
 from larql_duck.errors import VindexError
+from larql_duck.vindex import layout
 from larql_duck.vindex.fields import Natural, Positive, damaged, read_json, read_struct
 
 INDEX = "index.json"
 # The field of index.json under which stands what LARQL does not know: tables, sizes, options.
 SECTION = "larql_duck"
-SCHEMA_VERSION = "2.0"
+SCHEMA_VERSION = "2.1"
 DTYPE_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 LEVELS = ("browse", "inference", "all")
 _MAX_BYTES = 64 << 20
@@ -139,6 +141,10 @@ def load_manifest(directory: Path) -> Manifest:
     """The manifest of the vindex in `directory`; VindexError where it is missing, malformed or of another version."""
     path = directory / INDEX
     if not directory.is_dir():
+        if (older := layout.aside_of(directory)).is_dir():
+            back = f"mv {quote(str(older))} {quote(str(directory))}"
+            next_step = f"bring it back with: {back} (or repeat that command with --resume)"
+            raise damaged(directory, "was being replaced by extract --force, which was stopped", next_step)
         raise damaged(directory, "no such vindex", f"make one with: larql-duck extract MODEL -o {directory}")
     if not path.is_file():
         next_step = "make one with: larql-duck extract MODEL -o OUT.vindex"

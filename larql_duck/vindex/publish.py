@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +31,6 @@ _BLANK = "0" * 64
 # Seconds for which opening waits for a writer.
 _PATIENCE = 10.0
 _BUSY = "another process is changing this vindex"
-
-
-def staging_of(out: Path) -> Path:
-    """The sibling directory in which `out` is built: hidden, and the same for every attempt so that one can resume."""
-    return out.parent / f".{out.name}.partial"
 
 
 def check_replaceable(out: Path, *kept: Path) -> None:
@@ -92,30 +86,24 @@ def _foreign(directory: Path) -> str | None:
     return None
 
 
-def publish_directory(staging: Path, out: Path) -> None:
-    """Rename the finished `staging` to `out`; a vindex that stands there is replaced and only then deleted.
+def publish_directory(built: Path, out: Path, aside: Path | None = None) -> None:
+    """Rename the finished `built` to `out`, in the place of nothing or of an empty folder; OSError where more stands there.
 
-    VindexError where something else stands there (see `check_replaceable`); then it stays.
+    With `aside` a vindex may stand there (else VindexError, see `check_replaceable`): it is moved to `aside`, and back
+    where `built` cannot come.
     """
-    sync_directory(staging)
-    check_replaceable(out)
-    if not out.is_dir() or not any(out.iterdir()):
-        os.rename(staging, out)
-        sync_directory(out.parent)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name[:40]}.", dir=out.parent))
-    try:
-        os.rename(out, aside / "old")
+    sync_directory(built)
+    if aside is None or not os.path.lexists(out):
+        os.rename(built, out)
+    else:
+        check_replaceable(out)
+        os.rename(out, aside)
         try:
-            os.rename(staging, out)
+            os.rename(built, out)
         except OSError:
-            os.rename(aside / "old", out)
+            os.rename(aside, out)
             raise
-        sync_directory(out.parent)
-        shutil.rmtree(aside / "old", ignore_errors=True)
-    finally:
-        with suppress(OSError):
-            aside.rmdir()
+    sync_directory(out.parent)
 
 
 # -- the manifest's seal ------------------------------------------------------------------------------------
@@ -255,7 +243,7 @@ def _roll_forward(directory: Path) -> None:
         return
     sums = load_manifest(directory).checksums
     changed = {directory / TABLES}
-    for file in sorted(f for f in pending.rglob("*") if f.is_file()):
+    for file in sorted(f for f in pending.rglob("*") if f.is_file() and not f.is_symlink()):
         path = file.relative_to(pending).as_posix()
         name = f"{TABLES}/{path}" if file.suffix == ".parquet" else path
         if sums.get(name) == hash_file(file)["sha256"]:

@@ -12,12 +12,13 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from larql_duck.catalog import SCHEMAS
+from larql_duck.catalog import LATER_COLUMNS, SCHEMAS
 from larql_duck.errors import LevelError, VindexError
 from larql_duck.models.families import Family, family_for
 from larql_duck.models.tokenizer import TOKENIZER_FILES
 from larql_duck.vindex import layout
 from larql_duck.vindex.arrays import fast_checksum, hash_file, map_tensor
+from larql_duck.vindex.derive import older_features
 from larql_duck.vindex.fields import Natural, damaged, read_json, read_struct
 from larql_duck.vindex.larql_directory import config_of_larql
 from larql_duck.vindex.manifest import DTYPE_BYTES, INDEX, LEVELS, Manifest, load_manifest
@@ -102,6 +103,16 @@ class Vindex:
             vindex._check_weights()
         return vindex
 
+    @property
+    def notice(self) -> str | None:
+        """What the user should know of a vindex that an earlier version extracted; None for another."""
+        if self.manifest.section.get("schema_version") != "2.0":
+            return None
+        return (
+            f"{self.path} was extracted by an earlier version: rows of features without an activation show the tokens "
+            "of positive ones; extract the model again to have each feature's usual sign"
+        )
+
     def require(self, level: str, why: str) -> None:
         """Raise LevelError when `why` needs more than this vindex stores; the error names the command to run."""
         if LEVELS.index(self.level) < LEVELS.index(level):
@@ -184,6 +195,8 @@ class Vindex:
         """The whole table as Arrow; an empty one for a directory that LARQL wrote."""
         if name not in self.manifest.tables:
             return SCHEMAS[name].empty_table()
+        if name == "features" and (older := older_features(self.tables_dir)) is not None:
+            return older
         return pq.read_table(self.path / self.manifest.tables[name]["file"], schema=SCHEMAS[name])
 
     # -- inside -------------------------------------------------------------------------------------------
@@ -291,7 +304,9 @@ def _check_tables(directory: Path, manifest: Manifest) -> None:
             stored = pq.read_schema(path)
         except (pa.ArrowException, OSError, ValueError):
             raise damaged(path, "not a Parquet file any more") from None
-        if not stored.equals(schema):
+        later = LATER_COLUMNS.get(name, ())
+        expected = [field for field in schema if field.name not in later or field.name in stored.names]
+        if list(stored) != expected:
             raise damaged(path, f"columns differ from the schema of table {name}", _AGAIN)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from larql_duck.catalog import SCHEMAS, quoted
+from larql_duck.databases import in_memory
 from larql_duck.errors import LarqlError, first_line
 from larql_duck.progress import Progress
 from larql_duck.vindex import layout
@@ -101,8 +102,15 @@ def _close(measured: torch.Tensor, stated: np.ndarray) -> bool:
 
 def _down_meta(vindex: Vindex) -> Iterator[str]:
     layers = read_down_meta(vindex.path / layout.DOWN_META)
-    table = vindex.table("features").select(["layer", "feature", "top_token_id"])
-    for layer, feature, token_id in zip(*(column.to_pylist() for column in table.columns), strict=True):
+    tokens = pq.read_table(
+        vindex.path / vindex.manifest.tables["feature_tokens"]["file"],
+        columns=["layer", "feature", "token_id"],
+        filters=[("side", "=", "out"), ("rank", "=", 1)],
+    )
+    out = {(r["layer"], r["feature"]): r["token_id"] for r in tokens.to_pylist()}
+    table = vindex.table("features").select(["layer", "feature", "sign", "top_token_id"])
+    for layer, feature, sign, shown in zip(*(column.to_pylist() for column in table.columns), strict=True):
+        token_id = shown if sign > 0 else out.get((layer, feature))
         # A slot that writes nothing has no token, and a record of zeros.
         if layer >= len(layers) or layers[layer]["id"][feature] != (token_id or 0):
             yield f"{vindex.path}: {layout.DOWN_META} and table features name different top tokens (L{layer} F{feature})"
@@ -124,11 +132,11 @@ def _database(vindex: Vindex) -> Iterator[str]:
     if database_hash(vindex.database) != manifest_hash(vindex.path):
         yield f"{vindex.database}: was built for another index.json; {place}{opening}"
         return
-    with duckdb.connect() as con:
+    with in_memory() as con:
         con.execute(f"ATTACH {quoted(str(vindex.database))} AS built (READ_ONLY)")
         for name in SCHEMAS:
             columns = ", ".join(SCHEMAS[name].names)
-            con.register("stated", pq.read_table(vindex.path / vindex.manifest.tables[name]["file"]))
+            con.register("stated", vindex.table(name))
             digest = f"SELECT count(*), bit_xor(hash({columns})), sum(hash({columns})) FROM"
             try:
                 built = con.execute(f"{digest} built.lq.{name}").fetchall()

@@ -4,9 +4,16 @@ WITH labels AS (
     SELECT layer, feature, min_by(entity, side) AS entity, min_by(relation, side) AS relation
     FROM carried GROUP BY layer, feature
 ), tokens AS (
-    SELECT layer, feature, a.top_token AS a, b.top_token AS b, coalesce(b.relation, a.relation) AS relation,
-        a.top_token IS DISTINCT FROM b.top_token AND a.layer IS NOT NULL AND b.layer IS NOT NULL AS other
-    FROM features_a a FULL JOIN features_b b USING (layer, feature)
+    -- Side by side: the usual signs may differ where the tokens do not. What a side does not know makes no difference.
+    SELECT layer, feature, coalesce(b.relation, a.relation) AS relation,
+        a.sign = b.sign AND a.top_token IS NOT DISTINCT FROM b.top_token AND a.opposite_tokens[1] <> b.opposite_tokens[1]
+            AS opposite,
+        CASE WHEN opposite THEN a.opposite_tokens[1] ELSE a.top_token END AS a,
+        CASE WHEN opposite THEN b.opposite_tokens[1] ELSE b.top_token END AS b,
+        CASE WHEN a.sign = b.sign THEN opposite OR a.top_token IS DISTINCT FROM b.top_token
+            ELSE a.top_token <> b.opposite_tokens[1] OR a.opposite_tokens[1] <> b.top_token
+        END AND a.layer IS NOT NULL AND b.layer IS NOT NULL AS other
+    FROM features_a AS a FULL JOIN features_b AS b USING (layer, feature)
 ), touched AS (
     SELECT layer, feature, status, gate, up, down FROM slots
     UNION ALL

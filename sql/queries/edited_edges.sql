@@ -29,5 +29,5 @@ FROM own ANTI JOIN same USING (subject, relation, object)
 UNION ALL BY NAME
 SELECT * EXCLUDE (number) FROM listed
 UNION ALL BY NAME
-SELECT subject, relation, object, layer, feature, score, effect, NULL::DOUBLE AS specific, 'patch' AS source, stale
+SELECT subject, relation, object, layer, feature, score, effect, NULL::DOUBLE AS specific, NULL::FLOAT AS activation, 'patch' AS source, stale
 FROM inserted ANTI JOIN listed USING (number)

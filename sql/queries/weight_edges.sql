@@ -10,7 +10,7 @@ WITH limits AS (
     WHERE rank <= 3 AND abs(z) >= least AND (side != 'in' OR (basis = 'context' AND z > 0))
 ), pairs AS (
     SELECT i.text AS subject, coalesce(f.relation, 'associated with') AS relation, o.text AS object,
-        layer, feature, max(least(i.z, o.z)) AS score
+        layer, feature, max(least(i.z, o.z)) AS score, max_by(i.activation, least(i.z, o.z)) AS activation
     FROM strong i JOIN strong o USING (layer, feature) JOIN {schema}.features f USING (layer, feature)
     WHERE i.side = 'in' AND o.side = CASE WHEN i.activation < 0 THEN 'out_neg' ELSE 'out' END
         AND i.text != '' AND o.text != ''
@@ -20,6 +20,6 @@ WITH limits AS (
     QUALIFY row_number() OVER (PARTITION BY subject ORDER BY best DESC, relation, object) <= 5
 )
 SELECT subject, relation, object, layer, feature, score::DOUBLE AS score,
-    NULL::DOUBLE AS effect, NULL::DOUBLE AS specific, 'weights' AS source, false AS stale
+    NULL::DOUBLE AS effect, NULL::DOUBLE AS specific, activation, 'weights' AS source, false AS stale
 FROM pairs SEMI JOIN best USING (subject, relation, object)
 ORDER BY subject, score DESC, relation, object, layer, feature

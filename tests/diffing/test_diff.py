@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -20,6 +21,7 @@ from larql_duck.errors import PatchError, SemanticError, VindexError
 from larql_duck.extraction import extract
 from larql_duck.patches.operations import DeleteOp, InsertOp, UpdateOp
 from larql_duck.patches.overlay import Overlay
+from larql_duck.vindex.publish import commit_tables
 from larql_duck.vindex.store import Vindex
 from tests.conftest import UPSTREAM
 from tests.edits import database_fact, insert, some, vector
@@ -148,6 +150,26 @@ def test_a_shown_token_alone_differs(tmp_path: Path) -> None:
         found = rows(s.lql(f'DIFF "{upstream}" CURRENT'), "slot")
     assert [(r["layer"], r["feature"], r["down_change"] > 0) for r in found] == [(2, 5, True), (2, 6, False)]
     assert found[1]["a"] != found[1]["b"]
+
+
+def test_the_token_of_the_other_sign_alone_differs(tiny_vindex, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(tiny_vindex("llama"), tmp_path / "a.vindex"))
+    other = Path(shutil.copytree(path, tmp_path / "b.vindex"))
+    table = Vindex.open(path).table("features")
+    rows = table.to_pylist()
+    rows[70]["opposite_tokens"][0] = "elsewhere"
+    # The same tokens on the same sides, another sign usual.
+    row = rows[71]
+    row |= {
+        "sign": -row["sign"],
+        "down_tokens": row["opposite_tokens"],
+        "opposite_tokens": row["down_tokens"],
+    }
+    row["top_token"] = row["down_tokens"][0]
+    commit_tables(other, {"features": pa.Table.from_pylist(rows, schema=table.schema)})
+    with connect(path) as s:
+        [found] = s.lql(f'DIFF CURRENT "{other}"').dicts()
+    assert (found["layer"], found["feature"], found["b"]) == (1, 6, "elsewhere")
 
 
 def test_other_shapes_are_compared_by_facts(base: Path, tiny_vindex, tmp_path: Path) -> None:

@@ -67,13 +67,13 @@ def test_slots_are_shown_as_an_extraction_of_the_edited_model_has_them(
 
 def _same_features(session, other, n: int) -> None:
     sql = (
-        "SELECT layer, feature, gate_norm, up_norm, down_norm, gate_mean, gate_std, basis, top_token, top_token_id,"
-        f" down_tokens, c_score FROM lq.features WHERE layer = {LAYER} AND feature IN (7, 9, {n}, {n + 1})"
+        "SELECT layer, feature, gate_norm, up_norm, down_norm, gate_mean, gate_std, basis, sign, top_token, top_token_id,"
+        f" c_score, activates_on, down_tokens, opposite_tokens FROM lq.features WHERE layer = {LAYER} AND feature IN (7, 9, {n}, {n + 1})"
         " ORDER BY feature"
     )
     for ours, theirs in zip(rows(session, sql), rows(other, sql), strict=True):
-        assert ours["down_tokens"] == theirs.pop("down_tokens")
-        del ours["down_tokens"]
+        for name in ("activates_on", "down_tokens", "opposite_tokens"):
+            assert ours.pop(name) == theirs.pop(name)
         assert ours == pytest.approx(theirs, abs=1e-4)
     labels = rows(
         session,

@@ -13,7 +13,7 @@ import pytest
 from larql_duck.catalog import SCHEMAS
 from larql_duck.errors import LarqlError, VindexError
 from larql_duck.extraction import extract
-from larql_duck.vindex.publish import staging_of
+from larql_duck.vindex.layout import staging_of
 from larql_duck.vindex.store import Vindex
 from larql_duck.vindex.verify import verify
 from tests.extraction.killed import Extraction

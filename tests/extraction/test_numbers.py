@@ -66,10 +66,21 @@ def test_out_sides_equal_numpy(family: str, tiny_model, tiny_vindex) -> None:
         np.testing.assert_allclose(found["z"], (scores - mean) / std, rtol=1e-3, atol=1e-4)
         assert np.isnan(found["activation"]).all()
     features = vindex.table("features").to_pandas()
-    top = sides(vindex, "out")["token_id"][:, :, 0]
-    raw = np.take_along_axis(down @ head.T, top[:, :, None], 2)[:, :, 0]
+    # What a feature shows is the side of its usual sign; the other side stands in opposite_tokens.
+    sign = np.where(np.nansum(sides(vindex, "in")["activation"], axis=2) < 0, -1, 1)
+    np.testing.assert_array_equal(features.sign.to_numpy().reshape(sign.shape), sign)
+    assert set(sign.flat) == {1, -1}
+    tokens = [sides(vindex, side)["token_id"] for side in ("out", "out_neg")]
+    usual, opposite = np.where(sign[:, :, None] > 0, tokens, tokens[::-1])
+    top = usual[:, :, 0]
+    raw = sign * np.take_along_axis(down @ head.T, top[:, :, None], 2)[:, :, 0]
     np.testing.assert_array_equal(features.top_token_id.to_numpy().reshape(top.shape), top)
     np.testing.assert_allclose(features.c_score.to_numpy().reshape(top.shape), raw, rtol=1e-4, atol=1e-4)
+    texts = vindex.table("tokens").column("text").to_pylist()
+    activating = sides(vindex, "in")["token_id"]
+    for column, ids in (("down_tokens", usual), ("opposite_tokens", opposite), ("activates_on", activating)):
+        rows = ids.reshape(len(features), -1)[:, :3]
+        assert [list(row) for row in features[column]] == [[texts[i] for i in row] for row in rows]
 
 
 @pytest.mark.parametrize("family", TINY_FAMILIES)

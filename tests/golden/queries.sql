@@ -109,9 +109,9 @@ SELECT * FROM lq.show_layers WHERE layer BETWEEN 3 AND 5 ORDER BY layer
 ----
 SELECT * FROM lq.show_layers WHERE layer = 1 OR layer BETWEEN 3 AND 5 ORDER BY layer
 ----
-SELECT layer, feature, top_token, score, down_tokens, relation, relation_source FROM lq.lql_features WHERE layer = 4 ORDER BY feature LIMIT 30
+SELECT layer, feature, activates_on, sign, top_token, score, down_tokens, relation, relation_source FROM lq.lql_features WHERE layer = 4 ORDER BY feature LIMIT 30
 ----
-SELECT layer, feature, top_token, score, down_tokens, relation, relation_source FROM lq.lql_features WHERE layer = 4 AND (token = 'Par' OR score > -1.5) ORDER BY feature LIMIT 7
+SELECT layer, feature, activates_on, sign, top_token, score, down_tokens, relation, relation_source FROM lq.lql_features WHERE layer = 4 AND (token = 'Par' OR score > -1.5) ORDER BY feature LIMIT 7
 ----
 SELECT * FROM lq.show_entities()
 ----

@@ -28,9 +28,10 @@ def label_rows(slots: list[tuple[int, int, str, str]]):
 
     def labels(asked):
         rows = slots if asked is None else [s for s in slots if (s[0], s[1]) in set(asked)]
-        columns = list(zip(*rows, strict=True)) if rows else [[], [], [], []]
-        return pa.Table.from_arrays(
-            [pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA
+        names = ("layer", "feature", "relation", "top_token")
+        named = [dict(zip(names, row, strict=True)) for row in rows]
+        return pa.Table.from_pylist(
+            [r | {"sign": 1, "opposite_tokens": [f"no {r['top_token']}"]} for r in named], schema=SCHEMA
         )
 
     return labels
@@ -92,11 +93,14 @@ def test_labels_and_relations_only(llama: Tiny) -> None:
     )
     found = explain_infer(llama.engine, PROMPT, labels=labels, relations_only=True, top=5)
     rows = found.table.to_pylist()
+    # A feature writes the tokens of the side that its activation's sign selects.
+    negative = {(r["layer"], r["feature"]): "no " if r["activation"] < 0 else "" for r in rows}
     assert {(r["layer"], r["feature"], r["relation"], r["token"]) for r in rows} == {
-        (0, 5, "capital", "Paris"),
-        (2, 1, "language", "French"),
-        (2, 9, "language", "Latin"),
+        (0, 5, "capital", f"{negative[0, 5]}Paris"),
+        (2, 1, "language", f"{negative[2, 1]}French"),
+        (2, 9, "language", f"{negative[2, 9]}Latin"),
     }
+    assert set(negative.values()) == {"no ", ""}
     whole = explain_infer(llama.engine, PROMPT, labels=labels, top=64, layers=[2])
     named = {r["feature"]: r["relation"] for r in whole.table.to_pylist()}
     assert len(named) == 64 and set(whole.table["layer"].to_pylist()) == {2}

@@ -207,6 +207,19 @@ def test_one_bad_prompt_is_named(s) -> None:
     assert result.notices == ["no answer to '': the prompt is empty; give it at least one token of text"]
 
 
+def test_rows_without_text_and_a_second_bos_are_told(tiny_vindex) -> None:
+    with lq.connect(tiny_vindex("qwen2")) as session:
+        result = session.lql('INFER "The" TOP 1000')
+        nameless = [(r["rank"], r["token_id"]) for r in result.dicts() if not r["token"]]
+        assert len(nameless) == 5  # rows of the embedding beyond the tokenizer
+        assert result.notices == [
+            f"rank {rank} is id {i}, which the tokenizer does not use: it has no text" for rank, i in nameless
+        ]
+    with lq.connect(tiny_vindex("mistral")) as session:
+        for statement in ("INFER", "EXPLAIN INFER", "TRACE"):
+            assert any("'<s>' twice" in n for n in session.lql(f'{statement} "<s>The"').notices)
+
+
 def test_explaining_a_query_runs_no_pass(tiny_vindex) -> None:
     with lq.connect(tiny_vindex("llama")) as session:
         session.sql("EXPLAIN FROM lq_infer_top('a', 3)")
@@ -313,7 +326,8 @@ def test_a_model_without_a_vindex(tiny_model, tiny_vindex, tmp_path: Path) -> No
                 ours, theirs = session.lql(text).arrow(), other.lql(text).arrow()
                 for a, b in zip(ours.to_pylist(), theirs.to_pylist(), strict=True):
                     # The vindex knows which token a feature writes.
-                    b |= {"token": a["token"]} if a.get("kind") == "feature" else {}
+                    names = ("token", "down_tokens", "activates_on")
+                    b |= {n: a[n] for n in names} if a.get("kind") == "feature" else {}
                     assert a == {
                         k: pytest.approx(v, abs=1e-4) if isinstance(v, float) else v for k, v in b.items()
                     }

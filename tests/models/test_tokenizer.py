@@ -8,10 +8,14 @@ import time
 from pathlib import Path
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import decoders, models
 
 from larql_duck.errors import ModelError
+from larql_duck.extraction.job import prepare
+from larql_duck.extraction.options import Options
 from larql_duck.models.gguf_tokenizer import tokenizer_files
 from larql_duck.models.opening import open_model
 from larql_duck.models.tokenizer import load_tokenizer
@@ -107,6 +111,50 @@ def test_entries_of_the_vocabulary(family: str, tiny: Make) -> None:
         assert tokenizer.entity_ids(name) == tokenizer.entity_ids(f" {name} ") == [i]
     assert entries["Paris"][2] is True
     assert len(tokenizer.entity_ids("capital of France")) == 3
+
+
+def test_a_piece_of_several_words_keeps_its_blanks() -> None:
+    """Metaspace's decoder drops all blanks of a text's first piece: an answer begins with no first piece."""
+    backend = tokenizers.Tokenizer(models.BPE({"<s>": 0, "▁New▁York": 1, "▁City": 2}, [], unk_token="<s>"))
+    backend.decoder = decoders.Metaspace(prepend_scheme="always")
+    backend.add_special_tokens(["<s>"])
+    tokenizer = load_tokenizer({"tokenizer.json": backend.to_str().encode()})
+    assert tokenizer.decode([1, 2]) == "NewYork City"
+    assert tokenizer.continuation([1, 0, 2]) == tokenizer.text([1, 2]) == " New York City"
+
+
+def test_a_second_bos_and_an_eos_behind_the_prompt_are_told(tiny: Make) -> None:
+    tokenizer = load_tokenizer(open_model(tiny("gemma")))
+    assert tokenizer.habits() == tokenizer.remarks(tokenizer.encode("The")) == []
+    assert tokenizer.remarks(tokenizer.encode("<bos>The")) == [
+        "the prompt begins with '<bos>' twice: the model was trained with one"
+    ]
+    files = open_model(tiny("gemma")).tokenizer_files()
+    data = json.loads(files["tokenizer.json"])
+    data["post_processor"]["single"].append({"SpecialToken": {"id": "<eos>", "type_id": 0}})
+    data["post_processor"]["special_tokens"]["<eos>"] = {"id": "<eos>", "ids": [1], "tokens": ["<eos>"]}
+    (habit,) = load_tokenizer(files | {"tokenizer.json": json.dumps(data).encode()}).habits()
+    assert habit == "with this tokenizer the prompt ends with '<eos>': what is predicted begins another text"
+
+
+@pytest.mark.parametrize("tokenizer_class", ["PreTrainedTokenizerFast", "LlamaTokenizer"])
+def test_ids_other_than_transformers_are_told_at_extraction(
+    tokenizer_class: str, tiny: Make, tmp_path: Path
+) -> None:
+    """transformers' own class makes another tokenizer of Gemma's pieces, whatever tokenizer.json says."""
+    directory = Path(shutil.copytree(tiny("gemma"), tmp_path / "m"))
+    path = directory / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": tokenizer_class}))
+    notices = prepare(directory, Options()).notices
+    if tokenizer_class == "LlamaTokenizer":
+        assert (
+            "transformers' LlamaTokenizer reads a test text otherwise" in notices[0]
+            and "save_pretrained" in notices[0]
+        )
+        # The advice works.
+        _auto(directory).save_pretrained(directory)  # type: ignore[attr-defined]
+        notices = prepare(directory, Options()).notices
+    assert notices == []
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma"])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import tokenizers
 import torch
 
 from larql_duck.inference.engine import Engine
+from larql_duck.models.tokenizer import load_tokenizer
 from larql_duck.probing.answers import ask
 from larql_duck.probing.outcomes import NO_ARTICLE, Outcome
 from tests.probing.support import bigram_engine
@@ -51,6 +53,17 @@ def test_the_most_probable_next_token_is_the_prediction(engine: Engine) -> None:
     assert (outcome.predicted, outcome.p) == (" Paris", pytest.approx(0.7, abs=1e-3))
     log_p = engine.logits("The capital of France")[0].double().log_softmax(-1)
     assert outcome.entropy == pytest.approx(float(-(log_p.exp() * log_p).sum()), abs=1e-4)
+
+
+def test_a_piece_of_several_words_keeps_its_blanks(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same ids, written as Metaspace pieces: its decoder drops all blanks of a text's first one."""
+    pieces = {" Paris": "▁New▁York", ".": "▁."}
+    vocabulary = {pieces.get(t, t): i for i, t, _, _ in engine.tokenizer.vocabulary() if t and "<0x" not in t}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, "."))
+    backend.decoder = tokenizers.decoders.Metaspace(prepend_scheme="always")
+    ids = engine.tokenizer.encode("The capital of France")
+    monkeypatch.setattr(engine, "tokenizer", load_tokenizer({"tokenizer.json": backend.to_str().encode()}))
+    assert ask(engine, "name", [ids])[0].candidates[0].object == "New York"
 
 
 def test_answers_from_their_probability_on(engine: Engine) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import larql_duck as lq
+from larql_duck.catalog import SCHEMAS
 from larql_duck.errors import LarqlError, PatchError, VindexError
 from larql_duck.extraction.job import prepare
 from larql_duck.extraction.options import Options
@@ -26,15 +27,17 @@ pytestmark = pytest.mark.extras
 MUTATIONS = int(os.environ.get("LARQL_DUCK_MUTATIONS", "100"))
 
 
-def mutated(path: Path, *, first: int | None = None) -> Iterator[bytes]:
-    """The file again and again with another random byte changed (among its `first`), at last as it was."""
-    data, rng = path.read_bytes(), random.Random(path.name)
-    for _ in range(MUTATIONS):
+def mutated(*paths: Path, first: int | None = None) -> Iterator[bytes]:
+    """The files in turn with another random byte changed (among the `first`); then it is again as it was."""
+    rng = random.Random(paths[0].name)
+    for i in range(max(MUTATIONS, len(paths))):
+        path = paths[i % len(paths)]
+        data = path.read_bytes()
         at = rng.randrange(min(first or len(data), len(data)))
         changed = data[:at] + bytes([data[at] ^ rng.randrange(1, 256)]) + data[at + 1 :]
         path.write_bytes(changed)
         yield changed
-    path.write_bytes(data)
+        path.write_bytes(data)
 
 
 def line(work: Callable[[], object]) -> str | None:
@@ -70,10 +73,9 @@ def test_arrays_by_whoever_loads_the_model(copy: Path, name: str) -> None:
     "name", ["index.json", "tokenizer.json", "config.json", "weight_manifest.json", "down_meta.bin", "tables"]
 )
 def test_other_files_of_a_vindex_by_verify(copy: Path, name: str) -> None:
-    paths = sorted((copy / name).iterdir()) if name == "tables" else [copy / name]
-    rng = random.Random(1)
-    path = rng.choice([p for p in paths if p.suffix != ".duckdb"]) if name == "tables" else paths[0]
-    for _ in mutated(path):
+    paths = sorted((copy / name).glob("*.parquet")) if name == "tables" else [copy / name]
+    assert len(paths) == (len(SCHEMAS) if name == "tables" else 1)
+    for _ in mutated(*paths):
         said = verify(copy)
         assert said and not any("\n" in text for text in said)
         line(lambda: ask(copy))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +16,18 @@ import pytest
 
 from larql_duck import files
 from larql_duck.cli import app
+from larql_duck.compilation import vindex as compiled
 from larql_duck.errors import VindexError
 from larql_duck.extraction import extract, stages, state
+from larql_duck.inference import activations, engine
+from larql_duck.probing import page
+from larql_duck.probing import publish as probed
+from larql_duck.session import session
 from larql_duck.vindex import derive
-from larql_duck.vindex.publish import staging_of
+from larql_duck.vindex.layout import aside_of, staging_of
+from larql_duck.vindex.store import Vindex
 from larql_duck.vindex.verify import verify
+from tests.reliability.test_outputs import snapshot
 
 
 def full(*_: object, **__: object) -> None:
@@ -61,22 +69,167 @@ def test_an_error_in_the_last_step_keeps_the_steps_before(
     assert verify(out) == [] and [p.name for p in tmp_path.iterdir()] == ["x.vindex"]
 
 
-def test_ctrl_c_says_what_is_kept(tiny_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out, said = tmp_path / "x.vindex", []
+def interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
 
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
+
+KEPT = "the finished steps are kept: the same command"
+NOT_KEPT = "nothing of the unfinished step is kept"
+EDIT = 'INSERT INTO EDGES (entity, relation, target) VALUES ("Oz", "capital", "Paris") MODE KNN;'
+# What Ctrl-C meets: the arguments, the function in which it comes, what is said, what is left beside the inputs.
+STOPPED = [
+    ("extract MODEL -o OUT --no-probe", stages, "rebuild_database", KEPT, {".OUT.partial"}),
+    ("extract MODEL -o OUT --no-probe", stages.arrays, "write_gates", NOT_KEPT, set()),
+    ("probe VINDEX --pack core --relation capital", probed, "commit_tables", KEPT, {".VINDEX.probe"}),
+    ("activations VINDEX --texts TEXTS.txt -o OUT", activations, "write_contexts", KEPT, {".OUT.partial"}),
+    ("activations VINDEX --texts TEXTS.txt -o OUT", activations, "_stream", NOT_KEPT, set()),
+    ("report VINDEX -o OUT", page, "page", NOT_KEPT, set()),
+    ("evaluate VINDEX", session.Session, "evaluate", NOT_KEPT, set()),
+    (["lql", "VINDEX", EDIT.replace(" MODE KNN", "")], engine.Engine, "load", NOT_KEPT, set()),
+    (["lql", "VINDEX", f'{EDIT} SAVE PATCH "OUT";'], files.os, "fsync", NOT_KEPT, set()),
+    (["lql", "VINDEX", f'{EDIT} COMPILE CURRENT INTO VINDEX "OUT";'], compiled, "rebuild_database", NOT_KEPT, set()),
+]  # fmt: skip
+
+
+@pytest.fixture
+def inputs(tiny_model, probed_vindex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory, with the inputs of the commands here: MODEL, VINDEX, TEXTS.txt, PATCH.vlp."""
+    shutil.copytree(tiny_model("llama"), tmp_path / "MODEL")
+    shutil.copytree(probed_vindex("llama"), tmp_path / "VINDEX")
+    (tmp_path / "TEXTS.txt").write_text("Paris is a city in France\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("arguments", "place", "function", "said", "left"), STOPPED)
+def test_ctrl_c_says_what_is_kept(
+    arguments: str | list[str], place: object, function: str, said: str, left: set[str],
+    inputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    before = {path.name for path in inputs.iterdir()}
+    monkeypatch.setattr(activations, "_EVERY", 0.0)
+    monkeypatch.setattr(place, function, interrupted)
+    assert app.run(arguments.split() if isinstance(arguments, str) else arguments) == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"interrupted; {said}"), last
+    assert {path.name for path in inputs.iterdir()} == before | left
+
+
+# -- folders of unfinished work -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "kind"),
+    [
+        ("extract MODEL -o OUT --no-probe", ".OUT.partial", "folder"),
+        ("extract MODEL -o OUT --no-probe", ".OUT.partial", "file"),
+        ("extract MODEL -o OUT --no-probe", ".OUT.partial", "link"),
+        ("extract MODEL -o OUT --no-probe --resume", ".OUT.partial", "folder"),
+        ("probe VINDEX --pack core --relation capital", ".VINDEX.probe", "folder"),
+        ("activations VINDEX --texts TEXTS.txt -o OUT", ".OUT.partial", "folder"),
+        ("compile", ".OUT.compiling", "folder"),
+    ],
+)
+def test_what_bears_the_name_of_unfinished_work_is_named_and_stays(
+    arguments: str, name: str, kind: str, inputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = inputs / "other"
+    for folder in {inputs / name if kind == "folder" else other}:
+        (folder / "mine" / ".deep").mkdir(parents=True)
+        (folder / "state.npz").write_text("mine")
+        (folder / "one.msgpack").write_text("mine")
+    if kind == "file":
+        (inputs / name).write_text("mine")
+    elif kind == "link":
+        (inputs / name).symlink_to(other)
+    before = snapshot(inputs)
+    compiling = ["lql", "VINDEX", f'{EDIT} COMPILE CURRENT INTO VINDEX "OUT";']
+    assert app.run(compiling if arguments == "compile" else arguments.split()) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(said) == 1 and f"{name}: is not larql-duck's" in said[0], said
+    assert snapshot(inputs) == before
+
+
+def test_a_folder_named_try_stays(inputs: Path) -> None:
+    (inputs / ".OUT.try").mkdir()
+    (inputs / ".OUT.try" / "mine").write_text("mine")
+    assert app.run(["extract", "MODEL", "-o", "OUT", "--no-probe"]) == 0
+    assert (inputs / ".OUT.try" / "mine").read_text() == "mine"
+
+
+@pytest.mark.parametrize("came", ["empty folder", "vindex", "folder", "file"])
+def test_what_comes_to_out_while_a_model_is_extracted_stays(
+    came: str, inputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, rebuild = inputs / "OUT", stages.rebuild_database
+
+    def meanwhile(directory: Path) -> None:
+        rebuild(directory)
+        if came == "vindex":
+            shutil.copytree(inputs / "VINDEX", out)
+        elif came == "file":
+            out.write_text("mine")
+        else:
+            (out / "mine" if came == "folder" else out).mkdir(parents=True)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "rebuild_database", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            extract(tiny_model("llama"), out, probe=False, notice=said.append)
-    assert "finished steps are kept" in said[-1] and "--resume" in said[-1] and staging_of(out).is_dir()
-    with monkeypatch.context() as patch:
-        patch.setattr(stages.arrays, "write_gates", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            extract(tiny_model("llama"), out, probe=False, notice=said.append)
+        patch.setattr(stages, "rebuild_database", meanwhile)
+        with pytest.raises(VindexError, match=r"came there while .* --resume") as caught:
+            extract("MODEL", out, probe=False)
+    assert "\n" not in str(caught.value)
+    assert (out / "mine").is_dir() if came == "folder" else came != "vindex" or verify(out) == []
+    # Nothing is repeated.
+    monkeypatch.setattr(stages.Extraction, "run", lambda _self: pytest.fail("the work was begun again"))
+    if came in ("folder", "file"):
+        with pytest.raises(VindexError, match="only a vindex is replaced"):
+            extract("MODEL", out, probe=False, resume=True, force=True)
+        out.rename(inputs / "away")
+    extract("MODEL", out, probe=False, resume=True, force=came not in ("folder", "file"))
+    assert verify(out) == [] and Vindex.open(out).table("facts").num_rows == 0
     assert not staging_of(out).exists()
+
+
+def test_killed_between_two_renames_force_gives_the_older_vindex_back(
+    inputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    killed = (
+        "import os, sys; from pathlib import Path; from larql_duck.extraction import extract\n"
+        "real = os.rename\n"
+        "def rename(a, b):\n"
+        "    if Path(b).name == 'VINDEX': os.kill(os.getpid(), 9)\n"
+        "    real(a, b)\n"
+        "os.rename = rename\n"
+        "extract('MODEL', 'VINDEX', probe=False, force=True)"
+    )
+    ended = subprocess.run([sys.executable, "-c", killed], cwd=inputs, env=child_environment())
+    out = Path("VINDEX")
+    older, staging = aside_of(out), staging_of(out)
+    assert ended.returncode == -signal.SIGKILL and not out.exists() and older.is_dir()
+    shutil.copytree(staging, "kept")
+
+    def again(*more: str) -> tuple[int, str]:
+        status = app.run(["extract", "MODEL", "-o", "VINDEX", "--no-probe", *more])
+        return status, capsys.readouterr().err
+
+    for command in (["lql", "VINDEX", "STATS"], ["verify", "VINDEX"]):
+        assert app.run(command) == 1
+        assert f"bring it back with: mv {older} VINDEX" in capsys.readouterr().err
+    # Without --force the older one is back, and stays.
+    status, said = again()
+    assert status == 1 and "is back" in said and "exists already" in said
+    assert verify(out) == [] and Vindex.open(out).table("facts").num_rows > 0
+    # With --resume nothing is repeated.
+    with monkeypatch.context() as patch:
+        patch.setattr(stages.Extraction, "run", lambda _self: pytest.fail("the work was begun again"))
+        assert again("--force", "--resume")[0] == 0
+    assert verify(out) == [] and Vindex.open(out).table("facts").num_rows == 0 and not staging.exists()
+    # What was put at OUT meanwhile does not cost the older one.
+    shutil.copytree("kept", staging)
+    status, said = again("--force")
+    assert status == 1 and f"{older}: is the vindex that stood at VINDEX" in said and verify(older) == []
+    # Where the new one stands, the older one goes.
+    shutil.rmtree(staging / "vindex")
+    assert again("--force")[0] == 0 and not staging.exists()
 
 
 @pytest.mark.parametrize("broken", ["rename", "duckdb"])
@@ -85,7 +238,7 @@ def test_the_place_is_tried_before_the_work(tiny_model, tmp_path, monkeypatch, b
         monkeypatch.setattr(state.os, "rename", full)
     else:
         monkeypatch.setattr(
-            state.duckdb, "connect", lambda: (_ for _ in ()).throw(duckdb.IOException("no\nplace"))
+            state, "in_memory", lambda: (_ for _ in ()).throw(duckdb.IOException("no\nplace"))
         )
     monkeypatch.setattr(stages.arrays, "write_gates", lambda *_: pytest.fail("the work was begun"))
     with pytest.raises(VindexError, match="choose another -o") as caught:

@@ -308,9 +308,10 @@ def test_force_replaces_a_vindex_and_an_empty_folder_and_nobodys_old_folder(
 def test_the_old_vindex_stays_when_the_new_one_does_not_come(
     tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from larql_duck.vindex.layout import aside_of
     from larql_duck.vindex.publish import publish_directory
 
-    out, staging = tmp_path / "x.vindex", tmp_path / ".x.vindex.partial"
+    out, staging = tmp_path / "x.vindex", tmp_path / ".x.vindex.partial" / "vindex"
     shutil.copytree(world, out)
     shutil.copytree(world, staging)
     before, rename = snapshot(out), os.rename
@@ -322,7 +323,8 @@ def test_the_old_vindex_stays_when_the_new_one_does_not_come(
 
     monkeypatch.setattr(os, "rename", failing)
     with pytest.raises(OSError, match="Input/output"):
-        publish_directory(staging, out)
+        publish_directory(staging, out, aside_of(out))
+    assert not aside_of(out).exists()
     assert snapshot(out) == before and sorted(os.listdir(tmp_path)) == [".x.vindex.partial", "x.vindex"]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
 from larql_duck import VindexError, notebook
+from tests.world import write_vindex
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +117,31 @@ def test_the_example_notebook_runs(
     results = [run("".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"]
     assert "source" in results[1].columns and list(results[2].columns) == ["band", "n", "strongest"]
     assert len(results[-1]) == 3
+
+
+# What DuckDB looks at to tell whether a notebook's kernel runs it.
+KERNEL = """
+import sys, types
+import IPython
+IPython.get_ipython = lambda: types.SimpleNamespace(config={"IPKernelApp": {}})
+sys.modules["ipywidgets"] = None
+import duckdb
+try:
+    duckdb.connect().execute("SET enable_progress_bar = false")
+except duckdb.InvalidInputException as error:
+    assert "ipywidgets" in str(error)
+else:
+    raise SystemExit("DuckDB takes this for no notebook")
+import larql_duck as lq
+session = lq.connect(sys.argv[1])
+print(session.lql("SHOW LAYERS").fetchall()[0][0], session.vindex.path.joinpath("model.duckdb").exists())
+"""
+
+
+def test_a_notebook_needs_no_widgets(tmp_path: Path) -> None:
+    write_vindex(tmp_path / "world.vindex")
+    (tmp_path / "world.vindex" / "model.duckdb").unlink()
+    done = subprocess.run(
+        [sys.executable, "-c", KERNEL, tmp_path / "world.vindex"], capture_output=True, text=True
+    )
+    assert done.stdout == "0 True\n", done.stderr

@@ -161,7 +161,5 @@ def _continuations(engine: Engine, rows: Sequence[tuple[str, int]]) -> list[str 
     prefix = prefill(engine, [rows[i][0] for i in alive])
     continuations = greedy(prefix, max_tokens=max(rows[i][1] for i in alive), stop=stop)
     for i, continuation in zip(alive, continuations, strict=True):
-        tokens = [t for t in continuation.ids if not tokenizer.is_special(t)]
-        # Decoded behind the prompt: some tokenizers drop the blank of a text's first token.
-        texts[i] = tokenizer.decode([*ids[i], *tokens])[len(tokenizer.decode(ids[i])) :]
+        texts[i] = tokenizer.continuation(continuation.ids)
     return texts

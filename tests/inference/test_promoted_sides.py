@@ -1,0 +1,125 @@
+"""A feature that activates negatively promotes what its down column suppresses, wherever it is shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import larql_duck as lq
+from larql_duck.catalog import LATER_COLUMNS, SCHEMAS
+from larql_duck.vindex.arrays import hash_file
+from larql_duck.vindex.fields import read_json
+from larql_duck.vindex.manifest import INDEX
+from larql_duck.vindex.publish import seal_manifest
+
+PROMPT = "The capital of France is"
+WITH_ACTIVATION = [
+    f'EXPLAIN INFER "{PROMPT}" TOP 10',
+    'WALK "France" TOP 100',
+    'EXPLAIN WALK "France" TOP 100 VERBOSE',
+    f'WALK "{PROMPT}" TOP 40 BASIS CONTEXT',
+    f'EXPLAIN WALK "{PROMPT}" BASIS CONTEXT VERBOSE',
+    f"SELECT * FROM lq_features('{PROMPT}', p_k := 60)",
+    "SELECT * FROM lq_contexts('{contexts}')",
+    "SELECT * FROM explain_fact('France', NULL)",
+]
+
+
+@pytest.fixture(scope="module")
+def vindex(probed_vindex) -> Path:
+    return probed_vindex("llama")
+
+
+@pytest.fixture(scope="module")
+def contexts(vindex: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("contexts")
+    (folder / "texts.txt").write_text("The capital of France is Paris\n")
+    with lq.connect(vindex) as session:
+        return session.model.write_activations(folder / "texts.txt", folder / "contexts.parquet", top=2)
+
+
+def promoted(session, layer: int, feature: int, negative: bool, n: int) -> list[str]:
+    """The first n tokens of a feature's side."""
+    side = "out_neg" if negative else "out"
+    rows = session.sql(
+        f"SELECT token FROM lq.feature_tokens WHERE layer = {layer} AND feature = {feature}"
+        f" AND side = '{side}' AND rank <= {n} ORDER BY rank"
+    )
+    return [row["token"].strip() for row in rows.dicts()]
+
+
+@pytest.mark.parametrize("statement", WITH_ACTIVATION)
+def test_the_sign_of_the_activation_chooses_the_tokens(statement: str, vindex: Path, contexts: Path) -> None:
+    with lq.connect(vindex) as session:
+        rows = session.lql(statement.format(contexts=contexts)).dicts()
+        rows = [r for r in rows if r["activation"] is not None]
+        assert {r["activation"] < 0 for r in rows} == {True, False}
+        for r in rows[:: max(1, len(rows) // 20)]:
+            slot = (r["layer"], r["feature"])
+            tokens = promoted(session, *slot, r["activation"] < 0, len(r["down_tokens"]))
+            assert [t.strip() for t in r["down_tokens"]] == tokens
+            assert (r["token"] if "kind" in r else r["top_token"]).strip() == tokens[0]
+            known = session.sql(
+                f"SELECT activates_on FROM lq.features WHERE (layer, feature) = {slot}"
+            ).dicts()
+            assert known == [{"activates_on": r["activates_on"]}]
+
+
+def test_features_show_their_usual_side(vindex: Path) -> None:
+    with lq.connect(vindex) as session:
+        rows = session.lql("SHOW FEATURES 1 LIMIT 20").dicts()
+        assert {r["sign"] for r in rows} == {1, -1}
+        for r in rows:
+            tokens = promoted(session, r["layer"], r["feature"], r["sign"] < 0, 3)
+            assert (r["top_token"], r["down_tokens"]) == (tokens[0], tokens)
+
+
+def test_edges_keep_the_activation_that_was_measured(vindex: Path) -> None:
+    with lq.connect(vindex) as session:
+        edges = session.sql(
+            "SELECT e.layer, e.feature, e.activation, f.prompt FROM lq.edges AS e"
+            " JOIN lq.facts AS f USING (subject, relation, object) WHERE e.source = 'probe' LIMIT 5"
+        ).dicts()
+        for e in edges:
+            table = session.model.activations(e["prompt"], layers=[e["layer"]])
+            [row] = [r for r in table.to_pylist() if r["feature"] == e["feature"]]
+            assert row["activation"] == pytest.approx(e["activation"], abs=1e-4)
+    assert len(edges) == 5
+
+
+def as_of_2_0(vindex: Path) -> None:
+    """Make the vindex one of schema 2.0: without the columns that 2.1 added, positive tokens shown everywhere."""
+    raw = read_json(vindex / INDEX)
+    section = raw["larql_duck"]
+    section["schema_version"] = "2.0"
+    for name, columns in LATER_COLUMNS.items():
+        path = vindex / "tables" / f"{name}.parquet"
+        rows = pq.read_table(path).to_pylist()
+        for row in rows:
+            if row.get("sign") == -1:
+                row["down_tokens"] = row["opposite_tokens"]
+                row["top_token"] = row["down_tokens"][0]
+        table = pa.Table.from_pylist(rows, schema=SCHEMAS[name])
+        pq.write_table(table.drop_columns(list(columns)), path)
+        section["tables"][name] |= {"bytes": path.stat().st_size, **hash_file(path)}
+    (vindex / INDEX).write_bytes(seal_manifest(raw))
+
+
+def test_a_vindex_of_the_schema_before_opens(probed_vindex, capsys: pytest.CaptureFixture[str]) -> None:
+    path = probed_vindex.__wrapped__("llama")
+    as_of_2_0(path)
+    with lq.connect(path) as session:
+        assert "extracted by an earlier version" in capsys.readouterr().err
+        assert session.sql("SELECT DISTINCT sign FROM lq.features").dicts() == [{"sign": 1}]
+        rows = session.lql(f'EXPLAIN INFER "{PROMPT}" TOP 10').dicts()
+        for r in rows:
+            tokens = promoted(session, r["layer"], r["feature"], r["activation"] < 0, 3)
+            assert [t.strip() for t in r["down_tokens"]] == tokens and len(r["activates_on"]) == 3
+        assert session.sql("SELECT count(*) AS n FROM explain_fact('France', NULL)").dicts()[0]["n"] > 0
+        session.probe(["Spain"], ["capital"])
+    with lq.connect(path) as session:
+        found = session.sql("SELECT count(activation) AS n FROM lq.edges WHERE subject = 'Spain'").dicts()
+        assert found[0]["n"] > 0
