@@ -15,7 +15,7 @@ import pytest
 from filelock import FileLock
 
 import larql_duck as lq
-from larql_duck.errors import VindexError
+from larql_duck.errors import BusyError, VindexError
 from larql_duck.extraction import extract
 from larql_duck.vindex import publish, store
 from larql_duck.vindex.database import not_replaceable
@@ -244,6 +244,8 @@ def test_opening_waits_for_a_writer(copy: Path) -> None:
     lock = FileLock(copy / ".lock", thread_local=False)
     (copy / "tables" / ".next").mkdir()
     lock.acquire()
+    with pytest.raises(BusyError):
+        commit_tables(copy, {}, note)
     timer = threading.Timer(0.3, lock.release)
     timer.start()
     with lq.connect(copy):
