@@ -129,6 +129,10 @@ class VindexError(PathError):
     """A vindex directory that is missing, damaged or of another version."""
 
 
+class BusyError(VindexError):
+    """A vindex, or a place for one, that another process is changing."""
+
+
 class LevelError(VindexError):
     """A statement that needs more than the vindex stores (levels browse < inference < all)."""
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
-from larql_duck.errors import LarqlError, VindexError, say_kept
+from larql_duck.errors import BusyError, LarqlError, VindexError, say_kept
 
 # Makes the error of a failed write from its message; None lets the OSError through to a caller who knows more.
 ErrorType: TypeAlias = Callable[[str], LarqlError] | None
@@ -252,7 +252,7 @@ def sync_directory(path: Path) -> None:
 
 @contextmanager
 def locked(path: Path, busy: str) -> Iterator[None]:
-    """An exclusive lock on the file `path` for the block; VindexError with the text `busy` when another holds it."""
+    """An exclusive lock on the file `path` for the block; BusyError with the text `busy` when another holds it."""
     # Its asyncio half makes it slow to import, and opening a vindex takes no lock.
     from filelock import FileLock, Timeout
 
@@ -262,7 +262,7 @@ def locked(path: Path, busy: str) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise VindexError(busy, path=path.parent) from None
+        raise BusyError(busy, path=path.parent) from None
     try:
         yield
     finally:

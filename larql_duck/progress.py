@@ -47,5 +47,5 @@ def hide_duckdb_bar(con: duckdb.DuckDBPyConnection) -> None:
 
     A notebook without ipywidgets has none, and setting anything about it is an error there.
     """
-    if con.execute("SELECT current_setting('enable_progress_bar')").fetchone() == (True,):
+    if con.execute("SELECT current_setting('enable_progress_bar')").fetchall() == [(True,)]:
         con.execute("SET enable_progress_bar = false")

@@ -61,11 +61,8 @@ class Workspace(Protocol):
     def vectors(self) -> QueryVectors:
         """The vectors of prompts and entities."""
 
-    def refresh(self, *, aside: bool = False) -> None:
-        """Ask the facts that edits touched again, and measure what tables show of new features.
-
-        aside: inside a function that a query on the session's connection is calling.
-        """
+    def refresh(self) -> None:
+        """Ask the facts that edits touched again, and measure what tables show of new features."""
 
     def query(
         self, sql: str, parameters: list[Any] | None = None, *, stale: bool = False, aside: bool = False
@@ -73,5 +70,5 @@ class Workspace(Protocol):
         """The result of a query of our own; tables are `schema`.name. QueryError where DuckDB refuses it.
 
         What edits touched in the tables that it names is asked again first; stale: not for this query. aside: on a
-        cursor of its own, beside a result that the user has not read to its end.
+        cursor of its own, inside a function that a query on the session's connection is calling.
         """

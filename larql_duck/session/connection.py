@@ -13,7 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pyarrow as pa
+import sqlglot
+from sqlglot import exp
+from sqlglot.errors import SqlglotError
 
+from larql_duck.catalog import LOOKUPS, SCHEMAS, VIEWS
 from larql_duck.progress import hide_duckdb_bar
 from larql_duck.result import Result
 from larql_duck.session.failures import Failures
@@ -79,32 +83,29 @@ class Connection:
     ) -> pa.Table:
         """The rows of a query as if the caller's own code ran it; scope adds names of tables. duckdb.Error.
 
-        stale: tables are read as they are, whether or not edits touched them. aside: on a cursor of its own, so that
-        a result that the caller has not read to its end on this thread's connection stays.
+        stale: tables are read as they are, whether or not edits touched them. aside: on a cursor of its own, inside
+        a function that a query on this thread's connection is calling. So is a query over the vindex alone where the
+        caller has not read a result on this thread's connection to its end.
         """
         if self.views is not None and self.views.stale and not stale:
             self.views.refresh_for(sql)
         if self._options.tracer is not None:
             self._options.tracer(sql)
         if not aside:
-            return _fetch(self.here, sql, parameters, scope)
+            try:
+                return _fetch(self.here, sql, parameters, scope)
+            except duckdb.Error as error:
+                if "unfinished result" not in str(error) or not self._reads_the_vindex_alone(sql):
+                    raise
         with self.cursor() as cursor:
             return _fetch(cursor, sql, parameters, scope)
 
     def rows(self, sql: str, parameters: list[Any]) -> list[tuple[Any, ...]]:
-        """The rows of a query of our own as tuples. duckdb.Error."""
+        """The rows of a query of our own as tuples, beside whatever this thread's connection is busy with. duckdb.Error."""
         if self._options.tracer is not None:
             self._options.tracer(sql)
-        rows: list[tuple[Any, ...]] = self.here.execute(sql, parameters).fetchall()
-        return rows
-
-    def rows_aside(self, sql: str, parameters: list[Any]) -> list[tuple[Any, ...]]:
-        """The rows of a query on a cursor of its own: for functions that SQL calls, while this thread's is busy."""
-        cursor = self.con.cursor()
-        try:
+        with self.cursor() as cursor:
             return cursor.execute(sql, parameters).fetchall()
-        finally:
-            cursor.close()
 
     def query(
         self, sql: str, parameters: Parameters | None = None, *, stale: bool = False, aside: bool = False
@@ -116,6 +117,20 @@ class Connection:
             how_to_open = self._options.how_to_open if self.views is None else None
             raise query_error(error, sql, self.failures, how_to_open) from error
         return Result(table, con=self, sql=sql, notices=[] if aside else self.failures.take_remarks())
+
+    def _reads_the_vindex_alone(self, sql: str) -> bool:
+        """Whether a query gives the same rows on another connection: of no temporary table, nothing uncommitted."""
+        try:
+            query = sqlglot.parse_one(sql, read="duckdb")
+        except SqlglotError:
+            return False
+        known = {*SCHEMAS, *LOOKUPS, *VIEWS, *(cte.alias for cte in query.find_all(exp.CTE))}
+        return isinstance(query, exp.Query) and all(
+            isinstance(table.this, exp.Func)
+            or self.schema in (table.db, table.catalog)
+            or (not table.db and table.name in known)
+            for table in query.find_all(exp.Table)
+        )
 
     def _prepare(self, con: duckdb.DuckDBPyConnection) -> None:
         if self.own:

@@ -11,8 +11,7 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,13 +38,18 @@ _numbers = itertools.count(1)
 
 
 class Mount:
-    """One schema of one connection that shows one vindex at a time."""
+    """One schema of one connection that shows one vindex at a time.
+
+    It works through `con`, a connection of its own to the same database: on the user's it would end a result that is
+    not read to its end, and be part of a transaction.
+    """
 
     def __init__(self, con: duckdb.DuckDBPyConnection, schema: str = SCHEMA) -> None:
         """Makes the schema; QueryError where the name is taken by something else or no plain identifier."""
         if not _NAME.fullmatch(schema) or schema.lower() in ("main", "temp", "system", "information_schema"):
             raise LarqlError(f"schema {schema!r} cannot be used; give a plain name such as 'lq'")
-        self.con = con
+        # DuckDB forgets functions with the connection that registered them.
+        self._user_con, self.con = con, con.cursor()
         self.schema = schema
         self.vindex: Vindex | None = None
         # What the user should know of the vindex that was shown last.
@@ -67,10 +71,10 @@ class Mount:
     def _make_schema(self) -> bool:
         """Whether the schema is a catalog of its own: a database file must not keep views of a vindex that moves on."""
         taken = f"schema {self.schema} exists already in this connection; give another: attach(con, path, schema='lq2')"
-        row = self.con.execute(
-            "SELECT path IS NOT NULL FROM duckdb_databases() WHERE database_name = current_database()"
-        ).fetchone()
-        in_file = bool(row and row[0])
+        [(name, in_file)] = self._user_con.sql(
+            "SELECT database_name, path IS NOT NULL FROM duckdb_databases() WHERE database_name = current_database()"
+        ).fetchall()
+        self._run(f"USE {_identifier(name)}")
         known = self.con.execute(
             "SELECT 1 FROM duckdb_databases() WHERE lower(database_name) = lower($1)"
             " UNION ALL SELECT 1 FROM duckdb_schemas()"
@@ -81,7 +85,7 @@ class Mount:
             raise LarqlError(taken)
         statement = f"ATTACH ':memory:' AS {self.schema}" if in_file else f"CREATE SCHEMA {self.schema}"
         self._run(statement)
-        return in_file
+        return bool(in_file)
 
     def show(self, vindex: Vindex) -> None:
         """Replaces what the schema shows by `vindex`; on failure the schema shows nothing."""
@@ -120,6 +124,11 @@ class Mount:
             shutil.rmtree(self._directory, ignore_errors=True)
             self._directory = None
 
+    def release(self) -> None:
+        """Closes the mount's own connection, where the user's is closed already."""
+        self.con.close()
+        self.remove_files()
+
     def close(self) -> None:
         """Removes schema, functions and the attached database from the connection, which stays open."""
         with self._lock:
@@ -127,11 +136,12 @@ class Mount:
                 self.clear()
                 self._run(f"DETACH {self.schema}" if self._catalog else f"DROP SCHEMA {self.schema} CASCADE")
                 for name in self._functions:
-                    self.con.remove_function(name)
+                    self._user_con.remove_function(name)
             except (duckdb.Error, QueryError):
                 # The connection was closed before the session: nothing is left to remove.
                 pass
             self._functions.clear()
+            self.release()
 
     # -- what the schema shows ----------------------------------------------------------------------------
 
@@ -219,17 +229,6 @@ class Mount:
         """Names of the tables (and lookups) that do not show their stored rows alone."""
         return sorted({*self._bodies, *self._rebased})
 
-    @contextmanager
-    def on_cursor(self) -> Iterator[None]:
-        """A context in which the mount works through a connection of its own: the session's may be running a query."""
-        with self._lock:
-            before, self.con = self.con, self.con.cursor()
-            try:
-                yield
-            finally:
-                self.con.close()
-                self.con = before
-
     def base(self, table: str) -> str:
         """The qualified name of what a table's changes are shown over: the stored table, or what `rebase` put there."""
         return f"{self.schema}.probed_{table}" if table in self._rebased else self.stored(table)
@@ -259,7 +258,7 @@ class Mount:
     ) -> None:
         """Registers a Python function over Arrow arrays as `<schema>_udf_<name>`."""
         full = f"{self.schema}_udf_{name}"
-        self.con.create_function(
+        self._user_con.create_function(
             full,
             function,
             parameters,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from contextlib import nullcontext
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +31,7 @@ class OpenVindex:
 
     def __init__(self, vindex: Vindex, mount: Mount, connection: Connection, options: Preferences) -> None:
         """The mount shows the vindex already."""
-        self.vindex, self.mount, self.con = vindex, mount, mount.con
+        self.vindex, self.mount = vindex, mount
         self.schema = mount.schema
         self.cache: dict[tuple[str, str], Any] = {}
         self.catalog = VindexCatalog(vindex, mount.schema, connection.rows)
@@ -69,12 +68,9 @@ class OpenVindex:
         """The result of a query of our own; see `Workspace.query`."""
         return self._connection.query(sql, parameters, stale=stale, aside=aside)
 
-    def refresh(self, *, aside: bool = False) -> None:
-        """Ask the facts that edits touched again, and measure what tables show of new features.
-
-        aside: inside a function that a query on the session's connection is calling.
-        """
-        with self._lock, self.mount.on_cursor() if aside else nullcontext():
+    def refresh(self) -> None:
+        """Ask the facts that edits touched again, and measure what tables show of new features."""
+        with self._lock:
             self.views.refresh()
 
     def _show_edits(self, log: EditLog) -> None:

@@ -251,7 +251,7 @@ class Session:
             self._forget()
             if self._connection.own:
                 self.con.close()
-                self._mount.remove_files()
+                self._mount.release()
             else:
                 self._mount.close()
 

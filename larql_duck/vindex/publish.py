@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from larql_duck.catalog import SCHEMAS
-from larql_duck.errors import VindexError
+from larql_duck.errors import BusyError, VindexError
 from larql_duck.files import locked, replacing, sync_directory
 from larql_duck.vindex.arrays import hash_file, write_file
 from larql_duck.vindex.database import build_database, not_replaceable
@@ -30,7 +30,6 @@ _SEAL = "seal"
 _BLANK = "0" * 64
 # Seconds for which opening waits for a writer.
 _PATIENCE = 10.0
-_BUSY = "another process is changing this vindex"
 
 
 def check_replaceable(out: Path, *kept: Path) -> None:
@@ -210,9 +209,9 @@ def recover(directory: Path) -> None:
             try:
                 with _changing(directory, what, "open it once where it can be written"):
                     _roll_forward(directory)
-            except VindexError as error:
-                # A writer is at it, and is done in a moment.
-                if _BUSY not in str(error) or time.monotonic() > deadline:
+            except BusyError:
+                # A writer is done in a moment.
+                if time.monotonic() > deadline:
                     raise
                 time.sleep(0.05)
 
@@ -221,7 +220,7 @@ def recover(directory: Path) -> None:
 def _changing(directory: Path, what: str, next_step: str) -> Iterator[None]:
     """The lock of a vindex for the block; an OSError in it becomes a VindexError with `what` and `next_step`."""
     _refuse_links(directory)
-    busy = f"{directory}: {_BUSY}; try again when it has finished"
+    busy = f"{directory}: another process is changing this vindex; try again when it has finished"
     try:
         with locked(directory / _LOCK, busy):
             yield

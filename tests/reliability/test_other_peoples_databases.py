@@ -15,7 +15,7 @@ import pytest
 from filelock import FileLock
 
 import larql_duck as lq
-from larql_duck.errors import VindexError
+from larql_duck.errors import BusyError, QueryError, VindexError
 from larql_duck.extraction import extract
 from larql_duck.vindex import publish, store
 from larql_duck.vindex.database import not_replaceable
@@ -244,6 +244,8 @@ def test_opening_waits_for_a_writer(copy: Path) -> None:
     lock = FileLock(copy / ".lock", thread_local=False)
     (copy / "tables" / ".next").mkdir()
     lock.acquire()
+    with pytest.raises(BusyError):
+        commit_tables(copy, {}, note)
     timer = threading.Timer(0.3, lock.release)
     timer.start()
     with lq.connect(copy):
@@ -300,3 +302,23 @@ def test_an_unfinished_result_does_not_break_the_model(copy: Path) -> None:
         assert unfinished.fetchone() == (0,)
         assert s.lql('EXPLAIN INFER "The capital of France is" TOP 2').arrow().num_rows
         assert s.model.infer("The capital of France is").num_rows
+
+
+def test_edits_and_functions_work_beside_an_unfinished_result(copy: Path) -> None:
+    with lq.connect(copy) as s:
+        s.con.execute("CREATE TEMP TABLE mine AS SELECT 1 AS a")
+        unfinished = s.con.execute("SELECT range FROM range(1000000)")
+        assert unfinished.fetchone() == (0,)
+        s.lql('INSERT INTO EDGES (entity, relation, target) VALUES ("Spain", "capital", "Rome")')
+        facts = "SELECT object FROM facts WHERE subject = 'Spain' AND NOT stale"
+        assert ("Rome",) in s.sql(facts).rows()
+        assert (
+            s.sql("SELECT lq_ask('Spain', 'capital') IS NOT NULL, lq_complete('Spain is', 1)").one() is True
+        )
+        assert s.lql('WALK "France" TOP 1').arrow().num_rows
+        # What another connection may not see is not asked there.
+        with pytest.raises(QueryError, match="unfinished result"):
+            s.sql("FROM mine")
+        assert unfinished.fetchone() == (1,)
+        s.con.abort()
+        assert s.sql("FROM mine").rows() == [(1,)]
