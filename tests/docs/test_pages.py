@@ -60,20 +60,6 @@ def test_the_questions_of_the_readme_can_be_asked(con) -> None:
     assert asked >= 12
 
 
-def test_pages_of_statements_are_lql() -> None:
-    """Blocks of `sql` whose statements are LQL parse; those with functions or clauses of DuckDB's own run elsewhere."""
-    blocks = {
-        page.name: re.findall(r"```sql\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
-        for page in [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
-    }
-    assert sum(map(len, blocks.values())) >= 15
-    for name, texts in blocks.items():
-        for text in texts:
-            if re.search(r"\blq_\w+\(|^FROM |^ATTACH ", text, re.M):
-                continue
-            assert larql_duck.parse(text), name
-
-
 def test_links_of_the_pages_lead_somewhere() -> None:
     for page in [*(ROOT / "docs").glob("*.md"), ROOT / "CONTRIBUTING.md"]:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
