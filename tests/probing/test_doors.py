@@ -362,12 +362,14 @@ def test_functions_in_a_users_connection(base: Path) -> None:
 
 def test_cli_probe_saves_and_prints(copy: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "names.csv"
-    file.write_text("name\nFrance\nJapan\n")
+    file.write_text("name;iso\nFrance;FR\nJapan;JP\n")
     arguments = ["probe", str(copy), "--relation", "found in", "--template", "The capital of {} is"]
     assert cli.run([*arguments, "--entities", str(file), "--jsonl"]) == 0
     out, err = capfd.readouterr()
     assert [json.loads(line)["subject"] for line in out.splitlines()] == ["France", "Japan"]
-    assert "saved in" in err
+    assert err.index("columns name, iso separated by ';'; 2 rows, 2 names: France, Japan") < err.index(
+        "saved in"
+    )
     assert not list(copy.parent.glob(".*.probe"))
     with connect(copy) as s:
         assert columns(s, "SELECT count(DISTINCT subject) FROM facts") == [(2,)]
