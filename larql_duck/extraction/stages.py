@@ -216,6 +216,9 @@ class Extraction:
             engine = Engine.load(self.source)
             said, kept = partial(self.progress, "facts"), self.staging.work / "facts"
             run = probe(engine, pack, max_prompts=MAX_PROMPTS, progress=said, checkpoint=kept)
+            for notice in run.notices:
+                if notice not in self.job.notices:
+                    self.notice(notice)
             # For later runs, whose relations may have no reference answers of their own.
             record = {"calibration": run.calibration.as_json(), "relations": run.report["relations"]}
             del engine
