@@ -64,7 +64,7 @@ class LqlMagics(Magics):
         """The session, made when first needed: without a vindex until `--vindex` or USE opens one."""
         if self._session is None:
             self._session = connect()
-            self._session.configure(how_to_open="%lql --vindex NAME.vindex opens one")
+            self._session.configure(how_to_open="%lql --vindex NAME.vindex opens one", keep_unsaved=True)
         return self._session
 
     @no_var_expand

@@ -1,8 +1,16 @@
 -- Views over the tables: the graph under the names that people ask for, and LQL's tables.
 
+-- The facts, most confident first. A filter on the subject goes below the order, to the zones of triples that hold it.
 CREATE VIEW {public}.model_graph AS
 SELECT subject, relation AS relationship, object, confidence, p, source, layers, n_edges, stale
-FROM {schema}.triples;
+FROM {schema}.triples
+WHERE source <> 'weights'
+ORDER BY confidence DESC NULLS LAST, p DESC NULLS LAST, subject, relation, object;
+
+CREATE VIEW {public}.token_associations AS
+SELECT subject, relation, object, layers, n_edges, stale
+FROM {schema}.triples
+WHERE source = 'weights';
 
 -- LQL's EDGES: entity is always the subject side, target the object side. Confidence comes from facts rather than
 -- from triples: weight triples have none, and facts is the small table.

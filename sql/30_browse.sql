@@ -2,8 +2,6 @@
 -- Python session answer them alike. Text is looked up case-insensitively; where the exact spelling exists, only that
 -- counts. Parameters start with p_, because one that is named like a column would silently compare it with itself.
 
--- A weight triple counts as labelled where its feature's label was probed, patched in, or comes from a cluster that
--- is more likely right than wrong.
 CREATE MACRO {public}.describe_entity(p_entity, p_band := NULL, p_layer := NULL, p_rows := 10, p_relations_only := false) AS TABLE
 WITH named AS MATERIALIZED (
     SELECT entity FROM {schema}.entity_named(p_entity)
@@ -23,10 +21,9 @@ parts AS MATERIALIZED (
 ),
 -- The features are fetched by an inner join of their own: it prunes the scan to the slots asked for, a left join would not.
 slots AS MATERIALIZED (
-    SELECT x.layer, x.feature, x.down_tokens, x.opposite_tokens, x.relation_source, c.confidence AS label_confidence
+    SELECT x.layer, x.feature, x.down_tokens, x.opposite_tokens
     FROM (SELECT DISTINCT best.layer AS layer, best.feature AS feature FROM parts) AS s
     JOIN {schema}.features AS x ON x.layer = s.layer AND x.feature = s.feature
-    LEFT JOIN {schema}.clusters AS c ON c.cluster_id = x.cluster_id
 ),
 answers AS MATERIALIZED (
     SELECT f.subject, f.relation, list(f.object ORDER BY f.rank, f.object) AS objects
@@ -47,10 +44,7 @@ found AS (
             ELSE list_filter(a.objects, lambda other: other <> t.object)
         END AS also,
         CASE WHEN t.source = 'weights' THEN coalesce(l.band, 'knowledge') ELSE 'knowledge' END AS band,
-        l.band AS layer_band,
-        t.source <> 'weights'
-            OR (t.relation <> 'associated with'
-                AND (x.relation_source IN ('probe', 'patch') OR x.label_confidence >= 0.5)) AS labelled
+        l.band AS layer_band
     FROM {schema}.triples AS t
     LEFT JOIN parts ON parts.subject = t.subject AND parts.relation = t.relation AND parts.object = t.object
     LEFT JOIN answers AS a ON a.subject = t.subject AND a.relation = t.relation
@@ -61,7 +55,7 @@ found AS (
 SELECT band, relation, target, confidence, p, score, layer, layers, n_features, also, source
 FROM found
 WHERE (p_layer IS NULL OR layer = p_layer)
-    AND (labelled OR NOT p_relations_only)
+    AND NOT (weak AND p_relations_only)
     AND (p_layer IS NOT NULL OR p_band = 'all' OR (p_band IS NULL AND NOT weak) OR layer_band IS NULL
         OR layer_band = coalesce(p_band, 'knowledge'))
 QUALIFY row_number() OVER (

@@ -64,8 +64,9 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The cache directory of the run, so that nobody's own is read or filled."""
+    """The cache and state directories of the run, so that nobody's own are read or filled."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         patch.setenv("LARQL_DUCK_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 

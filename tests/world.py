@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from larql_duck.catalog import SCHEMAS
 from larql_duck.vindex.arrays import write_file
 from larql_duck.vindex.database import build_database
+from larql_duck.vindex.derive import UNLABELLED
 from larql_duck.vindex.manifest import INDEX, SCHEMA_VERSION, manifest_hash
 from larql_duck.vindex.publish import seal_manifest, write_table
 
@@ -47,15 +48,15 @@ FACTS = [
     ("Turkey", "capital", "Ankara", 1, 0.55),
     *[(name, "capital", f"<{name}>", 1, 0.30) for name in NASTY],
 ]
-# (subject, object, layer, feature, score, relation)
+# (subject, object, layer, feature, score)
 WEIGHTS = [
-    ("France", "French", 2, 7, 4.5, "associated with"),
-    ("France", "Paris", 5, 9, 6.5, "associated with"),
-    ("France", "Macron", 6, 3, 7.5, "associated with"),
-    ("France", "wine", 9, 11, 3.5, "associated with"),
-    ("turkey", "bird", 5, 1, 5.0, "associated with"),
-    ("German", "Germany", 4, 2, 5.5, "language"),
-    *[("Paris", f"word{i:02}", 5, i, 3.0 + i / 10, "associated with") for i in range(20)],
+    ("France", "French", 2, 7, 4.5),
+    ("France", "Paris", 5, 9, 6.5),
+    ("France", "Macron", 6, 3, 7.5),
+    ("France", "wine", 9, 11, 3.5),
+    ("turkey", "bird", 5, 1, 5.0),
+    ("German", "Germany", 4, 2, 5.5),
+    *[("Paris", f"word{i:02}", 5, i, 3.0 + i / 10) for i in range(20)],
 ]
 WORDS = [
     "the",
@@ -188,27 +189,29 @@ def tables(seed: int = 0) -> dict[str, pa.Table]:
         edges.append((s, r, o, 8, len(s) % FEATURES, 5.0 * p, 0.5 * p, None, -1.5, "probe", False))
         edges.append((s, r, o, 5, 9, 3.0 * p, 0.9 * p, None, 2.5, "probe", False))
     edges += [
-        (s, r, o, layer, f, score, None, None, None, "weights", False) for s, o, layer, f, score, r in WEIGHTS
+        (s, UNLABELLED, o, layer, f, score, None, None, None, "weights", False)
+        for s, o, layer, f, score in WEIGHTS
     ]
     edges.sort(key=lambda e: e[0])
     out["edges"] = _table("edges", edges)
     triples = [(s, r, o, p, p, "probe", [5, 8], 2, False) for s, r, o, _, p in first]
-    triples += [(s, r, o, None, None, "weights", [layer], 1, False) for s, o, layer, _, _, r in WEIGHTS]
+    triples += [(s, UNLABELLED, o, None, None, "weights", [layer], 1, False) for s, o, layer, _, _ in WEIGHTS]
     triples.sort(key=lambda t: (t[0], t[5] == "weights", -(t[3] or 0), t[1], t[2]))
     out["triples"] = _table("triples", triples)
     out["feature_relations"] = _table(
         "feature_relations", [(5, 9, "capital", 0.9, 0.8, 2.5), (5, 9, "city", 0.2, 0.3, 0.4)]
     )
-    names = sorted({t[0] for t in triples} | {t[2] for t in triples})
+    stated = [t for t in triples if t[5] != "weights"]
+    names = sorted({t[0] for t in stated} | {t[2] for t in stated})
     out["entities"] = _table(
         "entities",
         [
             (
                 n,
-                sum(n in (t[0], t[2]) and t[5] != "weights" for t in triples),
-                sum(t[0] == n for t in triples),
-                sum(t[2] == n for t in triples),
-                sorted({t[1] for t in triples if n in (t[0], t[2])}),
+                sum(n in (t[0], t[2]) for t in stated),
+                sum(t[0] == n for t in stated),
+                sum(t[2] == n for t in stated),
+                sorted({t[1] for t in stated if n in (t[0], t[2])}),
             )
             for n in names
         ],

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from larql_duck.catalog.tables import TABLES, Column
+from larql_duck.catalog.tables import TABLES, VIEWS, Column
 
 _TYPES = {
     "BOOLEAN": pa.bool_(),
@@ -32,6 +32,9 @@ def arrow_schema(columns: Iterable[Column]) -> pa.Schema:
 
 SCHEMAS: dict[str, pa.Schema] = {name: arrow_schema(table.columns) for name, table in TABLES.items()}
 """Name of a table -> its Arrow schema, as the Parquet files have it."""
+
+FILES = SCHEMAS | {"model_graph": arrow_schema(VIEWS["model_graph"].columns)}
+"""Name -> Arrow schema of each Parquet file in tables/: the tables', and the view's for those who read files alone."""
 
 _DEFAULTS = {
     name: {column.name: json.loads(column.default) for column in table.columns if column.default}

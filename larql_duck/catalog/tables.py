@@ -117,8 +117,14 @@ _ENTITIES = (*_columns_of(TABLES["entities"]), *_columns_of(LOOKUPS["entity_name
 _COMPOSED = (
     Table(
         "model_graph",
-        "What the model knows: one row per subject, relationship and object, facts first.",
+        "What the model states: one row per subject, relationship and object, most confident first. "
+        "Also a file, tables/model_graph.parquet, by subject.",
         _columns_of(TABLES["triples"], relation="relationship"),
+    ),
+    Table(
+        "token_associations",
+        "Which tokens the weights connect, without asking: the subject activates a feature that promotes the object.",
+        _columns_of(TABLES["triples"], "subject", "relation", "object", "layers", "n_edges", "stale"),
     ),
     Table("lql_edges", "LQL's table EDGES: one row per feature and triple.", with_both_spellings(_EDGES)),
     Table(
@@ -141,6 +147,7 @@ BOTH_SPELLINGS = {
     )
     for view, table in (
         ("lql_graph", _COMPOSED[0]),
+        ("lql_associations", _COMPOSED[1]),
         *((f"lql_{name}", TABLES[name]) for name in ("facts", "triples", "probes")),
     )
 }

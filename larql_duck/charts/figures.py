@@ -24,20 +24,27 @@ _LONGEST = 60
 Records = Sequence[Mapping[str, Any]]
 
 
-def trace_chart(table: pa.Table, *, prompt: str = "", token: str | None = None) -> alt.VConcatChart:
-    """The last traced position of a trace table: rank and probability over layers, attention against FFN.
+def trace_chart(
+    table: pa.Table, *, prompt: str = "", token: str | None = None, tokens: Mapping[int, str] | None = None
+) -> alt.VConcatChart:
+    """A traced position of a trace table: rank and probability over layers, attention against FFN.
 
-    token is the FOR token that the table follows: then rank, probability and the additive logit contributions are
-    its own. Without one the probability is the lens's top token's and the bars are norms. LarqlError for a table
-    without rows.
+    Several positions become heat maps of layers and positions, named by their `tokens`. token is the FOR token that
+    the table follows: then rank, probability and the additive logit contributions are its own. Without one the
+    probability is the lens's top token's and the bars are norms. LarqlError for a table without rows.
     """
-    last = max(table["position"].to_pylist(), default=None)
-    rows = [r for r in table.to_pylist() if r["position"] == last and r["head"] is None]
+    rows = [r for r in table.to_pylist() if r["head"] is None]
     if not rows:
         raise LarqlError("this trace has no rows to plot")
     for row in rows:
         row["name"] = "emb" if row["layer"] < 0 else str(row["layer"])
         row["reading"] = f"{row['name']} {_token(row['top_token'])}"
+        row["place"] = f"{row['position']} {_token((tokens or {}).get(row['position']))}"
+    last = rows[-1]["position"]
+    if rows[0]["position"] != last:
+        return _column(
+            _cut(printable(prompt)) or "Trace", "every position, layer by layer", _all_positions(rows, token)
+        )
     panels = []
     readings = {"most probable": "probability"}
     added, unit = "Length of what each layer adds to the residual", "norm"
@@ -54,31 +61,46 @@ def trace_chart(table: pa.Table, *, prompt: str = "", token: str | None = None) 
     return _column(_cut(printable(prompt)) or "Trace", f"position {last}, layer by layer", panels)
 
 
+def _all_positions(rows: Records, token: str | None) -> list[alt.Chart]:
+    """Heat maps of layers and positions: probability, and what attention and FFN add."""
+    alt = altair()
+    name = "the most probable token" if token is None else _token(token)
+    share, unit = ("probability", "norm") if token is None else ("token_probability", "logit")
+    added = "length" if token is None else f"logit of {name}"
+    panels = {share: f"Probability of {name} (rows: layers)"}
+    panels |= {
+        f"{part}_{unit}": f"What {text} adds: {added}"
+        for part, text in (("attn", "attention"), ("ffn", "the FFN"))
+    }
+    return [
+        _heat(
+            title,
+            rows,
+            column,
+            alt.Scale(domain=[0, 1]) if column == share else _diverging(rows, column),
+            "reading",
+        )
+        for column, title in panels.items()
+        if any(row[column] is not None for row in rows)
+    ]
+
+
 def causal_chart(table: pa.Table, *, token: str, clean: float, corrupted: float) -> alt.VConcatChart:
     """A causal trace's recovery as a heat map of layers and positions.
 
     token is the answer; clean and corrupted are its probabilities in the two untouched prompts.
     """
-    alt = altair()
     rows = table.to_pylist()
     for row in rows:
         row["name"] = "emb" if row["layer"] < 0 else str(row["layer"])
         row["place"] = f"{row['position']} {_token(row['token'])}"
         row["clean_token"] = _token(row["clean_token"])
-    highest = max((abs(row["recovery"]) for row in rows if row["recovery"] is not None), default=1.0) or 1.0
-    columns = ("name", "place", "clean_token", "probability", "recovery")
-    cells = alt.Data(values=[{column: row[column] for column in columns} for row in rows])
-    colours = alt.Scale(scheme="redblue", reverse=True, domain=[-highest, highest], domainMid=0)
-    heat = alt.Chart(cells, mark=alt.MarkDef("rect"), width=alt.Step(28), height=alt.Step(18)).encode(
-        x=alt.X("place:N", sort=None, title=None, axis=alt.Axis(labelAngle=-50)),
-        y=alt.Y("name:N", sort=None, title="layer"),
-        color=alt.Color("recovery:Q", title=None, scale=colours),
-        tooltip=["name:N", "place:N", "clean_token:N", "probability:Q", "recovery:Q"],
-    )
     answer = _token(token)
     title = f"Share of the logit of {answer} that a clean residual brings back (rows: layers)"
-    subtitle = f"probability of {answer}: clean {clean:.3f}, corrupted {corrupted:.3f}"
-    return _column("Causal trace", subtitle, [heat.properties(title=title)])
+    heat = _heat(title, rows, "recovery", _diverging(rows, "recovery"), "clean_token")
+    return _column(
+        "Causal trace", f"probability of {answer}: clean {clean:.3f}, corrupted {corrupted:.3f}", [heat]
+    )
 
 
 def check_chart(table: pa.Table) -> alt.VConcatChart:
@@ -223,6 +245,33 @@ def _panel(
     if mark == "bar":
         return chart.mark_bar().encode(xOffset=alt.XOffset("series:N", sort=names))
     return chart.mark_line(point=True)
+
+
+def _heat(title: str, rows: Records, value: str, scale: alt.Scale, label: str) -> alt.Chart:
+    """A heat map of a column: layers ('name') down, positions ('place') across; `label` is a column for tooltips."""
+    alt = altair()
+    columns = dict.fromkeys(("name", "place", label, "probability", value))
+    cells = alt.Data(values=[{column: row[column] for column in columns} for row in rows])
+    return alt.Chart(
+        cells, title=title, mark=alt.MarkDef("rect"), width=alt.Step(28), height=alt.Step(18)
+    ).encode(
+        x=alt.X("place:N", sort=None, title=None, axis=alt.Axis(labelAngle=-50)),
+        y=alt.Y("name:N", sort=None, title="layer"),
+        color=alt.Color(f"{value}:Q", title=None, scale=scale),
+        tooltip=[
+            "name:N",
+            "place:N",
+            f"{label}:N",
+            *(f"{name}:Q" for name in dict.fromkeys(("probability", value))),
+        ],
+    )
+
+
+def _diverging(rows: Records, column: str) -> alt.Scale:
+    """Colours of a column whose zero lies in the middle."""
+    values = [abs(row[column]) for row in rows if row[column] is not None and math.isfinite(row[column])]
+    highest = max(values, default=1.0) or 1.0
+    return altair().Scale(scheme="redblue", reverse=True, domain=[-highest, highest], domainMid=0)
 
 
 def _colour(alt: Any, names: Sequence[str], colours: Sequence[str]) -> alt.Color:

@@ -36,7 +36,7 @@ def probe(
     pack: Annotated[str | None, Option(help="Relation pack: a name or a file.")] = None,
     relation: RelationOption = None,
     entities: Annotated[
-        Path | None, Option(help=".csv or .parquet with a column subject, entity or name.")
+        Path | None, Option(help=".csv or .parquet: a column subject, entity or name, or names alone.")
     ] = None,
     template: Annotated[
         list[str] | None,
@@ -53,7 +53,7 @@ def probe(
     resume: Annotated[bool, Option("--resume", help="Go on where a run that was killed stopped.")] = False,
 ) -> None:
     """Ask the model about entities and save the facts."""
-    from larql_duck.knowledge.frames import read_entities
+    from larql_duck.knowledge.entity_files import read_entities
 
     if template and (relation is None or len(relation) != 1 or pack is not None):
         raise UsageError("--template goes with exactly one --relation, without --pack")
@@ -62,9 +62,14 @@ def probe(
         relations = {relation[0]: template}
     with options.session(vindex) as session:
         session.workspace.vindex.require("inference", "probing")
+        table = None
+        if entities is not None:
+            file = read_entities(entities)
+            note(file.understood)
+            table = file.table
         with _checkpoint(vindex, resume) as directory:
             result = session.probe(
-                None if entities is None else read_entities(entities),
+                table,
                 relations,
                 pack=pack,
                 limit=limit,

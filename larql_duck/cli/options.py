@@ -123,7 +123,7 @@ class SessionOptions(ComputeOptions, PatchOptions):
             raise UsageError("--patch needs a vindex: name it first")
         with connect(vindex, patches=self.patch or (), texts=self.texts) as session, ExitStack() as stack:
             shown = stack.enter_context(bars()) if progress else None
-            session.configure(progress=shown, how_to_open=_HOW_TO_OPEN, **self.settings())
+            session.configure(progress=shown, how_to_open=_HOW_TO_OPEN, keep_unsaved=True, **self.settings())
             yield session
 
 

@@ -60,8 +60,9 @@ def probe(session: Session, request: Request) -> Result:
     )
     notices = list(probed.notices)
     if dry_run:
-        notices.append("not saved: a dry run leaves nothing")
-        return Result(_best(probed, many), notices=notices)
+        best = _best(probed, many)
+        notices.append(f"a dry run: {best.num_rows} fact{'s' * (best.num_rows != 1)} would be saved")
+        return Result(best, notices=notices)
     if save and edits is not None:
         save = False
         notices.append(

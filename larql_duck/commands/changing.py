@@ -66,7 +66,7 @@ def delete(session: Session, request: Request) -> Result:
     if condition.works_on == "slots":
         return _change_slots(session, s, selected, notices)
     if s.dry_run or not selected:
-        return _facts_result(selected, notices, "would be changed")
+        return _facts_result(selected, notices, "would be deleted")
     database, others = _by_home(session, selected)
     deletions = [DeleteKnnOp(e.entity, e.relation) for e in database]
     if not others:
@@ -93,7 +93,7 @@ def update(session: Session, request: Request) -> Result:
         if "confidence" in edge.values:
             _check_confidence(session, s, edge)
     if s.dry_run or not selected:
-        return _facts_result(selected, notices, "would be changed")
+        return _facts_result(selected, notices, "would be updated")
     database, others = _by_home(session, selected)
     changed: list[Operation] = [_changed_knn(session, e) for e in database]
     retargeted = [e for e in others if "target" in e.values]
@@ -308,7 +308,10 @@ def _change_slots(
         else work.delete(e.layer, e.feature)
         for e in selected
     ]
-    if changes and not s.dry_run:
+    if s.dry_run:
+        done = "updated" if isinstance(s, Update) else "deleted"
+        notices = [*notices, f"a dry run: {len(changes)} feature{'s' * (len(changes) != 1)} would be {done}"]
+    elif changes:
         session.patches.append([c.operation for c in changes])
     rows = [
         (

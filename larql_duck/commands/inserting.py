@@ -10,6 +10,7 @@ from typing import Any
 from larql_duck.commands.rows import BIG, FLOAT, INT, TEXT, appended
 from larql_duck.editing.inserting import insert_facts
 from larql_duck.editing.rebalance import rebalance as rebalance_facts
+from larql_duck.editing.relation_prompts import remarks_on_new
 from larql_duck.errors import SemanticError
 from larql_duck.knowledge.frames import FrameColumn, column_named, columns_of, is_missing
 from larql_duck.lowering import plan
@@ -59,7 +60,9 @@ def insert(session: Session, request: Request) -> Result:
         mode=s.mode,
         template=s.template,
     )
-    return appended(workspace.edits, replace(edits, notices=[*notices, *edits.notices]))
+    # Before they are relations of the vindex.
+    remarks = remarks_on_new(workspace, (str(relation).strip() for _, relation, _ in rows), s.template)
+    return appended(workspace.edits, replace(edits, notices=[*notices, *edits.notices, *remarks]))
 
 
 def _statement(rows: object, relation: str | None = None, **options: Any) -> tuple[st.Insert, list[str]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from larql_duck.catalog import SCHEMAS
+from larql_duck.catalog import FILES, SCHEMAS
 from larql_duck.compilation.array_files import carry, check_source, write_gates, write_weights
 from larql_duck.compilation.down_meta import down_meta
 from larql_duck.compilation.source import EditedWeights
@@ -24,6 +24,7 @@ from larql_duck.progress import Progress
 from larql_duck.vindex import layout
 from larql_duck.vindex.arrays import FileEntry, write_file
 from larql_duck.vindex.database import ROW_ORDER
+from larql_duck.vindex.derive import model_graph
 from larql_duck.vindex.manifest import INDEX, SECTION, render
 from larql_duck.vindex.publish import TABLES, rebuild_database, seal_manifest, write_table
 from larql_duck.workspace import Workspace
@@ -143,19 +144,25 @@ class _Compilation:
     def tables(self, staging: Path) -> dict[str, dict[str, Any]]:
         """The manifest entries of all tables, written anew where something else is shown than the source's file."""
         (staging / TABLES).mkdir()
-        replaced = {*self.workspace.replaced_tables, *(("layers", "meta") if self.overlay.rows else ())}
+        replaced = {
+            "model_graph",
+            *self.workspace.replaced_tables,
+            *(("layers", "meta") if self.overlay.rows else ()),
+        }
         entries: dict[str, dict[str, Any]] = {}
-        for name in SCHEMAS:
+        for name in FILES:
             if name in replaced:
                 entries[name] = write_table(staging / TABLES / f"{name}.parquet", name, self.table(name))
             else:
                 entries[name] = dict(self.vindex.manifest.section["tables"][name])
                 entries[name] |= carry(self.source, entries[name]["file"], staging)
-            self.progress("tables", len(entries), len(SCHEMAS))
+            self.progress("tables", len(entries), len(FILES))
         return entries
 
     def table(self, name: str) -> pa.Table:
         """The table that is published: as shown, with sizes and places of the arrays that were written."""
+        if name == "model_graph":
+            return model_graph(self.rows("triples"))
         rows = self.rows(name)
         new: dict[str, list[Any]] = {}
         if name == "layers":

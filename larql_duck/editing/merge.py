@@ -54,7 +54,7 @@ def merge(
     A vindex of the same model gives its slots that differ from the stored ones, with the facts that they carry, and
     its database facts; of another model the facts are solved as INSERT does. The rows are one per slot or fact that
     differs: kind, entity, relation, layer, feature, what target and source say, their confidences, whether that is a
-    conflict, and the action ('added', 'replaced', 'kept').
+    conflict, and the action ('added', 'replaced', 'kept'; in a dry run 'would be added').
     rule, where both say something: 'keep_source', 'keep_target' or 'highest_confidence' (the target's where equal).
     """
     other = directory_side(source, opened)
@@ -64,8 +64,10 @@ def merge(
     operations = [item.operation for item in taken if item.operation is not None]
     facts = [(i.entity or "", i.relation or "", i.source or "") for i in taken if i.operation is None]
     solved = insert_facts(workspace, facts) if facts else FactEdits()
+    would = "would be " if dry_run else ""
     rows = [
-        vars(item) | {"action": "kept" if not item.taken else "replaced" if item.conflict else "added"}
+        vars(item)
+        | {"action": "kept" if not item.taken else f"{would}{'replaced' if item.conflict else 'added'}"}
         for item in items
     ]
     notices = [_said(items, dry_run, other, lineage), *solved.notices]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from larql_duck.knowledge.relations import SLOT, Relation, relation_key
 from larql_duck.probing.packs import known_relations
+from larql_duck.spelling import closest
 from larql_duck.workspace import Workspace
 
 # Prompts of other relations about the same kind of subject.
@@ -54,7 +55,7 @@ def prompts_for(workspace: Workspace | None, relation: str, templates: Sequence[
     stored = () if workspace is None or known is not None else _stored(workspace, relation)
     chosen = tuple(templates) or (known.templates if known is not None else stored)
     if not chosen:
-        chosen = (f"The {relation_key(relation)} of {SLOT} is",)
+        chosen = (plain_template(relation),)
     others: list[str] = []
     subjects: list[str] = []
     if known is not None:
@@ -83,6 +84,27 @@ def prompts_for(workspace: Workspace | None, relation: str, templates: Sequence[
 def plain_template(relation: str) -> str:
     """The prompt that states a relation of which nothing is known."""
     return f"The {relation_key(relation)} of {SLOT} is"
+
+
+def remarks_on_new(workspace: Workspace, relations: Iterable[str], template: str | None) -> list[str]:
+    """What the user should know of relations that neither the packs nor the vindex have, in an INSERT with `template`."""
+    shipped = {relation_key(name): name for name in known_relations()}
+    stored = workspace.query(f"SELECT relation FROM {workspace.schema}.relations", stale=True).rows()
+    known = shipped | {relation_key(str(name)): str(name) for (name,) in stored}
+    remarks = []
+    for relation in dict.fromkeys(relations):
+        if relation_key(relation) in shipped:
+            continue
+        near = None if relation_key(relation) in known else closest(relation_key(relation), known)
+        meant = f"; did you mean {known[near]}?" if near else ""
+        if template is None and not _stored(workspace, relation):
+            remarks.append(
+                f'no prompt of the relation "{relation}" is known, so "{plain_template(relation)}" was made up: '
+                f'TEMPLATE "... {SLOT} ..." says how people state it{meant}'
+            )
+        elif meant:
+            remarks.append(f'the relation "{relation}" is new{meant}')
+    return remarks
 
 
 def _stored(workspace: Workspace, relation: str) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from larql_duck.editing.relation_prompts import StatedFact, known_relation
+from larql_duck.inference.attribution import parts_problem
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.scoring import score_targets
 from larql_duck.knowledge.relations import Relation
@@ -98,8 +99,10 @@ def reprobe_pairs(
             for f in combine(own, weights=weights)
         ]
         chosen = [i for i, f in enumerate(facts) if f.rank == 1 or (name in many and f.p >= MANY_P)]
-        measured = measure(engine, [facts[i] for i in chosen], checkpoint=Checkpoint(None))
-        features = dict(zip(chosen, measured, strict=True))
+        features = {}
+        if parts_problem(engine) is None:
+            measured = measure(engine, [facts[i] for i in chosen], checkpoint=Checkpoint(None))
+            features = dict(zip(chosen, measured, strict=True))
         asked.append(question)
         replies_by_question.append(own)
         probed.append(

@@ -132,7 +132,8 @@ class Solved:
 def checked_layer(layer: int | None, n_layers: int) -> int:
     """The layer, or that of new facts where it is None. SemanticError for one that the model has not."""
     if layer is None:
-        return min(n_layers - 1, round(DEPTH * n_layers))
+        # Behind it a layer has to take the fact to the answer.
+        return min(max(n_layers - 2, 0), round(DEPTH * n_layers))
     if not 0 <= layer < n_layers:
         raise SemanticError(f"layer {layer} is out of range: the model has layers 0-{n_layers - 1}")
     return layer

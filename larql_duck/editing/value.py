@@ -350,9 +350,7 @@ def _losses(engine: Engine, layer: int, g: _Group, d: torch.Tensor, active: torc
 
 def logits_of(engine: Engine, hidden: torch.Tensor) -> torch.Tensor:
     """Logits, f32 [n, vocab], of hidden states behind the last norm [n, hidden], differentiable."""
-    logits = engine.modules.head(hidden.to(engine.model.dtype)).float() * engine.modules.logit_scale
-    cap = getattr(engine.model.config, "final_logit_softcapping", None)
-    return logits if cap is None else torch.tanh(logits / cap) * cap
+    return engine.capped(engine.modules.head(hidden.to(engine.model.dtype)).float() * engine.logit_scale)
 
 
 def _written(engine: Engine, layer: int, g: _Group, d: torch.Tensor, active: torch.Tensor) -> torch.Tensor:

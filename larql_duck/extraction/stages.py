@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import torch
 
 from larql_duck._version import __version__
-from larql_duck.catalog import SCHEMAS, empty_table
+from larql_duck.catalog import FILES, empty_table
 from larql_duck.extraction import table_rows as rows
 from larql_duck.extraction import weight_arrays as arrays
 from larql_duck.extraction.context import TokenFeatures, collect_layer, run_layer, token_stream
@@ -39,7 +39,13 @@ from larql_duck.progress import Progress
 from larql_duck.vindex import layout
 from larql_duck.vindex.arrays import hash_file, write_file
 from larql_duck.vindex.bands import band_of, layer_bands
-from larql_duck.vindex.derive import derive_entities, derive_triples, label_features, weight_edges
+from larql_duck.vindex.derive import (
+    derive_entities,
+    derive_triples,
+    label_features,
+    model_graph,
+    weight_edges,
+)
 from larql_duck.vindex.manifest import INDEX, SECTION
 from larql_duck.vindex.publish import TABLES, rebuild_database, seal_manifest, write_table
 
@@ -216,6 +222,9 @@ class Extraction:
             engine = Engine.load(self.source)
             said, kept = partial(self.progress, "facts"), self.staging.work / "facts"
             run = probe(engine, pack, max_prompts=MAX_PROMPTS, progress=said, checkpoint=kept)
+            for notice in run.notices:
+                if notice not in self.job.notices:
+                    self.notice(notice)
             # For later runs, whose relations may have no reference answers of their own.
             record = {"calibration": run.calibration.as_json(), "relations": run.report["relations"]}
             del engine
@@ -236,7 +245,7 @@ class Extraction:
 
         def put(name: str, table: pa.Table | Iterator[pa.Table]) -> None:
             entries[name] = write_table(directory / f"{name}.parquet", name, table)
-            self.progress("tables", len(entries), len(SCHEMAS))
+            self.progress("tables", len(entries), len(FILES))
 
         with self._stage("tables"):
             vocabulary = self.job.vocabulary
@@ -255,15 +264,16 @@ class Extraction:
             token_features = self._token_features(len(ids))
             token_features.restore(checkpoint)
             put("token_features", rows.token_features_tables(token_features, ids, vocabulary, basis))
-            weights = weight_edges(directory / "feature_tokens.parquet", features)
+            weights = weight_edges(directory / "feature_tokens.parquet")
             edges = pa.concat_tables([facts.table("edges"), weights])
             put("edges", edges)
             put("facts", facts.table("facts"))
             triples = derive_triples(directory / "facts.parquet", edges, facts.many)
             put("triples", triples)
+            put("model_graph", model_graph(triples))
             put("entities", derive_entities(triples))
             put("meta", rows.meta_table(self._meta(basis)))
-            for name in SCHEMAS:
+            for name in FILES:
                 if name not in entries:
                     put(name, facts.table(name))
         return entries

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from larql_duck.inference.attribution import LogitDirection, attribute
+from larql_duck.inference.attribution import LogitDirection, attribute, require_parts
 from larql_duck.inference.capture import FOR_ATTRIBUTION, FOR_STATES
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.logit_lens import Columns, layer_readings, unembedded
@@ -21,6 +21,7 @@ def traces(engine: Engine, prompts: Sequence[str], targets: Sequence[str | None]
 
     A prompt whose target is None has token_rank, token_probability, attn_logit and ffn_logit of its own prediction.
     """
+    require_parts(engine)
     out: dict[int, Columns] = {}
     for rows in prompt_groups(engine, prompts):
         capture = engine.capture([prompts[i] for i in rows], FOR_STATES)
@@ -49,6 +50,7 @@ def top_contributions(
     engine: Engine, prompts: Sequence[str], targets: Sequence[str | None], top: Sequence[int]
 ) -> list[TopContributions]:
     """Each prompt's `top` features over all layers, for its target or (None) for its prediction."""
+    require_parts(engine)
     out: dict[int, TopContributions] = {}
     for rows in prompt_groups(engine, prompts):
         capture = engine.capture([prompts[i] for i in rows], FOR_ATTRIBUTION | {"gate"})

@@ -14,7 +14,7 @@ from larql_duck.errors import LarqlError
 from larql_duck.inference import interventions, loading
 from larql_duck.inference.batch import Batch, pad, prompt_ids, unfit
 from larql_duck.inference.capture import FOR_ATTRIBUTION, Capture, recording
-from larql_duck.inference.modules import find_modules
+from larql_duck.inference.modules import find_modules, skipped_layers
 from larql_duck.inference.settings import DEFAULT, Settings
 from larql_duck.inference.weight_overlay import WeightOverlay
 from larql_duck.models.source import WeightSource
@@ -232,9 +232,30 @@ class Engine:
     def unembed(self, residual: torch.Tensor) -> torch.Tensor:
         """The logits that a residual [..., hidden] would give as the final one: norm, head, scaling, soft-cap; f32."""
         hidden = self.modules.final_norm(residual.to(self.model.dtype))
-        logits = self.modules.head(hidden).float() * self.modules.logit_scale
+        return self.capped(self.modules.head(hidden).float() * self.logit_scale)
+
+    def capped(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits behind the soft-cap that the config has, if any."""
         cap = getattr(self.model.config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    @functools.cached_property
+    def logit_scale(self) -> float:
+        """What the model multiplies its head's products by before any soft-cap.
+
+        Measured, in a pass of one token without layers: families call such a factor by several names, and one divides
+        where another multiplies.
+        """
+        found: list[torch.Tensor] = []
+        one = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
+        hook = self.modules.head.register_forward_hook(lambda _, __, out: found.append(out[0, -1].float()))
+        with hook, skipped_layers(self.modules, self.n_layers):
+            logits = self.run(one, None, one)[0]
+        # Where they are small, a soft-cap leaves them as they are.
+        small = logits.abs() <= logits.abs().quantile(0.1) if len(logits) < 1 << 24 else slice(1 << 20)
+        products, logits = found[-1][small].double(), logits[small].double()
+        scale = float((products * logits).sum() / products.square().sum().clamp_min(1e-30))
+        return 1.0 if abs(scale - 1) < 1e-3 else scale
 
     @functools.cached_property
     def head_mean(self) -> torch.Tensor:

@@ -12,7 +12,7 @@ import torch
 from larql_duck.aliases import Slot
 from larql_duck.catalog.forward_tables import SCHEMAS, as_table
 from larql_duck.errors import LarqlError
-from larql_duck.inference.attribution import Attribution, attribute
+from larql_duck.inference.attribution import Attribution, attribute, require_parts
 from larql_duck.inference.batch import Batch
 from larql_duck.inference.capture import FOR_ATTRIBUTION, Capture
 from larql_duck.inference.engine import Engine
@@ -67,6 +67,7 @@ def explain_infer(
     selected = engine.select_layers(layers)
     if top < 0:
         raise LarqlError(f"TOP {top} is out of range; it must be at least 0")
+    require_parts(engine)
     batch = engine.encode(prompt)
     names = set(FOR_ATTRIBUTION) | {"gate"} | ({"heads", "attention"} if attention else set())
     with engine.intervene(*edits):
@@ -82,6 +83,8 @@ def explain_infer(
     if attention:
         for layer in selected:
             rows += _attention_rows(engine, batch, capture, parts, layer, top)
+    if not relations_only:
+        rows += _bias_rows(parts, selected, final=layers is None)
     rows.sort(key=lambda row: row["layer"])
     columns = {name: [row.get(name) for row in rows] for name in SCHEMAS["explain"].names}
     probability = float((logits[explained.token_id] - torch.logsumexp(logits, 0)).exp())
@@ -128,6 +131,18 @@ def _feature_rows(
             row |= {name: label[name] for name in ("relation", "activates_on")}
         rows.append(row)
     return rows
+
+
+def _bias_rows(parts: Attribution, layers: Sequence[int], *, final: bool) -> list[dict[str, Any]]:
+    """What the biases of each layer's branches add, and (final, layer -1) those of final norm and head; none for 0."""
+    added = {layer: float(parts.ffn_bias[0, layer] + parts.attn_bias[0, layer]) for layer in layers}
+    if final:
+        added[-1] = float(parts.bias[0])
+    return [
+        {"kind": "bias", "layer": layer, "contribution": value}
+        for layer, value in added.items()
+        if value != 0
+    ]
 
 
 def _attention_rows(

@@ -56,8 +56,11 @@ class LayerModules:
 
     def down_bias(self) -> torch.Tensor | None:
         """The down projection's bias [hidden], None where it has none."""
-        bias = getattr(self.down, "bias", None)
-        return bias if isinstance(bias, torch.Tensor) else None
+        return _bias(self.down)
+
+    def attn_out_bias(self) -> torch.Tensor | None:
+        """The attention output projection's bias [hidden], None where it has none."""
+        return _bias(self.attn_out)
 
     def attn_out_rows(self) -> torch.Tensor:
         """The attention output matrix as [heads * head_dim, hidden], a view."""
@@ -69,12 +72,16 @@ class LayerModules:
         return weight if self.transposed else weight.t()
 
 
+def _bias(module: nn.Module) -> torch.Tensor | None:
+    bias = getattr(module, "bias", None)
+    return bias if isinstance(bias, torch.Tensor) else None
+
+
 @dataclass(frozen=True)
 class ModelModules:
     """A model's layers, final norm and head, with the multipliers that its config puts between them.
 
-    `residual_scale` multiplies what a branch adds to the residual; `logit_scale` multiplies head products before any
-    soft-cap. Both are 1 for every listed family. `pass_lock` is held by whoever runs a pass or hooks into one: hooks
+    `residual_scale` multiplies what a branch adds to the residual: 1 for every listed family. `pass_lock` is held by whoever runs a pass or hooks into one: hooks
     belong to the model, so another thread's pass would carry them too.
     """
 
@@ -82,7 +89,6 @@ class ModelModules:
     final_norm: nn.Module
     head: nn.Module
     residual_scale: float
-    logit_scale: float
     n_heads: int
     pass_lock: AbstractContextManager[Any] = field(default_factory=threading.RLock, repr=False, compare=False)
 
@@ -119,14 +125,11 @@ def find_modules(model: PreTrainedModel, family: Family) -> ModelModules:
     head = model.get_output_embeddings()
     if head is None:
         raise ModelError(f"model_type {family.name!r} has no output head")
-    logit_scale = float(getattr(config, "logit_scale", None) or 1.0)
-    logit_scale /= float(getattr(config, "logits_scaling", None) or 1.0)
     return ModelModules(
         layers=tuple(layers),
         final_norm=module(family.final_norm),
         head=head,
         residual_scale=float(getattr(config, "residual_multiplier", None) or 1.0),
-        logit_scale=logit_scale,
         n_heads=config.num_attention_heads,
     )
 
@@ -197,8 +200,15 @@ def starting_at(modules: ModelModules, layer: int, hidden: torch.Tensor) -> Iter
 
     Everything else of the pass (masks, positions, later layers, norm, head) is the model's own.
     """
-    skipped = [parts.block for parts in modules.layers[:layer]]
-    with modules.pass_lock, changed_input(modules.layers[layer].block, lambda _: hidden):
+    with skipped_layers(modules, layer), changed_input(modules.layers[layer].block, lambda _: hidden):
+        yield
+
+
+@contextlib.contextmanager
+def skipped_layers(modules: ModelModules, count: int) -> Iterator[None]:
+    """A context in which a forward pass leaves the first `count` layers out."""
+    skipped = [parts.block for parts in modules.layers[:count]]
+    with modules.pass_lock:
         for block in skipped:
             block.forward = _pass_through
         try:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 
 from larql_duck.catalog.forward_tables import SCHEMAS, as_table
-from larql_duck.inference.attribution import LogitDirection
+from larql_duck.inference.attribution import LogitDirection, require_parts
 from larql_duck.inference.capture import FOR_STATES, Capture
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.interventions import Edit
@@ -36,6 +36,7 @@ def trace(
     per head. layers limits the table's rows (the embedding's row goes too), not the vectors. LarqlError as for
     `infer_table`.
     """
+    require_parts(engine)
     selected = engine.select_layers(layers, embedding=True)
     followed = None if target is None else find_target(engine.tokenizer, target)
     batch = engine.encode(prompt)

@@ -77,12 +77,13 @@ class TraceResult:
         return Path(path).expanduser()
 
     def chart(self) -> alt.VConcatChart:
-        """A chart of the last traced position: rank and probability over layers, attention against FFN.
+        """A chart of the traced position: rank and probability over layers, attention against FFN; of several a heat map.
 
         `.save("x.svg")`, `.save("x.png")` and `.save("x.html", inline=True)` write it.
         """
         token = None if self.target is None else self.target.token
-        return trace_chart(self.table, prompt=self.prompt, token=token)
+        tokens = dict(zip(self.positions, self.tokens, strict=False))
+        return trace_chart(self.table, prompt=self.prompt, token=token, tokens=tokens)
 
     def _repr_html_(self) -> str:
         return svg(self.chart())

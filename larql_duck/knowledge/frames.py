@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import repeat
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from larql_duck.errors import PackError
-from larql_duck.files import open_regular
 from larql_duck.knowledge.marked import PackRow, split_answers
 from larql_duck.knowledge.packfile import template_problem
 from larql_duck.knowledge.relations import Pack, Relation, relation_key
 from larql_duck.spelling import as_name
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-_SUBJECT_COLUMNS = ("subject", "entity", "name")
+SUBJECT_COLUMNS = ("subject", "entity", "name")
 
 
 def _refusal(message: str, field: str = "entities", **place: Any) -> PackError:
@@ -103,26 +97,6 @@ def is_missing(value: object) -> bool:
     return value is None or kind in ("NAType", "NaTType") or (kind.startswith("float") and value != value)
 
 
-def read_entities(path: str | Path) -> pa.Table:
-    """The table in a .csv or .parquet file, for `pack_from_frames(entities=...)`; every CSV cell is text."""
-    import pyarrow as pa
-    import pyarrow.csv
-    import pyarrow.parquet
-
-    path = Path(os.path.expanduser(path))
-    try:
-        open_regular(path).close()
-        if path.suffix.lower() == ".parquet":
-            return pyarrow.parquet.read_table(path)
-        if path.suffix.lower() == ".csv":
-            head = pyarrow.csv.open_csv(path).schema.names
-            convert = pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in head})
-            return pyarrow.csv.read_csv(path, convert_options=convert)
-    except (OSError, pa.ArrowException) as error:
-        raise _refusal(f"cannot be read: {str(error).splitlines()[0]}", file=path) from None
-    raise _refusal("entities come from a .csv or a .parquet file", file=path)
-
-
 def pack_of(name: str, rows: list[PackRow] | None, relations: object, known: Pack) -> Pack:
     """The pack of these entities and relations; `known` are the relations that a name may stand for."""
     if relations is None:
@@ -147,7 +121,7 @@ def _values(column: Any) -> list[Any]:
 
 
 def _rows(columns: Sequence[FrameColumn]) -> Iterator[PackRow]:
-    subject = columns[0] if len(columns) == 1 else column_named(columns, _SUBJECT_COLUMNS)
+    subject = columns[0] if len(columns) == 1 else column_named(columns, SUBJECT_COLUMNS)
     if subject is None:
         message = f"no column subject, entity or name among {', '.join(c.name for c in columns)}"
         raise _refusal(f"{message}; rename one or select a single column")

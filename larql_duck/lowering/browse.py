@@ -16,6 +16,7 @@ from larql_duck.lowering.types import (
     check_layers,
     check_relations,
     fail,
+    not_described,
 )
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def _walk(
     s: Statement, facts: Catalog, prompt: str, asked: str | None, options: dict[str, Any], *, dense: bool
 ) -> Query:
     basis, notices = _walk_basis(s, facts, prompt, asked)
+    notices += not_described(facts, options["p_layers"])
     if basis == "index":
         return Query(all_of(call(facts.schema, "walk", prompt, **options)), notices)
     if basis == "context" or dense:
@@ -144,7 +146,7 @@ def show_features(s: st.ShowFeatures, facts: Catalog) -> Query:
     head = text_of(query)
     # The condition is DuckDB's own text, parsed by it as one expression; it is not taken apart.
     condition = "" if s.where is None else f" AND ({s.where.text})"
-    return Query(f"{head}{condition} ORDER BY feature LIMIT {limit}")
+    return Query(f"{head}{condition} ORDER BY feature LIMIT {limit}", not_described(facts, [s.layer]))
 
 
 def show_entities(s: st.ShowEntities, facts: Catalog) -> Query:

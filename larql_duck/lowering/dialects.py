@@ -14,7 +14,7 @@ import sqlglot
 from sqlglot import exp
 from sqlglot.errors import ErrorLevel, UnsupportedError
 
-from larql_duck.catalog import VIEWS
+from larql_duck.catalog import FILES, VIEWS
 from larql_duck.catalog.ddl import views_and_macros
 from larql_duck.errors import NotSupportedError
 from larql_duck.lowering.names import TABLES
@@ -142,13 +142,13 @@ def _resolve(node: exp.Expr, dialect: str) -> exp.Expr:
 
 @functools.cache
 def _views() -> dict[str, exp.Select]:
-    """Name -> query of the views that LQL reads."""
+    """Name -> query of the views that LQL reads and that are no file of their own."""
     return {
         create.this.name: create.expression
         for name, text in views_and_macros(_SCHEMA)
         if name in VIEWS or name == "20_views.sql"
         for create in sqlglot.parse(text, read="duckdb")
-        if isinstance(create, exp.Create)
+        if isinstance(create, exp.Create) and create.this.name not in FILES
     }
 
 

@@ -36,6 +36,15 @@ def insert(s: st.Insert, catalog: Catalog) -> Resolved:
         raise fail(s, f"no mode {s.mode!r}: there are 'knn' and 'compose'", "mode")
     if s.mode == "compose" and catalog.opened and not catalog.has_weights:
         catalog.require("inference", "INSERT ... MODE COMPOSE")
+    as_feature = s.mode != "knn" and catalog.has_weights
+    at_the_end = s.template is not None and s.template.rstrip().endswith("{}")
+    if as_feature and s.layer is not None and s.layer == catalog.n_layers - 1 and not at_the_end:
+        raise fail(
+            s,
+            f"layer {s.layer} is the last: a fact is written where its subject stands, and no attention behind "
+            f"this layer takes it to the answer; write AT LAYER {s.layer - 1} or lower, or leave AT LAYER out",
+            "layer",
+        )
     return {"query": None if s.query is None else lower(s, s.query, catalog)}
 
 

@@ -34,6 +34,7 @@ def _table(table: catalog.Table) -> LqlTable:
 
 _VIEWS = {
     "model_graph": "model_graph",
+    "token_associations": "token_associations",
     "edges": "lql_edges",
     "features": "lql_features",
     "entities": "lql_entities",

@@ -20,7 +20,7 @@ from larql_duck.errors import LqlSyntaxError
 from larql_duck.lowering.build import call, text_of
 from larql_duck.lowering.names import NEAREST, TABLES, LqlTable
 from larql_duck.lowering.spellings import star_edits
-from larql_duck.lowering.types import Query, check_layer, fail
+from larql_duck.lowering.types import Query, check_layer, fail, not_described
 from larql_duck.lql.literals import NEAREST_FUNCTION, Sql
 from larql_duck.lql.statements import Select, Statement
 
@@ -188,6 +188,7 @@ class _Lowering:
             )
         layer, basis = int(number.sql()), how.name if isinstance(how, exp.Literal) else ""
         check_layer(self.statement, self.facts, layer)
+        self.notices += not_described(self.facts, [layer])
         if basis == "context":
             self.facts.require("inference", "BASIS CONTEXT")
         if not basis:

@@ -5,7 +5,7 @@ What a statement names must exist in this vindex, and numbers must lie in range.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -100,6 +100,10 @@ class Catalog(Protocol):
         """How many features each layer has."""
 
     @property
+    def described_layers(self) -> Sequence[int]:
+        """The layers whose features the tables describe."""
+
+    @property
     def has_model(self) -> bool:
         """Whether something is open that INFER, EXPLAIN INFER and TRACE can run on."""
 
@@ -131,6 +135,7 @@ class EmptyCatalog:
     n_bytes = 0
     n_layers = 0
     n_features: Sequence[int] = ()
+    described_layers: Sequence[int] = ()
     has_weights = True
 
     def __init__(self, schema: str = "lq", how_to_open: str = HOW_TO_OPEN) -> None:
@@ -192,6 +197,18 @@ def check_layers(statement: Statement, catalog: Catalog, layers: Layers | None) 
     if not catalog.opened and sum(high - low + 1 for low, high in layers) > 100_000:
         raise fail(statement, "LAYERS names more than 100000 layers", "layers")
     return sorted({n for low, high in layers for n in range(low, high + 1)})
+
+
+def not_described(catalog: Catalog, layers: Iterable[int] | None) -> tuple[str, ...]:
+    """A notice where the extraction left some of these layers out (None: no layer was named), else none."""
+    missing = [str(n) for n in layers or () if catalog.opened and n not in catalog.described_layers]
+    if not missing:
+        return ()
+    known, layer = catalog.described_layers, "layer" if len(missing) == 1 else "layers"
+    return (
+        f"the features of {layer} {', '.join(missing)} were not extracted, those of layers {known[0]}-{known[-1]} were; "
+        "extract the model again without --layers",
+    )
 
 
 def check_count(

@@ -22,7 +22,7 @@ from larql_duck.catalog.sql_files import sql_query
 from larql_duck.databases import in_memory
 from larql_duck.errors import LarqlError
 from larql_duck.probing.packs import known_relations
-from larql_duck.probing.publish import derived_tables, probed_labels, require_tables
+from larql_duck.probing.publish import probed_labels, require_tables
 from larql_duck.probing.sources import drop_source
 from larql_duck.vindex.manifest import load_manifest
 from larql_duck.vindex.publish import commit_tables
@@ -307,11 +307,9 @@ def tables_of(vindex: Vindex, clusters: Clusters) -> dict[str, pa.Table]:
 
 
 def publish_clusters(vindex: Vindex, clusters: Clusters) -> dict[str, pa.Table]:
-    """The tables that were published: those of `tables_of`, and edges, triples and entities with the new labels."""
+    """The tables that were published: those of `tables_of`."""
     require_tables(vindex)
     tables = tables_of(vindex, clusters)
-    known = {name: vindex.table(name) for name in ("facts", "edges", "feature_relations")}
-    tables |= derived_tables(vindex, known, vindex.manifest.many_relations, tables["features"])
     commit_tables(vindex.path, tables, None, files_of(clusters))
     vindex.manifest = load_manifest(vindex.path)
     return tables

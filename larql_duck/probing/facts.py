@@ -12,12 +12,13 @@ import pyarrow as pa
 import torch
 
 from larql_duck.errors import LarqlError
+from larql_duck.inference.attribution import parts_problem
 from larql_duck.inference.engine import Engine
 from larql_duck.knowledge.relations import Pack, Relation
 from larql_duck.probing.calibrate import Calibration, RelationReplies, calibrate
 from larql_duck.probing.checkpoint import Checkpoint
 from larql_duck.probing.combine import Answer, combine
-from larql_duck.probing.measure import measure
+from larql_duck.probing.measure import FactFeatures, measure
 from larql_duck.probing.prompts import Question, questions
 from larql_duck.probing.replies import Reply, replies
 from larql_duck.probing.specific import specifics
@@ -90,9 +91,10 @@ def probe(
     answered = zip(asking, calibrated.answers, calibrated.confidence, strict=True)
     facts = [_measured(engine, *row, ablation, specific, checkpoint, tick) for row in answered]
     tables = tables_of(engine.tokenizer, asking, replied, facts)
-    return Probed(
-        tables, calibrated.calibration, calibrated.report, [*engine.tokenizer.habits(), *_notices(unasked)]
-    )
+    notices = [*engine.tokenizer.habits(), *_notices(unasked)]
+    if problem := parts_problem(engine):
+        notices.append(f"{problem}, so the features of facts and their effects are not measured")
+    return Probed(tables, calibrated.calibration, calibrated.report, notices)
 
 
 def ask_subjects(
@@ -174,16 +176,18 @@ def _measured(
         context.append(prompts)
     store = Checkpoint(checkpoint, context)
     steps = Fraction(len(relation.entities), len(triples) or 1)
-    features = measure(
-        engine, triples, checkpoint=store, replacement=replacement, done=lambda n: tick(n * steps)
-    )
-    if not triples:
-        tick(steps)
+    features: list[FactFeatures] = []
+    if parts_problem(engine) is None:
+        features = measure(
+            engine, triples, checkpoint=store, replacement=replacement, done=lambda n: tick(n * steps)
+        )
+    if not features:
+        tick(len(relation.entities))
     effects = {}
-    if specific:
+    if specific and features:
         compared = specifics(engine, triples, features, checkpoint=store, replacement=replacement)
         effects = dict(zip(chosen, compared, strict=True))
-    by_answer = dict(zip(chosen, features, strict=True))
+    by_answer = dict(zip(chosen, features, strict=bool(features)))
     return [ProbedFact(a, *confidence[i], by_answer.get(i), effects.get(i)) for i, a in enumerate(answers)]
 
 

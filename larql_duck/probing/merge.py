@@ -16,7 +16,7 @@ PROBED = ("facts", "probes", "edges", "relations", "feature_relations")
 
 
 def merge(known: Mapping[str, pa.Table], probed: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
-    """The tables of PROBED with the rows of a probing run merged in.
+    """The tables of PROBED with the rows of a probing run merged in, edges of weights behind all others.
 
     Every (subject, relation) that the run asked about loses its earlier probe rows, answered or not. Rows of other
     sources ('weights', 'patch', 'cluster') stay. relations and feature_relations are derived anew; relations keep
@@ -31,6 +31,7 @@ def merge(known: Mapping[str, pa.Table], probed: Mapping[str, pa.Table]) -> dict
         if "source" in before.schema.names:
             gone = pc.and_(gone, pc.equal(before["source"], "probe"))
         merged[name] = pa.concat_tables([before.filter(pc.invert(gone)), probed[name]]).cast(SCHEMAS[name])
+    merged["edges"] = pa.concat_tables(part(merged["edges"], "weights") for part in (drop_source, of_source))
     merged["relations"] = _relations(known.get("relations", empty_table("relations")), probed, merged)
     merged["feature_relations"] = feature_relations(merged["facts"], merged["edges"])
     return merged

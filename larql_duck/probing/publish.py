@@ -10,11 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from larql_duck.aliases import Slot
-from larql_duck.catalog import SCHEMAS
 from larql_duck.errors import VindexError
 from larql_duck.probing.merge import PROBED, merge
-from larql_duck.probing.sources import drop_source, of_source
-from larql_duck.vindex.derive import derive_entities, derive_triples, label_features, weight_edges
+from larql_duck.probing.sources import of_source
+from larql_duck.vindex.derive import derive_entities, derive_triples, label_features
 from larql_duck.vindex.manifest import load_manifest
 from larql_duck.vindex.publish import commit_tables
 from larql_duck.vindex.store import Vindex
@@ -33,8 +32,8 @@ def merged_tables(
 ) -> dict[str, pa.Table]:
     """All tables that a probing run changes after `probed` was merged into `known` (those of PROBED as they are now).
 
-    features, weight edges, triples and entities are derived anew, so that a new label shows everywhere. many names
-    the relations whose further answers are triples too.
+    The labels of features, triples and entities are derived anew. many names the relations whose further answers are
+    triples too.
     """
     merged = merge(known, probed)
     # A relation that was asked about no longer needs the row that clustering gave it.
@@ -42,24 +41,9 @@ def merged_tables(
     asked = of_source(relations, "probe")["relation"]
     replaced = pc.and_(pc.equal(relations["source"], "cluster"), pc.is_in(relations["relation"], asked))
     merged["relations"] = relations.filter(pc.invert(replaced))
-    return merged | derived_tables(vindex, merged, many)
-
-
-def derived_tables(
-    vindex: Vindex, probed: Mapping[str, pa.Table], many: Collection[str], features: pa.Table | None = None
-) -> dict[str, pa.Table]:
-    """features, edges, triples and entities that follow from facts, edges and feature_relations.
-
-    features: the table to label, by default the stored one.
-    """
-    base = vindex.table("features") if features is None else features
-    features = label_features(base, probed["feature_relations"])
-    feature_tokens = vindex.tables_dir / "feature_tokens.parquet"
-    edges = pa.concat_tables(
-        [drop_source(probed["edges"], "weights"), weight_edges(feature_tokens, features)]
-    ).cast(SCHEMAS["edges"])
-    triples = derive_triples(probed["facts"], edges, many)
-    return {"features": features, "edges": edges, "triples": triples, "entities": derive_entities(triples)}
+    merged["features"] = label_features(vindex.table("features"), merged["feature_relations"])
+    merged["triples"] = derive_triples(merged["facts"], merged["edges"], many)
+    return merged | {"entities": derive_entities(merged["triples"])}
 
 
 def publish(

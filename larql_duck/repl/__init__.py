@@ -41,14 +41,18 @@ def interact(
     repl = repl or Repl(session)
     prompt = make_prompt(repl.names, history or open_history(), input=input, output=output)
     repl.greet()
+    repl.asks = True
     try:
         while True:
             try:
-                repl.run(prompt.prompt())
+                text = prompt.prompt()
             except KeyboardInterrupt:
                 # Ctrl-C while typing drops the text.
                 continue
-            except (EOFError, Leave):
-                return 0
+            except EOFError:
+                text = ".exit"
+            repl.run(text)
+    except Leave:
+        return 0
     finally:
         repl.close()

@@ -44,6 +44,7 @@ class Shell(Protocol):
     def run_script(self, text: str) -> None: ...
     def translated(self, text: str) -> list[str]: ...
     def clear(self) -> None: ...
+    def ask_about_edits(self, again: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,7 @@ def _clear(repl: Shell, rest: str) -> None:
 
 
 def _exit(repl: Shell, rest: str) -> None:
+    repl.ask_about_edits(".exit (or Ctrl-D)")
     raise Leave
 
 

@@ -17,7 +17,7 @@ from larql_duck.cli.render import fitting, render, table
 from larql_duck.errors import LarqlError, LqlSyntaxError, QueryError, interruption
 from larql_duck.files import open_replacing
 from larql_duck.lql import parse
-from larql_duck.lql.statements import ExplainSql
+from larql_duck.lql.statements import ExplainSql, Extract, Use
 from larql_duck.repl.commands import Leave, run_command
 from larql_duck.repl.completion import NameLookup
 from larql_duck.repl.interrupt import interruptible
@@ -25,6 +25,7 @@ from larql_duck.repl.route import Segment, is_duckdb, is_finished, language, seg
 from larql_duck.result import Result, printable
 
 if TYPE_CHECKING:
+    from larql_duck.patches.operations import Operation
     from larql_duck.session import Session
 
 _MOST_ROWS = 100
@@ -53,6 +54,9 @@ class Repl:
         self.last: Result | None = None
         self.reading: list[Path] = []
         """Files that .read is in, outermost first."""
+        self.asks = False
+        """Whether somebody types, who is asked before edits are given up."""
+        self._asked_about: list[Operation] = []
         self._file: IO[str] | None = None
         self._closing = ExitStack()
 
@@ -111,9 +115,24 @@ class Repl:
                 yield result, time.perf_counter() - start
                 return
             start = time.perf_counter()
-            for result in self.session.stream(segment.text):
-                yield result, time.perf_counter() - start
-                start = time.perf_counter()
+            for statement in parse(segment.text):
+                if isinstance(statement, Use | Extract):
+                    self.ask_about_edits(statement.verb)
+                for result in self.session.run(statement, segment.text):
+                    yield result, time.perf_counter() - start
+                    start = time.perf_counter()
+
+    def ask_about_edits(self, again: str) -> None:
+        """Raise LarqlError, once, where what was typed gives up edits that are not saved; `again` is what it was."""
+        edits = [] if self.session.vindex is None else self.session.patches.live
+        # By identity: operations hold arrays, which have no one answer to "are you equal".
+        known = [*map(id, edits)] == [*map(id, self._asked_about)]
+        if edits and self.asks and not self.reading and not known:
+            self._asked_about = list(edits)
+            n = f"{len(edits)} edit{'s are' if len(edits) > 1 else ' is'}"
+            raise LarqlError(
+                f'{n} not saved: SAVE PATCH "file.vlp"; keeps them, {again} once more gives them up'
+            )
 
     def translated(self, text: str) -> list[str]:
         """The SQL that each statement of an LQL text becomes."""

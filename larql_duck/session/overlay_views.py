@@ -188,7 +188,7 @@ class OverlayViews:
             shown |= self._show_facts(facts)
         for name in set(mount.shadowed) - shown:
             mount.unshadow(name)
-        # Labels follow facts; weight edges follow labels and tokens; the graph follows all of them.
+        # Labels follow facts; weight edges follow tokens; the graph follows all of them.
         if facts is not None:
             mount.derive("feature_relations")
         mount.derive("features")

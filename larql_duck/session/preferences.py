@@ -19,7 +19,8 @@ class Preferences:
 
     tracer is called with every SQL before it runs, progress with (stage, done, total) of long work. texts, a file or
     texts, is what edits take for ordinary text; None: text that the model writes itself. settings say how passes
-    compute. how_to_open is what a user of this tool does to open a vindex.
+    compute. how_to_open is what a user of this tool does to open a vindex. keep_unsaved:
+    edits that are given up without SAVE PATCH become a patch in the user's state directory.
     """
 
     tracer: Callable[[str], None] | None = None
@@ -27,3 +28,4 @@ class Preferences:
     texts: BackgroundTexts | None = None
     settings: Settings = field(default_factory=Settings.from_environment)
     how_to_open: str = HOW_TO_OPEN
+    keep_unsaved: bool = False

@@ -25,6 +25,7 @@ from larql_duck.session.open_vindex import OpenVindex
 from larql_duck.session.preferences import BackgroundTexts, Preferences
 from larql_duck.session.query_errors import statement_error
 from larql_duck.session.udfs import register_functions
+from larql_duck.session.unsaved_edits import told_of_unsaved
 from larql_duck.session.vindex_catalog import ModelCatalog
 from larql_duck.spelling import did_you_mean
 from larql_duck.vindex.store import Vindex
@@ -223,9 +224,10 @@ class Session:
         """Set options, which hold whatever is opened: tracer is called with every SQL before it runs, progress with
         (stage, done, total) of long statements; texts, a file or texts, is what edits take for ordinary text (None:
         text that the model writes itself); compute_dtype, device and threads say how passes compute; how_to_open is
-        what is said where a vindex is needed and none is open."""
+        what is said where a vindex is needed and none is open; keep_unsaved: edits that are given up without SAVE PATCH
+        become a patch in the user's state directory."""
         with self._lock:
-            for name in {"tracer", "progress", "texts", "how_to_open"} & set(options):
+            for name in {"tracer", "progress", "texts", "how_to_open", "keep_unsaved"} & set(options):
                 value = options.pop(name)
                 setattr(self.options, name, value)
                 if self._opened is not None and name in ("progress", "texts"):
@@ -269,11 +271,9 @@ class Session:
 
     def _forget(self) -> None:
         if self._opened is not None and self._opened.edits.dirty:
-            n = len(self._opened.edits.live)
-            print(
-                f'{n} edit{"s" if n > 1 else ""} not saved and gone; SAVE PATCH "file.vlp" would have kept them',
-                file=sys.stderr,
-            )
+            opened = self._opened
+            said = told_of_unsaved(opened.edits, opened.vindex.path, self.options.keep_unsaved)
+            print(f"note: {said}", file=sys.stderr)
         self._opened = self._model = self._connection.views = None
         self._catalog = EmptyCatalog(self.schema, self.options.how_to_open)
 

@@ -41,6 +41,7 @@ class VindexCatalog:
         self.path = str(vindex.path)
         self.n_layers = vindex.n_layers
         self.n_features = vindex.n_features
+        self.described_layers = vindex.manifest.described_layers
         self.has_weights = vindex.has_weights
 
     @property

@@ -15,7 +15,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from larql_duck.catalog import as_schema, quoted
+from larql_duck.catalog import FILES, as_schema, quoted
 from larql_duck.catalog.sql_files import sql_query
 from larql_duck.databases import in_memory
 from larql_duck.errors import VindexError, first_line, out_of_memory
@@ -69,14 +69,14 @@ def probed_relations(facts: Source, edges: Source, described: Source) -> pa.Tabl
     return _run("probed_relations", "relations", facts=facts, edges=edges, described=described)
 
 
-def weight_edges(feature_tokens: Source, features: Source) -> pa.Table:
+def weight_edges(feature_tokens: Source) -> pa.Table:
     """Edges of source 'weights': subject = a token the feature activates on, object = one that it promotes.
 
     Both among the feature's top 3 with z at least the 90 % quantile of the layer's rank-1 rows of that side, suppressed
-    tokens where the activation is negative; score = the smaller |z|; at most 5 triples a subject. Empty where the top
-    activating tokens were not measured in context.
+    tokens where the activation is negative, neither blank nor with broken bytes; score = the smaller |z|; at most 5
+    triples a subject. Empty where the top activating tokens were not measured in context.
     """
-    return _run("weight_edges", "edges", feature_tokens=feature_tokens, features=features)
+    return _run("weight_edges", "edges", feature_tokens=feature_tokens)
 
 
 def derive_triples(facts: Source, edges: Source, many: Collection[str] = ()) -> pa.Table:
@@ -85,8 +85,17 @@ def derive_triples(facts: Source, edges: Source, many: Collection[str] = ()) -> 
 
 
 def derive_entities(triples: Source) -> pa.Table:
-    """The table `entities`: every subject and object of `triples` once."""
+    """The table `entities`: every subject and object of a fact in `triples` once."""
     return _run("entities", "entities", triples=triples)
+
+
+def model_graph(triples: pa.Table) -> pa.Table:
+    """What the view model_graph shows of `triples`, in their order: the facts."""
+    import pyarrow.compute as pc
+
+    return triples.filter(pc.not_equal(triples["source"], "weights")).rename_columns(
+        FILES["model_graph"].names
+    )
 
 
 def _run(query: str, table: str, many: Collection[str] | None = None, /, **sources: Source) -> pa.Table:

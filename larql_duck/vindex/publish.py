@@ -14,11 +14,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from larql_duck.catalog import SCHEMAS
+from larql_duck.catalog import FILES
 from larql_duck.errors import BusyError, VindexError
 from larql_duck.files import locked, replacing, sync_directory
 from larql_duck.vindex.arrays import hash_file, write_file
 from larql_duck.vindex.database import build_database, not_replaceable
+from larql_duck.vindex.derive import model_graph
 from larql_duck.vindex.fields import damaged, read_json
 from larql_duck.vindex.manifest import INDEX, SECTION, load_manifest, manifest_hash, render
 
@@ -76,7 +77,7 @@ def _foreign(directory: Path) -> str | None:
     if not isinstance(section.get("files"), dict):
         return None
     own = {INDEX, DATABASE, f"{DATABASE}.wal", _LOCK, TABLES, *section["files"]}
-    own |= {f"{TABLES}/{name}.parquet" for name in SCHEMAS}
+    own |= {f"{TABLES}/{name}.parquet" for name in FILES}
     leftovers = (*(f".{name[:40]}." for name in own), _NEXT, ".DS_Store")
     for path in (*directory.iterdir(), *(directory / TABLES).glob("*")):
         name = path.relative_to(directory).as_posix()
@@ -133,9 +134,9 @@ def seal_holds(data: bytes, seal: str) -> bool:
 def write_table(path: Path, name: str, table: pa.Table | Iterator[pa.Table]) -> dict[str, Any]:
     """The manifest's entry (file, rows, bytes, sha256) of a table after it was written as Parquet (zstd).
 
-    `table` has the schema of SCHEMAS[name] or is an iterator of such pieces, each at least one row group.
+    `table` has the schema of FILES[name] or is an iterator of such pieces, each at least one row group.
     """
-    schema = SCHEMAS[name]
+    schema = FILES[name]
     floats = [f.name for f in schema if pa.types.is_floating(f.type)]
     dictionaries = [f.name for f in schema if f.name not in floats]
     rows = 0
@@ -177,7 +178,8 @@ def commit_tables(
         section = raw[SECTION]
         pending = directory / TABLES / _NEXT
         pending.mkdir()
-        for name, table in tables.items():
+        graph = {"model_graph": model_graph(tables["triples"])} if "triples" in tables else {}
+        for name, table in (*tables.items(), *graph.items()):
             section["tables"][name] = write_table(pending / f"{name}.parquet", name, table)
         for name, data in (files or {}).items():
             (pending / name).parent.mkdir(parents=True, exist_ok=True)

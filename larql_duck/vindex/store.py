@@ -12,7 +12,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from larql_duck.catalog import LATER_COLUMNS, SCHEMAS
+from larql_duck.catalog import FILES, LATER_COLUMNS, SCHEMAS
 from larql_duck.errors import LevelError, VindexError
 from larql_duck.models.families import Family, family_for
 from larql_duck.models.tokenizer import TOKENIZER_FILES
@@ -194,10 +194,10 @@ class Vindex:
     def table(self, name: str) -> pa.Table:
         """The whole table as Arrow; an empty one for a directory that LARQL wrote."""
         if name not in self.manifest.tables:
-            return SCHEMAS[name].empty_table()
+            return FILES[name].empty_table()
         if name == "features" and (older := older_features(self.tables_dir)) is not None:
             return older
-        return pq.read_table(self.path / self.manifest.tables[name]["file"], schema=SCHEMAS[name])
+        return pq.read_table(self.path / self.manifest.tables[name]["file"], schema=FILES[name])
 
     # -- inside -------------------------------------------------------------------------------------------
 
@@ -295,9 +295,11 @@ def _check_seal(manifest: Manifest) -> None:
 
 
 def _check_tables(directory: Path, manifest: Manifest) -> None:
-    for name, schema in SCHEMAS.items():
+    for name, schema in FILES.items():
         entry = manifest.tables.get(name)
         if entry is None:
+            if name not in SCHEMAS:
+                continue  # vindexes of earlier versions have no file of the graph
             raise damaged(manifest.path, f"table {name} is not listed", _AGAIN)
         path = directory / entry["file"]
         try:

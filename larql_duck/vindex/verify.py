@@ -11,7 +11,7 @@ import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 
-from larql_duck.catalog import SCHEMAS, quoted
+from larql_duck.catalog import FILES, quoted
 from larql_duck.databases import in_memory
 from larql_duck.errors import LarqlError, first_line
 from larql_duck.progress import Progress
@@ -134,8 +134,8 @@ def _database(vindex: Vindex) -> Iterator[str]:
         return
     with in_memory() as con:
         con.execute(f"ATTACH {quoted(str(vindex.database))} AS built (READ_ONLY)")
-        for name in SCHEMAS:
-            columns = ", ".join(SCHEMAS[name].names)
+        for name in [name for name in FILES if name in vindex.manifest.tables]:
+            columns = ", ".join(FILES[name].names)
             con.register("stated", vindex.table(name))
             digest = f"SELECT count(*), bit_xor(hash({columns})), sum(hash({columns})) FROM"
             try:

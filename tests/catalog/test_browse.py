@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.duckdb_cli import run_cli
-from tests.world import FACTS, NASTY
+from tests.world import FACTS, NASTY, WEIGHTS
 
 
 def test_the_sentence_everything_serves(database) -> None:
@@ -14,6 +14,24 @@ def test_the_sentence_everything_serves(database) -> None:
         "SELECT relationship, object FROM model_graph WHERE subject = 'France' AND relationship = 'capital'",
     )
     assert rows == [{"relationship": "capital", "object": "Paris"}]
+
+
+def test_the_graph_shows_facts_the_surest_first(database) -> None:
+    rows, described, counted = run_cli(
+        database,
+        "SELECT * FROM model_graph LIMIT 5",
+        "SELECT object FROM model_graph WHERE subject = 'France'",
+        "SELECT (SELECT count(*) FROM model_graph) AS facts, (SELECT count(*) FROM token_associations) AS others, "
+        "(SELECT count(*) FROM triples) AS triples, (SELECT count(*) FROM entities WHERE entity = 'word00') AS words",
+    )
+    assert [(r["subject"], r["object"]) for r in rows] == [
+        ("Japan", "Asia"), ("France", "Europe"), ("Germany", "Europe"), ("Germany", "Berlin"), ("France", "Paris"),
+    ]  # fmt: skip
+    assert [r["object"] for r in described] == ["Europe", "Paris", "French"]
+    n_facts = sum(f[3] == 1 for f in FACTS)
+    assert counted == [
+        {"facts": n_facts, "others": len(WEIGHTS), "triples": n_facts + len(WEIGHTS), "words": 0}
+    ]
 
 
 def test_facts_come_first_then_weights_of_the_knowledge_band(ask) -> None:
@@ -57,13 +75,11 @@ def test_rows_are_capped_per_band(ask) -> None:
     assert len(ask("FROM describe_entity('Paris', p_rows := 30)")) == 20
 
 
-def test_relations_only_wants_a_label_that_can_be_trusted(ask) -> None:
+def test_relations_only_leaves_token_associations_out(ask) -> None:
     assert {
         r["source"] for r in ask("FROM describe_entity('France', p_band := 'all', p_relations_only := true)")
     } == {"probe"}
-    # Its cluster's label has confidence 0.8.
-    (row,) = ask("FROM describe_entity('German', p_relations_only := true)")
-    assert (row["relation"], row["target"]) == ("language", "Germany")
+    assert ask("FROM describe_entity('German', p_relations_only := true)") == []
 
 
 def test_the_exact_spelling_wins_over_others(ask) -> None:
@@ -178,7 +194,7 @@ def test_show_relations_and_entities(ask) -> None:
     assert raw and all(r["relation"] is None and r["token"] == r["token"].lower() for r in raw)
     assert {r["relation"] for r in ask("FROM show_relations(p_layer := 0)")} == set()
     entities = ask("FROM show_entities(p_limit := 3)")
-    assert [r["entity"] for r in entities] == ["France", "Germany", "Paris"]
+    assert [r["entity"] for r in entities] == ["France", "Germany", "Europe"]
     assert entities[0]["layers"] == [2, 5, 6, 8, 9]
 
 

@@ -8,6 +8,7 @@ import xml.dom.minidom
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from larql_duck.catalog.forward_tables import as_table
@@ -119,6 +120,18 @@ def test_a_traces_chart_shows_its_numbers() -> None:
     norms = trace_chart(odd_trace())
     assert len(norms.to_dict()["vconcat"]) == 2
     assert values_of(norms, "value")[-14:] == [v for i in range(7) for v in (i, 6 - i)]
+
+
+def test_a_trace_of_several_positions_draws_all_of_them() -> None:
+    rows = odd_trace(attn_logit=[1.0] * 7, ffn_logit=[2.0] * 7, token_probability=[0.5] * 7).to_pylist()
+    table = as_table("trace", {})
+    rows = [row | {"position": position} for position in (3, 4) for row in rows]
+    table = pa.Table.from_pylist(rows, schema=table.schema)
+    chart = trace_chart(table, token="Paris", tokens={3: " is", 4: " a"})
+    cells = points_of(chart)
+    assert len(cells) == 3 * 14 and {cell["place"] for cell in cells} == {"3 ·is", "4 ·a"}
+    assert [cell["ffn_logit"] for cell in cells if "ffn_logit" in cell] == [2.0] * 14
+    assert len(points_of(trace_chart(table))) == 3 * 14
 
 
 def test_histograms_take_what_is_beyond_their_ends() -> None:

@@ -35,10 +35,11 @@ def test_a_deleted_feature_writes_nothing(family: str, probed_vindex) -> None:
         prompt = "The capital of France is"
         plain = session.model.engine.logits([prompt]).clone()
         statement = f"DELETE FROM EDGES WHERE layer = {layer} AND feature = {feature}"
-        dry = session.lql(f"{statement} DRY RUN").arrow().to_pylist()
+        planned = session.lql(f"{statement} DRY RUN")
+        dry = planned.arrow().to_pylist()
         assert contents(session)["features"].equals(before["features"])
         done = session.lql(statement).arrow().to_pylist()
-        assert dry == done
+        assert dry == done and planned.notices == ["a dry run: 1 feature would be deleted"]
         assert [(r["layer"], r["feature"], r["down_norm"]) for r in done] == [(layer, feature, 0.0)]
         assert done[0]["n_facts"] == len(done[0]["facts"]) > 1
         [row] = rows(session, f"SELECT * FROM lq.features WHERE layer = {layer} AND feature = {feature}")

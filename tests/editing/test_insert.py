@@ -148,6 +148,7 @@ def test_nothing_is_left_of_a_statement_that_fails(session: Session, monkeypatch
 def test_what_cannot_be_inserted_is_said(session: Session) -> None:
     for text, words in [
         ('VALUES ("France", "capital", "Rome") AT LAYER 9', "layers 0-2"),
+        ('VALUES ("France", "capital", "Rome") AT LAYER 2', "layer 2 is the last: .* AT LAYER 1 or lower"),
         ('VALUES ("France", "capital", "Rome") TEMPLATE "The capital"', "{} exactly once"),
         ('VALUES ("France", "capital", "Rome") CONFIDENCE 1.5', "from 0 to 1"),
         ('VALUES ("France", "capital", "Rome") ALPHA 0', "ALPHA"),
@@ -157,6 +158,19 @@ def test_what_cannot_be_inserted_is_said(session: Session) -> None:
         with pytest.raises(SemanticError, match=words):
             session.lql(f"INSERT INTO EDGES (entity, relation, target) {text};")
     assert not session.patches.overlay
+
+
+@pytest.mark.parametrize("session", ["llama"], indirect=True)
+def test_a_relation_that_nobody_knows_is_told(session: Session) -> None:
+    def notices(relation: str, tail: str = "") -> str:
+        text = f'INSERT INTO EDGES (entity, relation, target) VALUES ("France", "{relation}", "Rome") MODE KNN {tail}'
+        return "\n".join(session.lql(text).notices)
+
+    assert notices("capitol", 'TEMPLATE "{} has"') == 'the relation "capitol" is new; did you mean capital?'
+    made_up = notices("langage")
+    assert '"The langage of {} is" was made up' in made_up and made_up.endswith("did you mean language?")
+    assert "made up" in notices("zzyzx") and "did you mean" not in notices("qqqqq")
+    assert notices("zzyzx", 'TEMPLATE "{} has"') == notices("Capital") == ""
 
 
 @pytest.mark.parametrize("session", ["gpt2"], indirect=True)

@@ -43,7 +43,8 @@ def test_a_version_of_the_model_gives_its_slots_and_facts(
         planned = s.lql(f'MERGE "{source}" DRY RUN')
         assert not s.patches.overlay and not s.patches.dirty
         done = s.lql(f'MERGE "{source}" INTO "{s.vindex.path}"')
-        assert done.rows() == planned.rows()
+        assert {r["action"] for r in planned.dicts()} == {"would be added"}
+        assert done.arrow().drop(["action"]) == planned.arrow().drop(["action"])
         assert {(r["kind"], r["entity"], r["layer"], r["action"]) for r in done.arrow().to_pylist()} == {
             ("slot", None, 1, "added"), ("slot", None, 0, "added"),
             ("fact", "Atlantis", 1, "added"), ("fact", "Italy", 1, "added"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from larql_duck.commands.opening import connect
 from larql_duck.extraction import extract
 from larql_duck.inference.topk import TopK
 from larql_duck.models.opening import open_model
@@ -185,6 +186,12 @@ def test_down_meta_carries_our_out_tokens_with_raw_products(tiny_vindex) -> None
 
 def test_layers_limits_what_is_described_and_not_what_is_stored(tiny_model, tmp_path: Path) -> None:
     vindex = Vindex.open(extract(tiny_model("llama"), tmp_path / "x.vindex", layers=(1, 1), probe=False))
+    with connect(vindex.path) as session:
+        for asked in (
+            "SHOW FEATURES 2", 'SELECT * FROM FEATURES NEAREST TO "Paris" AT LAYER 2', 'WALK "Paris" LAYERS 1-2',
+        ):  # fmt: skip
+            assert any("features of layer 2 were not extracted" in n for n in session.lql(asked).notices)
+            assert not session.lql(asked.replace("1-2", "1").replace("2", "1")).notices
     assert set(vindex.table("features")["layer"].to_pylist()) == {1}
     assert set(vindex.table("token_features")["layer"].to_pylist()) == {1}
     assert vindex.gate(2).shape == (64, 32)

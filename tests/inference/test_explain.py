@@ -47,7 +47,7 @@ def test_features_by_contribution(tiny: Tiny) -> None:
     capture = engine.capture(PROMPT)
     parts = attribute(engine, capture, [found.target.token_id])
     for layer in range(engine.n_layers):
-        rows = [r for r in found.table.to_pylist() if r["layer"] == layer]
+        rows = [r for r in found.table.to_pylist() if r["layer"] == layer and r["kind"] != "bias"]
         best = parts.features[0, layer].topk(4)
         assert [r["feature"] for r in rows] == best.indices.tolist()
         assert [r["contribution"] for r in rows] == pytest.approx(best.values.tolist(), abs=1e-5)

@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from larql_duck.errors import PackError
-from larql_duck.knowledge.frames import read_entities
+from larql_duck.knowledge.entity_files import read_entities
 from larql_duck.probing.packs import known_relations, load_pack, pack_from_frames
 
 NAMES = ["France", "Atlantis"]
@@ -226,13 +226,36 @@ def test_bad_input_names_what_is_wrong(entities: object, relations: object, fiel
 def test_entities_from_files(tmp_path: Path) -> None:
     csv = tmp_path / "countries.csv"
     csv.write_text("id,name,object\n1,Namibia,Windhoek\n2,NA,a; b\n3,1984,\n", encoding="utf-8")
-    (capital,) = pack_from_frames(read_entities(csv), ["capital"]).relations
+    (capital,) = pack_from_frames(read_entities(csv).table, ["capital"]).relations
     # NA is a name, not a missing value.
     assert capital.entities == ("Namibia", "NA", "1984")
     assert capital.references["NA"] == ("a", "b")
     parquet = tmp_path / "countries.parquet"
     pyarrow.parquet.write_table(pa.table({"entity": ["Chad"]}), parquet)
-    assert pack_from_frames(read_entities(parquet), ["capital"]).relations[0].entities == ("Chad",)
+    assert pack_from_frames(read_entities(parquet).table, ["capital"]).relations[0].entities == ("Chad",)
+
+
+@pytest.mark.parametrize(
+    ("content", "names", "said"),
+    [
+        ("name;iso\nFrance;FR\nJapan;JP\n", ["France", "Japan"], "columns name, iso separated by ';'; 2 rows"),
+        ("iso\tName\nFR\tFrance\n", ["France"], "columns iso, Name separated by tab"),
+        ("France\nJapan\nNA\nNull\n", ["France", "Japan", "NA", "Null"], "one column, no header; 4 rows, 4 names: France,"),
+        ("France;FR\nJapan;JP\n", ["France", "Japan"], "columns subject, 2 separated by ';', no header"),
+        ("1,France\n2,Japan\n", ["France", "Japan"], "columns 1, subject separated by ',', no header"),
+        ("pop,name\n1,France\n,\n", ["France"], "2 rows, 1 names"),
+        # Commas and semicolons in names, an unclosed quotation mark, a byte order mark, a short line.
+        ('name\n"Washington, D.C."\nParis, Texas\nSt-Denis; La R.\n', ["Washington, D.C.", "Paris, Texas", "St-Denis; La R."], "one column;"),
+        ('name\n5" disk\nO"Brien\n', ['5" disk', 'O"Brien'], "one column;"),
+        ("\ufeffname;text\nChad\nCongo;the Congo\n", ["Chad", "Congo"], "columns name, text"),
+    ],
+)  # fmt: skip
+def test_a_csv_of_any_dialect(content: str, names: list[str], said: str, tmp_path: Path) -> None:
+    path = tmp_path / "a[1]*.csv"
+    path.write_text(content, encoding="utf-8", newline="")
+    file = read_entities(path)
+    assert list(pack_from_frames(file.table, ["capital"]).relations[0].entities) == names
+    assert said in file.understood and file.understood.startswith(str(path))
 
 
 @pytest.mark.parametrize(
@@ -240,8 +263,16 @@ def test_entities_from_files(tmp_path: Path) -> None:
     [
         ("missing.csv", None, "cannot be read"),
         ("broken.parquet", b"not parquet", "cannot be read"),
-        ("latin.csv", "name\nM\xe4rs\n".encode("latin-1"), "cannot be read"),
-        ("ragged.csv", b"a,b\n1\n", "cannot be read"),
+        ("latin.csv", "name\nM\xe4rs\n".encode("latin-1"), "cannot be read.*not utf-8"),
+        ("ragged.csv", b"name,b\n1,2\n3,4,5\n", "cannot be read.*Line: 3"),
+        (
+            "numbers.csv",
+            b"id,country\n1,France\n2,Japan\n",
+            "no column subject, entity or name among id, country",
+        ),
+        ("header.csv", b"name\n", "no entities"),
+        ("twice.csv", b"name,Name\nFrance,x\n", "2 columns are called 'name'; rename or leave out"),
+        ("empty.csv", b"", "no entities"),
         ("names.txt", b"Mars\n", r"a .csv or a .parquet file"),
     ],
 )

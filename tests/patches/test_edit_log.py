@@ -213,7 +213,7 @@ def test_leaving_with_unsaved_edits_says_so_once(capsys: pytest.CaptureFixture[s
         assert not s.patches.overlay and s.lql("SHOW PATCHES").rows() == []
         s.patches.append([DeleteOp(0, 1), DeleteOp(0, 2)])
         assert repr(s.patches) == "<EditLog: patches applied: none; edits not saved: 2>"
-    assert "2 edits not saved" in capsys.readouterr().err
+    assert "2 edits were not saved and are gone; SAVE PATCH" in capsys.readouterr().err
     with connect(BASE) as s:
         s.patches.append([DeleteOp(0, 1)])
         s.lql(f'SAVE PATCH "{tmp_path / "x.vlp"}"')

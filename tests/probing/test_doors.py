@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Iterator
@@ -11,13 +12,13 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from larql_duck.catalog import SCHEMAS, as_table, empty_table
+from larql_duck.catalog import SCHEMAS, as_table, empty_table, quoted
 from larql_duck.cli import app as cli
 from larql_duck.commands.opening import attach, connect
 from larql_duck.errors import LarqlError, LevelError, PackError, SemanticError
 from larql_duck.probing import publish as publish_module
 from larql_duck.session import Session
-from larql_duck.vindex.derive import derive_triples, label_features
+from larql_duck.vindex.derive import derive_triples, label_features, weight_edges
 from larql_duck.vindex.manifest import SECTION, load_manifest
 from larql_duck.vindex.publish import commit_tables
 from larql_duck.vindex.store import Vindex
@@ -91,20 +92,26 @@ def test_labels_are_written_as_larql_reads_them(probed: tuple[Path, Session]) ->
     assert labels == {f"L{layer}_F{feature}": "found in" for layer, feature in rows}
 
 
-def test_weight_edges_carry_the_new_labels(base: Path) -> None:
-    vindex = Vindex.open(base)
-    slots = vindex.table("features").select(["layer", "feature"]).to_pydict()
-    n = len(slots["layer"])
-    labels = as_table("feature_relations", {**slots, "relation": ["r"] * n, "support": [1.0] * n,
-                                            "specificity": [1.0] * n, "mean_contribution": [1.0] * n})  # fmt: skip
-    tables = publish_module.derived_tables(
-        vindex,
-        {"facts": empty_table("facts"), "edges": empty_table("edges"), "feature_relations": labels},
-        (),
-    )
-    assert tables["edges"].num_rows
-    assert set(tables["edges"].column("relation").to_pylist()) == {"r"}
-    assert set(tables["triples"].column("relation").to_pylist()) == {"r"}
+def test_weight_edges_connect_what_can_be_read() -> None:
+    tokens = [" Paris", "\n\t", "\u00a0", "a\ufffd", "\0"]
+    rows = [
+        {"layer": 0, "feature": feature, "side": side, "rank": 1, "token": token, "z": 5.0, "activation": 1.0,
+         "basis": "context" if side == "in" else "output"}
+        for feature, (activating, promoted) in enumerate(itertools.product([*tokens, "France\n"], tokens))
+        for side, token in (("in", activating), ("out", promoted))
+    ]  # fmt: skip
+    edges = weight_edges(pa.Table.from_pylist(rows, SCHEMAS["feature_tokens"])).to_pylist()
+    assert {(e["subject"], e["relation"], e["object"]) for e in edges} == {
+        ("France", "associated with", "Paris"), ("Paris", "associated with", "Paris"),
+    }  # fmt: skip
+
+
+def test_the_graph_of_facts_is_a_file_too(probed: tuple[Path, Session]) -> None:
+    path, session = probed
+    stored = duckdb.sql(f"FROM {quoted(str(path / 'tables' / 'model_graph.parquet'))}").fetchall()
+    assert [row[0] for row in stored] == sorted(row[0] for row in stored)
+    assert sorted(stored) == sorted(columns(session, "SELECT * FROM model_graph"))
+    assert {row[5] for row in stored} == {"probe"} and verify(path) == []
 
 
 def test_a_feature_of_every_relation_is_labelled_by_none(base: Path) -> None:
@@ -362,12 +369,14 @@ def test_functions_in_a_users_connection(base: Path) -> None:
 
 def test_cli_probe_saves_and_prints(copy: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "names.csv"
-    file.write_text("name\nFrance\nJapan\n")
+    file.write_text("name;iso\nFrance;FR\nJapan;JP\n")
     arguments = ["probe", str(copy), "--relation", "found in", "--template", "The capital of {} is"]
     assert cli.run([*arguments, "--entities", str(file), "--jsonl"]) == 0
     out, err = capfd.readouterr()
     assert [json.loads(line)["subject"] for line in out.splitlines()] == ["France", "Japan"]
-    assert "saved in" in err
+    assert err.index("columns name, iso separated by ';'; 2 rows, 2 names: France, Japan") < err.index(
+        "saved in"
+    )
     assert not list(copy.parent.glob(".*.probe"))
     with connect(copy) as s:
         assert columns(s, "SELECT count(DISTINCT subject) FROM facts") == [(2,)]

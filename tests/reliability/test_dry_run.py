@@ -14,7 +14,7 @@ def test_a_dry_run_is_neither_counted_nor_compiled(probed_vindex, tmp_path: Path
     with lq.connect(probed_vindex("llama")) as s:
         before = s.con.sql("FROM lq.probes").fetchall()
         dry = s.lql(f"{PROBE} DRY RUN")
-        assert any("not saved" in n for n in dry.notices)
+        assert any("would be saved" in n for n in dry.notices)
         assert s.con.sql("FROM lq.probes").fetchall() == before
         assert s.con.sql(COUNT).fetchall() == [(0,)]
         out = tmp_path / "out.vindex"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -15,7 +16,9 @@ import pytest
 from prompt_toolkit.history import InMemoryHistory
 
 from larql_duck import connect
+from larql_duck.cli import app
 from larql_duck.repl.prompt import history_path, open_history
+from larql_duck.session import Session
 from tests.repl.conftest import Screen
 
 Typed = Callable[..., Screen]
@@ -56,6 +59,36 @@ def test_leaving(typed: Typed, word: str) -> None:
     assert "never" not in screen.out
 
 
+@pytest.mark.parametrize("leaving", [".exit\r", "\x04", 'USE "{other}";\r'])
+def test_unsaved_edits_are_asked_about_once(
+    typed: Typed, session: Session, tiny: Path, tmp_path: Path, monkeypatch, capsys, leaving: str
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    edit = "DELETE FROM EDGES WHERE layer = 1 AND feature = 3;\r"
+    leave = leaving.format(other=tiny)
+    screen = typed(f"{edit}{leave}SELECT 41 + 1 AS stayed;\r{leave}SHOW LAYERS 2;\r.exit\r")
+    assert "stayed" in screen.out and screen.err.count("1 edit is not saved: SAVE PATCH") == 1
+    assert ("n_features" in screen.out) == (leaving[0] == "U"), "said again, it is done"
+    session.configure(keep_unsaved=True)
+    session.close()
+    said = capsys.readouterr().err
+    if leaving[0] == "U":
+        assert "1 edit was not saved and is gone" in said
+    else:
+        (patch,) = tmp_path.rglob("*.vlp")
+        with connect(tiny, patches=[patch]) as again:
+            assert f'a copy lies in {patch}: APPLY PATCH "{patch}"' in said
+            assert again.patches.overlay.slots() == [(1, 3)]
+
+
+def test_a_script_is_not_asked(tiny: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    text = "DELETE FROM EDGES WHERE layer = 1 AND feature = 3;\n.exit\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    assert app.run(["repl", str(tiny)]) == 0
+    assert "a copy lies in" in capsys.readouterr().err and len([*tmp_path.rglob("*.vlp")]) == 1
+
+
 def test_plain_sql_and_the_other_way_round(screen: Screen) -> None:
     assert screen.run("CREATE TABLE t AS SELECT 1 AS \"a b\", 'x\\' AS c;")
     assert screen.run("FROM t;")
@@ -82,10 +115,10 @@ def test_notices_and_times_go_to_standard_error(screen: Screen) -> None:
 
 
 def test_an_internal_error_is_one_line(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(text: str) -> object:
+    def broken(*_: object) -> object:
         raise ZeroDivisionError("by nought")
 
-    monkeypatch.setattr(screen.repl.session, "stream", broken)
+    monkeypatch.setattr(screen.repl.session, "run", broken)
     assert not screen.run("STATS;")
     assert screen.err == "unexpected ZeroDivisionError: by nought\n"
 
