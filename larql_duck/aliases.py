@@ -6,3 +6,6 @@ from typing import TypeAlias
 
 # A feature's place in a model: (layer, feature), both counted from 0.
 Slot: TypeAlias = tuple[int, int]
+
+# What a fact is about: (subject, relation).
+Pair: TypeAlias = tuple[str, str]

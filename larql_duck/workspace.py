@@ -61,8 +61,11 @@ class Workspace(Protocol):
     def vectors(self) -> QueryVectors:
         """The vectors of prompts and entities."""
 
-    def refresh(self) -> None:
-        """Ask the facts that edits touched again, and measure what tables show of new features."""
+    def refresh(self, *kinds: str) -> None:
+        """Ask the facts that edits touched again ('facts'), and measure the tokens of new features ('features').
+
+        Without kinds both.
+        """
 
     def query(
         self, sql: str, parameters: list[Any] | None = None, *, stale: bool = False, aside: bool = False

@@ -7,6 +7,7 @@ from larql_duck.catalog.arrow import (
     as_schema,
     as_table,
     empty_table,
+    nullable,
     rows_as_table,
 )
 from larql_duck.catalog.ddl import quoted
@@ -23,6 +24,7 @@ __all__ = [
     "as_schema",
     "as_table",
     "empty_table",
+    "nullable",
     "quoted",
     "rows_as_table",
 ]

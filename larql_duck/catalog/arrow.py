@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from larql_duck.catalog.tables import TABLES, VIEWS, Column
@@ -79,3 +80,8 @@ def rows_as_table(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
 def as_schema(name: str, rows: pa.Table) -> pa.Table:
     """The columns of table `name` among those of `rows`, in its order and with its types."""
     return rows.select(SCHEMAS[name].names).cast(SCHEMAS[name])
+
+
+def nullable(values: np.ndarray) -> pa.Array:
+    """An Arrow f32 array in which NaN became NULL."""
+    return pa.array(values, pa.float32(), mask=np.isnan(values))

@@ -25,6 +25,8 @@ from larql_duck.workspace import Workspace
 TextSource: TypeAlias = str | Path | Sequence[str]
 """The path of a text file, a text, or texts."""
 
+# Bytes that the inputs of one layer may take in the cache: 20,000 tokens at a hidden size of 800.
+_MOST_KEPT = 1 << 26
 # Tokens, as a multiple of the hidden size; the seed of the text that the model writes.
 POSITIONS, SEED = 20, 0
 # Another name for every other way to draw tokens: text that was kept is not taken for what would be written now.
@@ -62,8 +64,8 @@ class BackgroundInputs:
 class BackgroundCorpus:
     """Ordinary text of one vindex, and what its layers read there, without edits.
 
-    Texts that the model writes and second moments are kept in the cache directory, under the checksums of the weights,
-    the layer and the text; the vindex stays as it is.
+    Texts that the model writes, second moments and a small model's inputs are kept in the cache directory, under the
+    checksums of the weights, the layer and the text; the vindex stays as it is.
     """
 
     def __init__(
@@ -95,22 +97,35 @@ class BackgroundCorpus:
     def inputs(self, layer: int) -> BackgroundInputs:
         """What the layer's FFN reads in the text; the last layer that was asked for is kept."""
         if self._inputs is None or self._inputs[0] != layer:
-            rows = sorted(self.text().rows, key=len)
-
-            def progress(done: int, total: int) -> None:
-                if self._progress is not None:
-                    self._progress(f"text through layer {layer}", done, total)
-
-            with self._engine().under(None) as engine:
-                self._inputs = layer, BackgroundInputs(every_input(engine, rows, layer, progress), rows)
+            rows, key = sorted(self.text().rows, key=len), self._key(layer, "ffn_in")
+            shape, entry = (sum(map(len, rows)), self.vindex.hidden), cache.read("inputs", key)
+            if entry is not None and len(entry[1]) == 4 * shape[0] * shape[1]:
+                x = torch.frombuffer(bytearray(entry[1]), dtype=torch.float32).view(shape)
+            else:
+                x = self._every_input(rows, layer)
+                data = x.numpy().astype("<f4", copy=False).tobytes()
+                if len(data) <= _MOST_KEPT:
+                    about = {"model": self.vindex.manifest.model, "layer": layer, "positions": len(x)}
+                    cache.write("inputs", key, about | {"text": self.text().origin}, data)
+            self._inputs = layer, BackgroundInputs(x, rows)
         return self._inputs[1]
+
+    def _every_input(self, rows: list[list[int]], layer: int) -> torch.Tensor:
+        def progress(done: int, total: int) -> None:
+            if self._progress is not None:
+                self._progress(f"text through layer {layer}", done, total)
+
+        with self._engine().under(None) as engine:
+            return every_input(engine, rows, layer, progress)
+
+    def _key(self, layer: int, which: FfnTensor) -> tuple[str, ...]:
+        return self._weights, str(layer), which, hashlib.sha256(self.text().to_bytes()).hexdigest()
 
     def second_moment(self, layer: int, which: FfnTensor = "ffn_in") -> SecondMoment:
         """The second moment of what the layer's FFN reads, or its W_down (ffn_act), in the text."""
         if (layer, which) not in self._moments:
             self.vindex.require("inference", "the second moments of a layer")
-            text = self.text()
-            key = (self._weights, str(layer), which, hashlib.sha256(text.to_bytes()).hexdigest())
+            text, key = self.text(), self._key(layer, which)
             width = self.vindex.hidden if which == "ffn_in" else self.vindex.n_features[layer]
             self._moments[layer, which] = self._stored(key, width) or self._measured(key, layer, which, text)
         return self._moments[layer, which]

@@ -1,7 +1,7 @@
 """Facts under an overlay: the rows that stand in place of the base's for facts that edits concern.
 
-Facts that no edit concerns keep what the base says. The others are asked again when `EditedFacts.measure` is called;
-until then their figures are NULL and they are stale. What was measured is kept as long as nothing that decides it
+Facts that no edit concerns keep what the base says. The others are asked again when `EditedFacts.measure` is called,
+all of them or those about one name; until then their figures are NULL and they are stale. What was measured is kept as long as nothing that decides it
 changes: the fact itself, the edited slots of the base, and the features that carry facts about the same subject.
 """
 
@@ -11,23 +11,25 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pyarrow as pa
 
-from larql_duck.aliases import Slot
+from larql_duck.aliases import Pair, Slot
 from larql_duck.catalog import SCHEMAS, as_schema, rows_as_table
 from larql_duck.catalog.sql_files import sql_query
 from larql_duck.editing.relation_prompts import StatedFact, stated_prompts
-from larql_duck.editing.reprobe import FactScore, Pair, reprobe_pairs, score_facts
-from larql_duck.inference.engine import Engine
 from larql_duck.patches.operations import InsertKnnOp, fact_key
 from larql_duck.patches.overlay import EditedFact, Overlay
 from larql_duck.probing.words import normal
 from larql_duck.progress import Ticker
 from larql_duck.vindex.derive import UNLABELLED
 from larql_duck.vindex.store import Vindex
+
+if TYPE_CHECKING:
+    from larql_duck.editing.reprobe import FactScore
+    from larql_duck.inference.engine import Engine
 
 Triple = tuple[str, str, str]
 Rows = dict[str, list[dict[str, Any]]]
@@ -111,15 +113,25 @@ class EditedFacts:
         self._scores: dict[bytes, FactScore | None] = {}
         self._skipped: set[bytes] = set()
 
-    def missing(self, concerned: ConcernedFacts) -> int:
-        """How many facts were not asked yet since an edit touched them."""
-        return sum(map(len, self._missing(concerned)))
+    def missing(self, concerned: ConcernedFacts, about: str | None = None) -> int:
+        """How many facts (those about a name: `about`) were not asked yet since an edit touched them."""
+        return sum(map(len, self._missing(concerned, about)))
 
     def measure(
-        self, concerned: ConcernedFacts, engine: Engine, many: Collection[str], progress: Ticker
+        self,
+        concerned: ConcernedFacts,
+        engine: Engine,
+        many: Collection[str],
+        progress: Ticker,
+        about: str | None = None,
     ) -> list[str]:
-        """Ask again what was not asked yet; notices. The engine runs under the overlay."""
-        pairs, stated = self._missing(concerned)
+        """Ask again what was not asked yet, of everything or of the facts about a name; notices.
+
+        The engine runs under the overlay.
+        """
+        from larql_duck.editing.reprobe import score_facts
+
+        pairs, stated = self._missing(concerned, about)
         names = {fact_key(s, r) for s, r in [*pairs, *((f.subject, f.relation) for f in stated.values())]}
         total = len(pairs) + len(stated)
         if len(names) > MOST_FACTS:
@@ -183,12 +195,18 @@ class EditedFacts:
 
     # -- inside -------------------------------------------------------------------------------------------
 
-    def _missing(self, concerned: ConcernedFacts) -> tuple[list[Pair], dict[bytes, StatedFact]]:
+    def _missing(
+        self, concerned: ConcernedFacts, about: str | None = None
+    ) -> tuple[list[Pair], dict[bytes, StatedFact]]:
         if not self.measurable:
             return [], {}
-        keys = {pair: concerned.pair_key(pair) for pair in concerned.touched}
+        touched, facts = concerned.touched, [*concerned.stated.values(), *concerned.again.values()]
+        if about is not None:
+            touched = [p for p in touched if _is_among(about, p[0], *concerned.objects[p])]
+            facts = [f for f in facts if _is_among(about, f.subject, f.target)]
+        keys = {pair: concerned.pair_key(pair) for pair in touched}
         pairs = [p for p, key in keys.items() if key not in self._pairs and key not in self._skipped]
-        stated = {concerned.stated_key(f): f for f in (*concerned.stated.values(), *concerned.again.values())}
+        stated = {concerned.stated_key(f): f for f in facts}
         return pairs, {k: f for k, f in stated.items() if k not in self._scores and k not in self._skipped}
 
     def _ask(
@@ -199,6 +217,8 @@ class EditedFacts:
         many: Collection[str],
         tick: Any,
     ) -> None:
+        from larql_duck.editing.reprobe import reprobe_pairs
+
         asked = pair_keys(pairs)
         priors: dict[Pair, dict[str, float | None]] = defaultdict(dict)
         for row in self.tables.query("priors_of_pairs", pairs=asked).to_pylist():
@@ -276,8 +296,9 @@ class ConcernedFacts:
     """Which facts an overlay concerns.
 
     shown are the facts that it states, stated those of them that can be asked for, by number. pairs are the subjects
-    and relations whose rows change, touched those that the model is asked about again. superseded are rows of an
-    earlier session's facts: 'dropped', or 'restored' to what the model says; again are such that are scored anew.
+    and relations whose rows change, touched those that the model is asked about again, objects what it answered before.
+    superseded are rows of an earlier session's facts: 'dropped', or 'restored' to what the model says; again are such
+    that are scored anew.
     """
 
     def __init__(self, tables: BaseTables, overlay: Overlay, database: Sequence[InsertKnnOp] = ()) -> None:
@@ -305,7 +326,10 @@ class ConcernedFacts:
             earlier=pair_keys([t[:2] for t in (*self.superseded, *self.again)]),
         ).to_pylist()
         self.pairs = [(row["subject"], row["relation"]) for row in found]
-        self.touched = [(row["subject"], row["relation"]) for row in found if row["touched"]]
+        self.objects = {
+            (row["subject"], row["relation"]): row["objects"] or () for row in found if row["touched"]
+        }
+        self.touched = list(self.objects)
         self.stated = self._stated(tables)
         appended = [
             (layer, feature, row)
@@ -372,6 +396,11 @@ class ConcernedFacts:
                 slot = None if fact.feature is None else (fact.layer, fact.feature)
                 stated[i] = StatedFact(fact.entity, relation_of(fact), fact.target, prompts, slot)
         return stated
+
+
+def _is_among(name: str, *names: str) -> bool:
+    """Whether a name is one of these, however it is written."""
+    return fact_key(name, None) in (fact_key(other, None) for other in names)
 
 
 def relation_of(fact: EditedFact) -> str:

@@ -15,9 +15,6 @@ from larql_duck.extraction.vocabulary import Vocabulary
 from larql_duck.progress import Ticker
 from larql_duck.vindex.store import Vindex
 
-# Multiplications and additions that running the vocabulary through the lower layers may take; beyond, the tokens that
-# edited slots activate on stay unknown. A model of 135 million parameters and 49,000 tokens gets to two thirds of its depth.
-MOST_WORK = 6e12
 # Layers whose inputs are kept for the next edit.
 _KEPT = 3
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from larql_duck.aliases import Pair
 from larql_duck.editing.relation_prompts import StatedFact, known_relation
 from larql_duck.inference.attribution import parts_problem
 from larql_duck.inference.engine import Engine
@@ -24,8 +25,6 @@ from larql_duck.probing.prompts import Question, Variant
 from larql_duck.probing.replies import replies
 from larql_duck.probing.tables import ProbedFact, tables_of
 from larql_duck.probing.words import normal
-
-Pair = tuple[str, str]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from larql_duck.catalog import as_table
+from larql_duck.catalog import as_table, nullable
 from larql_duck.extraction.context import TokenFeatures
 from larql_duck.extraction.vocabulary import Vocabulary
 from larql_duck.vindex.arrays import down_meta_header, down_meta_layer
@@ -180,8 +180,3 @@ def meta_table(values: Mapping[str, object]) -> pa.Table:
     return as_table(
         "meta", {"key": list(values), "value": [None if v is None else str(v) for v in values.values()]}
     )
-
-
-def nullable(values: np.ndarray) -> pa.Array:
-    """An Arrow f32 array in which NaN became NULL."""
-    return pa.array(values, pa.float32(), mask=np.isnan(values))

@@ -51,6 +51,7 @@ def describe(s: st.Describe, facts: Catalog) -> Query:
             known=f"nothing about {_shown(s.entity)} in these layers; ask with: DESCRIBE {_lql(s.entity)} ALL LAYERS",
             unknown=_unknown_entity(s.entity, facts),
         ),
+        about=s.entity,
     )
 
 

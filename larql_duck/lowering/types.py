@@ -33,7 +33,8 @@ class Query:
     """A statement as one DuckDB query.
 
     functions names the Python functions it calls (none: any DuckDB runs it). uses_pipe: it reads the result piped in
-    as `_`. uses_vindex: it reads a table of the vindex. relations: names that it compares a relation with.
+    as `_`. uses_vindex: it reads a table of the vindex. relations: names that it compares a relation with. about: the
+    facts that it reads speak of this name, as subject or object.
     """
 
     sql: str
@@ -43,6 +44,7 @@ class Query:
     uses_pipe: bool = False
     uses_vindex: bool = True
     relations: tuple[str, ...] = ()
+    about: str | None = None
 
     @property
     def printed(self) -> str:

@@ -80,15 +80,17 @@ class Connection:
         *,
         stale: bool = False,
         aside: bool = False,
+        about: str | None = None,
     ) -> pa.Table:
         """The rows of a query as if the caller's own code ran it; scope adds names of tables. duckdb.Error.
 
-        stale: tables are read as they are, whether or not edits touched them. aside: on a cursor of its own, inside
-        a function that a query on this thread's connection is calling. So is a query over the vindex alone where the
-        caller has not read a result on this thread's connection to its end.
+        stale: tables are read as they are, whether or not edits touched them; about: what is read of facts speaks of
+        this name alone. aside: on a cursor of its own, inside a function that a query on this thread's connection is
+        calling. So is a query over the vindex alone where the caller has not read a result on this thread's connection
+        to its end.
         """
         if self.views is not None and self.views.stale and not stale:
-            self.views.refresh_for(sql)
+            self.views.refresh_for(sql, about)
         if self._options.tracer is not None:
             self._options.tracer(sql)
         if not aside:

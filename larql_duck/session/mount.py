@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,49 +145,32 @@ class Mount:
 
     # -- what the schema shows ----------------------------------------------------------------------------
 
-    def shadow(
-        self, table: str, rows: pa.Table, *, replace: bool = False, hidden: pa.Table | None = None
-    ) -> None:
+    def shadow(self, table: str, rows: pa.Table, *hidden: pa.Table, replace: bool = False) -> None:
         """Adds `rows` behind those of a table, or (replace) puts them in its place, for every macro and view.
 
-        table is a name of SEAMS; rows have its columns. hidden has some of its columns: stored rows with the same
-        values there are not shown. Calling it again replaces the rows of the call before.
+        table is a name of SEAMS; rows have its columns. Each of `hidden` has some of its columns: stored rows with the
+        same values there are not shown. Calling it again replaces the rows of the call before.
         """
         if table not in SEAMS:
             raise KeyError(table)
         with self._lock:
             self._keep(f"added_{table}", rows)
             body = f"FROM {self.schema}.added_{table}"
-            if hidden is not None:
-                self._keep(f"hidden_{table}", hidden)
-                columns = ", ".join(hidden.column_names)
-                body = f"FROM {self.base(table)} ANTI JOIN {self.schema}.hidden_{table} USING ({columns}) UNION ALL BY NAME {body}"
-            elif not replace:
-                body = f"FROM {self.base(table)} UNION ALL BY NAME {body}"
+            if not replace:
+                stored = f"FROM {self.base(table)}"
+                for number, keys in enumerate(hidden):
+                    self._keep(f"hidden_{table}_{number}", keys)
+                    columns = ", ".join(keys.column_names)
+                    stored += f" ANTI JOIN {self.schema}.hidden_{table}_{number} USING ({columns})"
+                body = f"{stored} UNION ALL BY NAME {body}"
             self._show_as(table, body)
 
-    def derive(
-        self,
-        table: str,
-        query: str | None = None,
-        parameters: dict[str, Any] | None = None,
-        *,
-        behind: str = "",
-    ) -> None:
-        """Show what the query sql/queries/`query`.sql (default: of the table's name) gives over the tables as shown now.
-
-        behind: a condition; the rows for which it holds of those shown so far stay, and the new ones stand behind.
-        """
+    def derive(self, table: str, parameters: dict[str, Any] | None = None) -> None:
+        """Show what the query sql/queries/`table`.sql gives over the tables as shown now."""
         with self._lock:
             made = f"{self.schema}.derived_{table}"
-            self._run(
-                f"CREATE OR REPLACE TABLE {made} AS\n{sql_query(query or table, self.schema)}", parameters
-            )
-            before = self._bodies.get(table, f"FROM {self.base(table)}")
-            body = (
-                f"FROM ({before}) WHERE {behind} UNION ALL BY NAME FROM {made}" if behind else f"FROM {made}"
-            )
-            self._show_as(table, body)
+            self._run(f"CREATE OR REPLACE TABLE {made} AS\n{sql_query(table, self.schema)}", parameters)
+            self._show_as(table, f"FROM {made}")
 
     def rebase(self, tables: Mapping[str, pa.Table]) -> None:
         """Put `tables` in place of the stored ones of their names, and stored rows in place of those of calls before.
@@ -213,8 +196,8 @@ class Mount:
         with self._lock:
             if self._bodies.pop(table, None) is not None:
                 self._run(self._seam(table))
-                for kind in ("added", "hidden", "derived"):
-                    self._run(f"DROP TABLE IF EXISTS {self.schema}.{kind}_{table}")
+                for kind in ("added_{}", "hidden_{}_0", "hidden_{}_1", "derived_{}"):
+                    self._run(f"DROP TABLE IF EXISTS {self.schema}.{kind.format(table)}")
 
     def show_patches(self, rows: list[dict[str, Any]]) -> None:
         """Puts `rows` into the view patches, in place of those of the call before."""
@@ -246,11 +229,11 @@ class Mount:
         finally:
             self.con.unregister("larql_added_rows")
 
-    def refresh_lookups(self) -> None:
-        """Computes the lookups (names, links) anew from the tables as they are shown now."""
+    def refresh_lookups(self, names: Iterable[str] = LOOKUPS) -> None:
+        """Computes lookups (names, links) anew from the tables as they are shown now, in the order of LOOKUPS."""
         with self._lock:
             # links reads entity_names, which must show its new rows by then.
-            for name in LOOKUPS:
+            for name in names:
                 self.derive(name)
 
     def add_function(

@@ -11,7 +11,7 @@ from larql_duck.patches.overlay import Overlay
 from larql_duck.result import Result
 from larql_duck.session.connection import Connection
 from larql_duck.session.mount import Mount
-from larql_duck.session.overlay_views import OverlayViews, UnsavedRuns
+from larql_duck.session.overlay_views import KINDS, OverlayViews, UnsavedRuns
 from larql_duck.session.preferences import Preferences
 from larql_duck.session.vindex_catalog import VindexCatalog
 from larql_duck.vindex.store import Vindex
@@ -68,10 +68,10 @@ class OpenVindex:
         """The result of a query of our own; see `Workspace.query`."""
         return self._connection.query(sql, parameters, stale=stale, aside=aside)
 
-    def refresh(self) -> None:
-        """Ask the facts that edits touched again, and measure what tables show of new features."""
+    def refresh(self, *kinds: str) -> None:
+        """Ask the facts that edits touched again, and measure the tokens of new features; see `Workspace.refresh`."""
         with self._lock:
-            self.views.refresh()
+            self.views.refresh(kinds or KINDS)
 
     def _show_edits(self, log: EditLog) -> None:
         """Show what the log of edits holds now; what needs the model is measured later."""

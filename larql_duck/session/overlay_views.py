@@ -1,19 +1,19 @@
 """What a session's tables show: the vindex's, with what was probed without saving, under the session's edits.
 
 An edit changes what is shown at once, as far as it is known without asking the model: facts that it touched have NULL
-figures and are stale. They are asked again, and what tables show of new features is measured, by `refresh`: the session
-calls it before a statement that names one of these tables.
+figures and are stale. They are asked again, and the tokens of new features are measured, by `refresh`: the session
+calls it before a statement that names one of these tables, for what that statement reads.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from larql_duck.catalog import LOOKUPS, as_schema
+from larql_duck.catalog import LOOKUPS, as_schema, empty_table
 from larql_duck.progress import Ticker
 
 if TYPE_CHECKING:
@@ -24,12 +24,18 @@ if TYPE_CHECKING:
     from larql_duck.vindex.store import Vindex
     from larql_duck.workspace import Workspace
 
-# Tables and lookups that show something else once edits were measured.
-_MEASURED = frozenset({
-    "edges", "entities", "facts", "feature_relations", "feature_tokens", "features", "probes", "relations",
-    "token_features", "triples", *LOOKUPS,
-})  # fmt: skip
-_WORD = re.compile(r"[a-z_][a-z0-9_]*")
+# What is measured, by kind, and the tables and lookups that show something else then.
+_SHOWN_IN = {
+    "facts": {
+        "edges", "entities", "entity_names", "facts", "feature_relations", "features", "links", "probes", "relations",
+        "triples",
+    },
+    "features": {"feature_tokens", "features", "token_features", "token_names"},
+}  # fmt: skip
+KINDS = frozenset(_SHOWN_IN)
+# They show nothing of a feature that was edited but what is known before its tokens are measured.
+_WITHOUT_FEATURES = {"describe_entity("}
+_WORD = re.compile(r'([a-z_][a-z0-9_]*)("?\s*\()?')
 
 
 class UnsavedRuns:
@@ -87,8 +93,8 @@ class UnsavedRuns:
 class OverlayViews:
     """The tables of one session's vindex under its edits, with what was measured for them.
 
-    stale says whether anything was not measured since it was edited; notices are those of the last change, untold those
-    that no result has carried yet.
+    stale says what was not measured since it was edited ('facts', 'features'); notices are those of the last change,
+    untold those that no result has carried yet.
     """
 
     def __init__(self, workspace: Workspace, mount: Mount, unsaved: UnsavedRuns) -> None:
@@ -99,7 +105,7 @@ class OverlayViews:
         """Forget what was measured; the tables shown stay as they are."""
         self.notices: list[str] = []
         self.untold: list[str] = []
-        self.stale = False
+        self.stale: frozenset[str] = frozenset()
         self._tables: BaseTables | None = None
         self._facts: EditedFacts | None = None
         self._features: EditedFeatures | None = None
@@ -117,7 +123,7 @@ class OverlayViews:
         fingerprint = self.fingerprint()
         probed = self._unsaved.tables(fingerprint)
         self.notices = []
-        self.stale = False
+        self.stale = frozenset()
         self._concerned = None
         if self._unsaved.hidden(fingerprint):
             self.notices.append(
@@ -136,26 +142,35 @@ class OverlayViews:
         if probed or not vindex.has_tables:
             self._mount.refresh_lookups()
 
-    def refresh(self) -> None:
-        """Ask and measure whatever was not since it was edited, and show it."""
-        if not self.stale:
-            return
+    def refresh(self, kinds: Collection[str] = KINDS, about: str | None = None) -> None:
+        """Ask and measure whatever of these kinds was not since it was edited, and show it.
+
+        about: of facts those that speak of this name; LarqlError comes again with the next statement that needs them.
+        """
+        kinds = self.stale.intersection(kinds)
         workspace, overlay = self._workspace, self._overlay()
-        assert overlay and self._facts and self._features and self._concerned
-        # Errors come again with the next statement that reads these tables, as long as something is missing.
-        notices = self._features.measure(overlay, self._progress("features"))
-        if self._facts.missing(self._concerned):
-            notices += self._facts.measure(
-                self._concerned, workspace.engine(), self._many(workspace.vindex), self._progress("facts")
-            )
-        self._show(workspace.vindex, overlay)
+        notices = []
+        if "features" in kinds:
+            assert overlay and self._features
+            notices += self._features.measure(overlay, self._progress("features"))
+        if "facts" in kinds:
+            assert self._facts and self._concerned
+            if not self._facts.missing(self._concerned, about):
+                kinds -= {"facts"}
+            else:
+                notices += self._facts.measure(
+                    self._concerned, workspace.engine(), self._many(workspace.vindex), self._progress("facts"), about
+                )  # fmt: skip
+        if kinds:
+            assert overlay
+            self._show(workspace.vindex, overlay, kinds)
         self.notices += notices
         self.untold += notices
 
-    def refresh_for(self, sql: str) -> None:
-        """Refresh where `sql` names a table that is stale, directly or through a view or macro."""
-        if self.stale and self._named() & set(_WORD.findall(sql.lower())):
-            self.refresh()
+    def refresh_for(self, sql: str, about: str | None = None) -> None:
+        """Refresh what `sql` reads of what is stale, directly or through a view or macro; about: see `refresh`."""
+        words = _words(sql)
+        self.refresh([kind for kind in sorted(self.stale) if self._names_of(kind) & words], about)
 
     def take_notices(self) -> list[str]:
         """Notices of changes that no result has carried yet."""
@@ -177,31 +192,36 @@ class OverlayViews:
             self._features = EditedFeatures(self._tables)
         self._concerned = ConcernedFacts(self._tables, overlay, self._workspace.edits.stored)
 
-    def _show(self, vindex: Vindex, overlay: Overlay) -> None:
-        assert self._tables and self._facts and self._features and self._concerned
-        mount = self._mount
-        features, facts = self._features.rows(overlay), self._facts.rows(self._concerned)
-        self.stale = bool(self._facts.missing(self._concerned) or self._features.missing(overlay))
-        mount.shadow("features", features.features, hidden=features.slots)
-        shown = {"features", "triples", "entities", *LOOKUPS, *self._show_features(vindex, overlay, features)}
-        if facts is not None:
-            shown |= self._show_facts(facts)
-        for name in set(mount.shadowed) - shown:
-            mount.unshadow(name)
-        # Labels follow facts; weight edges follow tokens; the graph follows all of them.
-        if facts is not None:
-            mount.derive("feature_relations")
+    def _show(self, vindex: Vindex, overlay: Overlay, kinds: Collection[str] = KINDS) -> None:
+        """Put what is known under the edits into the tables that show these kinds."""
+        assert self._facts and self._features and self._concerned
+        mount, features = self._mount, self._features.rows(overlay)
+        missing = {
+            "facts": self._facts.missing(self._concerned),
+            "features": self._features.missing(overlay),
+        }
+        self.stale = frozenset(kind for kind, n in missing.items() if n)
+        mount.shadow("features", features.features, features.slots)
+        shown = {"features"}
+        if "features" in kinds:
+            shown |= self._show_features(vindex, overlay, features)
+        if "facts" in kinds:
+            shown |= self._show_facts(features, self._facts.rows(self._concerned))
+        if set(kinds) >= KINDS:
+            for name in set(mount.shadowed) - shown:
+                mount.unshadow(name)
+        # Labels follow facts, and the graph facts and edges.
         mount.derive("features")
-        mount.derive("edges", "weight_edges", behind="source <> 'weights'")
-        mount.derive("triples", parameters={"many": sorted(self._many(vindex))})
-        mount.derive("entities")
-        mount.refresh_lookups()
+        if "facts" in kinds:
+            mount.derive("triples", {"many": sorted(self._many(vindex))})
+            mount.derive("entities")
+        mount.refresh_lookups(name for name in LOOKUPS if any(name in _SHOWN_IN[kind] for kind in kinds))
 
     def _show_features(self, vindex: Vindex, overlay: Overlay, rows: FeatureRows) -> set[str]:
-        mount, shown = self._mount, set()
+        mount, shown = self._mount, {"token_names"}
         if vindex.has_tables:
-            mount.shadow("feature_tokens", rows.feature_tokens, hidden=rows.token_slots)
-            mount.shadow("token_features", rows.token_features, hidden=rows.token_ids)
+            mount.shadow("feature_tokens", rows.feature_tokens, rows.token_slots)
+            mount.shadow("token_features", rows.token_features, rows.token_ids)
             shown |= {"feature_tokens", "token_features"}
         if overlay.rows:
             assert self._tables
@@ -216,33 +236,44 @@ class OverlayViews:
             shown |= {"layers", "meta"}
         return shown
 
-    def _show_facts(self, rows: FactRows) -> set[str]:
+    def _show_facts(self, features: FeatureRows, rows: FactRows | None) -> set[str]:
         assert self._tables
-        mount = self._mount
-        mount.shadow("facts", rows.facts, hidden=rows.pairs)
-        mount.shadow("edges", rows.edges, hidden=rows.pairs)
-        mount.shadow("probes", rows.probes, hidden=rows.probed)
+        mount, shown = self._mount, {"edges", "triples", "entities", "entity_names", "links"}
+        # What was read off the weights of a slot says nothing about its new ones.
+        rewritten = self._tables.query("weight_edges_of_slots", slots=features.token_slots)
+        if rows is None:
+            mount.shadow("edges", empty_table("edges"), rewritten)
+            return shown
+        mount.shadow("facts", rows.facts, rows.pairs)
+        stated = self._tables.query("stated_edges_of_pairs", pairs=rows.pairs)
+        mount.shadow("edges", rows.edges, stated, rewritten)
+        mount.shadow("probes", rows.probes, rows.probed)
         relations = self._tables.query("edited_relations", named=rows.named)
         mount.shadow("relations", as_schema("relations", relations), replace=True)
-        return {"facts", "edges", "probes", "relations", "feature_relations"}
+        mount.derive("feature_relations")
+        return shown | {"facts", "probes", "relations", "feature_relations"}
 
     def _many(self, vindex: Vindex) -> set[str]:
         return vindex.manifest.many_relations | self._unsaved.many
 
-    def _named(self) -> set[str]:
-        """The names, in small letters, under which a statement reaches a table that is stale."""
+    def _names_of(self, kind: str) -> set[str]:
+        """The names under which a statement reaches a table that shows this kind, as `_words` has them."""
         con = self._mount.con.cursor()
         try:
             defined = con.execute(
-                "SELECT lower(view_name), lower(sql) FROM duckdb_views() WHERE NOT internal UNION ALL"
-                " SELECT lower(function_name), lower(macro_definition) FROM duckdb_functions()"
+                "SELECT lower(view_name), sql FROM duckdb_views() WHERE NOT internal UNION ALL"
+                " SELECT lower(function_name) || '(', macro_definition FROM duckdb_functions()"
                 " WHERE macro_definition IS NOT NULL AND NOT internal"
             ).fetchall()
         finally:
             con.close()
-        words = [(name, set(_WORD.findall(text))) for name, text in defined]
-        # What lq_ask answers from is read by a function.
-        names = {*_MEASURED, f"{self._workspace.schema.lower()}_udf_ask"}
+        words = [(name, _words(text)) for name, text in defined]
+        names = set(_SHOWN_IN[kind])
+        if kind == "facts":
+            # What lq_ask answers from is read by a function.
+            names.add(f"{self._workspace.schema.lower()}_udf_ask(")
+        else:
+            words = [(name, used) for name, used in words if name not in _WITHOUT_FEATURES]
         while more := {name for name, used in words if used & names} - names:
             names |= more
         return names
@@ -253,6 +284,12 @@ class OverlayViews:
                 self._workspace.progress(stage, done, total)
 
         return tick
+
+
+def _words(sql: str) -> set[str]:
+    """The words of a text in small letters; those before a bracket also with it, as functions are named."""
+    found = _WORD.findall(sql.lower())
+    return {name for name, _ in found} | {f"{name}(" for name, call in found if call}
 
 
 def _replaced(table: pa.Table, key: str, column: str, values: dict[Any, Any]) -> pa.Table:

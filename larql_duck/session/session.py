@@ -308,7 +308,9 @@ class Session:
             need_vindex(self._catalog)
         connection = self._connection
         try:
-            table = connection.fetch(step.sql, None, None if piped is None else {"_": piped})
+            table = connection.fetch(
+                step.sql, None, None if piped is None else {"_": piped}, about=step.about
+            )
         except duckdb.Error as error:
             raise statement_error(error, step.sql, statement, text, connection.failures) from error
         notices = [*step.notices, *connection.failures.take_remarks(), *self._untold()]

@@ -191,10 +191,15 @@ def read_down_meta(path: Path) -> list[np.ndarray]:
 
 def rounded(vector: torch.Tensor | np.ndarray, dtype: str) -> np.ndarray:
     """float32 [...]: `vector` rounded to dtype 'f32', 'f16' or 'bf16'; PatchError where it is then not finite."""
-    import torch
-
-    tensor = torch.from_numpy(vector) if isinstance(vector, np.ndarray) else vector.detach()
-    out: np.ndarray = tensor.cpu().float().to(torch_dtype(dtype)).float().numpy()
+    exact = vector if isinstance(vector, np.ndarray) else vector.detach().cpu().float().numpy()
+    out = exact.astype(np.float32, copy=False)
+    if dtype == "f16":
+        with np.errstate(over="ignore"):
+            out = out.astype(np.float16).astype(np.float32)
+    elif dtype == "bf16" and np.isfinite(out).all():
+        # The upper half of an f32, to the nearest and halves to even.
+        bits = out.view(np.uint32)
+        out = ((bits + 0x7FFF + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)).view(np.float32)
     if not np.isfinite(out).all():
         raise PatchError(f"a vector does not fit {dtype}: it has numbers that are not finite")
     return out

@@ -144,9 +144,16 @@ class Vindex:
 
     def up(self, layer: int) -> torch.Tensor | None:
         """Up rows of a layer, [features, hidden]; None for a plain FFN or where none are stored."""
-        name = self.family.up_name(layer)
-        entry = None if name is None else self._entries.get(self.family.key_of(name))
+        entry = self._up_entry(layer)
         return None if entry is None else self._stored(entry)
+
+    def has_up(self, layer: int) -> bool:
+        """Whether `up` gives rows."""
+        return self._up_entry(layer) is not None
+
+    def _up_entry(self, layer: int) -> WeightEntry | None:
+        name = self.family.up_name(layer)
+        return None if name is None else self._entries.get(self.family.key_of(name))
 
     def down(self, layer: int) -> torch.Tensor:
         """Down columns of a layer, [hidden, features]; LevelError where they are not stored."""

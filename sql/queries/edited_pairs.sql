@@ -1,7 +1,8 @@
 -- Every subject and relation some of whose rows of facts or edges are others under edits. touched: the model was asked
 -- about it, and either the fact was edited in the model or a slot that its features list was changed; it is asked
 -- again. `edited` are the facts of the overlay, `changed` slots of the base, `lost` subjects and relations whose
--- inserted feature is gone, `earlier` rows that an earlier session inserted and that edits concern.
+-- inserted feature is gone, `earlier` rows that an earlier session inserted and that edits concern. objects are the
+-- answers that are known.
 WITH asked AS (
     SELECT subject, relation FROM {schema}.base_facts WHERE source = 'probe'
     UNION SELECT subject, relation FROM {schema}.base_probes
@@ -22,4 +23,6 @@ WITH asked AS (
     UNION ALL
     SELECT subject, relation, false AS touched FROM earlier
 )
-SELECT subject, relation, bool_or(touched) AS touched FROM named GROUP BY subject, relation ORDER BY subject, relation
+SELECT n.subject, n.relation, bool_or(n.touched) AS touched, list(DISTINCT f.object) FILTER (f.object IS NOT NULL) AS objects
+FROM named AS n LEFT JOIN {schema}.base_facts AS f USING (subject, relation)
+GROUP BY ALL ORDER BY ALL

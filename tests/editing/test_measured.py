@@ -162,7 +162,7 @@ def test_too_many_facts_are_not_asked(probed_vindex, monkeypatch: pytest.MonkeyP
 
 
 def test_what_did_not_change_is_not_measured_again(probed_vindex, monkeypatch: pytest.MonkeyPatch) -> None:
-    import larql_duck.editing.fact_views as measured
+    import larql_duck.editing.reprobe as measured
 
     asked: list[list[str]] = []
 

@@ -34,7 +34,9 @@ def test_measured_once_and_read_again(session: Session) -> None:
     [moment, text] = sorted(cache.entries(), key=lambda e: e.kind)
     assert (moment.kind, text.kind) == ("second-moment", "text")
     assert moment.about["positions"] == found.n and "written by the model" in moment.about["text"]
+    inputs = background_of(session.workspace).inputs(1)
     with connect(vindex.path) as other:
+        assert np.array_equal(background_of(other.workspace).inputs(1).x, inputs.x)
         again = background_of(other.workspace).second_moment(1)
         assert not other.model.loaded and np.array_equal(again.matrix, found.matrix)
         assert np.array_equal(again.mean, found.mean) and again.n == found.n

@@ -59,40 +59,85 @@ def test_the_raw_connection_sees_stale_rows_without_figures(edited: Session) -> 
 
 
 @pytest.mark.parametrize(
-    ("statement", "names"),
+    ("statement", "reads"),
     [
-        ("SELECT 1", False),
-        ("FROM lq.layers", False),
-        ("SHOW TABLES", False),
-        ("FROM lq.Facts LIMIT 1", True),
-        ("SELECT * FROM model_graph LIMIT 1", True),
-        ("SELECT * FROM lq.describe_entity('Peru')", True),
-        ("FROM mine", True),
-        ("SELECT counted()", True),
-        ("SELECT lq_ask('Peru', 'capital')", True),
+        ("SELECT 1", ""),
+        ("FROM lq.layers", ""),
+        ("SHOW TABLES", ""),
+        ("FROM lq.Facts LIMIT 1", "facts"),
+        ("SELECT * FROM model_graph LIMIT 1", "facts"),
+        ("SELECT * FROM lq.describe_entity('Peru')", "facts"),
+        ("FROM mine", "facts"),
+        ("SELECT counted()", "facts"),
+        ("SELECT lq_ask('Peru', 'capital')", "facts"),
+        ("FROM lq.feature_tokens LIMIT 1", "features"),
+        ("FROM walk('France')", "facts features"),
+        ("SELECT * FROM lq.explain_fact('Peru', 'capital')", "facts features"),
     ],
 )
-def test_a_statement_refreshes_what_it_names(edited: Session, statement: str, names: bool) -> None:
+def test_a_statement_refreshes_what_it_reads(edited: Session, statement: str, reads: str) -> None:
     edited.con.execute(
         "CREATE VIEW inner_view AS SELECT subject FROM lq.edges; CREATE VIEW mine AS FROM inner_view"
     )
     edited.con.execute("CREATE MACRO counted() AS (SELECT count(*) FROM lq.triples)")
     edited.sql(statement)
-    assert edited.workspace.views.stale is not names
+    assert edited.workspace.views.stale == {"facts", "features"} - set(reads.split())
 
 
-def test_lql_and_python_refresh_too(edited: Session) -> None:
+def test_describe_asks_again_what_speaks_of_its_name(
+    edited: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from larql_duck.inference.engine import Engine
+
+    loaded: list[bool] = []
+    load = Engine.load
+    monkeypatch.setattr(Engine, "load", lambda *given: loaded.append(True) or load(*given))
+    stale = raw(edited, "SELECT subject, object FROM lq.facts WHERE stale AND source = 'probe'")
+    others = raw(
+        edited,
+        "SELECT subject FROM lq.facts GROUP BY subject HAVING NOT bool_or(stale) ORDER BY ALL LIMIT 2",
+    )
+    for name in [*(name for (name,) in others if name not in {o for _, o in stale}), "nobody"]:
+        edited.lql("DESCRIBE $name", {"name": name})
+    assert loaded == [] and edited.workspace.views.stale == {"facts", "features"}
+    assert raw(edited, "SELECT subject, object FROM lq.facts WHERE stale AND source = 'probe'") == stale
+    [row] = edited.lql('DESCRIBE " peru"').dicts()
+    assert row["target"] == "Rome" and row["p"] is not None
     edited.lql('INFER "The capital of Peru is"')
-    assert edited.workspace.views.stale
-    [row] = edited.lql('DESCRIBE "Peru"').dicts()
-    assert row["target"] == "Rome" and row["template_p"] is not None
-    assert not edited.workspace.views.stale
+    # The rows of the new feature are nobody's business yet, nor are facts about others.
+    assert loaded == [True] and edited.workspace.views.stale == {"facts", "features"}
+    edited.lql("DESCRIBE $name", {"name": stale[0][0]})
+    left = raw(edited, f"SELECT count(*) FROM lq.facts WHERE stale AND subject = '{stale[0][0]}'")
+    assert left == [(0,)]
+
+
+def test_what_reads_facts_alone_does_not_measure_features(edited: Session) -> None:
+    feature = f"layer = 1 AND feature = {edited.vindex.n_features[1]}"
+    sql = f"SELECT effect FROM EDGES WHERE {feature} AND source = 'patch'"
+    [row] = edited.lql(sql).dicts()
+    assert row["effect"] is not None
+    assert raw(edited, f"SELECT gate_mean, top_token FROM lq.features WHERE {feature}") == [(None, None)]
+    [row] = edited.lql(f"SELECT gate_mean, top_token FROM FEATURES WHERE {feature}").dicts()
+    assert None not in row.values() and not edited.workspace.views.stale
+
+
+def test_an_edited_slot_has_no_associations_of_its_old_weights(probed_vindex) -> None:
+    with connect(probed_vindex("llama")) as session:
+        slots = "SELECT DISTINCT layer, feature FROM lq.edges WHERE source = 'weights' ORDER BY ALL"
+        first, *rest = rows(session, slots)
+        session.patches.append([DeleteOp(first["layer"], first["feature"])])
+        assert rows(session, slots) == rest
+        associated = (
+            "SELECT DISTINCT subject, relation, object FROM lq.{} WHERE source = 'weights' ORDER BY ALL"
+        )
+        assert rows(session, associated.format("triples")) == rows(session, associated.format("edges"))
+        session.patches.rollback()
 
 
 def test_a_function_refreshes_what_it_reads_on_the_raw_connection(edited: Session) -> None:
     sql = "SELECT lq_ask(subject, 'capital').object FROM (VALUES ('France'), ('Japan')) AS t(subject)"
     found = raw(edited, sql)
-    assert len(found) == 2 and not edited.workspace.views.stale
+    assert len(found) == 2 and "facts" not in edited.workspace.views.stale
     assert raw(edited, sql) == found
 
 

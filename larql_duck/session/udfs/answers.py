@@ -73,7 +73,7 @@ class Answers:
 
     def _current(self) -> Workspace:
         workspace = self._open()
-        workspace.refresh()
+        workspace.refresh("facts")
         overlay = workspace.overlay
         model = (workspace, overlay.fingerprint() if overlay.changes_weights else None)
         if self._model != model:
