@@ -7,7 +7,6 @@ calls it before a statement that names one of these tables, for what that statem
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ import pyarrow as pa
 
 from larql_duck.catalog import LOOKUPS, as_schema, empty_table
 from larql_duck.progress import Ticker
+from larql_duck.session.definitions import Definitions
 
 if TYPE_CHECKING:
     from larql_duck.editing.fact_views import BaseTables, ConcernedFacts, EditedFacts, FactRows
@@ -33,9 +33,8 @@ _SHOWN_IN = {
     "features": {"feature_tokens", "features", "token_features", "token_names"},
 }  # fmt: skip
 KINDS = frozenset(_SHOWN_IN)
-# They show nothing of a feature that was edited but what is known before its tokens are measured.
+# Macros that show nothing of an edited feature but what is known before its tokens are measured.
 _WITHOUT_FEATURES = {"describe_entity("}
-_WORD = re.compile(r'([a-z_][a-z0-9_]*)("?\s*\()?')
 
 
 class UnsavedRuns:
@@ -99,6 +98,7 @@ class OverlayViews:
 
     def __init__(self, workspace: Workspace, mount: Mount, unsaved: UnsavedRuns) -> None:
         self._workspace, self._mount, self._unsaved = workspace, mount, unsaved
+        self._definitions = Definitions(mount)
         self.clear()
 
     def clear(self) -> None:
@@ -169,8 +169,15 @@ class OverlayViews:
 
     def refresh_for(self, sql: str, about: str | None = None) -> None:
         """Refresh what `sql` reads of what is stale, directly or through a view or macro; about: see `refresh`."""
-        words = _words(sql)
-        self.refresh([kind for kind in sorted(self.stale) if self._names_of(kind) & words], about)
+        names = {kind: set(_SHOWN_IN[kind]) for kind in sorted(self.stale)}
+        if "facts" in names:
+            # What lq_ask answers from is read by a function.
+            names["facts"].add(f"{self._workspace.schema.lower()}_udf_ask(")
+        reach = self._definitions.reach
+        but = _WITHOUT_FEATURES
+        self.refresh(
+            [k for k, own in names.items() if reach(sql, own, but if k == "features" else ())], about
+        )
 
     def take_notices(self) -> list[str]:
         """Notices of changes that no result has carried yet."""
@@ -256,40 +263,12 @@ class OverlayViews:
     def _many(self, vindex: Vindex) -> set[str]:
         return vindex.manifest.many_relations | self._unsaved.many
 
-    def _names_of(self, kind: str) -> set[str]:
-        """The names under which a statement reaches a table that shows this kind, as `_words` has them."""
-        con = self._mount.con.cursor()
-        try:
-            defined = con.execute(
-                "SELECT lower(view_name), sql FROM duckdb_views() WHERE NOT internal UNION ALL"
-                " SELECT lower(function_name) || '(', macro_definition FROM duckdb_functions()"
-                " WHERE macro_definition IS NOT NULL AND NOT internal"
-            ).fetchall()
-        finally:
-            con.close()
-        words = [(name, _words(text)) for name, text in defined]
-        names = set(_SHOWN_IN[kind])
-        if kind == "facts":
-            # What lq_ask answers from is read by a function.
-            names.add(f"{self._workspace.schema.lower()}_udf_ask(")
-        else:
-            words = [(name, used) for name, used in words if name not in _WITHOUT_FEATURES]
-        while more := {name for name, used in words if used & names} - names:
-            names |= more
-        return names
-
     def _progress(self, stage: str) -> Ticker:
         def tick(done: int, total: int) -> None:
             if self._workspace.progress is not None:
                 self._workspace.progress(stage, done, total)
 
         return tick
-
-
-def _words(sql: str) -> set[str]:
-    """The words of a text in small letters; those before a bracket also with it, as functions are named."""
-    found = _WORD.findall(sql.lower())
-    return {name for name, _ in found} | {f"{name}(" for name, call in found if call}
 
 
 def _replaced(table: pa.Table, key: str, column: str, values: dict[Any, Any]) -> pa.Table:

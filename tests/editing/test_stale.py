@@ -76,6 +76,7 @@ def test_the_raw_connection_sees_stale_rows_without_figures(edited: Session) -> 
     ],
 )
 def test_a_statement_refreshes_what_it_reads(edited: Session, statement: str, reads: str) -> None:
+    edited.sql("SELECT 1")
     edited.con.execute(
         "CREATE VIEW inner_view AS SELECT subject FROM lq.edges; CREATE VIEW mine AS FROM inner_view"
     )
