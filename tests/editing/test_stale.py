@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -122,8 +123,8 @@ def test_what_reads_facts_alone_does_not_measure_features(edited: Session) -> No
     assert None not in row.values() and not edited.workspace.views.stale
 
 
-def test_an_edited_slot_has_no_associations_of_its_old_weights(probed_vindex) -> None:
-    with connect(probed_vindex("llama")) as session:
+def test_an_edited_slot_has_no_associations_of_its_old_weights(world: Path) -> None:
+    with connect(world) as session:
         slots = "SELECT DISTINCT layer, feature FROM lq.edges WHERE source = 'weights' ORDER BY ALL"
         first, *rest = rows(session, slots)
         session.patches.append([DeleteOp(first["layer"], first["feature"])])
