@@ -4,7 +4,23 @@
 
 CREATE MACRO {public}.describe_entity(p_entity, p_band := NULL, p_layer := NULL, p_rows := 10, p_relations_only := false) AS TABLE
 WITH named AS MATERIALIZED (
-    SELECT entity FROM {schema}.entity_named(p_entity)
+    SELECT entity, entity_id FROM {schema}.entity_named(p_entity)
+),
+-- Found by number, because the other tables lie by subject; cut here where no layer can rule a row out later.
+incoming AS MATERIALIZED (
+    SELECT s.entity AS subject, k.relation, n.entity AS object
+    FROM named AS n
+    JOIN {schema}.links AS k ON k.entity_id = n.entity_id AND NOT k.outgoing AND k.source <> 'weights'
+    JOIN {schema}.entity_names AS s ON s.entity_id = k.other_id
+    QUALIFY p_layer IS NOT NULL OR coalesce(p_band, 'all') <> 'all' OR row_number() OVER (
+        ORDER BY k.confidence DESC NULLS LAST, k.p DESC NULLS LAST, k.relation, s.entity
+    ) <= p_rows
+),
+about AS MATERIALIZED (
+    SELECT 'out' AS direction, t.* FROM {schema}.triples AS t WHERE t.subject IN (SELECT entity FROM named)
+    UNION ALL
+    SELECT 'in' AS direction, t.* FROM {schema}.triples AS t SEMI JOIN incoming USING (subject, relation, object)
+    WHERE t.source <> 'weights'
 ),
 parts AS MATERIALIZED (
     SELECT
@@ -16,7 +32,7 @@ parts AS MATERIALIZED (
             ORDER BY e.effect DESC NULLS LAST, abs(e.score) DESC, e.layer, e.feature
         ) AS best
     FROM {schema}.edges AS e
-    WHERE e.subject IN (SELECT entity FROM named)
+    WHERE e.subject IN (SELECT subject FROM about)
     GROUP BY e.subject, e.relation, e.object
 ),
 -- The features are fetched by an inner join of their own: it prunes the scan to the slots asked for, a left join would not.
@@ -33,39 +49,39 @@ answers AS MATERIALIZED (
 ),
 found AS (
     SELECT
-        t.relation, t.object AS target, t.confidence, t.p, parts.score, parts.best.layer AS layer, t.layers,
-        coalesce(parts.n_features, 0) AS n_features, t.source, t.source = 'weights' AS weak,
+        t.relation, CASE t.direction WHEN 'in' THEN t.subject ELSE t.object END AS target, t.direction, t.confidence,
+        t.p, parts.score, parts.best.layer AS layer, t.layers, coalesce(parts.n_features, 0) AS n_features, t.source, t.source = 'weights' AS weak,
         CASE
             WHEN t.source = 'weights'
             THEN list_filter(
                 CASE WHEN list_contains(x.opposite_tokens, t.object) THEN x.opposite_tokens ELSE x.down_tokens END,
                 lambda token: lower(token) <> lower(t.object)
             )
-            ELSE list_filter(a.objects, lambda other: other <> t.object)
+            WHEN t.direction = 'out'
+            THEN list_filter(a.objects, lambda other: other <> t.object)
         END AS also,
         CASE WHEN t.source = 'weights' THEN coalesce(l.band, 'knowledge') ELSE 'knowledge' END AS band,
         l.band AS layer_band
-    FROM {schema}.triples AS t
+    FROM about AS t
     LEFT JOIN parts ON parts.subject = t.subject AND parts.relation = t.relation AND parts.object = t.object
     LEFT JOIN answers AS a ON a.subject = t.subject AND a.relation = t.relation
     LEFT JOIN {schema}.layers AS l ON l.layer = parts.best.layer
     LEFT JOIN slots AS x ON x.layer = parts.best.layer AND x.feature = parts.best.feature
-    WHERE t.subject IN (SELECT entity FROM named)
 )
-SELECT band, relation, target, confidence, p, score, layer, layers, n_features, also, source
+SELECT band, relation, target, direction, confidence, p, score, layer, layers, n_features, also, source
 FROM found
 WHERE (p_layer IS NULL OR layer = p_layer)
     AND NOT (weak AND p_relations_only)
     AND (p_layer IS NOT NULL OR p_band = 'all' OR (p_band IS NULL AND NOT weak) OR layer_band IS NULL
         OR layer_band = coalesce(p_band, 'knowledge'))
 QUALIFY row_number() OVER (
-    PARTITION BY band
+    PARTITION BY band, direction
     ORDER BY weak, confidence DESC NULLS LAST, p DESC NULLS LAST, score DESC NULLS LAST, layer, relation, target
 ) <= p_rows
 ORDER BY
-    weak, CASE band WHEN 'syntax' THEN 0 WHEN 'knowledge' THEN 1 ELSE 2 END * weak::INTEGER,
+    weak, direction = 'in', CASE band WHEN 'syntax' THEN 0 WHEN 'knowledge' THEN 1 ELSE 2 END * weak::INTEGER,
     confidence DESC NULLS LAST, p DESC NULLS LAST, score DESC NULLS LAST, layer, relation, target;
-COMMENT ON MACRO TABLE {public}.describe_entity IS 'What the model knows about an entity: facts by confidence, then weight triples of a band (all, syntax, knowledge, output; knowledge if not given) or layer, at most p_rows a band. Example: FROM describe_entity(''France'', p_band := ''all'')';
+COMMENT ON MACRO TABLE {public}.describe_entity IS 'What the model knows about an entity: facts by confidence, then facts that point to it (direction in, target = the subject), then weight triples of a band (all, syntax, knowledge, output; knowledge if not given) or layer, at most p_rows a band and direction. Example: FROM describe_entity(''France'', p_band := ''all'')';
 
 CREATE MACRO {public}.relation_facts(p_relation) AS TABLE
 WITH answers AS (

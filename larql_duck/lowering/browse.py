@@ -44,12 +44,17 @@ def describe(s: st.Describe, facts: Catalog) -> Query:
     if s.mode == "raw":
         nothing = exp.cast(exp.null(), "VARCHAR")
         columns = exp.Star(replace=[exp.alias_(nothing, "relation")])
+    unknown = _unknown_entity(s.entity, facts)
+    narrowed = s.layer is not None or s.band != "all" or s.relations_only
+    in_part = (
+        f"nothing about {_shown(s.entity)} in these layers; ask with: DESCRIBE {_lql(s.entity)} ALL LAYERS"
+    )
     return Query(
         text_of(exp.select(columns).from_(source)),
         when_empty=Emptiness(
             text_of(exp.select(_is_known(facts, s.entity))),
-            known=f"nothing about {_shown(s.entity)} in these layers; ask with: DESCRIBE {_lql(s.entity)} ALL LAYERS",
-            unknown=_unknown_entity(s.entity, facts),
+            known=in_part if narrowed else unknown,
+            unknown=unknown,
         ),
         about=s.entity,
     )

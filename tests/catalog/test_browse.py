@@ -71,15 +71,33 @@ def test_a_band_that_is_asked_for_filters_facts_by_their_layer(ask) -> None:
 
 def test_rows_are_capped_per_band(ask) -> None:
     rows = ask("FROM describe_entity('Paris')")
-    assert [r["target"] for r in rows] == [f"word{i:02}" for i in range(19, 9, -1)]
-    assert len(ask("FROM describe_entity('Paris', p_rows := 30)")) == 20
+    weights = [r["target"] for r in rows if r["source"] == "weights"]
+    assert weights == [f"word{i:02}" for i in range(19, 9, -1)]
+    assert len(ask("FROM describe_entity('Paris', p_rows := 30)")) == 22
+
+
+def test_facts_that_point_to_it_come_behind_its_own(ask) -> None:
+    rows = ask("FROM describe_entity('paris')")
+    assert [
+        (r["direction"], r["relation"], r["target"], r["score"], r["layer"], r["also"]) for r in rows[:2]
+    ] == [
+        ("in", "capital", "France", pytest.approx(8 * 0.77), 5, None),
+        ("in", "city", "Eiffel Tower", pytest.approx(8 * 0.71), 5, None),
+    ]
+    assert {r["direction"] for r in rows[2:]} == {"out"}
+    assert [r["target"] for r in ask("FROM describe_entity('Paris', p_rows := 1)")] == ["France", "word19"]
+    # Layers and bands rule facts out by their strongest feature, before rows are counted.
+    assert [r["target"] for r in ask("FROM describe_entity('Europe', p_layer := 5, p_rows := 1)")] == [
+        "France"
+    ]
+    assert ask("FROM describe_entity('Europe', p_band := 'output')") == []
 
 
 def test_relations_only_leaves_token_associations_out(ask) -> None:
     assert {
         r["source"] for r in ask("FROM describe_entity('France', p_band := 'all', p_relations_only := true)")
     } == {"probe"}
-    assert ask("FROM describe_entity('German', p_relations_only := true)") == []
+    assert ask("FROM describe_entity('turkey', p_relations_only := true)") == []
 
 
 def test_the_exact_spelling_wins_over_others(ask) -> None:

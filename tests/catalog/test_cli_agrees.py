@@ -14,6 +14,7 @@ QUERIES = [
     "FROM describe_entity('France')",
     "FROM describe_entity('france', p_band := 'all', p_rows := 2)",
     "FROM describe_entity('TURKEY')",
+    "FROM describe_entity('Europe')",
     "FROM describe_entity('France', p_layer := 9)",
     "FROM describe_entity('France', p_relations_only := true)",
     "FROM token_associations",

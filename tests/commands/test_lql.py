@@ -25,6 +25,7 @@ DESCRIBE = [
     "band",
     "relation",
     "target",
+    "direction",
     "confidence",
     "p",
     "score",
@@ -89,10 +90,11 @@ def test_columns(s: Session, text: str, columns: list[str]) -> None:
 
 
 def test_describe_modes(s: Session) -> None:
-    assert len(rows(s, 'DESCRIBE "Paris"')) == len(rows(s, 'DESCRIBE "Paris" BRIEF')) == 10
-    assert len(rows(s, 'DESCRIBE "Paris" VERBOSE')) == 20
+    # Two facts point to it.
+    assert len(rows(s, 'DESCRIBE "Paris"')) == len(rows(s, 'DESCRIBE "Paris" BRIEF')) == 12
+    assert len(rows(s, 'DESCRIBE "Paris" VERBOSE')) == 22
     raw = s.lql('DESCRIBE "Paris" RAW')
-    assert len(raw) == 20 and {r["relation"] for r in raw.dicts()} == {None}
+    assert len(raw) == 22 and {r["relation"] for r in raw.dicts()} == {None}
 
 
 def test_describe_bands_and_layers(s: Session) -> None:
@@ -116,6 +118,10 @@ def test_an_unknown_entity_gives_no_rows_and_a_notice_to_type(s: Session) -> Non
     ]
     (notice,) = s.lql('DESCRIBE "wine"').notices
     assert 'DESCRIBE "wine" ALL LAYERS' in notice
+    # Followed, it is not given again.
+    (notice,) = s.lql('DESCRIBE "wine" ALL LAYERS').notices
+    assert 'PROBE ENTITIES "wine"' in notice and "DESCRIBE" not in notice
+    assert 'DESCRIBE "wine" ALL LAYERS' in s.lql('DESCRIBE "wine" ALL LAYERS RELATIONS ONLY').notices[0]
     assert s.lql('DESCRIBE "France"').notices == []
 
 

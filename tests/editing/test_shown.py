@@ -150,6 +150,10 @@ def test_statements_see_the_edits(probed_vindex) -> None:
         assert [(r["relation"], r["target"], r["source"], r["layers"]) for r in described] == [
             ("capital", "Paris", "patch", [LAYER])
         ]
+        pointing = session.lql("DESCRIBE \"Paris\" |> SELECT * FROM _ WHERE source = 'patch'").dicts()
+        assert [(r["direction"], r["relation"], r["target"]) for r in pointing] == [
+            ("in", "capital", "Atlantis")
+        ]
         selected = (
             session.lql('SELECT * FROM EDGES WHERE source = "patch" ORDER BY feature').arrow().to_pylist()
         )

@@ -347,8 +347,8 @@ def test_result_forms(fresh: Session) -> None:
     assert [row[2] for row in result] == ["Asia", "Tokyo"] and len(result) == 2
     assert result.sql == "SELECT * FROM lq.describe_entity('Japan')"
     assert result.statement == 'DESCRIBE "Japan"'
-    assert str(result.types[3]) == "double" and str(result.types[7]) == "list<l: int32>".replace(
-        "l:", str(result.types[7])[5:].split(":")[0] + ":"
+    assert str(result.types[4]) == "double" and str(result.types[8]) == "list<l: int32>".replace(
+        "l:", str(result.types[8])[5:].split(":")[0] + ":"
     )
     assert "2 rows" in repr(result)
     assert fresh.sql("CREATE TABLE t AS SELECT 1").columns in ([], ["Count"])
