@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from larql_duck.errors import ModelError
-from larql_duck.models.family import Config, Family, as_mapping
+from larql_duck.models.family import Config, Family
 from larql_duck.models.gguf_config import YARN, GgufConfig, llama3_factors
 
 ELSE = "write it with FORMAT SAFETENSORS instead"
@@ -96,35 +96,29 @@ def _fields(config: Config, family: Family, path: Path) -> tuple[dict[str, Any],
         window = None
     fields["attention.sliding_window"] = window
     if family.name == "gemma3_text":
-        fields["rope.freq_base_swa"] = local_base(config)
+        fields["rope.freq_base_swa"] = local_base(config, family)
         layer_types = config.get("layer_types")
         if isinstance(layer_types, list):
             fields["attention.sliding_window_pattern"] = [t == "sliding_attention" for t in layer_types]
-    scaling, factors = _scaling(config, sizes.head_dim, fields["rope.freq_base"], path)
+    scaling, factors = _scaling(config, family, sizes.head_dim, fields["rope.freq_base"], path)
     return fields | scaling, factors
 
 
-def local_base(config: Config) -> float:
+def local_base(config: Config, family: Family) -> float:
     """Gemma 3's rotary base of the layers with a window."""
-    inner = as_mapping(as_mapping(config.get("rope_parameters")).get("sliding_attention"))
-    return float(config.get("rope_local_base_freq", inner.get("rope_theta")) or 1e4)
+    return float(family.rope(config, "sliding_attention")["rope_theta"] or 1e4)
 
 
-def rope_scaling(config: Config) -> dict[str, Any]:
-    """The rotary scaling of full attention without its base, under the names of newer configs; {} for none."""
-    found = as_mapping(config.get("rope_scaling"))
-    if not found:
-        found = as_mapping(config.get("rope_parameters"))
-        found = as_mapping(found.get("full_attention", found))
-    out = {k: v for k, v in found.items() if k not in ("rope_theta", "type", "partial_rotary_factor")}
-    kind = found.get("rope_type", found.get("type", "default"))
-    return {} if kind in ("default", None) else {**out, "rope_type": kind}
+def rope_scaling(config: Config, family: Family) -> dict[str, Any]:
+    """The rotary scaling of full attention without its base; {} for none."""
+    out = {k: v for k, v in family.rope(config).items() if k not in ("rope_theta", "partial_rotary_factor")}
+    return {} if out["rope_type"] == "default" else out
 
 
 def _scaling(
-    config: Config, head_dim: int, theta: float, path: Path
+    config: Config, family: Family, head_dim: int, theta: float, path: Path
 ) -> tuple[dict[str, Any], list[float] | None]:
-    scaling = rope_scaling(config)
+    scaling = rope_scaling(config, family)
     kind = scaling.get("rope_type")
     if kind is None:
         return {}, None
@@ -180,18 +174,19 @@ def _differences(config: Config, found: Config, family: Family) -> list[str]:
         window = bool(config.get("use_sliding_window", True) and config.get("sliding_window"))
     differs = {
         "rope_theta": theta is not None and family.rope_theta(found) != theta,
-        "rope_scaling": not _same_scaling(found, config),
+        "rope_scaling": not _same_scaling(found, config, family),
         "sliding_window": window,
         **{key: gemma and _other(found, config, key) for key in _OF_GEMMA},
-        "rope_local_base_freq": family.name == "gemma3_text" and local_base(found) != local_base(config),
+        "rope_local_base_freq": family.name == "gemma3_text"
+        and local_base(found, family) != local_base(config, family),
         "layer_types": gemma and isinstance(types, list) and found.get("layer_types") != types,
     }
     return [key for key, other in differs.items() if other]
 
 
-def _same_scaling(found: Config, config: Config) -> bool:
+def _same_scaling(found: Config, config: Config, family: Family) -> bool:
     """Whether two scalings agree in every number that both state, the rest being defaults."""
-    a, b = rope_scaling(found), rope_scaling(config)
+    a, b = rope_scaling(found, family), rope_scaling(config, family)
     return a.get("rope_type") == b.get("rope_type") and all(a[k] == b[k] for k in a.keys() & b.keys())
 
 

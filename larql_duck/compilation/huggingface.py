@@ -36,9 +36,9 @@ def shapes_of(source: EditedWeights) -> dict[str, tuple[int, ...]]:
 
 
 def config_of(source: EditedWeights) -> dict[str, Any]:
-    """The config with what a file of its own needs: architecture, dtype, tying as the tensors have it."""
+    """The config with what a file of its own needs: architecture, dtype, tying as the tensors have it, one rotary base."""
     family = source.family
-    config = {k: v for k, v in source.config.items() if k not in _FOREIGN}
+    config = {k: v for k, v in family.settled(source.config).items() if k not in _FOREIGN}
     config["dtype"] = str(torch_dtype(source.vindex.dtype)).removeprefix("torch.")
     config["tie_word_embeddings"] = family.tied(config, set(source.names()))
     if architecture := _architecture(str(config.get("model_type"))):

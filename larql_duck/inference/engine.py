@@ -15,6 +15,7 @@ from larql_duck.inference import interventions, loading
 from larql_duck.inference.batch import Batch, pad, prompt_ids, unfit
 from larql_duck.inference.capture import FOR_ATTRIBUTION, Capture, recording
 from larql_duck.inference.modules import find_modules, skipped_layers
+from larql_duck.inference.rope import RopeByLength
 from larql_duck.inference.settings import DEFAULT, Settings
 from larql_duck.inference.weight_overlay import WeightOverlay
 from larql_duck.models.source import WeightSource
@@ -33,7 +34,7 @@ class Engine:
 
     Public attributes: model, modules (where its layers' parts are), tokenizer, config (the source's, a dict), family,
     n_layers, n_features (one a layer), hidden, vocab, context (longest prompt in tokens, None where the config sets
-    none), window (sliding window or None), device, fingerprint (names the weights), overlay (the edits that they are
+    none, or where rotary frequencies follow the length), rope (which ones a length has), window (sliding window or None), device, fingerprint (names the weights), overlay (the edits that they are
     under, None where there are none). Safe to use from several threads: passes wait for each other.
     """
 
@@ -51,7 +52,8 @@ class Engine:
         embeddings = model.get_input_embeddings().weight
         self.vocab, self.hidden = int(embeddings.shape[0]), int(embeddings.shape[1])
         self.device = embeddings.device
-        context = getattr(model.config, "max_position_embeddings", None)
+        self.rope = RopeByLength(model)
+        context = None if self.rope.endless else getattr(model.config, "max_position_embeddings", None)
         self.context: int | None = int(context) if context else None
         window = getattr(model.config, "sliding_window", None)
         self.window: int | None = int(window) if window else None
@@ -151,10 +153,24 @@ class Engine:
 
     @torch.inference_mode()
     def run_body(
-        self, ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: DynamicCache
+        self,
+        ids: torch.Tensor,
+        mask: torch.Tensor | None,
+        positions: torch.Tensor,
+        cache: DynamicCache,
+        *,
+        lengths: torch.Tensor | None = None,
     ) -> None:
-        """Grow the cache by the t positions of ids [n, t]; the head is not computed."""
-        self._forward(self.model.base_model, ids, mask, positions, cache)
+        """Grow the cache by the t positions of ids [n, t]; the head is not computed.
+
+        lengths int64 [n] are those of the whole prompts, where these are their beginnings.
+        """
+        with self.modules.pass_lock:
+            self.rope.lengths = lengths
+            try:
+                self._forward(self.model.base_model, ids, mask, positions, cache)
+            finally:
+                self.rope.lengths = None
 
     def _forward(
         self,

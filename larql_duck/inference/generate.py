@@ -82,9 +82,9 @@ def greedy(prefix: Prefix, *, max_tokens: int, stop: Callable[[int, list[int]], 
     context = prefix.engine.context
     out: list[tuple[list[int], list[float]]] = [([], []) for _ in range(len(prefix))]
     alive = list(range(len(prefix)))
+    if context is not None and int(prefix.positions.max()) >= context:
+        return [Continuation((), ())] * len(prefix)
     for _ in range(max_tokens):
-        if not alive or (context is not None and int(prefix.positions.max()) >= context):
-            break
         logits, cache = prefix.advanced()
         probabilities, tokens = torch.softmax(logits, dim=-1).max(dim=-1)
         keep = []
@@ -92,7 +92,8 @@ def greedy(prefix: Prefix, *, max_tokens: int, stop: Callable[[int, list[int]], 
             ids, p = out[i]
             ids.append(int(tokens[at]))
             p.append(float(probabilities[at]))
-            if not stop(i, ids):
+            room = context is None or int(prefix.positions[at, 0]) + 1 < context
+            if not stop(i, ids) and room:
                 keep.append(at)
         if not keep:
             break

@@ -77,7 +77,7 @@ def infer_table(
             found = prediction(engine.run(batch.ids, None, batch.positions, cache)[0], top)
         started = found.ids if verbose else found.ids[:1]
         with engine.intervene(*(e for e in carried if isinstance(e, Sparse) or e.position is None)):
-            words: list[str | None] = [*whole_words(engine, cache, started)]
+            words: list[str | None] = [*whole_words(engine, batch, cache, started)]
         words += [None] * (len(found.ids) - len(words))
         sources = [source] * len(found.ids)
         parts.append({**found.columns(engine.tokenizer), "text": words, "source": sources})

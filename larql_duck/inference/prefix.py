@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 class Prefix:
     """n prompts whose positions before the last are in `cache`; the last tokens wait in ids.
 
-    ids and positions are int64 [n, 1]; mask is bool [n, t - 1], None where nothing is padded.
+    ids and positions are int64 [n, 1]; mask is bool [n, t - 1], None where nothing is padded. before int64 [n, t - 1]
+    are the tokens in the cache, None where nobody will need them: rotary frequencies do not change with the length.
     """
 
     engine: Engine
@@ -28,6 +29,7 @@ class Prefix:
     mask: torch.Tensor | None
     ids: torch.Tensor
     positions: torch.Tensor
+    before: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return self.ids.shape[0]
@@ -55,12 +57,25 @@ class Prefix:
         return logits, cache
 
     def then(self, tokens: torch.Tensor, rows: torch.Tensor, cache: DynamicCache) -> Prefix:
-        """A prefix of the picked rows with their last token consumed (in `cache`) and `tokens` waiting instead."""
-        mask = None
+        """A prefix of the picked rows with their last token consumed (in `cache`) and `tokens` waiting instead.
+
+        It is computed anew where a text longer by one token has other rotary frequencies.
+        """
+        mask = before = None
         if self.mask is not None:
             mask = self.mask[rows]
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-        return Prefix(self.engine, cache, mask, tokens[:, None], self.positions[rows] + 1)
+        positions = self.positions[rows] + 1
+        if self.before is not None:
+            before = torch.cat([self.before[rows], self.ids[rows]], dim=1)
+            chosen = self.engine.rope.chosen
+            if not torch.equal(chosen(positions[:, 0] + 1), chosen(positions[:, 0])):
+                real = torch.ones_like(before, dtype=torch.bool) if mask is None else mask
+                texts = [
+                    [*row[kept].tolist(), int(t)] for row, kept, t in zip(before, real, tokens, strict=True)
+                ]
+                return prefill(self.engine, pad(texts, device=before.device))
+        return Prefix(self.engine, cache, mask, tokens[:, None], positions, before)
 
 
 # What starting one more pass costs, in tokens of a running one (measured on CPUs; it only decides how to group).
@@ -75,11 +90,14 @@ def prefill(engine: Engine, prompts: Prompts) -> Prefix:
     n = len(batch)
     rows = [batch.row(i) for i in range(n)]
     device = batch.ids.device
-    shared = batch.common_prefix() if n > 1 else 0
+    lengths = torch.tensor(batch.lengths, device=device)
+    # Beginnings are the same only where the rotary frequencies are.
+    alike = len(engine.rope.chosen(lengths).unique(dim=0)) == 1
+    shared = batch.common_prefix() if n > 1 and alike else 0
     start = engine.new_cache()
     if shared:
         ids = torch.tensor([rows[0][:shared]], device=device)
-        engine.run_body(ids, None, torch.arange(shared, device=device)[None, :], start)
+        engine.run_body(ids, None, torch.arange(shared, device=device)[None, :], start, lengths=lengths[:1])
     middles = [row[shared:-1] for row in rows]
     longest = max(len(m) for m in middles)
     # Padding inside a group stands between the shared tokens and the rest: a sliding window, which counts columns,
@@ -98,7 +116,10 @@ def prefill(engine: Engine, prompts: Prompts) -> Prefix:
             padded = pad([middles[i] for i in group], device=device)
             real[:, shared:] = padded.mask
             cache = cache if shared else engine.new_cache()
-            engine.run_body(padded.ids, real if padded.padded else None, padded.positions + shared, cache)
+            positions = padded.positions + shared
+            engine.run_body(
+                padded.ids, real if padded.padded else None, positions, cache, lengths=lengths[index]
+            )
         mask[index, longest - width :] = real
         parts.append((group, cache))
     if len(parts) > 1:
@@ -108,8 +129,12 @@ def prefill(engine: Engine, prompts: Prompts) -> Prefix:
         if group != list(range(n)):  # back from the order of lengths
             cache = fork_cache(cache, torch.tensor(group, device=device).argsort())
     last = torch.tensor([[row[-1]] for row in rows], device=device)
-    positions = torch.tensor([[len(row) - 1] for row in rows], device=device)
-    return Prefix(engine, cache, None if bool(mask.all()) else mask, last, positions)
+    before = None
+    if engine.rope.modules:
+        before = torch.zeros(n, shared + longest, dtype=torch.int64, device=device)
+        before[mask] = torch.tensor([token for row in rows for token in row[:-1]], device=device)
+    positions = lengths[:, None] - 1
+    return Prefix(engine, cache, None if bool(mask.all()) else mask, last, positions, before)
 
 
 def cheapest_groups(lengths: Sequence[int], *, exact: bool = False, start: int = _PASS) -> list[list[int]]:

@@ -8,6 +8,7 @@ import unicodedata
 import torch
 from transformers import DynamicCache
 
+from larql_duck.inference.batch import Batch
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.generate import greedy
 from larql_duck.inference.prefix import Prefix, fork_cache
@@ -19,20 +20,20 @@ _JOINERS = "-'’"
 _HALF = re.compile(r"<0x[0-9A-F]{2}>\Z")
 
 
-def whole_words(engine: Engine, cache: DynamicCache, first: torch.Tensor) -> list[str]:
+def whole_words(engine: Engine, batch: Batch, cache: DynamicCache, first: torch.Tensor) -> list[str]:
     """For each token of first int64 [k], the word that it begins, without outer blanks.
 
-    cache holds the prompt, one row, and stays as it is. Each word goes on with the most probable tokens, at most MOST.
+    batch is the prompt, one row; cache holds it, and stays as it is. Each word goes on with the most probable tokens, at most MOST.
     What begins no word, such as a comma, stays alone.
     """
     words = [[int(token)] for token in first]
     texts = [engine.tokenizer.text(ids) for ids in words]
     begun = [i for i, text in enumerate(texts) if _open(text)]
     if begun:
-        length = cache.get_seq_length()
         rows = torch.zeros(len(begun), dtype=torch.int64, device=first.device)
         picked = first[torch.tensor(begun, device=first.device)]
-        prefix = Prefix(engine, fork_cache(cache, rows), None, picked[:, None], (rows + length)[:, None])
+        last = Prefix(engine, cache, None, batch.ids[:, -1:], batch.positions[:, -1:], batch.ids[:, :-1])
+        prefix = last.then(picked, rows, fork_cache(cache, rows))
 
         def ended(row: int, more: list[int]) -> bool:
             return engine.tokenizer.is_special(more[-1]) or not _open(

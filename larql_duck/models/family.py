@@ -201,12 +201,42 @@ class Family:
             raise ModelError(f"config.json: {self.eps_key} must be a small number, found {value!r}")
         return float(value)
 
+    def rope(self, config: Config, layers: str = "full_attention") -> dict[str, Any]:
+        """The rotary parameters of layers of that type as the forward pass takes them, under the names of newer configs.
+
+        Where keys contradict each other, what transformers reads counts. rope_theta is None where no key says it.
+        """
+        stated, scaling = as_mapping(config.get("rope_parameters")), as_mapping(config.get("rope_scaling"))
+        key = "rope_theta"
+        if self.name == "gemma3_text":
+            own = {**as_mapping(stated.get(layers)), **(scaling if layers == "full_attention" else {})}
+            key = "rope_theta" if layers == "full_attention" else "rope_local_base_freq"
+        else:
+            own = dict(scaling or as_mapping(stated.get(layers, stated)))
+        kind = own.pop("type", None)
+        own.setdefault("rope_type", kind or "default")
+        own.setdefault("rope_theta", config.get(key))
+        return own
+
     def rope_theta(self, config: Config) -> float | None:
         """The base of the rotary embedding (full attention where layers differ); None where there is none."""
-        parameters = as_mapping(config.get("rope_parameters") or config.get("rope_scaling"))
-        full = as_mapping(parameters.get("full_attention", parameters))
-        value = config.get("rope_theta", full.get("rope_theta"))
+        value = self.rope(config)["rope_theta"]
         return float(value) if isinstance(value, int | float) else None
+
+    def settled(self, config: Config) -> dict[str, Any]:
+        """The config, with what `rope` says under each rotary key that it has."""
+        out, full = dict(config), self.rope(config)
+        if "rope_theta" in out:
+            out["rope_theta"] = full["rope_theta"]
+        if self.name == "gemma3_text":
+            local = self.rope(config, "sliding_attention")
+            if "rope_local_base_freq" in out:
+                out["rope_local_base_freq"] = local["rope_theta"]
+            if config.get("rope_parameters"):
+                out["rope_parameters"] = {"full_attention": full, "sliding_attention": local}
+        elif config.get("rope_parameters") and config.get("rope_scaling"):
+            out["rope_parameters"] = full
+        return out
 
     def activation(self, config: Config) -> str:
         """The FFN's activation: 'silu', 'gelu', 'gelu_tanh', 'gelu_new' or 'relu'; ModelError for another one."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -13,12 +15,14 @@ import torch
 
 from larql_duck import connect
 from larql_duck.compilation.conflicts import resolve
+from larql_duck.compilation.gguf_metadata import express
 from larql_duck.compilation.model import compile_model
 from larql_duck.compilation.slot_replacement import place, usage
 from larql_duck.compilation.source import EditedWeights
 from larql_duck.errors import LarqlError, ModelError, PatchError, VindexError
 from larql_duck.extraction import extract
 from larql_duck.inference.engine import Engine
+from larql_duck.models.families import FAMILIES
 from larql_duck.models.opening import open_model
 from larql_duck.models.tokenizer import load_tokenizer
 from larql_duck.patches.knn_store import read_knn_store, write_knn_store
@@ -474,3 +478,47 @@ def test_a_real_model_three_ways(smollm2_vindex: Path, tmp_path: Path) -> None:
         with torch.inference_mode():
             logits = model(**tokenizer(prompt, return_tensors="pt")).logits[0, -1]
         assert (logits - expected).abs().max() < 1e-3
+
+
+NESTED = {"full_attention": {"rope_theta": 7.0}, "sliding_attention": {"rope_theta": 8.0}}
+
+
+@pytest.mark.parametrize(
+    ("family", "keys"),
+    [
+        ("llama", {"rope_theta": 5.0, "rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}),
+        ("llama", {"rope_theta": 5.0, "rope_parameters": {"rope_type": "default"}}),
+        ("llama", {"rope_theta": 5.0, "rope_scaling": {"type": "linear", "factor": 2.0},
+                   "rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}),
+        ("llama", {"rope_theta": 5.0, "rope_scaling": {"rope_type": "linear", "factor": 2.0, "rope_theta": 9.0}}),
+        ("gemma3_text", {"rope_theta": 5.0, "rope_local_base_freq": 3.0, "rope_parameters": NESTED}),
+        ("gemma3_text", {"rope_theta": 5.0, "rope_local_base_freq": 3.0, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
+        ("gemma3_text", {"rope_scaling": {"rope_type": "linear", "factor": 8.0}, "rope_parameters": NESTED}),
+    ],
+)  # fmt: skip
+def test_rotary_keys_that_contradict_each_other_are_written_as_the_forward_pass_takes_them(
+    family: str, keys: dict[str, Any], tiny_model
+) -> None:
+    from transformers import CONFIG_MAPPING
+
+    config = json.loads((tiny_model(family) / "config.json").read_text())
+    config = {k: v for k, v in config.items() if not k.startswith("rope_")} | keys
+
+    def taken(stated: dict[str, Any]) -> list[tuple[str, float]]:
+        """Type and base as transformers reads them, of layers with full attention and of the others."""
+        rope = CONFIG_MAPPING[family].from_dict(copy.deepcopy(stated)).rope_parameters
+        layers = (rope.get(name, rope) for name in ("full_attention", "sliding_attention"))
+        return [(own["rope_type"], own["rope_theta"]) for own in layers]
+
+    known, expected = FAMILIES[family], taken(config)
+    assert [
+        (own["rope_type"], own["rope_theta"])
+        for own in (known.rope(config, name) for name in ("full_attention", "sliding_attention"))
+    ] == expected
+    settled = known.settled(config)
+    assert taken(settled) == expected and settled.get("rope_theta", expected[0][1]) == expected[0][1]
+    assert settled.get("rope_local_base_freq", expected[1][1]) == expected[1][1]
+    embedding = {"token_embd.weight": (config["vocab_size"], config["hidden_size"])}
+    metadata = express(config, known, embedding, Path("x.gguf")).metadata
+    assert metadata[f"{known.gguf_arch}.rope.freq_base"] == expected[0][1]
+    assert metadata.get(f"{known.gguf_arch}.rope.scaling.type", "default") == expected[0][0]
