@@ -24,6 +24,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def reason(error: BaseException) -> str:
+    """What an error of a library says, on one line: transformers' give the reason in their second."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory is at its end, whoever noticed it: Python, Arrow, torch or DuckDB."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryException":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from larql_duck.errors import first_line
+from larql_duck.errors import reason
 from larql_duck.inference.loading import quiet
 from larql_duck.models.hf import HfSource
 from larql_duck.models.source import WeightSource
@@ -29,9 +29,7 @@ def _unlike_transformers(source: HfSource, tokenizer: Tokenizer) -> list[str]:
             )
             expected = list(theirs(_SAMPLE).input_ids)
     except Exception as error:
-        return [
-            f"AutoTokenizer cannot read this tokenizer, so its ids were not compared: {first_line(error)[:200]}"
-        ]
+        return [f"AutoTokenizer cannot read this tokenizer, so its ids were not compared: {reason(error)}"]
     ids = tokenizer.encode(_SAMPLE)
     if ids == expected:
         return []

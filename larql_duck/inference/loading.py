@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from larql_duck.errors import ModelError, first_line
+from larql_duck.errors import ModelError, reason
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -102,7 +102,7 @@ def _skeleton(source: WeightSource, dtype: torch.dtype, device: str | torch.devi
             raise ModelError.at(
                 source.path,
                 f"transformers cannot build model_type {source.family.name!r} from this config: "
-                f"{first_line(error)[:300]}",
+                f"{reason(error)}",
             ) from error
         _size_features(model, source)
         # Buffers first: the initialisers that write them also write parameters, which must not be the source's yet.
@@ -170,8 +170,8 @@ def _config(source: WeightSource) -> Any:
     if model_type not in CONFIG_MAPPING:
         raise ModelError.at(
             source.path,
-            f"transformers has no architecture {model_type!r}, so it cannot run; "
-            "extract it with --no-probe, or install a transformers version that knows it",
+            f"transformers has no architecture {model_type!r}, so the model cannot run; install a version that knows "
+            "it, or make a vindex to browse: larql-duck extract ... --no-probe --in-basis embedding",
         )
     values = {k: v for k, v in source.config.items() if k not in _RUNTIME_KEYS}
     key = source.family.keys.get("intermediate_size", "intermediate_size")
@@ -185,7 +185,7 @@ def _config(source: WeightSource) -> Any:
             raise
         except Exception as error:
             raise ModelError.at(
-                source.path, f"config.json is not a usable {model_type} config: {first_line(error)[:300]}"
+                source.path, f"config.json is not a usable {model_type} config: {reason(error)}"
             ) from error
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from larql_duck.lql.grammar import Fields, Part, Syntax
 from larql_duck.lql.literals import Sql, quote
-from larql_duck.lql.sql import read_condition, read_query, read_value
+from larql_duck.lql.sql import QUERY_WORDS, read_condition, read_query, read_value
 from larql_duck.lql.statements import Assignment, Insert, InsertRow, Probe, Statement, Update
 from larql_duck.lql.tokens import TokenKind
 from larql_duck.lql.values import Cursor, ListOf, Text, Value
@@ -85,7 +85,7 @@ class ExportBody(Part):
     syntax = "[select | CURRENT]"
 
     def read(self, c: Cursor, into: Fields, form: Syntax) -> None:
-        if c.word in ("SELECT", "WITH"):
+        if c.word in QUERY_WORDS:
             first = c.at
             into["query"] = read_query(c, stops(c, form, strict=True))
             c.places["query"] = c.tokens.position(first, c.at - 1)
@@ -138,7 +138,7 @@ class InsertBody(Part):
         columns = self._columns(c)
         if c.take_words(("VALUES",)):
             into["rows"] = c.several(lambda: self._row(c, columns))
-        elif c.word in ("SELECT", "WITH"):
+        elif c.word in QUERY_WORDS:
             into["columns"] = columns
             into["query"] = read_query(c, stops(c, form, strict=True))
         elif c.has("("):
@@ -147,7 +147,7 @@ class InsertBody(Part):
             into["query"] = read_query(c, lambda i: False, inside=True)
             c.expect(")")
         else:
-            raise c.unexpected("VALUES", "SELECT", "WITH")
+            raise c.unexpected("VALUES", *QUERY_WORDS)
 
     def _columns(self, c: Cursor) -> tuple[str, ...]:
         c.expect("(")

@@ -113,7 +113,7 @@ def _stray(c: Cursor) -> LqlSyntaxError:
     form = c.form
     if c.word in form.hints:
         return c.fail(f"{form.name} has no {c.word}: {form.hints[c.word]}", expected=(*form.leads, ";", "|>"))
-    if c.word in BY_VERB and c.word not in form.by_word and c.word != "WITH":
+    if c.word in BY_VERB and c.word not in form.by_word and c.word not in ("WITH", "FROM"):
         return c.fail(f"write ; before the next statement ({c.word})", expected=(";", "|>"))
     if c.word in keywords() and form.leads and not c.suggestion(form.leads):
         clauses = ", ".join(form.leads)

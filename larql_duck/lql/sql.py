@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 MAX_NESTING = 100
 """How deep brackets may nest in a query or condition."""
 
+QUERY_WORDS = ("SELECT", "WITH", "FROM")
+"""The words that a query begins with."""
+
 Stops = Callable[[int], bool]
 """Whether a clause of the statement around begins at the token with this index."""
 
@@ -46,8 +49,8 @@ _KEYWORDS_BEFORE_BRACKET = _EXPECT_VALUE | frozenset(_KEYWORDS_BEFORE_BRACKET_TE
 def read_query(c: Cursor, stops: Stops, *, inside: bool = False) -> Sql:
     """The query at the cursor, up to a clause of the statement around, `;`, `|>`, the end, or (inside) a `)`."""
     first = c.at
-    if c.word not in ("SELECT", "WITH"):
-        raise c.unexpected("SELECT", "WITH")
+    if c.word not in QUERY_WORDS:
+        raise c.unexpected(*QUERY_WORDS)
     end, nearest = _find_end(c, first, stops, inside=inside)
     part = _Writer(c.tokens, first, end, nearest)
     part.check("", "")
@@ -145,7 +148,7 @@ class _Writer:
     """
 
     def __init__(self, tokens: Tokens, first: int, end: int, nearest: Mapping[int, Nearest]) -> None:
-        self.tokens, self.first = tokens, first
+        self.tokens, self.first, self.end = tokens, first, end
         self.lql: list[str] = []
         self.text: list[str] = []
         self.starts: list[int] = []
@@ -207,6 +210,9 @@ class _Writer:
             lql = text = " ".join(self.tokens.raw(i).split())
             if text.lower() == NEAREST_FUNCTION:
                 raise self.tokens.error(f"{text} is reserved: write NEAREST TO", self.tokens.starts[i])
+            if value == "FROM" and self._is_all_of_a_query(i):
+                # What a star stands for in LQL is then known.
+                text = f"SELECT * {text}"
             if value == "SELECT":
                 self.selects[-1] = True
         else:
@@ -216,6 +222,27 @@ class _Writer:
             elif value == ")" and len(self.selects) > 1:
                 self.selects.pop()
         self._emit(lql, text, i, space=space)
+
+    def _is_all_of_a_query(self, i: int) -> bool:
+        """Whether the FROM begins a query (behind WITH ..., too) and no SELECT follows in it."""
+        tokens = self.tokens
+        begins = (
+            i == self.first
+            or tokens.is_operator(i - 1, "(")
+            or tokens.is_word(i - 1, "UNION", "EXCEPT", "INTERSECT", "NAME")
+            or (tokens.is_word(i - 1, "ALL") and tokens.is_word(i - 2, "UNION", "EXCEPT", "INTERSECT"))
+            or (
+                tokens.is_operator(i - 1, ")") and tokens.is_word(self.first, "WITH") and not self.selects[-1]
+            )
+        )
+        depth, at = 0, i + 1
+        while begins and at < self.end and depth >= 0:
+            if tokens.kinds[at] is TokenKind.OPERATOR:
+                depth += (tokens.values[at] in _OPEN) - (tokens.values[at] in _CLOSE)
+            elif depth == 0 and tokens.is_word(at, "SELECT", "UNION", "EXCEPT", "INTERSECT"):
+                return not tokens.is_word(at, "SELECT")
+            at += 1
+        return begins
 
     def _check_list(self, i: int) -> None:
         """`entity IN "France"` would ask DuckDB for parts of the word France."""

@@ -16,10 +16,12 @@ from larql_duck.models.checkpoint import ModelSource, main_dtype
 from larql_duck.models.families import complete, family_for, text_config
 from larql_duck.models.family import Family
 from larql_duck.models.mapped import FLOATS
+from larql_duck.models.misplaced import check_there, other_format
 from larql_duck.models.safetensors_file import SafetensorsFile
 from larql_duck.models.tokenizer import TOKENIZER_FILES
 
-_FILES = (*TOKENIZER_FILES, "chat_template.json")
+_CONFIG = "config.json"
+_FILES = (_CONFIG, *TOKENIZER_FILES, "chat_template.json")
 _INDEX = "model.safetensors.index.json"
 # Files of other layouts that may lie beside the model's own: adapters, and Mistral's original.
 _OTHERS = re.compile(r"(adapter|consolidated).*\.safetensors")
@@ -34,7 +36,13 @@ class HfSource(ModelSource):
     def __init__(
         self, directory: Path, *, name: str | None = None, origin: dict[str, str | None] | None = None
     ):
-        whole = read_json(directory / "config.json")
+        for path in [directory / name for name in (*_FILES, _INDEX)] + sorted(
+            directory.glob("*.safetensors")
+        ):
+            check_there(path)
+        if not (directory / _CONFIG).exists() and (what := other_format(directory)):
+            raise ModelError.at(directory, what)
+        whole = read_json(directory / _CONFIG)
         files = [SafetensorsFile(directory / f) for f in _weight_files(directory)]
         entries = [entry for file in files for entry in file.entries.values()]
         config = text_config(whole)
@@ -82,7 +90,7 @@ class HfSource(ModelSource):
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """File name -> content of tokenizer.json and its companions, where the directory has them."""
-        paths = [self.path / name for name in _FILES]
+        paths = [self.path / name for name in _FILES if name != _CONFIG]
         try:
             return {path.name: path.read_bytes() for path in paths if path.is_file()}
         except OSError as error:
@@ -162,7 +170,8 @@ def _weight_files(directory: Path) -> list[str]:
     if "model.safetensors" in files:
         return ["model.safetensors"]
     if not files:
-        raise _no_weights(directory)
+        what = "there is no *.safetensors file; download the model's weights"
+        raise ModelError.at(directory, other_format(directory) or what)
     for name in files:
         shard = _SHARD.fullmatch(name)
         if shard:
@@ -211,19 +220,6 @@ def _require(directory: Path, files: list[str]) -> None:
         raise ModelError.at(
             directory / missing[0], f"this shard{more} of {len(files)} is missing; download it"
         )
-
-
-def _no_weights(directory: Path) -> ModelError:
-    what = "there is no *.safetensors file; download the model's weights"
-    if any(directory.glob("pytorch_model*.bin")):
-        load = f"from transformers import AutoModelForCausalLM as M; M.from_pretrained({str(directory)!r})"
-        command = f'python -c "{load}.save_pretrained({str(directory)!r})"'
-        what = f"only pytorch_model.bin here: convert to safetensors with {command}"
-    elif any(directory.glob("adapter*")):
-        what = "this is an adapter: merge it into its base model first"
-    elif ggufs := sorted(directory.glob("*.gguf")):
-        what = f"no safetensors here; pass the GGUF file itself: {ggufs[0]}"
-    return ModelError.at(directory, what)
 
 
 def _cache_origin(directory: Path) -> dict[str, str | None]:

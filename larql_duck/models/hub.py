@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from larql_duck.errors import ModelError
+from larql_duck.errors import ModelError, reason
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
 _WANTED = ["*.safetensors", "*.json", "*.jinja"]
@@ -38,11 +38,10 @@ def download(repo: str, revision: str | None) -> tuple[Path, dict[str, str | Non
         )
     # The network stack below raises types of its own, all of them mean the same here.
     except Exception as error:
-        text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         at = f"@{revision}" if revision else ""
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
         raise ModelError(
-            f"hf://{repo}{at}: cannot be fetched from the Hub{offline}: {text[:200]}; "
+            f"hf://{repo}{at}: cannot be fetched from the Hub{offline}: {reason(error)}; "
             "check the name and the network, or pass a local directory or .gguf file",
             path=f"hf://{repo}{at}",
         ) from None

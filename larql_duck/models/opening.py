@@ -9,6 +9,7 @@ from larql_duck.files import open_regular
 from larql_duck.models.checkpoint import ModelSource
 from larql_duck.models.hf import HfSource
 from larql_duck.models.hub import download, parse_spec
+from larql_duck.models.misplaced import check_there, other_format
 
 
 def open_model(spec: str | Path) -> ModelSource:
@@ -23,6 +24,7 @@ def open_model(spec: str | Path) -> ModelSource:
     path = Path(text).expanduser()
     if not text.startswith("hf://"):
         try:
+            check_there(path)
             if path.is_dir():
                 return HfSource(path)
             if path.exists():
@@ -57,4 +59,6 @@ def _open_file(path: Path) -> ModelSource:
         return GgufSource(path)
     if path.suffix.lower() in {".safetensors", ".json"}:
         raise ModelError.at(path, f"pass the directory that it lies in: {path.absolute().parent}")
+    if what := other_format(path.parent) if path.suffix.lower() in {".onnx", ".pth", ".pt", ".bin"} else None:
+        raise ModelError.at(path, what)
     raise ModelError.at(path, "neither a GGUF file nor a Hugging Face directory")

@@ -13,6 +13,7 @@ from larql_duck.cli.render import MODES
 from larql_duck.errors import LqlSyntaxError
 from larql_duck.lql.literals import quote
 from larql_duck.lql.parser import parse
+from larql_duck.lql.sql import QUERY_WORDS
 from larql_duck.lql.table import BY_VERB, STATEMENTS, keywords
 from larql_duck.lql.tokens import Tokens, tokenize
 
@@ -118,7 +119,7 @@ def _complete(text: str, names: NameLookup) -> Iterator[Completion]:
         return
     first = _statement_start(tokens)
     verb = tokens.values[first] if first < len(tokens) - 2 else ""
-    if verb in ("SELECT", "WITH") or _in_sql(tokens, first):
+    if verb in QUERY_WORDS or _in_sql(tokens, first):
         yield from _in_query(tokens, typed, names)
     yield from _matching(typed, _expected(before[tokens.starts[first] :] if first else before), _about)
 

@@ -5,6 +5,7 @@ Queries run as if the caller's own code ran them, so that DuckDB finds the calle
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 from collections.abc import Mapping
@@ -18,6 +19,8 @@ from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
 from larql_duck.catalog import LOOKUPS, SCHEMAS, VIEWS
+from larql_duck.catalog import tables as catalog
+from larql_duck.lowering.names import TABLES
 from larql_duck.progress import hide_duckdb_bar
 from larql_duck.result import Result
 from larql_duck.session.failures import Failures
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 Parameters = Mapping[str, Any] | list[Any]
 
 _PACKAGE = "larql_duck"
+_OURS = frozenset((*TABLES, *catalog.TABLES, *catalog.VIEWS, *catalog.LOOKUPS))
+_FROM = re.compile(r"\b(?:FROM|JOIN)\s+(\w+)\b(?!\s*[.(])", re.IGNORECASE)
 _CALL = compile(
     "larql_query_con.sql(larql_query_sql, params=larql_query_parameters)", "<larql_duck query>", "eval"
 )
@@ -133,6 +138,19 @@ class Connection:
             or (not table.db and table.name in known)
             for table in query.find_all(exp.Table)
         )
+
+    def hidden_frames(self, text: str) -> list[str]:
+        """Notices of the caller's DataFrames that a query in `text` names and that a table of the vindex stands before."""
+        frame = _caller() if self.views is not None else None
+        if frame is None:
+            return []
+        found = {name: frame.f_locals.get(name, frame.f_globals.get(name)) for name in _FROM.findall(text)}
+        return [
+            f"{name} is the vindex's table, and your DataFrame of that name was not read: give it another name"
+            for name, value in found.items()
+            if name.lower() in _OURS
+            and (hasattr(value, "__arrow_c_stream__") or hasattr(value, "__dataframe__"))
+        ]
 
     def _prepare(self, con: duckdb.DuckDBPyConnection) -> None:
         if self.own:

@@ -111,7 +111,10 @@ class Session:
         Tables that neither the connection nor the vindex has are looked up among the caller's DataFrames.
         QueryError with DuckDB's message; several statements give the last one's result.
         """
-        return self._connection.query(query, parameters)
+        result = self._connection.query(query, parameters)
+        # In a connection of the user's, what `lq.` does not stand before is theirs.
+        result.notices += self._connection.hidden_frames(query) if self._connection.own else []
+        return result
 
     # -- what is open -------------------------------------------------------------------------------------
 
@@ -313,7 +316,9 @@ class Session:
             )
         except duckdb.Error as error:
             raise statement_error(error, step.sql, statement, text, connection.failures) from error
-        notices = [*step.notices, *connection.failures.take_remarks(), *self._untold()]
+        typed = text[statement.at.start : statement.at.end]
+        hidden = connection.hidden_frames(typed)
+        notices = [*step.notices, *hidden, *connection.failures.take_remarks(), *self._untold()]
         if table.num_rows == 0:
             notices += self._why_empty(step)
         return Result(table, con=connection, sql=step.printed, notices=notices, statement=statement)

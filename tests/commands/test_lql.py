@@ -245,6 +245,20 @@ def test_joins_windows_ctes_and_user_tables(fresh: Session) -> None:
     ]
 
 
+def test_a_dataframe_that_a_table_hides_is_told(s: Session) -> None:
+    import pandas as pd
+
+    facts, other = pd.DataFrame({"a": [1]}), pd.DataFrame({"a": [1]})
+    assert len(facts) == len(other)
+    hidden = [
+        "facts is the vindex's table, and your DataFrame of that name was not read: give it another name"
+    ]
+    for ask in (s.lql, s.sql):
+        assert ask("SELECT count(*) FROM facts").notices == hidden
+        assert ask("SELECT count(*) FROM other JOIN lq.facts ON true").notices == []
+    assert s.lql('DESCRIBE "France" |> FROM _').notices == []
+
+
 def test_dataframes_in_scope(s: Session) -> None:
     import pandas as pd
 
@@ -436,7 +450,7 @@ def test_statements_of_later_versions_say_so(s: Session) -> None:
             with pytest.raises(NotSupportedError, match=f"^{row.name} is not run by this version"):
                 s.lql(row.example)
         else:
-            assert row.name in PLANNERS or row.name in ("WITH", "EXPLAIN SQL"), row.name
+            assert row.name in PLANNERS or row.name in ("WITH", "FROM", "EXPLAIN SQL"), row.name
 
 
 def test_without_a_vindex(world: Path) -> None:

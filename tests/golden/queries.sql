@@ -136,6 +136,12 @@ WITH _ AS (SELECT * FROM lq.describe_entity('France')) SELECT target FROM _ WHER
 WITH _ AS (WITH _ AS (SELECT * FROM lq.describe_entity('France')) SELECT target, confidence FROM _ WHERE confidence > 0.3) SELECT count(*) FROM _
 ----
 -- Needs the functions that a larql_duck session registers (lq_udf_prompt_vectors, lq_udf_topk); the DuckDB CLI does not have them.
-WITH _ AS (SELECT * FROM lq.walk_vectors('The capital of France is', p_basis := 'embedding')) FROM (WITH a AS (FROM _) SELECT max(gate) FROM a)
+WITH _ AS (SELECT * FROM lq.walk_vectors('The capital of France is', p_basis := 'embedding')) FROM (WITH a AS (SELECT * FROM _) SELECT max(gate) FROM a)
 ----
 SELECT * FROM lq.show_layers ORDER BY layer
+----
+SELECT * EXCLUDE (subject, relationship, object) FROM lq.lql_edges AS EDGES WHERE layer = 5 LIMIT 2
+----
+FROM lq.lql_edges e SELECT e.entity, e.object
+----
+WITH _ AS (SELECT * FROM lq.describe_entity('France')) SELECT * FROM _ LIMIT 1

@@ -50,6 +50,7 @@ LEGALISED: dict[str, tuple[str, ...]] = {
         'EXTRACT MODEL "m" INTO "o" WITH BROWSE;',
         "DELETE FROM EDGES WHERE layer = 1 LIMIT 1;",
     ),
+    "a query may begin with FROM": ("FROM EDGES SELECT *;",),
     "DuckDB's parser accepts the SELECT": (
         'SELECT * WHERE entity = "x";',
         "SELECT * FROM RELATIONS;",

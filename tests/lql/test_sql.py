@@ -43,6 +43,14 @@ def where(text: str) -> Sql:
         ('SELECT * FROM t WHERE a IS DISTINCT FROM "x"', "SELECT * FROM t WHERE a IS DISTINCT FROM 'x'"),
         ('SELECT extract(year FROM "2020-01-01")', "SELECT extract(year FROM '2020-01-01')"),
         ('SELECT a FROM (FROM "x" SELECT a)', 'SELECT a FROM (FROM "x" SELECT a)'),
+        ('FROM "x" WHERE a = "b"', "SELECT * FROM \"x\" WHERE a = 'b'"),
+        ("FROM x SELECT a", "FROM x SELECT a"),
+        ("FROM x UNION ALL FROM y SELECT *", "SELECT * FROM x UNION ALL FROM y SELECT *"),
+        (
+            "WITH c AS (FROM x) FROM c, (FROM y)",
+            "WITH c AS (SELECT * FROM x) SELECT * FROM c, (SELECT * FROM y)",
+        ),
+        ("SELECT trim(both FROM b) FROM x", "SELECT trim(both FROM b) FROM x"),
         (
             'SELECT "it\'s", \'say "hi"\', "it""s", \'it\'\'s\'',
             "SELECT 'it''s', 'say \"hi\"', 'it\"s', 'it''s'",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from larql_duck.errors import ModelError
+from larql_duck.inference.loading import skeleton
 from larql_duck.models.opening import open_model
 from tests.models.conftest import Make
 from tests.tiny import TINY_FAMILIES, make_tiny
@@ -299,6 +301,56 @@ def test_pytorch_checkpoints_get_the_command(copied: Make) -> None:
         ModelError, match=r"only pytorch_model\.bin here: convert to safetensors with python -c"
     ) as caught:
         open_model(directory)
+    assert "\n" not in str(caught.value)
+
+
+def _lfs(path: Path) -> None:
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
+
+
+def _dangling(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.symlink_to("../blobs/gone")
+
+
+@pytest.mark.parametrize(
+    ("name", "becomes", "opened", "message"),
+    [
+        ("model.safetensors", _lfs, ".", "model.safetensors: a Git LFS pointer .*: run git lfs pull in"),
+        ("tokenizer.json", _lfs, ".", "tokenizer.json: a Git LFS pointer"),
+        ("config.json", _dangling, ".", "config.json: a link to ../blobs/gone, which is not there"),
+        (
+            "model.safetensors",
+            _dangling,
+            ".",
+            "model.safetensors: a link to ../blobs/gone, which is not there",
+        ),
+        ("alone", _dangling, "alone", "alone: a link to ../blobs/gone"),
+        ("model.gguf", _lfs, "model.gguf", "model.gguf: a Git LFS pointer"),
+        ("onnx/model.onnx", Path.touch, ".", "this is an ONNX export"),
+        ("consolidated.00.pth", Path.touch, ".", "these are pickled weights"),
+        ("consolidated.00.pth", Path.touch, "consolidated.00.pth", "these are pickled weights"),
+    ],
+)
+def test_what_stands_in_a_models_place_is_named(
+    name: str, becomes: Callable[[Path], None], opened: str, message: str, copied: Make
+) -> None:
+    directory = copied("llama")
+    if becomes is Path.touch:
+        for file in ("config.json", "model.safetensors"):
+            (directory / file).unlink()
+    (directory / name).parent.mkdir(exist_ok=True)
+    becomes(directory / name)
+    with pytest.raises(ModelError, match=message):
+        open_model(directory / opened)
+
+
+def test_what_transformers_says_is_whole(copied: Make) -> None:
+    directory = copied("llama")
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"attention_dropout": "no number"}))
+    with pytest.raises(ModelError, match=r"attention_dropout.*(float|str)") as caught:
+        skeleton(open_model(directory))
     assert "\n" not in str(caught.value)
 
 

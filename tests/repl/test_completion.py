@@ -34,7 +34,7 @@ def words(text: str, names: NameLookup) -> list[str]:
 @pytest.mark.parametrize(
     ("text", "some", "none"),
     [
-        ("", {"DESCRIBE", "SELECT", "WALK", "SHOW"}, {"TOP", "FROM"}),
+        ("", {"DESCRIBE", "SELECT", "WALK", "SHOW"}, {"TOP"}),
         ("des", {"describe"}, {"DESCRIBE"}),
         ("DES", {"DESCRIBE"}, set()),
         ("SHOW ", {"RELATIONS", "LAYERS", "COMPACT"}, {"TOP"}),

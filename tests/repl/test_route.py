@@ -19,7 +19,7 @@ from larql_duck.repl.route import is_complete, language, segments
         ('describe "x"', "lql"),
         ("/* a */ -- b\n; SHOW LAYERS", "lql"),
         ("WITH a AS (SELECT 1) SELECT * FROM a", "lql"),
-        ("FROM t", "sql"),
+        ("FROM t", "lql"),
         ("(SELECT 1)", "sql"),
         ("! SELECT 1", "sql"),
         ("describes", "sql"),
