@@ -44,6 +44,9 @@ def run(
     pieces = source.generate(
         prompt, tokens=tokens, chat=chat, system=system, temperature=temperature, seed=seed
     )
+    tokenizer = source.engine.tokenizer
+    for remark in [] if chat else tokenizer.remarks(tokenizer.encode(prompt)):
+        note(remark)
     for piece in pieces:
         print(piece, end="", flush=True)
     print()

@@ -193,7 +193,7 @@ def given_text(engine: Engine, texts: TextSource, need: int, length: int = LENGT
         ids = engine.tokenizer.encode(part) if part else []
         for row in (ids[i : i + length] for i in range(0, len(ids), length)):
             # More than enough is enough: twice as much changes nothing that one could measure.
-            if have < 2 * need:
+            if have < 2 * need and engine.unfit(row) is None:
                 rows.append(row)
                 have += len(row)
     if have < need:

@@ -212,7 +212,8 @@ def _texts(workspace: Workspace, engine: Engine, texts: TextSource | None) -> tu
     rows = []
     for part in parts:
         ids = engine.tokenizer.encode(part) if part else []
-        rows += [ids[i : i + length] for i in range(0, min(len(ids), 4 * TOKENS), length)]
+        cut = (ids[i : i + length] for i in range(0, min(len(ids), 4 * TOKENS), length))
+        rows += [row for row in cut if engine.unfit(row) is None]
     count = sum(max(len(row) - 1, 0) for row in rows)
     if not count:
         raise LarqlError(f"{name}: no token to predict; give a longer text")

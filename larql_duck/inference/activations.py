@@ -75,7 +75,9 @@ def write_activations(
     busy = f"{target}: another process is writing it; wait, or name another file"
     with unfinished_work(kept, busy, (kept / _FILE).is_file, "the same command"):
         state = RunState.begin(kept, key, engine, k, raw, notice)
-        _stream(engine, corpus, size, state, progress or (lambda *_: None))
+        say = notice or (lambda line: None)
+        stream = windows(corpus, engine.tokenizer, size, say)
+        _stream(engine, corpus, stream, state, progress or (lambda *_: None))
         if state.tokens == 0:
             raise LarqlError(f"{corpus.path}: holds no text; give at least one line with a word")
         if raw:
@@ -148,9 +150,11 @@ class RunState:
         return np.asarray(self.starts, np.int64).reshape(-1, 3)
 
 
-def _stream(engine: Engine, corpus: Corpus, size: int, state: RunState, progress: Progress) -> None:
+def _stream(
+    engine: Engine, corpus: Corpus, stream: Iterator[Window], state: RunState, progress: Progress
+) -> None:
     """Run what is left of the corpus, a block of windows at a time."""
-    left = islice(windows(corpus, engine.tokenizer, size), state.windows, None)
+    left = islice(stream, state.windows, None)
     saved = time.monotonic()
     for block in _blocks(left):
         numbers = state.tokens + np.concatenate([[0], np.cumsum([len(w.ids) - w.skip for w in block])])

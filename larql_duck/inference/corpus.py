@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,13 +91,26 @@ class Window:
     skip: int = 0
 
 
-def windows(corpus: Corpus, tokenizer: Tokenizer, size: int) -> Iterator[Window]:
-    """The corpus as windows of at most `size` tokens, in order. Each begins as a prompt does, with BOS if there is one."""
+def windows(
+    corpus: Corpus, tokenizer: Tokenizer, size: int, notice: Callable[[str], None] = lambda line: None
+) -> Iterator[Window]:
+    """The corpus as windows of at most `size` tokens, in order. Each begins as a prompt does, with BOS if there is one.
+
+    Windows with a token that the model has no embedding for are left out; `notice` is told of the first one.
+    """
+    told = False
     start = tokenizer.encode("")[:1]
     bos = tuple(start) if start and start[0] == tokenizer.bos_id else ()
     for number, text in corpus.texts():
-        ids = tokenizer.encode(text)
-        yield from cut(number, ids, size, bos)
+        for window in cut(number, tokenizer.encode(text), size, bos):
+            if (beyond := max(window.ids, default=0)) < tokenizer.vocab_size:
+                yield window
+            elif not told:
+                told = True
+                notice(
+                    f"text {number} is left out where it holds {tokenizer.token(beyond)!r}, for which the model has no "
+                    "embedding, and so are texts like it"
+                )
 
 
 def cut(text: int, ids: list[int], size: int, bos: tuple[int, ...]) -> Iterator[Window]:

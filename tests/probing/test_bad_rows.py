@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
 import larql_duck as lq
+from larql_duck.editing.background_corpus import given_text
 from larql_duck.errors import LarqlError, SemanticError
 from larql_duck.session import Session
 from tests.tiny import make_tiny
@@ -85,6 +87,17 @@ def test_null_is_null(session: Session) -> None:
 def test_one_prompt_is_refused_in_a_line(statement: str, session: Session) -> None:
     with pytest.raises(LarqlError, match=f"no embedding for the token '{BEYOND}'"):
         session.lql(statement)
+
+
+def test_a_text_of_a_corpus_is_left_out_and_told(session: Session, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text(f"The capital of France\n{BEYOND} and\nof Japan\n{BEYOND}\n")
+    told: list[str] = []
+    out = session.model.write_activations(texts, tmp_path / "o.parquet", top=9, notice=told.append)
+    assert session.sql(f"SELECT DISTINCT text FROM '{out}' ORDER BY text").rows() == [(0,), (2,)]
+    assert len(told) == 1 and told[0].startswith(f"text 1 is left out where it holds '{BEYOND}'")
+    rows = given_text(session.model.engine, [f"{BEYOND} of", "The capital of France is Paris"], 2).rows
+    assert [session.model.engine.tokenizer.decode(row) for row in rows] == ["The capital of France is Paris"]
 
 
 def test_insert_leaves_bad_rows_out_and_says_so(session: Session) -> None:
