@@ -1,4 +1,4 @@
-"""Relations without asking: features clustered by the direction from what they activate on to what they promote.
+"""Relations without asking: features clustered by the direction from what they activate on to what they usually promote.
 
 A feature that activates on " France" and promotes " Paris" has the direction embedding(Paris) - embedding(France), and so
 have other features that turn a country into its capital. Every label says where it comes from and how sure it is.

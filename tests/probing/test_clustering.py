@@ -50,11 +50,12 @@ def test_directions_are_unit_and_lead_from_the_activating_to_the_promoted_token(
     tokens = {r["token_id"]: r for r in vindex.table("tokens").to_pylist()}
     rows = vindex.table("feature_tokens").to_pylist()
     at = {(r["layer"], r["feature"], r["side"], r["rank"]): r for r in rows}
+    signs = {(r["layer"], r["feature"]): r["sign"] for r in vindex.table("features").to_pylist()}
     embeddings = vindex.embeddings().float().numpy()
     for i in range(0, len(found.layer), 7):
         slot = (int(found.layer[i]), int(found.feature[i]))
         inner = at[*slot, "in", 1]
-        side = "out_neg" if (inner["activation"] or 0) < 0 else "out"
+        side = "out_neg" if signs[slot] < 0 else "out"
         outer = at[*slot, side, 1]
         offset = embeddings[outer["token_id"]] - embeddings[inner["token_id"]]
         assert found.unit[i] == pytest.approx(offset / np.linalg.norm(offset), abs=1e-5)
