@@ -7,7 +7,8 @@ import json
 import shutil
 import weakref
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from larql_duck.databases import in_memory
 
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
 # How many rows, and characters of a cell, a notebook and a prompt show.
 _HTML_ROWS, _HTML_WIDTH = 50, 300
 _TEXT_ROWS, _TEXT_WIDTH = 20, 60
+# The limits that cells are cut to, one after another, where a line is too long; and what then goes first.
+_CELL_WIDTHS = (60, 40, 30, 20)
+_SECONDARY = (
+    "stale", "also", "n_features", "band", "score", "attention_share", "calibrated", "prior", "p_string", "n_templates",
+    "prompt", "description", "source", "layer",
+)  # fmt: skip
+GAP, NULL = 3, "NULL"
+"""Blanks between two columns, and what a missing value looks like."""
 _ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\0": "\\0"}
 
 
@@ -158,11 +167,11 @@ class Result:
 
     def _repr_html_(self) -> str:
         """The first rows as an HTML table, everything escaped."""
-        first = Result(self._table.slice(0, _HTML_ROWS))
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in self.columns)
+        columns, _ = displayed(self._table.slice(0, _HTML_ROWS), cell_width=_HTML_WIDTH)
+        head = "".join(f"<th>{html.escape(column.name)}</th>" for column in columns)
         body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(_html_cell(value))}</td>" for value in row) + "</tr>"
-            for row in first
+            "<tr>" + "".join(f"<td>{html.escape(text or '')}</td>" for text in row) + "</tr>"
+            for row in zip(*(column.cells for column in columns), strict=True)
         )
         more = f"<p>{len(self)} rows, {_HTML_ROWS} shown</p>" if len(self) > _HTML_ROWS else ""
         notes = "".join(f"<p><em>{html.escape(note)}</em></p>" for note in self.notices)
@@ -172,39 +181,96 @@ class Result:
 # -- values as text ---------------------------------------------------------------------------------------------
 
 
+class TextColumn(NamedTuple):
+    """A column as text: its heading, whether it stands on the right (numbers do), its cells, None for NULL."""
+
+    name: str
+    right: bool
+    cells: list[str | None]
+
+    def cut(self, width: int | None) -> TextColumn:
+        """The column with heading and cells cut to so many characters."""
+        cells = [None if text is None else shortened(text, width) for text in self.cells]
+        return self._replace(name=shortened(self.name, width), cells=cells)
+
+    @property
+    def width(self) -> int:
+        """Cells of a terminal that it takes."""
+        return max(_cells(text) for text in (self.name, *(c or NULL for c in self.cells)))
+
+
+def displayed(
+    table: pa.Table, width: int | None = None, cell_width: int | None = None
+) -> tuple[list[TextColumn], list[str]]:
+    """The columns that a reader is shown, and the names of those for which a line of `width` characters has no room.
+
+    Columns that are NULL throughout are in neither. Cells have at most `cell_width` characters, fewer where that lets
+    columns stay; then what says least goes first, then what stands in the middle. A column of dots stands for them.
+    """
+    pairs = zip(table.column_names, table.columns, strict=True)
+    columns = [_column(name, c) for name, c in pairs if c.null_count < len(c) or not len(c)]
+    columns = columns or [_column(name, c) for name, c in zip(table.column_names, table.columns, strict=True)]
+    chosen = [column.cut(cell_width) for column in columns]
+    if width is None or _line_width(chosen) <= width:
+        return chosen, []
+    for limit in (width, *_CELL_WIDTHS):
+        if cell_width is None or limit < cell_width:
+            chosen = [column.cut(limit) for column in columns]
+            if _line_width(chosen) <= width:
+                return chosen, []
+    gone: list[str] = []
+    dots = TextColumn("…", False, ["…"] * table.num_rows)
+    rest = [column for name in _SECONDARY for column in chosen if column.name == name]
+    while len(chosen) > 1 and _line_width([*chosen, dots]) > width:
+        column = rest.pop(0) if rest else chosen[len(chosen) // 2]
+        chosen.remove(column)
+        gone.append(column.name)
+    return ([*chosen, dots] if gone else chosen), gone
+
+
+def _line_width(columns: Sequence[TextColumn]) -> int:
+    return sum(column.width for column in columns) + GAP * (len(columns) - 1)
+
+
+def _column(name: str, values: pa.ChunkedArray) -> TextColumn:
+    text = ranges if name == "layers" else cell
+    cells = [None if value is None else text(value) for value in values.to_pylist()]
+    return TextColumn(printable(name), is_number(values.type), cells)
+
+
+def ranges(layers: Any) -> str:
+    """Ascending numbers as LQL writes them (3, 5, 8-10); other values as `cell` does."""
+    if not isinstance(layers, list) or not all(isinstance(n, int) for n in layers):
+        return cell(layers)
+    runs = [list(run) for _, run in groupby(enumerate(layers), lambda pair: pair[1] - pair[0])]
+    return ", ".join(str(run[0][1]) + (f"-{run[-1][1]}" if len(run) > 1 else "") for run in runs)
+
+
 def table_lines(
     table: pa.Table, *, cell_width: int | None = None, width: int | None = None
 ) -> tuple[list[str], int]:
-    """(lines, columns shown): headings, a rule and a line for each row; numbers stand on the right.
-
-    cell_width is how many characters of a cell are shown, width how long a line may be: columns behind it are left
-    out. None: all.
-    """
-    columns: list[list[str]] = []
-    used = 0
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        texts = [shortened(text, cell_width) for text in (printable(name), *map(cell, column.to_pylist()))]
-        wide = max(map(_cells, texts))
-        if columns and width is not None and used + wide > width:
-            break
-        used += wide + 3
-        pads = [" " * (wide - _cells(text)) for text in texts]
-        right = is_number(column.type)
-        columns.append([pad + text if right else text + pad for pad, text in zip(pads, texts, strict=True)])
+    """(lines, columns shown) of what is `displayed`: headings, a rule and a line for each row."""
+    columns, gone = displayed(table, width, cell_width)
     if not columns:
         return [], 0
-    head, *body = ("   ".join(row).rstrip() for row in zip(*columns, strict=True))
-    return [head, "─" * (used - 3), *body], len(columns)
+    padded = []
+    for column in columns:
+        texts = [column.name, *(NULL if text is None else text for text in column.cells)]
+        pads = [" " * (column.width - _cells(text)) for text in texts]
+        padded.append([p + text if column.right else text + p for p, text in zip(pads, texts, strict=True)])
+    head, *body = ((" " * GAP).join(row).rstrip() for row in zip(*padded, strict=True))
+    return [head, "─" * _line_width(columns), *body], len(columns) - bool(gone)
 
 
 def cell(value: Any) -> str:
-    """A value as one line of text: floats with four digits, lists between commas, control characters escaped."""
+    """A value as one line of text: floats with three digits, lists between commas, control characters escaped."""
     if value is None:
-        return "NULL"
+        return NULL
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
-        return f"{value:.1f}".removesuffix(".0") if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
+        text = f"{value:.3g}"
+        return f"{value:.0f}" if "e+" in text and abs(value) < 1e15 else text
     if isinstance(value, list | tuple):
         return ", ".join(map(cell, value))
     if isinstance(value, dict):
@@ -252,7 +318,3 @@ def _cells(text: str) -> int:
 def _count(number: int, noun: str, most: int) -> str:
     more = f", {most} shown" if number > most else ""
     return f"{number:,} {noun}{'' if number == 1 else 's'}{more}"
-
-
-def _html_cell(value: Any) -> str:
-    return "" if value is None else shortened(cell(value), _HTML_WIDTH)

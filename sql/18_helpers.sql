@@ -29,6 +29,13 @@ CREATE MACRO {schema}.promoted(p_activation, p_sign, p_usual, p_opposite) AS
 CASE WHEN p_activation * p_sign < 0 THEN p_opposite ELSE p_usual END;
 COMMENT ON MACRO {schema}.promoted IS 'Of the tokens that a feature promotes with its usual sign and with the other one, those of the sign of an activation (NULL: the usual one).';
 
+CREATE MACRO {schema}.rounded(p_number) AS
+CASE
+    WHEN p_number = 0 OR NOT isfinite(p_number) THEN p_number
+    ELSE round(p_number, (2 - floor(log10(abs(p_number))))::INTEGER)
+END;
+COMMENT ON MACRO {schema}.rounded IS 'A number with three significant digits.';
+
 CREATE MACRO {schema}.is_among(p_relation, p_relations) AS
 p_relations IS NULL OR list_contains(list_transform(p_relations, lambda r: lower(trim(r))), lower(p_relation));
 COMMENT ON MACRO {schema}.is_among IS 'Whether a relation is one of a list, in any case; a NULL list holds all.';

@@ -68,20 +68,22 @@ found AS (
     LEFT JOIN {schema}.layers AS l ON l.layer = parts.best.layer
     LEFT JOIN slots AS x ON x.layer = parts.best.layer AND x.feature = parts.best.feature
 )
-SELECT band, relation, target, direction, confidence, p, score, layer, layers, n_features, also, source
-FROM found
+SELECT
+    band, relation, target, direction, {schema}.rounded(f.confidence) AS confidence, {schema}.rounded(f.p) AS p,
+    {schema}.rounded(f.score) AS score, layer, layers, n_features, also, source
+FROM found AS f
 WHERE (p_layer IS NULL OR layer = p_layer)
     AND NOT (weak AND p_relations_only)
     AND (p_layer IS NOT NULL OR p_band = 'all' OR (p_band IS NULL AND NOT weak) OR layer_band IS NULL
         OR layer_band = coalesce(p_band, 'knowledge'))
 QUALIFY row_number() OVER (
     PARTITION BY band, direction
-    ORDER BY weak, confidence DESC NULLS LAST, p DESC NULLS LAST, score DESC NULLS LAST, layer, relation, target
+    ORDER BY weak, f.confidence DESC NULLS LAST, f.p DESC NULLS LAST, f.score DESC NULLS LAST, layer, relation, target
 ) <= p_rows
 ORDER BY
     weak, direction = 'in', CASE band WHEN 'syntax' THEN 0 WHEN 'knowledge' THEN 1 ELSE 2 END * weak::INTEGER,
-    confidence DESC NULLS LAST, p DESC NULLS LAST, score DESC NULLS LAST, layer, relation, target;
-COMMENT ON MACRO TABLE {public}.describe_entity IS 'What the model knows about an entity: facts by confidence, then facts that point to it (direction in, target = the subject), then weight triples of a band (all, syntax, knowledge, output; knowledge if not given) or layer, at most p_rows a band and direction. Example: FROM describe_entity(''France'', p_band := ''all'')';
+    f.confidence DESC NULLS LAST, f.p DESC NULLS LAST, f.score DESC NULLS LAST, layer, relation, target;
+COMMENT ON MACRO TABLE {public}.describe_entity IS 'What the model knows about an entity: facts by confidence, then facts that point to it (direction in, target = the subject), then weight triples of a band (all, syntax, knowledge, output; knowledge if not given) or layer, at most p_rows a band and direction, numbers with three digits. Example: FROM describe_entity(''France'', p_band := ''all'')';
 
 CREATE MACRO {public}.relation_facts(p_relation) AS TABLE
 WITH answers AS (
@@ -115,7 +117,9 @@ COMMENT ON MACRO TABLE {public}.who IS 'The reverse question: subjects that stan
 
 CREATE MACRO {public}.explain_fact(p_subject, p_relation) AS TABLE
 SELECT
-    e.subject, e.relation, e.object, e.layer, e.feature, l.band, e.score, e.effect, e.specific, e.activation, x.activates_on,
+    e.subject, e.relation, e.object, e.layer, e.feature, l.band, {schema}.rounded(e.score) AS score,
+    {schema}.rounded(e.effect) AS effect, {schema}.rounded(e.specific) AS specific,
+    {schema}.rounded(e.activation) AS activation, x.activates_on,
     {schema}.promoted(e.activation, x.sign, x.top_token, x.opposite_tokens[1]) AS top_token,
     {schema}.promoted(e.activation, x.sign, x.down_tokens, x.opposite_tokens) AS down_tokens, e.source
 FROM {schema}.edges AS e
@@ -125,7 +129,7 @@ WHERE e.subject IN (SELECT entity FROM {schema}.entity_named(p_subject))
     AND (p_relation IS NULL OR lower(e.relation) = lower(trim(p_relation)))
 ORDER BY
     e.source = 'weights', e.subject, e.relation, e.object, e.effect DESC NULLS LAST, e.score DESC, e.layer, e.feature;
-COMMENT ON MACRO TABLE {public}.explain_fact IS 'The features behind a subject''s facts of a relation (NULL: any), with what each one activates on, what it promotes with its activation and what zeroing it costs. Example: FROM explain_fact(''France'', ''capital'')';
+COMMENT ON MACRO TABLE {public}.explain_fact IS 'The features behind a subject''s facts of a relation (NULL: any), with what each one activates on, what it promotes with its activation and what zeroing it costs, with three digits. Example: FROM explain_fact(''France'', ''capital'')';
 
 CREATE MACRO {public}.entities_like(p_pattern) AS TABLE
 SELECT e.entity, e.n_facts, e.as_subject, e.as_object, e.relations

@@ -59,8 +59,12 @@ def _write_table(result: Result, out: IO[str]) -> None:
     if result.columns and out.isatty():
         from rich.console import Console
 
-        # A terminal folds what does not fit; a file or a pipe has no right margin.
-        Console(file=out).print(table(result, most=_MAX_ROWS))
+        # A terminal is so wide; a file or a pipe has no right margin.
+        console = Console(file=out)
+        shown, gone = table(result, most=_MAX_ROWS, width=console.width)
+        console.print(shown)
+        if gone:
+            note(f"columns that do not fit: {', '.join(gone)}; --format line shows all")
     else:
         out.writelines(render(Result(result.arrow().slice(0, _MAX_ROWS)), "table"))
     if len(result) > _MAX_ROWS:

@@ -10,54 +10,31 @@ from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from larql_duck.result import Result, cell, is_number, printable, table_lines
+from larql_duck.result import NULL, Result, cell, displayed, is_number, printable, table_lines
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["MODES", "fitting", "render", "table", "unique"]
-
-HEADER, LEAST, GAP = 12, 4, 3
-"""Characters that a heading gets at least (if it is that long), that any column gets, and between two columns."""
+__all__ = ["MODES", "render", "table", "unique"]
 
 
-def table(result: Result, *, most: int | None = None, columns: int | None = None) -> Table:
-    """The first rows and columns as a rich table; numbers on the right, NULL dim. No value is read as markup."""
+def table(result: Result, *, most: int | None = None, width: int | None = None) -> tuple[Table, list[str]]:
+    """The first rows as a rich table of lines of `width` characters, and the names of the columns that have no room.
+
+    NULL is dim. No value is read as markup.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     made = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, show_edge=False)
     shown = result.arrow() if most is None else result.arrow().slice(0, most)
-    for name, kind in list(zip(result.columns, result.types, strict=True))[:columns]:
-        right = is_number(kind)
-        least = min(len(name), HEADER)
-        made.add_column(
-            Text(printable(name)),
-            justify="right" if right else "left",
-            overflow="fold",
-            no_wrap=right,
-            min_width=least,
-        )
-    for row in zip(*(column.to_pylist() for column in shown.columns[:columns]), strict=True):
-        made.add_row(*(Text("NULL", style="dim") if v is None else Text(cell(v)) for v in row))
-    return made
-
-
-def fitting(result: Result, width: int, most: int | None = None) -> int:
-    """How many columns, from the left, fit into so many characters; at least one.
-
-    Headings may be cut to HEADER characters and text may be folded; numbers (of the first `most` rows) may not.
-    """
-    used = 0
-    for count, (column, name) in enumerate(zip(result.arrow().columns, result.columns, strict=True)):
-        room = max(min(len(name), HEADER), LEAST)
-        if is_number(column.type):
-            room = max([room, *(len(cell(v)) for v in column.slice(0, most).to_pylist())])
-        used += room + GAP
-        if used - GAP > width and count:
-            return count
-    return len(result.columns)
+    columns, gone = displayed(shown, width)
+    for column in columns:
+        made.add_column(Text(column.name), justify="right" if column.right else "left", no_wrap=True)
+    for row in zip(*(column.cells for column in columns), strict=True):
+        made.add_row(*(Text(NULL, style="dim") if text is None else Text(text) for text in row))
+    return made, gone
 
 
 def render(result: Result, mode: str) -> Iterator[str]:

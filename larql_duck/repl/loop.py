@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from larql_duck._version import __version__
-from larql_duck.cli.render import fitting, render, table
+from larql_duck.cli.render import render, table
 from larql_duck.errors import LarqlError, LqlSyntaxError, QueryError, interruption
 from larql_duck.files import open_replacing
 from larql_duck.lql import parse
@@ -179,11 +179,10 @@ class Repl:
             # A file or a pipe has no right margin and wants every row.
             self._write_plain(render(result, "table"))
             return
-        fit = fitting(result, self.console.width, self.most_rows)
-        self.console.print(table(result, most=self.most_rows, columns=fit))
-        if fit < len(result.columns):
-            rest = ", ".join(printable(name) for name in result.columns[fit:])
-            self._say(f"columns that do not fit: {rest} (.mode line shows all)", "dim")
+        shown, gone = table(result, most=self.most_rows, width=self.console.width)
+        self.console.print(shown)
+        if gone:
+            self._say(f"columns that do not fit: {', '.join(gone)} (.mode line shows all)", "dim")
         hidden = len(result) - self.most_rows
         if hidden > 0:
             self._say(f"{hidden:,} more rows: .rows N shows more of them, .output FILE writes all", "dim")

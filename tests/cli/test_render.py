@@ -12,8 +12,9 @@ from decimal import Decimal
 import pyarrow as pa
 import pytest
 
-from larql_duck.cli.render import MODES, fitting, render
-from larql_duck.result import Result, cell, printable
+from larql_duck.cli.render import MODES, render
+from larql_duck.result import Result, cell, displayed, printable, table_lines
+from larql_duck.session import Session
 
 TABLE = pa.table(
     {
@@ -54,7 +55,7 @@ def test_columns_of_the_same_name_stay_apart() -> None:
 def test_markdown() -> None:
     lines = text("markdown").splitlines()
     assert lines[1] == "| --- | ---: | ---: | --- | --- |"
-    assert lines[2].startswith("| a\\|b | 1 | 0.1235 |") and len(lines) == 5
+    assert lines[2].startswith("| a\\|b | 1 | 0.123 |") and len(lines) == 5
 
 
 def test_line_and_table() -> None:
@@ -76,9 +77,10 @@ def test_all_modes_take_a_result_without_rows_or_columns() -> None:
     [
         (None, "NULL"),
         (True, "true"),
-        (0.73123456, "0.7312"),
-        (123456.0, "123456"),
-        (123456.78, "123456.8"),
+        (0.73123456, "0.731"),
+        (999.96, "1000"),
+        (123456.78, "123457"),
+        (-1e300, "-1e+300"),
         (1e-9, "1e-09"),
         (30.0, "30"),
         ([1, None, "a\nb"], "1, NULL, a\\nb"),
@@ -97,11 +99,45 @@ def test_printable_keeps_what_is_printable() -> None:
     assert printable("日本 é") == "日本 é"
 
 
-def test_fitting() -> None:
-    def wide(names: list[str], value: object = "x") -> Result:
-        return Result(pa.Table.from_arrays([pa.array([value])] * len(names), names=names))
+def test_what_has_no_room_goes_from_the_middle_and_what_says_least_first() -> None:
+    def shown(width: int | None, *names: str, value: object = "x") -> tuple[list[str], list[str]]:
+        columns, gone = displayed(pa.table({name: [value] for name in names}), width)
+        return [column.name for column in columns], gone
 
-    assert fitting(wide(["a" * 12] * 10), 80) == 5
-    assert fitting(wide(["a"] * 10), 80) == 10 and fitting(wide(["a"] * 10, 10**9), 80) == 6
-    assert fitting(wide(["a" * 50]), 10) == 1
-    assert fitting(wide([]), 10) == 0
+    five = ("aaaaaaaa", "bbbbbbbb", "source", "cccccccc", "dddddddd")
+    assert shown(None, *five) == shown(50, *five) == (list(five), [])
+    assert shown(47, *five) == (["aaaaaaaa", "bbbbbbbb", "cccccccc", "dddddddd", "…"], ["source"])
+    assert shown(40, *five) == (["aaaaaaaa", "bbbbbbbb", "dddddddd", "…"], ["source", "cccccccc"])
+    # The last one stays, cut; text is cut before columns go.
+    assert shown(3, "aaaa") == (["aa…"], [])
+    assert shown(44, "a", "b", value="x" * 99) == (["a", "b"], [])
+    assert shown(9) == ([], [])
+
+
+def test_a_reader_sees_ranges_of_layers_and_no_empty_column() -> None:
+    layers = [[0, 1, 2, 5], [21, *range(22, 30)], [], None]
+    table = pa.table(
+        {"empty": pa.nulls(4, pa.string()), "layers": layers, "n": [1, None, 1, 1], "ids": [[1, 2, 3]] * 4}
+    )
+    columns, gone = displayed(table, 80)
+    assert gone == [] and [(c.name, c.right) for c in columns] == [
+        ("layers", False),
+        ("n", True),
+        ("ids", False),
+    ]
+    assert columns[0].cells == ["0-2, 5", "21-29", "", None] and columns[1].cells[1] is None
+    assert columns[2].cells[0] == "1, 2, 3"
+    # With nothing else to show, NULL is shown; without rows every column is.
+    assert [c.cells for c in displayed(pa.table({"x": pa.nulls(1)}))[0]] == [[None]]
+    assert [c.name for c in displayed(table.slice(0, 0))[0]] == ["empty", "layers", "n", "ids"]
+
+
+def test_describe_fits_into_eighty_columns(s: Session) -> None:
+    for statement, most in (('DESCRIBE "France"', 7), ("SHOW RELATIONS", 6)):
+        lines, _ = table_lines(s.lql(statement).arrow(), width=80)
+        assert max(map(len, lines)) <= 80 and len(lines) <= most and "NULL   NULL" not in lines[0]
+    assert "confidence" in table_lines(s.lql('DESCRIBE "France"').arrow(), width=80)[0][0]
+    # Programs get everything.
+    assert {"also", "score", "n_features"} <= json.loads(text("json", s.lql('DESCRIBE "France"').arrow()))[
+        0
+    ].keys()

@@ -39,8 +39,8 @@ def test_repr_of_much_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "50")
     wide = Result(pa.table({f"column {i}": ["x" * 100] * 1000 for i in range(5)}))
     lines = repr(wide).splitlines()
-    assert lines[-1] == "(1,000 rows, 20 shown, 5 columns, 1 shown)" and len(lines) == 23
-    assert lines[2] == "x" * 59 + "…"
+    assert lines[-1] == "(1,000 rows, 20 shown, 5 columns, 2 shown)" and len(lines) == 23
+    assert lines[2] == "   ".join(["x" * 19 + "…"] * 2 + ["…"])
 
 
 def test_show_prints_as_many_rows_as_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:

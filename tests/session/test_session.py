@@ -359,7 +359,7 @@ def test_html_is_escaped(s: Session) -> None:
         "SELECT '<script>' AS \"<b>\", NULL AS n, 0.123456::DOUBLE AS x FROM range(60)"
     )._repr_html_()
     assert "<script>" not in html and "&lt;script&gt;" in html and "&lt;b&gt;" in html
-    assert "60 rows, 50 shown" in html and "0.1235" in html
+    assert "60 rows, 50 shown" in html and "<td>0.123</td>" in html and "<th>n<" not in html
     assert "lq" in s._repr_html_()
 
 
