@@ -107,15 +107,17 @@ def find_modules(model: PreTrainedModel, family: Family) -> ModelModules:
     layers = []
     for i in range(config.num_hidden_layers):
         prefix = family.layer_prefix(i)
+        block = module(prefix.rstrip("."))
+        attn_post, ffn_post = _post_norms(block, family)
         layers.append(
             LayerModules(
-                block=module(prefix.rstrip(".")),
+                block=block,
                 attn=module(prefix + family.o.split(".")[0]),
                 attn_out=module(prefix + family.o),
-                attn_post=module(prefix + family.post_attn_norm) if family.post_attn_norm else None,
+                attn_post=attn_post,
                 ffn_norm=module(prefix + family.ffn_norm),
                 ffn=module(prefix + family.down.split(".")[0]),
-                ffn_post=module(prefix + family.post_ffn_norm) if family.post_ffn_norm else None,
+                ffn_post=ffn_post,
                 gate=module(prefix + family.gate),
                 up=module(prefix + family.up) if family.up else None,
                 down=module(prefix + family.down),
@@ -132,6 +134,21 @@ def find_modules(model: PreTrainedModel, family: Family) -> ModelModules:
         residual_scale=float(getattr(config, "residual_multiplier", None) or 1.0),
         n_heads=config.num_attention_heads,
     )
+
+
+def _post_norms(block: nn.Module, family: Family) -> tuple[nn.Module | None, nn.Module | None]:
+    """The norms on what attention and FFN of a layer add, where there are.
+
+    Of a family without a section of its own these are the two norms beside those that Llama's names are of, in the
+    order in which the layer has them; a layer in which they are something else has parts that do not add up.
+    """
+    if family.listed:
+        names = [name.removesuffix(".weight") for name in (family.post_attn_norm, family.post_ffn_norm)]
+        first, second = (block.get_submodule(name) if name else None for name in names)
+        return first, second
+    known = {name.split(".")[0] for name in family.norms()}
+    norms = [m for n, m in block.named_children() if n not in known and type(m).__name__.endswith("Norm")]
+    return (norms[0], norms[1]) if len(norms) == 2 else (None, None)
 
 
 @dataclass(frozen=True)

@@ -173,6 +173,12 @@ def test_gguf_and_safetensors_of_the_same_weights_give_the_same_tables(family: s
         np.testing.assert_allclose(left[numbers], right[numbers], rtol=1e-4, atol=1e-5)
 
 
+def test_the_context_pass_knows_the_norms_on_a_familys_branches(tmp_path: Path) -> None:
+    model = make_tiny("hyperclovax", tmp_path / "m", residual_multiplier=0.4, use_post_norm=True)
+    vindex = extract(model, tmp_path / "a.vindex", in_basis="context", probe=False)
+    test_in_side_and_token_features_equal_transformers("hyperclovax", lambda _: model, lambda _: vindex)
+
+
 def test_down_meta_carries_our_out_tokens_with_raw_products(tiny_vindex) -> None:
     vindex = Vindex.open(tiny_vindex("llama"))
     layers = read_down_meta(vindex.path / "down_meta.bin")
