@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.cases import Case, Row, run
+from benchmarks.cases import Case, Row, median_time, run, tool
 from benchmarks.infer import vindex_of
 
 if TYPE_CHECKING:
@@ -444,6 +444,27 @@ def solving(work: Path) -> Iterator[Row]:
     yield Row("anonymous memory of a solve", most / 2**20, weights / 2**20, "MiB", "2 x weights")
 
 
+def patched(work: Path) -> Iterator[Row]:
+    """The first INSERT of a session beside the next, and cold statements under a patch of one fact."""
+    path, file = vindex_of(work, "f16"), work / "one.vlp"
+    with _session(work) as session:
+        session.insert([("Atlantis", "capital", "Poseidon")])
+        session.lql("SAVE PATCH $file OVERWRITE", {"file": str(file)})
+    with _session(work) as session:
+        facts = [("Oz", "capital", "Emerald"), ("Narnia", "capital", "Cair")]
+        first, second = (median_time(lambda f=f: session.insert([f]), 1, warmup=0) for f in facts)
+        session.patches.rollback()
+    yield Row("first INSERT of a session, moments cached, beyond the next", first - second, None, "s", "10 s")
+
+    def cold(*arguments: str) -> float:
+        return median_time(lambda: run([tool("larql-duck"), "lql", path, *arguments]), 5)
+
+    infer, under = cold('INFER "The capital of France is"'), ("--patch", str(file))
+    other = cold(*under, 'DESCRIBE "France"')
+    yield Row("cold DESCRIBE under --patch, of a name that it leaves alone", other, None, "s", "1.5 s")
+    yield Row("the same of the edited name", cold(*under, 'DESCRIBE "Atlantis"'), infer, "s", "INFER + 2 s")
+
+
 def _session(work: Path) -> Session:
     from larql_duck.commands.opening import connect
 
@@ -455,4 +476,5 @@ CASES: dict[str, Case] = {
     "edits-memory": solving,
     "edits-update": updating,
     "edits-delete": deleting,
+    "edits-patch": patched,
 }

@@ -5,20 +5,24 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
+from IPython.display import display
 
 from larql_duck.commands.opening import connect
 from larql_duck.errors import LarqlError, LqlSyntaxError
+from larql_duck.progress import Stage, described, shown
 from larql_duck.result import Result, printable
 from larql_duck.session import Session
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
+    from IPython.display import DisplayHandle
 
 __all__ = ["LqlMagics", "load_ipython_extension", "unload_ipython_extension"]
 
@@ -58,6 +62,8 @@ class LqlMagics(Magics):
     def __init__(self, shell: InteractiveShell, session: Session | None = None) -> None:
         super().__init__(shell)
         self._session = session
+        # Left when the extension is unloaded.
+        self.contexts = ExitStack()
 
     @property
     def session(self) -> Session:
@@ -128,6 +134,23 @@ def _first_word(text: str) -> tuple[str, str]:
     return (match[1] or match[2] or match[3] or ""), text[match.end() :]
 
 
+class CellLine:
+    """A Painter that changes one line below the cell."""
+
+    def __init__(self) -> None:
+        self._line: DisplayHandle | None = None
+
+    def __call__(self, stages: Sequence[Stage], now: float) -> None:
+        """Show the stages; without one the line is empty."""
+        line = {"text/plain": described(stages, now) if stages else ""}
+        if self._line is None:
+            self._line = display(line, raw=True, display_id=True)
+        else:
+            self._line.update(line, raw=True)
+        if not stages:
+            self._line = None
+
+
 def _show_error(
     shell: InteractiveShell, kind: type, error: Exception, trace: Any, tb_offset: int | None = None
 ) -> None:
@@ -138,7 +161,10 @@ def _show_error(
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
     """Register the magics: what `%load_ext larql_duck` does."""
-    shell.register_magics(LqlMagics(shell))
+    magics = LqlMagics(shell)
+    shell.register_magics(magics)
+    # The work of any session of the notebook; IPython in a terminal gets bars.
+    magics.contexts.enter_context(shown(CellLine() if hasattr(shell, "kernel") else None))
     shell.set_custom_exc((LarqlError,), _show_error)
 
 
@@ -147,5 +173,7 @@ def unload_ipython_extension(shell: InteractiveShell) -> None:
     magics = shell.magics_manager.registry.pop("LqlMagics", None)
     for kind in ("line", "cell"):
         shell.magics_manager.magics[kind].pop("lql", None)
-    if isinstance(magics, LqlMagics) and magics._session is not None:
-        magics._session.close()
+    if isinstance(magics, LqlMagics):
+        magics.contexts.close()
+        if magics._session is not None:
+            magics._session.close()

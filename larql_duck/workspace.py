@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from larql_duck.inference.query_vectors import QueryVectors
     from larql_duck.patches.edit_log import EditLog
     from larql_duck.patches.overlay import Overlay
-    from larql_duck.progress import Progress
     from larql_duck.result import Result
     from larql_duck.vindex.store import Vindex
 
@@ -23,13 +22,11 @@ class Workspace(Protocol):
     `compilation` and `extraction` are written against it, or against the parts that they need.
 
     schema is the DuckDB schema of the tables; cache keeps what was computed about the vindex and holds whatever is
-    edited, by kind and path. progress is called with (stage, done, total) of long work; None where nobody watches.
-    texts is what edits take for ordinary text: a file or texts; None: text that the model writes itself.
+    edited, by kind and path. texts is what edits take for ordinary text: a file or texts; None: text that the model writes itself.
     """
 
     schema: str
     cache: dict[tuple[str, str], Any]
-    progress: Progress | None
     texts: str | Path | Sequence[str] | None
 
     @property

@@ -16,6 +16,8 @@ import pytest
 from filelock import FileLock
 from hypothesis import settings
 
+# What is expected on stderr must not depend on how busy the machine is.
+os.environ.setdefault("LARQL_DUCK_PROGRESS", "0")
 # No test may wait for a network that is not there.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

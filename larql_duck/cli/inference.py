@@ -18,7 +18,6 @@ from larql_duck.cli.options import (
     command,
     layer_range,
 )
-from larql_duck.progress import bars
 from larql_duck.result import Result
 
 app = typer.Typer()
@@ -104,8 +103,5 @@ def activations(
 ) -> None:
     """Find the texts that fire each feature."""
     source = options.open(model)
-    with bars() as progress:
-        path = source.write_activations(
-            texts, out, raw=raw, top=top, window=window, column=column, progress=progress, notice=note
-        )
+    path = source.write_activations(texts, out, raw=raw, top=top, window=window, column=column, notice=note)
     say(f"made {path}" if raw else f"made {path}; ask it: SELECT * FROM lq_contexts('{path}', 24, 1005)")

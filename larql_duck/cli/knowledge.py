@@ -14,7 +14,6 @@ from typer import Option
 from larql_duck.cli.errors import UsageError, note
 from larql_duck.cli.options import OutputOptions, RelationOption, SessionOptions, VindexArgument, command
 from larql_duck.files import begins, check_output, clear_own, unfinished_work, with_parents, write_whole
-from larql_duck.progress import bars
 from larql_duck.result import Result
 
 app = typer.Typer()
@@ -125,11 +124,7 @@ def cluster(
     from larql_duck.vindex.store import Vindex
 
     opened = Vindex.open(vindex)
-    steps = ("directions", "clusters", "labels")
-    with bars() as progress:
-        clustering = discover(
-            opened, k=clusters, seed=seed, progress=lambda s: progress(s, steps.index(s), len(steps))
-        )
+    clustering = discover(opened, k=clusters, seed=seed)
     table = publish_clusters(opened, clustering)["clusters"]
     labelled = table.num_rows - table.column("label").null_count
     note(f"{labelled} of {table.num_rows} clusters have a label that is better than chance")
@@ -166,14 +161,8 @@ def report(
         from larql_duck.inference.engine import Engine
         from larql_duck.probing.control import controls
 
-        with bars() as progress:
-            measured = controls(
-                Engine.load(opened),
-                opened.table("facts"),
-                opened.table("edges"),
-                sample=measure,
-                done=lambda done, total: progress("effects", done, total),
-            )
+        engine = Engine.load(opened)
+        measured = controls(engine, opened.table("facts"), opened.table("edges"), sample=measure)
     figures = quality(opened, measured)
     texts = (json.dumps(figures, indent=1, ensure_ascii=False), page(figures))
     with with_parents(target):

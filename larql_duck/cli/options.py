@@ -7,7 +7,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
@@ -18,7 +18,7 @@ from typer import Argument, Option
 from larql_duck.cli import output
 from larql_duck.cli.errors import UsageError, say
 from larql_duck.errors import LarqlError, interruption
-from larql_duck.progress import bars
+from larql_duck.progress import doing, shown
 
 _HOW_TO_OPEN = "name it before the text, as in larql-duck lql NAME.vindex 'STATS'"
 
@@ -115,15 +115,14 @@ class SessionOptions(ComputeOptions, PatchOptions):
     ] = None
 
     @contextmanager
-    def session(self, vindex: Path | None, *, progress: bool = True) -> Iterator[Session]:
-        """A Session on the vindex, with the patches applied; with progress it draws bars on stderr."""
+    def session(self, vindex: Path | None) -> Iterator[Session]:
+        """A Session on the vindex, with the patches applied."""
         from larql_duck.commands.opening import connect
 
         if self.patch and vindex is None:
             raise UsageError("--patch needs a vindex: name it first")
-        with connect(vindex, patches=self.patch or (), texts=self.texts) as session, ExitStack() as stack:
-            shown = stack.enter_context(bars()) if progress else None
-            session.configure(progress=shown, how_to_open=_HOW_TO_OPEN, keep_unsaved=True, **self.settings())
+        with connect(vindex, patches=self.patch or (), texts=self.texts) as session:
+            session.configure(how_to_open=_HOW_TO_OPEN, keep_unsaved=True, **self.settings())
             yield session
 
 
@@ -185,6 +184,10 @@ class ScriptOptions:
         return values
 
 
+# Commands that run statements.
+_STATEMENTS = ("lql", "sql", "repl")
+
+
 def epilog(*examples: str) -> str:
     """What stands below the options of a help text: examples, a line each."""
     return "\n".join(["\b", "Examples:", *(f"  larql-duck {example}" for example in examples)])
@@ -215,8 +218,11 @@ def command(
         def run(**given: Any) -> Any:
             for parameter, group in groups.items():
                 given[parameter] = group(**{field.name: given.pop(field.name) for field in fields(group)})
+            # A session says itself what each statement is.
+            working = nullcontext() if function.__name__ in _STATEMENTS else doing(function.__name__)
             try:
-                return function(**given)
+                with shown(), working:
+                    return function(**given)
             except (KeyboardInterrupt, RuntimeError) as error:
                 # Here, because versions of typer make different things of Ctrl-C.
                 if (line := interruption(error)) is None:

@@ -81,5 +81,5 @@ def repl(options: SessionOptions, vindex: OptionalVindexArgument = None) -> int:
     """Ask interactively, in LQL or SQL."""
     from larql_duck.repl import run
 
-    with options.session(vindex, progress=False) as session:
+    with options.session(vindex) as session:
         return run(session)

@@ -10,7 +10,6 @@ from typer import Option
 
 from larql_duck.cli.errors import UsageError, note, say
 from larql_duck.cli.options import RelationOption, VindexArgument, command, layer_range
-from larql_duck.progress import bars
 
 if TYPE_CHECKING:
     from larql_duck.extraction.estimate import Estimate
@@ -74,10 +73,7 @@ def extract(
         return
     if out is None:
         raise UsageError("Missing option '-o': where the vindex is to be made")
-    with bars() as progress:
-        path = pipeline.extract(
-            model, out, **options, resume=resume, force=force, progress=progress, notice=note
-        )
+    path = pipeline.extract(model, out, **options, resume=resume, force=force, notice=note)
     say(f"made {path}; ask it: larql-duck lql {path} 'DESCRIBE \"France\"'")
 
 
@@ -89,8 +85,7 @@ def verify(vindex: VindexArgument) -> int:
     """
     from larql_duck.vindex.verify import verify as problems_of
 
-    with bars() as progress:
-        problems = problems_of(vindex, progress)
+    problems = problems_of(vindex)
     for problem in problems:
         say(f"error: {problem}")
     if problems:

@@ -46,16 +46,11 @@ def probe(session: Session, request: Request) -> Result:
         # Asking may take hours.
         check_database(vindex.path)
 
-    def progress(done: int, total: int) -> None:
-        if workspace.progress is not None:
-            workspace.progress("probe", done, total)
-
     kept = vindex.manifest.raw.get(SECTION, {}).get("probe", {}).get("calibration")
     probed = ask_model(
         workspace.engine(),
         pack,
         calibration=Calibration.from_json(kept) if kept else None,
-        progress=progress,
         **options,
     )
     notices = list(probed.notices)

@@ -64,7 +64,6 @@ def _into_model(session: Session, origin: Session, s: st.Compile) -> Result:
         out,
         format=s.format or "safetensors",
         gguf_type=s.gguf_type,
-        progress=session.options.progress,
     )
     title = f"{made.format}, {made.features} features a layer"
     return _result(made.path, title, made.files, [*_slots(overlay), *rows], [*notices, *made.notices])
@@ -77,7 +76,7 @@ def _into_vindex(session: Session, origin: Session, s: st.Compile) -> Result:
     changed = any(len(after) != len(before) for after, before in zip(chosen, lists, strict=True))
     with _under(origin, chosen if changed else None) as source:
         overlay = source.patches.overlay
-        made = compile_vindex(source.workspace, overlay, real_place(s.into), session.options.progress)
+        made = compile_vindex(source.workspace, overlay, real_place(s.into))
         rows = [*_slots(overlay), *(_conflict_row(c, names, rule) for c in conflicts)]
         title = f"vindex, {made.appended} slots appended, {made.changed} changed, {made.knn} database facts"
         return _result(made.path, title, made.files, rows, [])

@@ -30,7 +30,6 @@ def extract(session: Session, request: Request) -> Result:
         s.into,
         level=s.level,
         layers=request.arguments["layers"],
-        progress=session.options.progress,
         notice=notices.append,
     )
     session.use(path)
@@ -56,7 +55,7 @@ def auto_extract(session: Session, request: Request) -> Result:
     notices: list[str] = []
     # Nothing of the model stays in memory beside the extraction.
     session.model.reload(session.options.settings)
-    path = make_vindex(source.path, out, progress=session.options.progress, notice=notices.append)
+    path = make_vindex(source.path, out, notice=notices.append)
     session.use(path)
     return result_of({}, [], [*notices, f"made {path} first (AUTO_EXTRACT)"])
 

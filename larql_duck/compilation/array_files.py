@@ -11,7 +11,7 @@ import msgspec
 from larql_duck.compilation.source import EditedWeights
 from larql_duck.compilation.staging import link
 from larql_duck.extraction import weight_arrays
-from larql_duck.progress import Progress
+from larql_duck.progress import report
 from larql_duck.vindex import layout
 from larql_duck.vindex.arrays import ArrayWriter, FileEntry, hash_file, write_file
 from larql_duck.vindex.fields import damaged
@@ -21,9 +21,7 @@ from larql_duck.vindex.manifest import load_manifest
 _LINKED = 1 << 20
 
 
-def check_source(
-    source: EditedWeights, unread: Collection[str] = (), progress: Progress | None = None
-) -> None:
+def check_source(source: EditedWeights, unread: Collection[str] = ()) -> None:
     """Raise VindexError where a file's checksum is not the one that the vindex lists: damage must not spread.
 
     unread: tables whose files are not taken over.
@@ -38,8 +36,7 @@ def check_source(
                 raise damaged(source.path, "changed since it was opened", next_step)
             next_step = "restore it from a copy or extract the model again, then compile"
             raise damaged(path, "its sha256 differs from the manifest's, so its bytes changed", next_step)
-        if progress is not None:
-            progress("checking", i, len(manifest.checksums))
+        report("checking", i, len(manifest.checksums))
 
 
 def write_gates(source: EditedWeights, directory: Path) -> tuple[FileEntry, list[dict[str, int]]]:
@@ -65,12 +62,13 @@ def write_weights(source: EditedWeights, directory: Path) -> dict[str, FileEntry
             entries[file] = carry(source, file, directory)
             continue
         with ArrayWriter(directory / file, vindex.dtype) as writer:
-            for row, name in zip(inside, names, strict=True):
+            for n, (row, name) in enumerate(zip(inside, names, strict=True), 1):
                 tensor = source.tensor(name)
                 if file in (layout.UP, layout.DOWN) and source.family.transposed:
                     tensor = tensor.t()
                 row["offset"], row["length"] = writer.append(tensor, name, source.path)
                 row["shape"] = list(tensor.shape)
+                report(file, n, len(names))
         entries[file] = writer.entry
     data = json.dumps(rows, indent=2).encode()
     return entries | {layout.WEIGHT_MANIFEST: write_file(directory / layout.WEIGHT_MANIFEST, data)}

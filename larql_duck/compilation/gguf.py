@@ -17,6 +17,7 @@ from larql_duck.compilation.huggingface import shapes_of
 from larql_duck.compilation.source import EditedWeights
 from larql_duck.errors import ModelError
 from larql_duck.models.gguf_layout import POSITIONS, GgufLayout, interleaved
+from larql_duck.progress import report
 
 # llama.cpp's numbers for what most of a file's tensors are.
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}
@@ -72,9 +73,10 @@ def write_gguf(
         writer.write_ti_data_to_file()
         if factors is not None:
             writer.write_tensor_data(factors)
-        for place in places:
+        for n, place in enumerate(places, 1):
             tensor = _as_stored(source.tensor(place.name), place.name, layout)
             writer.write_tensor_data(_quantised(tensor, place))
+            report(path.name, n, len(places))
     finally:
         writer.close()
     return expressed.notices

@@ -15,7 +15,6 @@ from larql_duck.errors import VindexError
 from larql_duck.files import replacing
 from larql_duck.models.opening import open_model
 from larql_duck.patches.overlay import Overlay
-from larql_duck.progress import Progress
 from larql_duck.vindex.store import Vindex
 
 
@@ -41,7 +40,6 @@ def compile_model(
     format: str = "safetensors",
     gguf_type: str | None = None,
     limit: int = SHARD_BYTES,
-    progress: Progress | None = None,
 ) -> CompiledModel:
     """The model at `out` after it was written and opened once: the vindex's weights with `overlay`.
 
@@ -63,7 +61,7 @@ def compile_model(
     notices: list[str] = []
     single = format == "gguf" and out.suffix == ".gguf"
     with staged(out, vindex.path, "model.gguf" if single else None) as staging:
-        check_source(source, vindex.manifest.tables, progress)
+        check_source(source, vindex.manifest.tables)
         if format == "safetensors":
             write_directory(source, staging, limit)
             open_model(staging).validate()

@@ -11,6 +11,7 @@ import torch
 
 from larql_duck.files import open_replacing, write_whole
 from larql_duck.models.source import WeightSource
+from larql_duck.progress import report
 from larql_duck.vindex.arrays import torch_dtype
 from larql_duck.vindex.manifest import DTYPE_BYTES
 
@@ -68,8 +69,9 @@ def _write(
     target = torch_dtype(dtype)
     with open_replacing(path, error=None) as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name in sizes:
+        for n, name in enumerate(sizes, 1):
             tensor = source.tensor(name)
             assert tuple(tensor.shape) == shapes[name], (name, shapes[name], tensor.shape)
             for part in tensor.reshape(-1).split(_CHUNK):
                 file.write(part.to(target).contiguous().view(torch.uint8).numpy().data)
+            report(path.name, n, len(sizes))

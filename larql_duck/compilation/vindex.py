@@ -20,7 +20,7 @@ from larql_duck.models.tokenizer import TOKENIZER_FILES
 from larql_duck.patches.knn_store import STORE, write_knn_store
 from larql_duck.patches.overlay import EditedFact, Overlay
 from larql_duck.probing.publish import LABELS, feature_labels
-from larql_duck.progress import Progress
+from larql_duck.progress import report
 from larql_duck.vindex import layout
 from larql_duck.vindex.arrays import FileEntry, write_file
 from larql_duck.vindex.database import ROW_ORDER
@@ -45,21 +45,19 @@ class CompiledVindex:
     knn: int
 
 
-def compile_vindex(
-    workspace: Workspace, overlay: Overlay, out: Path, progress: Progress | None = None
-) -> CompiledVindex:
+def compile_vindex(workspace: Workspace, overlay: Overlay, out: Path) -> CompiledVindex:
     """The vindex at `out` after it was written: the workspace's vindex with `overlay`, and the tables it shows.
 
     `overlay` is the one that the workspace's tables are shown under. Written beside `out` and renamed; after an error
     nothing is left. VindexError for a damaged source and for an `out` that is not free, LevelError where an edit
     changes vectors that the vindex does not store.
     """
-    return _Compilation(workspace, overlay, progress or (lambda *_: None)).run(out)
+    return _Compilation(workspace, overlay).run(out)
 
 
 class _Compilation:
-    def __init__(self, workspace: Workspace, overlay: Overlay, progress: Progress) -> None:
-        self.workspace, self.overlay, self.progress = workspace, overlay, progress
+    def __init__(self, workspace: Workspace, overlay: Overlay) -> None:
+        self.workspace, self.overlay = workspace, overlay
         self.vindex = workspace.vindex
         self.source = EditedWeights(self.vindex, overlay)
         self.files: dict[str, FileEntry] = {}
@@ -72,12 +70,10 @@ class _Compilation:
             vindex.require("inference", "compiling edits of up and down vectors")
         check_nameable(out)
         with staged(out, vindex.path) as staging:
-            check_source(self.source, self.workspace.replaced_tables, self.progress)
+            check_source(self.source, self.workspace.replaced_tables)
             self.files[layout.GATE], self.layers = write_gates(self.source, staging)
-            self.progress("arrays", 1, 2)
             if vindex.has_weights:
                 self.files |= write_weights(self.source, staging)
-            self.progress("arrays", 2, 2)
             for name, data in self.made_files().items():
                 self.files[name] = write_file(staging / name, data)
             for name in self.carried_files():
@@ -156,7 +152,7 @@ class _Compilation:
             else:
                 entries[name] = dict(self.vindex.manifest.section["tables"][name])
                 entries[name] |= carry(self.source, entries[name]["file"], staging)
-            self.progress("tables", len(entries), len(FILES))
+            report("tables", len(entries), len(FILES))
         return entries
 
     def table(self, name: str) -> pa.Table:

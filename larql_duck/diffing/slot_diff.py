@@ -11,6 +11,7 @@ import torch
 from larql_duck.aliases import Slot
 from larql_duck.diffing.sides import DiffSide
 from larql_duck.patches.overlay import Which
+from larql_duck.progress import report
 from larql_duck.vindex import layout
 
 Status = Literal["changed", "added", "removed"]
@@ -68,6 +69,7 @@ def slot_differences(
                 lengths[which].get(feature, 0.0) if which in lengths else None for which in _FILES
             )
             yield SlotDifference(layer, feature, status, gate, up, down)
+        report("slots", layer + 1, a.vindex.n_layers)
 
 
 def _lengths(a: DiffSide, b: DiffSide, layer: int, which: Which) -> dict[int, float]:

@@ -18,7 +18,7 @@ from larql_duck.errors import LarqlError
 from larql_duck.files import first_bytes
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.sampling import LENGTH, written_ids
-from larql_duck.progress import Progress
+from larql_duck.progress import report, ticker
 from larql_duck.vindex.store import Vindex, weights_checksum
 from larql_duck.workspace import Workspace
 
@@ -73,10 +73,9 @@ class BackgroundCorpus:
         vindex: Vindex,
         engine: Callable[[], Engine],
         texts: TextSource | None = None,
-        progress: Progress | None = None,
     ) -> None:
         """engine gives the vindex's engine, under whatever edits. texts None: text that the model writes itself."""
-        self.vindex, self.texts, self._engine, self._progress = vindex, texts, engine, progress
+        self.vindex, self.texts, self._engine = vindex, texts, engine
         self._text: BackgroundText | None = None
         self._inputs: tuple[int, BackgroundInputs] | None = None
         self._moments: dict[tuple[int, FfnTensor], SecondMoment] = {}
@@ -111,12 +110,8 @@ class BackgroundCorpus:
         return self._inputs[1]
 
     def _every_input(self, rows: list[list[int]], layer: int) -> torch.Tensor:
-        def progress(done: int, total: int) -> None:
-            if self._progress is not None:
-                self._progress(f"text through layer {layer}", done, total)
-
         with self._engine().under(None) as engine:
-            return every_input(engine, rows, layer, progress)
+            return every_input(engine, rows, layer, ticker(f"text through layer {layer}"))
 
     def _key(self, layer: int, which: FfnTensor) -> tuple[str, ...]:
         return self._weights, str(layer), which, hashlib.sha256(self.text().to_bytes()).hexdigest()
@@ -141,7 +136,7 @@ class BackgroundCorpus:
             found = second_moment_of(self._inputs[1].x)
         else:
             with self._engine().under(None) as engine:
-                found = measure_second_moment(engine, text.rows, layer, which, self._progress)
+                found = measure_second_moment(engine, text.rows, layer, which)
         about = {"model": self.vindex.manifest.model, "layer": layer, "of": which, "positions": found.n}
         why = cache.write("second-moment", key, about | {"text": text.origin}, found.to_bytes())
         return (
@@ -157,13 +152,9 @@ class BackgroundCorpus:
             ids = np.frombuffer(entry[1], "<i4")
             rows = [part[part >= 0].tolist() for part in np.split(ids, np.flatnonzero(ids == -1))]
             return BackgroundText([row for row in rows if row], origin)
-
-        def progress(done: int, total: int) -> None:
-            if self._progress is not None:
-                self._progress("text for second moments", done, total)
-
         with self._engine().under(None) as engine:
-            text = BackgroundText(written_ids(engine, need, seed=SEED, progress=progress), origin)
+            rows = written_ids(engine, need, seed=SEED, progress=ticker("text for second moments"))
+        text = BackgroundText(rows, origin)
         about = {"model": self.vindex.manifest.model, "tokens": sum(map(len, text.rows)), "text": origin}
         cache.write("text", key, about, text.to_bytes())
         return text
@@ -175,7 +166,7 @@ def background_of(workspace: Workspace) -> BackgroundCorpus:
     corpus: BackgroundCorpus | None = workspace.cache.get(key)
     vindex = workspace.vindex
     if corpus is None or corpus.vindex is not vindex or corpus.texts is not workspace.texts:
-        corpus = BackgroundCorpus(vindex, workspace.engine, workspace.texts, workspace.progress)
+        corpus = BackgroundCorpus(vindex, workspace.engine, workspace.texts)
         workspace.cache[key] = corpus
     return corpus
 
@@ -274,7 +265,6 @@ def measure_second_moment(
     rows: Sequence[Sequence[int]],
     layer: int,
     which: FfnTensor,
-    progress: Progress | None = None,
 ) -> SecondMoment:
     """The second moment over every position of rows of token ids."""
     width = engine.hidden if which == "ffn_in" else engine.n_features[layer]
@@ -292,6 +282,5 @@ def measure_second_moment(
                 total.addmm_(x.t(), x)
                 sums += x.sum(0)
                 n += len(x)
-                if progress is not None:
-                    progress(f"second moment of layer {layer}", n, sum(map(len, rows)))
+                report(f"second moment of layer {layer}", n, sum(map(len, rows)))
     return SecondMoment((total / max(n, 1)).numpy(), (sums / max(n, 1)).numpy(), n)

@@ -27,6 +27,7 @@ from larql_duck.inference.engine import Engine
 from larql_duck.inference.scoring import subject_position
 from larql_duck.patches.operations import FactEdits, InsertOp, Operation, UpdateOp, fact_key
 from larql_duck.patches.overlay import EditedFact, Overlay
+from larql_duck.progress import report
 from larql_duck.vindex.arrays import rounded
 from larql_duck.workspace import Workspace
 
@@ -278,8 +279,7 @@ def _read(
             # Position 0 holds what every text has there.
             out.append(found[:, -1] if last else found[:, 1:].reshape(-1, found.shape[-1]))
             done += len(found)
-            if workspace.progress is not None:
-                workspace.progress(f"activations of layer {layer}", done, len(unique))
+            report(f"activations of layer {layer}", done, len(unique))
     return torch.cat(out)
 
 

@@ -27,6 +27,7 @@ from larql_duck.inference.scoring import (
 from larql_duck.knowledge.relations import relation_key
 from larql_duck.patches.operations import fact_key
 from larql_duck.patches.overlay import EditedFact
+from larql_duck.progress import ticker
 from larql_duck.result import Result
 from larql_duck.workspace import Workspace
 
@@ -200,12 +201,7 @@ def _paraphrases(fact: EditedFact, own: RelationPrompts) -> list[str]:
 def _texts(workspace: Workspace, engine: Engine, texts: TextSource | None) -> tuple[list[list[int]], str]:
     """Rows of token ids, and where they are from."""
     if texts is None:
-
-        def progress(done: int, total: int) -> None:
-            if workspace.progress is not None:
-                workspace.progress("text", done, total)
-
-        rows = written_ids(engine, TOKENS, seed=SEED, progress=progress)
+        rows = written_ids(engine, TOKENS, seed=SEED, progress=ticker("text"))
         return rows, f"{sum(map(len, rows))} tokens that the model wrote itself"
     name, parts = read_texts(texts)
     length = min(_LENGTH, engine.context or _LENGTH)
@@ -230,8 +226,6 @@ def _state(workspace: Workspace, engine: Engine, asked: Sequence[_Asked], rows: 
     answers = [[next(found) for _ in a.templates] for a in asked]
     prompts = list(dict.fromkeys(p for a in asked for p in (*_near(a), *_same(a))))
     p = next_token_probabilities(engine, prompts)
-    if workspace.progress is not None:
-        workspace.progress("prompts", len(prompts), len(prompts))
     return _State(answers, dict(zip(prompts, p, strict=True)), perplexity(engine, rows)[0])
 
 

@@ -23,7 +23,7 @@ from larql_duck.editing.relation_prompts import StatedFact, stated_prompts
 from larql_duck.patches.operations import InsertKnnOp, fact_key
 from larql_duck.patches.overlay import EditedFact, Overlay
 from larql_duck.probing.words import normal
-from larql_duck.progress import Ticker
+from larql_duck.progress import report
 from larql_duck.vindex.derive import UNLABELLED
 from larql_duck.vindex.store import Vindex
 
@@ -122,7 +122,6 @@ class EditedFacts:
         concerned: ConcernedFacts,
         engine: Engine,
         many: Collection[str],
-        progress: Ticker,
         about: str | None = None,
     ) -> list[str]:
         """Ask again what was not asked yet, of everything or of the facts about a name; notices.
@@ -145,7 +144,7 @@ class EditedFacts:
         def tick(more: int) -> None:
             nonlocal done
             done = min(done + more, total)
-            progress(done, total)
+            report("facts", done, total)
 
         if pairs:
             self._ask(concerned, engine, pairs, many, tick)

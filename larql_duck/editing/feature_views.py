@@ -19,7 +19,6 @@ from larql_duck.aliases import Slot
 from larql_duck.catalog import SCHEMAS, as_schema, as_table, empty_table, nullable
 from larql_duck.editing.fact_views import BaseTables, slot_keys
 from larql_duck.patches.overlay import Overlay, OverlayRow
-from larql_duck.progress import Ticker
 
 if TYPE_CHECKING:
     from larql_duck.editing.input_tokens import InputTokens
@@ -68,7 +67,7 @@ class EditedFeatures:
         """How many measures are missing since slots were edited: of what they promote, and of what activates them."""
         return len(self._unpromoted(overlay)) + len(self._unactivated(overlay))
 
-    def measure(self, overlay: Overlay, progress: Ticker) -> list[str]:
+    def measure(self, overlay: Overlay) -> list[str]:
         """Measure the tokens of every edited slot that are not known yet; notices."""
         import torch
 
@@ -89,7 +88,7 @@ class EditedFeatures:
                 "NULL; extract the compiled model to have them"
             ]
         if slots:
-            self._inputs.collect(layers, progress)
+            self._inputs.collect(layers)
         for layer in layers:
             own = [slot for slot in slots if slot[0] == layer]
             keys = [self._key(overlay, slot) for slot in own]

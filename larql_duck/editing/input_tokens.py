@@ -12,7 +12,6 @@ import numpy as np
 
 from larql_duck.extraction.feature_inputs import ActivatingRow, LayerInputs, layer_inputs, measure_features
 from larql_duck.extraction.vocabulary import Vocabulary
-from larql_duck.progress import Ticker
 from larql_duck.vindex.store import Vindex
 
 # Layers whose inputs are kept for the next edit.
@@ -42,15 +41,15 @@ class InputTokens:
         counts = self.vindex.n_features[: max(missing) + 1]
         return 2.0 * len(self.ids) * sum(3 * hidden * n + 4 * hidden * hidden for n in counts)
 
-    def collect(self, layers: Sequence[int], progress: Ticker) -> None:
-        """Make the inputs of these layers ready for `rows`; progress is called with (layers done, layers)."""
+    def collect(self, layers: Sequence[int]) -> None:
+        """Make the inputs of these layers ready for `rows`."""
         missing = sorted({layer for layer in layers if layer not in self._inputs})
         if not missing:
             return
         if len(self._inputs) + len(missing) > _KEPT:
             self._inputs.clear()
             missing = sorted(set(layers))
-        self._inputs.update(layer_inputs(self.vindex, self.ids, self.basis, missing, progress))
+        self._inputs.update(layer_inputs(self.vindex, self.ids, self.basis, missing))
 
     def rows(
         self,

@@ -222,7 +222,6 @@ def _solved(
             dtype=workspace.vindex.dtype,
             alpha=alpha,
             earlier=earlier_facts(workspace, without, layer),
-            progress=workspace.progress,
         )
     first = edits.next_feature(layer, behind)
     operations = [_operation(engine, s, first + n, confidence) for n, s in enumerate(solved)]

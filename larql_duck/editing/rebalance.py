@@ -11,6 +11,7 @@ from larql_duck.editing.relation_prompts import prompts_for
 from larql_duck.inference.scoring import target_probabilities
 from larql_duck.patches.operations import FactEdits, InsertOp
 from larql_duck.patches.overlay import EditedFact, OverlayRow
+from larql_duck.progress import report
 from larql_duck.vindex.arrays import rounded
 from larql_duck.workspace import Workspace
 
@@ -85,8 +86,7 @@ def rebalance(
         used += 1
         with engine.under(workspace.edits.preview(_operations(workspace, scaled))):
             _measure(workspace, scaled)
-        if workspace.progress is not None:
-            workspace.progress("rebalance", used, rounds)
+        report("rounds", used, rounds)
     inside = sum(floor <= s.p <= ceiling for s in scaled)
     notice = f"{inside} of {len(scaled)} facts lie between {floor:g} and {ceiling:g} after {used} rounds"
     rows = [_row(s, floor, ceiling) for s in scaled]

@@ -32,7 +32,7 @@ from larql_duck.inference.engine import Engine
 from larql_duck.inference.loading import return_memory
 from larql_duck.inference.scoring import SubjectPosition, answer_ids, subject_position
 from larql_duck.knowledge.relations import SLOT, relation_key
-from larql_duck.progress import Progress
+from larql_duck.progress import doing, report, ticker
 from larql_duck.vindex.arrays import rounded
 
 # The layer of new facts, as a share of the depth.
@@ -158,7 +158,6 @@ def solve(
     dtype: str,
     alpha: float = 1.0,
     earlier: Sequence[ExistingFact] = (),
-    progress: Progress | None = None,
 ) -> list[Solved]:
     """The facts as features on top of what the engine runs under.
 
@@ -166,25 +165,17 @@ def solve(
     hold already. NotSupportedError and SemanticError for what cannot be solved.
     """
     need_gated(engine)
-    found = detect(
-        engine,
-        requests,
-        layer=layer,
-        second=second,
-        text=text,
-        dtype=dtype,
-        earlier=earlier,
-        progress=progress,
-    )
+    with doing("detectors"):
+        found = detect(engine, requests, layer=layer, second=second, text=text, dtype=dtype, earlier=earlier)
     return_memory()
     down = np.zeros((len(requests), engine.hidden), np.float32)
     for part in _together(requests):
-        d = _values(
-            engine, [requests[i] for i in part], found, part, layer, progress, (part[0], len(requests))
-        )
+        d = _values(engine, [requests[i] for i in part], found, part, layer, (part[0], len(requests)))
         own = alpha * d / found.mean[part][:, None]
         down[part] = rounded(own, dtype)
         return_memory()
+    # Facts that cannot be said well enough were worked on to the last step.
+    report("values", len(requests), len(requests))
     return [Solved(w, layer, found.gate[i], found.up[i], down[i]) for i, w in enumerate(requests)]
 
 
@@ -200,18 +191,12 @@ def detect(
     text: BackgroundInputs,
     dtype: str,
     earlier: Sequence[ExistingFact] = (),
-    progress: Progress | None = None,
 ) -> Detected:
     """The detectors of all facts, solved together; SemanticError for a subject that no context can hold."""
     rows, owner, weights = _own_rows(engine, requests)
     same = _same(requests)
-
-    def step(done: int, total: int) -> None:
-        if progress is not None:
-            progress("keys", done, total)
-
     zero_rows, prompts = _zero_rows(engine, requests, earlier)
-    every = read_inputs(engine, [*rows, *zero_rows], layer, progress=step)
+    every = read_inputs(engine, [*rows, *zero_rows], layer, progress=ticker("keys"))
     keys, zeros = every[: len(rows)], every[len(rows) :]
     own = [keys[owner == i] for i in range(len(requests))]
     pool = every_input(engine, list(dict.fromkeys(prompts)), layer)
@@ -361,7 +346,6 @@ def _values(
     found: Detected,
     numbers: Sequence[int],
     layer: int,
-    progress: Progress | None,
     at: tuple[int, int],
 ) -> torch.Tensor:
     """The values d [facts, hidden] of facts that are found together."""
@@ -376,8 +360,7 @@ def _values(
     scaled = [replace(s, scale=float(share[i, list(s.facts)].mean())) for i, s in enumerate(rewrite_prompts)]
 
     def step(done: int, total: int) -> None:
-        if progress is not None:
-            progress("values", at[0] + done, at[1])
+        report("values", at[0] + done, at[1])
 
     done = value.values(engine, layer, scaled, len(requests), progress=step)
     d = done.d

@@ -15,7 +15,7 @@ from larql_duck.extraction.parallel import Workers
 from larql_duck.inference.modules import LayerModules
 from larql_duck.inference.topk import row_blocks
 from larql_duck.models.source import WeightSource
-from larql_duck.progress import Ticker
+from larql_duck.progress import report
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class ActivatingRow(NamedTuple):
 
 
 def layer_inputs(
-    source: WeightSource, ids: np.ndarray, basis: str, layers: Sequence[int], progress: Ticker
+    source: WeightSource, ids: np.ndarray, basis: str, layers: Sequence[int]
 ) -> dict[int, LayerInputs]:
     """Layer -> its inputs at the tokens `ids`, for `layers` (from 0) in the basis 'context' or 'embedding'.
 
-    progress is called with (layers done, layers): in context every layer up to the last one runs.
+    In context every layer up to the last one runs.
     """
     if basis != "context":
         embedded = EmbeddingInputs(source, ids)
@@ -72,7 +72,7 @@ def layer_inputs(
 
     for layer in range(max(layers) + 1):
         run_layer(stream, layer, begin if layer in layers else None)
-        progress(layer + 1, max(layers) + 1)
+        report("tokens through the layers", layer + 1, max(layers) + 1)
     return out
 
 

@@ -18,7 +18,7 @@ from larql_duck.extraction.stages import Extraction
 from larql_duck.extraction.state import Staging, bring_back, open_staging
 from larql_duck.files import next_step_after, real_place, with_parents
 from larql_duck.models.source import WeightSource
-from larql_duck.progress import Progress
+from larql_duck.progress import Progress, report
 from larql_duck.vindex.publish import check_replaceable
 
 
@@ -56,8 +56,8 @@ def extract(
     embedding, 'auto' takes context below half an hour. `probe` runs the relation `pack` (its `relations`, or all).
 
     The directory appears at once when it is complete. `resume` continues an interrupted run with the same arguments;
-    `force` replaces an `out` that is a vindex or an empty folder. `progress(stage, done, total)` is called often,
-    `notice(line)` for remarks.
+    `force` replaces an `out` that is a vindex or an empty folder. `progress(stage, done, total)` is called often
+    (None: whoever watches is told), `notice(line)` for remarks.
     Raises ModelError for a model that cannot be used and VindexError for an `out` that cannot be written; after an
     error or Ctrl-C finished steps are kept for `resume`, and say so; without any nothing is left behind.
     """
@@ -84,7 +84,7 @@ def extract(
             if not resumed:
                 _check_space(job, staging)
             if not staging.complete:
-                Extraction(job, staging, progress or (lambda *_: None), say).run()
+                Extraction(job, staging, progress or report, say).run()
             staging.publish(replace=force)
         except (OSError, MemoryError, RuntimeError, duckdb.Error) as error:
             if out_of_memory(error):

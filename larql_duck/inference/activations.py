@@ -22,7 +22,7 @@ from larql_duck.inference.corpus import Corpus, Window, open_corpus, windows
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.max_activating import write_contexts
 from larql_duck.inference.modules import watch_activations
-from larql_duck.progress import Progress
+from larql_duck.progress import Progress, report
 
 TOP = 20
 RAW_TOP = 8
@@ -77,14 +77,16 @@ def write_activations(
         state = RunState.begin(kept, key, engine, k, raw, notice)
         say = notice or (lambda line: None)
         stream = windows(corpus, engine.tokenizer, size, say)
-        _stream(engine, corpus, stream, state, progress or (lambda *_: None))
+        _stream(engine, corpus, stream, state, progress or report)
         if state.tokens == 0:
             raise LarqlError(f"{corpus.path}: holds no text; give at least one line with a word")
         if raw:
             assert state.raw is not None
             state.raw.join(target)
         else:
-            write_contexts(engine, corpus, state.places(), state.layers, state.tokens, target, progress)
+            write_contexts(
+                engine, corpus, state.places(), state.layers, state.tokens, target, progress or report
+            )
     return target
 
 

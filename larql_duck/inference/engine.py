@@ -21,6 +21,7 @@ from larql_duck.inference.weight_overlay import WeightOverlay
 from larql_duck.models.source import WeightSource
 from larql_duck.models.tokenizer import Tokenizer, load_tokenizer
 from larql_duck.patches.overlay import Overlay
+from larql_duck.progress import doing
 from larql_duck.vindex.arrays import torch_dtype
 
 if TYPE_CHECKING:
@@ -79,8 +80,9 @@ class Engine:
             raise LarqlError(f"device {device!r} is not available here; use device 'cpu'")
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
-        model = loading.build_model(source, dtype=torch_dtype(settings.compute_dtype), device=device)
-        return cls(model, load_tokenizer(source), source, fingerprint=loading.fingerprint(source))
+        with doing("loading the model"):
+            model = loading.build_model(source, dtype=torch_dtype(settings.compute_dtype), device=device)
+            return cls(model, load_tokenizer(source), source, fingerprint=loading.fingerprint(source))
 
     def __del__(self) -> None:
         # The weights go first, then what they leave behind is handed back. At the interpreter's end, both may fail.

@@ -34,7 +34,7 @@ def write_contexts(
     layers: Sequence[FeatureStats],
     tokens: int,
     out: Path,
-    progress: Progress | None = None,
+    progress: Progress,
 ) -> None:
     """Write `out` with the columns of SCHEMAS['contexts'], by layer, feature and rank.
 
@@ -73,7 +73,7 @@ def _contexts(layers: Sequence[FeatureStats], places: np.ndarray) -> dict[str, n
 
 
 def _pieces(
-    corpus: Corpus, tokenizer: Tokenizer, contexts: dict[str, np.ndarray], progress: Progress | None
+    corpus: Corpus, tokenizer: Tokenizer, contexts: dict[str, np.ndarray], progress: Progress
 ) -> Iterator[pa.Table]:
     """The contexts with their texts, a piece at a time."""
     texts = contexts["text"]
@@ -95,8 +95,7 @@ def _pieces(
             yield _piece(contexts, words, done, end)
             done = end
             words = {name: [] for name in words}
-        if progress is not None:
-            progress("contexts", end, len(texts))
+        progress("contexts", end, len(texts))
     if done < len(texts):
         yield _piece(contexts, words, done, len(texts))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import glob
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from larql_duck.errors import LarqlError
 from larql_duck.probing.packs import known_relations
 from larql_duck.probing.publish import probed_labels, require_tables
 from larql_duck.probing.sources import drop_source
+from larql_duck.progress import doing
 from larql_duck.vindex.manifest import load_manifest
 from larql_duck.vindex.publish import commit_tables
 from larql_duck.vindex.store import Vindex
@@ -92,25 +93,23 @@ class Clusters:
         return np.bincount(self.member, minlength=len(self.labels)).tolist()
 
 
-def discover(
-    vindex: Vindex, *, k: int = MOST_CLUSTERS, seed: int = 0, progress: Callable[[str], None] = lambda s: None
-) -> Clusters:
+def discover(vindex: Vindex, *, k: int = MOST_CLUSTERS, seed: int = 0) -> Clusters:
     """The Clusters of the knowledge band's features (all layers where there are no bands), at most k, by seed.
 
     LarqlError where no feature has both a top activating and a promoted word.
     """
-    progress("directions")
-    directions = feature_directions(vindex)
+    with doing("directions"):
+        directions = feature_directions(vindex)
     if not len(directions.layer):
         raise LarqlError(
             f"{vindex.path}: no feature has a word among its top activating and among its promoted tokens, so there is "
             "nothing to cluster"
         )
-    progress("clusters")
-    member, centres = _cluster(directions.unit, min(k, len(directions.layer)), seed)
-    progress("labels")
-    namer = _Namer(vindex, directions, member, len(centres))
-    return Clusters(directions, member, centres, namer.labels(), namer.top_tokens())
+    with doing("clusters"):
+        member, centres = _cluster(directions.unit, min(k, len(directions.layer)), seed)
+    with doing("labels"):
+        namer = _Namer(vindex, directions, member, len(centres))
+        return Clusters(directions, member, centres, namer.labels(), namer.top_tokens())
 
 
 def feature_directions(vindex: Vindex) -> FeatureDirections:

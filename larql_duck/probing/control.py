@@ -18,7 +18,7 @@ from larql_duck.inference.engine import Engine
 from larql_duck.inference.prefix import prefill
 from larql_duck.probing.sources import of_source, probed_rows
 from larql_duck.probing.words import normal
-from larql_duck.progress import Ticker
+from larql_duck.progress import report
 
 # Features whose absolute activation is nearest to the listed one's: one of these is drawn in its place.
 _NEAREST = 16
@@ -45,7 +45,6 @@ def controls(
     sample: int = 200,
     least_p: float = 0.3,
     seed: int = 0,
-    done: Ticker = lambda n, total: None,
 ) -> list[Control]:
     """Controls of at most `sample` probed facts of rank 1 with p >= least_p, drawn by a hash: the same every time.
 
@@ -67,7 +66,7 @@ def controls(
     for start in range(0, len(rows), _BATCH):
         part = rows[start : start + _BATCH]
         out += _measured(engine, part, [listed[_fact(r)] for r in part], random)
-        done(start + len(part), len(rows))
+        report("effects", start + len(part), len(rows))
     return out
 
 

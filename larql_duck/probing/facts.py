@@ -23,7 +23,7 @@ from larql_duck.probing.prompts import Question, questions
 from larql_duck.probing.replies import Reply, replies
 from larql_duck.probing.specific import specifics
 from larql_duck.probing.tables import ProbedFact, tables_of
-from larql_duck.progress import Ticker
+from larql_duck.progress import Ticker, ticker
 
 # A further answer of a relation with many answers becomes a triple, and so has features, from this p on.
 MANY_P = 0.1
@@ -71,7 +71,7 @@ def probe(
 
     relations picks some by name, limit each relation's first subjects, max_prompts bounds the whole run. Confidence
     is calibrated where the pack brings references; an earlier run's calibration is used for families without.
-    progress is called with (done, total) steps; checkpoint is a directory in which finished batches are kept and
+    progress is called with (done, total) steps (None: whoever watches is told); checkpoint is a directory in which finished batches are kept and
     found again. Deterministic. LarqlError when nothing is left to ask.
     """
     if ablation not in ("zero", "mean"):
@@ -83,7 +83,7 @@ def probe(
         raise LarqlError("nothing to ask: the pack has no relation with subjects")
     store = Checkpoint(checkpoint, [engine.fingerprint, str(engine.model.dtype)])
     # One step a prompt, then one a subject whose facts are measured.
-    tick = _counter(sum(q.n_prompts + len(q.relation.entities) for q in asking), progress)
+    tick = _counter(sum(q.n_prompts + len(q.relation.entities) for q in asking), progress or ticker("facts"))
     unasked: dict[str, str] = {}
     replied = [_ask(engine, q, store, tick, unasked) for q in asking]
     about = [RelationReplies(q.relation, tuple(r)) for q, r in zip(asking, replied, strict=True)]
@@ -119,14 +119,14 @@ def ask_subjects(
     return combine(replied, top_n=top_n)
 
 
-def _counter(total: int, progress: Ticker | None) -> Callable[[int | Fraction], None]:
+def _counter(total: int, progress: Ticker) -> Callable[[int | Fraction], None]:
     """A function that counts steps, also parts of one, and reports whole ones."""
     done = Fraction(0)
 
     def tick(steps: int | Fraction) -> None:
         nonlocal done
         before, done = done, done + steps
-        if progress is not None and int(done) > int(before):
+        if int(done) > int(before):
             progress(int(done), total)
 
     return tick

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class OpenVindex:
     """A vindex with its edits, model and tables, the last two under the edits. Implements `Workspace`.
 
-    progress and texts are those of `Preferences`. revision rises with every change of the edits.
+    texts are those of `Preferences`. revision rises with every change of the edits.
     """
 
     def __init__(self, vindex: Vindex, mount: Mount, connection: Connection, options: Preferences) -> None:
@@ -37,7 +37,7 @@ class OpenVindex:
         self.catalog = VindexCatalog(vindex, mount.schema, connection.rows)
         self.unsaved = UnsavedRuns(vindex)
         self.revision = 0
-        self.progress, self.texts = options.progress, options.texts
+        self.texts = options.texts
         self._connection, self._options = connection, options
         self._lock = threading.RLock()
         self._model: Model | None = None

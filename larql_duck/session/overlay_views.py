@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from larql_duck.catalog import LOOKUPS, as_schema, empty_table
-from larql_duck.progress import Ticker
 from larql_duck.session.definitions import Definitions
 
 if TYPE_CHECKING:
@@ -152,14 +151,14 @@ class OverlayViews:
         notices = []
         if "features" in kinds:
             assert overlay and self._features
-            notices += self._features.measure(overlay, self._progress("features"))
+            notices += self._features.measure(overlay)
         if "facts" in kinds:
             assert self._facts and self._concerned
             if not self._facts.missing(self._concerned, about):
                 kinds -= {"facts"}
             else:
                 notices += self._facts.measure(
-                    self._concerned, workspace.engine(), self._many(workspace.vindex), self._progress("facts"), about
+                    self._concerned, workspace.engine(), self._many(workspace.vindex), about
                 )  # fmt: skip
         if kinds:
             assert overlay
@@ -262,13 +261,6 @@ class OverlayViews:
 
     def _many(self, vindex: Vindex) -> set[str]:
         return vindex.manifest.many_relations | self._unsaved.many
-
-    def _progress(self, stage: str) -> Ticker:
-        def tick(done: int, total: int) -> None:
-            if self._workspace.progress is not None:
-                self._workspace.progress(stage, done, total)
-
-        return tick
 
 
 def _replaced(table: pa.Table, key: str, column: str, values: dict[Any, Any]) -> pa.Table:

@@ -18,6 +18,7 @@ from larql_duck.lowering.types import Catalog, EmptyCatalog, need_vindex
 from larql_duck.lql import parse
 from larql_duck.lql.statements import Statement
 from larql_duck.patches.edit_log import EditLog
+from larql_duck.progress import doing, watched
 from larql_duck.result import Result
 from larql_duck.session.connection import Connection
 from larql_duck.session.mount import Mount
@@ -111,7 +112,8 @@ class Session:
         Tables that neither the connection nor the vindex has are looked up among the caller's DataFrames.
         QueryError with DuckDB's message; several statements give the last one's result.
         """
-        result = self._connection.query(query, parameters)
+        with watched(self.options.progress), doing("SQL"):
+            result = self._connection.query(query, parameters)
         # In a connection of the user's, what `lq.` does not stand before is theirs.
         result.notices += self._connection.hidden_frames(query) if self._connection.own else []
         return result
@@ -233,7 +235,7 @@ class Session:
             for name in {"tracer", "progress", "texts", "how_to_open", "keep_unsaved"} & set(options):
                 value = options.pop(name)
                 setattr(self.options, name, value)
-                if self._opened is not None and name in ("progress", "texts"):
+                if self._opened is not None and name == "texts":
                     setattr(self._opened, name, value)
             if type(self._catalog) is EmptyCatalog:
                 self._catalog = EmptyCatalog(self.schema, self.options.how_to_open)
@@ -311,9 +313,10 @@ class Session:
             need_vindex(self._catalog)
         connection = self._connection
         try:
-            table = connection.fetch(
-                step.sql, None, None if piped is None else {"_": piped}, about=step.about
-            )
+            with watched(self.options.progress), doing(statement.syntax[0].name):
+                table = connection.fetch(
+                    step.sql, None, None if piped is None else {"_": piped}, about=step.about
+                )
         except duckdb.Error as error:
             raise statement_error(error, step.sql, statement, text, connection.failures) from error
         typed = text[statement.at.start : statement.at.end]
@@ -336,7 +339,8 @@ class Session:
         return notices
 
     def _carry_out(self, request: Request) -> Result:
-        result = self._dispatch(self, request)
+        with watched(self.options.progress), doing(request.verb):
+            result = self._dispatch(self, request)
         result.notices += [n for n in self._untold() if n not in result.notices]
         return result
 

@@ -17,7 +17,7 @@ from larql_duck.catalog.sql_files import SCHEMA, sql_query
 from larql_duck.databases import in_memory
 from larql_duck.errors import QueryError, VindexError, first_line
 from larql_duck.files import replacing
-from larql_duck.progress import hide_duckdb_bar
+from larql_duck.progress import doing, hide_duckdb_bar
 from larql_duck.vindex.derive import older_features
 
 # The oldest format that has all we use: the DuckDB CLI 1.5 and later read it.
@@ -67,7 +67,7 @@ def build_database(tables_dir: Path, out: Path, manifest_hash: str) -> None:
     table's file is missing or unreadable.
     """
     try:
-        with replacing(out, error=None) as temporary:
+        with replacing(out, error=None) as temporary, doing("building model.duckdb"):
             for limit in _MEMORY:
                 try:
                     _build(tables_dir, temporary, manifest_hash, limit, temporary.with_name("spill"))

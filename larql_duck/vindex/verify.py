@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from larql_duck.catalog import FILES, quoted
 from larql_duck.databases import in_memory
 from larql_duck.errors import LarqlError, first_line
-from larql_duck.progress import Progress
+from larql_duck.progress import Progress, doing, report
 from larql_duck.vindex import layout
 from larql_duck.vindex.arrays import hash_file, read_down_meta
 from larql_duck.vindex.database import database_hash, not_replaceable
@@ -34,11 +34,11 @@ def verify(path: str | Path, progress: Progress | None = None) -> list[str]:
     """One line per thing that is wrong with the vindex at `path`; an empty list when everything holds.
 
     Every file's sha256 is compared with the manifest, tables with arrays, and every row of model.duckdb with the
-    Parquet files. `progress(file, done, total)` counts bytes. A directory that cannot be opened gives its one line.
+    Parquet files. `progress(stage, done, total)` counts bytes (None: whoever watches is told). A directory that cannot be opened gives its one line.
     Nothing is written, but that opening finishes an interrupted change of the tables first; a write-ahead log of the
     database is read with it.
     """
-    say = progress or (lambda *_: None)
+    say = progress or report
     try:
         vindex = Vindex.open(path)
     except LarqlError as error:
@@ -46,7 +46,14 @@ def verify(path: str | Path, progress: Progress | None = None) -> list[str]:
     problems = list(_checksums(vindex, say))
     if problems or not vindex.has_tables:
         return problems
-    return [*_layers(vindex), *_features(vindex), *_tokens(vindex), *_down_meta(vindex), *_database(vindex)]
+    with doing("tables and arrays"):
+        return [
+            *_layers(vindex),
+            *_features(vindex),
+            *_tokens(vindex),
+            *_down_meta(vindex),
+            *_database(vindex),
+        ]
 
 
 def _checksums(vindex: Vindex, say: Progress) -> Iterator[str]:
@@ -58,7 +65,7 @@ def _checksums(vindex: Vindex, say: Progress) -> Iterator[str]:
             what = "its sha256 differs from the manifest's, so its bytes changed"
             yield str(damaged(vindex.path / name, what))
         done += sizes[name]
-        say(name, done, total)
+        say("checksums", done, total)
 
 
 def _layers(vindex: Vindex) -> Iterator[str]:

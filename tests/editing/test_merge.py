@@ -31,7 +31,7 @@ def source(tiny_vindex: Callable[[str], Path], tmp_path: Path) -> Path:
                 database_fact(v),
             ]
         )
-        compile_vindex(s.workspace, s.patches.overlay, out, None)
+        compile_vindex(s.workspace, s.patches.overlay, out)
         s.patches.rollback()
     return out
 

@@ -15,6 +15,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
 from larql_duck import VindexError, notebook
+from larql_duck.progress import Display, doing, watched
 from tests.world import write_vindex
 
 
@@ -47,6 +48,26 @@ def test_without_a_vindex_the_magic_says_how_to_open_one() -> None:
     with pytest.raises(VindexError, match="no vindex is open: %lql --vindex NAME"):
         magics.lql("STATS")
     magics.session.close()
+
+
+def test_long_work_is_one_line_below_the_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts: list[str] = []
+
+    class Handle:
+        def update(self, line: dict[str, str], *, raw: bool) -> None:
+            texts.append(line["text/plain"])
+
+    def display(line: dict[str, str], *, raw: bool, display_id: bool) -> Handle:
+        texts.append("new " + line["text/plain"])
+        return Handle()
+
+    monkeypatch.setattr(notebook, "display", display)
+    seconds = iter([0.0, 5.0, 9.0, 9.0])
+    shown = Display(notebook.CellLine(), silence=1, pause=1, clock=lambda: next(seconds))
+    with watched(shown), doing("INSERT"):
+        shown.look()
+        shown.look()
+    assert texts == ["new INSERT, 5 s", "INSERT, 9 s", ""]
 
 
 def test_a_line(run: Callable[[str], Any]) -> None:

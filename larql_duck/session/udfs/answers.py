@@ -15,6 +15,7 @@ from larql_duck.inference.prefix import prefill
 from larql_duck.knowledge.relations import Relation, relation_key
 from larql_duck.probing.facts import ask_subjects
 from larql_duck.probing.packs import known_relations
+from larql_duck.progress import report
 from larql_duck.spelling import as_name, did_you_mean
 from larql_duck.workspace import Workspace
 
@@ -69,6 +70,7 @@ class Answers:
                 part = missing[start : start + _TOGETHER]
                 engine = _engine(workspace, "lq_complete")
                 self._texts.update(zip(part, _continuations(engine, part), strict=True))
+                report("continuations", start + len(part), len(missing))
             return [None if r is None else self._texts[r] for r in rows]
 
     def _current(self) -> Workspace:
