@@ -134,7 +134,7 @@ COMMENT ON MACRO TABLE {public}.explain_fact IS 'The features behind a subject''
 CREATE MACRO {public}.entities_like(p_pattern) AS TABLE
 SELECT e.entity, e.n_facts, e.as_subject, e.as_object, e.relations
 FROM {schema}.entities AS e
-WHERE e.entity IN (SELECT n.entity FROM {schema}.entity_names AS n WHERE n.key LIKE lower(p_pattern))
+WHERE e.entity IN (SELECT n.entity FROM {schema}.entity_names AS n WHERE n.key LIKE lower(nfc_normalize(p_pattern)))
 ORDER BY e.n_facts DESC, e.as_subject DESC, e.entity;
 COMMENT ON MACRO TABLE {public}.entities_like IS 'Names that match a LIKE pattern in any case, those with most facts first. Example: FROM entities_like(''fr%'')';
 

@@ -77,7 +77,7 @@ WITH chosen AS MATERIALIZED (
 )
 SELECT c.entity, c.n_facts, c.as_subject, c.as_object, c.relations, n.layers
 FROM chosen AS c
-LEFT JOIN {schema}.entity_names AS n ON n.key = lower(c.entity) AND n.entity = c.entity
+LEFT JOIN {schema}.entity_names AS n ON n.key = lower(nfc_normalize(c.entity)) AND n.entity = c.entity
 ORDER BY c.n_facts DESC, c.as_subject + c.as_object DESC, c.entity;
 COMMENT ON MACRO TABLE {public}.show_entities IS 'Names by number of facts, optionally of one layer. Example: FROM show_entities(p_limit := 20)';
 

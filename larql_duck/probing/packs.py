@@ -52,9 +52,9 @@ def known_relations() -> Mapping[str, Relation]:
 def pack_from_frames(entities: object = None, relations: object = None, *, name: str = "custom") -> Pack:
     """A pack of the user's own entities and relations.
 
-    `entities`: a list of names, or a table (pyarrow, pandas, polars, a DuckDB relation) whose column subject,
-    entity or name (or only column) holds them; columns text and object, where there are any, give the surface
-    form and the accepted answers. Empty and repeated names are dropped. None = the relations' own subjects.
+    `entities`: names (a list, Series or array), or a table (pyarrow, pandas, polars, a DuckDB relation) whose column
+    subject, entity or name (or only column) holds them; columns text and object, where there are any, give the surface
+    form and the accepted answers. Missing and repeated names are dropped. None = the relations' own subjects.
 
     `relations`: names of shipped relations, {name: template or [templates]}, Relation objects, or a list of
     these. None = each entity is asked the shipped relations that know it, and those that suit any name when

@@ -201,8 +201,8 @@ class Session:
     ) -> Result:
         """Asks the model about entities; one row per fact found: subject, relation, object, p, confidence, n_features, effect.
 
-        entities: a list of names, a DataFrame, Arrow table or DuckDB relation with a column subject, entity or name,
-        or SQL text that gives one; None = the relations' own. relations: names of shipped relations, or
+        entities: names (a list, Series or array), a DataFrame, LazyFrame, Arrow table or DuckDB relation with a column
+        subject, entity or name, or SQL text that gives one; None = the relations' own. relations: names of shipped relations, or
         {name: [templates]} with {} for the subject; None = those that know the entities. pack: a pack's name or YAML
         file instead; with nothing given, the pack core. limit: each relation's first subjects only.
         The facts are shown at once; with save they are published in the vindex, where they replace earlier rows of

@@ -65,7 +65,7 @@ def test_a_database_fact_is_a_last_row_and_the_models_answer_stays(family: str, 
         after = s.lql(f'INFER "{prompt}" TOP 3')
         assert after.columns == before.columns
         assert after.rows()[:-1] == before.rows()
-        assert after.rows()[-1] == (None, "the cold city", None, None, None, "patch")
+        assert after.rows()[-1] == (None, "the cold city", "the cold city", None, None, None, "patch")
         assert patch_rows(s, "The capital of Atlantis is") == ["Poseidon"]
         compared = s.lql(f'INFER "{prompt}" TOP 1 COMPARE').dicts()
         assert [r["source"] for r in compared] == ["dense", "walk", "patch"]
