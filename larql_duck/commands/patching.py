@@ -48,7 +48,10 @@ def rollback(session: Session, request: Request) -> Result:
     edits = session.patches
     rows = edits.patch_rows()[len(edits.applied) :]
     n = edits.rollback()
-    return _result(rows, [f"{n} edits were taken back" if n else "there were no edits to take back"])
+    return _result(
+        rows,
+        [f"{n} edit{'s were' if n > 1 else ' was'} taken back" if n else "there were no edits to take back"],
+    )
 
 
 def apply(session: Session, request: Request) -> Result:

@@ -9,11 +9,12 @@ from larql_duck.files import open_regular
 from larql_duck.models.checkpoint import ModelSource
 from larql_duck.models.hf import HfSource
 from larql_duck.models.hub import download, parse_spec
+from larql_duck.models.installed import PREFIX, model_in_package
 from larql_duck.models.misplaced import check_there, other_format
 
 
 def open_model(spec: str | Path) -> ModelSource:
-    """The model that the spec names: a Hugging Face directory, a .gguf file, hf://org/name[@revision] or org/name.
+    """The model that the spec names: a Hugging Face directory, a .gguf file, hf://org/name[@revision], org/name or pkg:NAME.
 
     Headers are read and checked, values are not. org/name is looked up on the Hub when no such path exists.
     ModelError names what is missing; `ModelSource.validate` then checks config and tensors against each other.
@@ -21,7 +22,7 @@ def open_model(spec: str | Path) -> ModelSource:
     text = str(spec)
     if not text.strip() or "\0" in text:
         raise ModelError("no model is named; pass a directory, a .gguf file or hf://org/name")
-    path = Path(text).expanduser()
+    path = model_in_package(text) if text.startswith(PREFIX) else Path(text).expanduser()
     if not text.startswith("hf://"):
         try:
             check_there(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -343,6 +344,24 @@ def test_what_stands_in_a_models_place_is_named(
     becomes(directory / name)
     with pytest.raises(ModelError, match=message):
         open_model(directory / opened)
+
+
+def test_the_model_in_an_installed_package(copied: Make, tmp_path: Path, monkeypatch) -> None:
+    package = tmp_path / "model_in_here"
+    package.mkdir()
+    (package / "__init__.py").write_text("import what_nobody_has_installed")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ModelError, match=r"holds no \.gguf file and no directory"):
+        open_model("pkg:model_in_here")
+    copied("llama").rename(package / "data")
+    source = open_model("pkg:model-in-here")
+    assert source.path == package / "data" and "model_in_here" not in sys.modules
+    (package / "other.gguf").touch()
+    with pytest.raises(ModelError, match="holds 2 models: pass one of them"):
+        open_model("pkg:model_in_here")
+    for name in ("pkg:no_such_package", "pkg:", "pkg:a.b"):
+        with pytest.raises(ModelError, match="is installed here"):
+            open_model(name)
 
 
 def test_what_transformers_says_is_whole(copied: Make) -> None:
