@@ -242,7 +242,7 @@ def test_lql_probe(base: Path) -> None:
         assert [(r["subject"], r["relation"]) for r in result.dicts()] == [
             ("France", "colour"), ("Japan", "colour"),
         ]  # fmt: skip
-        assert any("not saved" in note for note in result.notices)
+        assert any("would be saved" in note for note in result.notices)
         countries = pa.table({"land": ["Spain", "Italy"]})
         result = s.lql('PROBE ENTITIES (SELECT land FROM countries) RELATIONS "capital" LIMIT 1 DRY RUN')
         assert [r["subject"] for r in result.dicts()] == ["Spain"]
