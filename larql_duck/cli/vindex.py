@@ -111,7 +111,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-@command(app, "model-sql X.vindex > model.sql")
+@command(app, "model-sql X.vindex")
 def model_sql(vindex: VindexArgument) -> None:
     """Print the views and macros of model.duckdb as a script over the tables' files.
 
