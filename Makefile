@@ -8,12 +8,13 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c co
 # Some machines set it to keep images small. Here many short processes import torch, which takes twice as long without.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test test-extras lint format bench clean
+.PHONY: help install demo test test-extras test-lowest lint format bench clean
 
 help:
 	@echo 'make demo    set everything up, extract SmolLM2, then ask it, trace it and edit it'
 	@echo 'make test    set everything up, run the linters and all tests on every core'
-	@echo 'make test-extras  the long tests: kills at random moments, damaged bytes of every kind of file'
+	@echo 'make test-extras  the long tests: kills at random moments, damaged bytes, other tools'
+	@echo 'make test-lowest  the fast tests under the lowest versions that pyproject.toml allows'
 	@echo 'make lint    ruff, mypy and the contracts of imports'
 	@echo 'make format  let ruff mend what it can'
 	@echo 'make bench   run the benchmarks (nothing else should be running)'
@@ -36,6 +37,9 @@ test: lint
 
 test-extras: $(INSTALLED)
 	$(BIN)/pytest -m extras --numprocesses logical --maxprocesses 8 --dist worksteal
+
+test-lowest: $(INSTALLED)
+	$(BIN)/python -m tests.lowest
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

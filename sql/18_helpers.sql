@@ -37,5 +37,5 @@ END;
 COMMENT ON MACRO {schema}.rounded IS 'A number with three significant digits.';
 
 CREATE MACRO {schema}.is_among(p_relation, p_relations) AS
-p_relations IS NULL OR list_contains(list_transform(p_relations, lambda r: lower(trim(r))), lower(p_relation));
+p_relations IS NULL OR list_contains([lower(trim(r)) FOR r IN p_relations], lower(p_relation));
 COMMENT ON MACRO {schema}.is_among IS 'Whether a relation is one of a list, in any case; a NULL list holds all.';

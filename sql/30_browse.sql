@@ -53,12 +53,13 @@ found AS (
         t.p, parts.score, parts.best.layer AS layer, t.layers, coalesce(parts.n_features, 0) AS n_features, t.source, t.source = 'weights' AS weak,
         CASE
             WHEN t.source = 'weights'
-            THEN list_filter(
-                CASE WHEN list_contains(x.opposite_tokens, t.object) THEN x.opposite_tokens ELSE x.down_tokens END,
-                lambda token: lower(token) <> lower(t.object)
-            )
+            THEN [
+                token FOR token IN
+                CASE WHEN list_contains(x.opposite_tokens, t.object) THEN x.opposite_tokens ELSE x.down_tokens END
+                IF lower(token) <> lower(t.object)
+            ]
             WHEN t.direction = 'out'
-            THEN list_filter(a.objects, lambda other: other <> t.object)
+            THEN [other FOR other IN a.objects IF other <> t.object]
         END AS also,
         CASE WHEN t.source = 'weights' THEN coalesce(l.band, 'knowledge') ELSE 'knowledge' END AS band,
         l.band AS layer_band

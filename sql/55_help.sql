@@ -2,7 +2,7 @@
 
 CREATE MACRO {public}.help() AS TABLE
 SELECT DISTINCT ON (function_name)
-    function_name || '(' || array_to_string(parameters, ', ') || ')' AS macro,
+    function_name || '(' || coalesce(array_to_string(parameters, ', '), '') || ')' AS macro,
     split_part(comment, ' Example: ', 2) AS example,
     split_part(comment, ' Example: ', 1) AS answers
 FROM duckdb_functions()

@@ -12,11 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from larql_duck.catalog import SCHEMAS
+from larql_duck.catalog.ddl import model_sql
 from larql_duck.vindex.arrays import write_file
 from larql_duck.vindex.database import build_database
 from larql_duck.vindex.derive import UNLABELLED
 from larql_duck.vindex.manifest import INDEX, SCHEMA_VERSION, manifest_hash
-from larql_duck.vindex.publish import seal_manifest, write_table
+from larql_duck.vindex.publish import MODEL_SQL, seal_manifest, write_table
 
 LAYERS, FEATURES, HIDDEN = 10, 40, 16
 BANDS = {"syntax": (0, 3), "knowledge": (4, 7), "output": (8, 9)}
@@ -315,6 +316,7 @@ def write_vindex(directory: Path, *, dtype: str = "f32", seed: int = 0) -> Path:
         "config.json": json.dumps(config).encode(),
         "tokenizer.json": json.dumps(_TOKENIZER | {"model": model}).encode(),
         "tokenizer_config.json": b"{}",
+        MODEL_SQL: model_sql().encode(),
     }
     listed = {name: write_file(directory / name, data) for name, data in files.items()}
     row = FEATURES * HIDDEN * size

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator
 
-from larql_duck.catalog.sql_files import HELPERS, PUBLIC, SCHEMA, sql_files
+from larql_duck.catalog.sql_files import HELPERS, PUBLIC, SCHEMA, sql_files, sql_query
 from larql_duck.catalog.tables import BOTH_SPELLINGS, BUILD_INFO, LOOKUPS, TABLES, VIEWS, Table
 
 
@@ -37,6 +38,21 @@ def main_objects() -> list[tuple[str, str]]:
         for name, table in TABLES.items()
     )
     return [("tables", tables), *_public(SCHEMA, "main")]
+
+
+def model_sql(tables: str = "tables") -> str:
+    """What model.duckdb holds as a script over the Parquet files in `tables`, for versions that cannot open that file."""
+    parts = [
+        f"-- Views and macros over {tables}, for DuckDB 1.1 to 1.4: duckdb -init model.sql, in the folder of this file.\n"
+        f"CREATE SCHEMA {SCHEMA};\n"
+    ]
+    for name, table in TABLES.items():
+        file = quoted(glob.escape(tables) + f"/{name}.parquet")
+        parts.append(
+            f"CREATE VIEW {SCHEMA}.{name} AS SELECT {', '.join(table.names)} FROM read_parquet({file});\n"
+        )
+    parts += [f"CREATE VIEW {SCHEMA}.{name} AS\n{sql_query(name)};\n" for name in LOOKUPS]
+    return "".join([*parts, *(text for _, text in (*views_and_macros(), *main_objects()))])
 
 
 def comments(table: Table, kind: str, schema: str, prefix: str = "") -> str:

@@ -11,8 +11,8 @@ from larql_duck.databases import in_memory
 
 _HEAD = """# The schema
 
-Every table is a Parquet file in `tables/` of a vindex and a table of `model.duckdb`, where views and macros stand over
-it. A Python session shows the same names in the schema `lq`. An edit changes what a session shows, never what is on
+Every table is a Parquet file in `tables/` of a vindex and a table of `model.duckdb` (DuckDB 1.5 or newer; `model.sql` for
+older ones), where views and macros stand over it. A Python session shows the same names in the schema `lq`. An edit changes what a session shows, never what is on
 disk. Words are explained in the [glossary](glossary.md).
 
 This page is made from the catalog: `python -m larql_duck.catalog docs/schema.md`.

@@ -109,3 +109,23 @@ def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+@command(app, "model-sql X.vindex")
+def model_sql(vindex: VindexArgument) -> None:
+    """Print the views and macros of model.duckdb as a script over the tables' files.
+
+    For DuckDB 1.1 to 1.4, which cannot open model.duckdb: duckdb -init model.sql. The vindex holds the same script with
+    relative paths, for a duckdb that is started in it.
+    """
+    from larql_duck.catalog.ddl import model_sql as script
+    from larql_duck.errors import VindexError
+    from larql_duck.vindex.derive import older_features
+    from larql_duck.vindex.store import Vindex
+
+    opened = Vindex.open(vindex)
+    if not opened.has_tables or older_features(opened.tables_dir) is not None:
+        raise VindexError.at(
+            opened.path, "has no tables of this version; extract the model again with --force"
+        )
+    print(script(str(opened.tables_dir.resolve())), end="")

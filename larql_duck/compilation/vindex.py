@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from larql_duck.catalog import FILES, SCHEMAS
+from larql_duck.catalog.ddl import model_sql
 from larql_duck.compilation.array_files import carry, check_source, write_gates, write_weights
 from larql_duck.compilation.down_meta import down_meta
 from larql_duck.compilation.source import EditedWeights
@@ -26,7 +27,7 @@ from larql_duck.vindex.arrays import FileEntry, write_file
 from larql_duck.vindex.database import ROW_ORDER
 from larql_duck.vindex.derive import model_graph
 from larql_duck.vindex.manifest import INDEX, SECTION, render
-from larql_duck.vindex.publish import TABLES, rebuild_database, seal_manifest, write_table
+from larql_duck.vindex.publish import MODEL_SQL, TABLES, rebuild_database, seal_manifest, write_table
 from larql_duck.workspace import Workspace
 
 # LARQL's label files, which it keeps beside its arrays.
@@ -101,6 +102,7 @@ class _Compilation:
         made: dict[str, bytes] = {}
         promoted = None
         if self.vindex.has_tables:
+            made[MODEL_SQL] = model_sql().encode()
             made["config.json"] = json.dumps(self.source.config, indent=2, ensure_ascii=False).encode()
             if self.overlay.rows:
                 promoted = self.touched("features"), self.touched("feature_tokens")

@@ -17,6 +17,7 @@ import torch
 
 from larql_duck._version import __version__
 from larql_duck.catalog import FILES, empty_table
+from larql_duck.catalog.ddl import model_sql
 from larql_duck.extraction import table_rows as rows
 from larql_duck.extraction import weight_arrays as arrays
 from larql_duck.extraction.context import TokenFeatures, collect_layer, run_layer, token_stream
@@ -47,7 +48,7 @@ from larql_duck.vindex.derive import (
     weight_edges,
 )
 from larql_duck.vindex.manifest import INDEX, SECTION
-from larql_duck.vindex.publish import TABLES, rebuild_database, seal_manifest, write_table
+from larql_duck.vindex.publish import MODEL_SQL, TABLES, rebuild_database, seal_manifest, write_table
 
 # A checkpoint may cost this share of the time since the last one.
 _CHECKPOINT_SHARE = 0.04
@@ -314,6 +315,7 @@ class Extraction:
             file.writelines(rows.down_meta_bytes(measured, self.options.top_k))
         del measured
         files[layout.DOWN_META] = hash_file(directory / layout.DOWN_META)
+        files[MODEL_SQL] = write_file(directory / MODEL_SQL, model_sql().encode())
         if facts.record is not None:
             features = pq.read_table(directory / TABLES / "features.parquet")
             files[LABELS] = write_file(directory / LABELS, feature_labels(features))

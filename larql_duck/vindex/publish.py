@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from larql_duck.catalog import FILES
+from larql_duck.catalog.ddl import model_sql
 from larql_duck.errors import BusyError, VindexError
 from larql_duck.files import locked, replacing, sync_directory
 from larql_duck.vindex.arrays import hash_file, write_file
@@ -23,7 +24,7 @@ from larql_duck.vindex.derive import model_graph
 from larql_duck.vindex.fields import damaged, read_json
 from larql_duck.vindex.manifest import INDEX, SECTION, load_manifest, manifest_hash, render
 
-DATABASE = "model.duckdb"
+DATABASE, MODEL_SQL = "model.duckdb", "model.sql"
 TABLES = "tables"
 _NEXT = ".next"
 _LOCK = ".lock"
@@ -181,7 +182,7 @@ def commit_tables(
         graph = {"model_graph": model_graph(tables["triples"])} if "triples" in tables else {}
         for name, table in (*tables.items(), *graph.items()):
             section["tables"][name] = write_table(pending / f"{name}.parquet", name, table)
-        for name, data in (files or {}).items():
+        for name, data in {MODEL_SQL: model_sql().encode(), **(files or {})}.items():
             (pending / name).parent.mkdir(parents=True, exist_ok=True)
             section["files"][name] = write_file(pending / name, data)
         if change is not None:
