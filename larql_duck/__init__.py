@@ -81,7 +81,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module 'larql_duck' has no attribute {name!r}")
+        from larql_duck.spelling import did_you_mean
+
+        meant = "" if name.startswith("_") else did_you_mean(name, __all__)
+        raise AttributeError(f"module 'larql_duck' has no attribute {name!r}{meant}")
     from importlib import import_module
 
     value = getattr(import_module(_HOMES[name]), name)

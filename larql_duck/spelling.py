@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import unicodedata
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # Names that are listed where none is near.
 _LISTED = 12
@@ -34,6 +40,20 @@ def did_you_mean(
         return f"; did you mean {' or '.join(near)}?"
     rest = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return f"; there are {', '.join(names[:_LISTED])}{rest}" if names else ""
+
+
+def told_arguments(function: Callable[P, T]) -> Callable[P, T]:
+    """The function, whose TypeError for a keyword that it has not names the one that was meant."""
+    names = [name for name in inspect.signature(function).parameters if name != "self"]
+
+    @functools.wraps(function)
+    def call(*args: P.args, **given: P.kwargs) -> T:
+        for name in given:
+            if name not in names:
+                raise TypeError(f"{function.__name__}() has no argument {name}{did_you_mean(name, names)}")
+        return function(*args, **given)
+
+    return call
 
 
 def closest(word: str, names: Iterable[str]) -> str | None:

@@ -27,6 +27,8 @@ def connect(
     patches: Sequence[str | Path] = (),
     texts: str | Path | Sequence[str] | None = None,
     tracer: Callable[[str], None] | None = None,
+    device: str | None = None,
+    compute_dtype: str | None = None,
 ) -> Session:
     """A Session on a connection of its own (in memory), with the vindex at `path` opened if one is given.
 
@@ -34,11 +36,12 @@ def connect(
     texts, is what edits take for ordinary text; None: text that the model writes itself.
 
     Its schema `lq` is on the search path behind `main`, so `model_graph` and `describe_entity('France')` can be
-    written as they are. tracer is called with every SQL before it runs. Raises VindexError for a path that is no
-    usable vindex.
+    written as they are. tracer is called with every SQL before it runs. device ('cpu', 'cuda', 'cuda:1', 'auto') and
+    compute_dtype ('f32', 'f16', 'bf16') say how passes compute; None: as the environment says. Raises VindexError for a
+    path that is no usable vindex.
     """
     session = Session(in_memory(), carry_out, own=True, tracer=tracer, texts=texts)
-    return _started(session, path, patches)
+    return _started(session, path, patches, device=device, compute_dtype=compute_dtype)
 
 
 @contextmanager
@@ -56,22 +59,28 @@ def attach(
     patches: Sequence[str | Path] = (),
     texts: str | Path | Sequence[str] | None = None,
     tracer: Callable[[str], None] | None = None,
+    device: str | None = None,
+    compute_dtype: str | None = None,
 ) -> Session:
     """A Session inside a connection that the caller already has: everything is in `schema`, nothing else changes.
 
     Write `lq.model_graph`, `lq.describe_entity('France')`. In a database file the schema is an in-memory catalog of
     that name, so that nothing of it stays in the file. Several vindexes fit into one connection under different
     names. patches are .vlp files that are applied, in order; they change what this session shows, nothing on disk.
-    texts is as in `connect`.
+    texts, device and compute_dtype are as in `connect`.
     Closing the session removes what it put there. Raises VindexError for a path that is no usable vindex,
     LarqlError for a schema that exists.
     """
-    return _started(Session(con, carry_out, schema=schema, tracer=tracer, texts=texts), path, patches)
+    session = Session(con, carry_out, schema=schema, tracer=tracer, texts=texts)
+    return _started(session, path, patches, device=device, compute_dtype=compute_dtype)
 
 
-def _started(session: Session, path: str | Path | None, patches: Sequence[str | Path]) -> Session:
+def _started(
+    session: Session, path: str | Path | None, patches: Sequence[str | Path], **settings: str | None
+) -> Session:
     _open.add(session)
     try:
+        session.configure(**{name: value for name, value in settings.items() if value is not None})
         if path is not None:
             session.use(path)
         for patch in patches:

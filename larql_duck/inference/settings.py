@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from larql_duck.errors import LarqlError
 
 _PREFIX = "LARQL_DUCK_"
+_DEVICE = re.compile(r"cpu|auto|mps|cuda(:\d+)?")
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.compute_dtype not in ("f32", "f16", "bf16"):
             raise LarqlError(f"compute dtype {self.compute_dtype!r} is not known; use one of f32, f16, bf16")
+        if not _DEVICE.fullmatch(self.device):
+            raise LarqlError(f"device {self.device!r} is not known; use cpu, cuda, cuda:1 or auto")
         if self.threads is not None and self.threads < 1:
             raise LarqlError(f"threads is {self.threads}; it must be at least 1")
 

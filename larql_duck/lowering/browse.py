@@ -62,7 +62,7 @@ def describe(s: st.Describe, facts: Catalog) -> Query:
 
 def walk(s: st.Walk, facts: Catalog) -> Query:
     """WALK: a lookup in token_features, or a search over the gates."""
-    check_count(s, s.top, "TOP", "top")
+    check_count(s, s.top, "TOP", "top", low=1)
     layers = check_layers(s, facts, s.layers)
     dense = s.mode == "dense" or s.compare
     options = {"p_top": s.top, "p_layers": layers, "p_mode": s.mode, "p_compare": True if s.compare else None}
@@ -75,7 +75,7 @@ def explain_walk(s: st.Explain, facts: Catalog) -> Query:
         raise fail(s, "EXPLAIN WALK has no token to explain: FOR belongs to EXPLAIN INFER", "target")
     if s.attention:
         raise fail(s, "EXPLAIN WALK sees no attention: write EXPLAIN INFER ... WITH ATTENTION", "attention")
-    check_count(s, s.top, "TOP", "top")
+    check_count(s, s.top, "TOP", "top", low=1)
     options = {
         "p_top": s.top if s.top is not None else 10 if s.verbose else 5,
         "p_layers": check_layers(s, facts, s.layers),

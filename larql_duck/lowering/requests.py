@@ -49,7 +49,7 @@ def extract(s: st.Extract, catalog: Catalog) -> Resolved:
 def infer(s: st.Infer, catalog: Catalog) -> Resolved:
     """No arguments; ABLATE, STEER and PATCH name layers and features that there are."""
     catalog.require("inference", "INFER")
-    check_count(s, s.top, "TOP", "top")
+    check_count(s, s.top, "TOP", "top", low=1)
     check_count(s, s.walk_k, "WALK K", "walk_k", low=1)
     for layer, feature in (slot for clause in s.ablate for slot in clause.slots):
         check_layer(s, catalog, layer, "ablate")
@@ -70,7 +70,7 @@ def infer(s: st.Infer, catalog: Catalog) -> Resolved:
 def explain_infer(s: st.Explain, catalog: Catalog) -> Resolved:
     """layers: those shown, ascending; None for all."""
     catalog.require("inference", "EXPLAIN INFER")
-    check_count(s, s.top, "TOP", "top")
+    check_count(s, s.top, "TOP", "top", low=1)
     return {"layers": check_layers(s, catalog, s.layers)}
 
 

@@ -173,13 +173,10 @@ class Cursor:
             return "the end of the text"
         typed = " ".join(self.tokens.raw(i).split())
         typed = typed if len(typed) <= _SHOWN else typed[: _SHOWN - 1] + "…"
-        return (
-            f"the string {typed}"
-            if kind is TokenKind.STRING
-            else f"the number {typed}"
-            if kind is TokenKind.NUMBER
-            else typed
-        )
+        if i in self.tokens.bound:
+            return f"{typed}, which is {self.tokens.bound[i]!r:.40}"
+        what = {TokenKind.STRING: "the string ", TokenKind.NUMBER: "the number "}.get(kind, "")
+        return f"{what}{typed}"
 
     def unexpected(self, *expected: str, hint: str = "") -> LqlSyntaxError:
         """The error that the next token is none of these (to be raised by the caller)."""

@@ -11,8 +11,9 @@ import duckdb
 
 from larql_duck.catalog import tables as catalog
 from larql_duck.catalog.sql_files import PUBLIC, PYTHON, sql_files
-from larql_duck.errors import LarqlError, QueryError, SemanticError, VindexError
+from larql_duck.errors import LarqlError, LqlSyntaxError, QueryError, SemanticError, VindexError
 from larql_duck.lowering.names import TABLES, LqlTable
+from larql_duck.lql.parser import parse
 from larql_duck.spelling import did_you_mean
 
 if TYPE_CHECKING:
@@ -42,10 +43,27 @@ def query_error(
     if how_to_open is not None and missing is not None and missing[1].lower() in _of_a_vindex():
         return VindexError(f"no vindex is open, and {missing[1]} is one's: {how_to_open}")
     column = _name(_COLUMN.search(message))
-    if column is not None and f'"{column}"' in sql:
+    if column in _LQL_COLUMNS:
+        # DuckDB's candidates and its word on LATERAL lead nowhere.
+        line = f"no column {column} here: plain SQL calls it {_LQL_COLUMNS[column]}; LQL knows both names"
+    elif column is not None and f'"{column}"' in sql:
         text = "'" + column.replace('""', '"').replace("'", "''") + "'"
         line += f"; double quotes name a column: for text write {text}"
+    elif (verb := _verb_of_lql(sql)) is not None:
+        line += f"; {verb} as LQL has it is run by lql: larql-duck lql, s.lql(...)"
     return QueryError(line, sql=sql)
+
+
+def _verb_of_lql(text: str) -> str | None:
+    """The verb of a text that is LQL and no query."""
+    try:
+        verbs = [s.verb for s in parse(text) if s.kind not in ("Pipe", "Select")]
+    except LqlSyntaxError:
+        return None
+    return verbs[0] if verbs else None
+
+
+_LQL_COLUMNS = {"entity": "subject", "target": "object", "relationship": "relation"}
 
 
 @cache
@@ -70,13 +88,17 @@ def statement_error(
             return _unknown(what, name, statement, text)
     wrong_type = isinstance(error, duckdb.ConversionException) and _is_typed(error, statement, text)
     if wrong_type or isinstance(error, duckdb.BinderException | duckdb.CatalogException):
-        place = statement.at
-        return SemanticError(
-            f"line {place.line}, column {place.column}: {_one_line(message)}",
-            line=place.line,
-            column=place.column,
-        )
+        line, column = _place_of_value(message, statement, text)
+        return SemanticError(f"line {line}, column {column}: {_one_line(message)}", line=line, column=column)
     return QueryError(_one_line(message), sql=sql)
+
+
+def _place_of_value(message: str, statement: Statement, text: str) -> tuple[int, int]:
+    """Where the value that DuckDB could not convert stands; the statement's place for everything else."""
+    value, place = _VALUE.search(message), statement.at
+    source = text[place.start : place.end]
+    quoted = next((f"{q}{value[1]}{q}" for q in "'\"" if f"{q}{value[1]}{q}" in source), "") if value else ""
+    return _place_of(quoted, source, place) if quoted else (place.line, place.column)
 
 
 def _is_typed(error: duckdb.Error, statement: Statement, text: str) -> bool:

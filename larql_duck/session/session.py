@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import duckdb
 import pyarrow as pa
 
+from larql_duck.errors import SemanticError
 from larql_duck.lowering import Plan, Query, Request, joined, needs_vindex, plan, transpiled
 from larql_duck.lowering.types import Catalog, EmptyCatalog, need_vindex
 from larql_duck.lql import parse
@@ -28,7 +30,7 @@ from larql_duck.session.query_errors import statement_error
 from larql_duck.session.udfs import register_functions
 from larql_duck.session.unsaved_edits import told_of_unsaved
 from larql_duck.session.vindex_catalog import ModelCatalog
-from larql_duck.spelling import did_you_mean
+from larql_duck.spelling import did_you_mean, told_arguments
 from larql_duck.vindex.store import Vindex
 
 if TYPE_CHECKING:
@@ -75,6 +77,7 @@ class Session:
 
     # -- asking -------------------------------------------------------------------------------------------
 
+    @told_arguments
     def lql(self, text: str, parameters: NamedValues | None = None) -> Result:
         """The result of the last statement of an LQL text; all of them run, in order.
 
@@ -83,10 +86,12 @@ class Session:
         """
         return self.script(text, parameters)[-1]
 
+    @told_arguments
     def script(self, text: str, parameters: NamedValues | None = None) -> list[Result]:
         """The results of all statements of an LQL text, in order. The first that fails raises; the ones before ran."""
         return list(self.stream(text, parameters))
 
+    @told_arguments
     def stream(self, text: str, parameters: NamedValues | None = None) -> Iterator[Result]:
         """The results of an LQL text one by one, each as soon as its statement has run."""
         for statement in parse(text, parameters):
@@ -106,6 +111,7 @@ class Session:
             return [self._explain_sql(statement)]
         return [self._answer(plan(statement, catalog), statement, text, None)]
 
+    @told_arguments
     def sql(self, query: str, parameters: NamedValues | list[Any] | None = None) -> Result:
         """The result of plain DuckDB SQL. In it `"x"` is a column's name, as everywhere in DuckDB; text takes `'x'`.
 
@@ -149,6 +155,8 @@ class Session:
 
     def use(self, vindex: str | Path | Vindex) -> Vindex:
         """The vindex (or that at a path) that the session speaks of from now on. Nothing of an earlier one is kept."""
+        if not isinstance(vindex, Vindex | str | os.PathLike):
+            raise SemanticError(f"a vindex is named by its path, not by {vindex!r:.80}")
         opened = vindex if isinstance(vindex, Vindex) else Vindex.open(vindex)
         with self._lock:
             self._forget()
@@ -180,14 +188,27 @@ class Session:
 
     # -- commands -----------------------------------------------------------------------------------------
 
-    def insert(self, rows: object, **options: Any) -> Result:
+    @told_arguments
+    def insert(
+        self,
+        rows: object,
+        *,
+        relation: str | None = None,
+        layer: int | None = None,
+        confidence: float | None = None,
+        alpha: float | None = None,
+        mode: str | None = None,
+        template: str | None = None,
+    ) -> Result:
         """INSERT INTO EDGES: facts that the model is to know from now on, one row a fact in the result.
 
         rows: a list of tuples (entity, relation, target), or a DataFrame, Arrow table or DuckDB relation with these
-        columns (subject, relationship and object are read too). options: relation, where the rows have none; layer,
-        confidence, alpha, mode and template as in INSERT.
+        columns (subject, relationship and object are read too). relation: that of all rows, where they have none; layer,
+        confidence, alpha, mode ('compose' or 'knn') and template as in INSERT.
         """
-        return self._carry_out(Request("INSERT", arguments={"rows": rows, **options}))
+        arguments = {"rows": rows, "relation": relation, "layer": layer, "confidence": confidence}
+        arguments |= {"alpha": alpha, "mode": mode, "template": template}
+        return self._carry_out(Request("INSERT", arguments=arguments))
 
     def probe(
         self,
@@ -213,6 +234,7 @@ class Session:
         arguments = {"entities": entities, "relations": relations, "pack": pack, "limit": limit, "save": save}
         return self._carry_out(Request("PROBE", arguments=arguments | options))
 
+    @told_arguments
     def evaluate(self, *, texts: BackgroundTexts | None = None) -> Check:
         """What the edits do: one row a fact, and a last one for all with the perplexity; see `editing.evaluate`."""
         return cast("Check", self._carry_out(Request("EVALUATE", arguments={"texts": texts})))
@@ -267,6 +289,14 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            # Notebooks have no did-you-mean of their own.
+            known = [n for n in dir(type(self)) if not n.startswith("_")]
+            meant = "" if name.startswith("_") else did_you_mean(name, known)
+            raise AttributeError(f"'Session' object has no attribute {name!r}{meant}")
 
     def __repr__(self) -> str:
         return f"<Session: {'no vindex' if self.vindex is None else self.vindex.path}, schema {self.schema}>"

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+import larql_duck as lq
 from larql_duck.commands.opening import connect
 from larql_duck.errors import (
+    LarqlError,
     LevelError,
     LqlSyntaxError,
     NotSupportedError,
@@ -245,6 +247,44 @@ def test_joins_windows_ctes_and_user_tables(fresh: Session) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("ask", "kind", "message"),
+    [
+        (
+            lambda s: s.lql("STATS", params={}),
+            TypeError,
+            r"lql\(\) has no argument params; did you mean parameters\?",
+        ),
+        (lambda s: s.insert([], relatoin="x"), TypeError, "has no argument relatoin; did you mean relation"),
+        (lambda s: s.quary, AttributeError, "no attribute 'quary'; there are catalog, close"),
+        (lambda s: s.scirpt, AttributeError, "no attribute 'scirpt'; did you mean script"),
+        (lambda s: lq.conect, AttributeError, "no attribute 'conect'; did you mean connect"),
+        (lambda s: connect(5), SemanticError, "a vindex is named by its path, not by 5"),
+        (lambda s: connect(device="gpu"), LarqlError, "device 'gpu' is not known; use cpu"),
+        (
+            lambda s: s.sql("SELECT entity FROM facts"),
+            QueryError,
+            "^no column entity here: plain SQL calls it subject",
+        ),
+        (
+            lambda s: s.sql('DESCRIBE "France"'),
+            QueryError,
+            "; DESCRIBE as LQL has it is run by lql: larql-duck lql",
+        ),
+        (lambda s: s.lql('FROM FEATURES\n WHERE layer = "abc"'), SemanticError, "line 2, column 16: .*'abc'"),
+        (
+            lambda s: s.lql('WALK "x" TOP $k', {"k": "abc"}),
+            LqlSyntaxError,
+            r"found \$k, which is 'abc'",
+        ),
+        (lambda s: s.lql('WALK "x" TOP 0'), SemanticError, "TOP 0 is out of range"),
+    ],
+)
+def test_small_slips_are_told(s: Session, ask, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        ask(s)
+
+
 def test_a_dataframe_that_a_table_hides_is_told(s: Session) -> None:
     import pandas as pd
 
@@ -395,7 +435,7 @@ def test_neighbors_and_paths(s: Session) -> None:
         ('WALK "x" LAYERS 3-10', SemanticError, "layer 10 is out of range"),
         ("SHOW FEATURES -1", SemanticError, "layer -1 is out of range"),
         ('SELECT * FROM EDGES NEAREST TO "x" AT LAYER 12', SemanticError, "layer 12 is out of range"),
-        ('WALK "x" TOP -5', SemanticError, "TOP -5 is out of range: it must be at least 0"),
+        ('WALK "x" TOP -5', SemanticError, "TOP -5 is out of range: it must be at least 1"),
         ('NEIGHBORS OF "x" HOPS 7', SemanticError, "HOPS 7 is out of range: it must be from 1 to 6"),
         ('PATHS FROM "x" TO "y" MAX 0', SemanticError, "MAX 0 is out of range"),
         (

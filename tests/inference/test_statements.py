@@ -58,7 +58,8 @@ def test_infer_is_the_engines_table(s) -> None:
     assert result.arrow().equals(infer_table(s.model.engine, PROMPT, top=7))
     assert result.arrow().schema == SCHEMAS["infer"]
     assert len(s.lql(f'INFER "{PROMPT}"')) == 5
-    assert len(s.lql(f'INFER "{PROMPT}" TOP 0')) == 0
+    with pytest.raises(SemanticError, match="TOP 0 is out of range: it must be at least 1"):
+        s.lql(f'INFER "{PROMPT}" TOP 0')
     compared = s.lql(f'INFER "{PROMPT}" COMPARE')
     assert compared.arrow()["source"].to_pylist() == ["dense"] * 5 + ["walk"] * 5
     assert "128 features" in compared.notices[0]
