@@ -8,11 +8,12 @@ from pathlib import Path
 from larql_duck.compilation.array_files import check_source
 from larql_duck.compilation.gguf import write_gguf
 from larql_duck.compilation.huggingface import write_directory
+from larql_duck.compilation.model_card import CARD, model_card
 from larql_duck.compilation.safetensors import SHARD_BYTES
 from larql_duck.compilation.source import EditedWeights
 from larql_duck.compilation.staging import staged
 from larql_duck.errors import VindexError
-from larql_duck.files import replacing
+from larql_duck.files import replacing, write_whole
 from larql_duck.models.opening import open_model
 from larql_duck.patches.overlay import Overlay
 from larql_duck.vindex.store import Vindex
@@ -69,6 +70,9 @@ def compile_model(
             with replacing(staging / "model.gguf", error=None) as temporary:
                 notices = write_gguf(source, temporary, gguf_type, vindex.manifest.model)
             open_model(staging / "model.gguf").validate()
+        if not single:
+            library = "transformers" if format == "safetensors" else "gguf"
+            write_whole(staging / CARD, model_card(vindex, overlay, library), error=None)
     files = [out] if out.is_file() else sorted(p for p in out.rglob("*") if p.is_file())
     root = out.parent if out.is_file() else out
     if overlay.knn:

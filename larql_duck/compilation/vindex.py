@@ -5,28 +5,28 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from larql_duck.catalog import FILES, SCHEMAS
+from larql_duck.catalog import FILES, SCHEMAS, as_table
 from larql_duck.catalog.ddl import model_sql
 from larql_duck.compilation.array_files import carry, check_source, write_gates, write_weights
 from larql_duck.compilation.down_meta import down_meta
+from larql_duck.compilation.model_card import CARD, edited_facts, model_card
 from larql_duck.compilation.source import EditedWeights
 from larql_duck.compilation.staging import check_nameable, staged
 from larql_duck.models.tokenizer import TOKENIZER_FILES
 from larql_duck.patches.knn_store import STORE, write_knn_store
-from larql_duck.patches.overlay import EditedFact, Overlay
+from larql_duck.patches.overlay import Overlay
 from larql_duck.probing.publish import LABELS, feature_labels
 from larql_duck.progress import report
 from larql_duck.vindex import layout
 from larql_duck.vindex.arrays import FileEntry, write_file
 from larql_duck.vindex.database import ROW_ORDER
 from larql_duck.vindex.derive import model_graph
-from larql_duck.vindex.manifest import INDEX, SECTION, render
+from larql_duck.vindex.manifest import INDEX, SECTION, render, timestamp
 from larql_duck.vindex.publish import MODEL_SQL, TABLES, rebuild_database, seal_manifest, write_table
 from larql_duck.workspace import Workspace
 
@@ -102,6 +102,7 @@ class _Compilation:
         made: dict[str, bytes] = {}
         promoted = None
         if self.vindex.has_tables:
+            made[CARD] = model_card(self.vindex, self.overlay)
             made[MODEL_SQL] = model_sql().encode()
             made["config.json"] = json.dumps(self.source.config, indent=2, ensure_ascii=False).encode()
             if self.overlay.rows:
@@ -142,11 +143,9 @@ class _Compilation:
     def tables(self, staging: Path) -> dict[str, dict[str, Any]]:
         """The manifest entries of all tables, written anew where something else is shown than the source's file."""
         (staging / TABLES).mkdir()
-        replaced = {
-            "model_graph",
-            *self.workspace.replaced_tables,
-            *(("layers", "meta") if self.overlay.rows else ()),
-        }
+        replaced = {"model_graph", "meta", *self.workspace.replaced_tables}
+        if self.overlay.rows:
+            replaced.add("layers")
         entries: dict[str, dict[str, Any]] = {}
         for name in FILES:
             if name in replaced:
@@ -167,8 +166,14 @@ class _Compilation:
             columns = {"n_features": "num_features", "gate_offset": "offset", "gate_bytes": "length"}
             new = {column: [entry[key] for entry in self.layers] for column, key in columns.items()}
         if name == "meta":
-            features = str(sum(self.source.n_features))
-            new["value"] = [features if r["key"] == "features" else r["value"] for r in rows.to_pylist()]
+            stated = dict(zip(*rows.to_pydict().values(), strict=True))
+            edits = edited_facts(self.vindex, self.overlay)
+            stated |= {
+                "features": str(sum(self.source.n_features)),
+                "compiled_at": timestamp(),
+                "edits": str(len(edits)),
+            }
+            return as_table("meta", {"key": list(stated), "value": list(stated.values())})
         for column, values in new.items():
             i = rows.schema.get_field_index(column)
             rows = rows.set_column(i, column, pa.array(values, rows.schema.field(i).type))
@@ -187,13 +192,7 @@ class _Compilation:
     def compiled(self) -> dict[str, Any]:
         """What was compiled, when: the edited facts stay known."""
         return {
-            "at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "at": timestamp(),
             "slots": len(self.overlay.slots()),
-            "facts": [_compiled_fact(fact) for fact in self.overlay.facts],
+            "facts": edited_facts(self.vindex, self.overlay),
         }
-
-
-def _compiled_fact(fact: EditedFact) -> dict[str, Any]:
-    """An edited fact for index.json: tables say what holds, this which feature carries it and why."""
-    names = ("entity", "relation", "target", "kind", "mode", "layer", "feature", "confidence")
-    return {name: getattr(fact, name) for name in names} | {"templates": list(fact.templates)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from larql_duck._version import __version__
@@ -22,6 +21,7 @@ def index_json(
     basis: str,
     packs: list[dict[str, Any]],
     seconds: Mapping[str, float],
+    extracted_at: str,
 ) -> dict[str, Any]:
     """index.json as a dict; `layers` are its rows of layers, `files` and `tables` the entries of what was written."""
     sizes, options, family = job.sizes, job.options, job.source.family
@@ -34,7 +34,7 @@ def index_json(
             "huggingface_repo": job.origin.get("huggingface_repo") or job.name,
             "huggingface_revision": job.origin.get("revision"),
             "safetensors_sha256": None,
-            "extracted_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "extracted_at": extracted_at,
             "larql_version": f"larql-duck {__version__}",
         },
         "checksums": {name: entry["sha256"] for name, entry in files.items() if name.endswith(".bin")},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from larql_duck.errors import LarqlError
@@ -45,8 +46,8 @@ class Options:
         return range(low, high + 1)
 
     def as_dict(self) -> dict[str, Any]:
-        """The options as JSON values."""
-        return asdict(self)
+        """The options as JSON values; a pack that is a file by its name alone."""
+        return asdict(self) | {"pack": Path(self.pack).name}
 
 
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from larql_duck.extraction.index_json import index_json
 from larql_duck.extraction.job import Job
 from larql_duck.extraction.options import PROMOTED, TOP_ACTIVATING
 from larql_duck.extraction.promoted_tokens import OutputHead
+from larql_duck.extraction.provenance import provenance
 from larql_duck.extraction.state import Staging
 from larql_duck.files import open_replacing
 from larql_duck.inference.engine import Engine
@@ -47,7 +49,7 @@ from larql_duck.vindex.derive import (
     model_graph,
     weight_edges,
 )
-from larql_duck.vindex.manifest import INDEX, SECTION
+from larql_duck.vindex.manifest import INDEX, SECTION, timestamp
 from larql_duck.vindex.publish import MODEL_SQL, TABLES, rebuild_database, seal_manifest, write_table
 
 # A checkpoint may cost this share of the time since the last one.
@@ -78,6 +80,7 @@ class Extraction:
         self.source, self.sizes, self.options = job.source, job.sizes, job.options
         self.layers = job.layers
         self.bands = layer_bands(job.source.family.name, self.sizes.n_layers)
+        self.extracted_at = timestamp()
         self.seconds: dict[str, float] = dict(staging.done("seconds") or {})
 
     def run(self) -> None:
@@ -118,12 +121,13 @@ class Extraction:
             self.job.release()
 
         with self._stage("arrays"):
+            origin = provenance(self.job)
             files = arrays.write_config_files(self.source, directory)
             files[layout.GATE], layers = arrays.write_gates(self.source, n, dtype, directory, step)
             files[layout.EMBED] = arrays.write_embeddings(self.source, dtype, directory, step)
             if not browse:
                 files |= arrays.write_weights(self.source, n, dtype, directory, step)
-            self.staging.record("arrays", {"files": files, "layers": layers})
+            self.staging.record("arrays", {"files": files, "layers": layers, "origin": origin})
 
     # -- promoted tokens ----------------------------------------------------------------------------------
 
@@ -298,7 +302,10 @@ class Extraction:
             "dtype": self.job.dtype,
             "in_basis": basis,
             "context": NEUTRAL if basis == "context" else None,
-            "pack": self.options.pack if self.options.probe else None,
+            "pack": self.options.as_dict()["pack"] if self.options.probe else None,
+            **(self.staging.done("arrays").get("origin") or {}),
+            "extracted_at": self.extracted_at,
+            "options": json.dumps(self.options.as_dict()),
             "larql_duck": __version__,
             "torch": torch.__version__,
         }
@@ -328,6 +335,7 @@ class Extraction:
             basis=basis,
             packs=[] if facts.pack is None else [{"name": facts.pack, "many": facts.many}],
             seconds=self.seconds,
+            extracted_at=self.extracted_at,
         )
         if facts.record is not None:
             raw[SECTION]["probe"] = facts.record

@@ -50,6 +50,10 @@ class ModelSource:
     def _file_of(self, name: str) -> Path:
         return self.path
 
+    def weight_files(self) -> list[Path]:
+        """The files that hold the tensors, by name."""
+        return sorted({self._file_of(name) for name in self.names()})
+
     def tokenizer_files(self) -> dict[str, bytes]:
         """File name -> content of tokenizer.json and its companions, where the model has them."""
         raise NotImplementedError

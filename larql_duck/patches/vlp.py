@@ -7,7 +7,6 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -29,6 +28,7 @@ from larql_duck.patches.operations import (
 from larql_duck.patches.patch_file import PatchFile
 from larql_duck.result import printable
 from larql_duck.vindex.arrays import rounded
+from larql_duck.vindex.manifest import timestamp
 from larql_duck.vindex.store import base_checksum
 
 if TYPE_CHECKING:
@@ -309,7 +309,7 @@ def write_patch(path: Path, patch: PatchFile, vindex: Vindex, *, overwrite: bool
         name=path.stem,
         base_model=vindex.manifest.model,
         base_checksum=base_checksum(vindex),
-        created_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        created_at=timestamp(),
         description=patch.description or _description(patch.operations),
     )
     names = ("base_model", "base_checksum", "created_at", "description", "author", "tags")

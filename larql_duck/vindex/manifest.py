@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from shlex import quote
 from typing import Annotated, Any, Literal
@@ -117,6 +118,11 @@ class Manifest(_Index, kw_only=True):
     def many_relations(self) -> set[str]:
         """The relations with several answers, among those that were probed."""
         return {relation for pack in self.section.get("packs") or [] for relation in pack.get("many", ())}
+
+
+def timestamp() -> str:
+    """The time now as files state it: UTC, to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def render(raw: Mapping[str, Any]) -> bytes:

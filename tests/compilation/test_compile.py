@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ import duckdb
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from larql_duck import connect
 from larql_duck.compilation.conflicts import resolve
@@ -211,6 +213,33 @@ def test_the_plain_duckdb_client_sees_the_edits(base, tmp_path: Path) -> None:
         assert graph == [("Atlantis", "capital", "Poseidon", "patch"), ("Italy", "currency", "euro", "patch")]
         assert con.execute("SELECT n_features FROM layers WHERE layer = 1").fetchone() == (65,)
         assert con.execute("SELECT count(*) FROM features WHERE layer = 1").fetchone() == (65,)
+
+
+def test_what_is_compiled_says_where_it_came_from_and_lists_its_edits(base, tmp_path: Path) -> None:
+    vindex = Vindex.open(base("llama"))
+    meta = dict(zip(*vindex.table("meta").to_pydict().values(), strict=True))
+    weights = vindex.path.parent / "llama" / "model.safetensors"
+    assert meta["checksum"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert (meta["source"], meta["revision"]) == (weights.parent.name, None)
+    assert meta["extracted_at"] == vindex.manifest.raw["source"]["extracted_at"]
+    assert json.loads(meta["options"])["level"] == "all"
+    # Names only: nobody learns where on a disk the model lay.
+    assert str(vindex.path.parent) not in json.dumps(meta) + (vindex.path / "index.json").read_text()
+    with connect(vindex.path) as s:
+        s.patches.append([insert(s.vindex, "Atlan|tis", "Poseidon", seed=10)])
+        s.lql(f'COMPILE CURRENT INTO VINDEX "{tmp_path / "v"}"')
+    with connect(tmp_path / "v") as s:
+        stated = dict(s.sql("FROM meta").rows())
+        assert (stated["edits"], stated["source"]) == ("1", meta["source"]) and stated["compiled_at"]
+        assert "README.md" in s.vindex.manifest.checksums
+        s.patches.append([insert(s.vindex, "Mu", "Lemuria", seed=20)])
+        s.lql(f'COMPILE CURRENT INTO MODEL "{tmp_path / "m"}" FORMAT SAFETENSORS')
+    # The model's card has the edits of both compilations.
+    card = (tmp_path / "m" / "README.md").read_text()
+    _, front, text = card.split("---\n", 2)
+    assert yaml.safe_load(front) == {"tags": ["larql-duck", "model-editing"], "library_name": "transformers"}
+    assert "| Atlan\\|tis | capital | Poseidon |" in text and "| Mu | capital | Lemuria |" in text
+    assert meta["checksum"] in text
 
 
 def test_down_meta_follows_the_tables(base, tmp_path: Path) -> None:
