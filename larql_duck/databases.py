@@ -1,7 +1,9 @@
-"""DuckDB databases in memory, of our own."""
+"""DuckDB databases in memory, of our own; and which files it can name."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,3 +18,9 @@ def in_memory(**settings: str) -> duckdb.DuckDBPyConnection:
     import duckdb
 
     return duckdb.connect(config={"autoinstall_known_extensions": "false"} | settings)
+
+
+def not_nameable(path: Path) -> str | None:
+    """Why DuckDB cannot name a database below the path, where it takes ? and \\ for something else; None where it can."""
+    found = {"?", "\\"} & set(os.path.realpath(path)) if os.sep == "/" else set()
+    return f"DuckDB cannot name a database in a path with {' and '.join(sorted(found))}" if found else None

@@ -37,13 +37,6 @@ def check_free(out: Path, source: Path, file: str | None = None) -> None:
         raise damaged(out, "exists already", f"delete it, or {another}")
 
 
-def check_nameable(out: Path) -> None:
-    """Raise VindexError for a path below which DuckDB cannot name a database: it takes ? and \\ for something else."""
-    if os.sep == "/" and (found := {"?", "\\"} & set(os.path.realpath(out))):
-        what = f"DuckDB cannot name a database in a path with {' and '.join(sorted(found))}"
-        raise damaged(out, what, "name another place")
-
-
 @contextmanager
 def staged(out: Path, source: Path, file: str | None = None) -> Iterator[Path]:
     """A directory to fill, which becomes `out` when the block ends; with `file`, its file of that name does.

@@ -16,7 +16,9 @@ from larql_duck.compilation.array_files import carry, check_source, write_gates,
 from larql_duck.compilation.down_meta import down_meta
 from larql_duck.compilation.model_card import CARD, edited_facts, model_card
 from larql_duck.compilation.source import EditedWeights
-from larql_duck.compilation.staging import check_nameable, staged
+from larql_duck.compilation.staging import staged
+from larql_duck.databases import not_nameable
+from larql_duck.errors import VindexError
 from larql_duck.models.tokenizer import TOKENIZER_FILES
 from larql_duck.patches.knn_store import STORE, write_knn_store
 from larql_duck.patches.overlay import Overlay
@@ -69,7 +71,8 @@ class _Compilation:
         edited = [row for rows in self.overlay.rows.values() for row in rows.values()]
         if any(row.down is not None or row.up is not None for row in edited):
             vindex.require("inference", "compiling edits of up and down vectors")
-        check_nameable(out)
+        if why := not_nameable(out):
+            raise VindexError.at(out, f"{why}; name another place")
         with staged(out, vindex.path) as staging:
             check_source(self.source, self.workspace.replaced_tables)
             self.files[layout.GATE], self.layers = write_gates(self.source, staging)

@@ -15,7 +15,7 @@ import duckdb
 import numpy as np
 
 from larql_duck.catalog import quoted
-from larql_duck.databases import in_memory
+from larql_duck.databases import in_memory, not_nameable
 from larql_duck.errors import VindexError, first_line
 from larql_duck.files import (
     clear_own,
@@ -119,6 +119,8 @@ class Staging:
 
         VindexError where one of them fails: hours of work would be in a place from which they cannot be published.
         """
+        if why := not_nameable(self.out):
+            raise VindexError.at(self.out, f"{why}; choose another -o")
         here = self.work / "try"
         shutil.rmtree(here, ignore_errors=True)
         try:
