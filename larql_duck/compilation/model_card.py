@@ -45,6 +45,12 @@ def model_card(vindex: Vindex, overlay: Overlay, library: str | None = None) -> 
         if meta.get(key)
     ]
     facts = edited_facts(vindex, overlay)
+    carrying = {(fact.layer, fact.feature) for fact in overlay.facts}
+    others = [
+        f"L{layer} F{feature}" for layer, feature in overlay.slots() if (layer, feature) not in carrying
+    ]
+    if others:
+        origin.append(f"* features changed without a fact: {', '.join(others)}")
     lines = [
         "---",
         *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items()),

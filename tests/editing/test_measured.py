@@ -260,8 +260,12 @@ def test_a_compiled_vindex_says_the_same_and_can_be_edited_on(
     with connect(out) as compiled:
         assert compiled.workspace.mount.shadowed == []
         before = contents(compiled)
-        for name in sorted(shown.keys() - {"layers"}):
+        for name in sorted(shown.keys() - {"layers", "meta"}):
             assert before[name].equals(shown[name]), name
+        meta, stated = ({r["key"]: r["value"] for r in t["meta"].to_pylist()} for t in (before, shown))
+        assert meta.pop("compiled_at") and meta.pop("edits") == "2" and meta == stated
+        # Slots that carry no fact are edits as well.
+        assert "without a fact: L1 F3, L2 F5" in (out / "README.md").read_text()
         patch = "SELECT subject, object FROM lq.facts WHERE source = 'patch' ORDER BY ALL"
         compiled.lql("DELETE FROM EDGES WHERE entity = 'Peru'")
         assert rows(compiled, patch) == [{"subject": "Spain", "object": "Rome"}]
