@@ -229,7 +229,8 @@ class _Writer:
         begins = (
             i == self.first
             or tokens.is_operator(i - 1, "(")
-            or tokens.is_word(i - 1, "UNION", "EXCEPT", "INTERSECT", "NAME")
+            or tokens.is_word(i - 1, "UNION", "EXCEPT", "INTERSECT")
+            or (tokens.is_word(i - 1, "NAME") and tokens.is_word(i - 2, "BY"))
             or (tokens.is_word(i - 1, "ALL") and tokens.is_word(i - 2, "UNION", "EXCEPT", "INTERSECT"))
             or (
                 tokens.is_operator(i - 1, ")") and tokens.is_word(self.first, "WITH") and not self.selects[-1]

@@ -71,6 +71,8 @@ def where(text: str) -> Sql:
             "SELECT * FROM EDGES WHERE entity IN () AND layer IN (5)",
         ),
         ("SELECT position('a' IN \"abc\")", "SELECT position('a' IN 'abc')"),
+        # A column called name is no BY NAME.
+        ("SELECT name FROM EDGES", "SELECT name FROM EDGES"),
     ],
 )
 def test_text(lql: str, text: str | None) -> None:
