@@ -68,7 +68,8 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The cache and state directories of the run, so that nobody's own are read or filled."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        # For good: sessions that a test left open close when the interpreter exits, and keep their edits.
+        os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
         patch.setenv("LARQL_DUCK_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 
