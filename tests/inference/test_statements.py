@@ -377,13 +377,11 @@ def test_auto_extract_makes_the_vindex_that_a_statement_needs(
             session.lql("SHOW LAYERS")
 
 
-def test_the_pages_examples_are_statements() -> None:
+def test_the_page_names_functions_that_there_are() -> None:
     page = (Path(__file__).parents[2] / "docs" / "inference.md").read_text()
-    blocks = re.findall(r"```sql\n(.*?)```", page, re.S)
-    assert len(blocks) >= 6
-    statements = [s for block in blocks if "lq_" not in block for s in lq.parse(block)]
-    assert {s.kind for s in statements} == {"Infer", "Explain", "Trace", "Use"}
-    for name in re.findall(r"^\| `(lq_\w+)\(", page, re.M):
+    names = re.findall(r"^\| `(lq_\w+)\(", page, re.M)
+    assert names
+    for name in names:
         assert f"{{schema}}.{name}(" in (Path(__file__).parents[2] / "sql" / "72_forward.sql").read_text()
 
 
