@@ -23,7 +23,9 @@ from typing import Any
 from unittest import mock
 
 _BLOCK = re.compile(r"^```(\w*)(?: (\w+))?\n(.*?)^```$", re.M | re.S)
-KINDS = ("pycon", "console", "lql", "sql", "python", "sh", "text")
+KINDS = ("pycon", "console", "lql", "sql", "python", "sh", "text", "ipython", "yaml")
+# Not typed into anything here: text, and what other tools take (test_other_tools.py).
+UNREAD = ("text", "ipython", "yaml")
 MARKS = ("", "slow", "elsewhere")
 _PROGRAM = f'"{sys.executable}" -c "from larql_duck.cli.app import main; main()"'
 # A number with a fraction: what another processor or dtype may end differently.
@@ -128,7 +130,7 @@ def steps_of(text: str) -> Iterator[Step]:
     """Every step of a page, with its block's mark."""
     for match in _BLOCK.finditer(text):
         kind, mark, block = match.groups(default="")
-        if kind != "text":
+        if kind not in UNREAD:
             yield from (replace(step, mark=mark) for step in steps(block, kind))
 
 
@@ -145,7 +147,7 @@ def rewritten(text: str, directory: Path) -> str:
 
     def block(match: re.Match[str]) -> str:
         kind, mark, inside = match.groups(default="")
-        if kind == "text" or mark == "elsewhere":
+        if kind in UNREAD or mark == "elsewhere":
             return match[0]
         printed = [(step, runner.run(step)) for step in steps(inside, kind)]
         if kind not in ("pycon", "console"):

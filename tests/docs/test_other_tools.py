@@ -69,7 +69,7 @@ def run(tools: Path, world: Path, tmp_path: Path) -> Run:
 def blocks(tool: str) -> list[str]:
     """The blocks of the tool's section."""
     section = PAGE.split(f"\n## {tool}\n")[1].split("\n## ")[0]
-    return re.findall(r"^```\w+\n(.*?)^```$", section, re.M | re.S)
+    return re.findall(r"^```\w+ elsewhere\n(.*?)^```$", section, re.M | re.S)
 
 
 @pytest.mark.parametrize(("tool", "answer"), [("SQLAlchemy", "France"), ("ibis", "Europe")])
