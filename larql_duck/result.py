@@ -205,7 +205,7 @@ def displayed(
     """The columns that a reader is shown, and the names of those for which a line of `width` characters has no room.
 
     Columns that are NULL throughout are in neither. Cells have at most `cell_width` characters, fewer where that lets
-    columns stay; then what says least goes first, then what stands in the middle. A column of dots stands for them.
+    columns stay; then what says least goes first (see `_least_first`), then what stands in the middle. A column of dots stands for them.
     """
     pairs = zip(table.column_names, table.columns, strict=True)
     columns = [_column(name, c) for name, c in pairs if c.null_count < len(c) or not len(c)]
@@ -220,12 +220,23 @@ def displayed(
                 return chosen, []
     gone: list[str] = []
     dots = TextColumn("…", False, ["…"] * table.num_rows)
-    rest = [column for name in _SECONDARY for column in chosen if column.name == name]
+    rest = _least_first(table, chosen)
     while len(chosen) > 1 and _line_width([*chosen, dots]) > width:
         column = rest.pop(0) if rest else chosen[len(chosen) // 2]
         chosen.remove(column)
         gone.append(column.name)
     return ([*chosen, dots] if gone else chosen), gone
+
+
+def _least_first(table: pa.Table, columns: Sequence[TextColumn]) -> list[TextColumn]:
+    """The columns that may go before those in the middle do: lists of texts, what is the same in every row, then the secondary."""
+    kinds = dict(zip(table.column_names, table.schema.types, strict=True))
+    texts = [name for name, kind in kinds.items() if str(kind).startswith("list<") and "string" in str(kind)]
+    constant = [c.name for c in columns if len(c.cells) > 1 and len(set(c.cells)) == 1]
+    # Of a feature or a prediction the layer says where, the score how much.
+    keys = {"layer", "score"} if kinds.keys() & {"feature", "top_token"} else set()
+    names = dict.fromkeys([*texts, *constant, *(name for name in _SECONDARY if name not in keys)])
+    return [column for name in names for column in columns if column.name == name]
 
 
 def _line_width(columns: Sequence[TextColumn]) -> int:

@@ -76,7 +76,12 @@ def extract(
     if out is None:
         raise UsageError("Missing option '-o': where the vindex is to be made")
     path = pipeline.extract(model, out, **options, resume=resume, force=force, notice=note)
-    ask = as_typed("lql", str(path), 'DESCRIBE "France"')
+    # Without facts there is nothing to describe yet.
+    ask = (
+        as_typed("probe", str(path))
+        if not probe and level != "browse"
+        else as_typed("lql", str(path), 'DESCRIBE "France"')
+    )
     say(f"made {path}; ask it: {ask}")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from larql_duck.editing.evaluate import evaluate_edits
-from larql_duck.errors import PackError
+from larql_duck.errors import PackError, QueryError
 from larql_duck.knowledge.frames import entities_of
 from larql_duck.knowledge.relations import Pack
 from larql_duck.lowering.types import Query, Request, fail
@@ -83,7 +83,12 @@ def probe(session: Session, request: Request) -> Result:
 def _entities(session: Session, request: Request, entities: Any) -> Any:
     """What to ask about: a query's rows (its first column the subjects; text and object say more), else what was given."""
     if isinstance(entities, str):
-        return session.sql(entities).arrow()
+        try:
+            return session.sql(entities).arrow()
+        except QueryError as error:
+            raise PackError(
+                f"a text in the place of entities is read as SQL: {error}; names come in a list: [{entities[:40]!r}]"
+            ) from None
     if not isinstance(entities, Query):
         return entities
     table = session.workspace.query(entities.sql).arrow()

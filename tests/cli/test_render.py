@@ -108,6 +108,16 @@ def test_what_has_no_room_goes_from_the_middle_and_what_says_least_first() -> No
     assert shown(None, *five) == shown(50, *five) == (list(five), [])
     assert shown(47, *five) == (["aaaaaaaa", "bbbbbbbb", "cccccccc", "dddddddd", "…"], ["source"])
     assert shown(40, *five) == (["aaaaaaaa", "bbbbbbbb", "dddddddd", "…"], ["source", "cccccccc"])
+    # What is the same in every row goes before that, and the layer of a feature is no small thing.
+    rows = {
+        "position": [4, 4],
+        "layer": [28, 29],
+        "feature": [1, 2],
+        "tokens": [["x"], ["y"]],
+        "score": [0.1, 0.2],
+    }
+    columns, gone = displayed(pa.table(rows), 28)
+    assert gone == ["tokens", "position"] and [c.name for c in columns] == ["layer", "feature", "score", "…"]
     # The last one stays, cut; text is cut before columns go.
     assert shown(3, "aaaa") == (["aa…"], [])
     assert shown(44, "a", "b", value="x" * 99) == (["a", "b"], [])

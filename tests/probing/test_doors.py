@@ -261,6 +261,8 @@ def test_lql_probe_says_what_is_wrong(base: Path, tmp_path: Path) -> None:
             s.lql('PROBE RELATIONS "capital" LIMIT 0')
         with pytest.raises(SemanticError, match="nobody to ask"):
             s.lql("PROBE ENTITIES (SELECT 'x' WHERE false) RELATIONS \"capital\"")
+        with pytest.raises(PackError, match=r"read as SQL.*names come in a list: \['Peru'\]"):
+            s.probe("Peru", WHERE)
         with pytest.raises(PackError, match="no pack"):
             s.lql('PROBE PACK "core2"')
     world = write_vindex(tmp_path / "browse.vindex")
