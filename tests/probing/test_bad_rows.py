@@ -52,7 +52,10 @@ def test_probe_names_who_was_not_asked_about(session: Session) -> None:
 
 
 def test_a_column_has_null_where_the_model_cannot_run(session: Session) -> None:
-    found = session.sql("SELECT lq_complete(name, 2), lq_ask(name, 'capital') FROM ROWS").rows()
+    result = session.sql("SELECT lq_complete(name, 2), lq_ask(name, 'capital') FROM ROWS")
+    found, told = result.rows(), " ".join(result.notices)
+    for function in ("lq_complete", "lq_ask"):
+        assert f"{function} of {BEYOND[:40]!r} is NULL: the model has no embedding" in told
     assert [text is not None for text, _ in found] == [name in GOOD for name in ROWS["name"].fillna("")]
     assert all(answer is None for text, answer in found if text is None)
 

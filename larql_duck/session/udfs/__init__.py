@@ -36,7 +36,9 @@ def _answer_functions(workspace: Callable[[], Workspace], connection: Connection
     @cache
     def answers() -> Any:
         # What asks the model needs torch.
-        return import_module("larql_duck.session.udfs.answers").Answers(workspace, connection.rows)
+        return import_module("larql_duck.session.udfs.answers").Answers(
+            workspace, connection.rows, connection.failures.tell
+        )
 
     def ask(subject: Any, relation: Any) -> pa.Array:
         kind = pa.struct({"object": pa.string(), "p": pa.float64()})

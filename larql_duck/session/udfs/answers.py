@@ -30,9 +30,15 @@ RowsOf = Callable[[str, list[Any]], list[tuple[Any, ...]]]
 class Answers:
     """Answers and continuations of the model; each is computed once as long as a vindex is shown under the same edits."""
 
-    def __init__(self, workspace: Callable[[], Workspace], query: RowsOf) -> None:
-        """workspace gives the vindex that is open at the time; query, rows of SQL while another query runs."""
-        self._open, self._query = workspace, query
+    def __init__(
+        self,
+        workspace: Callable[[], Workspace],
+        query: RowsOf,
+        tell: Callable[[str], None] = lambda remark: None,
+    ) -> None:
+        """workspace gives the vindex that is open at the time; query, rows of SQL while another query runs; tell takes
+        remarks on rows that the model cannot be asked about."""
+        self._open, self._query, self._tell = workspace, query, tell
         self._lock = threading.RLock()
         self._model: tuple[Workspace, str | None] | None = None
         self._answers: dict[SubjectRelation, AnswerRow] = {}
@@ -70,6 +76,9 @@ class Answers:
                 part = missing[start : start + _TOGETHER]
                 engine = _engine(workspace, "lq_complete")
                 self._texts.update(zip(part, _continuations(engine, part), strict=True))
+                self._tell_unfit(
+                    engine, "lq_complete", [(r[0], r[0]) for r in part if self._texts[r] is None]
+                )
                 report("continuations", start + len(part), len(missing))
             return [None if r is None else self._texts[r] for r in rows]
 
@@ -95,6 +104,16 @@ class Answers:
             for name in names:
                 fact = best.get(name)
                 self._answers[name, key] = None if fact is None else {"object": fact.object, "p": fact.p}
+            template = asked.templates[0]
+            prompts = [(name, template.replace("{}", name)) for name in names if name not in best]
+            self._tell_unfit(engine, "lq_ask", prompts)
+
+    def _tell_unfit(self, engine: Engine, function: str, prompts: Sequence[tuple[str, str]]) -> None:
+        """Remark on those (name, prompt) whose prompt the model cannot take."""
+        for name, prompt in prompts:
+            problem = engine.unfit(engine.tokenizer.encode(prompt)) if prompt else "it is empty"
+            if problem:
+                self._tell(f"{function} of {name[:40]!r} is NULL: {problem}")
 
     def _stored(self, schema: str, pairs: Sequence[SubjectRelation]) -> dict[SubjectRelation, AnswerRow]:
         """The stored best answers about these pairs; an exact subject goes before one in another case."""
