@@ -66,6 +66,9 @@ def test_only_fractions_may_differ_a_little() -> None:
     assert Step("pycon", ">>> 1", "1\n").expected == "1\n"
 
 
+PRINTING = [
+    page for page in PAGES if any(step.expected for step in steps_of(page.read_text(encoding="utf-8")))
+]
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
@@ -129,7 +132,7 @@ def test_slow_blocks_run_on_a_tiny_model(
 
 
 @pytest.mark.extras
-@every_page
+@pytest.mark.parametrize("page", PRINTING, ids=lambda page: str(page.relative_to(ROOT)))
 def test_pages_print_what_they_say_of_the_default_extraction(
     page: Path, default_vindex: Path, tmp_path: Path
 ) -> None:
