@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -159,7 +159,7 @@ def test_a_session_tells_what_each_statement_is_at(
 
 
 @pytest.fixture(scope="module")
-def editing(probed_vindex: Make):  # type: ignore[no-untyped-def]
+def editing(probed_vindex: Make) -> Iterator[SimpleNamespace]:
     """One session, in which the statements follow each other."""
     path = probed_vindex("llama")
     with connect(path) as session:

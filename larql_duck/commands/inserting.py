@@ -39,7 +39,9 @@ def insert(session: Session, request: Request) -> Result:
     notices: list[str] = []
     if request.statement is None:
         statement, notices = _statement(**request.arguments)
-        request = plan(statement, session.catalog)  # type: ignore[assignment]
+        planned = plan(statement, session.catalog)
+        assert isinstance(planned, Request)
+        request = planned
     s: st.Insert = request.statement
     workspace = session.workspace
     rows: list[_Row] = [(r.entity, r.relation, r.target) for r in s.rows]

@@ -79,14 +79,13 @@ def _kinds(module: nn.Module) -> list[str]:
     return [k for k in named if isinstance(k, str) and ("dynamic" in k or k == "longrope")]
 
 
-def _limits(module: nn.Module) -> list[tuple[bool, int]]:
+def _limits(module: Any) -> list[tuple[bool, int]]:
     """For each such type: whether it is dynamic, and the longest length with the first frequencies."""
-    parameters: dict[str, Any] = module.config.rope_parameters  # type: ignore[assignment, union-attr]
-    kinds: Any = module.rope_type
+    parameters, kinds = module.config.rope_parameters, module.rope_type
     out = []
     for layers, kind in kinds.items() if isinstance(kinds, dict) else [(None, kinds)]:
         if "dynamic" in kind:
-            out.append((True, int(module.original_max_seq_len)))  # type: ignore[arg-type]
+            out.append((True, int(module.original_max_seq_len)))
         elif kind == "longrope":
             own = parameters if layers is None else parameters[layers]
             out.append((False, int(own["original_max_position_embeddings"])))

@@ -23,8 +23,8 @@ _HALF = re.compile(r"<0x[0-9A-F]{2}>\Z")
 def whole_words(engine: Engine, batch: Batch, cache: DynamicCache, first: torch.Tensor) -> list[str]:
     """For each token of first int64 [k], the word that it begins, without outer blanks.
 
-    batch is the prompt, one row; cache holds it, and stays as it is. Each word goes on with the most probable tokens, at most MOST.
-    What begins no word, such as a comma, stays alone.
+    batch is the prompt, one row; cache holds it, and stays as it is. Each word goes on with the most probable tokens, at
+    most MOST. What begins no word, such as a comma, stays alone.
     """
     words = [[int(token)] for token in first]
     texts = [engine.tokenizer.text(ids) for ids in words]

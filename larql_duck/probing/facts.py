@@ -104,18 +104,22 @@ def ask_subjects(
     *,
     top_n: int = 1,
     few_shot: bool = True,
+    unfit: Callable[[str, str], None] = lambda subject, why: None,
 ) -> list[Answer]:
     """What the model answers about the subjects (default: the relation's own), ranked: no features, no confidence.
 
-    Subjects without an answer are missing. One batched pass per template; for the questions of a query.
+    Subjects without an answer are missing; `unfit` is called with those that the model cannot be asked about, and why.
+    One batched pass per template; for the questions of a query.
     """
     asked = relation if subjects is None else relation.over(subjects)
+    unasked: dict[str, str] = {}
     replied = [
         reply
         for question in questions([asked], few_shot=few_shot)
-        for variant in question.variants
-        for reply in replies(engine, question, variant, checkpoint=Checkpoint(None))[0]
+        for reply in _ask(engine, question, Checkpoint(None), lambda n: None, unasked)
     ]
+    for subject, why in unasked.items():
+        unfit(subject, why)
     return combine(replied, top_n=top_n)
 
 

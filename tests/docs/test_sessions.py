@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
@@ -95,11 +96,11 @@ def test_what_is_typed_can_be_read(page: Path) -> None:
             _read_command(program, shlex.split(step.source, comments=True)[1:])
 
 
-def _read_command(program: typer.core.click.Command, words: list[str]) -> None:
+def _read_command(program: Any, words: list[str]) -> None:
     """Fails where the program has no such command or option."""
     context = program.make_context("larql-duck", list(words), resilient_parsing=True)
     name = words[0]
-    command = program.get_command(context, name)  # type: ignore[attr-defined]
+    command = program.get_command(context, name)
     assert command is not None, words
     known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
     for word in words[1:]:

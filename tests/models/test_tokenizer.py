@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import tokenizers
@@ -22,6 +23,9 @@ from larql_duck.models.tokenizer import load_tokenizer
 from tests.models.conftest import Make
 from tests.tiny import TINY_FAMILIES
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 TEXT = (
     "The capital of France is Paris, and 1,234.5 others!  Two spaces\tand\na tab.\r\n\r\n"
     "Москва — столица. 日本の首都は東京です。 مرحبا بالعالم  Ça va? naïve e\u0301 🙂👩‍👩‍👧 "
@@ -29,7 +33,7 @@ TEXT = (
 ) * 3
 
 
-def _auto(directory: Path) -> object:
+def _auto(directory: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(directory)
@@ -152,7 +156,7 @@ def test_ids_other_than_transformers_are_told_at_extraction(
             and "save_pretrained" in notices[0]
         )
         # The advice works.
-        _auto(directory).save_pretrained(directory)  # type: ignore[attr-defined]
+        _auto(directory).save_pretrained(directory)
         notices = prepare(directory, Options()).notices
     assert notices == []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -75,10 +76,8 @@ class Answers:
             for start in range(0, len(missing), _TOGETHER):
                 part = missing[start : start + _TOGETHER]
                 engine = _engine(workspace, "lq_complete")
-                self._texts.update(zip(part, _continuations(engine, part), strict=True))
-                self._tell_unfit(
-                    engine, "lq_complete", [(r[0], r[0]) for r in part if self._texts[r] is None]
-                )
+                texts = _continuations(engine, part, partial(self._tell_null, "lq_complete"))
+                self._texts.update(zip(part, texts, strict=True))
                 report("continuations", start + len(part), len(missing))
             return [None if r is None else self._texts[r] for r in rows]
 
@@ -100,20 +99,14 @@ class Answers:
         for key, names in by_relation.items():
             asked = self._relation(workspace.schema, key)
             engine = _engine(workspace, "lq_ask about what is not stored")
-            best = {f.subject: f for f in ask_subjects(engine, asked, names) if f.rank == 1}
+            unfit = partial(self._tell_null, "lq_ask")
+            best = {f.subject: f for f in ask_subjects(engine, asked, names, unfit=unfit) if f.rank == 1}
             for name in names:
                 fact = best.get(name)
                 self._answers[name, key] = None if fact is None else {"object": fact.object, "p": fact.p}
-            template = asked.templates[0]
-            prompts = [(name, template.replace("{}", name)) for name in names if name not in best]
-            self._tell_unfit(engine, "lq_ask", prompts)
 
-    def _tell_unfit(self, engine: Engine, function: str, prompts: Sequence[tuple[str, str]]) -> None:
-        """Remark on those (name, prompt) whose prompt the model cannot take."""
-        for name, prompt in prompts:
-            problem = engine.unfit(engine.tokenizer.encode(prompt)) if prompt else "it is empty"
-            if problem:
-                self._tell(f"{function} of {name[:40]!r} is NULL: {problem}")
+    def _tell_null(self, function: str, text: str, why: str) -> None:
+        self._tell(f"{function} of {text[:40]!r} is NULL: {why}")
 
     def _stored(self, schema: str, pairs: Sequence[SubjectRelation]) -> dict[SubjectRelation, AnswerRow]:
         """The stored best answers about these pairs; an exact subject goes before one in another case."""
@@ -166,13 +159,23 @@ def _engine(workspace: Workspace, why: str) -> Engine:
     return workspace.engine()
 
 
-def _continuations(engine: Engine, rows: Sequence[tuple[str, int]]) -> list[str | None]:
-    """Per (prompt, n) the continuation without its special end; '' for n = 0, None where the model cannot run."""
+def _continuations(
+    engine: Engine, rows: Sequence[tuple[str, int]], unfit: Callable[[str, str], None]
+) -> list[str | None]:
+    """Per (prompt, n) the continuation without its special end; '' for n = 0, None where the model cannot run.
+
+    `unfit` is called with the prompts of the last kind, and why.
+    """
     tokenizer = engine.tokenizer
     ids = tokenizer.encode_batch([prompt for prompt, _ in rows])
-    fits = [bool(prompt) and engine.unfit(row) is None for (prompt, _), row in zip(rows, ids, strict=True)]
-    texts: list[str | None] = ["" if fit else None for fit in fits]
-    alive = [i for i, fit in enumerate(fits) if fit and rows[i][1]]
+    problems = [
+        engine.unfit(row) if prompt else "it is empty" for (prompt, _), row in zip(rows, ids, strict=True)
+    ]
+    for (prompt, _), problem in zip(rows, problems, strict=True):
+        if problem is not None:
+            unfit(prompt, problem)
+    texts: list[str | None] = ["" if problem is None else None for problem in problems]
+    alive = [i for i, text in enumerate(texts) if text is not None and rows[i][1]]
     if not alive:
         return texts
 
