@@ -205,7 +205,8 @@ def displayed(
     """The columns that a reader is shown, and the names of those for which a line of `width` characters has no room.
 
     Columns that are NULL throughout are in neither. Cells have at most `cell_width` characters, fewer where that lets
-    columns stay; then what says least goes first (see `_least_first`), then what stands in the middle. A column of dots stands for them.
+    columns stay; then what says least goes first (see `_least_first`), then what stands in the middle. A column of dots
+    stands for them.
     """
     pairs = zip(table.column_names, table.columns, strict=True)
     columns = [_column(name, c) for name, c in pairs if c.null_count < len(c) or not len(c)]
@@ -229,7 +230,7 @@ def displayed(
 
 
 def _least_first(table: pa.Table, columns: Sequence[TextColumn]) -> list[TextColumn]:
-    """The columns that may go before those in the middle do: lists of texts, what is the same in every row, then the secondary."""
+    """The columns that go before those in the middle do, first the lists of texts and what is the same in every row."""
     kinds = dict(zip(table.column_names, table.schema.types, strict=True))
     texts = [name for name, kind in kinds.items() if str(kind).startswith("list<") and "string" in str(kind)]
     constant = [c.name for c in columns if len(c.cells) > 1 and len(set(c.cells)) == 1]
