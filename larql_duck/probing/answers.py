@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,20 +14,33 @@ from larql_duck.inference.engine import Engine
 from larql_duck.inference.generate import greedy
 from larql_duck.inference.prefix import Prefix, fork_cache, prefill
 from larql_duck.probing.outcomes import NO_ARTICLE, Candidate, Outcome
-from larql_duck.probing.words import answer_text, begins_answer, find_answer, is_function_word, is_opener
+from larql_duck.probing.words import (
+    answer_text,
+    begins_answer,
+    closing_marks,
+    find_answer,
+    goes_on,
+    is_blank,
+    is_function_word,
+    is_opener,
+    is_sign,
+)
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
 
 # Tokens kept of each next-token distribution; what lies beyond counts as 0 in priors.
 TOP = 32
-# An article or opening quotation mark is looked past when it is at least this probable; at most two a prompt.
+# An article or opening quotation mark is looked past when it is at least this probable; at most two a prompt. So are
+# blanks that stand alone and signs, two a prompt, where the answer follows right behind.
 ARTICLE_P = 0.02
 # Answers are decoded when their first token is at least this probable, and the best one always.
 ANSWER_P = 0.1
 MAX_ANSWERS = 4
 # Tokens after the first one that an answer may have.
 MAX_TOKENS = 8
+# The same for numbers, where every digit may be a token, and for what stands in quotation marks.
+_MAX_LONG = 20
 
 
 @dataclass(frozen=True)
@@ -59,11 +72,12 @@ class _Step:
 
 @dataclass
 class _Chosen:
-    """A beginning that is decoded: prompt, way, its total probability, the tokens and their product."""
+    """A beginning that is decoded: prompt, way, its total probability, what may close it, the tokens that follow."""
 
     prompt: int
     way: _Way
     p: float
+    closing: str
     ids: list[int] = field(default_factory=list)
     p_tokens: list[float] = field(default_factory=list)
 
@@ -81,9 +95,12 @@ def ask(engine: Engine, form: str, ids: Sequence[Sequence[int]]) -> list[Outcome
         ways, articles = _direct_ways(engine, direct)
         steps = [direct]
         if articles:
-            steps.append(_after_articles(direct, articles, ways))
+            steps.append(_after_articles(engine, direct, articles, ways))
         totals = [_totals(row) for row in ways]
-        chosen = [c for i, row in enumerate(ways) for c in _choose(engine, form, i, row, totals[i])]
+        closing = [_opened(engine, row[-1]) for row in ids]
+        chosen = [
+            c for i, row in enumerate(ways) for c in _choose(engine, form, i, row, totals[i], closing[i])
+        ]
         _decode(engine, form, steps, chosen)
     answers: list[list[Candidate]] = [[] for _ in ids]
     for c in chosen:
@@ -104,27 +121,40 @@ def ask(engine: Engine, form: str, ids: Sequence[Sequence[int]]) -> list[Outcome
 
 
 def _direct_ways(engine: Engine, step: _Step) -> tuple[list[list[_Way]], list[_Way]]:
-    """Per prompt the most probable next tokens; articles that are looked past are listed apart."""
+    """Per prompt the most probable next tokens; articles and the like that are looked past are listed apart."""
     values, tokens = step.probabilities.topk(min(TOP, engine.vocab), dim=-1)
     ways: list[list[_Way]] = []
     articles: list[_Way] = []
     for row, (ps, ts) in enumerate(zip(values.tolist(), tokens.tolist(), strict=True)):
         likely = [_Way(t, p, 0, row, NO_ARTICLE) for t, p in zip(ts, ps, strict=True)]
-        openers = [w for w in likely if w.p >= ARTICLE_P and is_opener(engine.tokenizer.token(w.token))][:2]
+        texts = {w: engine.tokenizer.token(w.token) for w in likely if w.p >= ARTICLE_P}
+        openers = [w for w, text in texts.items() if is_opener(text)][:2]
+        openers += [w for w, text in texts.items() if is_blank(text) or is_sign(text)][:2]
         articles += openers
         ways.append([w for w in likely if w not in openers])
     return ways, articles
 
 
-def _after_articles(direct: _Step, articles: Sequence[_Way], ways: Sequence[list[_Way]]) -> _Step:
-    """The step behind the articles that are looked past; its most probable tokens become `ways` of their prompts."""
+def _after_articles(
+    engine: Engine, direct: _Step, articles: Sequence[_Way], ways: Sequence[list[_Way]]
+) -> _Step:
+    """The step behind the articles that are looked past; its most probable tokens become `ways` of their prompts.
+
+    A blank or sign stays a way of its own with what is left of its probability when answers right behind it are taken.
+    """
     prefix = direct.after(articles)
     logits, cache = prefix.advanced()
     step = _Step(prefix, cache, torch.softmax(logits, dim=-1))
     values, best = step.probabilities.topk(min(TOP, logits.shape[1]), dim=-1)
     for i, article in enumerate(articles):
+        opener = engine.tokenizer.token(article.token)
+        left = article.p
         for token, p in zip(best[i].tolist(), values[i].tolist(), strict=True):
-            ways[article.row].append(_Way(token, article.p * p, 1, i, article.token))
+            if is_opener(opener) or goes_on(opener, engine.tokenizer.token(token)):
+                ways[article.row].append(_Way(token, article.p * p, 1, i, article.token))
+                left -= article.p * p
+        if not is_opener(opener):
+            ways[article.row].append(replace(article, p=max(left, 0.0)))
     return step
 
 
@@ -137,9 +167,17 @@ def _totals(ways: Sequence[_Way]) -> list[tuple[int, float]]:
 
 
 def _choose(
-    engine: Engine, form: str, prompt: int, ways: Sequence[_Way], totals: Sequence[tuple[int, float]]
+    engine: Engine,
+    form: str,
+    prompt: int,
+    ways: Sequence[_Way],
+    totals: Sequence[tuple[int, float]],
+    closing: str,
 ) -> list[_Chosen]:
-    """The beginnings worth decoding, along each one's most probable way; none when the best is no answer."""
+    """The beginnings worth decoding, along each one's most probable way; none when the best is no answer.
+
+    `closing` are the marks that close a quotation which the prompt itself opened.
+    """
     out: list[_Chosen] = []
     for token, p in totals[:TOP]:
         if out and (p < ANSWER_P or len(out) == MAX_ANSWERS):
@@ -147,10 +185,17 @@ def _choose(
         text = engine.tokenizer.token(token)
         if engine.tokenizer.is_word(token) and begins_answer(text, form):
             way = max((w for w in ways if w.token == token), key=lambda w: (w.p, -w.step))
-            out.append(_Chosen(prompt, way, p))
+            opener = "" if way.article == NO_ARTICLE else engine.tokenizer.token(way.article)
+            out.append(_Chosen(prompt, way, p, closing_marks(opener) or closing))
         elif not out:
             return []
     return out
+
+
+def _opened(engine: Engine, last: int) -> str:
+    """The marks that close the quotation which a prompt's last token opens; '' where it opens none."""
+    text = engine.tokenizer.token(last)
+    return closing_marks(text) if text.startswith(" ") else ""
 
 
 def _decode(engine: Engine, form: str, steps: Sequence[_Step], chosen: Sequence[_Chosen]) -> None:
@@ -162,10 +207,12 @@ def _decode(engine: Engine, form: str, steps: Sequence[_Step], chosen: Sequence[
 
         def ended(i: int, ids: list[int], here: list[_Chosen] = here) -> bool:
             text = engine.tokenizer.continuation([here[i].way.token, *ids])
-            return engine.tokenizer.is_special(ids[-1]) or find_answer(text, form).closed
+            if engine.tokenizer.is_special(ids[-1]) or find_answer(text, form, here[i].closing).closed:
+                return True
+            return len(ids) >= MAX_TOKENS and not (here[i].closing or text.strip()[:1].isdecimal())
 
         prefix = step.after([c.way for c in here])
-        for c, more in zip(here, greedy(prefix, max_tokens=MAX_TOKENS, stop=ended), strict=True):
+        for c, more in zip(here, greedy(prefix, max_tokens=_MAX_LONG, stop=ended), strict=True):
             c.ids, c.p_tokens = list(more.ids), list(more.p)
 
 
@@ -174,11 +221,11 @@ def _candidate(engine: Engine, form: str, c: _Chosen) -> Candidate | None:
     ids = [c.way.token, *(t for t in c.ids if not engine.tokenizer.is_special(t))]
     ended = len(ids) <= len(c.ids)  # a special token stood at the end
     text = engine.tokenizer.continuation(ids)
-    answer = answer_text(text + "\n" if ended else text, form)
+    answer = answer_text(text + "\n" if ended else text, form, c.closing)
     if not answer or "�" in answer or is_function_word(answer):
         return None
     # Tokens that the answer is made of: the shortest run whose text reaches its end.
-    end = find_answer(text, form).start + len(answer)
+    end = find_answer(text, form, c.closing).start + len(answer)
     p_string = c.p
     for n in range(1, len(ids)):
         if len(engine.tokenizer.continuation(ids[:n])) >= end:
@@ -187,4 +234,6 @@ def _candidate(engine: Engine, form: str, c: _Chosen) -> Candidate | None:
     article = "" if c.way.article == NO_ARTICLE else engine.tokenizer.token(c.way.article).strip()
     if article[:1].isupper():  # part of the name: "The Hague"
         answer = f"{article} {answer}"
+    elif is_sign(article):
+        answer = f"{article}{answer}"
     return Candidate(answer, c.way.token, c.way.article, c.p, p_string)

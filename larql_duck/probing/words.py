@@ -27,7 +27,10 @@ FUNCTION_WORDS = _words("""
     approximately roughly
 """)
 ARTICLES = frozenset({"the", "a", "an"})
-_QUOTES = frozenset("\"'“‘«„「『")
+# Opening quotation marks, and what closes them.
+_QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "„": "“”", "「": "」", "『": "』"}
+# Signs that belong to the number behind them.
+_SIGNS = frozenset("-−+±$€£¥")
 # Comparatives in two words.
 _DEGREE = frozenset({"more", "most", "less", "least"})
 # Lower-case words inside names: "Gulf of Mexico", "Rio de Janeiro", "Ludwig van Beethoven".
@@ -50,7 +53,27 @@ def is_function_word(text: str) -> bool:
 
 def is_opener(text: str) -> bool:
     """True for what an answer may stand behind: an article, also capitalised, or an opening quotation mark."""
-    return text.strip().lower() in ARTICLES | _QUOTES
+    return text.strip().lower() in ARTICLES or text.strip() in _QUOTES
+
+
+def is_blank(text: str) -> bool:
+    """True for blanks alone, within a line: some tokenizers put them before a digit as a token of their own."""
+    return bool(text) and all(c.isspace() and c not in "\n\r\t\v\f" for c in text)
+
+
+def is_sign(text: str) -> bool:
+    """True for a sign that belongs to the number behind it: a minus, a currency's."""
+    return text.strip() in _SIGNS
+
+
+def goes_on(opener: str, text: str) -> bool:
+    """Whether an answer begins with this text right behind a blank or a sign: no further blank, and digits for signs."""
+    return text[:1].isdecimal() if is_sign(opener) else text[:1].isalnum()
+
+
+def closing_marks(text: str) -> str:
+    """The marks that close the opening quotation mark which this text is; '' for any other text."""
+    return _QUOTES.get(text.strip(), "")
 
 
 def begins_answer(text: str, form: str = "name") -> bool:
@@ -72,13 +95,19 @@ class Ending:
     closed: bool
 
 
-def find_answer(text: str, form: str = "name") -> Ending:
+def find_answer(text: str, form: str = "name", closing: str = "") -> Ending:
     """The span of the answer that begins the text (leading space allowed), by the relation's answer form.
 
     An answer ends before punctuation, a line's end, or a word that no longer belongs to it: any further word for
     forms word and symbol, a function word for names (unless it links capitalised ones), a new clause for phrases.
+    Points and commas inside a number are its own. A name or phrase behind an opening quotation mark ends at one of
+    the marks in `closing`, where there is one in the line.
     """
     start = len(text) - len(text.lstrip())
+    if form not in {"name", "phrase"}:
+        closing = ""
+    if quoted := _quoted(text, start, closing):
+        return quoted
     end, closed = start, True
     words: list[str] = []
     limit = _MAX_WORDS.get(form, 6)
@@ -102,15 +131,29 @@ def find_answer(text: str, form: str = "name") -> Ending:
         closed = False
     while len(words) > 1 and closed and (words[-1] in _LINKS or words[-1] in FUNCTION_WORDS):
         end = start + len(text[start:end].rstrip()[: -len(words.pop())].rstrip())
-    return Ending(start, end, closed)
+    # A quotation may still be closed further on in the line.
+    return Ending(start, end, closed and not (closing and "\n" not in text))
 
 
-def answer_text(text: str, form: str = "name") -> str:
+def _quoted(text: str, start: int, closing: str) -> Ending | None:
+    """The span before the closing quotation mark; None when the line has none, or nothing stands before it."""
+    line = re.match(r"[^\n\r]*", text[start:])
+    for i, c in enumerate(line[0] if line else "", start):
+        # An apostrophe is no closing mark, and what follows says which it is.
+        if c in closing and (c not in "'’" or (i + 1 < len(text) and not text[i + 1].isalnum())):
+            end = start + len(text[start:i].rstrip(" .,;"))
+            return Ending(start, end, True) if end > start else None
+    return None
+
+
+def answer_text(text: str, form: str = "name", closing: str = "") -> str:
     """The answer that begins the text, as `find_answer` bounds it; an unfinished last word is left out."""
-    span = find_answer(text, form)
+    span = find_answer(text, form, closing)
     answer = text[span.start : span.end]
     if not span.closed and " " in answer and len(text) == span.end:
         answer = answer.rsplit(" ", 1)[0]
+    if answer[-2:-1].isdecimal():
+        answer = answer.rstrip(".,:/")
     return answer.strip(" '’-–—&")
 
 
@@ -124,6 +167,8 @@ def _cut(word: str, before: list[str], form: str, last: bool) -> int:
             return i
         if inside and c in ".,:/" and word[i - 1].isdigit() and word[i + 1].isdigit():
             continue
+        if last and 0 < i == len(word) - 1 and c in ".,:/" and word[i - 1].isdigit():
+            continue  # "3." may become "3.5"
         if inside and c in "./–" and form in {"name", "phrase"}:
             continue
         if c == "." and form in {"name", "phrase"}:
@@ -174,13 +219,19 @@ def _may_belong(word: str, before: list[str], form: str, limit: int) -> bool:
 
 
 def normal(text: str) -> str:
-    """The form in which two answers are compared: no case, accents, leading article or outer punctuation."""
+    """The form in which two answers are compared: no case, accents, leading article or outer punctuation.
+
+    Commas between a number's thousands do not count either; a minus before it does.
+    """
     decomposed = unicodedata.normalize("NFKD", text.casefold())
-    plain = "".join(c for c in decomposed if not unicodedata.combining(c))
+    plain = "".join(c for c in decomposed if not unicodedata.combining(c)).strip()
+    plain = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", plain)
+    minus = "-" if re.match(r"[-−]\d", plain) else ""
+    plain = plain[len(minus) :]
     words = re.sub(r"[\s\-‐‑_]+", " ", plain).strip(" .,;:!?'\"“”‘’()[]*").split()
     if len(words) > 1 and words[0] in ARTICLES:
         words = words[1:]
-    return " ".join(words)
+    return minus + " ".join(words)
 
 
 def matches(answer: str, references: tuple[str, ...]) -> bool:

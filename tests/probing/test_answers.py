@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from pathlib import Path
+
 import pytest
 import tokenizers
 import torch
@@ -144,3 +147,60 @@ def test_the_first_token_equals_a_plain_forward_pass(tiny_model, family: str) ->
             if candidate.article == NO_ARTICLE:
                 assert candidate.p >= float(p[candidate.first]) - 1e-4
             assert 0 < candidate.p_string <= candidate.p <= 1
+
+
+def chain(*tokens: str) -> dict[str, dict[str, float]]:
+    """A bigram table that says these tokens one after another, each with probability 0.9."""
+    return {last: {token: 0.9} for last, token in itertools.pairwise(tokens)}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "form", "answer"),
+    [
+        ((" ", "4", "\n"), "number", "4"),
+        ((" ", "1", "9", "8", "4", "."), "number", "1984"),
+        ((" ", "3", ".", "5", " city"), "number", "3.5"),
+        ((" ", "3", ".", "5", " city", ","), "name", "3.5 city"),
+        ((" ", "1", ",", "2", "3", "4", " city"), "number", "1,234"),
+        ((" ", "1", ",", "2", "3", "4", ".", " "), "name", "1,234"),
+        ((" ", *"123456789", "0", "\n"), "number", "1234567890"),
+        (("7", "5", " euro", "."), "name", "75 euro"),
+        ((" ", "Paris", "\n"), "name", "Paris"),
+    ],
+)
+def test_numbers_come_whole(tmp_path: Path, tokens: tuple[str, ...], form: str, answer: str) -> None:
+    """Digits stand alone in this tokenizer, behind a blank of their own."""
+    engine = bigram_engine(tmp_path, chain(" hot", *tokens))
+    (found,) = asked(engine, " hot", form).candidates
+    blank = tokens[0] == " "
+    assert found.object == answer
+    assert found.p == pytest.approx(0.9 ** (1 + blank), abs=0.01)
+    pieces = 1 if answer == "Paris" else len(answer.split()[0]) + answer.count(" ")
+    assert found.p_string == pytest.approx(0.9 ** (pieces + blank), abs=0.02)
+    assert (found.article != NO_ARTICLE) == blank
+
+
+@pytest.mark.parametrize("after", ["\n", " ", " Paris", "."])
+def test_a_blank_before_no_answer_is_none(tmp_path: Path, after: str) -> None:
+    table = {" hot": {" ": 0.6, " Rome": 0.3}, " ": {after: 0.9}, " Rome": {".": 0.9}}
+    assert asked(bigram_engine(tmp_path, table), " hot").candidates == ()
+
+
+@pytest.mark.parametrize("sign", ["$", "-"])
+def test_a_sign_belongs_to_the_number_behind_it(tmp_path: Path, sign: str) -> None:
+    engine = bigram_engine(tmp_path, chain(" hot", sign, "2", "5", "."))
+    (found,) = asked(engine, " hot", "number").candidates
+    assert (found.object, engine.tokenizer.token(found.article)) == (f"{sign}25", sign)
+    assert asked(bigram_engine(tmp_path / "word", chain(" hot", sign, "Paris", ".")), " hot").candidates == ()
+
+
+def test_answers_in_quotation_marks_come_whole(tmp_path: Path) -> None:
+    title = ("Paris", ",", " the", " city", " of", " Rome", " and", " hot")
+    engine = bigram_engine(
+        tmp_path, chain(" cold", '"', *title, " in", " French", ".") | {" French": {'"': 0.9}}
+    )
+    (found,) = asked(engine, " cold").candidates
+    assert found.object == "Paris, the city of Rome and hot in French"
+    # Marks that nobody closes bound nothing.
+    engine = bigram_engine(tmp_path / "open", chain(" cold", '"', "Paris", ",", " Rome", "\n"))
+    assert asked(engine, " cold").candidates[0].object == "Paris"

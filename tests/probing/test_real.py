@@ -12,6 +12,7 @@ from larql_duck.inference.engine import Engine
 from larql_duck.inference.interventions import feature_edits
 from larql_duck.knowledge.relations import Relation
 from larql_duck.models.opening import open_model
+from larql_duck.probing.facts import probe
 from tests.probing.support import probe_facts
 
 pytestmark = pytest.mark.real
@@ -103,3 +104,25 @@ def test_long_text_is_predicted_as_by_transformers(engine: Engine) -> None:
     logits = engine.run(batch.ids, None, batch.positions, keep=0)[0].log_softmax(-1)
     nll = -logits[:-1].gather(1, batch.ids[0, 1:, None]).mean()
     assert 4 < float(torch.exp(nll)) < 15
+
+
+PLANETS = """
+pack: planets
+relations:
+  - relation: position
+    description: The position of a planet, counted from the sun.
+    answer: number
+    templates: ["Counted from the sun, {} is planet number"]
+    examples: [[Venus, "2"]]
+    entities: [Mercury, Mars, Neptune]
+"""
+
+
+def test_the_pack_of_the_readme_gives_numbers(tmp_path: Path, engine: Engine) -> None:
+    """SmolLM2 puts a blank of its own before a digit."""
+    (tmp_path / "planets.yaml").write_text(PLANETS)
+    facts = probe(engine, tmp_path / "planets.yaml").tables["facts"].to_pylist()
+    best = {row["subject"]: row for row in facts if row["rank"] == 1}
+    assert set(best) == {"Mercury", "Mars", "Neptune"}
+    assert all(row["object"].isdecimal() and row["p"] > 0.1 for row in best.values())
+    assert all(row["prompt"].endswith(" ") and row["n_features"] for row in best.values())

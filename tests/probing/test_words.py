@@ -30,6 +30,11 @@ ANSWERS = [
     (" 1,000 km", "number", "1,000"),
     (" 3.14.", "number", "3.14"),
     (" 21 million people", "number", "21 million"),
+    (" 1984, when", "number", "1984"),
+    (" 12,756.2 km", "number", "12,756.2"),
+    (" 3.5 km.", "name", "3.5 km"),
+    (" 1,234.", "name", "1,234"),
+    (" 3.", "number", "3"),
     (" the sum of its parts, and", "phrase", "the sum of its parts"),
     (' "Guernica"', "name", ""),
     ("東京です。", "name", "東京です"),
@@ -53,11 +58,34 @@ def test_answers_end_where_they_end(text: str, form: str, answer: str) -> None:
         (" Rio de", "name", False),  # "de Janeiro"?
         (" Washington D.", "name", False),  # "D.C."?
         (" cold w", "word", True),
+        (" 3.", "number", False),  # "3.5"?
+        (" 1,", "name", False),  # "1,234"?
+        (" 3. It", "number", True),
         (" Au\n", "symbol", True),
     ],
 )
 def test_a_text_shows_whether_its_answer_can_still_grow(text: str, form: str, closed: bool) -> None:
     assert find_answer(text, form).closed is closed
+
+
+@pytest.mark.parametrize(
+    ("text", "closing", "answer", "closed"),
+    [
+        ('The Good, the Bad and the Ugly" by', '"', "The Good, the Bad and the Ugly", True),
+        ("Who's Afraid?' he", "'", "Who's Afraid?", True),
+        ('Guernica," a painting', '"', "Guernica", True),
+        ("Schloss“", "“”", "Schloss", True),
+        ("Guernica, a", '"', "Guernica", False),  # the mark may still come
+        ("Guernica, a\nline", '"', "Guernica", True),
+        ('" and', '"', "", False),
+    ],
+)
+def test_an_answer_in_quotation_marks_is_what_stands_in_them(
+    text: str, closing: str, answer: str, closed: bool
+) -> None:
+    assert answer_text(text, "name", closing) == answer
+    assert find_answer(text, "name", closing).closed is closed
+    assert find_answer(text, "word", closing) == find_answer(text, "word")
 
 
 @given(st.text(max_size=60), st.sampled_from(["name", "word", "phrase", "number", "symbol"]))
@@ -91,5 +119,7 @@ def test_answers_are_compared_without_case_accents_articles_and_outer_punctuatio
     assert normal("Port-au-Prince") == normal("port au prince")
     assert normal("A") == "a"  # the letter, not an article in front of nothing
     assert normal("北京") != normal("東京")
+    assert normal("1,234,567") == normal("1234567") and normal("1,23") != normal("123")
+    assert normal("-5") != normal("5") and normal("−5") == normal("-5")
     assert matches("the Netherlands", ("Holland", "Netherlands"))
     assert not matches("Paris", ("Parish",))
