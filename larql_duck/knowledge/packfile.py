@@ -11,7 +11,8 @@ from typing import NoReturn
 
 from larql_duck.errors import PackError
 from larql_duck.knowledge.marked import Node, PackRow, beside, read_rows, read_yaml
-from larql_duck.knowledge.relations import ANSWER_FORMS, SLOT, Pack, Relation, relation_key, unknown
+from larql_duck.knowledge.relations import ANSWER_FORMS, ECHOES, SLOT, Pack, Relation, relation_key, unknown
+from larql_duck.knowledge.types import OPEN, answer_types
 
 MAX_TEMPLATE = 500
 MAX_NAME = 64
@@ -19,7 +20,7 @@ _MAX_INCLUDES = 8
 _PACK_KEYS = ("pack", "description", "source", "licence", "relations")
 _RELATION_KEYS = (
     *("relation", "description", "family", "subjects", "general", "templates", "examples", "answer", "many"),
-    *("entities", "limit", "source", "licence"),
+    *("expects", "echo", "entities", "limit", "source", "licence"),
 )
 _USE_KEYS = ("from", "relation", "entities", "limit")
 _ENTITY_KEYS = ("subject", "text", "object")
@@ -109,10 +110,28 @@ def _defined(fields: _PackFields, top: _PackFields) -> Relation:
         answer=answer,
         subjects=fields.text("subjects", "thing"),
         general=fields.flag("general"),
+        expects=_expects(fields),
+        echo=_echo(fields),
         source=fields.text("source", top.text("source", "")),
         licence=fields.text("licence", top.text("licence", "")),
     )
     return relation.over_rows(_entities(fields)).limited(fields.count("limit"))
+
+
+def _expects(fields: _PackFields) -> str:
+    name = fields.text("expects", OPEN)
+    if name not in answer_types():
+        line = fields.line("expects")
+        message = f"expects: there is no type {name!r}"
+        unknown(message, name, answer_types(), path=fields.path, line=line, field="expects")
+    return name
+
+
+def _echo(fields: _PackFields) -> str:
+    echo = fields.text("echo", "")
+    if echo not in ECHOES:
+        fields.fail("echo", f"{echo!r} is not known ({', '.join(filter(None, ECHOES))})")
+    return echo
 
 
 def _templates(fields: _PackFields) -> tuple[str, ...]:

@@ -14,6 +14,8 @@ from larql_duck.knowledge.marked import PackRow
 from larql_duck.spelling import as_name, did_you_mean
 
 ANSWER_FORMS = ("name", "word", "phrase", "number", "symbol")
+# '' leaves it to the references: allowed when one of them does so.
+ECHOES = ("", "allowed", "wrong")
 SLOT = "{}"
 _ARTICLES = ("the ", "a ", "an ")
 # Marks after which an answer follows without a blank, and what closes it.
@@ -29,7 +31,8 @@ class Relation:
     Netherlands'); `references` the accepted answers of a subject, the preferred one first. `many` says that
     several answers are right at once. `answer` is one of ANSWER_FORMS, `subjects` the kind of thing that the
     subjects are ('country'), `family` the group that is calibrated together. `general` relations may be asked
-    about any name.
+    about any name. `expects` is the type of the answers (see types.py), `echo` one of ECHOES: whether an answer that
+    repeats its subject can be right.
     """
 
     name: str
@@ -41,6 +44,8 @@ class Relation:
     answer: str = "name"
     subjects: str = "thing"
     general: bool = False
+    expects: str = "open"
+    echo: str = ""
     entities: tuple[str, ...] = ()
     references: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)

@@ -17,6 +17,7 @@ from larql_duck.knowledge.relations import Pack, Relation, unknown
 
 _DIRECTORY = Path(__file__).resolve().parent.parent / "knowledge"
 _FIRST = ("core", "world")
+_NO_PACKS = frozenset({"types"})
 
 
 def load_pack(name_or_path: str | Path, relations: Iterable[str] | None = None) -> Pack:
@@ -65,7 +66,7 @@ def pack_from_frames(entities: object = None, relations: object = None, *, name:
 
 @cache
 def _files() -> dict[str, Path]:
-    paths = {path.stem: path for path in sorted(_DIRECTORY.glob("*.yaml"))}
+    paths = {path.stem: path for path in sorted(_DIRECTORY.glob("*.yaml")) if path.stem not in _NO_PACKS}
     return {name: paths[name] for name in (*_FIRST, *paths) if name in paths}
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from dataclasses import dataclass
+
+from larql_duck.knowledge.keys import ARTICLES
+from larql_duck.knowledge.keys import normal as normal
 
 
 def _words(text: str) -> frozenset[str]:
@@ -26,7 +28,6 @@ FUNCTION_WORDS = _words("""
     sometimes always never generally commonly typically actually probably perhaps currently officially formerly
     approximately roughly
 """)
-ARTICLES = frozenset({"the", "a", "an"})
 # Opening quotation marks, and what closes them.
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "„": "“”", "「": "」", "『": "』"}
 # Signs that belong to the number behind them.
@@ -216,22 +217,6 @@ def _may_belong(word: str, before: list[str], form: str, limit: int) -> bool:
     if form == "name" and before and word in _LINKS:
         return before[-1][:1].isupper() and len(before) < limit
     return _belongs(word, before, form, limit)
-
-
-def normal(text: str) -> str:
-    """The form in which two answers are compared: no case, accents, leading article or outer punctuation.
-
-    Commas between a number's thousands do not count either; a minus before it does.
-    """
-    decomposed = unicodedata.normalize("NFKD", text.casefold())
-    plain = "".join(c for c in decomposed if not unicodedata.combining(c)).strip()
-    plain = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", plain)
-    minus = "-" if re.match(r"[-−]\d", plain) else ""
-    plain = plain[len(minus) :]
-    words = re.sub(r"[\s\-‐‑_]+", " ", plain).strip(" .,;:!?'\"“”‘’()[]*").split()
-    if len(words) > 1 and words[0] in ARTICLES:
-        words = words[1:]
-    return minus + " ".join(words)
 
 
 def matches(answer: str, references: tuple[str, ...]) -> bool:
