@@ -41,8 +41,15 @@ MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests of the real model come first: one worker of pytest-xdist makes its vindex while others go on."""
-    items.sort(key=lambda item: item.get_closest_marker("real") is None)
+    """What waits longest for a vindex comes first: one worker of pytest-xdist makes it while others go on."""
+    items.sort(key=_place)
+
+
+def _place(item: pytest.Item) -> int:
+    """0 for tests of the default extraction, 1 for others of the real model, 2 for all others."""
+    if "default_vindex" in getattr(item, "fixturenames", ()):
+        return 0
+    return 1 if item.get_closest_marker("real") else 2
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ import pytest
 from larql_duck.cli import app as cli
 from larql_duck.vindex.verify import verify
 from tests.catalog.test_cli_agrees import QUERIES
+from tests.venvs import PipFailed, make_venv
 from tests.world import write_vindex
 
 # help shows the arguments in the order in which each version of DuckDB lists them.
@@ -29,6 +30,12 @@ def _rows(python: str, script: str, place: Path) -> list[Any]:
     )
     assert done.returncode == 0, done.stderr
     return _rounded(json.loads(done.stdout))
+
+
+def _version(python: str) -> str:
+    """The version of DuckDB that this Python imports."""
+    asked = [python, "-c", "import duckdb; print(duckdb.__version__)"]
+    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _rounded(value: Any) -> Any:
@@ -61,14 +68,11 @@ def test_older_versions_of_duckdb(
     version: str, vindex: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     ask: Callable[[str], list[dict[str, Any]]],
 ) -> None:  # fmt: skip
-    environment = tmp_path / "venv"
-    subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
-    python = str(environment / "bin" / "python")
-    done = subprocess.run(
-        [python, "-m", "pip", "install", "-q", f"duckdb=={version}"], capture_output=True, text=True
-    )
-    if done.returncode:
-        pytest.skip(f"pip does not find duckdb {version}: {done.stderr.strip().splitlines()[-1]}")
+    try:
+        python = str(make_venv(tmp_path / "venv", [f"duckdb=={version}"]))
+    except PipFailed as error:
+        pytest.skip(f"pip: {error}")
+    assert _version(python) == version
     expected = _rounded([[list(row.values()) for row in ask(query)] for query in COMPARED])
     # From another folder, by the script that the command prints.
     assert cli.run(["model-sql", str(vindex)]) == 0

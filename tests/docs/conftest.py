@@ -29,7 +29,7 @@ def quick_vindex(made_once: MadeOnce, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="session")
 def default_vindex(smollm2_gguf: Path, made_once: MadeOnce) -> Path:
-    """SmolLM2 as `larql-duck extract` makes it. Only to be read."""
+    """SmolLM2 as `larql-duck extract` makes it on a machine that is not busy. Only to be read."""
     from larql_duck.extraction import extract
 
-    return made_once("default.vindex", lambda path: extract(smollm2_gguf, path))
+    return made_once("default.vindex", lambda path: extract(smollm2_gguf, path, in_basis="context"))
