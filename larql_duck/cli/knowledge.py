@@ -37,6 +37,10 @@ def probe(
     entities: Annotated[
         Path | None, Option(help=".csv or .parquet: a column subject, entity or name, or names alone.")
     ] = None,
+    header: Annotated[
+        bool | None,
+        Option("--header/--no-header", help="Whether the .csv file's first line is a header, where that is unclear."),
+    ] = None,
     template: Annotated[
         list[str] | None,
         Option("--template", help="Prompt with {} for the subject, for one --relation of your own."),
@@ -56,6 +60,8 @@ def probe(
 
     if template and (relation is None or len(relation) != 1 or pack is not None):
         raise UsageError("--template goes with exactly one --relation, without --pack")
+    if header is not None and (entities is None or entities.suffix.lower() == ".parquet"):
+        raise UsageError("--header and --no-header are about the first line of --entities FILE.csv")
     relations: object = relation or None
     if template and relation:
         relations = {relation[0]: template}
@@ -63,7 +69,7 @@ def probe(
         session.workspace.vindex.require("inference", "probing")
         table = None
         if entities is not None:
-            file = read_entities(entities)
+            file = read_entities(entities, header=header)
             note(file.understood)
             table = file.table
         with _checkpoint(vindex, resume) as directory:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import glob
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from larql_duck.knowledge.frames import SUBJECT_COLUMNS, entities_of
 _DELIMITERS = {",": "','", ";": "';'", "\t": "tab", "|": "'|'"}
 # Stands in no text: a file of one column has no delimiter.
 _NONE = "\x1f"
-# A header is looked for in so many bytes.
+# A header is looked for in so many bytes, and has cells of so many characters.
 _FIRST = 1 << 16
+_HEADING = 30
 
 
 @dataclass(frozen=True)
@@ -31,20 +33,21 @@ class EntityFile:
     understood: str
 
 
-def read_entities(path: str | Path) -> EntityFile:
+def read_entities(path: str | Path, *, header: bool | None = None) -> EntityFile:
     """The entities in a .csv (.tsv) or .parquet file; every CSV cell is text.
 
-    A first line with a column subject, entity or name is a header, as is one above columns of numbers. Without a header
-    the names are the first column of text. PackError names the file and what is wrong in it.
+    header says whether the first line of a CSV file is one. None: it is one if it has a column subject, entity or name,
+    stands above columns of numbers, or is in small letters above names with capitals. Without a header the names are the
+    first column of text. PackError names the file and what is wrong in it.
     """
     path = Path(os.path.expanduser(path))
     try:
         open_regular(path).close()
         with in_memory() as con:
             if path.suffix.lower() == ".parquet":
-                table, said = con.read_parquet(glob.escape(str(path))).to_arrow_table(), ""
+                table, said, doubt = con.read_parquet(glob.escape(str(path))).to_arrow_table(), "", ""
             elif path.suffix.lower() in (".csv", ".tsv"):
-                table, said = _read_csv(con, path)
+                table, said, doubt = _read_csv(con, path, header)
             else:
                 raise PackError("entities come from a .csv or a .parquet file", file=path, field="entities")
         rows = entities_of(table) or []
@@ -56,41 +59,69 @@ def read_entities(path: str | Path) -> EntityFile:
         raise error if error.file else PackError(str(error), file=path, field="entities") from None
     names = f"{', '.join(row.subject[:40] for row in rows[:3])}{' ...' * (len(rows) > 3)}"
     columns = f"columns {', '.join(table.column_names)}" if table.num_columns > 1 else "one column"
-    return EntityFile(table, f"{path}: {columns}{said}; {table.num_rows} rows, {len(rows)} names: {names}")
+    understood = f"{path}: {columns}{said}; {table.num_rows} rows, {len(rows)} names: {names}{doubt}"
+    return EntityFile(table, understood)
 
 
-def _read_csv(con: duckdb.DuckDBPyConnection, path: Path) -> tuple[pa.Table, str]:
-    """The table in a CSV file, and how its columns were told apart."""
+def _read_csv(
+    con: duckdb.DuckDBPyConnection, path: Path, header: bool | None
+) -> tuple[pa.Table, str, str]:
+    """The table in a CSV file, how its columns were told apart, and what may be otherwise."""
     pattern = glob.escape(str(path))
     with open_regular(path) as handle:
         lines = handle.read(_FIRST).decode("utf-8-sig", errors="replace").splitlines()
-    for delimiter in _DELIMITERS:
-        names = _cells(lines, delimiter)
+    guess, doubt, found = "", "", header
+    for delimiter in _DELIMITERS if header is not False else ():
+        names = next(_rows(lines, delimiter), [])
         if {*SUBJECT_COLUMNS} & {name.lower() for name in names}:
-            header = True
+            found = True
             break
     else:
         sniffed = "SELECT Delimiter, HasHeader, [c.type FOR c IN Columns] FROM sniff_csv($1, skip = 0)"
-        delimiter, header, types = con.execute(sniffed, [pattern]).fetchall()[0]
-        names = _cells(lines, delimiter)
-        # Texts above texts are no header: their first line is a name like the others.
-        header = header and any(kind != "VARCHAR" for kind in types)
-        if not header:
-            named = types.index("VARCHAR") if "VARCHAR" in types else 0
+        delimiter, above_numbers, types = con.execute(sniffed, [pattern]).fetchall()[0]
+        names = next(_rows(lines, delimiter), [])
+        named = types.index("VARCHAR") if "VARCHAR" in types else 0
+        if found is None:
+            # Texts above texts are no header: their first line is a name like the others, unless its letters tell.
+            found = above_numbers and any(kind != "VARCHAR" for kind in types)
+            small = not found and _in_small_letters(lines, delimiter, named)
+            first = names[named][:40] if named < len(names) else ""
+            if small:
+                found, guess, doubt = True, f", header {first}", f"; if {first} is a name too: --no-header"
+            elif not found and first:
+                doubt = f"; if {first} is a heading: --header"
+        if not (found and names):
             names = [SUBJECT_COLUMNS[0] if i == named else str(i + 1) for i in range(len(types))]
     read = con.read_csv(
         pattern,
         delimiter=delimiter if len(names) > 1 else _NONE,
         columns={str(i): "VARCHAR" for i in range(len(names))},
-        header=header,
+        header=found,
         auto_detect=False,
         null_padding=True,
         parallel=False,  # else DuckDB refuses line breaks in cells
     )
     said = f" separated by {_DELIMITERS.get(delimiter, repr(delimiter))}" if len(names) > 1 else ""
-    return read.to_arrow_table().rename_columns(names), said if header else f"{said}, no header"
+    return read.to_arrow_table().rename_columns(names), said + (guess if found else ", no header"), doubt
 
 
-def _cells(lines: list[str], delimiter: str) -> list[str]:
-    """The cells of the first line, trimmed."""
-    return [cell.strip() for cell in next(csv.reader(lines[:1], delimiter=delimiter), [])]
+def _in_small_letters(lines: list[str], delimiter: str, named: int) -> bool:
+    """Whether the first line is in small letters, as headings are, and nine in ten of the names below are not.
+
+    named is the column of the names.
+    """
+    first, *below = list(_rows(lines, delimiter)) or [[]]
+    names = [row[named] for row in below if len(row) > named and row[named]]
+    capitals = sum(not name[0].islower() for name in names)
+    return (
+        bool(first)
+        and all(cell.islower() and len(cell) <= _HEADING for cell in first)
+        and any(name[0].isupper() for name in names)
+        and capitals >= 0.9 * len(names)
+    )
+
+
+def _rows(lines: list[str], delimiter: str) -> Iterator[list[str]]:
+    """The cells of each line, trimmed."""
+    for row in csv.reader(lines, delimiter=delimiter):
+        yield [cell.strip() for cell in row]

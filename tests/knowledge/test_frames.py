@@ -259,6 +259,47 @@ def test_a_csv_of_any_dialect(content: str, names: list[str], said: str, tmp_pat
 
 
 @pytest.mark.parametrize(
+    ("content", "names", "said"),
+    [
+        ("country\nFrance\nvan Gogh Land\n" + "Peru\n" * 9, ["France", "van Gogh Land", "Peru"], "one column, header country; 11 rows, 3 names: France, van Gogh Land, Peru; if country is a name too: --no-header"),
+        ("Country\nFrance\nJapan\n", ["Country", "France", "Japan"], "no header; 3 rows, 3 names: Country, France, Japan; if Country is a heading: --header"),
+        ("water\nfire\nEarth\n", ["water", "fire", "Earth"], "if water is a heading: --header"),
+        ("国\n法国\n", ["国", "法国"], "if 国 is a heading: --header"),
+        ("FR;Country\nx;France\n", ["FR", "x"], "if FR is a heading: --header"),
+        ("name\nFrance\n", ["France"], ": one column; 1 rows, 1 names: France"),
+    ],
+)  # fmt: skip
+def test_a_heading_that_is_no_known_word(content: str, names: list[str], said: str, tmp_path: Path) -> None:
+    path = tmp_path / "countries.csv"
+    path.write_text(content, encoding="utf-8")
+    file = read_entities(path)
+    assert list(pack_from_frames(file.table, ["capital"]).relations[0].entities) == names
+    assert file.understood.endswith(said)
+
+
+def test_whether_there_is_a_header_can_be_said(tmp_path: Path) -> None:
+    path = tmp_path / "names.csv"
+    for header, content, names in (
+        (True, "Country\nFrance\n", ["France"]),
+        (False, "country\nFrance\n", ["country", "France"]),
+        (False, "name\nFrance\n", ["name", "France"]),
+        (True, "name\nFrance\n", ["France"]),
+        (False, "country,capital\nFrance,Paris\n", ["country", "France"]),
+    ):
+        path.write_text(content, encoding="utf-8")
+        file = read_entities(path, header=header)
+        assert list(pack_from_frames(file.table, ["capital"]).relations[0].entities) == names
+        # Nothing is in doubt.
+        assert "header:" not in file.understood and file.understood.endswith(names[-1])
+    path.write_text("country,capital\nFrance,Paris\n", encoding="utf-8")
+    with pytest.raises(PackError, match="no column subject, entity or name among country, capital"):
+        read_entities(path)
+    path.write_text("", encoding="utf-8")
+    with pytest.raises(PackError, match="no entities"):
+        read_entities(path, header=True)
+
+
+@pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("missing.csv", None, "cannot be read"),

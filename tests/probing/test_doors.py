@@ -305,6 +305,9 @@ def test_ask_is_what_probing_says(base: Path) -> None:
                 assert answer["object"] == facts[name]["object"]
                 assert answer["p"] == pytest.approx(facts[name]["p"], abs=1e-6)
         assert columns(s, "SELECT lq_ask('France', NULL)") == [(None,)]
+        # As in entities: NA as pandas prints it is nobody.
+        missing = "SELECT lq_ask('<NA>', 'capital'), lq_ask(' ', 'capital'), lq_ask('France', '<NA>'), lq_ask('France', '')"
+        assert columns(s, missing) == [(None, None, None, None)]
 
 
 def test_ask_takes_stored_facts_without_a_model(tmp_path: Path) -> None:
@@ -384,6 +387,16 @@ def test_cli_probe_saves_and_prints(copy: Path, tmp_path: Path, capfd: pytest.Ca
         assert columns(s, "SELECT count(DISTINCT subject) FROM facts") == [(2,)]
 
 
+def test_cli_probe_takes_a_first_line_for_a_name(
+    base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "names.csv"
+    file.write_text("name\nFrance\n")
+    arguments = ["probe", str(base), "--relation", "found in", "--template", "The capital of {} is", "--dry-run"]
+    assert cli.run([*arguments, "--entities", str(file), "--jsonl", "--no-header"]) == 0
+    assert "no header; 2 rows, 2 names: name, France\n" in capfd.readouterr().err
+
+
 def test_cli_probe_resumes(
     copy: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -420,6 +433,8 @@ def test_cli_errors_are_one_line(base: Path, tmp_path: Path, capfd: pytest.Captu
         (["probe", str(base), "--pack", "nothing"], 1),
         (["probe", str(base), "--template", "{} is"], 2),
         (["probe", str(base), "--entities", str(tmp_path / "missing.csv"), "--relation", "capital"], 1),
+        (["probe", str(base), "--header"], 2),
+        (["probe", str(base), "--entities", "names.parquet", "--no-header"], 2),
     ):
         assert cli.run(arguments) == status
         assert capfd.readouterr().err.count("\n") == 1

@@ -13,6 +13,7 @@ from larql_duck.errors import SemanticError
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.generate import greedy
 from larql_duck.inference.prefix import prefill
+from larql_duck.knowledge.frames import is_missing
 from larql_duck.knowledge.relations import Relation, relation_key
 from larql_duck.probing.facts import ask_subjects
 from larql_duck.probing.packs import known_relations
@@ -46,7 +47,7 @@ class Answers:
         self._texts: dict[tuple[str, int], str | None] = {}
 
     def ask(self, subjects: pa.Array, relations: pa.Array) -> list[AnswerRow]:
-        """Per row the best answer (object) and its probability (p); None for NULL, an empty subject, and no answer.
+        """Per row the best answer (object) and its probability (p); None for no answer, and where a name is missing.
 
         A probed fact is the answer (subject and relation in any case); the model is asked about the rest, one
         batch a relation. SemanticError for a relation that neither the vindex nor a pack knows.
@@ -149,8 +150,9 @@ class Answers:
 
 def _pair(subject: str | None, relation: str | None) -> SubjectRelation | None:
     """(the subject as names are compared, the relation's key); None where there is nothing to ask."""
-    if subject is None or relation is None or not subject.strip():
+    if is_missing(subject) or is_missing(relation):
         return None
+    assert subject is not None and relation is not None
     return as_name(subject), relation_key(relation)
 
 
