@@ -275,7 +275,10 @@ def table_lines(
 
 
 def cell(value: Any) -> str:
-    """A value as one line of text: floats with three digits, lists between commas, control characters escaped."""
+    """A value as one line of text: floats with three digits, lists between commas, control characters escaped.
+
+    A text of blanks alone stands in quotes, so that a token of them is seen.
+    """
     if value is None:
         return NULL
     if isinstance(value, bool):
@@ -287,7 +290,8 @@ def cell(value: Any) -> str:
         return ", ".join(map(cell, value))
     if isinstance(value, dict):
         return printable(json.dumps(value, ensure_ascii=False, default=str))
-    return printable(str(value))
+    text = str(value)
+    return printable(text) if text.strip(" ") else f"'{text}'"
 
 
 def printable(text: str) -> str:

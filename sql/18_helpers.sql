@@ -3,9 +3,14 @@
 CREATE MACRO {schema}.entity_named(p_entity) AS TABLE
 SELECT entity, entity_id, layers
 FROM {schema}.entity_names
-WHERE key = lower(nfc_normalize(trim(p_entity)))
-QUALIFY entity = nfc_normalize(trim(p_entity)) OR NOT bool_or(entity = nfc_normalize(trim(p_entity))) OVER ();
-COMMENT ON MACRO TABLE {schema}.entity_named IS 'The spellings of a name that the graph has: the exact one, else all that differ in case only (accented letters compared composed).';
+WHERE key IN (
+    lower(nfc_normalize(trim(p_entity))), 'the ' || lower(nfc_normalize(trim(p_entity))),
+    regexp_replace(lower(nfc_normalize(trim(p_entity))), '^the ', '')
+)
+QUALIFY rank() OVER (
+    ORDER BY entity <> nfc_normalize(trim(p_entity)), key <> lower(nfc_normalize(trim(p_entity)))
+) = 1;
+COMMENT ON MACRO TABLE {schema}.entity_named IS 'The spellings of a name that the graph has: the exact one, else all that differ in case only (accented letters compared composed), else those with or without the article the.';
 
 -- The token is meant as it stands in running text, so ' France' comes before 'France' where both exist.
 CREATE MACRO {schema}.token_hits(p_token, p_layers := NULL) AS TABLE

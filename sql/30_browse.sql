@@ -139,6 +139,20 @@ WHERE e.entity IN (SELECT n.entity FROM {schema}.entity_names AS n WHERE n.key L
 ORDER BY e.n_facts DESC, e.as_subject DESC, e.entity;
 COMMENT ON MACRO TABLE {public}.entities_like IS 'Names that match a LIKE pattern in any case, those with most facts first. Example: FROM entities_like(''fr%'')';
 
+CREATE MACRO {public}.entities_near(p_entity) AS TABLE
+WITH measured AS (
+    SELECT
+        entity, n_facts,
+        damerau_levenshtein(lower(nfc_normalize(entity)), lower(nfc_normalize(trim(p_entity))))::INTEGER AS distance
+    FROM {schema}.entities
+    WHERE abs(length(entity) - length(trim(p_entity))) <= 2
+)
+SELECT entity, distance, n_facts
+FROM measured
+WHERE distance <= CASE WHEN length(trim(p_entity)) < 3 THEN 0 WHEN length(trim(p_entity)) < 6 THEN 1 ELSE 2 END
+ORDER BY distance, n_facts DESC, entity;
+COMMENT ON MACRO TABLE {public}.entities_near IS 'Names that are spelt almost like this one: at most two letters added, left out, changed or swapped (one in a name of less than six letters). Example: FROM entities_near(''Frnace'')';
+
 CREATE MACRO {public}.tokens_of(p_layer, p_feature, p_side := NULL) AS TABLE
 SELECT side, rank, token_id, token, score, z, activation, basis
 FROM {schema}.feature_tokens

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from larql_duck.catalog.sql_files import HELPERS, PUBLIC, SCHEMA, sql_files, sql_query
 from larql_duck.catalog.tables import BOTH_SPELLINGS, BUILD_INFO, LOOKUPS, TABLES, VIEWS, Table
@@ -40,17 +40,26 @@ def main_objects() -> list[tuple[str, str]]:
     return [("tables", tables), *_public(SCHEMA, "main")]
 
 
-def model_sql(tables: str = "tables") -> str:
-    """What model.duckdb holds as a script over the Parquet files in `tables`, for versions that cannot open that file."""
+def model_sql(tables: str = "tables", stored: Mapping[str, Collection[str]] | None = None) -> str:
+    """What model.duckdb holds as a script over the Parquet files in `tables`, for versions that cannot open that file.
+
+    stored: name of a table -> the columns in its file, where an earlier version wrote it.
+    """
     parts = [
         f"-- Views and macros over {tables}, for DuckDB 1.1 to 1.4: duckdb -init model.sql, in the folder of this file.\n"
         f"CREATE SCHEMA {SCHEMA};\n"
     ]
+    files = {name: f"read_parquet({quoted(glob.escape(tables) + f'/{name}.parquet')})" for name in TABLES}
     for name, table in TABLES.items():
-        file = quoted(glob.escape(tables) + f"/{name}.parquet")
-        parts.append(
-            f"CREATE VIEW {SCHEMA}.{name} AS SELECT {', '.join(table.names)} FROM read_parquet({file});\n"
+        source, known = files[name], (stored or {}).get(name, table.names)
+        if name == "features" and "sign" not in known:
+            sources = ", ".join(f"{t} AS (FROM {files[t]})" for t in ("features", "feature_tokens"))
+            source, known = f"(WITH {sources} {sql_query('features_of_2_0')}\n)", table.names
+        columns = (
+            c.name if c.name in known else f"{c.default or 'NULL'}::{c.type} AS {c.name}"
+            for c in table.columns
         )
+        parts.append(f"CREATE VIEW {SCHEMA}.{name} AS SELECT {', '.join(columns)} FROM {source};\n")
     parts += [f"CREATE VIEW {SCHEMA}.{name} AS\n{sql_query(name)};\n" for name in LOOKUPS]
     return "".join([*parts, *(text for _, text in (*views_and_macros(), *main_objects()))])
 

@@ -29,6 +29,18 @@ app = typer.Typer(
 )
 
 
+# What those who type another program's command may want.
+_STATS = "What a vindex holds: larql-duck lql X.vindex STATS"
+_MEANT = {
+    **dict.fromkeys(("info", "inspect", "status", "summary", "ls"), _STATS),
+    **dict.fromkeys(("shell", "cli", "interactive"), "The prompt: larql-duck repl X.vindex"),
+    **dict.fromkeys(("query", "ask"), "Statements are run by larql-duck lql and larql-duck sql"),
+    **dict.fromkeys(
+        ("build", "convert", "create", "import", "index"), "A vindex is made by larql-duck extract"
+    ),
+}
+
+
 def main() -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 not understood."""
     # OpenMP's threads spin while they wait. Beside any other busy process that made probing twelve times slower
@@ -79,6 +91,8 @@ def _explained(error: Any, arguments: list[str]) -> str:
     word = arguments[0] if context is not None and context.parent is None and arguments else ""
     if message.startswith("No such command") and word.upper() in BY_VERB:
         message += f" {word.upper()} begins a statement of LQL: larql-duck lql X.vindex '{word.upper()} ...'"
+    elif message.startswith("No such command") and word in _MEANT:
+        message += f" {_MEANT[word]}"
     return f"{message} (see {context.command_path if context else 'larql-duck'} --help)"
 
 

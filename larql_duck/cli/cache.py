@@ -34,5 +34,5 @@ def clear() -> None:
     say(f"freed {cache.clear() / 2**20:,.0f} MiB in {cache.cache_dir()}")
 
 
-def _words(about: object) -> str:
-    return ", ".join(f"{name} {value}" for name, value in about.items()) if isinstance(about, dict) else ""
+def _words(about: object) -> str | None:
+    return ", ".join(f"{name} {value}" for name, value in about.items()) if isinstance(about, dict) else None

@@ -39,7 +39,10 @@ def probe(
     ] = None,
     header: Annotated[
         bool | None,
-        Option("--header/--no-header", help="Whether the .csv file's first line is a header, where that is unclear."),
+        Option(
+            "--header/--no-header",
+            help="Whether the .csv file's first line is a header, where that is unclear.",
+        ),
     ] = None,
     template: Annotated[
         list[str] | None,

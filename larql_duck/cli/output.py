@@ -23,13 +23,15 @@ def write(results: Iterable[Result], form: str) -> None:
     'parquet': the last result.
     """
     last: Result | None = None
+    apart = False
     for result in results:
         for notice in result.notices:
             note(notice)
         if form in _STREAMED:
-            if last is not None and form != "jsonl":
+            if apart and result.columns and form != "jsonl":
                 print()
             _write_one(result, form)
+            apart = apart or bool(result.columns)
         last = result
     if last is not None and form not in _STREAMED:
         _write_one(last, form)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from larql_duck.cli.errors import report
+from larql_duck.cli.errors import UsageError, report
 from larql_duck.cli.options import (
     OptionalVindexArgument,
     OutputOptions,
@@ -71,9 +71,24 @@ def sql(script: ScriptOptions, options: SessionOptions, output: OutputOptions) -
 
     The vindex's tables, views and macros are there, and the functions that need Python. Without a vindex: -c.
     """
+    from larql_duck.lql.duckdb_syntax import sql_statements
+
     text, parameters = script.read(), script.parameters()
+    statements = sql_statements(text)
+    if not statements:
+        raise UsageError("no statement in the text")
+    named = {name for statement in statements for name in statement.parameters}
+
+    def results(session: Session) -> Iterator[Result]:
+        for statement in statements:
+            # DuckDB refuses values that a statement does not name; those that none does are told at the first.
+            given = {n: v for n, v in parameters.items() if n in statement.parameters or n not in named}
+            result = session.sql(statement.text, given or None)
+            if statement.gives_rows or statement is statements[-1]:
+                yield result
+
     with options.session(script.vindex) as session:
-        output.write([session.sql(text, parameters or None)])
+        output.write(results(session))
 
 
 @command(app, "repl X.vindex", "repl X.vindex --patch atlantis.vlp")

@@ -13,7 +13,11 @@ from typing import TYPE_CHECKING, Any
 from larql_duck.result import NULL, Result, cell, displayed, is_number, printable, table_lines
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from rich.table import Table
+
+# Columns that are wrapped at most.
+_WRAPPED = 3
 
 __all__ = ["MODES", "render", "table", "unique"]
 
@@ -21,20 +25,33 @@ __all__ = ["MODES", "render", "table", "unique"]
 def table(result: Result, *, most: int | None = None, width: int | None = None) -> tuple[Table, list[str]]:
     """The first rows as a rich table of lines of `width` characters, and the names of the columns that have no room.
 
-    NULL is dim. No value is read as markup.
+    A few columns of texts alone are wrapped where they are too long, anything else is cut. NULL is dim. No value is read
+    as markup.
     """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, show_edge=False)
     shown = result.arrow() if most is None else result.arrow().slice(0, most)
     columns, gone = displayed(shown, width)
+    wraps = _is_prose(shown) and columns != (whole := displayed(shown)[0])
+    if wraps:
+        columns, gone = whole, []
+    made = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, show_edge=False, show_lines=wraps)
     for column in columns:
-        made.add_column(Text(column.name), justify="right" if column.right else "left", no_wrap=True)
+        made.add_column(
+            Text(column.name), justify="right" if column.right else "left", no_wrap=not wraps, overflow="fold"
+        )
     for row in zip(*(column.cells for column in columns), strict=True):
         made.add_row(*(Text(NULL, style="dim") if text is None else Text(text) for text in row))
     return made, gone
+
+
+def _is_prose(table: pa.Table) -> bool:
+    """Whether a table has texts alone, in so few columns that a line of a terminal has room for some words of each."""
+    from pyarrow import types
+
+    return 0 < table.num_columns <= _WRAPPED and all(map(types.is_string, table.schema.types))
 
 
 def render(result: Result, mode: str) -> Iterator[str]:

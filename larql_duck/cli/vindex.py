@@ -125,12 +125,10 @@ def model_sql(vindex: VindexArgument) -> None:
     """
     from larql_duck.catalog.ddl import model_sql as script
     from larql_duck.errors import VindexError
-    from larql_duck.vindex.derive import older_features
+    from larql_duck.vindex.derive import stored_columns
     from larql_duck.vindex.store import Vindex
 
     opened = Vindex.open(vindex)
-    if not opened.has_tables or older_features(opened.tables_dir) is not None:
-        raise VindexError.at(
-            opened.path, "has no tables of this version; extract the model again with --force"
-        )
-    print(script(str(opened.tables_dir.resolve())), end="")
+    if not opened.has_tables:
+        raise VindexError.at(opened.path, f"was written by LARQL and has no tables: {opened.renewal}")
+    print(script(str(opened.tables_dir.resolve()), stored_columns(opened.tables_dir)), end="")

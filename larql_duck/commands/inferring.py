@@ -6,7 +6,7 @@ from larql_duck.inference.clauses import Ablate, Intervention, Patch, Steer, unl
 from larql_duck.inference.explain import TOP as EXPLAIN_TOP
 from larql_duck.inference.explain import TOP_VERBOSE
 from larql_duck.inference.predict import TOP, WALK_K
-from larql_duck.lowering.types import Request
+from larql_duck.lowering.types import Request, not_described
 from larql_duck.lql import statements as st
 from larql_duck.result import Result
 from larql_duck.session import Session
@@ -53,7 +53,10 @@ def explain(session: Session, request: Request) -> Result:
         relations_only=s.relations_only,
         attention=s.attention,
     )
-    return Result(explanation.table, notices=[*_remarks(session, s.prompt), *explanation.notices])
+    listed = [] if request.arguments["layers"] is None else request.arguments["layers"]
+    layers = listed or sorted({*explanation.table["layer"].to_pylist()})
+    notices = [*_remarks(session, s.prompt), *explanation.notices, *not_described(session.catalog, layers)]
+    return Result(explanation.table, notices=notices)
 
 
 def trace(session: Session, request: Request) -> Result:

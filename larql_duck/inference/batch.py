@@ -79,12 +79,15 @@ def length_groups(
         yield group
 
 
+EMPTY = "the prompt is empty; give it at least one token of text"
+
+
 def unfit(
     ids: Sequence[int], *, tokenizer: Tokenizer, context: int | None, vocab: int, room: int = 0
 ) -> str | None:
     """Why the model cannot run on these token ids with `room` more behind them; None where it can."""
     if not ids:
-        return "the prompt is empty; give it at least one token of text"
+        return EMPTY
     if context is not None and len(ids) + room > context:
         more = f", of which {room} are for what follows" if room else ""
         return f"the prompt has {len(ids)} tokens and the model's context holds {context}{more}; shorten it"

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from larql_duck.errors import LarqlError
 from larql_duck.inference.activations import write_activations
+from larql_duck.inference.batch import EMPTY
 from larql_duck.inference.capture_tables import activation_table, residual_table
 from larql_duck.inference.causal import CausalTrace, causal_trace
 from larql_duck.inference.chat import chat_prompt, stop_ids
@@ -27,6 +28,7 @@ from larql_duck.inference.settings import Settings
 from larql_duck.inference.trace import TraceResult, trace
 from larql_duck.models.opening import open_model
 from larql_duck.models.source import WeightSource
+from larql_duck.models.tokenizer import load_tokenizer
 from larql_duck.patches.edit_log import EditLog
 from larql_duck.patches.overlay import EditedFact
 from larql_duck.vindex.manifest import INDEX
@@ -148,6 +150,7 @@ class Model:
 
     def infer(self, prompt: str, *, interventions: Sequence[Intervention] = (), **options: Any) -> pa.Table:
         """The most probable next tokens; options as of predict.infer_table. Database facts come last, a row each."""
+        self.check_prompt(prompt)
         facts = [fact.target for fact in self.database([prompt])[0]]
         edits = self._interventions(prompt, interventions)
         return infer_table(self.engine, prompt, edits=edits, more=facts, **options)
@@ -162,6 +165,7 @@ class Model:
         **options: Any,
     ) -> Explanation:
         """Which features and heads wrote the prediction; options as of explain.explain_infer, band limits the layers."""
+        self.check_prompt(prompt)
         edits = self._interventions(prompt, interventions)
         layers = self.layers_of(layers, band)
         return explain_infer(self.engine, prompt, layers=layers, labels=self.labels, edits=edits, **options)
@@ -170,12 +174,14 @@ class Model:
         self, prompt: str, *, interventions: Sequence[Intervention] = (), **options: Any
     ) -> TraceResult:
         """How the residual becomes the prediction; options as of trace.trace."""
+        self.check_prompt(prompt)
         return trace(self.engine, prompt, edits=self._interventions(prompt, interventions), **options)
 
     def logit_lens(
         self, prompt: str, *, interventions: Sequence[Intervention] = (), **options: Any
     ) -> pa.Table:
         """What every layer would predict; options as of logit_lens.logit_lens."""
+        self.check_prompt(prompt)
         return logit_lens(self.engine, prompt, edits=self._interventions(prompt, interventions), **options)
 
     def causal_trace(self, clean: str, corrupted: str, *, target: str | None = None) -> CausalTrace:
@@ -216,6 +222,8 @@ class Model:
         if system is not None and not chat:
             raise LarqlError("a system message belongs to a chat; add --chat")
         files = self.source.tokenizer_files()
+        if not chat:
+            self.check_prompt(prompt)
         engine = self.engine
         start: str | list[int] = prompt
         if chat:
@@ -223,6 +231,11 @@ class Model:
         stops = stop_ids(files, self.source.config, engine.tokenizer)
         pieces = stream(engine, start, max_tokens=tokens, temperature=temperature, seed=seed, stop_ids=stops)
         return (piece.text for piece in pieces if piece.text)
+
+    def check_prompt(self, prompt: str) -> None:
+        """Raise LarqlError for a prompt without a token, before weights are loaded for it."""
+        if not prompt and not load_tokenizer(self.source).encode(prompt):
+            raise LarqlError(EMPTY)
 
     # -- inside -------------------------------------------------------------------------------------------
 

@@ -63,9 +63,7 @@ def read_entities(path: str | Path, *, header: bool | None = None) -> EntityFile
     return EntityFile(table, understood)
 
 
-def _read_csv(
-    con: duckdb.DuckDBPyConnection, path: Path, header: bool | None
-) -> tuple[pa.Table, str, str]:
+def _read_csv(con: duckdb.DuckDBPyConnection, path: Path, header: bool | None) -> tuple[pa.Table, str, str]:
     """The table in a CSV file, how its columns were told apart, and what may be otherwise."""
     pattern = glob.escape(str(path))
     with open_regular(path) as handle:

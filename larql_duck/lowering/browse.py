@@ -16,7 +16,10 @@ from larql_duck.lowering.types import (
     check_layers,
     check_relations,
     fail,
+    lql_name,
     not_described,
+    shown_name,
+    without_facts,
 )
 
 if TYPE_CHECKING:
@@ -44,18 +47,11 @@ def describe(s: st.Describe, facts: Catalog) -> Query:
     if s.mode == "raw":
         nothing = exp.cast(exp.null(), "VARCHAR")
         columns = exp.Star(replace=[exp.alias_(nothing, "relation")])
-    unknown = _unknown_entity(s.entity, facts)
     narrowed = s.layer is not None or s.band != "all" or s.relations_only
-    in_part = (
-        f"nothing about {_shown(s.entity)} in these layers; ask with: DESCRIBE {_lql(s.entity)} ALL LAYERS"
-    )
+    in_part = f"nothing about {shown_name(s.entity)} in these layers; ask with: DESCRIBE {lql_name(s.entity)} ALL LAYERS"
     return Query(
         text_of(exp.select(columns).from_(source)),
-        when_empty=Emptiness(
-            text_of(exp.select(_is_known(facts, s.entity))),
-            known=in_part if narrowed else unknown,
-            unknown=unknown,
-        ),
+        when_empty=_emptiness(facts, (s.entity,), in_part if narrowed else None),
         about=s.entity,
     )
 
@@ -98,7 +94,7 @@ def _walk(
         facts.require("inference", "BASIS CONTEXT" if basis == "context" else "MODE DENSE")
     functions = (*_WALK_FUNCTIONS, "lq_udf_last_token") if options.get("p_explain") else _WALK_FUNCTIONS
     source = call(facts.schema, "walk_vectors", prompt, p_basis=basis, **options)
-    return Query(all_of(source), notices, functions)
+    return Query(all_of(source), notices, functions, lists_features=options["p_layers"] is None)
 
 
 def _walk_basis(s: Statement, facts: Catalog, prompt: str, asked: str | None) -> tuple[str, tuple[str, ...]]:
@@ -110,7 +106,7 @@ def _walk_basis(s: Statement, facts: Catalog, prompt: str, asked: str | None) ->
     notices: tuple[str, ...] = ()
     if asked == "index":
         basis = "context" if facts.has_weights else "embedding"
-        notices = (f"{_shown(prompt)} is no token of the index: BASIS {basis.upper()} was used",)
+        notices = (f"{shown_name(prompt)} is no token of the index: BASIS {basis.upper()} was used",)
         return basis, notices
     if facts.has_weights:
         return "context", ()
@@ -135,7 +131,7 @@ def show_relations(s: st.ShowRelations, facts: Catalog) -> Query:
     source = call(
         facts.schema, "show_relations", p_layer=s.layer, p_examples=True if s.examples else None, p_mode=mode
     )
-    return Query(all_of(source))
+    return Query(all_of(source), without_facts(facts))
 
 
 def show_features(s: st.ShowFeatures, facts: Catalog) -> Query:
@@ -178,10 +174,8 @@ def neighbors(s: st.Neighbors, facts: Catalog) -> Query:
     options = {"p_relations": check_relations(s, facts, s.relations), "p_limit": s.limit}
     return Query(
         all_of(call(facts.schema, "neighbors", s.entity, p_hops=s.hops, **options)),
-        when_empty=Emptiness(
-            text_of(exp.select(_is_known(facts, s.entity))),
-            known=f"no triple of these relations touches {_shown(s.entity)}",
-            unknown=_unknown_entity(s.entity, facts),
+        when_empty=_emptiness(
+            facts, (s.entity,), f"no triple of these relations touches {shown_name(s.entity)}"
         ),
     )
 
@@ -191,14 +185,12 @@ def paths(s: st.Paths, facts: Catalog) -> Query:
     check_count(s, s.max_length, "MAX", "max_length", 1, MAX_HOPS)
     check_count(s, s.limit, "LIMIT", "limit")
     options = {"p_relations": check_relations(s, facts, s.relations), "p_limit": s.limit}
-    both = exp.and_(*(_is_known(facts, name) for name in (s.source, s.target)))
     return Query(
         all_of(call(facts.schema, "paths", s.source, s.target, p_max=s.max_length, **options)),
-        when_empty=Emptiness(
-            text_of(exp.select(both)),
-            known=f"no path of at most {s.max_length or 3} triples; MAX goes up to {MAX_HOPS}",
-            unknown=f"{_shown(s.source)} or {_shown(s.target)} is not in the graph; "
-            f"ask the model: PROBE ENTITIES {_lql(s.source)}, {_lql(s.target)}",
+        when_empty=_emptiness(
+            facts,
+            (s.source, s.target),
+            f"no path of at most {s.max_length or 3} triples; MAX goes up to {MAX_HOPS}",
         ),
     )
 
@@ -206,30 +198,27 @@ def paths(s: st.Paths, facts: Catalog) -> Query:
 # -- small parts ----------------------------------------------------------------------------------------------
 
 
-def _is_known(facts: Catalog, name: str) -> exp.Expr:
-    return exp.Exists(this=exp.select("*").from_(call(facts.schema, "entity_named", name)))
+def _emptiness(facts: Catalog, names: tuple[str, ...], known: str | None) -> Emptiness:
+    """What to say where nothing comes back about these names; known: where there is something about all of them."""
+    probe = " UNION ALL ".join(text_of(_looked_up(facts, name)) for name in names)
+    unknown = None
+    if not all(name.strip() for name in names):
+        unknown = 'an empty text is no name; give one, as in DESCRIBE "France"'
+    elif facts.opened and facts.is_larql_directory:
+        unknown = (
+            f"{facts.path} was written by LARQL and has no facts; make a vindex that has: "
+            f"larql-duck extract {facts.path} -o NEW.vindex"
+        )
+    nothing = Emptiness(probe, names, "", unknown).said([(False, None)] * len(names))
+    return Emptiness(probe, names, nothing if known is None else known, unknown)
+
+
+def _looked_up(facts: Catalog, name: str) -> exp.Select:
+    """Whether the vindex knows a name, and a name that is spelt almost like it."""
+    known = exp.Exists(this=exp.select("*").from_(call(facts.schema, "entity_named", name)))
+    near = exp.select("entity").from_(call(facts.schema, "entities_near", name)).limit(1)
+    return exp.select(known, exp.Subquery(this=near))
 
 
 def _row(*values: Any) -> exp.Select:
     return exp.select(*(literal(v) for v in values))
-
-
-def _unknown_entity(entity: str, facts: Catalog) -> str:
-    if facts.opened and facts.is_larql_directory:
-        return (
-            f"{facts.path} was written by LARQL and has no facts; make a vindex that has: "
-            f"larql-duck extract {facts.path} -o NEW.vindex"
-        )
-    return f"nothing is known about {_shown(entity)}; ask the model: PROBE ENTITIES {_lql(entity)}"
-
-
-def _shown(text: str) -> str:
-    """A name in a remark: on one line, not too long."""
-    flat = " ".join(text.split())
-    return f'"{flat}"' if len(flat) <= 60 else f'"{flat[:59]}…"'
-
-
-def _lql(text: str) -> str:
-    """A name as an LQL string that can be typed again, unless it is too long to be."""
-    shown = " ".join(text.split()).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{shown}"' if len(shown) <= 60 else f'"{shown[:59]}…"'

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from larql_duck.errors import SemanticError, VindexError
+from larql_duck.result import ranges
 from larql_duck.spelling import did_you_mean
 
 if TYPE_CHECKING:
@@ -21,11 +22,44 @@ MARK = "-- Needs the functions that a larql_duck session registers ({}); the Duc
 
 @dataclass(frozen=True)
 class Emptiness:
-    """What to say about a result without rows: `known` or `unknown`, as `probe` (a query for one boolean) decides."""
+    """What to say about a result without rows, as `probe` decides.
+
+    probe is a query with a row for each of `names`, in order: whether the vindex knows it, and a name that is spelt
+    almost like it (or NULL). known is said where all are known. unknown: what else to say of the others than to ask.
+    """
 
     probe: str
+    names: tuple[str, ...]
     known: str
-    unknown: str
+    unknown: str | None = None
+
+    def said(self, rows: Sequence[Sequence[Any]]) -> str:
+        """The remark that the probe's rows lead to."""
+        missing = {name: near for name, (known, near) in zip(self.names, rows, strict=True) if not known}
+        if not missing:
+            return self.known
+        if self.unknown is not None:
+            return self.unknown
+        near = [lql_name(name) for name in dict.fromkeys(missing.values()) if name is not None]
+        ask = f"PROBE ENTITIES {', '.join(map(lql_name, missing))}"
+        said = f"nothing is known about {' and '.join(map(shown_name, missing))}"
+        return (
+            f"{said}; did you mean {' and '.join(near)}? Else ask the model: {ask}"
+            if near
+            else f"{said}; ask the model: {ask}"
+        )
+
+
+def shown_name(text: str) -> str:
+    """A name in a remark: on one line, not too long."""
+    flat = " ".join(text.split())
+    return f'"{flat}"' if len(flat) <= 60 else f'"{flat[:59]}…"'
+
+
+def lql_name(text: str) -> str:
+    """A name as an LQL string that can be typed again, unless it is too long to be."""
+    shown = " ".join(text.split()).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{shown}"' if len(shown) <= 60 else f'"{shown[:59]}…"'
 
 
 @dataclass(frozen=True)
@@ -34,7 +68,7 @@ class Query:
 
     functions names the Python functions it calls (none: any DuckDB runs it). uses_pipe: it reads the result piped in
     as `_`. uses_vindex: it reads a table of the vindex. relations: names that it compares a relation with. about: the
-    facts that it reads speak of this name, as subject or object.
+    facts that it reads speak of this name, as subject or object. lists_features: its rows are features of any layer.
     """
 
     sql: str
@@ -45,6 +79,7 @@ class Query:
     uses_vindex: bool = True
     relations: tuple[str, ...] = ()
     about: str | None = None
+    lists_features: bool = False
 
     @property
     def printed(self) -> str:
@@ -119,6 +154,9 @@ class Catalog(Protocol):
     def has_token(self, text: str) -> bool:
         """Whether `text` is one token with rows in token_features."""
 
+    def has_facts(self) -> bool:
+        """Whether the tables hold a fact."""
+
     def relations(self) -> Sequence[str]:
         """The names of the known relations."""
 
@@ -150,6 +188,10 @@ class EmptyCatalog:
     def has_token(self, text: str) -> bool:
         """Whether the text looks like one token."""
         return bool(text.strip()) and not any(c.isspace() for c in text.strip())
+
+    def has_facts(self) -> bool:
+        """Nobody says that there is none."""
+        return True
 
     def relations(self) -> Sequence[str]:
         """None are known."""
@@ -203,14 +245,30 @@ def check_layers(statement: Statement, catalog: Catalog, layers: Layers | None) 
 
 def not_described(catalog: Catalog, layers: Iterable[int] | None) -> tuple[str, ...]:
     """A notice where the extraction left some of these layers out (None: no layer was named), else none."""
-    missing = [str(n) for n in layers or () if catalog.opened and n not in catalog.described_layers]
+    missing = [n for n in layers or () if catalog.opened and n not in catalog.described_layers]
     if not missing:
         return ()
     known, layer = catalog.described_layers, "layer" if len(missing) == 1 else "layers"
     return (
-        f"the features of {layer} {', '.join(missing)} were not extracted, those of layers {known[0]}-{known[-1]} were; "
+        f"the features of {layer} {ranges(missing)} were not extracted, those of layers {known[0]}-{known[-1]} were; "
         "extract the model again without --layers",
     )
+
+
+def without_facts(catalog: Catalog) -> tuple[str, ...]:
+    """A notice where the vindex holds no fact, else none."""
+    if not catalog.opened or catalog.has_facts():
+        return ()
+    if not catalog.has_weights:
+        return (
+            f"{catalog.path} holds no facts and no weights to ask: larql-duck extract MODEL -o NEW.vindex",
+        )
+    if catalog.is_larql_directory:
+        return (
+            f"{catalog.path} was written by LARQL and holds no facts: "
+            f"larql-duck extract {catalog.path} -o NEW.vindex makes a vindex that does",
+        )
+    return (f"{catalog.path} holds no facts yet: PROBE, or larql-duck probe {catalog.path}, asks the model",)
 
 
 def check_count(

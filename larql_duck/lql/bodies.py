@@ -150,6 +150,10 @@ class InsertBody(Part):
             raise c.unexpected("VALUES", *QUERY_WORDS)
 
     def _columns(self, c: Cursor) -> tuple[str, ...]:
+        if c.word in ("VALUES", *QUERY_WORDS):
+            raise c.unexpected(
+                "(", hint=": name the columns first, as in EDGES (entity, relation, target) VALUES ..."
+            )
         c.expect("(")
         found: list[str] = []
         while True:

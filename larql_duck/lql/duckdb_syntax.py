@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from larql_duck.databases import in_memory
 from larql_duck.lql.tokens import TokenKind, Tokens
@@ -20,6 +20,10 @@ _KEYWORDS_TEXT = """
 _KEYWORDS = tuple(_KEYWORDS_TEXT.split())
 _BEFORE_COLUMN = ("SELECT", "DISTINCT", "WHERE", "HAVING", "AND", "OR", "ON", "BY", "ORDER BY", "GROUP BY")
 
+# Kinds of DuckDB's statements after which there is nothing to show.
+_WITHOUT_ROWS = frozenset(
+    ("ALTER", "ATTACH", "CREATE", "DETACH", "DROP", "LOAD", "SET", "TRANSACTION", "VARIABLE_SET")
+)
 _local = threading.local()
 
 
@@ -38,6 +42,32 @@ def duckdb_syntax_error(text: str) -> tuple[str, int] | None:
         if kind == duckdb.StatementType.SELECT or (kind == duckdb.StatementType.MULTI and _is_query(text)):
             return None
     return "only SELECT may stand here", 0
+
+
+class SqlStatement(NamedTuple):
+    """A statement of DuckDB's SQL: its text, the names of its parameters, whether it has something to show."""
+
+    text: str
+    parameters: set[str]
+    gives_rows: bool
+
+
+def sql_statements(text: str) -> list[SqlStatement]:
+    """The statements of a text in DuckDB's SQL; a text that is none is one."""
+    import duckdb
+
+    try:
+        return [
+            SqlStatement(
+                s.query.strip(),
+                {*s.named_parameters},
+                s.type.name not in _WITHOUT_ROWS,
+            )
+            for s in _connection().extract_statements(text)
+        ]
+    except (duckdb.Error, UnicodeError):
+        # Running it says why.
+        return [SqlStatement(text, set(), True)]
 
 
 def _connection() -> duckdb.DuckDBPyConnection:

@@ -79,11 +79,19 @@ def _read_statement(c: Cursor) -> Statement:
 
 # ---- errors
 
+_OF_THE_PROMPT = ("EXIT", "QUIT", "HELP", "CLEAR")
+
 
 def _no_verb(c: Cursor) -> LqlSyntaxError:
     """Nothing starts like this."""
     verbs = tuple(BY_VERB)
     word = c.word
+    if word in _OF_THE_PROMPT or (not word and c.has(".")):
+        return c.fail(
+            f"{c.describe()} begins no statement: the commands of the prompt, such as .exit, are run by larql-duck repl, "
+            "and a text ends by itself",
+            expected=verbs,
+        )
     if not word:
         return c.fail(f"expected a statement, found {c.describe()}", expected=verbs)
     suggestion = c.suggestion(verbs)

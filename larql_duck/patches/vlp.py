@@ -102,7 +102,18 @@ def _load(path: Path) -> Mapping[str, Any]:
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise PatchError(f"{wrong}: larger than 4 GiB", path=path)
-        raw = json.loads(read_regular(path).decode("utf-8"), parse_constant=_not_finite)
+        text = read_regular(path).decode("utf-8")
+        if not text.lstrip().startswith("{"):
+            begins = (
+                f"it begins with {excerpt(text.lstrip().splitlines()[0])!r}"
+                if text.strip()
+                else "it is empty"
+            )
+            raise PatchError(
+                f"{wrong}: {begins}; APPLY PATCH takes a .vlp file as SAVE PATCH writes it, which is a JSON object",
+                path=path,
+            )
+        raw = json.loads(text, parse_constant=_not_finite)
     except OSError as error:
         raise PatchError.at(path, f"cannot be read ({error.strerror or error}); check the path") from None
     except UnicodeDecodeError:

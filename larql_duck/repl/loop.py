@@ -17,11 +17,12 @@ from larql_duck.cli.render import render, table
 from larql_duck.errors import LarqlError, LqlSyntaxError, QueryError, interruption
 from larql_duck.files import open_replacing
 from larql_duck.lql import parse
+from larql_duck.lql.duckdb_syntax import sql_statements
 from larql_duck.lql.statements import ExplainSql, Extract, Use
 from larql_duck.repl.commands import Leave, run_command
 from larql_duck.repl.completion import NameLookup
 from larql_duck.repl.interrupt import interruptible
-from larql_duck.repl.route import Segment, is_duckdb, is_finished, language, segments
+from larql_duck.repl.route import Segment, is_command, is_duckdb, is_finished, language, segments
 from larql_duck.result import Result, printable
 
 if TYPE_CHECKING:
@@ -109,16 +110,17 @@ class Repl:
     def _results(self, segment: Segment) -> Generator[tuple[Result, float], None, None]:
         with self._tracing(), interruptible(self.session.con.interrupt):
             if segment.language == "sql":
-                start = time.perf_counter()
-                result = self.session.sql(segment.text)
-                self.names.forget()
-                yield result, time.perf_counter() - start
+                for statement in sql_statements(segment.text):
+                    start = time.perf_counter()
+                    result = self.session.sql(statement.text)
+                    self.names.forget()
+                    yield result, time.perf_counter() - start
                 return
             start = time.perf_counter()
-            for statement in parse(segment.text):
-                if isinstance(statement, Use | Extract):
-                    self.ask_about_edits(statement.verb)
-                for result in self.session.run(statement, segment.text):
+            for parsed in parse(segment.text):
+                if isinstance(parsed, Use | Extract):
+                    self.ask_about_edits(parsed.verb)
+                for result in self.session.run(parsed, segment.text):
                     yield result, time.perf_counter() - start
                     start = time.perf_counter()
 
@@ -129,9 +131,10 @@ class Repl:
         known = [*map(id, edits)] == [*map(id, self._asked_about)]
         if edits and self.asks and not self.reading and not known:
             self._asked_about = list(edits)
-            n = f"{len(edits)} edit{'s are' if len(edits) > 1 else ' is'}"
+            n, them = ("1 edit is", "it") if len(edits) == 1 else (f"{len(edits)} edits are", "them")
             raise LarqlError(
-                f'{n} not saved: SAVE PATCH "file.vlp"; keeps them, {again} once more gives them up'
+                f'{n} not saved: SAVE PATCH "file.vlp"; saves {them}. Nothing was done; '
+                f"{again} a second time gives {them} up"
             )
 
     def translated(self, text: str) -> list[str]:
@@ -260,7 +263,7 @@ def chunks(text: str) -> Iterator[str]:
     """A file's text cut where commands stand: each command line, and the statements between, is one text."""
     lines: list[str] = []
     for number, line in enumerate(text.splitlines(keepends=True), 1):
-        if line.startswith((".", "\\")) and is_finished("".join(lines)):
+        if is_command(line) and is_finished("".join(lines)):
             if "".join(lines).strip():
                 yield "".join(lines)
             yield line

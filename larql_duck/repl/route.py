@@ -42,10 +42,15 @@ def language(text: str) -> str:
     rest = text[start.end() if start else 0 :]
     if not rest:
         return "blank"
-    if rest[0] in ".\\" or rest.rstrip("; \t\r\n").lower() in COMMANDS_WITHOUT_DOT:
+    if is_command(rest):
         return "command"
     word = _WORD.match(rest)
     return "lql" if word and word[0].upper() in BY_VERB else "sql"
+
+
+def is_command(text: str) -> bool:
+    """Whether a text is a command: it begins with a dot or backslash, or is one of the words that need none."""
+    return text[:1] in (".", "\\") or text.rstrip("; \t\r\n").lower() in COMMANDS_WITHOUT_DOT
 
 
 def is_complete(text: str) -> bool:

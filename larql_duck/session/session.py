@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,7 @@ import pyarrow as pa
 
 from larql_duck.errors import SemanticError
 from larql_duck.lowering import Plan, Query, Request, joined, needs_vindex, plan, transpiled
-from larql_duck.lowering.types import Catalog, EmptyCatalog, need_vindex
+from larql_duck.lowering.types import Catalog, EmptyCatalog, need_vindex, not_described, without_facts
 from larql_duck.lql import parse
 from larql_duck.lql.statements import Statement
 from larql_duck.patches.edit_log import EditLog
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from larql_duck.models.checkpoint import ModelSource
 
 NamedValues = Mapping[str, Any]
+_READS_FACTS = re.compile(r"\b(model_graph|facts|edges|relations|entities|triples)\b", re.IGNORECASE)
 CarryOut = Callable[["Session", Request], Result]
 
 
@@ -121,7 +123,9 @@ class Session:
         with watched(self.options.progress), doing("SQL"):
             result = self._connection.query(query, parameters)
         # In a connection of the user's, what `lq.` does not stand before is theirs.
-        result.notices += self._connection.hidden_frames(query) if self._connection.own else []
+        if self._connection.own:
+            result.notices += self._connection.hidden_frames(query)
+            result.notices += self._factless(query) if result.columns and not len(result) else ()
         return result
 
     # -- what is open -------------------------------------------------------------------------------------
@@ -352,6 +356,8 @@ class Session:
         typed = text[statement.at.start : statement.at.end]
         hidden = connection.hidden_frames(typed)
         notices = [*step.notices, *hidden, *connection.failures.take_remarks(), *self._untold()]
+        if step.lists_features and "layer" in table.column_names:
+            notices += not_described(self._catalog, sorted({*table["layer"].to_pylist()}))
         if table.num_rows == 0:
             notices += self._why_empty(step)
         return Result(table, con=connection, sql=step.printed, notices=notices, statement=statement)
@@ -359,14 +365,19 @@ class Session:
     def _why_empty(self, step: Query) -> list[str]:
         notices = []
         if step.when_empty is not None:
-            [[known]] = self._connection.rows(step.when_empty.probe, [])
-            notices.append(step.when_empty.known if known else step.when_empty.unknown)
+            notices.append(step.when_empty.said(self._connection.rows(step.when_empty.probe, [])))
+        else:
+            notices += self._factless(step.sql)
         if step.relations and self._catalog.opened:
             names = self._catalog.relations()
             notices += [
                 f'no relation "{r}"{did_you_mean(r, sorted(names))}' for r in step.relations if r not in names
             ]
         return notices
+
+    def _factless(self, sql: str) -> tuple[str, ...]:
+        """A notice where a query without rows reads facts and the vindex holds none."""
+        return without_facts(self._catalog) if _READS_FACTS.search(sql) else ()
 
     def _carry_out(self, request: Request) -> Result:
         with watched(self.options.progress), doing(request.verb):

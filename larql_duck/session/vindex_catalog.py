@@ -58,6 +58,10 @@ class VindexCatalog:
         sql = f"SELECT 1 FROM {self.schema}.token_names WHERE key = lower(trim($1)) AND has_features LIMIT 1"
         return bool(text.strip()) and bool(self._ask(sql, [text]))
 
+    def has_facts(self) -> bool:
+        """Whether the tables, as the session shows them, hold a fact."""
+        return bool(self._ask(f"SELECT 1 FROM {self.schema}.facts LIMIT 1", []))
+
     def relations(self) -> Sequence[str]:
         """The relations of the graph."""
         return [

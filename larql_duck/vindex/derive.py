@@ -15,7 +15,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from larql_duck.catalog import FILES, as_schema, quoted
+from larql_duck.catalog import FILES, TABLES, as_schema, quoted
 from larql_duck.catalog.sql_files import sql_query
 from larql_duck.databases import in_memory
 from larql_duck.errors import VindexError, first_line, out_of_memory
@@ -33,6 +33,11 @@ class Changed:
 
 
 Source: TypeAlias = pa.Table | Path | Changed
+
+
+def stored_columns(tables: Path) -> dict[str, list[str]]:
+    """Name of a table -> the columns of its file in the directory `tables`."""
+    return {name: pq.read_schema(tables / f"{name}.parquet").names for name in TABLES}
 
 
 def older_features(tables: Path) -> pa.Table | None:

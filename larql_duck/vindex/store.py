@@ -108,10 +108,14 @@ class Vindex:
         """What the user should know of a vindex that an earlier version extracted; None for another."""
         if self.manifest.section.get("schema_version") != "2.0":
             return None
-        return (
-            f"{self.path} was extracted by an earlier version: rows of features without an activation show the tokens "
-            "of positive ones; extract the model again to have each feature's usual sign"
-        )
+        return f"{self.path} was extracted by an earlier version and lacks the features' usual sign: {self.renewal}"
+
+    @property
+    def renewal(self) -> str:
+        """The command that makes a vindex of this version: of the weights that are stored here, else of the model."""
+        if not self.has_weights:
+            return "larql-duck extract MODEL -o NEW.vindex"
+        return f"larql-duck extract {self.path} -o NEW.vindex{' --level all' if self.level == 'all' else ''}"
 
     def require(self, level: str, why: str) -> None:
         """Raise LevelError when `why` needs more than this vindex stores; the error names the command to run."""

@@ -24,6 +24,7 @@ QUERIES = [
     "FROM explain_fact('france', 'capital')",
     "FROM explain_fact('France', NULL)",
     "FROM entities_like('%r%')",
+    "FROM entities_near('Frnace')",
     "FROM tokens_of(5, 9)",
     "FROM tokens_of(5, 9, p_side := 'in')",
     "FROM feature(5, 9)",

@@ -115,6 +115,21 @@ def test_text_comes_from_argument_file_or_stdin(call, world: Path, tmp_path: Pat
         (["lql", "-c", ""], 2, "no statement"),
         (["sql", "W", 'SELECT * FROM model_graph WHERE subject = "x"'], 1, "for text write 'x'"),
         (["sql", "-c", "SELEC 1"], 1, "syntax error"),
+        (["sql", "-c", "SELECT 1; SELEC 1"], 1, "syntax error"),
+        (["sql", "-c", ""], 2, "no statement in the text"),
+        (["sql", "-c", "SELECT 1; SELECT 2", "--param", "a=1"], 1, "Expected 0, got 1"),
+        (
+            ["lql", "-c", "exit"],
+            2,
+            "exit begins no statement: the commands of the prompt, such as .exit, are run by larql-duck repl",
+        ),
+        (["lql", "-c", "SHOW MODELS; .quit"], 2, ". begins no statement: the commands of the prompt"),
+        (
+            ["inspect", "W"],
+            2,
+            "No such command 'inspect'. What a vindex holds: larql-duck lql X.vindex STATS",
+        ),
+        (["info"], 2, "What a vindex holds: larql-duck lql X.vindex STATS"),
         (["lql", "-c", "SELECT 1", "--format", "xml"], 2, "'--format': 'xml' is not one of 'table'"),
         (["lql", "-c", "SELECT 1", "--csv", "--json"], 2, "choose one output format"),
         (["lql", "-c", "SELECT 1", "--param", "x"], 2, "write name=value"),
@@ -147,6 +162,21 @@ def test_continue_on_error(call, world: Path) -> None:
     status, out, err = call("lql", world, "SHOW LAYERS 1; SHOW LAYERS 99; SHOW LAYERS 2", "--jsonl")
     assert [json.loads(line)["layer"] for line in out.splitlines()] == [1]
     assert status == 2 and err.count("\n") == 1
+
+
+def test_each_statement_of_a_sql_text_is_shown(call, world: Path) -> None:
+    text = "SELECT $a AS a; CREATE VIEW t AS SELECT ';' AS s; -- a; b\nSELECT s, $b AS b FROM t; SELECT entity FROM entities LIMIT 0"
+    status, out, err = call("sql", world, text, "--param", "a=1", "--param", "b=2", "--jsonl")
+    assert [json.loads(line) for line in out.splitlines()] == [{"a": 1}, {"s": ";", "b": 2}]
+    assert (status, err) == (0, "")
+    assert (
+        call("sql", world, "SELECT 1 AS a; CREATE VIEW t AS SELECT 3; SELECT 2 AS a")[1]
+        == "a\n─\n1\n\na\n─\n2\n"
+    )
+    assert json.loads(call("sql", world, "SELECT 1 AS a; SELECT 2 AS a", "--json")[1]) == [{"a": 2}]
+    # Nothing has run where the text is not understood.
+    assert call("sql", world, "SELECT 1; SELEC 2")[1] == ""
+    assert call("sql", world)[0] == 2
 
 
 def test_notices_go_to_stderr(call, world: Path) -> None:

@@ -11,8 +11,10 @@ from decimal import Decimal
 
 import pyarrow as pa
 import pytest
+from rich.console import Console
 
 from larql_duck.cli.render import MODES, render
+from larql_duck.cli.render import table as rich_table
 from larql_duck.result import Result, cell, displayed, printable, table_lines
 from larql_duck.session import Session
 
@@ -50,6 +52,34 @@ def test_json_is_valid() -> None:
 def test_columns_of_the_same_name_stay_apart() -> None:
     table = pa.Table.from_arrays([pa.array([1]), pa.array([2]), pa.array([3])], names=["a", "a", "a_1"])
     assert json.loads(text("jsonl", table)) == {"a": 1, "a_1": 2, "a_1_1": 3}
+
+
+def test_tokens_of_blanks_are_seen() -> None:
+    table = pa.table(
+        {"top_token": ["", "  ", " the", "\n"], "down_tokens": [["", "a"], [" "], [], ["\u3000"]]}
+    )
+    assert [cell(v) for v in table["top_token"].to_pylist()] == ["''", "'  '", " the", "\\n"]
+    assert [cell(v) for v in table["down_tokens"].to_pylist()] == ["'', a", "' '", "", "\\u3000"]
+    # For programs they are what they are.
+    assert json.loads(text("json", table))[1] == {"top_token": "  ", "down_tokens": [" "]}
+
+
+def test_a_few_columns_of_texts_are_wrapped_in_a_terminal() -> None:
+    def lines(table: pa.Table, width: int) -> list[str]:
+        console = Console(width=width, file=io.StringIO(), color_system=None)
+        console.print(rich_table(Result(table), width=width)[0])
+        return [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+
+    words = [f"word{i}" for i in range(40)]
+    prose = pa.table(
+        {"macro": ["walk(p_token)"], "example": ["FROM walk('France')"], "answers": [" ".join(words)]}
+    )
+    found = lines(prose, 60)
+    assert max(map(len, found)) <= 60 and not any("…" in line for line in found)
+    assert [w for line in found for w in line.split() if w.startswith("word")] == words
+    # What fits is as it was, and a table with numbers keeps to a line a row.
+    assert len(lines(prose, 400)) == 3
+    assert len(lines(prose.append_column("n", [[1]]), 60)) == 3
 
 
 def test_markdown() -> None:

@@ -419,6 +419,44 @@ def test_neighbors_and_paths(s: Session) -> None:
     assert [t["object"] for t in path] == ["Europe", "Europe"]
     assert 'PROBE ENTITIES "x", "y"' in s.lql('PATHS FROM "x" TO "y"').notices[0]
     assert "no path" in s.lql('PATHS FROM "France" TO "Japan" MAX 1').notices[0]
+    # Which of the two is missing.
+    for asked, missing in (("Utopia", "Europe"), ("Europe", "Utopia")):
+        assert s.lql(f'PATHS FROM "{asked}" TO "{missing}"').notices == [
+            'nothing is known about "Utopia"; ask the model: PROBE ENTITIES "Utopia"'
+        ]
+
+
+def test_a_misspelt_name_is_guessed(s: Session) -> None:
+    assert s.lql('DESCRIBE "Frnace"').notices == [
+        'nothing is known about "Frnace"; did you mean "France"? Else ask the model: PROBE ENTITIES "Frnace"'
+    ]
+    assert 'did you mean "Japan"?' in s.lql('NEIGHBORS OF "japann"').notices[0]
+    [said] = s.lql('PATHS FROM "Frnace" TO "Jpan"').notices
+    assert said.startswith(
+        'nothing is known about "Frnace" and "Jpan"; did you mean "France" and "Japan"? Else'
+    )
+    assert "did you mean" not in s.lql('DESCRIBE "Xyzzy"').notices[0]
+    assert s.sql("SELECT entity, distance FROM entities_near('GERMANI')").rows() == [
+        ("Germany", 1),
+        ("German", 1),
+    ]
+    assert not len(s.sql("FROM entities_near('F')")) and not len(s.sql("FROM entities_near(NULL)"))
+
+
+def test_a_name_is_found_in_any_case_and_with_or_without_the(s: Session) -> None:
+    expected = rows(s, 'DESCRIBE "France"')
+    for name in ("france", "The France", "the france", " THE FRANCE "):
+        assert rows(s, f'DESCRIBE "{name}"') == expected and expected
+    assert rows(s, 'PATHS FROM "the france" TO "GERMANY"') == rows(s, 'PATHS FROM "France" TO "Germany"')
+    # An article is no name.
+    assert not len(s.lql('DESCRIBE "The"'))
+
+
+@pytest.mark.parametrize(
+    "text", ['DESCRIBE ""', 'DESCRIBE " "', 'NEIGHBORS OF ""', 'PATHS FROM "France" TO ""']
+)
+def test_nobody_is_asked_about_an_empty_name(s: Session, text: str) -> None:
+    assert s.lql(text).notices == ['an empty text is no name; give one, as in DESCRIBE "France"']
 
 
 # -- errors ---------------------------------------------------------------------------------------------------

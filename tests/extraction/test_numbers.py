@@ -198,10 +198,28 @@ def test_layers_limits_what_is_described_and_not_what_is_stored(tiny_model, tmp_
         ):  # fmt: skip
             assert any("features of layer 2 were not extracted" in n for n in session.lql(asked).notices)
             assert not session.lql(asked.replace("1-2", "1").replace("2", "1")).notices
+        # Where no layer is named, those that are listed count.
+        [said] = session.lql('WALK "The Paris" TOP 1').notices
+        assert said.startswith("the features of layers 0, 2 were not extracted, those of layers 1-1 were;")
+        assert session.lql('EXPLAIN INFER "The Paris"').notices[-1] == said
+        assert not session.lql('WALK "Paris" TOP 1').notices
+        assert "not extracted" not in str(session.lql('EXPLAIN INFER "The Paris" LAYERS 1').notices)
     assert set(vindex.table("features")["layer"].to_pylist()) == {1}
     assert set(vindex.table("token_features")["layer"].to_pylist()) == {1}
     assert vindex.gate(2).shape == (64, 32)
     assert vindex.table("layers").num_rows == 3
+
+
+def test_without_facts_it_is_said_how_to_get_some(tiny_vindex) -> None:
+    path = tiny_vindex("llama")
+    said = [f"{path} holds no facts yet: PROBE, or larql-duck probe {path}, asks the model"]
+    with connect(path) as session:
+        for asked in ("SHOW RELATIONS", "SELECT * FROM model_graph", "FROM EDGES WHERE entity = 'x'"):
+            assert session.lql(asked).notices == said
+        assert session.sql("SELECT subject FROM model_graph WHERE p > 0.5").notices == said
+        for asked in ("SELECT count(*) FROM FACTS", "SELECT * FROM FEATURES WHERE layer = 99", "SHOW LAYERS"):
+            assert not session.lql(asked).notices
+        assert not session.sql("CREATE TABLE facts_of_mine (a INTEGER)").notices
 
 
 def test_context_tokens_takes_the_lowest_word_ids(tiny_model, tmp_path: Path) -> None:

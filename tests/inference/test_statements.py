@@ -426,3 +426,11 @@ def test_activations_makes_a_file(tiny_vindex, tmp_path: Path, capsys: pytest.Ca
         == 0
     )
     assert pq.read_table(out).schema.names == SCHEMAS["raw"].names
+
+
+@pytest.mark.parametrize("asked", ['INFER ""', 'EXPLAIN INFER ""', 'TRACE ""'])
+def test_an_empty_prompt_is_refused_before_the_model_is_loaded(tiny_vindex, asked: str) -> None:
+    with lq.connect(tiny_vindex("gpt2")) as session:
+        with pytest.raises(LarqlError, match="the prompt is empty; give it at least one token"):
+            session.lql(asked)
+        assert not session.model.loaded

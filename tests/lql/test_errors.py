@@ -41,6 +41,13 @@ def error(text: str) -> LqlSyntaxError:
         ('WALK "x" TOP 99999999999999999999', 1, 14, "above the largest"),
         ('INSERT INTO EDGES (entity, relation, target) VALUES ("a", "r", 5)', 1, 64, "string for target"),
         (
+            'INSERT INTO EDGES VALUES ("a", "r", "b")',
+            1,
+            19,
+            "found VALUES: name the columns first, as in EDGES (entity, relation, target) VALUES ...",
+        ),
+        ('INSERT INTO EDGES SELECT "a", "r", "b"', 1, 19, "found SELECT: name the columns first"),
+        (
             'INSERT INTO EDGES (entity, entity, target) VALUES ("a", "r", "b")',
             1,
             28,

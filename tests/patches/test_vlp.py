@@ -226,6 +226,17 @@ def test_what_is_no_patch_is_one_line(content: bytes, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_of_another_kind_is_named_with_what_was_expected(tmp_path: Path) -> None:
+    path = tmp_path / "facts.csv"
+    path.write_text("subject,relation,object\nFrance,capital,Paris\n")
+    with connect(BASE) as s, pytest.raises(PatchError) as caught:
+        s.lql(f'APPLY PATCH "{path}"')
+    assert str(caught.value) == (
+        f"{path}: not a patch: it begins with 'subject,relation,object'; "
+        "APPLY PATCH takes a .vlp file as SAVE PATCH writes it, which is a JSON object"
+    )
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
 def test_only_files_are_read(tmp_path: Path) -> None:
     """A pipe or a device may never end."""

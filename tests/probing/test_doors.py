@@ -392,7 +392,15 @@ def test_cli_probe_takes_a_first_line_for_a_name(
 ) -> None:
     file = tmp_path / "names.csv"
     file.write_text("name\nFrance\n")
-    arguments = ["probe", str(base), "--relation", "found in", "--template", "The capital of {} is", "--dry-run"]
+    arguments = [
+        "probe",
+        str(base),
+        "--relation",
+        "found in",
+        "--template",
+        "The capital of {} is",
+        "--dry-run",
+    ]
     assert cli.run([*arguments, "--entities", str(file), "--jsonl", "--no-header"]) == 0
     assert "no header; 2 rows, 2 names: name, France\n" in capfd.readouterr().err
 

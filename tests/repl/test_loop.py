@@ -68,6 +68,7 @@ def test_unsaved_edits_are_asked_about_once(
     leave = leaving.format(other=tiny)
     screen = typed(f"{edit}{leave}SELECT 41 + 1 AS stayed;\r{leave}SHOW LAYERS 2;\r.exit\r")
     assert "stayed" in screen.out and screen.err.count("1 edit is not saved: SAVE PATCH") == 1
+    assert "saves it. Nothing was done;" in screen.err and "a second time gives it up\n" in screen.err
     assert ("n_features" in screen.out) == (leaving[0] == "U"), "said again, it is done"
     session.configure(keep_unsaved=True)
     session.close()
@@ -98,6 +99,19 @@ def test_plain_sql_and_the_other_way_round(screen: Screen) -> None:
     assert not screen.run("INSERT INTO t VALUES (2, 'y');")
     assert "write ! before it" in screen.err
     assert screen.run("!INSERT INTO t VALUES (2, 'y');")
+
+
+def test_each_statement_of_plain_sql_is_shown(screen: Screen) -> None:
+    assert screen.run("CREATE TABLE w AS SELECT 1 AS first; FROM w; SELECT ';' AS second;")
+    assert "first" in screen.out and "second" in screen.out
+    assert screen.run("!SELECT 1 AS third; SELECT 2 AS fourth;")
+    assert "third" in screen.out and "fourth" in screen.out
+
+
+@pytest.mark.parametrize("word", ["exit", "quit;", "EXIT", ".exit"])
+def test_a_script_may_end_in_words_that_leave(screen: Screen, word: str) -> None:
+    assert screen.repl.run_file(f"SELECT 1 AS before;\n{word}\nSELECT 2 AS behind;\n") == 0
+    assert "before" in screen.out and "behind" not in screen.out and not screen.err
 
 
 def test_several_languages_in_one_text(screen: Screen) -> None:
