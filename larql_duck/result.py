@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import importlib
 import json
 import shutil
 import weakref
@@ -11,6 +12,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from larql_duck.databases import in_memory
+from larql_duck.errors import LarqlError
 
 if TYPE_CHECKING:
     import duckdb
@@ -81,11 +83,13 @@ class Result:
         return self._table
 
     def df(self) -> pandas.DataFrame:
-        """The rows as a pandas DataFrame."""
+        """The rows as a pandas DataFrame. LarqlError where pandas is not installed."""
+        _need("pandas", "df()")
         return self._table.to_pandas()
 
     def pl(self) -> polars.DataFrame:
-        """The rows as a polars DataFrame."""
+        """The rows as a polars DataFrame. LarqlError where polars is not installed."""
+        _need("polars", "pl()")
         import polars
 
         frame = polars.from_arrow(self._table)
@@ -176,6 +180,17 @@ class Result:
         more = f"<p>{len(self)} rows, {_HTML_ROWS} shown</p>" if len(self) > _HTML_ROWS else ""
         notes = "".join(f"<p><em>{html.escape(note)}</em></p>" for note in self.notices)
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}{notes}"
+
+
+def _need(package: str, what: str) -> None:
+    """Raise LarqlError where a package that no other part needs is not installed."""
+    try:
+        importlib.import_module(package)
+    except ImportError as error:
+        others = "arrow(), rows() and dicts() need nothing more"
+        raise LarqlError(
+            f"{what} needs {package}; install it with: pip install {package} ({others})"
+        ) from error
 
 
 # -- values as text ---------------------------------------------------------------------------------------------

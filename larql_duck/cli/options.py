@@ -86,7 +86,7 @@ class ComputeOptions:
         Option("--device", envvar="LARQL_DUCK_DEVICE", help="cpu (default), cuda, cuda:1 or auto."),
     ] = None
 
-    def settings(self) -> dict[str, str]:
+    def settings(self) -> dict[str, Any]:
         """The settings that were given."""
         given = {"compute_dtype": self.dtype, "device": self.device}
         return {name: value for name, value in given.items() if value is not None}

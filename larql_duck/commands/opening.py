@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import duckdb
 
@@ -80,7 +81,8 @@ def _started(
 ) -> Session:
     _open.add(session)
     try:
-        session.configure(**{name: value for name, value in settings.items() if value is not None})
+        given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+        session.configure(**given)
         if path is not None:
             session.use(path)
         for patch in patches:

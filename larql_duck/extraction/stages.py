@@ -31,6 +31,7 @@ from larql_duck.extraction.promoted_tokens import OutputHead
 from larql_duck.extraction.provenance import provenance
 from larql_duck.extraction.state import Staging
 from larql_duck.files import open_replacing
+from larql_duck.inference.attribution import parts_problem
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.query_vectors import NEUTRAL
 from larql_duck.inference.topk import row_blocks
@@ -163,8 +164,21 @@ class Extraction:
                         "the context pass would take more than 30 minutes here, so top activating tokens are read off "
                         "the embedding; --in-basis context runs it all the same"
                     )
+            if basis == "context" and (problem := self._stream_problem()):
+                self.notice(
+                    f"{problem}, so the context pass would not see what the model's layers see: top activating tokens "
+                    "are read off the embedding"
+                )
+                basis = "embedding"
             self.staging.record("basis", basis)
         return str(basis)
+
+    def _stream_problem(self) -> str | None:
+        """Why the context pass, which adds a layer's branches up itself, is not the model's own; None where it is."""
+        # Tests hold the listed families to transformers' own passes.
+        if self.source.family.listed:
+            return None
+        return parts_problem(Engine.load(self.source))
 
     def _top_activating_tokens(self, basis: str) -> None:
         if self.staging.done("top"):

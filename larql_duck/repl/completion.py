@@ -91,7 +91,9 @@ class NameLookup:
 
     def _ask(self, sql: str, parameters: dict[str, str] | None) -> list[str]:
         try:
-            return [str(row[0]) for row in self.session.con.execute(sql, parameters).fetchall()]
+            # On the session's own connection it would end a result that is not read to its end.
+            with self.session.cursor() as cursor:
+                return [str(row[0]) for row in cursor.execute(sql, parameters).fetchall()]
         except Exception:
             return []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 
 from larql_duck.inference.settings import Settings
@@ -11,6 +12,18 @@ from larql_duck.lowering.types import HOW_TO_OPEN
 from larql_duck.progress import Progress
 
 BackgroundTexts = str | Path | Sequence[str]
+
+
+class Unchanged(Enum):
+    """The one value that stands for an option that is left as it is: None says something itself."""
+
+    UNCHANGED = "unchanged"
+
+    def __repr__(self) -> str:
+        return "UNCHANGED"
+
+
+UNCHANGED = Unchanged.UNCHANGED
 
 
 @dataclass

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -21,12 +21,12 @@ from larql_duck.lowering.types import Catalog, EmptyCatalog, need_vindex, not_de
 from larql_duck.lql import parse
 from larql_duck.lql.statements import Statement
 from larql_duck.patches.edit_log import EditLog
-from larql_duck.progress import doing, watched
+from larql_duck.progress import Progress, doing, watched
 from larql_duck.result import Result
 from larql_duck.session.connection import Connection
 from larql_duck.session.mount import Mount
 from larql_duck.session.open_vindex import OpenVindex
-from larql_duck.session.preferences import BackgroundTexts, Preferences
+from larql_duck.session.preferences import UNCHANGED, BackgroundTexts, Preferences, Unchanged
 from larql_duck.session.query_errors import statement_error
 from larql_duck.session.udfs import register_functions
 from larql_duck.session.unsaved_edits import told_of_unsaved
@@ -36,6 +36,7 @@ from larql_duck.vindex.store import Vindex
 
 if TYPE_CHECKING:
     from larql_duck.editing.evaluate import Check
+    from larql_duck.inference.clauses import Intervention
     from larql_duck.inference.model import Model
     from larql_duck.inference.trace import TraceResult
     from larql_duck.models.checkpoint import ModelSource
@@ -243,30 +244,69 @@ class Session:
         """What the edits do: one row a fact, and a last one for all with the perplexity; see `editing.evaluate`."""
         return cast("Check", self._carry_out(Request("EVALUATE", arguments={"texts": texts})))
 
-    def trace(self, prompt: str, **options: Any) -> TraceResult:
-        """How a prompt becomes a prediction, layer by layer, to plot and to save; options as in Model.trace."""
-        return self.model.trace(prompt, **options)
+    @told_arguments
+    def trace(
+        self,
+        prompt: str,
+        *,
+        target: str | None = None,
+        decompose: bool = False,
+        layers: Iterable[int] | None = None,
+        positions: str = "last",
+        interventions: Sequence[Intervention] = (),
+    ) -> TraceResult:
+        """How a prompt becomes a prediction, layer by layer, to plot and to save.
+
+        target is a token to follow, decompose gives a row per attention head too, layers are those with rows, positions
+        is 'last' or 'all'. interventions (Ablate, Steer, Patch) change this one pass.
+        """
+        return self.model.trace(
+            prompt,
+            target=target,
+            decompose=decompose,
+            layers=layers,
+            positions=positions,
+            interventions=interventions,
+        )
 
     def refresh(self) -> None:
         """Ask again whatever the edits have changed and was not asked since, so that `con` shows it too."""
         self.workspace.refresh()
 
-    def configure(self, **options: Any) -> None:
-        """Set options, which hold whatever is opened: tracer is called with every SQL before it runs, progress with
-        (stage, done, total) of long statements; texts, a file or texts, is what edits take for ordinary text (None:
-        text that the model writes itself); compute_dtype, device and threads say how passes compute; how_to_open is
-        what is said where a vindex is needed and none is open; keep_unsaved: edits that are given up without SAVE PATCH
-        become a patch in the user's state directory."""
+    @told_arguments
+    def configure(
+        self,
+        *,
+        tracer: Callable[[str], None] | Unchanged | None = UNCHANGED,
+        progress: Progress | Unchanged | None = UNCHANGED,
+        texts: BackgroundTexts | Unchanged | None = UNCHANGED,
+        compute_dtype: str | Unchanged = UNCHANGED,
+        device: str | Unchanged = UNCHANGED,
+        threads: int | Unchanged | None = UNCHANGED,
+        how_to_open: str | Unchanged = UNCHANGED,
+        keep_unsaved: bool | Unchanged = UNCHANGED,
+    ) -> None:
+        """Set options, which hold whatever is opened; those that are left out stay as they are.
+
+        tracer is called with every SQL before it runs, progress with (stage, done, total) of long statements; texts, a
+        file or texts, is what edits take for ordinary text (None: text that the model writes itself); compute_dtype,
+        device and threads say how passes compute; how_to_open is what is said where a vindex is needed and none is
+        open; keep_unsaved: edits that are given up without SAVE PATCH become a patch in the user's state directory.
+        """
+        chosen: dict[str, object] = {"tracer": tracer, "progress": progress, "texts": texts}
+        chosen |= {"how_to_open": how_to_open, "keep_unsaved": keep_unsaved}
+        passes = {"compute_dtype": compute_dtype, "device": device, "threads": threads}
+        settings: dict[str, Any] = {n: v for n, v in passes.items() if v is not UNCHANGED}
         with self._lock:
-            for name in {"tracer", "progress", "texts", "how_to_open", "keep_unsaved"} & set(options):
-                value = options.pop(name)
-                setattr(self.options, name, value)
-                if self._opened is not None and name == "texts":
-                    setattr(self._opened, name, value)
+            for name, value in chosen.items():
+                if value is not UNCHANGED:
+                    setattr(self.options, name, value)
+            if self._opened is not None and texts is not UNCHANGED:
+                self._opened.texts = self.options.texts
             if type(self._catalog) is EmptyCatalog:
                 self._catalog = EmptyCatalog(self.schema, self.options.how_to_open)
-            if options:
-                self.options.settings = replace(self.options.settings, **options)
+            if settings:
+                self.options.settings = replace(self.options.settings, **settings)
                 if self._opened is not None:
                     self._opened.reload()
                 elif self._model is not None:

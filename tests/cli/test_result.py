@@ -8,6 +8,7 @@ import sys
 import pyarrow as pa
 import pytest
 
+from larql_duck.errors import LarqlError
 from larql_duck.result import Result, table_lines
 
 TABLE = pa.table({"name": ["日本", "b", None], "n": [1, 20, 300]})
@@ -19,6 +20,15 @@ def test_fetching() -> None:
     assert result.fetchall() == [("b", 20), (None, 300)]
     assert result.fetchall() == result.rows() and len(result.fetchall()) == 3
     assert [result.fetchone() for _ in range(4)][-1] is None
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for package, ask in (("pandas", Result.df), ("polars", Result.pl)):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(
+            LarqlError, match=rf"^\w+\(\) needs {package}; install it with: pip install {package} \("
+        ):
+            ask(Result(TABLE))
 
 
 def test_repr_shows_the_rows_the_shape_and_the_notices() -> None:

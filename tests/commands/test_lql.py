@@ -48,6 +48,25 @@ def rows(session: Session, text: str, **parameters: object) -> list[tuple[object
     return session.lql(text, parameters).rows()
 
 
+def test_options_stand_in_the_signatures(world: Path) -> None:
+    import inspect
+
+    for method in (Session.configure, Session.trace):
+        kinds = {p.kind for p in inspect.signature(method).parameters.values()}
+        assert inspect.Parameter.VAR_KEYWORD not in kinds
+    with connect(world) as session:
+        seen: list[str] = []
+        session.configure(tracer=seen.append, threads=2)
+        session.configure(compute_dtype="bf16", texts="Some text.")
+        session.sql("SELECT 1")
+        assert seen == ["SELECT 1"] and session.workspace.texts == "Some text."
+        settings = session.options.settings
+        assert (settings.threads, settings.compute_dtype, settings.device) == (2, "bf16", "cpu")
+        session.configure(tracer=None, threads=None)
+        session.sql("SELECT 2")
+        assert len(seen) == 1 and session.options.settings.threads is None
+
+
 def test_the_sentence_in_double_quotes(s: Session) -> None:
     result = s.lql('SELECT relationship, object FROM model_graph WHERE subject = "France";')
     assert result.columns == ["relationship", "object"]
@@ -256,6 +275,12 @@ def test_joins_windows_ctes_and_user_tables(fresh: Session) -> None:
             r"lql\(\) has no argument params; did you mean parameters\?",
         ),
         (lambda s: s.insert([], relatoin="x"), TypeError, "has no argument relatoin; did you mean relation"),
+        (lambda s: s.configure(devise="cpu"), TypeError, "has no argument devise; did you mean device"),
+        (
+            lambda s: s.trace("x", decompos=True),
+            TypeError,
+            "has no argument decompos; did you mean decompose",
+        ),
         (lambda s: s.quary, AttributeError, "no attribute 'quary'; there are catalog, close"),
         (lambda s: s.scirpt, AttributeError, "no attribute 'scirpt'; did you mean script"),
         (lambda s: lq.conect, AttributeError, "no attribute 'conect'; did you mean connect"),

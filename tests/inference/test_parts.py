@@ -50,8 +50,13 @@ def test_the_parts_add_up_to_transformers_logits(family: str, tmp_path: Path) ->
 
 def test_where_they_do_not_it_is_said(tmp_path: Path) -> None:
     """Doge scales the residual itself, axis by axis."""
-    vindex = extract(make_tiny("doge", tmp_path / "m"), tmp_path / "a.vindex", probe=False)
+    said: list[str] = []
+    model = make_tiny("doge", tmp_path / "m")
+    vindex = extract(model, tmp_path / "a.vindex", probe=False, in_basis="context", notice=said.append)
+    [skipped] = [notice for notice in said if "do not add up in this model" in notice]
+    assert "'doge'" in skipped and skipped.endswith("top activating tokens are read off the embedding")
     with lq.connect(vindex) as session:
+        assert session.sql("SELECT DISTINCT basis FROM lq.token_features").rows() == [("embedding",)]
         assert len(session.lql(f'INFER "{PROMPT}" TOP 2')) == 2
         asked = (f'EXPLAIN INFER "{PROMPT}"', f'TRACE "{PROMPT}"', f"SELECT * FROM lq_features('{PROMPT}')")
         for statement in asked:
@@ -62,6 +67,12 @@ def test_where_they_do_not_it_is_said(tmp_path: Path) -> None:
         assert any("do not add up" in notice for notice in result.notices)
         facts = session.sql("SELECT effect, n_features FROM lq.facts").dicts()
         assert facts and all(f == {"effect": None, "n_features": 0} for f in facts)
+
+
+def test_a_model_whose_parts_add_up_has_a_context_pass(tmp_path: Path) -> None:
+    vindex = extract(make_tiny("granite", tmp_path / "m", **SCALES), tmp_path / "a.vindex", probe=False)
+    with lq.connect(vindex) as session:
+        assert session.sql("SELECT DISTINCT basis FROM lq.token_features").rows() == [("context",)]
 
 
 def test_biases_have_rows_of_their_own(tiny_of) -> None:

@@ -115,6 +115,14 @@ def test_names_never_fail(names: NameLookup) -> None:
     assert broken.columns() == [] and broken.entities("x") == [] and "EDGES" in broken.tables()
 
 
+def test_completion_ends_no_result_of_the_user(tiny_vindex: Callable[[str], Path]) -> None:
+    with connect(tiny_vindex("llama")) as session:
+        reading = session.con.execute("FROM range(10000)")
+        assert reading.fetchone() == (0,)
+        assert "features" in words("SELECT * FROM fea", NameLookup(session))
+        assert reading.fetchone() == (1,)
+
+
 def test_names_are_looked_up_again_for_another_vindex(names: NameLookup) -> None:
     assert "countries" in names.tables()
     names.session.con.execute("CREATE TABLE later AS SELECT 1 AS x")
