@@ -1,16 +1,39 @@
 -- Macros that the ones people call are made of.
 
-CREATE MACRO {schema}.entity_named(p_entity) AS TABLE
-SELECT entity, entity_id, layers
-FROM {schema}.entity_names
-WHERE key IN (
-    lower(nfc_normalize(trim(p_entity))), 'the ' || lower(nfc_normalize(trim(p_entity))),
-    regexp_replace(lower(nfc_normalize(trim(p_entity))), '^the ', '')
+-- What differs in spelling only may be two things: Turkey and turkey, The Raven and raven. Other names always count.
+CREATE MACRO {schema}.names_alike(p_entity) AS TABLE
+WITH asked AS (
+    SELECT nfc_normalize(trim(p_entity)) AS name, {schema}.plain_name(p_entity) AS plain
+), found AS (
+    SELECT entity, entity_id, layers
+    FROM {schema}.entity_names
+    WHERE key IN (
+        lower(nfc_normalize(trim(p_entity))), 'the ' || lower(nfc_normalize(trim(p_entity))),
+        lower({schema}.plain_name(p_entity))
+    )
+    UNION
+    SELECT o.entity, o.entity_id, o.layers
+    FROM {schema}.other_names AS o
+    WHERE o.key IN (
+        SELECT lower(plain) FROM asked
+        UNION ALL
+        SELECT n.key FROM {schema}.name_aliases AS n JOIN asked AS a ON n.name = a.plain OR n.name = lower(a.plain)
+    )
 )
-QUALIFY rank() OVER (
-    ORDER BY entity <> nfc_normalize(trim(p_entity)), key <> lower(nfc_normalize(trim(p_entity)))
-) = 1;
-COMMENT ON MACRO TABLE {schema}.entity_named IS 'The spellings of a name that the graph has: the exact one, else all that differ in case only (accented letters compared composed), else those with or without the article the.';
+SELECT
+    f.entity, f.entity_id, f.layers,
+    lower({schema}.plain_name(f.entity)) <> lower(a.plain)
+    OR rank() OVER (
+        PARTITION BY lower({schema}.plain_name(f.entity)) <> lower(a.plain)
+        ORDER BY f.entity <> a.name, lower(nfc_normalize(f.entity)) <> lower(a.name)
+    ) = 1 AS meant
+FROM found AS f
+CROSS JOIN asked AS a;
+COMMENT ON MACRO TABLE {schema}.names_alike IS 'The names of the graph that are spelled like a name or have its key; meant is false for a spelling where a nearer one exists.';
+
+CREATE MACRO {schema}.entity_named(p_entity) AS TABLE
+SELECT entity, entity_id, layers FROM {schema}.names_alike(p_entity) WHERE meant;
+COMMENT ON MACRO TABLE {schema}.entity_named IS 'What the graph calls a name: the exact spelling, else all that differ in case only (accented letters compared composed), else those that differ in articles and full stops; and other names for the same.';
 
 -- The token is meant as it stands in running text, so ' France' comes before 'France' where both exist.
 CREATE MACRO {schema}.token_hits(p_token, p_layers := NULL) AS TABLE

@@ -2,7 +2,7 @@
 
 -- The facts, most confident first. A filter on the subject goes below the order, to the zones of triples that hold it.
 CREATE VIEW {public}.model_graph AS
-SELECT subject, relation AS relationship, object, confidence, p, source, layers, n_edges, stale
+SELECT subject, relation AS relationship, object, confidence, p, source, layers, n_edges, stale, subject_key, object_key
 FROM {schema}.triples
 WHERE source <> 'weights'
 ORDER BY confidence DESC NULLS LAST, p DESC NULLS LAST, subject, relation, object;

@@ -1,6 +1,6 @@
 -- Questions about entities, tokens, features and relations, as table macros over the tables: the DuckDB CLI and a
--- Python session answer them alike. Text is looked up case-insensitively; where the exact spelling exists, only that
--- counts. Parameters start with p_, because one that is named like a column would silently compare it with itself.
+-- Python session answer them alike. Text is looked up by its key (see name_key); of names that differ in
+-- spelling only, the exact one counts where it exists. Parameters start with p_, because one that is named like a column would silently compare it with itself.
 
 CREATE MACRO {public}.describe_entity(p_entity, p_band := NULL, p_layer := NULL, p_rows := 10, p_relations_only := false) AS TABLE
 WITH named AS MATERIALIZED (
@@ -109,12 +109,12 @@ COMMENT ON MACRO TABLE {public}.relation_facts IS 'The facts of a relation, most
 
 CREATE MACRO {public}.who(p_relation, p_object) AS TABLE
 SELECT s.entity AS subject, k.relation, o.entity AS object, k.confidence, k.p, k.source
-FROM {schema}.entity_named(p_object) AS o
-JOIN {schema}.links AS k ON k.entity_id = o.entity_id AND NOT k.outgoing
+FROM {schema}.names_alike(p_object) AS o
+JOIN {schema}.links AS k ON k.entity_id = o.entity_id AND NOT k.outgoing AND (o.meant OR k.source <> 'weights')
 JOIN {schema}.entity_names AS s ON s.entity_id = k.other_id
 WHERE p_relation IS NULL OR lower(k.relation) = lower(trim(p_relation))
 ORDER BY k.source = 'weights', k.confidence DESC NULLS LAST, k.p DESC NULLS LAST, k.relation, s.entity, o.entity;
-COMMENT ON MACRO TABLE {public}.who IS 'The reverse question: subjects that stand in a relation (NULL: any) to an object. Example: FROM who(''capital'', ''Paris'')';
+COMMENT ON MACRO TABLE {public}.who IS 'The reverse question: subjects that stand in a relation (NULL: any) to an object, by any of its names. Example: FROM who(''capital'', ''Paris'')';
 
 CREATE MACRO {public}.explain_fact(p_subject, p_relation) AS TABLE
 SELECT

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from larql_duck.catalog import SCHEMAS
 from larql_duck.catalog.ddl import model_sql
+from larql_duck.knowledge.keys import name_key
 from larql_duck.vindex.arrays import write_file
 from larql_duck.vindex.database import build_database
 from larql_duck.vindex.derive import UNLABELLED
@@ -179,7 +180,7 @@ def tables(seed: int = 0) -> dict[str, pa.Table]:
         [
             (
                 s, r, o, rank, p, p * 0.9, p, False, 0.05, 2, 1.5 if rank == 1 else None, None, 2 if rank == 1 else 0,
-                0.4, f"The {r} of {s} is", "probe", False,
+                0.4, f"The {r} of {s} is", "probe", False, name_key(s), name_key(o),
             )
             for s, r, o, rank, p in FACTS
         ],
@@ -195,8 +196,13 @@ def tables(seed: int = 0) -> dict[str, pa.Table]:
     ]
     edges.sort(key=lambda e: e[0])
     out["edges"] = _table("edges", edges)
-    triples = [(s, r, o, p, p, "probe", [5, 8], 2, False) for s, r, o, _, p in first]
-    triples += [(s, UNLABELLED, o, None, None, "weights", [layer], 1, False) for s, o, layer, _, _ in WEIGHTS]
+    triples = [
+        (s, r, o, p, p, "probe", [5, 8], 2, False, name_key(s), name_key(o)) for s, r, o, _, p in first
+    ]
+    triples += [
+        (s, UNLABELLED, o, None, None, "weights", [layer], 1, False, None, None)
+        for s, o, layer, _, _ in WEIGHTS
+    ]
     triples.sort(key=lambda t: (t[0], t[5] == "weights", -(t[3] or 0), t[1], t[2]))
     out["triples"] = _table("triples", triples)
     out["feature_relations"] = _table(

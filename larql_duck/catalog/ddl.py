@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 from collections.abc import Collection, Iterator, Mapping
 
-from larql_duck.catalog.sql_files import HELPERS, PUBLIC, SCHEMA, sql_files, sql_query
+from larql_duck.catalog.sql_files import CALLED_BY_HELPERS, HELPERS, PUBLIC, SCHEMA, sql_files, sql_query
 from larql_duck.catalog.tables import BOTH_SPELLINGS, BUILD_INFO, LOOKUPS, TABLES, VIEWS, Table
 
 
@@ -37,7 +37,8 @@ def main_objects() -> list[tuple[str, str]]:
         f"CREATE VIEW main.{name} AS FROM {SCHEMA}.{name};\n" + comments(table, "VIEW", "main")
         for name, table in TABLES.items()
     )
-    return [("tables", tables), *_public(SCHEMA, "main")]
+    called = sql_files(CALLED_BY_HELPERS, SCHEMA, "main")
+    return [("tables", tables), *called, *_public(SCHEMA, "main")]
 
 
 def model_sql(tables: str = "tables", stored: Mapping[str, Collection[str]] | None = None) -> str:

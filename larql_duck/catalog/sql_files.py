@@ -10,6 +10,7 @@ SCHEMA = "lq"
 
 # Files by the number that they start with.
 HELPERS = (10, 19)
+CALLED_BY_HELPERS = (17, 17)
 PUBLIC = (20, 59)
 PYTHON = (60, 99)
 

@@ -20,6 +20,7 @@ from larql_duck.aliases import Pair, Slot
 from larql_duck.catalog import SCHEMAS, as_schema, rows_as_table
 from larql_duck.catalog.sql_files import sql_query
 from larql_duck.editing.relation_prompts import StatedFact, stated_prompts
+from larql_duck.knowledge.keys import name_key
 from larql_duck.patches.operations import InsertKnnOp, fact_key
 from larql_duck.patches.overlay import EditedFact, Overlay
 from larql_duck.probing.words import normal
@@ -59,6 +60,7 @@ _INSERTED = pa.schema(
     [
         ("number", pa.int32()), *_TRIPLE, ("database", pa.bool_()), *_SLOT, ("confidence", pa.float64()), *_SCORE,
         ("n_templates", pa.int32()), ("prompt", _TEXT), ("stale", pa.bool_()),
+        ("subject_key", _TEXT), ("object_key", _TEXT),
     ]
 )  # fmt: skip
 
@@ -259,6 +261,7 @@ class EditedFacts:
             {
                 "number": i, "subject": f.entity.strip(), "relation": relation_of(f), "object": f.target.strip(),
                 "database": f.mode == "knn", "layer": f.layer, "feature": f.feature, "confidence": f.confidence,
+                "subject_key": name_key(f.entity), "object_key": name_key(f.target),
             } | self._score(concerned, concerned.stated.get(i))
             for i, f in enumerate(concerned.shown)
         ]  # fmt: skip

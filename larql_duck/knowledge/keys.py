@@ -4,8 +4,38 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Mapping
+from functools import cache, lru_cache
+
+from larql_duck.catalog.sql_files import sql_query
+from larql_duck.databases import in_memory
 
 ARTICLES = frozenset({"the", "a", "an"})
+_BLANKS = re.compile("[ \\t\\n\\r\\f\\v\u00a0\u2000-\u200a\u202f\u3000]+")
+_ARTICLE = re.compile("^(?:the|a|an) ", re.IGNORECASE)
+# But before digits (3.5 is not 35) and at the beginning (.java is not Java).
+_STOPS = re.compile(r"^(\.)|\.+([^0-9.]|$)")
+
+
+@lru_cache(maxsize=1 << 16)
+def name_key(text: str) -> str:
+    """The key under which names of the same thing are alike, as the macro name_key of a vindex gives it.
+
+    In lower case (Unicode's case folding), accented letters composed, without a leading article and full stops, runs of
+    blanks as one; and the key of the thing for its other names: 'US', 'The U.S.A.' -> 'united states'. Full stops stay
+    before digits and at the beginning.
+    """
+    composed = _BLANKS.sub(" ", unicodedata.normalize("NFC", text)).strip(" ")
+    plain = _STOPS.sub(r"\1\2", _ARTICLE.sub("", composed))
+    folded = plain.casefold().replace("i\u0307", "i")  # of İ, as DuckDB has it
+    return aliases().get(plain) or aliases().get(folded, folded)
+
+
+@cache
+def aliases() -> Mapping[str, str]:
+    """Other name -> key: names in capital letters as they stand, others in lower case."""
+    with in_memory() as con:
+        return dict(con.sql(sql_query("name_aliases")).project("name, key").fetchall())
 
 
 def normal(text: str) -> str:

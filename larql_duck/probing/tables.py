@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from larql_duck.catalog import as_table, rows_as_table
+from larql_duck.knowledge.keys import name_key
 from larql_duck.models.tokenizer import Tokenizer
 from larql_duck.probing.combine import Answer
 from larql_duck.probing.measure import FactFeatures
@@ -61,6 +62,8 @@ def _fact_row(tokenizer: Tokenizer, relation: str, fact: ProbedFact) -> dict[str
     names = ("subject", "object", "rank", "p", "p_string", "prior", "n_templates")
     return {name: getattr(a, name) for name in names} | {
         "relation": relation,
+        "subject_key": name_key(a.subject),
+        "object_key": name_key(a.object),
         "confidence": fact.confidence,
         "calibrated": fact.calibrated,
         "effect": features.effect if features else None,

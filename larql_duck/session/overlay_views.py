@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # What is measured, by kind, and the tables and lookups that show something else then.
 _SHOWN_IN = {
     "facts": {
-        "edges", "entities", "entity_names", "facts", "feature_relations", "features", "links", "probes", "relations",
+        "edges", "entities", "entity_names", "facts", "feature_relations", "features", "links", "other_names", "probes", "relations",
         "triples",
     },
     "features": {"feature_tokens", "features", "token_features", "token_names"},
@@ -244,7 +244,7 @@ class OverlayViews:
 
     def _show_facts(self, features: FeatureRows, rows: FactRows | None) -> set[str]:
         assert self._tables
-        mount, shown = self._mount, {"edges", "triples", "entities", "entity_names", "links"}
+        mount, shown = self._mount, {"edges", "triples", "entities", "entity_names", "links", "other_names"}
         # What was read off the weights of a slot says nothing about its new ones.
         rewritten = self._tables.query("weight_edges_of_slots", slots=features.token_slots)
         if rows is None:

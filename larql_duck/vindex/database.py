@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 
 from larql_duck.catalog import LOOKUPS, SCHEMAS
 from larql_duck.catalog.ddl import create_tables, main_objects, quoted, views_and_macros
@@ -18,7 +19,7 @@ from larql_duck.databases import in_memory
 from larql_duck.errors import QueryError, VindexError, first_line
 from larql_duck.files import replacing
 from larql_duck.progress import doing, hide_duckdb_bar
-from larql_duck.vindex.derive import older_features
+from larql_duck.vindex.derive import older_table
 
 # The oldest format that has all we use: the DuckDB CLI 1.5 and later read it.
 _STORAGE = "v1.5.0"
@@ -211,12 +212,10 @@ def _load(con: duckdb.DuckDBPyConnection, table: str, tables_dir: Path) -> None:
         raise VindexError.at(file, "missing; restore it from a copy or extract the model again with --force")
     order = _ORDER.get(table)
     source = f"read_parquet({quoted(glob.escape(str(file)))}, file_row_number = true)"
-    if table == "features" and "sign" not in con.sql(f"FROM {source}").columns:
-        con.register("older_features", older_features(tables_dir))
-        source = "older_features"
-    stored = con.sql(f"FROM {source}").columns
-    # What an older schema lacks has its default.
-    columns = ", ".join(name for name in SCHEMAS[table].names if name in stored)
+    if (older := older_table(tables_dir, table)) is not None:
+        con.register("older", older.append_column("file_row_number", pa.array(range(older.num_rows))))
+        source = "older"
+    columns = ", ".join(SCHEMAS[table].names)
     con.execute(
         f"INSERT INTO {SCHEMA}.{table} ({columns}) SELECT {columns} FROM {source}"
         f"{f' ORDER BY {order}' if order else ''}"

@@ -15,10 +15,11 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from larql_duck.catalog import FILES, TABLES, as_schema, quoted
+from larql_duck.catalog import FILES, LATER_COLUMNS, TABLES, as_schema, quoted
 from larql_duck.catalog.sql_files import sql_query
 from larql_duck.databases import in_memory
 from larql_duck.errors import VindexError, first_line, out_of_memory
+from larql_duck.knowledge.keys import name_key
 
 UNLABELLED = "associated with"
 
@@ -40,15 +41,34 @@ def stored_columns(tables: Path) -> dict[str, list[str]]:
     return {name: pq.read_schema(tables / f"{name}.parquet").names for name in TABLES}
 
 
-def older_features(tables: Path) -> pa.Table | None:
-    """The table `features` in the directory `tables` of a vindex of schema 2.0, with the columns that came later.
+def older_table(tables: Path, name: str) -> pa.Table | None:
+    """A table in the directory `tables` of a vindex of an older schema, with the columns that came later.
 
-    None for a later one: its file has them all.
+    They are computed where they can be, else NULL. None for a table whose file has them all.
     """
-    features, tokens = (tables / f"{name}.parquet" for name in ("features", "feature_tokens"))
-    if "sign" in pq.read_schema(features).names:
+    path = tables / f"{name}.parquet"
+    later = LATER_COLUMNS.get(name, ())
+    try:
+        stored = pq.read_schema(path).names if later else []
+    except (pa.ArrowException, OSError):
+        return None  # whoever reads it says what is wrong
+    if set(later) <= set(stored):
         return None
-    return _run("features_of_2_0", "features", features=features, feature_tokens=tokens)
+    if name == "features" and "sign" not in stored:
+        return _run("features_of_2_0", name, features=path, feature_tokens=tables / "feature_tokens.parquet")
+    rows = pq.read_table(path, schema=FILES[name])
+    return with_keys(rows) if "subject_key" in later and "subject_key" not in stored else rows
+
+
+def with_keys(rows: pa.Table) -> pa.Table:
+    """Rows of facts or triples with the keys of their names; weight triples have none."""
+    sources = rows["source"].to_pylist()
+    for name in ("subject", "object"):
+        texts = zip(rows[name].to_pylist(), sources, strict=True)
+        keys = [None if source == "weights" or text is None else name_key(text) for text, source in texts]
+        at = rows.schema.get_field_index(f"{name}_key")
+        rows = rows.set_column(at, rows.schema.field(at), pa.array(keys, pa.string()))
+    return rows
 
 
 def label_features(features: Source, feature_relations: Source) -> pa.Table:

@@ -21,7 +21,9 @@ from larql_duck.vindex.fields import Natural, Positive, damaged, read_json, read
 INDEX = "index.json"
 # The field of index.json under which stands what LARQL does not know: tables, sizes, options.
 SECTION = "larql_duck"
-SCHEMA_VERSION = "2.1"
+SCHEMA_VERSION = "3.0"
+# What can be read, by the number before the point.
+_READ = ("2", "3")
 DTYPE_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 LEVELS = ("browse", "inference", "all")
 _MAX_BYTES = 64 << 20
@@ -191,10 +193,11 @@ def _parse(raw: dict[str, Any], path: Path) -> Manifest:
     checksums = {safe_name(name, path): stated for name, stated in (index.checksums or {}).items()}
     if SECTION in raw:
         section = read_struct(raw[SECTION], _Section, refuse, f"{SECTION}.")
-        version, known = section.schema_version, SCHEMA_VERSION.split(".")[0]
-        if version.split(".")[0] != known:
+        version = section.schema_version
+        if version.split(".")[0] not in _READ:
+            known = " and ".join(f"{number}.x" for number in _READ)
             next_step = "extract the model again with: larql-duck extract MODEL -o OUT.vindex"
-            raise damaged(path, f"schema version {version}, this larql-duck reads {known}.x", next_step)
+            raise damaged(path, f"schema version {version}, this larql-duck reads {known}", next_step)
         stated = {
             n: read_struct(e, _File, refuse, f"{SECTION}.files[{n}].") for n, e in section.files.items()
         }

@@ -18,10 +18,10 @@ from larql_duck.models.families import Family, family_for
 from larql_duck.models.tokenizer import TOKENIZER_FILES
 from larql_duck.vindex import layout
 from larql_duck.vindex.arrays import fast_checksum, hash_file, map_tensor
-from larql_duck.vindex.derive import older_features
+from larql_duck.vindex.derive import older_table
 from larql_duck.vindex.fields import Natural, damaged, read_json, read_struct
 from larql_duck.vindex.larql_directory import config_of_larql
-from larql_duck.vindex.manifest import DTYPE_BYTES, INDEX, LEVELS, Manifest, load_manifest
+from larql_duck.vindex.manifest import DTYPE_BYTES, INDEX, LEVELS, SCHEMA_VERSION, Manifest, load_manifest
 from larql_duck.vindex.publish import DATABASE, TABLES, recover, seal_holds
 
 if TYPE_CHECKING:
@@ -106,9 +106,15 @@ class Vindex:
     @property
     def notice(self) -> str | None:
         """What the user should know of a vindex that an earlier version extracted; None for another."""
-        if self.manifest.section.get("schema_version") != "2.0":
-            return None
-        return f"{self.path} was extracted by an earlier version and lacks the features' usual sign: {self.renewal}"
+        version = str(self.manifest.section.get("schema_version", SCHEMA_VERSION))
+        if version == "2.0":
+            return f"{self.path} was extracted by an earlier version and lacks the features' usual sign: {self.renewal}"
+        if version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
+            return (
+                f"{self.path} was extracted by an earlier version: columns that came later are computed, or NULL; "
+                f"for all of them: {self.renewal}"
+            )
+        return None
 
     @property
     def renewal(self) -> str:
@@ -206,7 +212,7 @@ class Vindex:
         """The whole table as Arrow; an empty one for a directory that LARQL wrote."""
         if name not in self.manifest.tables:
             return FILES[name].empty_table()
-        if name == "features" and (older := older_features(self.tables_dir)) is not None:
+        if (older := older_table(self.tables_dir, name)) is not None:
             return older
         return pq.read_table(self.path / self.manifest.tables[name]["file"], schema=FILES[name])
 

@@ -44,7 +44,8 @@ WITH before AS (
         coalesce(i.confidence, CASE WHEN i.database THEN 1.0 ELSE i.p END) AS confidence, false AS calibrated, s.prior,
         coalesce(i.n_templates, s.n_templates) AS n_templates, coalesce(i.effect, s.effect) AS effect, s.specific,
         coalesce(s.n_features, (i.feature IS NOT NULL)::INTEGER) AS n_features, s.attention_share,
-        coalesce(i.prompt, s.prompt) AS prompt, 'patch' AS source, i.stale, false AS behind
+        coalesce(i.prompt, s.prompt) AS prompt, 'patch' AS source, i.stale, i.subject_key, i.object_key,
+        false AS behind
     FROM inserted AS i LEFT JOIN stated AS s ON i.database AND s.number = i.number
 )
 -- An inserted fact stands before what the model says of its subject and relation; a database fact beside it.

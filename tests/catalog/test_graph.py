@@ -33,7 +33,7 @@ def graph(request, tmp_path_factory: pytest.TempPathFactory):
     triples = _graph(request.param)
     directory = tmp_path_factory.mktemp("graph")
     rows = [
-        (s, r, o, c, c, "weights" if c is None else "probe", [0], 1, False)
+        (s, r, o, c, c, "weights" if c is None else "probe", [0], 1, False, None, None)
         for (s, r, o), c in sorted(triples.items())
     ]
     for name, schema in SCHEMAS.items():
@@ -143,7 +143,9 @@ def test_nothing_is_found_for_strangers(graph) -> None:
 
 
 def test_a_hub_does_not_make_questions_endless(tmp_path: Path) -> None:
-    rows = [(f"leaf{i:05}", "in", "hub", None, None, "weights", [0], 1, False) for i in range(20_000)]
+    rows = [
+        (f"leaf{i:05}", "in", "hub", None, None, "weights", [0], 1, False, None, None) for i in range(20_000)
+    ]
     for name, schema in SCHEMAS.items():
         table = _table(name, rows) if name == "triples" else schema.empty_table()
         write_table(tmp_path / f"{name}.parquet", name, table)

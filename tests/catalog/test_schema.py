@@ -62,8 +62,16 @@ def test_help_names_every_macro_with_an_example_that_runs(ask) -> None:
 
 
 def test_main_has_what_lq_has(ask) -> None:
-    helpers = {"entity_named", "token_hits", "is_among", "promoted", "rounded"}
-    lookups = {"entity_names", "links", "token_names", "build_info"}
+    helpers = {
+        "entity_named",
+        "names_alike",
+        "plain_name",
+        "token_hits",
+        "is_among",
+        "promoted",
+        "rounded",
+    }
+    lookups = {"entity_names", "name_aliases", "other_names", "links", "token_names", "build_info"}
     names = {
         schema: {
             r["name"]

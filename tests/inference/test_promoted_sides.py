@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import larql_duck as lq
-from larql_duck.catalog import LATER_COLUMNS, SCHEMAS
+from larql_duck.catalog import FILES, LATER_COLUMNS
 from larql_duck.cli.app import run
 from larql_duck.vindex.arrays import hash_file
 from larql_duck.vindex.fields import read_json
@@ -104,7 +104,7 @@ def as_of_2_0(vindex: Path) -> None:
             if row.get("sign") == -1:
                 row["down_tokens"] = row["opposite_tokens"]
                 row["top_token"] = row["down_tokens"][0]
-        table = pa.Table.from_pylist(rows, schema=SCHEMAS[name])
+        table = pa.Table.from_pylist(rows, schema=FILES[name])
         pq.write_table(table.drop_columns(list(columns)), path)
         section["tables"][name] |= {"bytes": path.stat().st_size, **hash_file(path)}
     (vindex / INDEX).write_bytes(seal_manifest(raw))
