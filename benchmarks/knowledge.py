@@ -30,6 +30,7 @@ _WORLD = 45
 def answers(work: Path) -> Iterator[Row]:
     """Accuracy and calibration on the test split, pooled: the pack core whole, world with its first subjects."""
     from larql_duck.probing.calibrate import RelationReplies, calibrate
+
     from larql_duck.probing.checkpoint import Checkpoint
     from larql_duck.probing.packs import load_pack
     from larql_duck.probing.prompts import questions
@@ -120,7 +121,6 @@ def labels(work: Path) -> Iterator[Row]:
 
     def half(table: Any, held_out: bool) -> Any:
         import pyarrow as pa
-
         from larql_duck.probing.calibrate import TEST, split_of
 
         mask = [(split_of(s) == TEST) == held_out for s in table.column("subject").to_pylist()]

@@ -18,3 +18,34 @@ LEFT JOIN {schema}.facts AS f
 WHERE e.layer = p_layer AND e.feature = p_feature
 ORDER BY e.source = 'weights', e.score DESC, e.subject, e.relation, e.object;
 COMMENT ON MACRO TABLE {public}.facts_of_feature IS 'The triples that a feature has a part in, those of facts first by its contribution. Example: FROM facts_of_feature(5, 9)';
+
+-- One end of Wilson's 95 % interval of a share: side -1 is the lower bound, 1 the upper one.
+CREATE MACRO {schema}.wilson(k, n, side) AS
+    CASE WHEN n > 0 THEN
+        (k + 1.9208 + side * 1.96 * sqrt(k * (n - k) / n + 0.9604)) / (n + 3.8416)
+    END;
+
+CREATE VIEW {public}.accuracy AS
+WITH asked AS (
+    SELECT relation, count(DISTINCT subject) AS asked FROM {schema}.probes GROUP BY relation
+), best AS (
+    SELECT
+        relation, count(*) AS answered, count(correct) AS judged, count(*) FILTER (correct) AS correct,
+        avg(confidence) FILTER (correct IS NOT NULL) AS stated,
+        count(correct) FILTER (held_out) AS held_out, count(*) FILTER (correct AND held_out) AS held_out_correct,
+        avg(confidence) FILTER (correct IS NOT NULL AND held_out) AS held_out_stated
+    FROM {schema}.facts
+    WHERE source = 'probe' AND rank = 1
+    GROUP BY relation
+)
+SELECT
+    a.relation, a.asked, coalesce(b.answered, 0) AS answered, a.asked - coalesce(b.answered, 0) AS refused,
+    coalesce(b.judged, 0) AS judged, coalesce(b.correct, 0) AS correct, b.correct / nullif(b.judged, 0) AS share,
+    {schema}.wilson(b.correct, b.judged, -1) AS low, {schema}.wilson(b.correct, b.judged, 1) AS high, b.stated,
+    coalesce(b.held_out, 0) AS held_out, coalesce(b.held_out_correct, 0) AS held_out_correct,
+    b.held_out_correct / nullif(b.held_out, 0) AS held_out_share,
+    {schema}.wilson(b.held_out_correct, b.held_out, -1) AS held_out_low,
+    {schema}.wilson(b.held_out_correct, b.held_out, 1) AS held_out_high, b.held_out_stated
+FROM asked AS a
+LEFT JOIN best AS b USING (relation)
+ORDER BY a.asked DESC, a.relation;

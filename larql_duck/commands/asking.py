@@ -12,14 +12,13 @@ from larql_duck.errors import PackError, QueryError
 from larql_duck.knowledge.frames import entities_of
 from larql_duck.knowledge.relations import Pack
 from larql_duck.lowering.types import Query, Request, fail
-from larql_duck.probing.calibrate import Calibration
 from larql_duck.probing.facts import MANY_P, Probed
 from larql_duck.probing.facts import probe as ask_model
 from larql_duck.probing.packs import load_pack, pack_from_frames
 from larql_duck.probing.publish import publish, require_tables
+from larql_duck.probing.stored import knowledge_of
 from larql_duck.result import Result
 from larql_duck.session import Session
-from larql_duck.vindex.manifest import SECTION
 from larql_duck.vindex.publish import check_database
 
 COLUMNS = ("subject", "relation", "object", "p", "confidence", "n_features", "effect")
@@ -46,13 +45,8 @@ def probe(session: Session, request: Request) -> Result:
         # Asking may take hours.
         check_database(vindex.path)
 
-    kept = vindex.manifest.raw.get(SECTION, {}).get("probe", {}).get("calibration")
-    probed = ask_model(
-        workspace.engine(),
-        pack,
-        calibration=Calibration.from_json(kept) if kept else None,
-        **options,
-    )
+    known = knowledge_of({t: vindex.table(t) for t in ("prompts", "priors")}, vindex.manifest.section)
+    probed = ask_model(workspace.engine(), pack, known=known, **options)
     notices = list(probed.notices)
     if dry_run:
         best = _best(probed, many)
@@ -65,10 +59,7 @@ def probe(session: Session, request: Request) -> Result:
             "COMPILE CURRENT INTO VINDEX and probe that to keep them"
         )
     if save:
-        statistics = {
-            "calibration": probed.calibration.as_json(),
-            "relations": probed.report.get("relations", {}),
-        }
+        statistics = {"calibration": probed.calibration.as_json()}
         published = publish(vindex, probed.tables, name=pack.name, many=many, statistics=statistics)
         workspace.unsaved.saved(probed.tables)
         workspace.unsaved.published(published)

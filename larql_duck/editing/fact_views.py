@@ -8,7 +8,7 @@ changes: the fact itself, the edited slots of the base, and the features that ca
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from typing import TYPE_CHECKING, Any
@@ -219,13 +219,19 @@ class EditedFacts:
         tick: Any,
     ) -> None:
         from larql_duck.editing.reprobe import reprobe_pairs
+        from larql_duck.probing.stored import knowledge_of
 
         asked = pair_keys(pairs)
         priors: dict[Pair, dict[str, float | None]] = defaultdict(dict)
         for row in self.tables.query("priors_of_pairs", pairs=asked).to_pylist():
             priors[row["subject"], row["relation"]][normal(row["object"])] = row["prior"]
         probes = self.tables.query("probes_of_pairs", pairs=asked)
-        found = reprobe_pairs(engine, probes, priors, self.tables.vindex.manifest.section, set(many), tick)
+        vindex = self.tables.vindex
+        known = knowledge_of({t: vindex.table(t) for t in ("prompts", "priors")}, vindex.manifest.section)
+        stated: dict[str, Counter[str]] = defaultdict(Counter)
+        for row in self.tables.query("stated_answers", pairs=asked).to_pylist():
+            stated[row["relation"]][normal(row["object"])] += 1
+        found = reprobe_pairs(engine, probes, priors, known, stated, set(many), tick)
         rows: dict[Pair, Rows] = {pair: {name: [] for name in _ASKED} for pair in pairs}
         for name, table in found.items():
             for row in table.to_pylist():

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import pyarrow as pa
 
@@ -15,14 +14,13 @@ from larql_duck.inference.attribution import parts_problem
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.scoring import score_targets
 from larql_duck.knowledge.relations import Relation
-from larql_duck.probing.calibrate import Calibration
 from larql_duck.probing.checkpoint import Checkpoint
-from larql_duck.probing.combine import combine
+from larql_duck.probing.choosing import Answered, Knowledge
 from larql_duck.probing.facts import MANY_P
+from larql_duck.probing.judging import asked_before, judged
 from larql_duck.probing.measure import measure
-from larql_duck.probing.outcomes import Reply
 from larql_duck.probing.prompts import Question, Variant
-from larql_duck.probing.replies import replies
+from larql_duck.probing.replies import Asker, Item
 from larql_duck.probing.tables import ProbedFact, tables_of
 from larql_duck.probing.words import normal
 
@@ -65,62 +63,54 @@ def reprobe_pairs(
     engine: Engine,
     probes: pa.Table,
     before: Mapping[Pair, Mapping[str, float | None]],
-    section: Mapping[str, Any],
+    known: Knowledge,
+    stated: Mapping[str, Counter[str]],
     many: set[str],
     progress: Callable[[int], None] = lambda n: None,
 ) -> dict[str, pa.Table]:
     """The tables facts, edges and probes of the (subject, relation) pairs in `probes`, as the engine answers now.
 
     probes are rows of that table: their prompts are asked. before gives each pair's earlier objects (normalised) with
-    their priors, which stay; section is that of the vindex's manifest, whose calibration and weights of templates are used.
+    their priors, which stay. known is what the vindex knows of asking and judging; stated counts, by relation, the best
+    answers of all its subjects.
     """
-    statistics = section.get("probe", {})
-    calibration = Calibration.from_json(statistics.get("calibration") or {})
     by_relation: dict[str, dict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
     columns = probes.select(["relation", "template", "subject", "prompt"]).to_pydict()
     for relation, template, subject, prompt in zip(*columns.values(), strict=True):
-        by_relation[relation][template][subject] = prompt
-    asked: list[Question] = []
-    replies_by_question: list[list[Reply]] = []
+        if template in known.weights.get(relation, {template: 1.0}):
+            by_relation[relation][template][subject] = prompt
+    answered: list[Answered] = []
     probed: list[list[ProbedFact]] = []
+    asker = Asker(engine)
     for name, templates in by_relation.items():
         relation = known_relation(name, tuple(templates), name in many)
-        variants = [StoredVariant(i, t, 0, prompts) for i, (t, prompts) in enumerate(templates.items())]
+        variants = [StoredVariant(i, t, prompts=prompts) for i, (t, prompts) in enumerate(templates.items())]
         subjects = tuple(dict.fromkeys(s for v in variants for s in v.prompts))
         question = Question(relation.over(subjects), tuple(variants))
-        own: list[Reply] = []
-        for variant in variants:
-            some = Question(relation.over(variant.prompts), (variant,))
-            own += replies(engine, some, variant, checkpoint=Checkpoint(None))[0]
-        weights = _weights(statistics, name, len(variants))
-        facts = [
-            replace(f, prior=before.get((f.subject, name), {}).get(normal(f.object)))
-            for f in combine(own, weights=weights)
+        own = asked_before(question, known)
+        items = [Item(question.relation, v, s) for v in variants for s in v.prompts]
+        own.piloted.add(asker.ask(items, {name: own.piloted.priors}))
+        judged(engine, [own], known, stated=stated, learn=False)
+        own.answers = [
+            replace(f, prior=before.get((f.subject, name), {}).get(normal(f.object))) for f in own.answers
         ]
-        chosen = [i for i, f in enumerate(facts) if f.rank == 1 or (name in many and f.p >= MANY_P)]
+        chosen = [i for i, f in enumerate(own.answers) if f.rank == 1 or (name in many and f.p >= MANY_P)]
         features = {}
         if parts_problem(engine) is None:
-            measured = measure(engine, [facts[i] for i in chosen], checkpoint=Checkpoint(None))
+            measured = measure(engine, [own.answers[i] for i in chosen], checkpoint=Checkpoint(None))
             features = dict(zip(chosen, measured, strict=True))
-        asked.append(question)
-        replies_by_question.append(own)
+        answered.append(own)
         probed.append(
             [
-                ProbedFact(f, *calibration.judge(relation.family, f), features.get(i))
-                for i, f in enumerate(facts)
+                ProbedFact(
+                    f, *own.confidence[i], relation.references.get(f.subject), own.correct[i], features.get(i)
+                )
+                for i, f in enumerate(own.answers)
             ]
         )
         progress(len(subjects))
-    tables = tables_of(engine.tokenizer, asked, replies_by_question, probed)
+    tables = tables_of(engine.tokenizer, answered, probed)
     return {name: tables[name] for name in ("facts", "edges", "probes")}
-
-
-def _weights(statistics: Mapping[str, Any], relation: str, n: int) -> dict[int, float] | None:
-    """How much each template counts, as the run that asked them found; None where that is not known for all."""
-    found = (statistics.get("relations") or {}).get(relation, {})
-    if set(found.get("templates", ())) != {str(i) for i in range(n)}:
-        return None
-    return {int(i): float(w) for i, w in found.get("weights", {}).items()} or None
 
 
 # -- facts that are to be true --------------------------------------------------------------------------------

@@ -245,7 +245,7 @@ class Extraction:
                 if notice not in self.job.notices:
                     self.notice(notice)
             # For later runs, whose relations may have no reference answers of their own.
-            record = {"calibration": run.calibration.as_json(), "relations": run.report["relations"]}
+            record = {"calibration": run.calibration.as_json()}
             del engine
         return _Facts(run.tables, [r.name for r in pack.relations if r.many], pack.name, record)
 

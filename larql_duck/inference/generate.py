@@ -66,10 +66,13 @@ def stream(
 
 @dataclass(frozen=True)
 class Continuation:
-    """A greedy continuation: token ids and each one's probability, the given first token left out."""
+    """A greedy continuation: token ids, and for each its probability and the entropy (nats) of the distribution that it
+    was taken from. The given first token is left out.
+    """
 
     ids: tuple[int, ...]
     p: tuple[float, ...]
+    entropy: tuple[float, ...] = ()
 
 
 @torch.inference_mode()
@@ -80,18 +83,22 @@ def greedy(prefix: Prefix, *, max_tokens: int, stop: Callable[[int, list[int]], 
     row; the newest token then still belongs to the result. Rows that ended leave the batch.
     """
     context = prefix.engine.context
-    out: list[tuple[list[int], list[float]]] = [([], []) for _ in range(len(prefix))]
+    out: list[tuple[list[int], list[float], list[float]]] = [([], [], []) for _ in range(len(prefix))]
     alive = list(range(len(prefix)))
     if context is not None and int(prefix.positions.max()) >= context:
         return [Continuation((), ())] * len(prefix)
     for _ in range(max_tokens):
         logits, cache = prefix.advanced()
-        probabilities, tokens = torch.softmax(logits, dim=-1).max(dim=-1)
+        log_p = torch.log_softmax(logits, dim=-1)
+        best, tokens = log_p.max(dim=-1)
+        entropies = entropy(log_p).tolist()
+        probabilities = best.exp().tolist()
         keep = []
         for at, i in enumerate(alive):
-            ids, p = out[i]
+            ids, p, doubt = out[i]
             ids.append(int(tokens[at]))
-            p.append(float(probabilities[at]))
+            p.append(probabilities[at])
+            doubt.append(entropies[at])
             room = context is None or int(prefix.positions[at, 0]) + 1 < context
             if not stop(i, ids) and room:
                 keep.append(at)
@@ -100,4 +107,10 @@ def greedy(prefix: Prefix, *, max_tokens: int, stop: Callable[[int, list[int]], 
         rows = torch.tensor(keep, device=tokens.device)
         alive = [alive[at] for at in keep]
         prefix = prefix.then(tokens[rows], rows, fork_cache(cache, rows))
-    return [Continuation(tuple(ids), tuple(p)) for ids, p in out]
+    return [Continuation(tuple(ids), tuple(p), tuple(doubt)) for ids, p, doubt in out]
+
+
+def entropy(log_p: torch.Tensor) -> torch.Tensor:
+    """The entropy in nats [...] of distributions given as log probabilities [..., vocab]."""
+    # What is impossible adds nothing; the limit keeps 0 times infinity out.
+    return -(log_p.exp() * log_p.clamp(min=-1e4)).sum(-1)

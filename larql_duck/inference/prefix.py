@@ -82,48 +82,60 @@ class Prefix:
 _PASS = 24
 
 
-def prefill(engine: Engine, prompts: Prompts) -> Prefix:
+@dataclass(frozen=True)
+class Head:
+    """A beginning that many prompts share, run once: its token ids, and the cache that holds their keys and values."""
+
+    ids: tuple[int, ...]
+    cache: DynamicCache
+
+
+def run_head(engine: Engine, ids: Sequence[int]) -> Head | None:
+    """The Head of these token ids; None where rotary frequencies follow the length, so that nothing can be shared."""
+    if engine.rope.modules or not ids:
+        return None
+    return _shared(engine, ids, torch.tensor([len(ids)], device=engine.device))
+
+
+def prefill(engine: Engine, prompts: Prompts, heads: Sequence[Head | None] | None = None) -> Prefix:
     """The prompts' Prefix. Tokens that all prompts share at their start run once; then prompts of similar length run
     together, so that little is computed for padding. The caches are joined, padded on the left.
+
+    heads gives each prompt the Head that it begins with, whose tokens are not run again (None: it has none).
     """
     batch = engine.batch(prompts)
     n = len(batch)
     rows = [batch.row(i) for i in range(n)]
     device = batch.ids.device
     lengths = torch.tensor(batch.lengths, device=device)
-    # Beginnings are the same only where the rotary frequencies are.
-    alike = len(engine.rope.chosen(lengths).unique(dim=0)) == 1
-    shared = batch.common_prefix() if n > 1 and alike else 0
-    start = engine.new_cache()
-    if shared:
-        ids = torch.tensor([rows[0][:shared]], device=device)
-        engine.run_body(ids, None, torch.arange(shared, device=device)[None, :], start, lengths=lengths[:1])
-    middles = [row[shared:-1] for row in rows]
-    longest = max(len(m) for m in middles)
-    # Padding inside a group stands between the shared tokens and the rest: a sliding window, which counts columns,
-    # must not reach across it.
-    exact = engine.window is not None and shared + longest > engine.window
-    mask = torch.zeros(n, shared + longest, dtype=torch.bool, device=device)
+    if heads is None or all(head is None for head in heads):
+        # Beginnings are the same only where the rotary frequencies are.
+        alike = len(engine.rope.chosen(lengths).unique(dim=0)) == 1
+        shared = batch.common_prefix() if n > 1 and alike else 0
+        first = _shared(engine, rows[0][:shared], lengths[:1]) if shared else None
+        heads = [first] * n
+    begun = [0 if head is None else len(head.ids) for head in heads]
+    middles = [row[start:-1] for row, start in zip(rows, begun, strict=True)]
+    longest_head, longest = max(begun), max(len(m) for m in middles)
+    # Padding inside a group stands between a head and the rest: a sliding window, which counts columns, must not reach
+    # across it.
+    exact = engine.window is not None and longest_head + longest > engine.window
+    mask = torch.zeros(n, longest_head + longest, dtype=torch.bool, device=device)
     parts: list[tuple[list[int], DynamicCache]] = []
-    for group in cheapest_groups([len(m) for m in middles], exact=exact):
-        width = max(len(middles[i]) for i in group)
-        index = torch.tensor(group, device=device)
-        cache = (
-            fork_cache(start, torch.zeros(len(group), dtype=torch.int64, device=device)) if shared else start
-        )
-        real = torch.ones(len(group), shared + width, dtype=torch.bool, device=device)
+    for group in _groups([len(m) for m in middles], begun, exact):
+        width, start = max(len(middles[i]) for i in group), max(begun[i] for i in group)
+        cache, real = _begun(engine, [heads[i] for i in group], start)
         if width:
             padded = pad([middles[i] for i in group], device=device)
-            real[:, shared:] = padded.mask
-            cache = cache if shared else engine.new_cache()
-            positions = padded.positions + shared
+            real = torch.cat([real, padded.mask], dim=1)
+            positions = padded.positions + torch.tensor([begun[i] for i in group], device=device)[:, None]
             engine.run_body(
-                padded.ids, real if padded.padded else None, positions, cache, lengths=lengths[index]
+                padded.ids, None if bool(real.all()) else real, positions, cache, lengths=lengths[group]
             )
-        mask[index, longest - width :] = real
+        mask[torch.tensor(group, device=device), longest_head + longest - start - width :] = real
         parts.append((group, cache))
     if len(parts) > 1:
-        cache = _joined(engine, parts, n, shared + longest)
+        cache = _joined(engine, parts, n, longest_head + longest)
     else:
         group, cache = parts[0]
         if group != list(range(n)):  # back from the order of lengths
@@ -131,23 +143,60 @@ def prefill(engine: Engine, prompts: Prompts) -> Prefix:
     last = torch.tensor([[row[-1]] for row in rows], device=device)
     before = None
     if engine.rope.modules:
-        before = torch.zeros(n, shared + longest, dtype=torch.int64, device=device)
+        before = torch.zeros(mask.shape, dtype=torch.int64, device=device)
         before[mask] = torch.tensor([token for row in rows for token in row[:-1]], device=device)
     positions = lengths[:, None] - 1
     return Prefix(engine, cache, None if bool(mask.all()) else mask, last, positions, before)
 
 
-def cheapest_groups(lengths: Sequence[int], *, exact: bool = False, start: int = _PASS) -> list[list[int]]:
-    """Row numbers in groups that run together: of one length each when `exact`, else the cheapest partition by length,
-    where one more group costs as much as `start` tokens.
+def _shared(engine: Engine, ids: Sequence[int], lengths: torch.Tensor) -> Head:
+    """The head of tokens that all prompts of a batch begin with; lengths int64 [1] are those of the whole prompts."""
+    cache = engine.new_cache()
+    row = torch.tensor([list(ids)], device=engine.device)
+    positions = torch.arange(len(ids), device=engine.device)[None, :]
+    engine.run_body(row, None, positions, cache, lengths=lengths)
+    return Head(tuple(ids), cache)
+
+
+def _groups(lengths: Sequence[int], begun: Sequence[int], exact: bool) -> list[list[int]]:
+    """Row numbers in groups that run together: `exact` ones have heads of one length and middles of one length."""
+    if not exact:
+        return cheapest_groups(lengths)
+    groups: dict[tuple[int, int], list[int]] = {}
+    for i, key in enumerate(zip(begun, lengths, strict=True)):
+        groups.setdefault(key, []).append(i)
+    return list(groups.values())
+
+
+def _begun(engine: Engine, heads: Sequence[Head | None], length: int) -> tuple[DynamicCache, torch.Tensor]:
+    """A cache of one row a head, padded on the left to `length`, and which of its positions are real, bool."""
+    device = engine.device
+    real = torch.zeros(len(heads), length, dtype=torch.bool, device=device)
+    groups: dict[int, tuple[Head, list[int]]] = {}
+    for i, head in enumerate(heads):
+        if head is not None:
+            groups.setdefault(id(head), (head, []))[1].append(i)
+            real[i, length - len(head.ids) :] = True
+    parts = [
+        (rows, fork_cache(head.cache, torch.zeros(len(rows), dtype=torch.int64, device=device)))
+        for head, rows in groups.values()
+    ]
+    if not parts:
+        return engine.new_cache(), real
+    if len(parts) == 1 and len(parts[0][0]) == len(heads):
+        return parts[0][1], real
+    return _joined(engine, parts, len(heads), length), real
+
+
+def cheapest_groups(lengths: Sequence[int], *, start: int = _PASS) -> list[list[int]]:
+    """Row numbers in groups that run together: the cheapest partition by length, where one more group costs as much as
+    `start` tokens.
     """
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
     by_length: dict[int, list[int]] = {}
     for i in order:
         by_length.setdefault(lengths[i], []).append(i)
     steps = list(by_length.items())
-    if exact:
-        return [rows for _, rows in steps]
     # best[k]: cost of the first k lengths, and where their last group starts.
     best: list[tuple[float, int]] = [(0.0, 0)]
     for end in range(1, len(steps) + 1):

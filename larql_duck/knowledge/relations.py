@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
@@ -19,7 +19,7 @@ ECHOES = ("", "allowed", "wrong")
 SLOT = "{}"
 _ARTICLES = ("the ", "a ", "an ")
 # Marks after which an answer follows without a blank, and what closes it.
-_OPENERS = {**dict(zip('"`<([“«', '"`>)]”»', strict=True)), **dict.fromkeys(".+#$", "")}
+_OPENERS = {**dict(zip('"`<([“«', '"`>)]”»', strict=True)), **dict.fromkeys(".+#$=", "")}
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Relation:
     entities: tuple[str, ...] = ()
     references: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
+    lineup: Mapping[str, str] = field(default_factory=dict)
     source: str = ""
     licence: str = ""
 
@@ -56,21 +57,27 @@ class Relation:
         """The subject as it stands in a sentence."""
         return self.texts.get(subject, subject)
 
-    def prompt(self, subject: str, template: str | None = None, *, shots: int = 0) -> str:
+    def prompt(
+        self, subject: str, template: str | None = None, *, shown: Sequence[tuple[str, str]] = ()
+    ) -> str:
         """The prompt for a subject: the template (the bare one by default) with the surface form in its slot.
 
-        An article that comes to stand first is capitalised ('the Netherlands' -> 'The Netherlands'). With
-        `shots`, that many of the examples stand before it, one a line, never the subject's own; an answer follows
-        an opening mark ('is "', 'is .') without a blank and gets its closing mark.
+        An article that comes to stand first is capitalised ('the Netherlands' -> 'The Netherlands'). The examples
+        `shown`, (subject, answer) each, stand before it, one a line: see `stated`.
         """
         template = self.templates[0] if template is None else template
+        return self.stated(template, shown) + self._fill(template, subject)
+
+    def stated(self, template: str, shown: Sequence[tuple[str, str]]) -> str:
+        """The examples as text, one a line, each line ended; '' without any.
+
+        An answer follows an opening mark ('is "', 'is .') without a blank and gets its closing mark.
+        """
         close = _OPENERS.get(template[-1:])
-        shown = [(other, answer) for other, answer in self.examples if other != subject][:shots]
-        lines = [
-            self._fill(template, other) + (f" {answer}" if close is None else f"{answer}{close}")
+        return "".join(
+            self._fill(template, other) + (f" {answer}\n" if close is None else f"{answer}{close}\n")
             for other, answer in shown
-        ]
-        return "\n".join([*lines, self._fill(template, subject)])
+        )
 
     def limited(self, limit: int | None) -> Relation:
         """The relation with its first `limit` subjects only (None = all)."""
@@ -83,8 +90,17 @@ class Relation:
             self,
             entities=names,
             references={e: self.references[e] for e in names if e in self.references},
-            texts={e: self.texts[e] for e in names if e in self.texts},
+            texts=self.texts,
+            lineup=self.known_answers,
         )
+
+    @property
+    def known_answers(self) -> Mapping[str, str]:
+        """Subject -> preferred answer of all that the relation ever knew, best known first, those of its entities last
+        where they came later.
+        """
+        own = {s: self.references[s][0] for s in self.entities if s in self.references}
+        return {**self.lineup, **own}
 
     def over_rows(self, rows: Iterable[PackRow]) -> Relation:
         """The relation over the subjects of these rows; what a row says goes before what the relation knows."""

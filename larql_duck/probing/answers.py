@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,8 @@ import torch
 
 from larql_duck.inference.batch import pad
 from larql_duck.inference.engine import Engine
-from larql_duck.inference.generate import greedy
-from larql_duck.inference.prefix import Prefix, fork_cache, prefill
+from larql_duck.inference.generate import entropy, greedy
+from larql_duck.inference.prefix import Head, Prefix, fork_cache, prefill
 from larql_duck.probing.outcomes import NO_ARTICLE, Candidate, Outcome
 from larql_duck.probing.words import (
     answer_text,
@@ -34,13 +35,29 @@ TOP = 32
 # An article or opening quotation mark is looked past when it is at least this probable; at most two a prompt. So are
 # blanks that stand alone and signs, two a prompt, where the answer follows right behind.
 ARTICLE_P = 0.02
-# Answers are decoded when their first token is at least this probable, and the best one always.
+# Answers are decoded when their first token is at least this probable, the most probable one always.
 ANSWER_P = 0.1
 MAX_ANSWERS = 4
+# So probable has the answer to be that stands out most from what the relation's prompts say of anything.
+STANDS_OUT_P = 0.02
+# Added to a prior before anything is divided by it: rarer beginnings are told apart no further.
+PRIOR_FLOOR = 0.002
 # Tokens after the first one that an answer may have.
 MAX_TOKENS = 8
 # The same for numbers, where every digit may be a token, and for what stands in quotation marks.
 _MAX_LONG = 20
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt to ask: its token ids, the Head that it begins with, the form of the answer, and how probable each token
+    is on average as the beginning of the relation's answers, as far as that is known.
+    """
+
+    ids: Sequence[int]
+    form: str = "name"
+    head: Head | None = None
+    prior: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,7 +89,9 @@ class _Step:
 
 @dataclass
 class _Chosen:
-    """A beginning that is decoded: prompt, way, its total probability, what may close it, the tokens that follow."""
+    """A beginning that is decoded: prompt, way, its total probability, what may close it, and of the tokens behind it
+    the ids, each one's probability and the entropy of where it came from.
+    """
 
     prompt: int
     way: _Way
@@ -80,16 +99,18 @@ class _Chosen:
     closing: str
     ids: list[int] = field(default_factory=list)
     p_tokens: list[float] = field(default_factory=list)
+    entropies: list[float] = field(default_factory=list)
 
 
-def ask(engine: Engine, form: str, ids: Sequence[Sequence[int]]) -> list[Outcome]:
-    """The outcome of every prompt, given as token ids; `form` is the relation's answer form."""
+def ask(engine: Engine, asked: Sequence[Asked]) -> list[Outcome]:
+    """The outcome of every prompt; prompts of several relations and heads may share a batch."""
     with torch.inference_mode():
-        prefix = prefill(engine, pad(ids, device=engine.device))
+        rows = pad([a.ids for a in asked], device=engine.device)
+        prefix = prefill(engine, rows, [a.head for a in asked])
         logits, cache = prefix.advanced()
         log_p = torch.log_softmax(logits, dim=-1)
         direct = _Step(prefix, cache, log_p.exp())
-        entropy = -(direct.probabilities * log_p.clamp(min=-1e4)).sum(-1)
+        entropies = entropy(log_p).tolist()
         best_p, best = direct.probabilities.max(-1)
         del log_p, logits
         ways, articles = _direct_ways(engine, direct)
@@ -97,14 +118,14 @@ def ask(engine: Engine, form: str, ids: Sequence[Sequence[int]]) -> list[Outcome
         if articles:
             steps.append(_after_articles(engine, direct, articles, ways))
         totals = [_totals(row) for row in ways]
-        closing = [_opened(engine, row[-1]) for row in ids]
+        closing = [_opened(engine, a.ids[-1]) for a in asked]
         chosen = [
-            c for i, row in enumerate(ways) for c in _choose(engine, form, i, row, totals[i], closing[i])
+            c for i, a in enumerate(asked) for c in _choose(engine, a, i, ways[i], totals[i], closing[i])
         ]
-        _decode(engine, form, steps, chosen)
-    answers: list[list[Candidate]] = [[] for _ in ids]
+        _decode(engine, [a.form for a in asked], steps, chosen)
+    answers: list[list[Candidate]] = [[] for _ in asked]
     for c in chosen:
-        candidate = _candidate(engine, form, c)
+        candidate = _candidate(engine, asked[c.prompt].form, c)
         if candidate is not None:
             answers[c.prompt].append(candidate)
     return [
@@ -112,11 +133,11 @@ def ask(engine: Engine, form: str, ids: Sequence[Sequence[int]]) -> list[Outcome
             predicted_id=int(best[i]),
             predicted=engine.tokenizer.token(int(best[i])),
             p=float(best_p[i]),
-            entropy=float(entropy[i]),
+            entropy=entropies[i],
             top=dict(totals[i][:TOP]),
             candidates=tuple(answers[i]),
         )
-        for i in range(len(ids))
+        for i in range(len(asked))
     ]
 
 
@@ -168,27 +189,39 @@ def _totals(ways: Sequence[_Way]) -> list[tuple[int, float]]:
 
 def _choose(
     engine: Engine,
-    form: str,
+    asked: Asked,
     prompt: int,
     ways: Sequence[_Way],
     totals: Sequence[tuple[int, float]],
     closing: str,
 ) -> list[_Chosen]:
-    """The beginnings worth decoding, along each one's most probable way; none when the best is no answer.
+    """The beginnings worth decoding, most probable first, along each one's most probable way.
 
-    `closing` are the marks that close a quotation which the prompt itself opened.
+    They are the most probable beginning of an answer (where something else is more probable, with p >= STANDS_OUT_P),
+    others with p >= ANSWER_P, and the one that stands out most from the prior. `closing` are the marks that close a
+    quotation which the prompt itself opened.
     """
-    out: list[_Chosen] = []
-    for token, p in totals[:TOP]:
-        if out and (p < ANSWER_P or len(out) == MAX_ANSWERS):
-            break
-        text = engine.tokenizer.token(token)
-        if engine.tokenizer.is_word(token) and begins_answer(text, form):
-            way = max((w for w in ways if w.token == token), key=lambda w: (w.p, -w.step))
-            opener = "" if way.article == NO_ARTICLE else engine.tokenizer.token(way.article)
-            out.append(_Chosen(prompt, way, p, closing_marks(opener) or closing))
-        elif not out:
-            return []
+    likely = [
+        (token, p)
+        for token, p in totals[:TOP]
+        if engine.tokenizer.is_word(token) and begins_answer(engine.tokenizer.token(token), asked.form)
+    ]
+    first = {token for token, p in likely[:1] if token == totals[0][0] or p >= STANDS_OUT_P}
+    probable = [token for token, p in likely if token in first or p >= ANSWER_P][:MAX_ANSWERS]
+    outstanding = max(
+        (item for item in likely if item[1] >= STANDS_OUT_P),
+        key=lambda item: item[1] / (asked.prior.get(item[0], 0.0) + PRIOR_FLOOR),
+        default=None,
+    )
+    if asked.prior and outstanding is not None and outstanding[0] not in probable:
+        probable.append(outstanding[0])
+    p_of = dict(likely)
+    best = {t: max((w for w in ways if w.token == t), key=lambda w: (w.p, -w.step)) for t in probable}
+    out = []
+    for token in probable:
+        way = best[token]
+        opener = "" if way.article == NO_ARTICLE else engine.tokenizer.token(way.article)
+        out.append(_Chosen(prompt, way, p_of[token], closing_marks(opener) or closing))
     return out
 
 
@@ -198,7 +231,7 @@ def _opened(engine: Engine, last: int) -> str:
     return closing_marks(text) if text.startswith(" ") else ""
 
 
-def _decode(engine: Engine, form: str, steps: Sequence[_Step], chosen: Sequence[_Chosen]) -> None:
+def _decode(engine: Engine, forms: Sequence[str], steps: Sequence[_Step], chosen: Sequence[_Chosen]) -> None:
     """Fill in each chosen beginning's tokens, greedily, until the text shows where its answer ends."""
     for number, step in enumerate(steps):
         here = [c for c in chosen if c.way.step == number]
@@ -207,13 +240,14 @@ def _decode(engine: Engine, form: str, steps: Sequence[_Step], chosen: Sequence[
 
         def ended(i: int, ids: list[int], here: list[_Chosen] = here) -> bool:
             text = engine.tokenizer.continuation([here[i].way.token, *ids])
+            form = forms[here[i].prompt]
             if engine.tokenizer.is_special(ids[-1]) or find_answer(text, form, here[i].closing).closed:
                 return True
             return len(ids) >= MAX_TOKENS and not (here[i].closing or text.strip()[:1].isdecimal())
 
         prefix = step.after([c.way for c in here])
         for c, more in zip(here, greedy(prefix, max_tokens=_MAX_LONG, stop=ended), strict=True):
-            c.ids, c.p_tokens = list(more.ids), list(more.p)
+            c.ids, c.p_tokens, c.entropies = list(more.ids), list(more.p), list(more.entropy)
 
 
 def _candidate(engine: Engine, form: str, c: _Chosen) -> Candidate | None:
@@ -226,14 +260,23 @@ def _candidate(engine: Engine, form: str, c: _Chosen) -> Candidate | None:
         return None
     # Tokens that the answer is made of: the shortest run whose text reaches its end.
     end = find_answer(text, form, c.closing).start + len(answer)
-    p_string = c.p
-    for n in range(1, len(ids)):
-        if len(engine.tokenizer.continuation(ids[:n])) >= end:
-            break
-        p_string *= c.p_tokens[n - 1]
+    n_tokens = 1
+    while n_tokens < len(ids) and len(engine.tokenizer.continuation(ids[:n_tokens])) < end:
+        n_tokens += 1
+    behind = c.p_tokens[: n_tokens - 1]
     article = "" if c.way.article == NO_ARTICLE else engine.tokenizer.token(c.way.article).strip()
     if article[:1].isupper():  # part of the name: "The Hague"
         answer = f"{article} {answer}"
     elif is_sign(article):
         answer = f"{article}{answer}"
-    return Candidate(answer, c.way.token, c.way.article, c.p, p_string)
+    return Candidate(
+        object=answer,
+        first=c.way.token,
+        article=c.way.article,
+        p=c.p,
+        p_string=c.p * math.prod(behind),
+        n_tokens=n_tokens,
+        least=min(behind, default=1.0),
+        doubt=max(c.entropies[: n_tokens - 1], default=0.0),
+        closed=ended or find_answer(text, form, c.closing).closed,
+    )

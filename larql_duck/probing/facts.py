@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow as pa
 import torch
@@ -15,12 +15,15 @@ from larql_duck.errors import LarqlError
 from larql_duck.inference.attribution import parts_problem
 from larql_duck.inference.engine import Engine
 from larql_duck.knowledge.relations import Pack, Relation
-from larql_duck.probing.calibrate import Calibration, RelationReplies, calibrate
 from larql_duck.probing.checkpoint import Checkpoint
-from larql_duck.probing.combine import Answer, combine
+from larql_duck.probing.choosing import MOST_VARIANTS, Answered, Knowledge
+from larql_duck.probing.combine import Answer
+from larql_duck.probing.confidence import Calibration
+from larql_duck.probing.judging import ask_all, judged
 from larql_duck.probing.measure import FactFeatures, measure
 from larql_duck.probing.prompts import Question, questions
-from larql_duck.probing.replies import Reply, replies
+from larql_duck.probing.remarks import remarks
+from larql_duck.probing.replies import Asker
 from larql_duck.probing.specific import specifics
 from larql_duck.probing.tables import ProbedFact, tables_of
 from larql_duck.progress import Ticker, ticker
@@ -35,14 +38,10 @@ _MEAN_PROMPTS = 64
 
 @dataclass(frozen=True)
 class Probed:
-    """The result of a probing run: tables (facts, probes, edges, relations, feature_relations), calibration, notices.
-
-    report holds figures of the calibration: see `calibrate`.
-    """
+    """The result of a probing run: its tables (see `tables_of`), the calibration, and notices."""
 
     tables: dict[str, pa.Table]
     calibration: Calibration
-    report: dict[str, Any]
     notices: list[str] = field(default_factory=list)
 
 
@@ -57,22 +56,23 @@ def probe(
     few_shot: bool = True,
     specific: bool = False,
     ablation: Literal["zero", "mean"] = "zero",
-    calibration: Calibration | None = None,
+    known: Knowledge | None = None,
     progress: Ticker | None = None,
     checkpoint: Path | None = None,
 ) -> Probed:
     """The facts that the model states about the subjects of a pack (or its name or file, or Relation objects).
 
-    Every subject is asked with each of a relation's templates (and once after examples, where the pack has some:
-    few_shot). The object of a fact is the model's own answer; top_n answers a subject are kept. Answers of rank 1,
-    and those with p >= MANY_P where the pack says many, get features: the largest direct contributions, with the
-    effect of taking each of the first 8, and all of them, away (ablation: to zero, or to the mean over the
-    relation's prompts). specific compares those effects with the ones on other facts of the relation.
+    A pilot tries each relation's templates, bare and behind examples (few_shot), on a few subjects; every subject is
+    then asked in the best ones. The object of a fact is the model's own answer; top_n answers a subject are kept.
+    Answers of rank 1, and those with p >= MANY_P where the pack says many, get features: the largest direct
+    contributions, with the effect of taking each of the first 8, and all of them, away (ablation: to zero, or to the
+    mean over the relation's prompts). specific compares those effects with the ones on other facts of the relation.
 
-    relations picks some by name, limit each relation's first subjects, max_prompts bounds the whole run. Confidence
-    is calibrated where the pack brings references; an earlier run's calibration is used for families without.
-    progress is called with (done, total) steps (None: whoever watches is told); checkpoint is a directory in which finished batches are kept and
-    found again. Deterministic. LarqlError when nothing is left to ask.
+    relations picks some by name, limit each relation's first subjects, max_prompts bounds all prompts of the run, the
+    pilot's too. Confidence is learnt where the pack brings references; `known` is what earlier runs chose and learnt:
+    relations that were tried before are asked as they were then. progress is called with (done, total) steps (None:
+    whoever watches is told); checkpoint is a directory in which finished batches are kept and found again.
+    Deterministic. LarqlError when nothing is left to ask.
     """
     if ablation not in ("zero", "mean"):
         raise LarqlError(f"ablation {ablation!r} is not known; use 'zero' or 'mean'")
@@ -81,20 +81,18 @@ def probe(
     asking = questions(asked, relations=relations, limit=limit, max_prompts=max_prompts, few_shot=few_shot)
     if not asking:
         raise LarqlError("nothing to ask: the pack has no relation with subjects")
+    known = known or Knowledge()
     store = Checkpoint(checkpoint, [engine.fingerprint, str(engine.model.dtype)])
-    # One step a prompt, then one a subject whose facts are measured.
-    tick = _counter(sum(q.n_prompts + len(q.relation.entities) for q in asking), progress or ticker("facts"))
-    unasked: dict[str, str] = {}
-    replied = [_ask(engine, q, store, tick, unasked) for q in asking]
-    about = [RelationReplies(q.relation, tuple(r)) for q, r in zip(asking, replied, strict=True)]
-    calibrated = calibrate(about, top_n=top_n, known=calibration)
-    answered = zip(asking, calibrated.answers, calibrated.confidence, strict=True)
-    facts = [_measured(engine, *row, ablation, specific, checkpoint, tick) for row in answered]
-    tables = tables_of(engine.tokenizer, asking, replied, facts)
-    notices = [*engine.tokenizer.habits(), *_notices(unasked)]
+    steps = _Steps(sum(len(q.relation.entities) for q in asking), max_prompts, progress or ticker("facts"))
+    asker = Asker(engine, store, steps.done)
+    replied = ask_all(asker, asking, known, max_prompts, told=steps.planned)
+    answered, calibration = judged(engine, replied, known, top_n=top_n)
+    facts = [_measured(engine, a, ablation, specific, checkpoint, steps.done) for a in answered]
+    tables = tables_of(engine.tokenizer, answered, facts)
+    notices = [*engine.tokenizer.habits(), *_notices(asker.unfit)]
     if problem := parts_problem(engine):
         notices.append(f"{problem}, so the features of facts and their effects are not measured")
-    return Probed(tables, calibrated.calibration, calibrated.report, notices)
+    return Probed(tables, calibration, [*notices, *remarks(answered)])
 
 
 def ask_subjects(
@@ -104,53 +102,42 @@ def ask_subjects(
     *,
     top_n: int = 1,
     few_shot: bool = True,
+    known: Knowledge | None = None,
     unfit: Callable[[str, str], None] = lambda subject, why: None,
 ) -> list[Answer]:
     """What the model answers about the subjects (default: the relation's own), ranked: no features, no confidence.
 
     Subjects without an answer are missing; `unfit` is called with those that the model cannot be asked about, and why.
-    One batched pass per template; for the questions of a query.
+    For the questions of a query: the relation is asked as it was when the vindex was probed.
     """
     asked = relation if subjects is None else relation.over(subjects)
-    unasked: dict[str, str] = {}
-    replied = [
-        reply
-        for question in questions([asked], few_shot=few_shot)
-        for reply in _ask(engine, question, Checkpoint(None), lambda n: None, unasked)
-    ]
-    for subject, why in unasked.items():
+    asker = Asker(engine)
+    known = known or Knowledge()
+    (replied,) = ask_all(asker, questions([asked], few_shot=few_shot), known, None, try_out=False)
+    for subject, why in asker.unfit.items():
         unfit(subject, why)
-    return combine(replied, top_n=top_n)
+    (answered,), _ = judged(engine, [replied], known, top_n=top_n)
+    return answered.answers
 
 
-def _counter(total: int, progress: Ticker) -> Callable[[int | Fraction], None]:
-    """A function that counts steps, also parts of one, and reports whole ones."""
-    done = Fraction(0)
+class _Steps:
+    """Counts steps and reports whole ones: one a prompt, then one a subject whose facts are measured."""
 
-    def tick(steps: int | Fraction) -> None:
-        nonlocal done
-        before, done = done, done + steps
-        if int(done) > int(before):
-            progress(int(done), total)
+    def __init__(self, subjects: int, max_prompts: int | None, progress: Ticker) -> None:
+        self._subjects = subjects
+        self._total = subjects + (subjects * MOST_VARIANTS if max_prompts is None else max_prompts)
+        self._progress = progress
+        self._done = Fraction(0)
 
-    return tick
+    def planned(self, prompts: int) -> None:
+        """So many prompts will have been asked."""
+        self._total = self._subjects + prompts
 
-
-def _ask(
-    engine: Engine,
-    question: Question,
-    store: Checkpoint,
-    tick: Callable[[int], None],
-    unasked: dict[str, str],
-) -> list[Reply]:
-    """The replies of all variants; subjects that not even the first can ask about go into `unasked`, with the reason."""
-    out: list[Reply] = []
-    for variant in question.variants:
-        replied, skipped = replies(engine, question, variant, checkpoint=store, done=tick)
-        out += replied
-        if variant.index == 0:
-            unasked |= skipped
-    return out
+    def done(self, steps: int | Fraction) -> None:
+        """So many more steps are done."""
+        before, self._done = self._done, self._done + steps
+        if int(self._done) > int(before):
+            self._progress(min(int(self._done), self._total), self._total)
 
 
 def _notices(unasked: Mapping[str, str]) -> list[str]:
@@ -161,15 +148,14 @@ def _notices(unasked: Mapping[str, str]) -> list[str]:
 
 def _measured(
     engine: Engine,
-    question: Question,
-    answers: list[Answer],
-    confidence: list[tuple[float, bool]],
+    answered: Answered,
     ablation: str,
     specific: bool,
     checkpoint: Path | None,
     tick: Callable[[int | Fraction], None],
 ) -> list[ProbedFact]:
     """The answers as facts; those that become triples with the features that carry them."""
+    question, answers = answered.question, answered.answers
     relation = question.relation
     chosen = [i for i, a in enumerate(answers) if a.rank == 1 or (relation.many and a.p >= MANY_P)]
     triples = [answers[i] for i in chosen]
@@ -192,7 +178,17 @@ def _measured(
         compared = specifics(engine, triples, features, checkpoint=store, replacement=replacement)
         effects = dict(zip(chosen, compared, strict=True))
     by_answer = dict(zip(chosen, features, strict=bool(features)))
-    return [ProbedFact(a, *confidence[i], by_answer.get(i), effects.get(i)) for i, a in enumerate(answers)]
+    return [
+        ProbedFact(
+            a,
+            *answered.confidence[i],
+            relation.references.get(a.subject),
+            answered.correct[i],
+            by_answer.get(i),
+            effects.get(i),
+        )
+        for i, a in enumerate(answers)
+    ]
 
 
 def _means(engine: Engine, question: Question) -> tuple[torch.Tensor, list[str]]:

@@ -71,7 +71,7 @@ def measure(
     # Answers of one variant share their prompts' beginning.
     for variant in sorted({a.variant for a in answers}):
         rows = [i for i, a in enumerate(answers) if a.variant == variant]
-        for chunk in chunks(rows, [len(row) for row in ids], most, BATCH_CACHE // engine.cache_bytes):
+        for chunk in chunks(rows, [(0, len(row)) for row in ids], most, BATCH_CACHE // engine.cache_bytes):
             batch = [ids[i] for i in chunk], [answers[i].first for i in chunk]
             make = partial(_batch, engine, *batch, replacement)
             made = checkpoint.batch("edges", batch, FactFeatures, len(chunk), make)

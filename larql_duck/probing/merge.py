@@ -12,7 +12,7 @@ from larql_duck.catalog import SCHEMAS, as_table, empty_table
 from larql_duck.probing.sources import drop_source, of_source
 from larql_duck.vindex.derive import feature_relations, probed_relations
 
-PROBED = ("facts", "probes", "edges", "relations", "feature_relations")
+PROBED = ("facts", "probes", "prompts", "priors", "edges", "relations", "feature_relations")
 
 
 def merge(known: Mapping[str, pa.Table], probed: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
@@ -31,6 +31,11 @@ def merge(known: Mapping[str, pa.Table], probed: Mapping[str, pa.Table]) -> dict
         if "source" in before.schema.names:
             gone = pc.and_(gone, pc.equal(before["source"], "probe"))
         merged[name] = pa.concat_tables([before.filter(pc.invert(gone)), probed[name]]).cast(SCHEMAS[name])
+    # How a relation is asked is what its latest run found, where that tried or asked anything.
+    for name in ("prompts", "priors"):
+        before = known.get(name, empty_table(name))
+        gone = pc.is_in(before["relation"], probed[name]["relation"])
+        merged[name] = pa.concat_tables([before.filter(pc.invert(gone)), probed[name]])
     merged["edges"] = pa.concat_tables(part(merged["edges"], "weights") for part in (drop_source, of_source))
     merged["relations"] = _relations(known.get("relations", empty_table("relations")), probed, merged)
     merged["feature_relations"] = feature_relations(merged["facts"], merged["edges"])

@@ -6,20 +6,10 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-from larql_duck.knowledge.relations import Relation
-from larql_duck.probing.combine import combine
-from larql_duck.probing.outcomes import Reply
-from larql_duck.probing.words import matches
-
 # An answer's confidence, the model's own p, and whether the answer is right.
 Scored: TypeAlias = tuple[float, float, bool]
 N_BINS = 10
 SURE = 0.8
-
-
-def n_right(relation: Relation, replies: Sequence[Reply]) -> int:
-    """How many subjects' best answers over these replies are right; each subject needs references."""
-    return sum(matches(a.object, relation.references[a.subject]) for a in combine(replies, top_n=1))
 
 
 def figures(rows: Sequence[Scored]) -> dict[str, Any]:

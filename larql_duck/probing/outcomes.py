@@ -13,7 +13,9 @@ class Candidate:
     (NO_ARTICLE: none).
 
     p is the probability that the answer begins with that token, directly or after an article; p_string that of the
-    whole answer.
+    whole answer, n_tokens how many tokens it has. least is the smallest probability of a token behind the first, doubt
+    the largest entropy (nats) that one was taken from; 1 and 0 where there is none. closed says that the text showed
+    where the answer ends.
     """
 
     object: str
@@ -21,14 +23,18 @@ class Candidate:
     article: int
     p: float
     p_string: float
+    n_tokens: int = 1
+    least: float = 1.0
+    doubt: float = 0.0
+    closed: bool = True
 
 
 @dataclass(frozen=True)
 class Outcome:
     """The outcome of one prompt: its most probable next token (decoded; p, entropy in nats), and the answers, best first.
 
-    top maps token id -> probability of beginning the answer (articles looked past), TOP entries. candidates is
-    empty when the most probable beginning is no answer: a function word, punctuation, a byte.
+    top maps token id -> probability of beginning the answer (articles looked past), TOP entries. candidates is empty
+    when none of them begins an answer: function words, punctuation, bytes.
     """
 
     predicted_id: int

@@ -111,13 +111,8 @@ def feature_labels(features: pa.Table) -> bytes:
 
 
 def probe_section(section: dict[str, Any], statistics: Mapping[str, Any]) -> None:
-    """Add a run's statistics to our section of the manifest, under "probe": later runs win, relation by relation.
-
-    statistics may hold "calibration" (maps by family) and "relations" (figures by relation).
-    """
-    stored = section.setdefault("probe", {})
-    for part, values in statistics.items():
-        stored[part] = {**stored.get(part, {}), **values}
+    """Put a run's statistics into our section of the manifest, under "probe": "calibration", as the run learnt it."""
+    section.setdefault("probe", {}).update(statistics)
 
 
 def _note_pack(section: dict[str, Any], name: str, many: Collection[str]) -> None:

@@ -9,11 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from larql_duck.probing.calibrate import TEST, split_of
 from larql_duck.probing.metrics import Scored, bins, figures
-from larql_duck.probing.packs import known_relations
 from larql_duck.probing.sources import of_source, probed_rows
-from larql_duck.probing.words import matches
 from larql_duck.vindex.store import Vindex
 
 if TYPE_CHECKING:
@@ -24,27 +21,19 @@ HALVED = math.log(2)
 _STATED_P = 0.3
 
 
-def quality(
-    vindex: Vindex,
-    controls: Sequence[Control] = (),
-    references: Mapping[str, Mapping[str, Any]] | None = None,
-) -> dict[str, Any]:
+def quality(vindex: Vindex, controls: Sequence[Control] = ()) -> dict[str, Any]:
     """The report as JSON values: model, pooled, calibration, relations, effects, layers.
 
-    Accuracy and calibration are judged on the test split of the subjects, which decided nothing, for best answers whose
-    subject has references (by relation, then subject; default: those of the shipped packs). relations are ordered by
-    number of facts. effects speaks of facts with p >= 0.3: halved = the share whose probability falls by half or more
+    Accuracy and calibration are judged on the subjects that are held out, which decided nothing, for best answers whose
+    subject has references. relations are ordered by number of facts. effects speaks of facts with p >= 0.3: halved = the share whose probability falls by half or more
     without the listed features, stays_specific = the share where other facts fall by less than half as much (None
     where that was not measured); random is None without `controls`.
     """
     facts = [row for row in of_source(vindex.table("facts"), "probe").to_pylist() if row["rank"] == 1]
-    if references is None:
-        references = {name: relation.references for name, relation in known_relations().items()}
     test: dict[str, list[Scored]] = defaultdict(list)
     for row in facts:
-        right = references.get(row["relation"], {}).get(row["subject"])
-        if right and split_of(row["subject"]) == TEST:
-            test[row["relation"]].append((row["confidence"], row["p"], matches(row["object"], tuple(right))))
+        if row["held_out"] and row["correct"] is not None and row["confidence"] is not None:
+            test[row["relation"]].append((row["confidence"], row["p"], row["correct"]))
     pooled = [row for rows in test.values() for row in rows]
     manifest = vindex.manifest
     return {
@@ -75,12 +64,13 @@ def _relations(
             "accuracy": _mean(right for *_, right in test.get(name, [])),
             "confidence": _mean(r["confidence"] for r in rows),
             "p": _mean(r["p"] for r in rows),
-            "calibrated": all(r["calibrated"] for r in rows),
+            "calibrated": rows[0]["calibrated"],
             "effect": _mean(r["effect"] for r in rows),
             "attention_share": _mean(r["attention_share"] for r in rows),
             "layers": layers.get(name, [0.0] * vindex.n_layers),
             "examples": [
-                f"{r['subject']} → {r['object']}" for r in sorted(rows, key=lambda r: -r["confidence"])[:3]
+                f"{r['subject']} → {r['object']}"
+                for r in sorted(rows, key=lambda r: -(r["confidence"] or 0.0))[:3]
             ],
         }
         for name, rows in by_relation.items()

@@ -1,67 +1,160 @@
-"""The next-token pass over a relation's subjects: batches by length, finished ones kept in a checkpoint."""
+"""Prompts of any relations asked in shared batches: beginnings run once, finished batches kept in a checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from larql_duck.inference.engine import Engine
-from larql_duck.probing.answers import MAX_TOKENS, ask
+from larql_duck.inference.prefix import Head, run_head
+from larql_duck.knowledge.relations import SLOT, Relation
+from larql_duck.probing.answers import MAX_TOKENS, Asked, ask
 from larql_duck.probing.checkpoint import Checkpoint
 from larql_duck.probing.outcomes import Outcome, Reply
-from larql_duck.probing.prompts import Question, Variant
+from larql_duck.probing.priors import Priors
+from larql_duck.probing.prompts import Variant
 
 # Prompts of one batch, the numbers in its logits, and the bytes of its keys and values (several such caches live at
 # a time: the prefix, the step after it, the answers being decoded).
-BATCH_PROMPTS, BATCH_LOGITS, BATCH_CACHE = 128, 1 << 23, 1 << 26
+BATCH_PROMPTS, BATCH_LOGITS, BATCH_CACHE = 128, 1 << 23, 1 << 27
+# Bytes of the beginnings that are kept.
+_HEADS = 1 << 28
 
 
-def replies(
-    engine: Engine,
-    question: Question,
-    variant: Variant,
-    *,
-    checkpoint: Checkpoint,
-    done: Callable[[int], None] = lambda n: None,
-) -> tuple[list[Reply], dict[str, str]]:
-    """Every subject's Reply under one variant, in the subjects' order; subjects that cannot be asked, with the reason.
+@dataclass(frozen=True)
+class Item:
+    """A subject to ask about in one variant of a relation."""
 
-    `done` is called with the number of prompts after each batch, whether it was run or found in the checkpoint.
+    relation: Relation
+    variant: Variant
+    subject: str
+
+
+class Asker:
+    """Asks an engine; what it has answered is not asked twice.
+
+    unfit holds the subjects that the model cannot be asked about, with the reason. `done` is called with the number of
+    prompts after each batch, whether it was run or found in the checkpoint.
     """
-    relation = question.relation
-    prompts = [variant.prompt(relation, subject) for subject in relation.entities]
-    ids = engine.tokenizer.encode_batch(prompts)
-    # Room for an article and an answer, which have positions too.
-    problems = [engine.unfit(row, room=MAX_TOKENS + 2) for row in ids]
-    fits = [i for i, problem in enumerate(problems) if problem is None]
-    outcomes: dict[int, Outcome] = {}
-    most = max(8, min(BATCH_PROMPTS, BATCH_LOGITS // engine.vocab))
-    for chunk in chunks(fits, [len(row) for row in ids], most, BATCH_CACHE // engine.cache_bytes):
-        made = checkpoint.batch(
-            "answers",
-            [relation.answer, [prompts[i] for i in chunk]],
-            Outcome,
-            len(chunk),
-            partial(ask, engine, relation.answer, [ids[i] for i in chunk]),
-        )
-        outcomes.update(zip(chunk, made, strict=True))
-        done(len(chunk))
-    skipped = {s: p for s, p in zip(relation.entities, problems, strict=True) if p is not None}
-    if skipped:
-        done(len(skipped))
-    replied = [Reply(relation.entities[i], variant.index, prompts[i], outcomes[i]) for i in sorted(outcomes)]
-    return replied, skipped
+
+    def __init__(
+        self,
+        engine: Engine,
+        checkpoint: Checkpoint | None = None,
+        done: Callable[[int], None] = lambda n: None,
+    ) -> None:
+        self.engine = engine
+        self.unfit: dict[str, str] = {}
+        self._checkpoint = checkpoint or Checkpoint(None)
+        self._done = done
+        self._heads: dict[tuple[int, ...], Head | None] = {}
+        self._n_head_tokens = 0
+
+    def ask(self, items: Sequence[Item], priors: Mapping[str, Priors] | None = None) -> list[Reply | None]:
+        """Every item's Reply, in order; None where the model cannot be asked.
+
+        priors are those of the relations by name, as far as they are known: see `answers.ask`.
+        """
+        prompts = [i.variant.prompt(i.relation, i.subject) for i in items]
+        ids = self.engine.tokenizer.encode_batch(prompts)
+        # Room for an article and an answer, which have positions too.
+        problems = [self.engine.unfit(row, room=MAX_TOKENS + 2) for row in ids]
+        for item, problem in zip(items, problems, strict=True):
+            if problem is not None:
+                self.unfit.setdefault(item.subject, problem)
+        fits = [i for i, problem in enumerate(problems) if problem is None]
+        begins = self._beginnings(items, ids)
+        means = _means(items, priors or {})
+        most = max(8, min(BATCH_PROMPTS, BATCH_LOGITS // self.engine.vocab))
+        lengths = [(len(begin), len(row)) for begin, row in zip(begins, ids, strict=True)]
+        out: list[Reply | None] = [None] * len(items)
+        for chunk in chunks(fits, lengths, most, BATCH_CACHE // self.engine.cache_bytes):
+            own = [(items[i].relation.answer, means.get(_key(items[i]), {})) for i in chunk]
+            made = self._checkpoint.batch(
+                "answers",
+                [[form for form, _ in own], [prompts[i] for i in chunk], _told_apart(m for _, m in own)],
+                Outcome,
+                len(chunk),
+                partial(self._batch, [ids[i] for i in chunk], [begins[i] for i in chunk], own),
+            )
+            for i, outcome in zip(chunk, made, strict=True):
+                out[i] = Reply(items[i].subject, items[i].variant.index, prompts[i], outcome)
+            self._done(len(chunk))
+        if len(fits) < len(items):
+            self._done(len(items) - len(fits))
+        return out
+
+    def _batch(
+        self,
+        ids: Sequence[Sequence[int]],
+        begins: Sequence[tuple[int, ...]],
+        own: Sequence[tuple[str, Mapping[int, float]]],
+    ) -> list[Outcome]:
+        heads = [self._head(begin) for begin in begins]
+        rows = zip(ids, heads, own, strict=True)
+        return ask(self.engine, [Asked(row, form, head, prior) for row, head, (form, prior) in rows])
+
+    def _head(self, ids: tuple[int, ...]) -> Head | None:
+        if ids not in self._heads:
+            room = _HEADS // self.engine.cache_bytes
+            if self._n_head_tokens + len(ids) > room:
+                self._heads.clear()
+                self._n_head_tokens = 0
+            self._heads[ids] = run_head(self.engine, ids)
+            self._n_head_tokens += len(ids)
+        return self._heads[ids]
+
+    def _beginnings(self, items: Sequence[Item], ids: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+        """The token ids that each item shares with other subjects: its examples, and the template up to the subject.
+
+        Empty where the tokens of the beginning alone are others than those that it has in the prompt.
+        """
+        texts = [
+            i.variant.head(i.relation, i.subject) + i.variant.base.partition(SLOT)[0].rstrip(" ")
+            for i in items
+        ]
+        different = list(dict.fromkeys(texts))
+        encoded = dict(zip(different, self.engine.tokenizer.encode_batch(different), strict=True))
+        out = []
+        for text, row in zip(texts, ids, strict=True):
+            begin = tuple(encoded[text])
+            shared = len(begin) < len(row) and tuple(row[: len(begin)]) == begin
+            out.append(begin if text and shared else ())
+        return out
 
 
 def chunks(
-    rows: Sequence[int], lengths: Sequence[int], most_rows: int, most_tokens: int
+    rows: Iterable[int], lengths: Sequence[tuple[int, int]], most_rows: int, most_tokens: int
 ) -> Iterator[list[int]]:
-    """The row numbers by length, in batches within both limits (one row may exceed the tokens alone)."""
+    """The row numbers by (length of the beginning, length of the whole), in batches within both limits: so many rows,
+    and so many tokens with padding (one row may exceed them alone).
+    """
     chunk: list[int] = []
+    begin = rest = 0
     for i in sorted(rows, key=lambda i: (lengths[i], i)):
-        if chunk and (len(chunk) == most_rows or (len(chunk) + 1) * lengths[i] > most_tokens):
+        head, whole = lengths[i]
+        begin, rest = max(begin, head), max(rest, whole - head)
+        if chunk and (len(chunk) == most_rows or (len(chunk) + 1) * (begin + rest) > most_tokens):
             yield chunk
-            chunk = []
+            chunk, begin, rest = [], head, whole - head
         chunk.append(i)
     if chunk:
         yield chunk
+
+
+def _key(item: Item) -> tuple[str, int]:
+    return item.relation.name, item.variant.index
+
+
+def _means(items: Sequence[Item], priors: Mapping[str, Priors]) -> dict[tuple[str, int], dict[int, float]]:
+    """The prior of every variant that is asked, as far as it is known."""
+    return {
+        key: priors[key[0]].of(key[1]).means() for key in {_key(item) for item in items} if key[0] in priors
+    }
+
+
+def _told_apart(priors: Iterable[Mapping[int, float]]) -> list[list[tuple[int, float]]]:
+    """The different priors as JSON values."""
+    different = {id(prior): prior for prior in priors}
+    return [sorted((t, round(p, 9)) for t, p in prior.items()) for prior in different.values()]

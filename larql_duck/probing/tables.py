@@ -10,47 +10,53 @@ import pyarrow as pa
 from larql_duck.catalog import as_table, rows_as_table
 from larql_duck.knowledge.keys import name_key
 from larql_duck.models.tokenizer import Tokenizer
+from larql_duck.probing.choosing import Answered
 from larql_duck.probing.combine import Answer
+from larql_duck.probing.confidence import Calibrated
 from larql_duck.probing.measure import FactFeatures
-from larql_duck.probing.outcomes import NO_ARTICLE, Reply
-from larql_duck.probing.prompts import Question
+from larql_duck.probing.outcomes import NO_ARTICLE
+from larql_duck.probing.priors import LEAST_STORED
 from larql_duck.probing.specific import SpecificEffects
+from larql_duck.probing.splits import TEST, split_of
 from larql_duck.vindex.derive import feature_relations, probed_relations
 
 
 @dataclass(frozen=True)
 class ProbedFact:
-    """An answer with its confidence; features and specific are None where no features were measured."""
+    """An answer with its confidence and what that was learnt from; reference are the accepted answers, correct says
+    whether it is one of them (None without any). features and specific are None where no features were measured.
+    """
 
     answer: Answer
-    confidence: float
-    calibrated: bool
+    confidence: float | None
+    calibrated: Calibrated
+    reference: tuple[str, ...] | None = None
+    correct: bool | None = None
     features: FactFeatures | None = None
     specific: SpecificEffects | None = None
 
 
 def tables_of(
-    tokenizer: Tokenizer,
-    asked: Sequence[Question],
-    replied: Sequence[Sequence[Reply]],
-    facts: Sequence[Sequence[ProbedFact]],
+    tokenizer: Tokenizer, answered: Sequence[Answered], facts: Sequence[Sequence[ProbedFact]]
 ) -> dict[str, pa.Table]:
-    """The tables facts, probes, edges, relations and feature_relations, with the public schemas.
+    """The tables facts, probes, prompts, priors, edges, relations and feature_relations, with the public schemas.
 
-    Rows stand in the questions' order, then by subject and rank (facts), by contribution (edges), by template
-    (probes).
+    Rows stand in the relations' order, then by subject and rank (facts), by contribution (edges), by template
+    (probes, prompts, priors).
     """
-    by_name = {q.relation.name: own for q, own in zip(asked, facts, strict=True)}
+    by_name = {a.question.relation.name: own for a, own in zip(answered, facts, strict=True)}
     rows = {
         "facts": [_fact_row(tokenizer, name, f) for name, own in by_name.items() for f in own],
         "edges": [row for name, own in by_name.items() for f in own for row in _edge_rows(name, f)],
-        "probes": [row for q, own in zip(asked, replied, strict=True) for row in _probe_rows(q, own)],
+        "probes": [row for a in answered for row in _probe_rows(a)],
+        "prompts": [row for a in answered for row in _prompt_rows(a)],
+        "priors": [row for a in answered for row in _prior_rows(tokenizer, a)],
     }
     tables = {name: rows_as_table(name, own) for name, own in rows.items()}
     described = {
         "relation": list(by_name),
-        "description": [q.relation.description for q in asked],
-        "templates": [[v.template(q.relation) for v in q.variants] for q in asked],
+        "description": [a.question.relation.description for a in answered],
+        "templates": [list(a.templates_asked) for a in answered],
     }
     relations = probed_relations(tables["facts"], tables["edges"], as_table("relations", described))
     features = feature_relations(tables["facts"], tables["edges"])
@@ -59,13 +65,16 @@ def tables_of(
 
 def _fact_row(tokenizer: Tokenizer, relation: str, fact: ProbedFact) -> dict[str, object]:
     a, features = fact.answer, fact.features
-    names = ("subject", "object", "rank", "p", "p_string", "prior", "n_templates")
+    names = ("subject", "object", "rank", "p", "p_string", "prior", "contrast", "n_templates")
     return {name: getattr(a, name) for name in names} | {
         "relation": relation,
         "subject_key": name_key(a.subject),
         "object_key": name_key(a.object),
         "confidence": fact.confidence,
         "calibrated": fact.calibrated,
+        "reference": None if fact.reference is None else list(fact.reference),
+        "correct": fact.correct,
+        "held_out": split_of(a.subject) == TEST,
         "effect": features.effect if features else None,
         "specific": fact.specific.fact if fact.specific else None,
         "n_features": len(features.edges) if features else 0,
@@ -86,17 +95,64 @@ def _edge_rows(relation: str, fact: ProbedFact) -> list[dict[str, object]]:
     ]
 
 
-def _probe_rows(question: Question, replied: Sequence[Reply]) -> list[dict[str, object]]:
-    templates = {v.index: v.template(question.relation) for v in question.variants}
+def _probe_rows(answered: Answered) -> list[dict[str, object]]:
+    relation = answered.question.relation
+    templates = {v.index: v.template(relation) for v in answered.question.variants}
     return [
         {
             "prompt": r.prompt,
             "subject": r.subject,
-            "relation": question.relation.name,
+            "relation": relation.name,
             "template": templates[r.variant],
             "predicted": r.outcome.predicted,
             "p": r.outcome.p,
             "entropy": r.outcome.entropy,
         }
-        for r in replied
+        for r in answered.replies
     ]
+
+
+def _prompt_rows(answered: Answered) -> list[dict[str, object]]:
+    """The variants that were asked at all, chosen ones first."""
+    relation, weights, piloted = answered.question.relation, answered.choice.weights, answered.piloted
+    asked = {r.variant for r in answered.replies}
+    order = [*weights, *(v for v in piloted.scores if v not in weights)]
+    variants = {v.index: v for v in answered.question.variants}
+    return [
+        {
+            "relation": relation.name,
+            "template": variants[v].template(relation),
+            "bare": variants[v].base,
+            "examples": variants[v].shots,
+            "pilot_asked": piloted.asked.get(v, 0),
+            "pilot_right": piloted.right.get(v),
+            "pilot_score": piloted.scores.get(v),
+            "weight": weights.get(v),
+            "contrast": answered.choice.contrast if v in weights else None,
+        }
+        for v in dict.fromkeys(order)
+        if v in asked
+    ]
+
+
+def _prior_rows(tokenizer: Tokenizer, answered: Answered) -> list[dict[str, object]]:
+    """The priors of the chosen variants, most probable token first."""
+    relation = answered.question.relation
+    variants = {v.index: v for v in answered.question.variants}
+    rows: list[dict[str, object]] = []
+    for v in answered.choice.weights:
+        prior = answered.piloted.priors.of(v)
+        means = sorted(prior.means().items(), key=lambda item: (-item[1], item[0]))
+        rows += [
+            {
+                "relation": relation.name,
+                "template": variants[v].template(relation),
+                "token_id": token,
+                "token": tokenizer.token(token),
+                "p": p,
+                "n_subjects": prior.n,
+            }
+            for token, p in means
+            if p >= LEAST_STORED
+        ]
+    return rows

@@ -17,6 +17,7 @@ from larql_duck.knowledge.frames import is_missing
 from larql_duck.knowledge.relations import Relation, relation_key
 from larql_duck.probing.facts import ask_subjects
 from larql_duck.probing.packs import known_relations
+from larql_duck.probing.stored import knowledge_of
 from larql_duck.progress import report
 from larql_duck.spelling import as_name, did_you_mean
 from larql_duck.workspace import Workspace
@@ -101,7 +102,10 @@ class Answers:
             asked = self._relation(workspace.schema, key)
             engine = _engine(workspace, "lq_ask about what is not stored")
             unfit = partial(self._tell_null, "lq_ask")
-            best = {f.subject: f for f in ask_subjects(engine, asked, names, unfit=unfit) if f.rank == 1}
+            vindex = workspace.vindex
+            known = knowledge_of({t: vindex.table(t) for t in ("prompts", "priors")}, vindex.manifest.section)
+            answers = ask_subjects(engine, asked, names, known=known, unfit=unfit)
+            best = {f.subject: f for f in answers if f.rank == 1}
             for name in names:
                 fact = best.get(name)
                 self._answers[name, key] = None if fact is None else {"object": fact.object, "p": fact.p}
@@ -135,9 +139,8 @@ class Answers:
         known = shipped.get(key)
         if key in probed:
             name, templates = probed[key]
-            if known is not None and known.templates[0] in templates:
+            if known is not None and set(templates) <= set(known.templates):
                 return known
-            # Templates that show examples are one prompt like any other.
             return Relation(name, name, "custom", tuple(templates), answer="phrase")
         if known is not None:
             return known

@@ -1,0 +1,128 @@
+"""What speaks for and against an answer, as numbers: the columns from which confidence is learnt."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from larql_duck.knowledge.keys import normal
+from larql_duck.knowledge.relations import Relation
+from larql_duck.knowledge.types import TypeIndex, is_echo
+from larql_duck.probing.combine import Answer
+from larql_duck.probing.splits import TEST, split_of
+
+# The columns of the evidence; STRING is the one whose weight a relation may have of its own.
+COLUMNS = (
+    "string",
+    "first",
+    "score",
+    "agreement",
+    "alone",
+    "contrast",
+    "entropy",
+    "doubt",
+    "least",
+    "margin",
+    "tokens",
+    "lead",
+    "open",
+    "echo",
+    "shared",
+    "excess",
+    "copied",
+    "other_type",
+    "right_type",
+    "unknown_words",
+)
+STRING = COLUMNS.index("string")
+
+
+@dataclass(frozen=True)
+class Known:
+    """What answers are compared with: the words that stand alone in the vocabulary, and what kind of thing names are."""
+
+    words: Collection[str] = frozenset()
+    types: TypeIndex | None = None
+
+
+def log_odds(p: float) -> float:
+    """The log-odds of a probability, which is kept away from 0 and 1."""
+    p = min(max(p, 1e-4), 1 - 1e-4)
+    return math.log(p / (1 - p))
+
+
+def evidence(
+    relation: Relation,
+    answers: Sequence[Answer],
+    shown: Collection[str] = (),
+    known: Known | None = None,
+    stated: Counter[str] | None = None,
+) -> np.ndarray:
+    """The evidence of every answer to a relation, float64 [answers, COLUMNS].
+
+    shown are the (normalised) answers of the examples in prompts; stated counts the best answers of subjects beyond
+    these. References are looked at in the train and validation
+    splits only, never those of the answer's own subject.
+    """
+    known = known or Known()
+    best = [a for a in answers if a.rank == 1]
+    objects = Counter(normal(a.object) for a in best) + (stated or Counter())
+    references = {
+        s: {normal(r) for r in accepted} for s, accepted in relation.references.items() if split_of(s) != TEST
+    }
+    accepted = Counter(r for own in references.values() for r in own)
+    echoes = sum(normal(s) in own for s, own in references.items())
+    rows = [
+        _row(relation, a, shown, known, objects, objects.total(), references, accepted, echoes)
+        for a in answers
+    ]
+    return np.array(rows, np.float64).reshape(len(rows), len(COLUMNS))
+
+
+def _row(
+    relation: Relation,
+    a: Answer,
+    shown: Collection[str],
+    known: Known,
+    objects: Mapping[str, int],
+    n_best: int,
+    references: Mapping[str, set[str]],
+    accepted: Mapping[str, int],
+    echoes: int,
+) -> list[float]:
+    key = normal(a.object)
+    own = references.get(a.subject, set())
+    n = len(references) - (a.subject in references)
+    expected = (accepted.get(key, 0) - (key in own)) / n if n >= 10 else None
+    others = max(0, objects.get(key, 0) - 1) / max(1, n_best - 1)
+    excess = 0.0 if expected is None else math.log((others + 0.02) / (expected + 0.02))
+    echo = is_echo(a.object, a.subject, relation.text(a.subject))
+    words = [w for w in key.split() if any(c.isalpha() for c in w)]
+    kind = "unknown" if known.types is None else known.types.fit(a.object, relation, a.subject)
+    unknown = sum(w not in known.words for w in words) / len(words) if words and known.words else 0.0
+    return [
+        log_odds(a.p_string),
+        log_odds(a.p),
+        log_odds(a.score),
+        a.agreement - 0.5 if a.n_variants > 1 else 0.0,
+        float(a.n_variants == 1),
+        0.0 if a.contrast is None else a.contrast,
+        min(a.entropy, 8.0),
+        min(a.doubt, 8.0),
+        math.log(max(a.least, 1e-3)),
+        max(min(a.margin, 5.0), -3.0),
+        math.log(a.n_tokens),
+        a.lead,
+        float(not a.closed),
+        float(echo) * (1.0 - min(1.0, 5 * echoes / max(1, len(references)))),
+        math.log1p(20 * others),
+        excess,
+        float(key in shown) * (1.0 - min(1.0, 10 * (expected or 0.0))),
+        float(kind == "other"),
+        float(kind == "fits"),
+        unknown,
+    ]

@@ -1,0 +1,233 @@
+"""From questions to judged answers: the pilot, everybody asked in the best variants, answers ranked, confidence learnt."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+
+from larql_duck.inference.engine import Engine
+from larql_duck.knowledge.keys import normal
+from larql_duck.knowledge.relations import Relation
+from larql_duck.knowledge.types import TypeIndex, echo_allowed, is_echo, is_own_words
+from larql_duck.probing import pilot
+from larql_duck.probing.choosing import (
+    MOST_VARIANTS,
+    Answered,
+    Choice,
+    Knowledge,
+    allotted,
+    choose_contrasts,
+    missing,
+    stored_choice,
+    weights_of,
+)
+from larql_duck.probing.combine import Worth, combine
+from larql_duck.probing.confidence import Calibration, Graded, fit
+from larql_duck.probing.evidence import Known, evidence
+from larql_duck.probing.outcomes import Reply
+from larql_duck.probing.packs import known_relations
+from larql_duck.probing.pilot import Piloted
+from larql_duck.probing.priors import Priors
+from larql_duck.probing.prompts import Question
+from larql_duck.probing.replies import Asker, Item
+from larql_duck.probing.splits import TEST, split_of
+from larql_duck.probing.words import matches
+
+# An answer of another kind than the relation expects stands behind one that fits where it is less than so many times
+# more probable.
+OTHER_TYPE = 0.25
+# The share of different answers from which a relation counts as one where everybody has another.
+ONE_TO_ONE = 0.9
+_POSSESSIVE = re.compile(r"['’]s?\b")
+# Subjects of a variant that are asked before the others, so that these are asked with a prior.
+_FIRST = 16
+
+
+def ask_all(
+    asker: Asker,
+    asking: Sequence[Question],
+    known: Knowledge,
+    max_prompts: int | None,
+    *,
+    try_out: bool = True,
+    told: Callable[[int], None] = lambda n: None,
+) -> list[Answered]:
+    """Every question asked about all of its subjects; try_out=False goes without a pilot.
+
+    `told` is called with the number of prompts once it is known.
+    """
+    index = type_index([q.relation for q in asking])
+    piloted = [Piloted(q, worth_of(q, index), priors=Priors(stored=known.priors_of(q))) for q in asking]
+    stored = [stored_choice(known, q) for q in asking]
+    new = [p for p, choice in zip(piloted, stored, strict=True) if choice is None]
+    entities = sum(len(p.question.relation.entities) for p in piloted)
+    if try_out:
+        total = entities * MOST_VARIANTS if max_prompts is None else max_prompts
+        # What the best variant answered in the pilot is not asked again: at least that share of it.
+        spare = int(max(0, total - entities) / (1 - pilot.KEPT))
+        pilot.pilot(asker, new, min(int(pilot.SHARE * total), spare))
+    variants = allotted(piloted, max_prompts, stored)
+    choices = [
+        Choice(weights_of(p, own))
+        if choice is None
+        else Choice({v: choice.weights[v] for v in own}, choice.contrast)
+        for p, own, choice in zip(piloted, variants, stored, strict=True)
+    ]
+    told(
+        sum(len(p.replies) for p in piloted)
+        + sum(missing(p, v) for p, own in zip(piloted, variants, strict=True) for v in own)
+    )
+    for first in (True, False):
+        items: list[Item] = []
+        owners: list[Piloted] = []
+        for p, own in zip(piloted, variants, strict=True):
+            for v in own:
+                asked = {r.subject for r in p.replies if r.variant == v}
+                rest = [s for s in p.question.relation.entities if s not in asked and s not in asker.unfit]
+                if first:
+                    rest = rest[: max(0, _FIRST - len(asked))]
+                items += [Item(p.question.relation, p.question.variants[v], s) for s in rest]
+                owners += [p] * len(rest)
+        priors = {p.question.relation.name: p.priors for p in piloted}
+        for p, reply in zip(owners, asker.ask(items, priors), strict=True):
+            p.add([reply])
+    return [
+        Answered(p, c, tried=choice is None) for p, c, choice in zip(piloted, choices, stored, strict=True)
+    ]
+
+
+def asked_before(question: Question, known: Knowledge) -> Answered:
+    """An Answered without replies yet, to be asked and ranked as `known` says."""
+    choice = stored_choice(known, question) or Choice({v.index: 1.0 for v in question.variants})
+    worth = worth_of(question, type_index([question.relation]))
+    return Answered(Piloted(question, worth, priors=Priors(stored=known.priors_of(question))), choice)
+
+
+def judged(
+    engine: Engine,
+    replied: Sequence[Answered],
+    known: Knowledge,
+    *,
+    top_n: int = 3,
+    stated: Mapping[str, Counter[str]] | None = None,
+    learn: bool = True,
+) -> tuple[list[Answered], Calibration]:
+    """The same with answers, confidence and correct filled in, and the calibration that judged them.
+
+    stated counts, by relation, the best answers (normalised) of subjects beyond these; learn=False takes the known
+    calibration as it is.
+    """
+    index = type_index([a.question.relation for a in replied])
+    worths = [a.piloted.worth for a in replied]
+    tried = [i for i, a in enumerate(replied) if a.tried]
+    found = choose_contrasts(
+        [replied[i].piloted for i in tried],
+        [replied[i].choice.weights for i in tried],
+        [worths[i] for i in tried],
+    )
+    for i, contrast in zip(tried, found, strict=True):
+        replied[i].choice = Choice(replied[i].choice.weights, contrast)
+    compared = Known(words_of(engine), index)
+    evidences: list[np.ndarray] = []
+    graded: list[Graded] = []
+    for a, worth in zip(replied, worths, strict=True):
+        relation = a.question.relation
+        a.answers = combine(
+            _in_order(a),
+            top_n=top_n,
+            weights=a.choice.weights,
+            contrast=a.choice.contrast,
+            priors=a.piloted.priors,
+            worth=worth,
+        )
+        a.correct = [
+            matches(x.object, relation.references[x.subject]) if x.subject in relation.references else None
+            for x in a.answers
+        ]
+        rows = evidence(
+            relation, a.answers, a.question.answers_shown, compared, (stated or {}).get(relation.name)
+        )
+        evidences.append(rows)
+        use = [
+            i
+            for i, (x, right) in enumerate(zip(a.answers, a.correct, strict=True))
+            if x.rank == 1 and right is not None and split_of(x.subject) != TEST
+        ]
+        if use:
+            graded.append(
+                Graded(
+                    relation.name,
+                    rows[use],
+                    np.array([bool(a.correct[i]) for i in use]),
+                    [a.answers[i].subject for i in use],
+                )
+            )
+    calibration = fit(graded, known.calibration) if learn else known.calibration
+    for a, rows in zip(replied, evidences, strict=True):
+        a.confidence = calibration.judge(a.question.relation.name, rows)
+    return list(replied), calibration
+
+
+def _in_order(a: Answered) -> list[Reply]:
+    """The replies by the subjects' order in the relation, then by variant."""
+    place = {s: i for i, s in enumerate(a.question.relation.entities)}
+    return sorted(a.replies, key=lambda r: (place[r.subject], r.variant))
+
+
+def type_index(relations: Sequence[Relation]) -> TypeIndex:
+    """What kind of thing names are, as the shipped packs and these relations know it."""
+    shipped = known_relations()
+    own = [
+        r
+        for r in relations
+        if r.name not in shipped or r.references.items() - shipped[r.name].references.items()
+    ]
+    return TypeIndex([*shipped.values(), *own]) if own else _shipped_types()
+
+
+@cache
+def _shipped_types() -> TypeIndex:
+    return TypeIndex(known_relations().values())
+
+
+def worth_of(question: Question, index: TypeIndex) -> Worth:
+    """What an answer to this question counts: nothing when it is words of the question, an echo where none can be
+    right, or another subject's answer copied from an example; less when it is known as another kind of thing.
+    """
+    # Rules are drawn from what may be looked at.
+    relation = question.relation
+    seen = replace(relation, references={s: r for s, r in relation.references.items() if split_of(s) != TEST})
+    echoes = echo_allowed(seen)
+    preferred = [normal(r[0]) for r in seen.references.values()]
+    distinct = len(preferred) >= 10 and len(set(preferred)) >= ONE_TO_ONE * len(preferred)
+    copies = question.answers_shown if distinct else frozenset()
+
+    def worth(subject: str, text: str) -> float:
+        key = normal(text)
+        if key in map(normal, seen.references.get(subject, ())):
+            return 1.0
+        if key == normal(subject):
+            return float(echoes)
+        own = is_own_words(text, seen, subject=subject)
+        if is_echo(text, subject, relation.text(subject)):
+            # "Mexico City" is one, "Vatican City's official" goes on.
+            return float(echoes and not (own and _POSSESSIVE.search(text)))
+        if own or key in copies:
+            return 0.0
+        return OTHER_TYPE if index.fit(text, relation, subject) == "other" else 1.0
+
+    return worth
+
+
+def words_of(engine: Engine) -> frozenset[str]:
+    """The words that stand alone in the vocabulary, normalised."""
+    return frozenset(
+        normal(text)
+        for _, token, text, is_word in engine.tokenizer.vocabulary()
+        if is_word and token[:1] == " "
+    )
