@@ -67,3 +67,10 @@ COMMENT ON MACRO {schema}.rounded IS 'A number with three significant digits.';
 CREATE MACRO {schema}.is_among(p_relation, p_relations) AS
 p_relations IS NULL OR list_contains([lower(trim(r)) FOR r IN p_relations], lower(p_relation));
 COMMENT ON MACRO {schema}.is_among IS 'Whether a relation is one of a list, in any case; a NULL list holds all.';
+
+-- One end of Wilson's 95 % interval of a share: side -1 is the lower bound, 1 the upper one.
+CREATE MACRO {schema}.wilson(k, n, side) AS
+    CASE WHEN n > 0 THEN
+        (k + 1.9208 + side * 1.96 * sqrt(k * (n - k) / n + 0.9604)) / (n + 3.8416)
+    END;
+COMMENT ON MACRO {schema}.wilson IS 'One bound of the 95 % interval of a share k of n (Wilson): the lower one for side -1, the upper one for 1.';

@@ -19,12 +19,6 @@ WHERE e.layer = p_layer AND e.feature = p_feature
 ORDER BY e.source = 'weights', e.score DESC, e.subject, e.relation, e.object;
 COMMENT ON MACRO TABLE {public}.facts_of_feature IS 'The triples that a feature has a part in, those of facts first by its contribution. Example: FROM facts_of_feature(5, 9)';
 
--- One end of Wilson's 95 % interval of a share: side -1 is the lower bound, 1 the upper one.
-CREATE MACRO {schema}.wilson(k, n, side) AS
-    CASE WHEN n > 0 THEN
-        (k + 1.9208 + side * 1.96 * sqrt(k * (n - k) / n + 0.9604)) / (n + 3.8416)
-    END;
-
 CREATE VIEW {public}.accuracy AS
 WITH asked AS (
     SELECT relation, count(DISTINCT subject) AS asked FROM {schema}.probes GROUP BY relation

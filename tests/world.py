@@ -179,8 +179,9 @@ def tables(seed: int = 0) -> dict[str, pa.Table]:
         "facts",
         [
             (
-                s, r, o, rank, p, p * 0.9, p, False, 0.05, 2, 1.5 if rank == 1 else None, None, 2 if rank == 1 else 0,
-                0.4, f"The {r} of {s} is", "probe", False, name_key(s), name_key(o),
+                s, r, o, rank, p, p * 0.9, p, "relation", [o] if rank == 1 else None, rank == 1 or None,
+                len(s) % 2 == 0, 0.05, 1.5, 2, 1.5 if rank == 1 else None, None, 2 if rank == 1 else 0, 0.4,
+                f"The {r} of {s} is", "probe", False, name_key(s), name_key(o),
             )
             for s, r, o, rank, p in FACTS
         ],
@@ -231,6 +232,9 @@ def tables(seed: int = 0) -> dict[str, pa.Table]:
         "probes",
         [(f"The {r} of {s} is", s, r, f"The {r} of {{}} is", f" {o}", p, 1.2) for s, r, o, _, p in first],
     )
+    templates = [(r, f"The {r} of {{}} is") for r in relations]
+    out["prompts"] = _table("prompts", [(r, t, t, 0, 3, 0.5, 0.6, 1.0, 0.5) for r, t in templates])
+    out["priors"] = _table("priors", [(r, t, 5, vocabulary[5][1], 0.25, 4) for r, t in templates])
     out["meta"] = _table("meta", [("model", "synthetic"), ("family", "llama"), ("level", "browse")])
     return out
 

@@ -11,11 +11,12 @@ from larql_duck.catalog.arrow import (
     rows_as_table,
 )
 from larql_duck.catalog.ddl import quoted
-from larql_duck.catalog.tables import LATER_COLUMNS, LOOKUPS, TABLES, VIEWS
+from larql_duck.catalog.tables import LATER_COLUMNS, LATER_TABLES, LOOKUPS, TABLES, VIEWS
 
 __all__ = [
     "FILES",
     "LATER_COLUMNS",
+    "LATER_TABLES",
     "LOOKUPS",
     "SCHEMAS",
     "TABLES",

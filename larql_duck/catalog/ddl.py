@@ -56,8 +56,18 @@ def model_sql(tables: str = "tables", stored: Mapping[str, Collection[str]] | No
         if name == "features" and "sign" not in known:
             sources = ", ".join(f"{t} AS (FROM {files[t]})" for t in ("features", "feature_tokens"))
             source, known = f"(WITH {sources} {sql_query('features_of_2_0')}\n)", table.names
+        older = {}
+        if not known:
+            source = "(SELECT 1 WHERE false)"
+        elif name == "facts" and "held_out" not in known:
+            older = {
+                "calibrated": "CASE WHEN calibrated THEN 'relation' ELSE 'none' END",
+                "confidence": "CASE WHEN calibrated THEN confidence END",
+            }
         columns = (
-            c.name if c.name in known else f"{c.default or 'NULL'}::{c.type} AS {c.name}"
+            f"{older.get(c.name, c.default or 'NULL')}::{c.type} AS {c.name}"
+            if c.name in older or c.name not in known
+            else c.name
             for c in table.columns
         )
         parts.append(f"CREATE VIEW {SCHEMA}.{name} AS SELECT {', '.join(columns)} FROM {source};\n")

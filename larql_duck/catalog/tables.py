@@ -77,9 +77,13 @@ TABLES = read_tables("tables.txt")
 LATER_COLUMNS = {
     "features": ("activates_on", "sign", "opposite_tokens"),
     "edges": ("activation",),
-    **dict.fromkeys(("facts", "triples", "model_graph"), ("subject_key", "object_key")),
+    "facts": ("reference", "correct", "held_out", "contrast", "subject_key", "object_key"),
+    **dict.fromkeys(("triples", "model_graph"), ("subject_key", "object_key")),
 }
 """Name of a file in tables/ -> its columns that vindexes of schema 2.x may lack."""
+
+LATER_TABLES = ("prompts", "priors")
+"""Tables that vindexes of schema 2.x lack."""
 
 # Each is sorted by its first column: an equality on that column reads one row group, which lower(subject) = ... or a
 # search by object could not. The graph goes by number because a hop over many names would unpack millions of strings.

@@ -37,8 +37,11 @@ Source: TypeAlias = pa.Table | Path | Changed
 
 
 def stored_columns(tables: Path) -> dict[str, list[str]]:
-    """Name of a table -> the columns of its file in the directory `tables`."""
-    return {name: pq.read_schema(tables / f"{name}.parquet").names for name in TABLES}
+    """Name of a table -> the columns of its file in the directory `tables`; none where an older schema lacks it."""
+    return {
+        name: pq.read_schema(file).names if (file := tables / f"{name}.parquet").is_file() else []
+        for name in TABLES
+    }
 
 
 def older_table(tables: Path, name: str) -> pa.Table | None:
@@ -56,8 +59,30 @@ def older_table(tables: Path, name: str) -> pa.Table | None:
         return None
     if name == "features" and "sign" not in stored:
         return _run("features_of_2_0", name, features=path, feature_tokens=tables / "feature_tokens.parquet")
-    rows = pq.read_table(path, schema=FILES[name])
+    if name == "facts" and "held_out" not in stored:
+        rows = _facts_of_2(pq.read_table(path))
+    else:
+        rows = pq.read_table(path, schema=FILES[name])
     return with_keys(rows) if "subject_key" in later and "subject_key" not in stored else rows
+
+
+def _facts_of_2(rows: pa.Table) -> pa.Table:
+    """The table facts of schema 2, where calibrated was true or false and confidence was p where it was false."""
+    import pyarrow.compute as pc
+
+    was = rows["calibrated"]
+    columns = {name: rows[name] for name in rows.schema.names} | {
+        "calibrated": pc.if_else(was, "relation", "none"),
+        "confidence": pc.if_else(was, rows["confidence"], pa.scalar(None, pa.float64())),
+    }
+    schema = FILES["facts"]
+    return pa.Table.from_arrays(
+        [
+            columns[f.name].cast(f.type) if f.name in columns else pa.nulls(rows.num_rows, f.type)
+            for f in schema
+        ],
+        schema=schema,
+    )
 
 
 def with_keys(rows: pa.Table) -> pa.Table:

@@ -70,6 +70,7 @@ def test_main_has_what_lq_has(ask) -> None:
         "is_among",
         "promoted",
         "rounded",
+        "wilson",
     }
     lookups = {"entity_names", "name_aliases", "other_names", "links", "token_names", "build_info"}
     names = {

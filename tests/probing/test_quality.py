@@ -10,13 +10,13 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from larql_duck.probing.splits import TEST, split_of
 
 from larql_duck.cli import app as cli
 from larql_duck.commands.opening import connect
 from larql_duck.probing.control import _drawn, controls
 from larql_duck.probing.page import page
 from larql_duck.probing.quality import quality
+from larql_duck.probing.splits import TEST, split_of
 from larql_duck.vindex.store import Vindex
 from tests.world import write_vindex
 
