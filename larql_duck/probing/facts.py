@@ -89,7 +89,7 @@ def probe(
     answered, calibration = judged(engine, replied, known, top_n=top_n)
     facts = [_measured(engine, a, ablation, specific, checkpoint, steps.done) for a in answered]
     tables = tables_of(engine.tokenizer, answered, facts)
-    notices = [*engine.tokenizer.habits(), *_notices(asker.unfit)]
+    notices = [*engine.tokenizer.habits(), *_notices(asker.unasked)]
     if problem := parts_problem(engine):
         notices.append(f"{problem}, so the features of facts and their effects are not measured")
     return Probed(tables, calibration, [*notices, *remarks(answered)])
@@ -114,7 +114,7 @@ def ask_subjects(
     asker = Asker(engine)
     known = known or Knowledge()
     (replied,) = ask_all(asker, questions([asked], few_shot=few_shot), known, None, try_out=False)
-    for subject, why in asker.unfit.items():
+    for subject, why in asker.unasked.items():
         unfit(subject, why)
     (answered,), _ = judged(engine, [replied], known, top_n=top_n)
     return answered.answers

@@ -61,6 +61,7 @@ def ask_all(
 
     `told` is called with the number of prompts once it is known.
     """
+    asking = [_that_fit(asker, q) for q in asking]
     index = type_index([q.relation for q in asking])
     piloted = [Piloted(q, worth_of(q, index), priors=Priors(stored=known.priors_of(q))) for q in asking]
     stored = [stored_choice(known, q) for q in asking]
@@ -83,12 +84,13 @@ def ask_all(
         + sum(missing(p, v) for p, own in zip(piloted, variants, strict=True) for v in own)
     )
     for first in (True, False):
+        tried = set(asker.unasked)
         items: list[Item] = []
         owners: list[Piloted] = []
         for p, own in zip(piloted, variants, strict=True):
             for v in own:
                 asked = {r.subject for r in p.replies if r.variant == v}
-                rest = [s for s in p.question.relation.entities if s not in asked and s not in asker.unfit]
+                rest = [s for s in p.question.relation.entities if s not in asked and (first or s not in tried)]
                 if first:
                     rest = rest[: max(0, _FIRST - len(asked))]
                 items += [Item(p.question.relation, p.question.variants[v], s) for s in rest]
@@ -99,6 +101,16 @@ def ask_all(
     return [
         Answered(p, c, tried=choice is None) for p, c, choice in zip(piloted, choices, stored, strict=True)
     ]
+
+
+def _that_fit(asker: Asker, question: Question) -> Question:
+    """The question without the variants whose examples leave no room for a subject of usual length."""
+    relation = question.relation
+    sample = sorted(relation.entities, key=len)[len(relation.entities) // 2]
+    kept = [
+        v for v in question.variants if not v.shots or asker.fits(Item(relation, v, sample))
+    ]
+    return Question(relation, tuple(replace(v, index=i) for i, v in enumerate(kept)))
 
 
 def asked_before(question: Question, known: Knowledge) -> Answered:

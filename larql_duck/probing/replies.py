@@ -34,7 +34,7 @@ class Item:
 class Asker:
     """Asks an engine; what it has answered is not asked twice.
 
-    unfit holds the subjects that the model cannot be asked about, with the reason. `done` is called with the number of
+    `done` is called with the number of
     prompts after each batch, whether it was run or found in the checkpoint.
     """
 
@@ -45,7 +45,8 @@ class Asker:
         done: Callable[[int], None] = lambda n: None,
     ) -> None:
         self.engine = engine
-        self.unfit: dict[str, str] = {}
+        self._answered: set[str] = set()
+        self._unfit: dict[str, str] = {}
         self._checkpoint = checkpoint or Checkpoint(None)
         self._done = done
         self._heads: dict[tuple[int, ...], Head | None] = {}
@@ -61,8 +62,10 @@ class Asker:
         # Room for an article and an answer, which have positions too.
         problems = [self.engine.unfit(row, room=MAX_TOKENS + 2) for row in ids]
         for item, problem in zip(items, problems, strict=True):
-            if problem is not None:
-                self.unfit.setdefault(item.subject, problem)
+            if problem is None:
+                self._answered.add(item.subject)
+            else:
+                self._unfit.setdefault(item.subject, problem)
         fits = [i for i, problem in enumerate(problems) if problem is None]
         begins = self._beginnings(items, ids)
         means = _means(items, priors or {})
@@ -84,6 +87,16 @@ class Asker:
         if len(fits) < len(items):
             self._done(len(items) - len(fits))
         return out
+
+    @property
+    def unasked(self) -> dict[str, str]:
+        """The subjects that the model could not be asked about in any way, with the reason."""
+        return {s: problem for s, problem in self._unfit.items() if s not in self._answered}
+
+    def fits(self, item: Item) -> bool:
+        """Whether the model can be asked this."""
+        prompt = item.variant.prompt(item.relation, item.subject)
+        return self.engine.unfit(self.engine.tokenizer.encode(prompt), room=MAX_TOKENS + 2) is None
 
     def _batch(
         self,

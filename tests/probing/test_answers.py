@@ -10,8 +10,9 @@ import tokenizers
 import torch
 
 from larql_duck.inference.engine import Engine
+from larql_duck.inference.prefix import run_head
 from larql_duck.models.tokenizer import load_tokenizer
-from larql_duck.probing.answers import ask
+from larql_duck.probing.answers import Asked, ask
 from larql_duck.probing.outcomes import NO_ARTICLE, Outcome
 from tests.probing.support import bigram_engine
 
@@ -29,9 +30,9 @@ TABLE = {
     # several tokens: "Tokyo" + "city" stays one answer, p of the string is the product
     " Japan": {" Tokyo": 0.8},
     " Tokyo": {" Paris": 0.5},
-    # a function word, punctuation, a byte that is no character
+    # a function word in front
     " Germany": {" of": 0.6, " Berlin": 0.3},
-    " Italy": {".": 0.6, " Rome": 0.3},
+    " Berlin": {".": 0.9},
     # a capitalised article belongs to the name
     " hot": {" The": 0.9},
     " The": {" Rome": 0.8},
@@ -48,7 +49,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 
 
 def asked(engine: Engine, prompt: str, form: str = "name") -> Outcome:
-    return ask(engine, form, [engine.tokenizer.encode(prompt)])[0]
+    return ask(engine, [Asked(engine.tokenizer.encode(prompt), form)])[0]
 
 
 def test_the_most_probable_next_token_is_the_prediction(engine: Engine) -> None:
@@ -66,7 +67,7 @@ def test_a_piece_of_several_words_keeps_its_blanks(engine: Engine, monkeypatch: 
     backend.decoder = tokenizers.decoders.Metaspace(prepend_scheme="always")
     ids = engine.tokenizer.encode("The capital of France")
     monkeypatch.setattr(engine, "tokenizer", load_tokenizer({"tokenizer.json": backend.to_str().encode()}))
-    assert ask(engine, "name", [ids])[0].candidates[0].object == "New York"
+    assert ask(engine, [Asked(ids)])[0].candidates[0].object == "New York"
 
 
 def test_answers_from_their_probability_on(engine: Engine) -> None:
@@ -103,11 +104,67 @@ def test_one_word_answers_stop_at_the_word(engine: Engine) -> None:
     assert (answer.object, answer.p_string) == ("Tokyo", pytest.approx(0.8, abs=1e-3))
 
 
-@pytest.mark.parametrize("prompt", ["The capital of Germany", "The capital of Italy"])
-def test_a_prediction_that_is_no_answer_makes_none(engine: Engine, prompt: str) -> None:
-    outcome = asked(engine, prompt)
-    assert outcome.candidates == ()
-    assert outcome.p == pytest.approx(0.6, abs=1e-3)
+def test_an_answer_behind_something_more_probable_needs_some_probability(
+    engine: Engine, tmp_path: Path
+) -> None:
+    outcome = asked(engine, "The capital of Germany")
+    assert [(c.object, c.p) for c in outcome.candidates] == [("Berlin", pytest.approx(0.3, abs=1e-3))]
+    assert (outcome.predicted, outcome.p) == (" of", pytest.approx(0.6, abs=1e-3))
+    table = {" Italy": {".": 0.6, " of": 0.38, " Rome": 0.01}, " Rome": {".": 0.9}}
+    assert asked(bigram_engine(tmp_path, table), "The capital of Italy").candidates == ()
+
+
+def test_what_stands_out_from_the_prior_is_decoded_too(engine: Engine, tmp_path: Path) -> None:
+    table = {
+        " hot": {" Paris": 0.8, " Rome": 0.05, " Tokyo": 0.01},
+        " Paris": {".": 0.9},
+        " Rome": {".": 0.9},
+    }
+    engine = bigram_engine(tmp_path, table)
+    ids = engine.tokenizer.encode(" hot")
+    (paris,) = engine.tokenizer.encode(" Paris", special=False)
+    plain, set_against = ask(engine, [Asked(ids), Asked(ids, prior={paris: 0.8})])
+    assert [c.object for c in plain.candidates] == ["Paris"]
+    assert [(c.object, round(c.p, 2)) for c in set_against.candidates] == [("Paris", 0.8), ("Rome", 0.05)]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "qwen2", "mistral"])
+def test_heads_change_no_answer(tiny_model, family: str) -> None:
+    """Prompts with heads of several lengths, and with none, in one batch."""
+    from larql_duck.models.opening import open_model
+
+    engine = Engine.load(open_model(tiny_model(family)))
+    prompts = {
+        "The capital of France is Paris\nThe capital of": (" Japan is", " the city of Tokyo is"),
+        "The language of": (" Spain is",),
+        "": ("hot", "The capital of Italy and Germany is the"),
+    }
+    rows = []
+    for beginning, rest in prompts.items():
+        head_ids = engine.tokenizer.encode(beginning) if beginning else []
+        head = run_head(engine, head_ids)
+        for text in rest:
+            ids = engine.tokenizer.encode(beginning + text)
+            assert ids[: len(head_ids)] == head_ids
+            rows.append(Asked(ids, head=head))
+    for asked_, together in zip(rows, ask(engine, rows), strict=True):
+        (alone,) = ask(engine, [Asked(asked_.ids)])
+        assert together.predicted_id == alone.predicted_id
+        assert (together.p, together.entropy) == pytest.approx((alone.p, alone.entropy), abs=1e-4)
+        assert [c.object for c in together.candidates] == [c.object for c in alone.candidates]
+        assert [c.p_string for c in together.candidates] == pytest.approx(
+            [c.p_string for c in alone.candidates], abs=1e-4
+        )
+
+
+def test_what_decoding_tells_of_the_whole_answer(engine: Engine) -> None:
+    (answer,) = asked(engine, "The capital of Japan").candidates
+    assert (answer.n_tokens, answer.closed) == (2, True)
+    assert answer.least == pytest.approx(0.5, abs=3e-3)
+    log_p = engine.logits("The capital of Japan Tokyo")[0].double().log_softmax(-1)
+    assert answer.doubt == pytest.approx(float(-(log_p.exp() * log_p).sum()), abs=1e-3)
+    (single,) = asked(engine, "The capital of Japan", "word").candidates
+    assert (single.n_tokens, single.least, single.doubt) == (1, 1.0, 0.0)
 
 
 def test_a_capitalised_article_belongs_to_the_name(engine: Engine) -> None:
@@ -121,7 +178,7 @@ def test_an_opening_quotation_mark_is_looked_past(engine: Engine) -> None:
 
 def test_batched_equals_single(engine: Engine) -> None:
     prompts = [f"The capital of {c}" for c in ("France", "Spain", "Japan", "Germany")] + [" hot", "of Spain"]
-    together = ask(engine, "name", [engine.tokenizer.encode(p) for p in prompts])
+    together = ask(engine, [Asked(engine.tokenizer.encode(p)) for p in prompts])
     for prompt, outcome in zip(prompts, together, strict=True):
         single = asked(engine, prompt)
         assert outcome.predicted == single.predicted
@@ -138,7 +195,7 @@ def test_the_first_token_equals_a_plain_forward_pass(tiny_model, family: str) ->
 
     engine = Engine.load(open_model(tiny_model(family)))
     prompts = ["The capital of France is", "The capital of the city of Tokyo is", "hot"]
-    outcomes = ask(engine, "name", [engine.tokenizer.encode(p) for p in prompts])
+    outcomes = ask(engine, [Asked(engine.tokenizer.encode(p)) for p in prompts])
     for prompt, outcome in zip(prompts, outcomes, strict=True):
         p = torch.softmax(engine.logits(prompt)[0], -1)
         assert outcome.predicted_id == int(p.argmax())
@@ -182,7 +239,7 @@ def test_numbers_come_whole(tmp_path: Path, tokens: tuple[str, ...], form: str, 
 
 @pytest.mark.parametrize("after", ["\n", " ", " Paris", "."])
 def test_a_blank_before_no_answer_is_none(tmp_path: Path, after: str) -> None:
-    table = {" hot": {" ": 0.6, " Rome": 0.3}, " ": {after: 0.9}, " Rome": {".": 0.9}}
+    table = {" hot": {" ": 0.6, " Rome": 0.01}, " ": {after: 0.9}, " Rome": {".": 0.9}}
     assert asked(bigram_engine(tmp_path, table), " hot").candidates == ()
 
 

@@ -62,8 +62,9 @@ def test_a_subject_without_answers_has_no_facts() -> None:
 def test_prior_is_the_mean_over_the_other_subjects() -> None:
     facts = combine([reply("A", 0, English=0.6), reply("B", 0, English=0.2), reply("C", 0, Thai=0.9)])
     prior = {f.subject: f.prior for f in facts if f.rank == 1}
-    assert prior["A"] == pytest.approx((0.2 + 0.0) / 2)
-    assert prior["B"] == pytest.approx((0.6 + 0.0) / 2)
+    # As if one more subject had said nothing of it.
+    assert prior["A"] == pytest.approx((0.2 + 0.0) / 3)
+    assert prior["B"] == pytest.approx((0.6 + 0.0) / 3)
     assert prior["C"] == pytest.approx(0.0)
     assert combine([reply("A", 0, English=0.6)])[0].prior is None
 
@@ -91,3 +92,33 @@ def test_weights_say_how_much_a_template_counts() -> None:
         ("b", pytest.approx(0.4 / 1.5)),
     ]
     assert facts[0].p == pytest.approx(0.6)
+
+
+def test_contrast_sets_an_answer_against_what_is_said_of_everybody() -> None:
+    replies = [reply(name, 0, capital=0.6, **{city: 0.3}) for name, city in zip("ABCD", "wxyz", strict=True)]
+    plain = [f for f in combine(replies) if f.rank == 1]
+    assert {f.object for f in plain} == {"capital"}
+    best = [f for f in combine(replies, contrast=1.0) if f.rank == 1]
+    assert [f.object for f in best] == ["w", "x", "y", "z"]
+    # p stays the model's own probability.
+    assert [f.p for f in best] == pytest.approx([0.3] * 4)
+    assert all(f.contrast > 3 for f in best) and all(f.contrast < 0.4 for f in plain)
+
+
+def test_worth_drops_and_sets_back_answers() -> None:
+    replies = [reply("A", 0, noun=0.6, region=0.3, city=0.1)]
+    worth = {"noun": 0.0, "region": 0.25, "city": 1.0}
+    facts = combine(replies, worth=lambda subject, text: worth[text])
+    assert [(f.object, f.rank) for f in facts] == [("city", 1), ("region", 2)]
+    assert facts[1].p == pytest.approx(0.3)
+    # The model gave it; nothing else is put in its place.
+    assert combine([reply("A", 0, noun=0.9)], worth=lambda subject, text: 0.0) == []
+
+
+def test_an_answer_tells_how_clear_it_is() -> None:
+    facts = combine(
+        [reply("A", 0, a=0.6, b=0.3), reply("A", 1, a=0.4, b=0.5)], weights={0: 1.0, 1: 0.5}, top_n=2
+    )
+    assert [f.object for f in facts] == ["a", "b"]
+    assert facts[0].agreement == pytest.approx(1.0 / 1.5)
+    assert facts[0].margin > 0 and facts[0].n_variants == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ from larql_duck.cli import app as cli
 from larql_duck.commands.opening import attach, connect
 from larql_duck.errors import LarqlError, LevelError, PackError, SemanticError
 from larql_duck.probing import publish as publish_module
+from larql_duck.probing.confidence import Calibration
+from larql_duck.probing.evidence import COLUMNS
 from larql_duck.session import Session
 from larql_duck.vindex.derive import derive_triples, label_features, weight_edges
 from larql_duck.vindex.manifest import SECTION, load_manifest
@@ -153,18 +156,23 @@ def test_extraction_keeps_labels_and_what_was_judged(tiny_model, tmp_path: Path)
     labelled = [r for r in vindex.table("features").to_pylist() if r["relation_source"] == "probe"]
     labels = json.loads((path / "feature_labels.json").read_text())
     assert labels == {f"L{r['layer']}_F{r['feature']}": r["relation"] for r in labelled} != {}
-    assert set(vindex.manifest.raw[SECTION]["probe"]) == {"calibration", "relations"}
+    assert set(vindex.manifest.raw[SECTION]["probe"]) == {"calibration"}
     assert verify(path) == []
 
 
 def test_earlier_calibration_serves_relations_without_references(copy: Path) -> None:
+    zeros = (0.0,) * len(COLUMNS)
+    calibration = Calibration(
+        zeros, (1.0,) * len(COLUMNS), zeros, math.log(1 / 3), {"known": (1.0, 0.0)}, 0.0
+    )
+
     def learnt(section: dict[str, object]) -> None:
-        publish_module.probe_section(section, {"calibration": {"custom": [[0.0, 0.25], [1.0, 0.25]]}})
+        publish_module.probe_section(section, {"calibration": calibration.as_json()})
 
     commit_tables(copy, {}, learnt)
     with connect(copy) as s:
-        assert {r["confidence"] for r in s.probe(NAMES, WHERE).dicts()} == {0.25}
-        assert s.sql("SELECT DISTINCT calibrated FROM facts").rows() == [(True,)]
+        assert {round(r["confidence"], 9) for r in s.probe(NAMES, WHERE).dicts()} == {0.25}
+        assert s.sql("SELECT DISTINCT calibrated FROM facts").rows() == [("pooled",)]
 
 
 def test_probing_again_replaces_rows_and_keeps_others(copy: Path) -> None:
@@ -413,24 +421,28 @@ def test_cli_probe_resumes(
     asked = []
     real = replies_module.ask
 
-    def counting(engine, form, ids):  # type: ignore[no-untyped-def]
+    def counting(engine, prompts):  # type: ignore[no-untyped-def]
         if len(asked) == 1 and monkeypatch_state["fail"]:
             raise KeyboardInterrupt
-        asked.append(len(ids))
-        return real(engine, form, ids)
+        asked.append(len(prompts))
+        return real(engine, prompts)
 
-    monkeypatch_state = {"fail": True}
+    monkeypatch_state = {"fail": False}
     monkeypatch.setattr(replies_module, "ask", counting)
-    arguments = ["probe", str(copy), "--pack", "core", "--relation", "capital", "--limit", "3"]
+    arguments = ["probe", str(copy), "--pack", "core", "--relation", "capital", "--limit", "40"]
+    assert cli.run([*arguments, "--dry-run"]) == 0
+    whole = len(asked)
+    asked.clear()
+    monkeypatch_state["fail"] = True
     assert cli.run(arguments) == 130
+    assert len(asked) == 1
     monkeypatch_state["fail"] = False
-    before = len(asked)
-    assert before == 1
     assert cli.run([*arguments, "--resume"]) == 0
-    resumed = len(asked) - before
+    assert len(asked) == whole > 1
+    # How the relation is asked is known now: no pilot tries again.
     asked.clear()
     assert cli.run([*arguments, "--dry-run"]) == 0
-    assert len(asked) == resumed + before
+    assert 0 < len(asked) < whole
     capfd.readouterr()
 
 

@@ -16,7 +16,6 @@ from larql_duck.commands.opening import connect
 from larql_duck.probing.control import _drawn, controls
 from larql_duck.probing.page import page
 from larql_duck.probing.quality import quality
-from larql_duck.probing.splits import TEST, split_of
 from larql_duck.vindex.store import Vindex
 from tests.world import write_vindex
 
@@ -31,24 +30,20 @@ def probed(tiny_vindex, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_accuracy_counts_the_test_split_only(tmp_path: Path) -> None:
+def test_accuracy_counts_the_held_out_subjects_only(tmp_path: Path) -> None:
     vindex = Vindex.open(write_vindex(tmp_path / "world.vindex"))
-    names = ["France", "Germany", "Japan", "Turkey"]
-    references = {"capital": dict(zip(names, [("Paris",), ("Bonn",), ("Tokyo",), ("Ankara",)], strict=True))}
-    judged = [n for n in names if split_of(n) == TEST]
-    right = [n for n in judged if n != "Germany"]
-    found = quality(vindex, references=references)
-    capital = next(r for r in found["relations"] if r["relation"] == "capital")
-    assert capital["test_facts"] == len(judged) > 0
-    assert capital["accuracy"] == pytest.approx(len(right) / len(judged))
-    assert found["pooled"]["answered"] == len(judged)
-    assert sum(b["n"] for b in found["calibration"]) == len(judged)
-    assert quality(vindex, references={})["pooled"]["accuracy"] is None
+    facts = [f for f in vindex.table("facts").to_pylist() if f["rank"] == 1]
+    held_out = [f for f in facts if f["held_out"]]
+    assert 0 < len(held_out) < len(facts)
+    found = quality(vindex)
+    assert found["pooled"]["answered"] == len(held_out)
+    assert found["pooled"]["accuracy"] == pytest.approx(sum(f["correct"] for f in held_out) / len(held_out))
+    assert sum(b["n"] for b in found["calibration"]) == len(held_out)
 
 
 def test_facts_and_layers_are_counted(probed: Path) -> None:
     vindex = Vindex.open(probed)
-    found = quality(vindex, references={})
+    found = quality(vindex)
     stated = [r for r in vindex.table("facts").to_pylist() if r["rank"] == 1 and r["p"] >= 0.3]
     assert found["effects"]["facts"] == len(stated)
     (relation,) = found["relations"]
