@@ -90,11 +90,31 @@ class Head:
     cache: DynamicCache
 
 
-def run_head(engine: Engine, ids: Sequence[int]) -> Head | None:
-    """The Head of these token ids; None where rotary frequencies follow the length, so that nothing can be shared."""
+def run_head(engine: Engine, ids: Sequence[int], begun: Head | None = None) -> Head | None:
+    """The Head of these token ids; None where rotary frequencies follow the length, so that nothing can be shared.
+
+    What they share with the beginning of `begun` is taken from it.
+    """
     if engine.rope.modules or not ids:
         return None
-    return _shared(engine, ids, torch.tensor([len(ids)], device=engine.device))
+    shared = 0
+    if begun is not None:
+        # One token at least is run.
+        shared = min(common_length(begun.ids, ids), len(ids) - 1)
+    if begun is None or not shared:
+        return _shared(engine, ids, torch.tensor([len(ids)], device=engine.device))
+    cache = fork_cache(begun.cache)
+    for layer in cache.layers:
+        layer.keys, layer.values = layer.keys[:, :, :shared], layer.values[:, :, :shared]
+    row = torch.tensor([list(ids[shared:])], device=engine.device)
+    positions = torch.arange(shared, len(ids), device=engine.device)[None, :]
+    engine.run_body(row, None, positions, cache)
+    return Head(tuple(ids), cache)
+
+
+def common_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two texts have in common at their start."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def prefill(engine: Engine, prompts: Prompts, heads: Sequence[Head | None] | None = None) -> Prefix:

@@ -90,7 +90,9 @@ def ask_all(
         for p, own in zip(piloted, variants, strict=True):
             for v in own:
                 asked = {r.subject for r in p.replies if r.variant == v}
-                rest = [s for s in p.question.relation.entities if s not in asked and (first or s not in tried)]
+                rest = [
+                    s for s in p.question.relation.entities if s not in asked and (first or s not in tried)
+                ]
                 if first:
                     rest = rest[: max(0, _FIRST - len(asked))]
                 items += [Item(p.question.relation, p.question.variants[v], s) for s in rest]
@@ -107,9 +109,7 @@ def _that_fit(asker: Asker, question: Question) -> Question:
     """The question without the variants whose examples leave no room for a subject of usual length."""
     relation = question.relation
     sample = sorted(relation.entities, key=len)[len(relation.entities) // 2]
-    kept = [
-        v for v in question.variants if not v.shots or asker.fits(Item(relation, v, sample))
-    ]
+    kept = [v for v in question.variants if not v.shots or asker.fits(Item(relation, v, sample))]
     return Question(relation, tuple(replace(v, index=i) for i, v in enumerate(kept)))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from larql_duck.inference.engine import Engine
-from larql_duck.inference.prefix import Head, run_head
+from larql_duck.inference.prefix import Head, common_length, run_head
 from larql_duck.knowledge.relations import SLOT, Relation
 from larql_duck.probing.answers import MAX_TOKENS, Asked, ask
 from larql_duck.probing.checkpoint import Checkpoint
@@ -17,7 +17,7 @@ from larql_duck.probing.prompts import Variant
 
 # Prompts of one batch, the numbers in its logits, and the bytes of its keys and values (several such caches live at
 # a time: the prefix, the step after it, the answers being decoded).
-BATCH_PROMPTS, BATCH_LOGITS, BATCH_CACHE = 128, 1 << 23, 1 << 27
+BATCH_PROMPTS, BATCH_LOGITS, BATCH_CACHE = 128, 1 << 23, 1 << 28
 # Bytes of the beginnings that are kept.
 _HEADS = 1 << 28
 
@@ -114,7 +114,9 @@ class Asker:
             if self._n_head_tokens + len(ids) > room:
                 self._heads.clear()
                 self._n_head_tokens = 0
-            self._heads[ids] = run_head(self.engine, ids)
+            known = (head for head in self._heads.values() if head is not None)
+            nearest = max(known, key=lambda head: common_length(head.ids, ids), default=None)
+            self._heads[ids] = run_head(self.engine, ids, nearest)
             self._n_head_tokens += len(ids)
         return self._heads[ids]
 

@@ -261,3 +261,20 @@ def test_answers_in_quotation_marks_come_whole(tmp_path: Path) -> None:
     # Marks that nobody closes bound nothing.
     engine = bigram_engine(tmp_path / "open", chain(" cold", '"', "Paris", ",", " Rome", "\n"))
     assert asked(engine, " cold").candidates[0].object == "Paris"
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+def test_a_head_grown_from_another_is_the_same(tiny_model, family: str) -> None:
+    from larql_duck.models.opening import open_model
+
+    engine = Engine.load(open_model(tiny_model(family)))
+    long = engine.tokenizer.encode("The capital of France is Paris\nThe capital of Japan is")
+    other = engine.tokenizer.encode("The capital of France is Paris\nThe language of")
+    whole = run_head(engine, long)
+    for begun in (run_head(engine, other), whole, run_head(engine, other[:3])):
+        grown = run_head(engine, long, begun)
+        assert whole is not None and grown is not None
+        assert grown.ids == whole.ids
+        for a, b in zip(grown.cache.layers, whole.cache.layers, strict=True):
+            torch.testing.assert_close(a.keys, b.keys, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(a.values, b.values, atol=1e-5, rtol=1e-4)
