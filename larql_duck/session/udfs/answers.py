@@ -141,7 +141,7 @@ class Answers:
             name, templates = probed[key]
             if known is not None and set(templates) <= set(known.templates):
                 return known
-            return Relation(name, name, "custom", tuple(templates), answer="phrase")
+            return Relation(name, name, tuple(templates), answer="phrase")
         if known is not None:
             return known
         names = [name for name, _ in probed.values()] + list(known_relations())
