@@ -122,7 +122,7 @@ class Answers:
             " AND lower(replace(replace(f.relation, '_', ' '), '-', ' ')) = a.relation"
             " WHERE f.rank = 1 AND f.p IS NOT NULL AND f.source = 'probe'"
             " QUALIFY row_number() OVER (PARTITION BY a.subject, a.relation"
-            " ORDER BY f.subject = a.subject DESC, f.confidence DESC, f.subject) = 1",
+            " ORDER BY f.subject = a.subject DESC, f.confidence DESC NULLS LAST, f.p DESC, f.subject) = 1",
             [[subject for subject, _ in pairs], [relation for _, relation in pairs]],
         )
         return {(s, r): {"object": o, "p": p} for s, r, o, p in rows}
