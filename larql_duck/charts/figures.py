@@ -170,9 +170,9 @@ def accuracy_chart(relations: Records) -> alt.LayerChart:
         for r in rows
         if r["held_out"]
     ]
-    lines = alt.Chart(alt.Data(values=intervals), mark=alt.MarkDef("rule", color=DARK, strokeWidth=1.5)).encode(
-        x="low:Q", x2="high:Q", y=y, yOffset=offset
-    )
+    lines = alt.Chart(
+        alt.Data(values=intervals), mark=alt.MarkDef("rule", color=DARK, strokeWidth=1.5)
+    ).encode(x="low:Q", x2="high:Q", y=y, yOffset=offset)
     text = alt.MarkDef("text", align="left", text="not known", x=4, fontSize=9, color=GREY)
     return bars + lines + alt.Chart(alt.Data(values=missing), mark=text).encode(y=y, yOffset=offset)
 
