@@ -28,7 +28,7 @@ CLEARLY = 2
 
 
 @dataclass(frozen=True)
-class Choice:
+class Chosen:
     """How a relation is asked: variants by their index with weights, best first, and the contrast of its ranking."""
 
     weights: Mapping[int, float] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class Answered:
     """
 
     piloted: Piloted
-    choice: Choice
+    choice: Chosen
     tried: bool = False
     answers: list[Answer] = field(default_factory=list)
     confidence: list[tuple[float | None, Calibrated]] = field(default_factory=list)
@@ -83,14 +83,14 @@ class Answered:
         return list(dict.fromkeys(variants[v].base for v in self.choice.weights))
 
 
-def stored_choice(known: Knowledge, question: Question) -> Choice | None:
+def stored_choice(known: Knowledge, question: Question) -> Chosen | None:
     """How the question was asked before; None where it was not, or its templates or examples are others now."""
     relation = question.relation
     weights = known.weights.get(relation.name, {})
     by_template = {v.template(relation): v.index for v in question.variants}
     if not weights or not weights.keys() <= by_template.keys():
         return None
-    return Choice(
+    return Chosen(
         {by_template[t]: w for t, w in weights.items()}, known.contrasts.get(relation.name, USUAL_CONTRAST)
     )
 
@@ -105,7 +105,7 @@ def by_preference(piloted: Piloted) -> list[int]:
 
 
 def allotted(
-    piloted: Sequence[Piloted], max_prompts: int | None, stored: Sequence[Choice | None]
+    piloted: Sequence[Piloted], max_prompts: int | None, stored: Sequence[Chosen | None]
 ) -> list[list[int]]:
     """Per relation the variants that are asked about everybody: every relation's best, then further ones as far as
     max_prompts (what the pilot asked is counted) reaches, first where the best does worst.
