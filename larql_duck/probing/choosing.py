@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from larql_duck.probing.combine import Answer, Worth, combine
 from larql_duck.probing.confidence import Calibrated, Calibration
 from larql_duck.probing.outcomes import Reply
 from larql_duck.probing.pilot import Piloted
-from larql_duck.probing.priors import Prior
+from larql_duck.probing.priors import Prior, Priors
 from larql_duck.probing.prompts import Question
 from larql_duck.probing.splits import TEST, split_of
 from larql_duck.probing.words import matches
@@ -38,19 +38,21 @@ class Chosen:
 @dataclass(frozen=True)
 class Knowledge:
     """What earlier runs on this model chose and learnt: by relation and template the weight of a variant (None: it was
-    not chosen) and its Prior, the contrast by relation, and the calibration.
+    not chosen), its Prior and the subjects counted in that, the contrast by relation, and the calibration.
     """
 
     weights: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     contrasts: Mapping[str, float] = field(default_factory=dict)
     priors: Mapping[tuple[str, str], Prior] = field(default_factory=dict)
     calibration: Calibration = field(default_factory=Calibration)
+    counted: Mapping[tuple[str, str], Collection[str]] = field(default_factory=dict)
 
-    def priors_of(self, question: Question) -> dict[int, Prior]:
-        """The Priors of the question's variants, as far as they are known."""
+    def priors_of(self, question: Question) -> Priors:
+        """The Priors of the question's variants, as far as they are known; subjects asked again do not count twice."""
         relation = question.relation
         named = {v.index: (relation.name, v.template(relation)) for v in question.variants}
-        return {v: self.priors[name] for v, name in named.items() if name in self.priors}
+        stored = {v: self.priors[name] for v, name in named.items() if name in self.priors}
+        return Priors(stored=stored, counted={(v, s) for v in stored for s in self.counted.get(named[v], ())})
 
 
 @dataclass

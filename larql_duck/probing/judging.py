@@ -32,7 +32,6 @@ from larql_duck.probing.evidence import Known, evidence
 from larql_duck.probing.outcomes import Reply
 from larql_duck.probing.packs import known_relations
 from larql_duck.probing.pilot import Piloted
-from larql_duck.probing.priors import Priors
 from larql_duck.probing.prompts import Question
 from larql_duck.probing.replies import Ask, Asker
 from larql_duck.probing.splits import TEST, split_of
@@ -63,7 +62,7 @@ def ask_all(
     """
     asking = [_that_fit(asker, q) for q in asking]
     index = type_index([q.relation for q in asking])
-    piloted = [Piloted(q, worth_of(q, index), priors=Priors(stored=known.priors_of(q))) for q in asking]
+    piloted = [Piloted(q, worth_of(q, index), priors=known.priors_of(q)) for q in asking]
     stored = [stored_choice(known, q) for q in asking]
     new = [p for p, choice in zip(piloted, stored, strict=True) if choice is None]
     entities = sum(len(p.question.relation.entities) for p in piloted)
@@ -117,7 +116,7 @@ def asked_before(question: Question, known: Knowledge) -> Answered:
     """An Answered without replies yet, to be asked and ranked as `known` says."""
     choice = stored_choice(known, question) or Chosen({v.index: 1.0 for v in question.variants})
     worth = worth_of(question, type_index([question.relation]))
-    return Answered(Piloted(question, worth, priors=Priors(stored=known.priors_of(question))), choice)
+    return Answered(Piloted(question, worth, priors=known.priors_of(question)), choice)
 
 
 def judged(

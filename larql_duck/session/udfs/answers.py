@@ -102,8 +102,7 @@ class Answers:
             asked = self._relation(workspace.schema, key)
             engine = _engine(workspace, "lq_ask about what is not stored")
             unfit = partial(self._tell_null, "lq_ask")
-            vindex = workspace.vindex
-            known = knowledge_of({t: vindex.table(t) for t in ("prompts", "priors")}, vindex.manifest.section)
+            known = knowledge_of(workspace.vindex)
             answers = ask_subjects(engine, asked, names, known=known, unfit=unfit)
             best = {f.subject: f for f in answers if f.rank == 1}
             for name in names:
