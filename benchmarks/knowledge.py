@@ -28,33 +28,35 @@ _WORLD = 45
 
 
 def answers(work: Path) -> Iterator[Row]:
-    """Accuracy and calibration on the test split, pooled: the pack core whole, world with its first subjects."""
-    from larql_duck.probing.calibrate import RelationReplies, calibrate
-
+    """Accuracy and calibration on held-out subjects, pooled: the pack core whole, world with its first subjects."""
     from larql_duck.probing.checkpoint import Checkpoint
+    from larql_duck.probing.choosing import Knowledge
+    from larql_duck.probing.judging import ask_all, judged
+    from larql_duck.probing.metrics import figures
     from larql_duck.probing.packs import load_pack
     from larql_duck.probing.prompts import questions
-    from larql_duck.probing.replies import replies
+    from larql_duck.probing.replies import Asker
+    from larql_duck.probing.splits import TEST, split_of
 
     _, engine = _opened(work)
     store = Checkpoint(work / "knowledge-answers", [engine.fingerprint])
     for name, limit in (("core", None), ("world", _WORLD)):
-        judged = []
-        for question in questions(load_pack(name).select(None, limit)):
-            said = [r for v in question.variants for r in replies(engine, question, v, checkpoint=store)[0]]
-            judged.append(RelationReplies(question.relation, tuple(said)))
-        pooled = calibrate(judged).report["pooled"]
+        asking = questions(load_pack(name).select(None, limit))
+        answered, _ = judged(engine, ask_all(Asker(engine, store), asking, Knowledge(), None), Knowledge())
+        asked = sum(split_of(s) == TEST for q in asking for s in q.relation.references)
+        rows = [
+            (confidence, answer.p, right)
+            for a in answered
+            for answer, right, (confidence, _) in zip(a.answers, a.correct, a.confidence, strict=True)
+            if answer.rank == 1 and right is not None and split_of(answer.subject) == TEST
+        ]
+        right = sum(right for *_, right in rows)
+        n = f"{asked} subjects, {len(rows)} answered"
+        yield Row(f"{name}: right answers, of all subjects", right / asked, None, "", "reported", n)
+        yield Row(f"{name}: right answers, of those given", right / len(rows), None, "", "reported", n)
+        sure = [row for row in rows if row[0] is not None]
+        pooled = figures(sure)
         own, raw = pooled["confidence"], pooled["p"]
-        n = f"{pooled['n']} subjects, {pooled['answered']} answered"
-        best = pooled["best_template"]
-        yield Row(f"{name}: right answers, combined", pooled["accuracy"], best, "", "at least 1.00", n)
-        yield Row(
-            f"{name}: the same, best in hindsight",
-            pooled["accuracy"],
-            pooled["oracle_template"],
-            "",
-            "reported",
-        )
         yield Row(f"{name}: calibration error", own["ece"], raw["ece"], "", "0.05 absolute")
         yield Row(f"{name}: Brier score", own["brier"], raw["brier"], "", "1.00")
         yield Row(f"{name}: AUROC", own["auroc"], raw["auroc"], "", "at least 1.00")
@@ -121,7 +123,8 @@ def labels(work: Path) -> Iterator[Row]:
 
     def half(table: Any, held_out: bool) -> Any:
         import pyarrow as pa
-        from larql_duck.probing.calibrate import TEST, split_of
+
+        from larql_duck.probing.splits import TEST, split_of
 
         mask = [(split_of(s) == TEST) == held_out for s in table.column("subject").to_pylist()]
         return table.filter(pa.array(mask, pa.bool_()))
@@ -174,10 +177,9 @@ def _loop(prompts: list[str]) -> float:
 
 def speed(work: Path) -> Iterator[Row]:
     """The next-token pass beside a plain transformers loop over the same prompts, templates with a head and without."""
-    from larql_duck.probing.checkpoint import Checkpoint
     from larql_duck.probing.packs import load_pack
     from larql_duck.probing.prompts import questions
-    from larql_duck.probing.replies import replies
+    from larql_duck.probing.replies import Ask, Asker
 
     _, engine = _opened(work)
     asked = questions(load_pack("core").select(None, 40))
@@ -185,12 +187,12 @@ def speed(work: Path) -> Iterator[Row]:
         parts = [
             (q, v) for q in asked for v in q.variants if bool(v.template(q.relation).split("{}")[0]) == head
         ]
-        prompts = [v.prompt(q.relation, s) for q, v in parts for s in q.relation.entities]
+        items = [Ask(q.relation, v, s) for q, v in parts for s in q.relation.entities]
+        prompts = [i.variant.prompt(i.relation, i.subject) for i in items]
         if not prompts:
             continue
         began = time.perf_counter()
-        for question, variant in parts:
-            replies(engine, question, variant, checkpoint=Checkpoint(None))
+        Asker(engine).ask(items)
         ours = time.perf_counter() - began
         loop = _loop(prompts)
         limit = "at least 2.00" if head else "reported"

@@ -26,8 +26,8 @@ _TEXT_ROWS, _TEXT_WIDTH = 20, 60
 # The limits that cells are cut to, one after another, where a line is too long; and what then goes first.
 _CELL_WIDTHS = (60, 40, 30, 20)
 _SECONDARY = (
-    "stale", "also", "n_features", "band", "score", "attention_share", "calibrated", "prior", "p_string", "n_templates",
-    "prompt", "description", "source", "layer",
+    "stale", "also", "n_features", "band", "score", "attention_share", "calibrated", "reference", "held_out", "contrast",
+    "prior", "p_string", "n_templates", "prompt", "description", "source", "layer",
 )  # fmt: skip
 GAP, NULL = 3, "NULL"
 """Blanks between two columns, and what a missing value looks like."""

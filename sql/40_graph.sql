@@ -98,15 +98,16 @@ ORDER BY f.hop, f.weak, f.confidence DESC NULLS LAST, f.p DESC NULLS LAST, f.sub
 COMMENT ON MACRO TABLE {public}.neighbors IS 'The triples around an entity, nearest first: those that touch it, then those that touch their other ends, up to p_hops (at most 6). Example: FROM neighbors(''France'', p_hops := 2, p_limit := 20)';
 
 -- Paths meet in the middle: partial paths from either end, half as long as the whole. At most 20,000 of them are kept
--- at each length, the most confident ones, so that hubs cannot make a question endless.
+-- at each length, the most confident ones (p stands in for a confidence that is not known), so that hubs cannot make a
+-- question endless.
 CREATE MACRO {public}.paths(p_from, p_to, p_max := 3, p_relations := NULL, p_limit := 10) AS TABLE
 WITH
 fore_0 AS MATERIALIZED (
-    SELECT entity_id AS node, [entity_id] AS nodes, []::STRUCT(subject_id INTEGER, relation VARCHAR, object_id INTEGER)[] AS steps, 1.0::DOUBLE AS confidence
+    SELECT entity_id AS node, [entity_id] AS nodes, []::STRUCT(subject_id INTEGER, relation VARCHAR, object_id INTEGER)[] AS steps, 1.0::DOUBLE AS confidence, 1.0::DOUBLE AS sure
     FROM {schema}.entity_named(p_from)
 ),
 back_0 AS MATERIALIZED (
-    SELECT entity_id AS node, [entity_id] AS nodes, []::STRUCT(subject_id INTEGER, relation VARCHAR, object_id INTEGER)[] AS steps, 1.0::DOUBLE AS confidence
+    SELECT entity_id AS node, [entity_id] AS nodes, []::STRUCT(subject_id INTEGER, relation VARCHAR, object_id INTEGER)[] AS steps, 1.0::DOUBLE AS confidence, 1.0::DOUBLE AS sure
     FROM {schema}.entity_named(p_to)
 ),
 fore_links_1 AS MATERIALIZED (
@@ -120,15 +121,16 @@ fore_1 AS MATERIALIZED (
             'subject_id': CASE WHEN k.outgoing THEN k.entity_id ELSE k.other_id END, 'relation': k.relation,
             'object_id': CASE WHEN k.outgoing THEN k.other_id ELSE k.entity_id END
         }) AS steps,
-        f.confidence * k.confidence AS confidence
+        f.confidence * k.confidence AS confidence,
+        f.sure * coalesce(k.confidence, k.p) AS sure
     FROM fore_0 AS f
     JOIN fore_links_1 AS k ON k.entity_id = f.node
     WHERE NOT list_contains(f.nodes, k.other_id)
-    ORDER BY confidence DESC NULLS LAST, nodes, steps
+    ORDER BY sure DESC NULLS LAST, nodes, steps
     LIMIT 20000
 ),
 paths_1 AS MATERIALIZED (
-    SELECT list_concat(a.steps, b.steps) AS steps, 1 AS length, a.confidence * b.confidence AS confidence
+    SELECT list_concat(a.steps, b.steps) AS steps, 1 AS length, a.confidence * b.confidence AS confidence, a.sure * b.sure AS sure
     FROM fore_1 AS a
     JOIN back_0 AS b ON b.node = a.node
     WHERE len(list_intersect(a.nodes, b.nodes)) = 1
@@ -144,15 +146,16 @@ back_1 AS MATERIALIZED (
             'subject_id': CASE WHEN k.outgoing THEN k.entity_id ELSE k.other_id END, 'relation': k.relation,
             'object_id': CASE WHEN k.outgoing THEN k.other_id ELSE k.entity_id END
         }, f.steps) AS steps,
-        f.confidence * k.confidence AS confidence
+        f.confidence * k.confidence AS confidence,
+        f.sure * coalesce(k.confidence, k.p) AS sure
     FROM back_0 AS f
     JOIN back_links_1 AS k ON k.entity_id = f.node
     WHERE NOT list_contains(f.nodes, k.other_id)
-    ORDER BY confidence DESC NULLS LAST, nodes, steps
+    ORDER BY sure DESC NULLS LAST, nodes, steps
     LIMIT 20000
 ),
 paths_2 AS MATERIALIZED (
-    SELECT list_concat(a.steps, b.steps) AS steps, 2 AS length, a.confidence * b.confidence AS confidence
+    SELECT list_concat(a.steps, b.steps) AS steps, 2 AS length, a.confidence * b.confidence AS confidence, a.sure * b.sure AS sure
     FROM fore_1 AS a
     JOIN back_1 AS b ON b.node = a.node
     WHERE p_max >= 2 AND len(list_intersect(a.nodes, b.nodes)) = 1
@@ -168,15 +171,16 @@ fore_2 AS MATERIALIZED (
             'subject_id': CASE WHEN k.outgoing THEN k.entity_id ELSE k.other_id END, 'relation': k.relation,
             'object_id': CASE WHEN k.outgoing THEN k.other_id ELSE k.entity_id END
         }) AS steps,
-        f.confidence * k.confidence AS confidence
+        f.confidence * k.confidence AS confidence,
+        f.sure * coalesce(k.confidence, k.p) AS sure
     FROM fore_1 AS f
     JOIN fore_links_2 AS k ON k.entity_id = f.node
     WHERE NOT list_contains(f.nodes, k.other_id)
-    ORDER BY confidence DESC NULLS LAST, nodes, steps
+    ORDER BY sure DESC NULLS LAST, nodes, steps
     LIMIT 20000
 ),
 paths_3 AS MATERIALIZED (
-    SELECT list_concat(a.steps, b.steps) AS steps, 3 AS length, a.confidence * b.confidence AS confidence
+    SELECT list_concat(a.steps, b.steps) AS steps, 3 AS length, a.confidence * b.confidence AS confidence, a.sure * b.sure AS sure
     FROM fore_2 AS a
     JOIN back_1 AS b ON b.node = a.node
     WHERE p_max >= 3 AND len(list_intersect(a.nodes, b.nodes)) = 1
@@ -192,15 +196,16 @@ back_2 AS MATERIALIZED (
             'subject_id': CASE WHEN k.outgoing THEN k.entity_id ELSE k.other_id END, 'relation': k.relation,
             'object_id': CASE WHEN k.outgoing THEN k.other_id ELSE k.entity_id END
         }, f.steps) AS steps,
-        f.confidence * k.confidence AS confidence
+        f.confidence * k.confidence AS confidence,
+        f.sure * coalesce(k.confidence, k.p) AS sure
     FROM back_1 AS f
     JOIN back_links_2 AS k ON k.entity_id = f.node
     WHERE NOT list_contains(f.nodes, k.other_id)
-    ORDER BY confidence DESC NULLS LAST, nodes, steps
+    ORDER BY sure DESC NULLS LAST, nodes, steps
     LIMIT 20000
 ),
 paths_4 AS MATERIALIZED (
-    SELECT list_concat(a.steps, b.steps) AS steps, 4 AS length, a.confidence * b.confidence AS confidence
+    SELECT list_concat(a.steps, b.steps) AS steps, 4 AS length, a.confidence * b.confidence AS confidence, a.sure * b.sure AS sure
     FROM fore_2 AS a
     JOIN back_2 AS b ON b.node = a.node
     WHERE p_max >= 4 AND len(list_intersect(a.nodes, b.nodes)) = 1
@@ -216,15 +221,16 @@ fore_3 AS MATERIALIZED (
             'subject_id': CASE WHEN k.outgoing THEN k.entity_id ELSE k.other_id END, 'relation': k.relation,
             'object_id': CASE WHEN k.outgoing THEN k.other_id ELSE k.entity_id END
         }) AS steps,
-        f.confidence * k.confidence AS confidence
+        f.confidence * k.confidence AS confidence,
+        f.sure * coalesce(k.confidence, k.p) AS sure
     FROM fore_2 AS f
     JOIN fore_links_3 AS k ON k.entity_id = f.node
     WHERE NOT list_contains(f.nodes, k.other_id)
-    ORDER BY confidence DESC NULLS LAST, nodes, steps
+    ORDER BY sure DESC NULLS LAST, nodes, steps
     LIMIT 20000
 ),
 paths_5 AS MATERIALIZED (
-    SELECT list_concat(a.steps, b.steps) AS steps, 5 AS length, a.confidence * b.confidence AS confidence
+    SELECT list_concat(a.steps, b.steps) AS steps, 5 AS length, a.confidence * b.confidence AS confidence, a.sure * b.sure AS sure
     FROM fore_3 AS a
     JOIN back_2 AS b ON b.node = a.node
     WHERE p_max >= 5 AND len(list_intersect(a.nodes, b.nodes)) = 1
@@ -240,21 +246,22 @@ back_3 AS MATERIALIZED (
             'subject_id': CASE WHEN k.outgoing THEN k.entity_id ELSE k.other_id END, 'relation': k.relation,
             'object_id': CASE WHEN k.outgoing THEN k.other_id ELSE k.entity_id END
         }, f.steps) AS steps,
-        f.confidence * k.confidence AS confidence
+        f.confidence * k.confidence AS confidence,
+        f.sure * coalesce(k.confidence, k.p) AS sure
     FROM back_2 AS f
     JOIN back_links_3 AS k ON k.entity_id = f.node
     WHERE NOT list_contains(f.nodes, k.other_id)
-    ORDER BY confidence DESC NULLS LAST, nodes, steps
+    ORDER BY sure DESC NULLS LAST, nodes, steps
     LIMIT 20000
 ),
 paths_6 AS MATERIALIZED (
-    SELECT list_concat(a.steps, b.steps) AS steps, 6 AS length, a.confidence * b.confidence AS confidence
+    SELECT list_concat(a.steps, b.steps) AS steps, 6 AS length, a.confidence * b.confidence AS confidence, a.sure * b.sure AS sure
     FROM fore_3 AS a
     JOIN back_3 AS b ON b.node = a.node
     WHERE p_max >= 6 AND len(list_intersect(a.nodes, b.nodes)) = 1
 ),
 found AS (
-    SELECT row_number() OVER (ORDER BY length, confidence DESC NULLS LAST, steps) AS place, *
+    SELECT row_number() OVER (ORDER BY length, sure DESC NULLS LAST, steps) AS place, *
     FROM (
         FROM paths_1
         UNION ALL
@@ -282,4 +289,4 @@ JOIN {schema}.entity_names AS s ON s.entity_id = p.step.subject_id
 JOIN {schema}.entity_names AS o ON o.entity_id = p.step.object_id
 GROUP BY p.place, p.length, p.confidence
 ORDER BY p.place;
-COMMENT ON MACRO TABLE {public}.paths IS 'Ways from one entity to another, shortest first, then by confidence (the product over the path; NULL with a weight triple in it); p_max is at most 6. Example: FROM paths(''France'', ''Europe'')';
+COMMENT ON MACRO TABLE {public}.paths IS 'Ways from one entity to another, shortest first, then by confidence (the product over the path; NULL with a weight triple in it, or a fact without one, in whose place p counts); p_max is at most 6. Example: FROM paths(''France'', ''Europe'')';

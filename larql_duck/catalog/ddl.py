@@ -62,7 +62,7 @@ def model_sql(tables: str = "tables", stored: Mapping[str, Collection[str]] | No
         elif name == "facts" and "held_out" not in known:
             older = {
                 "calibrated": "CASE WHEN calibrated THEN 'relation' ELSE 'none' END",
-                "confidence": "CASE WHEN calibrated THEN confidence END",
+                "confidence": "CASE WHEN calibrated OR source = 'patch' THEN confidence END",
             }
         columns = (
             f"{older.get(c.name, c.default or 'NULL')}::{c.type} AS {c.name}"

@@ -17,7 +17,7 @@ from larql_duck.errors import LarqlError
 if TYPE_CHECKING:
     import altair as alt
 
-BLUE, ORANGE, GREEN, GREY = "#2f6fb2", "#d9822b", "#2a9d58", "#9aa4ae"
+BLUE, ORANGE, GREEN, GREY, DARK = "#2f6fb2", "#d9822b", "#2a9d58", "#9aa4ae", "#24292f"
 _WIDTH, _HEIGHT = 760, 190
 _LONGEST = 60
 
@@ -142,22 +142,39 @@ def check_chart(table: pa.Table) -> alt.VConcatChart:
 
 
 def accuracy_chart(relations: Records) -> alt.LayerChart:
-    """Accuracy and mean confidence of each relation; a relation without reference answers says so."""
+    """Share of right answers about held-out subjects, with its interval, beside the mean confidence of the same answers.
+
+    relations are rows of the view accuracy; one without reference answers says so.
+    """
     alt = altair()
-    rows = [{**r, "name": f"{r['relation']} ({r['facts']} facts)"} for r in relations]
-    points = _long(rows, "name", {"accuracy": "accuracy", "mean confidence": "confidence"})
+    rows = [{**r, "name": f"{r['relation']} ({r['held_out']} judged)"} for r in relations]
+    series = {"right": "held_out_share", "stated confidence": "held_out_stated"}
+    points = _long(rows, "name", series)
     missing = [{"category": p["category"], "series": p["series"]} for p in points if p["value"] is None]
     height = 26 * len(rows)
     y = alt.Y("category:N", sort=None, title=None, axis=alt.Axis(labelLimit=260))
-    offset = alt.YOffset("series:N", sort=["accuracy", "mean confidence"])
+    offset = alt.YOffset("series:N", sort=list(series))
     bars = alt.Chart(alt.Data(values=points), mark=alt.MarkDef("bar"), width=520, height=height).encode(
         x=alt.X("value:Q", title=None, scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%")),
         y=y,
         yOffset=offset,
-        color=_colour(alt, ["accuracy", "mean confidence"], [BLUE, ORANGE]),
+        color=_colour(alt, list(series), [BLUE, ORANGE]),
     )
-    text = alt.MarkDef("text", align="left", text="no references", x=4, fontSize=9, color=GREY)
-    return bars + alt.Chart(alt.Data(values=missing), mark=text).encode(y=y, yOffset=offset)
+    intervals = [
+        {
+            "category": printable(r["name"]),
+            "series": "right",
+            "low": r["held_out_low"],
+            "high": r["held_out_high"],
+        }
+        for r in rows
+        if r["held_out"]
+    ]
+    lines = alt.Chart(
+        alt.Data(values=intervals), mark=alt.MarkDef("rule", color=DARK, strokeWidth=1.5)
+    ).encode(x="low:Q", x2="high:Q", y=y, yOffset=offset)
+    text = alt.MarkDef("text", align="left", text="not known", x=4, fontSize=9, color=GREY)
+    return bars + lines + alt.Chart(alt.Data(values=missing), mark=text).encode(y=y, yOffset=offset)
 
 
 def calibration_chart(bins: Mapping[str, Records]) -> alt.LayerChart:

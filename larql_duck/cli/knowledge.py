@@ -154,25 +154,24 @@ def report(
 
     report.json, and one self-contained HTML page.
     """
+    from larql_duck.commands.opening import connect
     from larql_duck.probing.page import page
     from larql_duck.probing.quality import quality
-    from larql_duck.vindex.store import Vindex
 
-    opened = Vindex.open(vindex)
     out = out.expanduser()
     target = out if out.suffix.lower() in (".html", ".htm") else out / "report.html"
     kinds = {target.with_suffix(".json"): _FIGURES, target: begins(b"<!doctype html")}
     for path, replaces in kinds.items():
         check_output(path, replaces)
-    measured = []
-    if measure:
-        opened.require("inference", "measuring effects")
-        from larql_duck.inference.engine import Engine
-        from larql_duck.probing.control import controls
+    with connect(vindex) as session:
+        opened, measured = session.workspace.vindex, []
+        if measure:
+            opened.require("inference", "measuring effects")
+            from larql_duck.probing.control import controls
 
-        engine = Engine.load(opened)
-        measured = controls(engine, opened.table("facts"), opened.table("edges"), sample=measure)
-    figures = quality(opened, measured)
+            facts, edges = opened.table("facts"), opened.table("edges")
+            measured = controls(session.workspace.engine(), facts, edges, sample=measure)
+        figures = quality(opened, session.sql("FROM accuracy").arrow(), measured)
     texts = (json.dumps(figures, indent=1, ensure_ascii=False), page(figures))
     with with_parents(target):
         for (path, replaces), text in zip(kinds.items(), texts, strict=True):

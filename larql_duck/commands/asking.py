@@ -45,7 +45,7 @@ def probe(session: Session, request: Request) -> Result:
         # Asking may take hours.
         check_database(vindex.path)
 
-    known = knowledge_of({t: vindex.table(t) for t in ("prompts", "priors")}, vindex.manifest.section)
+    known = knowledge_of(vindex)
     probed = ask_model(workspace.engine(), pack, known=known, **options)
     notices = list(probed.notices)
     if dry_run:

@@ -285,7 +285,7 @@ def _facts_result(edges: Sequence[EdgeSelection], notices: Sequence[str], done: 
             e.relation,
             ", ".join(e.targets),
             e.values.get("target"),
-            e.values.get("confidence") or e.confidence,
+            e.values.get("confidence", e.confidence),
             ", ".join(e.sources),
             done,
         )

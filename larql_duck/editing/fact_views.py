@@ -226,8 +226,7 @@ class EditedFacts:
         for row in self.tables.query("priors_of_pairs", pairs=asked).to_pylist():
             priors[row["subject"], row["relation"]][normal(row["object"])] = row["prior"]
         probes = self.tables.query("probes_of_pairs", pairs=asked)
-        vindex = self.tables.vindex
-        known = knowledge_of({t: vindex.table(t) for t in ("prompts", "priors")}, vindex.manifest.section)
+        known = knowledge_of(self.tables.vindex)
         stated: dict[str, Counter[str]] = defaultdict(Counter)
         for row in self.tables.query("stated_answers", pairs=asked).to_pylist():
             stated[row["relation"]][normal(row["object"])] += 1

@@ -218,9 +218,9 @@ def _shown(side: DiffSide, slot: tuple[int, int]) -> tuple[str | None, float | N
 _BEST = """
 SELECT subject, relation, object, confidence FROM {} WHERE source != 'weights'
 QUALIFY row_number() OVER (
-    PARTITION BY lower(trim(subject)), lower(trim(relation)) ORDER BY confidence DESC NULLS LAST, object
+    PARTITION BY lower(trim(subject)), lower(trim(relation)) ORDER BY confidence DESC NULLS LAST, p DESC NULLS LAST, object
 ) = 1
-ORDER BY confidence DESC NULLS LAST, subject, relation
+ORDER BY confidence DESC NULLS LAST, p DESC NULLS LAST, subject, relation
 """
 
 
@@ -239,7 +239,7 @@ def _facts(workspace: Workspace, other: DiffSide, rule: str) -> list[MergeRow]:
     mine: dict[tuple[str, str], list[tuple[str, float | None]]] = {}
     shown = workspace.query(
         f"SELECT subject, relation, object, confidence FROM {workspace.schema}.triples WHERE source != 'weights' "
-        "ORDER BY confidence DESC NULLS LAST, object"
+        "ORDER BY confidence DESC NULLS LAST, p DESC NULLS LAST, object"
     )
     for subject, relation, answer, confidence in shown.rows():
         mine.setdefault(fact_key(subject, relation), []).append((answer, confidence))

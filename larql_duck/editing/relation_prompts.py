@@ -146,7 +146,7 @@ def known_relation(name: str, templates: tuple[str, ...], many: bool = False) ->
     for shipped in known_relations().values():
         if relation_key(shipped.name) == key:
             return replace(shipped, name=name)
-    return Relation(name, "", "custom", templates, many=many, answer="phrase")
+    return Relation(name, "", templates, many=many, answer="phrase")
 
 
 def stated_prompts(

@@ -20,7 +20,7 @@ from larql_duck.probing.facts import MANY_P
 from larql_duck.probing.judging import asked_before, judged
 from larql_duck.probing.measure import measure
 from larql_duck.probing.prompts import Question, Variant
-from larql_duck.probing.replies import Asker, Item
+from larql_duck.probing.replies import Ask, Asker
 from larql_duck.probing.tables import ProbedFact, tables_of
 from larql_duck.probing.words import normal
 
@@ -88,7 +88,7 @@ def reprobe_pairs(
         subjects = tuple(dict.fromkeys(s for v in variants for s in v.prompts))
         question = Question(relation.over(subjects), tuple(variants))
         own = asked_before(question, known)
-        items = [Item(question.relation, v, s) for v in variants for s in v.prompts]
+        items = [Ask(question.relation, v, s) for v in variants for s in v.prompts]
         own.piloted.add(asker.ask(items, {name: own.piloted.priors}))
         judged(engine, [own], known, stated=stated, learn=False)
         own.answers = [

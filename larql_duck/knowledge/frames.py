@@ -187,7 +187,7 @@ def _custom(name: object, templates: object, known: Pack) -> Relation:
     relation = known.find(name)
     if relation is not None:
         return replace(relation, templates=unique, examples=())
-    return Relation(name, name, "custom", unique, answer="phrase")
+    return Relation(name, name, unique, answer="phrase")
 
 
 def _over(relation: Relation, rows: list[PackRow] | None) -> Relation:

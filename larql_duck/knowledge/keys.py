@@ -7,7 +7,6 @@ import unicodedata
 from collections.abc import Mapping
 from functools import cache, lru_cache
 
-from larql_duck.catalog.sql_files import sql_query
 from larql_duck.databases import in_memory
 
 ARTICLES = frozenset({"the", "a", "an"})
@@ -34,6 +33,8 @@ def name_key(text: str) -> str:
 @cache
 def aliases() -> Mapping[str, str]:
     """Other name -> key: names in capital letters as they stand, others in lower case."""
+    from larql_duck.catalog.sql_files import sql_query
+
     with in_memory() as con:
         return dict(con.sql(sql_query("name_aliases")).project("name, key").fetchall())
 

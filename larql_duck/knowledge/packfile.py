@@ -19,8 +19,9 @@ MAX_NAME = 64
 _MAX_INCLUDES = 8
 _PACK_KEYS = ("pack", "description", "source", "licence", "relations")
 _RELATION_KEYS = (
-    *("relation", "description", "family", "subjects", "general", "templates", "examples", "answer", "many"),
+    *("relation", "description", "subjects", "general", "templates", "examples", "answer", "many"),
     *("expects", "echo", "entities", "limit", "source", "licence"),
+    "family",  # of packs that were written when each family had a calibration of its own; ignored
 )
 _USE_KEYS = ("from", "relation", "entities", "limit")
 _ENTITY_KEYS = ("subject", "text", "object")
@@ -103,7 +104,6 @@ def _defined(fields: _PackFields, top: _PackFields) -> Relation:
     relation = Relation(
         name=name,
         description=fields.text("description"),
-        family=fields.text("family", top.text("pack")),
         templates=_templates(fields),
         examples=_examples(fields),
         many=fields.flag("many"),

@@ -30,14 +30,12 @@ class Relation:
     `texts` gives the surface form of those that read differently in a sentence ('Netherlands' -> 'the
     Netherlands'); `references` the accepted answers of a subject, the preferred one first. `many` says that
     several answers are right at once. `answer` is one of ANSWER_FORMS, `subjects` the kind of thing that the
-    subjects are ('country'), `family` the group that is calibrated together. `general` relations may be asked
-    about any name. `expects` is the type of the answers (see types.py), `echo` one of ECHOES: whether an answer that
-    repeats its subject can be right.
+    subjects are ('country'). `general` relations may be asked about any name. `expects` is the type of the answers
+    (see types.py), `echo` one of ECHOES: whether an answer that repeats its subject can be right.
     """
 
     name: str
     description: str
-    family: str
     templates: tuple[str, ...]
     examples: tuple[tuple[str, str], ...] = ()
     many: bool = False

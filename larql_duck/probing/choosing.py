@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from larql_duck.probing.combine import Answer, Worth, combine
 from larql_duck.probing.confidence import Calibrated, Calibration
 from larql_duck.probing.outcomes import Reply
 from larql_duck.probing.pilot import Piloted
-from larql_duck.probing.priors import Prior
+from larql_duck.probing.priors import Prior, Priors
 from larql_duck.probing.prompts import Question
 from larql_duck.probing.splits import TEST, split_of
 from larql_duck.probing.words import matches
@@ -28,7 +28,7 @@ CLEARLY = 2
 
 
 @dataclass(frozen=True)
-class Choice:
+class Chosen:
     """How a relation is asked: variants by their index with weights, best first, and the contrast of its ranking."""
 
     weights: Mapping[int, float] = field(default_factory=dict)
@@ -38,19 +38,21 @@ class Choice:
 @dataclass(frozen=True)
 class Knowledge:
     """What earlier runs on this model chose and learnt: by relation and template the weight of a variant (None: it was
-    not chosen) and its Prior, the contrast by relation, and the calibration.
+    not chosen), its Prior and the subjects counted in that, the contrast by relation, and the calibration.
     """
 
     weights: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     contrasts: Mapping[str, float] = field(default_factory=dict)
     priors: Mapping[tuple[str, str], Prior] = field(default_factory=dict)
     calibration: Calibration = field(default_factory=Calibration)
+    counted: Mapping[tuple[str, str], Collection[str]] = field(default_factory=dict)
 
-    def priors_of(self, question: Question) -> dict[int, Prior]:
-        """The Priors of the question's variants, as far as they are known."""
+    def priors_of(self, question: Question) -> Priors:
+        """The Priors of the question's variants, as far as they are known; subjects asked again do not count twice."""
         relation = question.relation
         named = {v.index: (relation.name, v.template(relation)) for v in question.variants}
-        return {v: self.priors[name] for v, name in named.items() if name in self.priors}
+        stored = {v: self.priors[name] for v, name in named.items() if name in self.priors}
+        return Priors(stored=stored, counted={(v, s) for v in stored for s in self.counted.get(named[v], ())})
 
 
 @dataclass
@@ -60,7 +62,7 @@ class Answered:
     """
 
     piloted: Piloted
-    choice: Choice
+    choice: Chosen
     tried: bool = False
     answers: list[Answer] = field(default_factory=list)
     confidence: list[tuple[float | None, Calibrated]] = field(default_factory=list)
@@ -83,14 +85,14 @@ class Answered:
         return list(dict.fromkeys(variants[v].base for v in self.choice.weights))
 
 
-def stored_choice(known: Knowledge, question: Question) -> Choice | None:
+def stored_choice(known: Knowledge, question: Question) -> Chosen | None:
     """How the question was asked before; None where it was not, or its templates or examples are others now."""
     relation = question.relation
     weights = known.weights.get(relation.name, {})
     by_template = {v.template(relation): v.index for v in question.variants}
     if not weights or not weights.keys() <= by_template.keys():
         return None
-    return Choice(
+    return Chosen(
         {by_template[t]: w for t, w in weights.items()}, known.contrasts.get(relation.name, USUAL_CONTRAST)
     )
 
@@ -105,7 +107,7 @@ def by_preference(piloted: Piloted) -> list[int]:
 
 
 def allotted(
-    piloted: Sequence[Piloted], max_prompts: int | None, stored: Sequence[Choice | None]
+    piloted: Sequence[Piloted], max_prompts: int | None, stored: Sequence[Chosen | None]
 ) -> list[list[int]]:
     """Per relation the variants that are asked about everybody: every relation's best, then further ones as far as
     max_prompts (what the pilot asked is counted) reaches, first where the best does worst.

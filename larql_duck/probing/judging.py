@@ -18,7 +18,7 @@ from larql_duck.probing import pilot
 from larql_duck.probing.choosing import (
     MOST_VARIANTS,
     Answered,
-    Choice,
+    Chosen,
     Knowledge,
     allotted,
     choose_contrasts,
@@ -32,9 +32,8 @@ from larql_duck.probing.evidence import Known, evidence
 from larql_duck.probing.outcomes import Reply
 from larql_duck.probing.packs import known_relations
 from larql_duck.probing.pilot import Piloted
-from larql_duck.probing.priors import Priors
 from larql_duck.probing.prompts import Question
-from larql_duck.probing.replies import Asker, Item
+from larql_duck.probing.replies import Ask, Asker
 from larql_duck.probing.splits import TEST, split_of
 from larql_duck.probing.words import matches
 
@@ -63,7 +62,7 @@ def ask_all(
     """
     asking = [_that_fit(asker, q) for q in asking]
     index = type_index([q.relation for q in asking])
-    piloted = [Piloted(q, worth_of(q, index), priors=Priors(stored=known.priors_of(q))) for q in asking]
+    piloted = [Piloted(q, worth_of(q, index), priors=known.priors_of(q)) for q in asking]
     stored = [stored_choice(known, q) for q in asking]
     new = [p for p, choice in zip(piloted, stored, strict=True) if choice is None]
     entities = sum(len(p.question.relation.entities) for p in piloted)
@@ -74,9 +73,9 @@ def ask_all(
         pilot.pilot(asker, new, min(int(pilot.SHARE * total), spare))
     variants = allotted(piloted, max_prompts, stored)
     choices = [
-        Choice(weights_of(p, own))
+        Chosen(weights_of(p, own))
         if choice is None
-        else Choice({v: choice.weights[v] for v in own}, choice.contrast)
+        else Chosen({v: choice.weights[v] for v in own}, choice.contrast)
         for p, own, choice in zip(piloted, variants, stored, strict=True)
     ]
     told(
@@ -85,7 +84,7 @@ def ask_all(
     )
     for first in (True, False):
         tried = set(asker.unasked)
-        items: list[Item] = []
+        items: list[Ask] = []
         owners: list[Piloted] = []
         for p, own in zip(piloted, variants, strict=True):
             for v in own:
@@ -95,7 +94,7 @@ def ask_all(
                 ]
                 if first:
                     rest = rest[: max(0, _FIRST - len(asked))]
-                items += [Item(p.question.relation, p.question.variants[v], s) for s in rest]
+                items += [Ask(p.question.relation, p.question.variants[v], s) for s in rest]
                 owners += [p] * len(rest)
         priors = {p.question.relation.name: p.priors for p in piloted}
         for p, reply in zip(owners, asker.ask(items, priors), strict=True):
@@ -109,15 +108,15 @@ def _that_fit(asker: Asker, question: Question) -> Question:
     """The question without the variants whose examples leave no room for a subject of usual length."""
     relation = question.relation
     sample = sorted(relation.entities, key=len)[len(relation.entities) // 2]
-    kept = [v for v in question.variants if not v.shots or asker.fits(Item(relation, v, sample))]
+    kept = [v for v in question.variants if not v.shots or asker.fits(Ask(relation, v, sample))]
     return Question(relation, tuple(replace(v, index=i) for i, v in enumerate(kept)))
 
 
 def asked_before(question: Question, known: Knowledge) -> Answered:
     """An Answered without replies yet, to be asked and ranked as `known` says."""
-    choice = stored_choice(known, question) or Choice({v.index: 1.0 for v in question.variants})
+    choice = stored_choice(known, question) or Chosen({v.index: 1.0 for v in question.variants})
     worth = worth_of(question, type_index([question.relation]))
-    return Answered(Piloted(question, worth, priors=Priors(stored=known.priors_of(question))), choice)
+    return Answered(Piloted(question, worth, priors=known.priors_of(question)), choice)
 
 
 def judged(
@@ -143,7 +142,7 @@ def judged(
         [worths[i] for i in tried],
     )
     for i, contrast in zip(tried, found, strict=True):
-        replied[i].choice = Choice(replied[i].choice.weights, contrast)
+        replied[i].choice = Chosen(replied[i].choice.weights, contrast)
     compared = Known(words_of(engine), index)
     evidences: list[np.ndarray] = []
     graded: list[Graded] = []

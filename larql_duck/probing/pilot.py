@@ -12,7 +12,7 @@ from larql_duck.probing.combine import Worth, combine
 from larql_duck.probing.outcomes import Reply
 from larql_duck.probing.priors import Priors
 from larql_duck.probing.prompts import Question
-from larql_duck.probing.replies import Asker, Item
+from larql_duck.probing.replies import Ask, Asker
 from larql_duck.probing.splits import TEST, order_of, split_of
 from larql_duck.probing.words import normal
 
@@ -95,7 +95,7 @@ class _Run:
         self.spent = 0
         self.taken = 0
 
-    def next_items(self) -> list[Item]:
+    def next_items(self) -> list[Ask]:
         """What the next round asks: the same new subjects in every variant that is left."""
         until = int(self.budget * ROUNDS[self.round])
         self.round += 1
@@ -108,7 +108,7 @@ class _Run:
         self.taken += len(subjects)
         question = self.piloted.question
         self.spent += len(subjects) * len(self.alive)
-        return [Item(question.relation, question.variants[v], s) for v in self.alive for s in subjects]
+        return [Ask(question.relation, question.variants[v], s) for v in self.alive for s in subjects]
 
     def grades(self) -> dict[int, list[float]]:
         """Per variant how well each subject was answered, from 0 to 1."""

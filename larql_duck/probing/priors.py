@@ -47,11 +47,17 @@ class Prior:
 class Priors:
     """The Prior of every variant of one relation, by the variant's index."""
 
-    def __init__(self, replies: Iterable[Reply] = (), stored: Mapping[int, Prior] | None = None) -> None:
+    def __init__(
+        self,
+        replies: Iterable[Reply] = (),
+        stored: Mapping[int, Prior] | None = None,
+        counted: Iterable[tuple[int, str]] = (),
+    ) -> None:
+        """stored are Priors by variant to go on from, counted the (variant, subject) that are in them."""
         self._by_variant: dict[int, Prior] = defaultdict(Prior)
         for variant, prior in (stored or {}).items():
             self._by_variant[variant] = Prior(prior.n, defaultdict(float, prior.sums))
-        self._counted: set[tuple[int, str]] = set()
+        self._counted = set(counted)
         self.add(replies)
 
     def add(self, replies: Iterable[Reply]) -> None:

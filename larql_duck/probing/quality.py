@@ -1,4 +1,4 @@
-"""How good a vindex's facts are: the figures of the report, from its tables and the packs' references."""
+"""How good a vindex's facts are: the figures of the report, from its tables and the view accuracy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from larql_duck.probing.metrics import Scored, bins, figures
+from larql_duck.probing.metrics import bins, figures
 from larql_duck.probing.sources import of_source, probed_rows
 from larql_duck.vindex.store import Vindex
 
@@ -21,61 +21,55 @@ HALVED = math.log(2)
 _STATED_P = 0.3
 
 
-def quality(vindex: Vindex, controls: Sequence[Control] = ()) -> dict[str, Any]:
+def quality(vindex: Vindex, accuracy: pa.Table, controls: Sequence[Control] = ()) -> dict[str, Any]:
     """The report as JSON values: model, pooled, calibration, relations, effects, layers.
 
-    Accuracy and calibration are judged on the subjects that are held out, which decided nothing, for best answers whose
-    subject has references. relations are ordered by number of facts. effects speaks of facts with p >= 0.3: halved = the share whose probability falls by half or more
-    without the listed features, stays_specific = the share where other facts fall by less than half as much (None
-    where that was not measured); random is None without `controls`.
+    accuracy are the rows of the view of that name: relations has them, in their order, with more figures. pooled and
+    calibration are judged on the subjects that are held out, which decided nothing: accuracy on best answers with a
+    reference, the other figures on those that have a confidence too. effects speaks of facts with p >= 0.3: halved = the
+    share whose probability falls by half or more without the listed features, stays_specific = the share where other
+    facts fall by less than half as much (None where that was not measured); random is None without `controls`.
     """
     facts = [row for row in of_source(vindex.table("facts"), "probe").to_pylist() if row["rank"] == 1]
-    test: dict[str, list[Scored]] = defaultdict(list)
-    for row in facts:
-        if row["held_out"] and row["correct"] is not None and row["confidence"] is not None:
-            test[row["relation"]].append((row["confidence"], row["p"], row["correct"]))
-    pooled = [row for rows in test.values() for row in rows]
+    judged = [row for row in facts if row["held_out"] and row["correct"] is not None]
+    pooled = [(r["confidence"], r["p"], r["correct"]) for r in judged if r["confidence"] is not None]
     manifest = vindex.manifest
     return {
         "model": manifest.model,
         "layers": manifest.num_layers,
         "features": sum(vindex.n_features),
         "facts": len(facts),
-        "pooled": {"accuracy": _mean(right for *_, right in pooled), **figures(pooled)},
+        "pooled": {"accuracy": _mean(r["correct"] for r in judged), "judged": len(judged), **figures(pooled)},
         "calibration": bins([(confidence, right) for confidence, _, right in pooled]),
         "calibration_p": bins([(p, right) for _, p, right in pooled]),
-        "relations": _relations(vindex, facts, test),
+        "relations": _relations(vindex, facts, accuracy),
         "effects": _effects(facts, controls),
     }
 
 
-def _relations(
-    vindex: Vindex, facts: Sequence[dict[str, Any]], test: Mapping[str, list[Scored]]
-) -> list[dict[str, Any]]:
+def _relations(vindex: Vindex, facts: Sequence[dict[str, Any]], accuracy: pa.Table) -> list[dict[str, Any]]:
     by_relation: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in facts:
         by_relation[row["relation"]].append(row)
     layers = _by_layer(vindex.table("edges"), vindex.n_layers)
-    out = [
+    return [
         {
-            "relation": name,
-            "facts": len(rows),
-            "test_facts": len(test.get(name, [])),
-            "accuracy": _mean(right for *_, right in test.get(name, [])),
-            "confidence": _mean(r["confidence"] for r in rows),
+            **counted,
             "p": _mean(r["p"] for r in rows),
-            "calibrated": rows[0]["calibrated"],
+            "calibrated": rows[0]["calibrated"] if rows else "none",
             "effect": _mean(r["effect"] for r in rows),
             "attention_share": _mean(r["attention_share"] for r in rows),
-            "layers": layers.get(name, [0.0] * vindex.n_layers),
-            "examples": [
-                f"{r['subject']} → {r['object']}"
-                for r in sorted(rows, key=lambda r: -(r["confidence"] or 0.0))[:3]
-            ],
+            "layers": layers.get(counted["relation"], [0.0] * vindex.n_layers),
+            "examples": [f"{r['subject']} → {r['object']}" for r in sorted(rows, key=_surest)[:3]],
         }
-        for name, rows in by_relation.items()
+        for counted in accuracy.to_pylist()
+        for rows in [by_relation[counted["relation"]]]
     ]
-    return sorted(out, key=lambda r: (-int(r["facts"]), str(r["relation"])))
+
+
+def _surest(fact: Mapping[str, Any]) -> tuple[float, float]:
+    """What sorts the most confident facts first, and those without a confidence behind them, by p."""
+    return 1.0 if fact["confidence"] is None else -fact["confidence"], -fact["p"]
 
 
 def _by_layer(edges: pa.Table, n_layers: int) -> dict[str, list[float]]:

@@ -23,7 +23,7 @@ _HEADS = 1 << 28
 
 
 @dataclass(frozen=True)
-class Item:
+class Ask:
     """A subject to ask about in one variant of a relation."""
 
     relation: Relation
@@ -52,7 +52,7 @@ class Asker:
         self._heads: dict[tuple[int, ...], Head | None] = {}
         self._n_head_tokens = 0
 
-    def ask(self, items: Sequence[Item], priors: Mapping[str, Priors] | None = None) -> list[Reply | None]:
+    def ask(self, items: Sequence[Ask], priors: Mapping[str, Priors] | None = None) -> list[Reply | None]:
         """Every item's Reply, in order; None where the model cannot be asked.
 
         priors are those of the relations by name, as far as they are known: see `answers.ask`.
@@ -93,7 +93,7 @@ class Asker:
         """The subjects that the model could not be asked about in any way, with the reason."""
         return {s: problem for s, problem in self._unfit.items() if s not in self._answered}
 
-    def fits(self, item: Item) -> bool:
+    def fits(self, item: Ask) -> bool:
         """Whether the model can be asked this."""
         prompt = item.variant.prompt(item.relation, item.subject)
         return self.engine.unfit(self.engine.tokenizer.encode(prompt), room=MAX_TOKENS + 2) is None
@@ -120,7 +120,7 @@ class Asker:
             self._n_head_tokens += len(ids)
         return self._heads[ids]
 
-    def _beginnings(self, items: Sequence[Item], ids: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+    def _beginnings(self, items: Sequence[Ask], ids: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
         """The token ids that each item shares with other subjects: its examples, and the template up to the subject.
 
         Empty where the tokens of the beginning alone are others than those that it has in the prompt.
@@ -158,11 +158,11 @@ def chunks(
         yield chunk
 
 
-def _key(item: Item) -> tuple[str, int]:
+def _key(item: Ask) -> tuple[str, int]:
     return item.relation.name, item.variant.index
 
 
-def _means(items: Sequence[Item], priors: Mapping[str, Priors]) -> dict[tuple[str, int], dict[int, float]]:
+def _means(items: Sequence[Ask], priors: Mapping[str, Priors]) -> dict[tuple[str, int], dict[int, float]]:
     """The prior of every variant that is asked, as far as it is known."""
     return {
         key: priors[key[0]].of(key[1]).means() for key in {_key(item) for item in items} if key[0] in priors

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
-from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from larql_duck.probing.choosing import Knowledge
 from larql_duck.probing.confidence import Calibration
 from larql_duck.probing.priors import Prior
+from larql_duck.vindex.store import Vindex
 
 
-def knowledge_of(tables: Mapping[str, pa.Table], section: Mapping[str, Any]) -> Knowledge:
-    """The Knowledge in the tables prompts and priors and in our section of a manifest; empty where they are."""
+def knowledge_of(vindex: Vindex) -> Knowledge:
+    """The Knowledge in the tables prompts, priors and probes and in our section of the manifest; empty where they are."""
+    tables = {name: vindex.table(name) for name in ("prompts", "priors", "probes")}
     weights: dict[str, dict[str, float]] = defaultdict(dict)
     contrasts: dict[str, float] = {}
     prompts = tables["prompts"].filter(pc.is_valid(tables["prompts"]["weight"]))
@@ -29,9 +28,15 @@ def knowledge_of(tables: Mapping[str, pa.Table], section: Mapping[str, Any]) -> 
     for relation, template, token, p, n in zip(*columns.values(), strict=True):
         means[relation, template][token] = p
         counts[relation, template] = n
+    asked: dict[tuple[str, str], set[str]] = defaultdict(set)
+    columns = tables["probes"].select(["relation", "template", "subject"]).to_pydict()
+    for relation, template, subject in zip(*columns.values(), strict=True):
+        if (relation, template) in counts:
+            asked[relation, template].add(subject)
     return Knowledge(
         dict(weights),
         contrasts,
         {key: Prior.stored(counts[key], own) for key, own in means.items()},
-        Calibration.from_json(section.get("probe", {}).get("calibration") or {}),
+        Calibration.from_json(vindex.manifest.section.get("probe", {}).get("calibration") or {}),
+        dict(asked),
     )

@@ -67,13 +67,16 @@ def older_table(tables: Path, name: str) -> pa.Table | None:
 
 
 def _facts_of_2(rows: pa.Table) -> pa.Table:
-    """The table facts of schema 2, where calibrated was true or false and confidence was p where it was false."""
+    """The table facts of schema 2, where calibrated was true or false, and confidence was p where that was false and
+    nobody had said it in an INSERT.
+    """
     import pyarrow.compute as pc
 
     was = rows["calibrated"]
+    said = pc.or_(was, pc.equal(rows["source"], "patch"))
     columns = {name: rows[name] for name in rows.schema.names} | {
         "calibrated": pc.if_else(was, "relation", "none"),
-        "confidence": pc.if_else(was, rows["confidence"], pa.scalar(None, pa.float64())),
+        "confidence": pc.if_else(said, rows["confidence"], pa.scalar(None, pa.float64())),
     }
     schema = FILES["facts"]
     return pa.Table.from_arrays(

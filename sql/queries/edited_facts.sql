@@ -5,7 +5,8 @@ WITH before AS (
     SELECT f.* FROM {schema}.base_facts AS f SEMI JOIN (FROM pairs WHERE state = 'kept') USING (subject, relation)
     UNION ALL BY NAME
     SELECT f.* REPLACE (
-        NULL AS p, NULL AS p_string, NULL AS confidence, NULL AS effect, NULL AS specific, NULL AS attention_share,
+        NULL AS p, NULL AS p_string, NULL AS confidence, 'none' AS calibrated, NULL AS contrast, NULL AS effect,
+        NULL AS specific, NULL AS attention_share,
         (
             SELECT count(*)::INTEGER FROM {schema}.base_edges AS e ANTI JOIN zeroed USING (layer, feature)
             WHERE e.subject = f.subject AND e.relation = f.relation AND e.object = f.object AND e.source <> 'weights'
@@ -21,7 +22,7 @@ WITH before AS (
         CASE WHEN e.action = 'scored' THEN e.p_string ELSE b.p_string END AS p_string,
         CASE WHEN e.action = 'scored' THEN e.effect ELSE b.effect END AS effect,
         CASE
-            WHEN e.action = 'restored' THEN b.p
+            WHEN e.action = 'restored' THEN NULL
             WHEN e.action = 'scored' AND (b.confidence IS NOT DISTINCT FROM b.p OR e.p IS NULL) THEN e.p
             ELSE b.confidence
         END AS confidence,
@@ -41,7 +42,7 @@ WITH before AS (
     UNION ALL BY NAME
     SELECT
         i.subject, i.relation, i.object, 1 AS rank, coalesce(i.p, s.p) AS p, coalesce(i.p_string, s.p_string) AS p_string,
-        coalesce(i.confidence, CASE WHEN i.database THEN 1.0 ELSE i.p END) AS confidence, false AS calibrated, s.prior,
+        coalesce(i.confidence, CASE WHEN i.database THEN 1.0 ELSE i.p END) AS confidence, 'none' AS calibrated, s.prior,
         coalesce(i.n_templates, s.n_templates) AS n_templates, coalesce(i.effect, s.effect) AS effect, s.specific,
         coalesce(s.n_features, (i.feature IS NOT NULL)::INTEGER) AS n_features, s.attention_share,
         coalesce(i.prompt, s.prompt) AS prompt, 'patch' AS source, i.stale, i.subject_key, i.object_key,

@@ -3,7 +3,9 @@
 WITH stated AS (
     SELECT
         relation, count(*)::INTEGER AS n_facts,
-        list(subject || ' -> ' || object ORDER BY coalesce(confidence, 0) DESC, subject, object)[:3] AS examples
+        list(
+            subject || ' -> ' || object ORDER BY confidence DESC NULLS LAST, p DESC NULLS LAST, subject, object
+        )[:3] AS examples
     FROM {schema}.facts WHERE rank = 1 GROUP BY relation
 ), listed AS (
     SELECT

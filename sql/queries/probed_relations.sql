@@ -1,9 +1,11 @@
 -- The table relations for the relations of `described` (relation, description, templates), in its order, from the probe
--- rows of facts and edges. Examples are the most confident facts, the first ones where several are.
+-- rows of facts and edges. Examples are the most confident facts, then the most probable ones, the first where several are.
 WITH numbered AS (
     SELECT *, row_number() OVER () AS place FROM {schema}.facts
 ), answers AS (
-    SELECT relation, count(*) AS n, list(subject || ' -> ' || object ORDER BY confidence DESC, place)[:3] AS examples
+    SELECT
+        relation, count(*) AS n,
+        list(subject || ' -> ' || object ORDER BY confidence DESC NULLS LAST, p DESC NULLS LAST, place)[:3] AS examples
     FROM numbered WHERE source = 'probe' AND rank = 1 GROUP BY relation
 ), slots AS (
     SELECT relation, count(DISTINCT (layer, feature)) AS n, list_sort(list(DISTINCT layer)) AS layers

@@ -16,4 +16,4 @@ WITH stated AS (
     FROM parts WHERE source = 'weights'
 )
 SELECT subject, relation, object, confidence, p, source, layers, n_edges, stale, subject_key, object_key FROM rows_
-ORDER BY subject, source = 'weights', confidence DESC NULLS LAST, score DESC NULLS LAST, relation, rank, object
+ORDER BY subject, source = 'weights', confidence DESC NULLS LAST, p DESC NULLS LAST, score DESC NULLS LAST, relation, rank, object

@@ -135,6 +135,30 @@ def test_shortest_paths_come_first_whatever_the_limit(graph) -> None:
         )
 
 
+def test_facts_without_a_confidence_are_ordered_by_p_before_weight_triples(tmp_path: Path) -> None:
+    ways = [
+        ("b", "weights", None, None),
+        ("c", "probe", None, 0.2),
+        ("d", "probe", None, 0.7),
+        ("e", "probe", 0.3, 0.9),
+    ]
+    rows = [
+        (s, "to", o, confidence, p, source, [0], 1, False, None, None)
+        for middle, source, confidence, p in ways
+        for s, o in (("a", middle), (middle, "z"))
+    ]
+    for name, schema in SCHEMAS.items():
+        table = _table(name, sorted(rows)) if name == "triples" else schema.empty_table()
+        write_table(tmp_path / f"{name}.parquet", name, table)
+    build_database(tmp_path, tmp_path / "model.duckdb", "ways")
+    con = duckdb.connect(str(tmp_path / "model.duckdb"), read_only=True)
+    found = con.execute("FROM paths('a', 'z')").fetchall()
+    assert [(path[0]["object"], confidence and round(confidence, 2)) for path, _, confidence in found] == [
+        ("d", None), ("e", 0.09), ("c", None), ("b", None),
+    ]  # fmt: skip
+    con.close()
+
+
 def test_nothing_is_found_for_strangers(graph) -> None:
     _, con = graph
     assert con.execute("FROM paths('n0', 'nobody', p_max := 6)").fetchall() == []

@@ -53,9 +53,12 @@ def charts() -> list[Any]:
         },
     )  # fmt: skip
     relations = [
-        {"relation": t, "facts": 3, "accuracy": a, "confidence": 0.5, "layers": [0.0, 0.25, 0.75]}
+        {
+            "relation": t, "held_out": 0 if a is None else 4, "held_out_share": a, "held_out_stated": a and 0.5,
+            "held_out_low": a and a / 2, "held_out_high": a and (1 + a) / 2, "layers": [0.0, 0.25, 0.75],
+        }
         for t, a in zip(ODD, [None, 0.0, 1.0, 0.5, 0.25, None, 0.75], strict=True)
-    ]
+    ]  # fmt: skip
     bins = [{"probability": 0.1, "accuracy": 0.0, "n": 3}, {"probability": 0.9, "accuracy": 1.0, "n": 4}]
     return [
         trace_chart(odd_trace(), prompt="".join(ODD)),

@@ -156,6 +156,8 @@ def test_the_confidence_of_inserted_facts(probed_vindex) -> None:
             assert np.array_equal(getattr(session.patches.overlay.rows[1][n], name), getattr(row, name))
         [fact] = rows(session, "SELECT confidence FROM lq.facts WHERE subject = 'Peru'")
         assert fact["confidence"] == 0.25
+        (done,) = session.lql("UPDATE EDGES SET confidence = 0 WHERE entity = 'Peru'").dicts()
+        assert done["confidence"] == 0
 
 
 def test_facts_of_the_model_go_to_the_solver_together(probed_vindex, monkeypatch: pytest.MonkeyPatch) -> None:

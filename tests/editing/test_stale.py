@@ -41,6 +41,9 @@ def test_the_raw_connection_sees_stale_rows_without_figures(edited: Session) -> 
     assert raw(edited, PERU) == [("Rome", None, None, None, True)]
     for table in ("facts", "edges", "triples", "model_graph"):
         assert raw(edited, f"SELECT DISTINCT stale FROM lq.{table} WHERE subject = 'Peru'") == [(True,)]
+    # Nothing was learnt about the ones that were inserted or touched.
+    learnt = "SELECT DISTINCT calibrated FROM lq.facts WHERE source = 'patch' OR stale"
+    assert raw(edited, learnt) == [("none",)]
     # Facts that list the deleted feature have lost it, and their figures.
     stale = raw(edited, "SELECT p, confidence, effect FROM lq.facts WHERE stale AND source = 'probe'")
     assert stale and set(stale) == {(None, None, None)}

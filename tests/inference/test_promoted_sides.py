@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import larql_duck as lq
-from larql_duck.catalog import FILES, LATER_COLUMNS
+from larql_duck.catalog import FILES, LATER_COLUMNS, LATER_TABLES
 from larql_duck.cli.app import run
 from larql_duck.vindex.arrays import hash_file
 from larql_duck.vindex.fields import read_json
@@ -93,10 +93,15 @@ def test_edges_keep_the_activation_that_was_measured(vindex: Path) -> None:
 
 
 def as_of_2_0(vindex: Path) -> None:
-    """Make the vindex one of schema 2.0: without the columns that 2.1 added, positive tokens shown everywhere."""
+    """Make the vindex one of schema 2.0: without later tables and columns, positive tokens shown everywhere, p shown as
+    the confidence of facts about which nothing was learnt.
+    """
     raw = read_json(vindex / INDEX)
     section = raw["larql_duck"]
     section["schema_version"] = "2.0"
+    for name in LATER_TABLES:
+        (vindex / "tables" / f"{name}.parquet").unlink()
+        del section["tables"][name]
     for name, columns in LATER_COLUMNS.items():
         path = vindex / "tables" / f"{name}.parquet"
         rows = pq.read_table(path).to_pylist()
@@ -104,7 +109,11 @@ def as_of_2_0(vindex: Path) -> None:
             if row.get("sign") == -1:
                 row["down_tokens"] = row["opposite_tokens"]
                 row["top_token"] = row["down_tokens"][0]
-        table = pa.Table.from_pylist(rows, schema=FILES[name])
+            if name == "facts":
+                row["calibrated"] = row["calibrated"] != "none"
+                row["confidence"] = row["confidence"] if row["calibrated"] else row["p"]
+        schema = pa.schema([f.with_type(pa.bool_()) if f.name == "calibrated" else f for f in FILES[name]])
+        table = pa.Table.from_pylist(rows, schema=schema)
         pq.write_table(table.drop_columns(list(columns)), path)
         section["tables"][name] |= {"bytes": path.stat().st_size, **hash_file(path)}
     (vindex / INDEX).write_bytes(seal_manifest(raw))
@@ -118,7 +127,11 @@ def test_a_script_for_older_duckdbs_of_a_vindex_of_the_schema_before(
     assert run(["model-sql", str(path)]) == 0
     with lq.connect(path) as session, duckdb.connect() as con:
         con.execute(capsys.readouterr().out)
-        for query in ("FROM features ORDER BY layer, feature", "FROM edges ORDER BY ALL"):
+        for query in (
+            "FROM features ORDER BY layer, feature",
+            "SELECT * EXCLUDE (subject_key, object_key) FROM facts ORDER BY ALL",
+            *(f"FROM {name} ORDER BY ALL" for name in ("edges", "accuracy", "prompts", "priors")),
+        ):
             assert con.sql(query).fetchall() == session.sql(query).fetchall()
         assert con.sql("FROM explain_fact('France', NULL)").fetchall()
 
@@ -132,6 +145,11 @@ def test_a_vindex_of_the_schema_before_opens(probed_vindex, capsys: pytest.Captu
         said = capsys.readouterr().err
         assert "extracted by an earlier version" in said and said.endswith(again)
         assert session.sql("SELECT DISTINCT sign FROM lq.features").dicts() == [{"sign": 1}]
+        [fact] = session.sql(
+            "SELECT DISTINCT confidence, calibrated, correct, held_out FROM lq.facts"
+        ).dicts()
+        assert fact == {"confidence": None, "calibrated": "none", "correct": None, "held_out": None}
+        assert session.sql("SELECT sum(asked) > 0, sum(judged) FROM accuracy").rows() == [(True, 0)]
         rows = session.lql(f'EXPLAIN INFER "{PROMPT}" TOP 10').dicts()
         for r in rows:
             tokens = promoted(session, r["layer"], r["feature"], r["activation"] < 0, 3)

@@ -12,7 +12,7 @@ from larql_duck.inference.batch import pad
 from larql_duck.inference.generate import greedy, stream
 from larql_duck.inference.predict import infer_table
 from larql_duck.inference.prefix import prefill
-from larql_duck.probing.answers import ask
+from larql_duck.probing.answers import Asked, ask
 from tests.inference.conftest import Tiny
 from tests.tiny import make_tiny
 
@@ -87,7 +87,8 @@ def test_a_cached_beginning_is_computed_anew_where_the_frequencies_change(tiny: 
 
 def test_an_answer_does_not_feel_a_long_name_beside_it(tiny: Tiny) -> None:
     short, long = texts(6, 40)
-    together, single = ask(tiny.engine, "name", [short, long])[0], ask(tiny.engine, "name", [short])[0]
+    together = ask(tiny.engine, [Asked(short), Asked(long)])[0]
+    single = ask(tiny.engine, [Asked(short)])[0]
     assert together.predicted_id == single.predicted_id and together.p == pytest.approx(single.p, abs=1e-5)
 
 

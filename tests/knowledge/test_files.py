@@ -57,13 +57,7 @@ def test_a_whole_pack(tmp_path: Path) -> None:
     pack = load(tmp_path, GOOD)
     (moon,) = pack.relations
     assert (pack.name, pack.description, pack.path) == ("mine", "My pack.", tmp_path / "mine.yaml")
-    assert (moon.name, moon.family, moon.answer, moon.many, moon.subjects) == (
-        "moon",
-        "mine",
-        "name",
-        True,
-        "planet",
-    )
+    assert (moon.name, moon.answer, moon.many, moon.subjects) == ("moon", "name", True, "planet")
     assert moon.templates == ("A moon of {} is called", 'The planet {} has a moon called "')
     assert moon.examples == (("Pluto", "Charon"), ("Earth", "Moon"))
     # Scalars stay text: no boolean, no number.
@@ -71,6 +65,11 @@ def test_a_whole_pack(tmp_path: Path) -> None:
     assert moon.references == {"Mars": ("Phobos", "Deimos"), "NO": ("1984",)}
     assert moon.texts == {"NO": "the NO"}
     assert (moon.source, moon.licence) == ("my notes", "CC0-1.0")
+
+
+def test_a_family_of_earlier_versions_is_ignored(tmp_path: Path) -> None:
+    whole = load(tmp_path, GOOD)
+    assert load(tmp_path, GOOD.replace("answer: name", "answer: name\n    family: solar")) == whole
 
 
 def test_entities_from_csv(tmp_path: Path) -> None:
@@ -103,7 +102,7 @@ def test_relations_taken_from_other_packs(tmp_path: Path) -> None:
         "  - {from: world, relation: capital, entities: own.csv}\n"
     )
     moon, past, capital = load(tmp_path, text).relations
-    assert (moon.entities, moon.family) == (("Mars", "NO"), "mine")
+    assert moon.entities == ("Mars", "NO")
     assert len(past.entities) == 3
     assert capital.entities == ("France", "Atlantis")
     assert capital.references == {"France": ("Paris",), "Atlantis": ("Poseidonis",)}
@@ -155,7 +154,7 @@ def test_bad_yaml_names_file_line_and_field(
 
 BAD_RELATION = [
     # (line of GOOD, counted from 1, what it becomes, line of the error, field, message)
-    (6, "  - family: solar", 6, "relation", "relation: missing; a relation needs it"),
+    (6, "  - limit: 9", 6, "relation", "relation: missing; a relation needs it"),
     (7, "    decription: A moon.", 7, "decription", "did you mean 'description'"),
     (7, "    colour: red", 7, "colour", "a relation has no key 'colour'"),
     (8, "    answer: verb", 8, "answer", "'verb' is no answer form"),

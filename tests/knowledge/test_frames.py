@@ -61,7 +61,7 @@ def test_text_and_object_columns_go_before_what_is_known() -> None:
         }
     )
     (capital,) = pack_from_frames(table, "capital").relations
-    assert capital.texts == {"Netherlands": "the Netherlands", "Congo": "the Congo"}
+    assert [capital.text(s) for s in capital.entities] == ["the Netherlands", "the Congo", "France", "Chad"]
     assert capital.references == {
         "Netherlands": ("Amsterdam",),
         "Congo": ("Kinshasa", "Brazzaville"),
@@ -118,7 +118,8 @@ def test_missing_texts_and_answers_are_none() -> None:
         {"name": ["Chad", "Mars"], "text": [pd.NA, None], "object": [pd.NA, float("nan")]}, dtype=object
     )
     (capital,) = pack_from_frames(table, ["capital"]).relations
-    assert (capital.texts, capital.references) == ({}, {"Chad": ("N'Djamena",)})
+    assert [capital.text(s) for s in capital.entities] == ["Chad", "Mars"]
+    assert capital.references == {"Chad": ("N'Djamena",)}
 
 
 def test_numbers_beside_missing_ones_stay_whole() -> None:
@@ -134,12 +135,7 @@ def test_names_are_composed_before_they_are_compared() -> None:
 def test_own_templates() -> None:
     own = {"moon": "A moon of {} is", "ring": ["{} has a ring called", "A ring of {} is"]}
     moon, ring = pack_from_frames(["Saturn"], own).relations
-    assert (moon.name, moon.templates, moon.family, moon.references) == (
-        "moon",
-        ("A moon of {} is",),
-        "custom",
-        {},
-    )
+    assert (moon.name, moon.templates, moon.references) == ("moon", ("A moon of {} is",), {})
     assert ring.templates == ("{} has a ring called", "A ring of {} is")
     assert ring.entities == ("Saturn",)
 

@@ -14,7 +14,6 @@ def relation(**changes: object) -> Relation:
     base = Relation(
         name="past tense",
         description="The past tense.",
-        family="words",
         templates=("The past tense of {} is", "{} becomes"),
         examples=(("tie", "tied"), ("go", "went"), ("cast", "cast")),
         entities=("go", "Netherlands", "a {} b"),
@@ -40,12 +39,16 @@ def test_a_subject_is_data(subject: str) -> None:
     assert relation().prompt(subject) == f"The past tense of {subject} is"
 
 
-def test_shots_leave_out_the_subject_itself() -> None:
-    assert relation().prompt("run", shots=2) == (
+def test_examples_stand_before_the_prompt_one_a_line() -> None:
+    shown = relation().examples[:2]
+    assert relation().prompt("run", shown=shown) == (
         "The past tense of tie is tied\nThe past tense of go is went\nThe past tense of run is"
     )
-    assert "went" not in relation().prompt("go", shots=2)
-    assert relation().prompt("go", shots=2).count("\n") == 2
+    assert (
+        relation()
+        .prompt("run", shown=[("Netherlands", "x")])
+        .startswith("The past tense of the Netherlands is x\n")
+    )
 
 
 @pytest.mark.parametrize(
@@ -58,8 +61,11 @@ def test_shots_leave_out_the_subject_itself() -> None:
         ("The capital of {},", "The capital of tie, tied"),
     ],
 )
-def test_shots_close_what_the_template_opens(template: str, first: str) -> None:
-    assert relation().prompt("go", template, shots=1) == f"{first}\n{template.replace('{}', 'go')}"
+def test_examples_close_what_the_template_opens(template: str, first: str) -> None:
+    assert (
+        relation().prompt("go", template, shown=[("tie", "tied")])
+        == f"{first}\n{template.replace('{}', 'go')}"
+    )
 
 
 def test_limited_and_over_keep_what_belongs_to_the_subjects() -> None:

@@ -111,7 +111,7 @@ def test_words_of_the_question_are_told(relation: str, answer: str, subject: str
 
 
 def test_of_a_prompt_with_examples_only_the_question_counts() -> None:
-    relation = Relation("moon", "A moon.", "sky", ("A moon of {} is",))
+    relation = Relation("moon", "A moon.", ("A moon of {} is",))
     shots = "A moon of Pluto is Charon\nA moon of {} is"
     assert not is_own_words("Charon", relation, shots)
     assert is_own_words("moon", relation, shots)

@@ -91,7 +91,7 @@ def test_a_stored_calibration_judges_as_before() -> None:
 
 
 RELATION = Relation(
-    "capital", "The capital of a country.", "geo", ("The capital of {} is",), expects="city",
+    "capital", "The capital of a country.", ("The capital of {} is",), expects="city",
     entities=tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ"), references={c: (f"town {c}",) for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"},
 )  # fmt: skip
 

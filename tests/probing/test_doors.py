@@ -203,7 +203,7 @@ def test_unsaved_facts_are_the_sessions_own(copy: Path) -> None:
 def test_many_answers_become_triples_and_stay_so(copy: Path) -> None:
     from larql_duck.knowledge.relations import Pack, Relation
 
-    relation = Relation("near", "what is near", "geo", ("Near {} lies",), many=True, entities=("France",))
+    relation = Relation("near", "what is near", ("Near {} lies",), many=True, entities=("France",))
     with connect(copy) as s:
         s.probe(pack=Pack("mine", (relation,)))
         assert load_manifest(copy).raw[SECTION]["packs"] == [{"name": "mine", "many": ["near"]}]

@@ -34,7 +34,7 @@ def test_asking_the_same_again_changes_nothing_but_order(first: dict[str, pa.Tab
 def test_only_the_asked_subjects_and_relations_are_replaced(
     engine: Engine, first: dict[str, pa.Table]
 ) -> None:
-    other = Relation("capital", "another text", "geo", ("The city of {} is",), entities=("France", "Berlin"))
+    other = Relation("capital", "another text", ("The city of {} is",), entities=("France", "Berlin"))
     second = probe_facts(engine, [other])
     merged = merge(first, second)
     for name in ("facts", "edges", "probes"):

@@ -8,19 +8,19 @@ from dataclasses import replace
 import pytest
 
 from larql_duck.knowledge.relations import Relation
-from larql_duck.probing.choosing import Choice, Knowledge, allotted, choose_contrasts, missing
+from larql_duck.probing.choosing import Chosen, Knowledge, allotted, choose_contrasts, missing
 from larql_duck.probing.judging import ask_all, stored_choice, type_index, worth_of
 from larql_duck.probing.outcomes import NO_ARTICLE, Candidate, Outcome, Reply
 from larql_duck.probing.pilot import SHARE, Piloted, pilot
 from larql_duck.probing.prompts import Question, examples_of, questions
-from larql_duck.probing.replies import Item
+from larql_duck.probing.replies import Ask
 from larql_duck.probing.splits import TEST, TRAIN, drawn, split_of
 from tests.probing.support import reply
 
 NAMES = tuple(f"place {i}" for i in range(60))
 REFERENCES = {name: (f"town {i}",) for i, name in enumerate(NAMES)}
 PLACES = Relation(
-    "chief town", "the chief town", "geo", ("The town of {} is", "In {} there is", "{} has"),
+    "chief town", "the chief town", ("The town of {} is", "In {} there is", "{} has"),
     entities=NAMES, references=REFERENCES,
 )  # fmt: skip
 
@@ -30,17 +30,17 @@ class Told:
 
     def __init__(self, says: Mapping[tuple[str, int], float]) -> None:
         self.says = says
-        self.asked: list[Item] = []
+        self.asked: list[Ask] = []
         self.unasked: dict[str, str] = {}
 
-    def fits(self, item: Item) -> bool:
+    def fits(self, item: Ask) -> bool:
         return True
 
-    def ask(self, items: Sequence[Item], priors: object = None) -> list[Reply]:
+    def ask(self, items: Sequence[Ask], priors: object = None) -> list[Reply]:
         self.asked += items
         return [self._reply(item) for item in items]
 
-    def _reply(self, item: Item) -> Reply:
+    def _reply(self, item: Ask) -> Reply:
         right = self.says.get((item.variant.base, item.variant.shots), 0.0)
         number = NAMES.index(item.subject)
         # The right answer, or what is said of everybody.
@@ -128,7 +128,7 @@ def test_what_was_chosen_before_is_asked_again_without_a_pilot() -> None:
     (question,) = questions([PLACES])
     chosen = question.variants[way(question, PLACES.templates[1], 3)]
     known = Knowledge(weights={"chief town": {chosen.template(PLACES): 1.0}}, contrasts={"chief town": 1.0})
-    assert stored_choice(known, question) == Choice({chosen.index: 1.0}, 1.0)
+    assert stored_choice(known, question) == Chosen({chosen.index: 1.0}, 1.0)
     asker = Told({})
     (answered,) = ask_all(asker, [question], known, None)  # type: ignore[arg-type]
     assert {i.variant.index for i in asker.asked} == {chosen.index} and len(asker.asked) == len(NAMES)
@@ -166,7 +166,7 @@ def test_contrast_is_chosen_by_subjects_that_are_not_held_out() -> None:
 
 
 CAPITAL = Relation(
-    "capital", "The capital city of a country.", "geo", ("The capital of {} is",), expects="city",
+    "capital", "The capital city of a country.", ("The capital of {} is",), expects="city",
     entities=("Ruritania", "Monaco", "Mexico", "Freedonia"),
     references={"Monaco": ("Monaco",), "Ruritania": ("Strelsau",)}, echo="allowed",
 )  # fmt: skip

@@ -24,12 +24,12 @@ from tests.probing.support import probe_facts
 
 COUNTRIES = ("France", "Germany", "Japan", "Spain", "Italy", "Europe", "the city of Paris")
 CAPITAL = Relation(
-    "capital", "capital city of a country", "geo", ("The capital of {} is", "{}'s capital is"),
+    "capital", "capital city of a country", ("The capital of {} is", "{}'s capital is"),
     examples=(("Spain", "Madrid"), ("Italy", "Rome")), entities=COUNTRIES,
     references={"France": ("Paris",), "Japan": ("Tokyo",)},
 )  # fmt: skip
 LANGUAGE = Relation(
-    "language", "language of a country", "geo", ("The language of {} is",), many=True, entities=COUNTRIES[:4]
+    "language", "language of a country", ("The language of {} is",), many=True, entities=COUNTRIES[:4]
 )
 PACK = Pack("tiny", (CAPITAL, LANGUAGE))
 
@@ -349,7 +349,7 @@ def test_mistakes_are_one_clear_line(engine: Engine) -> None:
     with pytest.raises(PackError, match="langage"):
         probe_facts(engine, PACK, relations=["langage"])
     with pytest.raises(LarqlError, match="nothing to ask"):
-        probe_facts(engine, [Relation("r", "", "f", ("{} is",))])
+        probe_facts(engine, [Relation("r", "", ("{} is",))])
     with pytest.raises(LarqlError, match="twice"):
         probe_facts(engine, [CAPITAL, CAPITAL])
     with pytest.raises(LarqlError, match="ablation"):
@@ -369,7 +369,7 @@ def test_awkward_subjects_are_data(engine: Engine) -> None:
         "x" * 10_000,
         "two\nlines",
     )
-    found = probe(engine, [Relation("r", "", "f", ("The language of {} is",), entities=awkward)])
+    found = probe(engine, [Relation("r", "", ("The language of {} is",), entities=awkward)])
     probed = found.tables["probes"].to_pylist()
     assert [r["subject"] for r in probed] == [s for s in awkward if len(s) < 1000]
     assert [r["prompt"] for r in probed] == [f"The language of {r['subject']} is" for r in probed]

@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -30,12 +31,17 @@ def probed(tiny_vindex, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def figures(path: Path) -> dict[str, Any]:
+    with connect(path) as session:
+        return quality(session.workspace.vindex, session.sql("FROM accuracy").arrow())
+
+
 def test_accuracy_counts_the_held_out_subjects_only(tmp_path: Path) -> None:
-    vindex = Vindex.open(write_vindex(tmp_path / "world.vindex"))
-    facts = [f for f in vindex.table("facts").to_pylist() if f["rank"] == 1]
+    path = write_vindex(tmp_path / "world.vindex")
+    facts = [f for f in Vindex.open(path).table("facts").to_pylist() if f["rank"] == 1]
     held_out = [f for f in facts if f["held_out"]]
     assert 0 < len(held_out) < len(facts)
-    found = quality(vindex)
+    found = figures(path)
     assert found["pooled"]["answered"] == len(held_out)
     assert found["pooled"]["accuracy"] == pytest.approx(sum(f["correct"] for f in held_out) / len(held_out))
     assert sum(b["n"] for b in found["calibration"]) == len(held_out)
@@ -43,11 +49,11 @@ def test_accuracy_counts_the_held_out_subjects_only(tmp_path: Path) -> None:
 
 def test_facts_and_layers_are_counted(probed: Path) -> None:
     vindex = Vindex.open(probed)
-    found = quality(vindex)
+    found = figures(probed)
     stated = [r for r in vindex.table("facts").to_pylist() if r["rank"] == 1 and r["p"] >= 0.3]
     assert found["effects"]["facts"] == len(stated)
     (relation,) = found["relations"]
-    assert relation["facts"] == 4
+    assert (relation["asked"], relation["answered"], relation["refused"]) == (4, 4, 0)
     assert sum(relation["layers"]) == pytest.approx(1)
 
 
@@ -92,10 +98,10 @@ def test_page_is_whole_and_escaped(probed: Path, capsys: pytest.CaptureFixture[s
         for node in ElementTree.fromstring(plot).iter():
             for name in ("x", "y", "width", "height", "cx", "cy"):
                 assert math.isfinite(float(node.get(name, "0")))
-    figures = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert figures["facts"] == 4
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["facts"] == 4
 
 
 def test_report_of_a_vindex_without_facts(tiny_vindex) -> None:
-    text = page(quality(Vindex.open(tiny_vindex("gpt2"))))
+    text = page(figures(tiny_vindex("gpt2")))
     assert "No facts yet" in text and "nan" not in text.lower().replace("name", "")

@@ -18,16 +18,12 @@ from tests.probing.support import probe_facts
 pytestmark = pytest.mark.real
 
 CAPITAL = Relation(
-    "capital", "", "geo", ("The capital of {} is",),
+    "capital", "", ("The capital of {} is",),
     entities=("France", "Germany", "Japan", "Italy", "Spain", "Australia", "Greece", "Argentina"),
 )  # fmt: skip
-OPPOSITE = Relation(
-    "opposite", "", "words", ("The opposite of {} is",), answer="word", entities=("hot", "good")
-)
-SPEAK = Relation("language", "", "geo", ("People in {} speak",), many=True, entities=("Mexico",))
-SYMBOL = Relation(
-    "symbol", "", "science", ("The chemical symbol for {} is",), answer="symbol", entities=("gold",)
-)
+OPPOSITE = Relation("opposite", "", ("The opposite of {} is",), answer="word", entities=("hot", "good"))
+SPEAK = Relation("language", "", ("People in {} speak",), many=True, entities=("Mexico",))
+SYMBOL = Relation("symbol", "", ("The chemical symbol for {} is",), answer="symbol", entities=("gold",))
 
 
 @pytest.fixture(scope="module")

@@ -102,8 +102,7 @@ class Answers:
             asked = self._relation(workspace.schema, key)
             engine = _engine(workspace, "lq_ask about what is not stored")
             unfit = partial(self._tell_null, "lq_ask")
-            vindex = workspace.vindex
-            known = knowledge_of({t: vindex.table(t) for t in ("prompts", "priors")}, vindex.manifest.section)
+            known = knowledge_of(workspace.vindex)
             answers = ask_subjects(engine, asked, names, known=known, unfit=unfit)
             best = {f.subject: f for f in answers if f.rank == 1}
             for name in names:
@@ -122,7 +121,7 @@ class Answers:
             " AND lower(replace(replace(f.relation, '_', ' '), '-', ' ')) = a.relation"
             " WHERE f.rank = 1 AND f.p IS NOT NULL AND f.source = 'probe'"
             " QUALIFY row_number() OVER (PARTITION BY a.subject, a.relation"
-            " ORDER BY f.subject = a.subject DESC, f.confidence DESC, f.subject) = 1",
+            " ORDER BY f.subject = a.subject DESC, f.confidence DESC NULLS LAST, f.p DESC, f.subject) = 1",
             [[subject for subject, _ in pairs], [relation for _, relation in pairs]],
         )
         return {(s, r): {"object": o, "p": p} for s, r, o, p in rows}
@@ -141,7 +140,7 @@ class Answers:
             name, templates = probed[key]
             if known is not None and set(templates) <= set(known.templates):
                 return known
-            return Relation(name, name, "custom", tuple(templates), answer="phrase")
+            return Relation(name, name, tuple(templates), answer="phrase")
         if known is not None:
             return known
         names = [name for name, _ in probed.values()] + list(known_relations())
