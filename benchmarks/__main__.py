@@ -1,4 +1,7 @@
-"""`python -m benchmarks [CASE ...] [--json FILE] [--work DIR]`: run benchmark cases and print a table of ratios."""
+"""`python -m benchmarks [CASE ...] [--json FILE] [--work DIR]`: run benchmark cases and print a table of ratios.
+
+`python -m benchmarks answers --model PATH --pack NAME --max-prompts N|all` asks another model, another pack, or more.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,10 @@ import argparse
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from pkgutil import iter_modules
 
@@ -42,10 +46,20 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, help="where models and tables are made and kept (default: a temporary place)"
     )
+    given = {"default": argparse.SUPPRESS}
+    parser.add_argument("--model", help="what `larql-duck extract` takes (default: SmolLM2)", **given)
+    parser.add_argument("--pack", help="a relation pack by name or path (default: core)", **given)
+    parser.add_argument(
+        "--max-prompts", type=_limit, metavar="N|all", help="prompts of the run (default: 2000)", **given
+    )
     arguments = parser.parse_args()
+    options = {k: v for k, v in vars(arguments).items() if k in ("model", "pack", "max_prompts")}
     unknown = set(arguments.case) - set(cases)
     if unknown:
         parser.error(f"no case {', '.join(sorted(unknown))}; there are: {', '.join(cases)}")
+    for option in options:
+        if not any(option in signature(cases[name]).parameters for name in arguments.case or cases):
+            parser.error(f"--{option.replace('_', '-')} is for the case answers; name it")
     console = Console()
     console.print(machine())
     rows: list[Row] = []
@@ -53,18 +67,28 @@ def main() -> None:
         work = arguments.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         for name in arguments.case or cases:
-            for row in _reported(name, cases[name], work, console):
+            for row in _reported(name, cases[name], work, options, console):
                 rows.append(row)
-    console.print(_table(rows))
+    for table in _tables(rows):
+        console.print(table)
     if arguments.json:
         arguments.json.write_text(
             json.dumps({"machine": machine(), "rows": [asdict(r) for r in rows]}, indent=2)
         )
 
 
-def _reported(name: str, case: Case, work: Path, console: Console) -> Iterator[Row]:
+def _limit(text: str) -> int | None:
+    return None if text == "all" else int(text)
+
+
+def _reported(
+    name: str, case: Case, work: Path, options: Mapping[str, object], console: Console
+) -> Iterator[Row]:
     console.print(f"[dim]{name} ...[/]")
-    for row in case(work):
+    for row in case(work, **{k: v for k, v in options.items() if k in signature(case).parameters}):
+        if row.of:
+            yield row
+            continue
         ratio = "" if row.ratio is None else f"  ratio {row.ratio:.2f}"
         note = f"  [dim]{escape(row.note)}[/]" if row.note else ""
         limit = f"  (limit {row.limit})" if row.limit else ""
@@ -77,13 +101,27 @@ def _figure(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
-def _table(rows: list[Row]) -> Table:
+def _tables(rows: list[Row]) -> Iterator[Table]:
+    """One table of the figures that stand alone, and one of those of several things, a line each: ours / peer."""
+    parts = [row for row in rows if row.of]
+    if parts:
+        names = list(dict.fromkeys(row.name for row in parts))
+        table = Table("", *names)
+        for of in dict.fromkeys(row.of for row in parts):
+            cells = {row.name: row for row in parts if row.of == of}
+            table.add_row(of, *(_both(cells[name]) if name in cells else "" for name in names))
+        yield table
     table = Table("figure", "ours", "peer", "ratio", "limit")
     for row in rows:
-        peer = "" if row.peer is None else f"{_figure(row.peer)} {row.unit}"
-        ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-        table.add_row(row.name, f"{_figure(row.ours)} {row.unit}", peer, ratio, row.limit)
-    return table
+        if not row.of:
+            peer = "" if row.peer is None else f"{_figure(row.peer)} {row.unit}"
+            ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+            table.add_row(row.name, f"{_figure(row.ours)} {row.unit}", peer, ratio, row.limit)
+    yield table
+
+
+def _both(row: Row) -> str:
+    return f"{row.ours:.3f}" + ("" if row.peer is None else f" / {row.peer:.3f}")
 
 
 if __name__ == "__main__":

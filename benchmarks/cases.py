@@ -16,7 +16,9 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Row:
-    """One figure: `ours` beside `peer` in `unit`; `ratio` = ours / peer unless the peer is None; `limit` as text."""
+    """One figure: `ours` beside `peer` in `unit`; `ratio` = ours / peer unless the peer is None; `limit` as text; `of` is
+    what it is one of several figures of ("" for none): these get a table with a column a figure.
+    """
 
     name: str
     ours: float
@@ -24,13 +26,15 @@ class Row:
     unit: str
     limit: str
     note: str = ""
+    of: str = ""
 
     @property
     def ratio(self) -> float | None:
         return None if not self.peer else self.ours / self.peer
 
 
-Case = Callable[[Path], Iterator[Row]]
+# Called with the folder where it may keep things, and with those options of the command line that it has parameters for.
+Case = Callable[..., Iterator[Row]]
 
 
 def median_time(action: Callable[[], object], repeat: int = 7, warmup: int = 1) -> float:

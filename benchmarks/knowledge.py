@@ -1,4 +1,4 @@
-"""Facts: how often they are right, how honest their confidence is, what their features do, and how fast it all is."""
+"""Facts: what their features do, and how fast asking for them is."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import Case, Row, smollm2, vindex
+from larql_duck.knowledge.relations import SLOT
 
 _HALF = math.log(2)
 
@@ -21,48 +22,6 @@ def _opened(work: Path) -> Any:
     path = vindex(work, "--dtype", "f32", "--in-basis", "embedding", name="knowledge.vindex")
     opened = Vindex.open(path)
     return opened, Engine.load(opened)
-
-
-# Subjects of each relation of the pack world that are asked: all of them would take half an hour.
-_WORLD = 45
-
-
-def answers(work: Path) -> Iterator[Row]:
-    """Accuracy and calibration on held-out subjects, pooled: the pack core whole, world with its first subjects."""
-    from larql_duck.probing.checkpoint import Checkpoint
-    from larql_duck.probing.choosing import Knowledge
-    from larql_duck.probing.judging import ask_all, judged
-    from larql_duck.probing.metrics import figures
-    from larql_duck.probing.packs import load_pack
-    from larql_duck.probing.prompts import questions
-    from larql_duck.probing.replies import Asker
-    from larql_duck.probing.splits import TEST, split_of
-
-    _, engine = _opened(work)
-    store = Checkpoint(work / "knowledge-answers", [engine.fingerprint])
-    for name, limit in (("core", None), ("world", _WORLD)):
-        asking = questions(load_pack(name).select(None, limit))
-        answered, _ = judged(engine, ask_all(Asker(engine, store), asking, Knowledge(), None), Knowledge())
-        asked = sum(split_of(s) == TEST for q in asking for s in q.relation.references)
-        rows = [
-            (confidence, answer.p, right)
-            for a in answered
-            for answer, right, (confidence, _) in zip(a.answers, a.correct, a.confidence, strict=True)
-            if answer.rank == 1 and right is not None and split_of(answer.subject) == TEST
-        ]
-        right = sum(right for *_, right in rows)
-        n = f"{asked} subjects, {len(rows)} answered"
-        yield Row(f"{name}: right answers, of all subjects", right / asked, None, "", "reported", n)
-        yield Row(f"{name}: right answers, of those given", right / len(rows), None, "", "reported", n)
-        sure = [row for row in rows if row[0] is not None]
-        pooled = figures(sure)
-        own, raw = pooled["confidence"], pooled["p"]
-        yield Row(f"{name}: calibration error", own["ece"], raw["ece"], "", "0.05 absolute")
-        yield Row(f"{name}: Brier score", own["brier"], raw["brier"], "", "1.00")
-        yield Row(f"{name}: AUROC", own["auroc"], raw["auroc"], "", "at least 1.00")
-        covered = f"{pooled['coverage_08']:.0%} of the answers"
-        precise = pooled["precision_08"] or 0.0
-        yield Row(f"{name}: precision at confidence >= 0.8", precise, None, "", "at least 0.85", covered)
 
 
 def causality(work: Path) -> Iterator[Row]:
@@ -176,29 +135,33 @@ def _loop(prompts: list[str]) -> float:
 
 
 def speed(work: Path) -> Iterator[Row]:
-    """The next-token pass beside a plain transformers loop over the same prompts, templates with a head and without."""
+    """The next-token pass beside a plain transformers loop over the same prompts: templates with a head and without,
+    and the first template behind three examples.
+    """
     from larql_duck.probing.packs import load_pack
     from larql_duck.probing.prompts import questions
-    from larql_duck.probing.replies import Ask, Asker
+    from larql_duck.probing.replies import Asker, Ask
 
     _, engine = _opened(work)
-    asked = questions(load_pack("core").select(None, 40))
-    for name, head in (("templates with a head", True), ("templates that begin with the slot", False)):
-        parts = [
-            (q, v) for q in asked for v in q.variants if bool(v.template(q.relation).split("{}")[0]) == head
-        ]
-        items = [Ask(q.relation, v, s) for q, v in parts for s in q.relation.entities]
-        prompts = [i.variant.prompt(i.relation, i.subject) for i in items]
-        if not prompts:
+    ways = [(q.relation, v) for q in questions(load_pack("core").select(None, 40)) for v in q.variants]
+    bare = [(r, v) for r, v in ways if not v.shots]
+    groups = {
+        "templates with a head": [(r, v) for r, v in bare if not v.base.startswith(SLOT)],
+        "templates that begin with the slot": [(r, v) for r, v in bare if v.base.startswith(SLOT)],
+        "three examples": [(r, v) for r, v in ways if v.shots == 3 and v.base == r.templates[0]],
+    }
+    for name, group in groups.items():
+        items = [Ask(r, v, s) for r, v in group for s in r.entities]
+        if not items:
             continue
         began = time.perf_counter()
         Asker(engine).ask(items)
         ours = time.perf_counter() - began
-        loop = _loop(prompts)
-        limit = "at least 2.00" if head else "reported"
+        loop = _loop([i.variant.prompt(i.relation, i.subject) for i in items])
+        limit = "reported" if name.endswith("slot") else "at least 2.00"
         yield Row(
-            f"prompts per second, {name}", len(prompts) / ours, len(prompts) / loop, "/s", limit,
-            f"{len(prompts)} prompts, answers decoded",
+            f"prompts per second, {name}", len(items) / ours, len(items) / loop, "/s", limit,
+            f"{len(items)} prompts, answers decoded",
         )  # fmt: skip
 
 
@@ -221,7 +184,6 @@ def single_and_set(work: Path) -> Iterator[Row]:
 
 
 CASES: dict[str, Case] = {
-    "answers": answers,
     "causality": causality,
     "labels": labels,
     "probe-speed": speed,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+from itertools import islice
 from pathlib import Path
+
+import pytest
 
 from benchmarks.__main__ import all_cases
 from benchmarks.house import class_names, code_lines, house, own_imports, standing_twice
@@ -32,3 +35,75 @@ def test_own_imports_and_names_are_found() -> None:
 def test_house_has_its_figures(tmp_path: Path) -> None:
     rows = {row.name: row for row in house(tmp_path)}
     assert len(rows) == 7 and rows["lines of code"].ours > 10_000
+
+
+@pytest.mark.slow
+def test_answers_of_another_model_are_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import answers
+    from larql_duck.probing import confidence
+    from tests.probing.support import bigram_engine
+
+    said = {
+        "France": {" Paris": 0.9},
+        "Germany": {" Berlin": 0.8},
+        "Japan": {" Tokyo": 0.7},
+        "Spain": {" Rome": 0.3, " Madrid": 0.2},
+        "Italy": {" Madrid": 0.25, " Rome": 0.2},
+    }
+    right = dict(zip(said, ("Paris", "Berlin", "Tokyo", "Madrid", "Rome"), strict=True))
+    bigram_engine(tmp_path / "model", {f" {name}": row for name, row in said.items()})
+    names = [
+        f"{first} {name}"
+        for first in ("The", "Paris", "hot", "cold", "city", "euro", "in", "of", "and", "is")
+        for name in said
+    ]
+    relations = "".join(
+        f"  - relation: {relation}\n    description: A town.\n    templates: ['is {{}}', 'of {{}}']\n    entities:\n"
+        + "".join(f"      - {{subject: {name}, object: {right[name.split()[-1]]}}}\n" for name in names)
+        for relation in ("seat", "court", "hub")
+    )
+    (tmp_path / "own.yaml").write_text(f"pack: own\nrelations:\n{relations}", encoding="utf-8")
+    monkeypatch.setattr(answers, "SPLITS", 2)
+    # One choice is as good as the best of 24 here.
+    for name, only in (("_PULLS", 0.3), ("_SPREADS", 1.0), ("_SLOPES", 0.0)):
+        monkeypatch.setattr(confidence, name, (only,))
+    rows = list(answers.answers(tmp_path, tmp_path / "model", str(tmp_path / "own.yaml"), 300))
+    alone = {row.name: row for row in rows if not row.of}
+    seat = {row.name: row for row in rows if row.of == "seat"}
+    assert alone["prompts"].ours <= 300
+    assert alone["right"].ours == pytest.approx(0.6) and seat["right"].ours == pytest.approx(0.6)
+    assert seat["right, held out"].peer == seat["right, held out"].ours
+    assert alone["2 splits: AUROC"].ours > 0.9
+    assert abs(seat["confidence"].ours - seat["confidence"].peer) < 0.15
+    assert alone[f"wrong above {answers.STATED}"].ours == 0
+    # A second run finds all its answers, and says nothing about time.
+    again = islice(answers.answers(tmp_path, tmp_path / "model", str(tmp_path / "own.yaml"), 300), 2)
+    assert "prompts per second" in alone and "prompts per second" not in {row.name for row in again}
+
+
+def test_wrong_answers_are_told_apart() -> None:
+    from benchmarks.answers import Judged, faults_of
+    from larql_duck.probing.choosing import Answered, Choice
+    from larql_duck.probing.combine import combine
+    from larql_duck.probing.judging import type_index
+    from larql_duck.probing.packs import load_pack
+    from larql_duck.probing.pilot import Piloted
+    from larql_duck.probing.prompts import questions
+    from tests.probing.support import reply
+
+    asked = {q.relation.name: Answered(Piloted(q), Choice()) for q in questions(load_pack("core"))}
+    copied = next(answer for _, answer in asked["opposite"].question.variants[-1].examples)
+    words = frozenset({"carbon", "capital", "south", "america", "paris", copied})
+    told = [
+        ("chemical symbol", "carbon", "Carbon", ["echoes", "other types"]),
+        ("capital", "Poland", "capital", ["own words"]),
+        ("country of city", "Maracaibo", "South America", ["other types"]),
+        ("opposite", "rise", copied, ["copied examples"]),
+        ("capital", "Peru", "Paris", []),
+        ("capital", "Peru", "Baholangkol", ["half words"]),
+    ]
+    for relation, subject, text, faults in told:
+        shown = asked[relation].question.variants[-1].index
+        (answer,) = combine([reply(subject, shown, **{text: 0.9})])
+        found = faults_of(Judged(relation, answer, 0.9, False), asked[relation], type_index([]), words)
+        assert list(found) == faults, (subject, text)

@@ -39,6 +39,7 @@ def aliases() -> Mapping[str, str]:
         return dict(con.sql(sql_query("name_aliases")).project("name, key").fetchall())
 
 
+@lru_cache(maxsize=1 << 16)
 def normal(text: str) -> str:
     """The form in which two answers are compared: no case, accents, leading article or outer punctuation.
 
