@@ -140,7 +140,7 @@ def speed(work: Path) -> Iterator[Row]:
     """
     from larql_duck.probing.packs import load_pack
     from larql_duck.probing.prompts import questions
-    from larql_duck.probing.replies import Asker, Ask
+    from larql_duck.probing.replies import Ask, Asker
 
     _, engine = _opened(work)
     ways = [(q.relation, v) for q in questions(load_pack("core").select(None, 40)) for v in q.variants]
