@@ -8,17 +8,19 @@ from typing import Any
 import pyarrow as pa
 
 from larql_duck.editing.evaluate import evaluate_edits
+from larql_duck.editing.relation_prompts import plain_template, stored_templates
 from larql_duck.errors import PackError, QueryError
 from larql_duck.knowledge.frames import entities_of
-from larql_duck.knowledge.relations import Pack
+from larql_duck.knowledge.relations import SLOT, Pack, Relation, relation_key
 from larql_duck.lowering.types import Query, Request, fail
 from larql_duck.probing.facts import MANY_P, Probed
 from larql_duck.probing.facts import probe as ask_model
-from larql_duck.probing.packs import load_pack, pack_from_frames
+from larql_duck.probing.packs import known_relations, load_pack, pack_from_frames
 from larql_duck.probing.publish import publish, require_tables
 from larql_duck.probing.stored import knowledge_of
 from larql_duck.result import Result
 from larql_duck.session import Session
+from larql_duck.spelling import closest
 from larql_duck.vindex.publish import check_database
 
 COLUMNS = ("subject", "relation", "object", "p", "confidence", "n_features", "effect")
@@ -36,7 +38,8 @@ def probe(session: Session, request: Request) -> Result:
     require_tables(vindex)
     vindex.require("inference", "PROBE")
     entities = _entities(session, request, options.pop("entities"))
-    pack = pack_of(entities, options.pop("relations"), options.pop("pack"))
+    relations, made_up = _with_new_ones(session, options.pop("relations"), entities)
+    pack = pack_of(entities, relations, options.pop("pack"))
     save = options.pop("save")
     many = {r.name for r in pack.relations if r.many}
     dry_run = getattr(request.statement, "dry_run", False)
@@ -47,7 +50,7 @@ def probe(session: Session, request: Request) -> Result:
 
     known = knowledge_of(vindex)
     probed = ask_model(workspace.engine(), pack, known=known, **options)
-    notices = list(probed.notices)
+    notices = [*made_up, *probed.notices]
     if dry_run:
         best = _best(probed, many)
         notices.append(f"a dry run: {best.num_rows} fact{'s' * (best.num_rows != 1)} would be saved")
@@ -91,6 +94,38 @@ def _entities(session: Session, request: Request, entities: Any) -> Any:
         )
     rest = [i for i, name in enumerate(table.column_names) if i and name.lower() in ("text", "object")]
     return table.select([0, *rest]).rename_columns(["subject", *(table.column_names[i] for i in rest)])
+
+
+def _with_new_ones(session: Session, relations: Any, entities: Any) -> tuple[Any, list[str]]:
+    """The relations with those that no pack knows as ones that can be asked, and remarks on templates made up for them.
+
+    The templates are those of the vindex, else a plain one. A name that is nearly a known one stays for the error that
+    says so, as does one without entities.
+    """
+    names = [relations] if isinstance(relations, str) else relations
+    if entities is None or not isinstance(names, (list, tuple)):
+        return relations, []
+    out: list[Any] = []
+    remarks: list[str] = []
+    known = known_relations()
+    keys = {relation_key(name) for name in known}
+    for name in names:
+        if not isinstance(name, str) or relation_key(name) in keys:
+            out.append(name)
+            continue
+        templates = stored_templates(session.workspace, name)
+        if not templates and closest(relation_key(name), keys):
+            out.append(name)
+            continue
+        if not templates:
+            templates = (plain_template(name),)
+            remarks.append(
+                f'no prompt of the relation "{name}" is known, so "{templates[0]}" was made up: '
+                f'TEMPLATE "..." gives another, for example "{SLOT}\'s {relation_key(name)} is" or '
+                f'"Q: What is the {relation_key(name)} of {SLOT}? A: It is"'
+            )
+        out.append(Relation(name, "", templates, answer="phrase"))
+    return out, remarks
 
 
 def pack_of(entities: Any, relations: Any, pack: Any) -> Pack:

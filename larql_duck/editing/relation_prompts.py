@@ -52,7 +52,7 @@ def prompts_for(workspace: Workspace | None, relation: str, templates: Sequence[
 
     shipped = {relation_key(name): r for name, r in known_relations().items()}
     known = shipped.get(relation_key(relation))
-    stored = () if workspace is None or known is not None else _stored(workspace, relation)
+    stored = () if workspace is None or known is not None else stored_templates(workspace, relation)
     chosen = tuple(templates) or (known.templates if known is not None else stored)
     if not chosen:
         chosen = (plain_template(relation),)
@@ -97,7 +97,7 @@ def remarks_on_new(workspace: Workspace, relations: Iterable[str], template: str
             continue
         near = None if relation_key(relation) in known else closest(relation_key(relation), known)
         meant = f"; did you mean {known[near]}?" if near else ""
-        if template is None and not _stored(workspace, relation):
+        if template is None and not stored_templates(workspace, relation):
             remarks.append(
                 f'no prompt of the relation "{relation}" is known, so "{plain_template(relation)}" was made up: '
                 f'TEMPLATE "... {SLOT} ..." says how people state it{meant}'
@@ -107,7 +107,8 @@ def remarks_on_new(workspace: Workspace, relations: Iterable[str], template: str
     return remarks
 
 
-def _stored(workspace: Workspace, relation: str) -> tuple[str, ...]:
+def stored_templates(workspace: Workspace, relation: str) -> tuple[str, ...]:
+    """The templates with which the vindex was asked about a relation, each once."""
     rows = workspace.query(
         f"SELECT templates FROM {workspace.schema}.relations WHERE lower(relation) = lower($1)",
         [relation],

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from larql_duck.probing.evidence import COLUMNS, STRING
+from larql_duck.probing.evidence import COLUMNS, ECHO, STRING
 from larql_duck.probing.splits import order_of
 
 # What a confidence was learnt from: references of its own relation, of others only, or of none at all.
@@ -67,6 +67,9 @@ class Calibration:
         if own is None:
             z = z / math.sqrt(1 + math.pi * self.spread**2 / 8)
         p = np.clip(1 / (1 + np.exp(-z)), 1 - _MOST, _MOST)
+        if own is None:
+            # Nobody has said whether an answer to this relation may repeat its subject.
+            p = np.where(evidence[:, ECHO] > 0, np.minimum(p, 0.5), p)
         return [(float(value), "pooled" if own is None else "relation") for value in p]
 
     def as_json(self) -> dict[str, Any]:

@@ -39,6 +39,7 @@ COLUMNS = (
     "unknown_words",
 )
 STRING = COLUMNS.index("string")
+ECHO = COLUMNS.index("echo")
 
 
 @dataclass(frozen=True)

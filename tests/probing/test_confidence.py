@@ -58,6 +58,15 @@ def test_a_relation_without_references_is_pooled_and_less_sure() -> None:
     assert np.abs(own - 0.5).mean() < np.abs(sure - 0.5).mean()
 
 
+def test_an_echo_is_never_likely_where_no_reference_shows_one() -> None:
+    zeros = (0.0,) * len(COLUMNS)
+    sure = Calibration(zeros, (1.0,) * len(COLUMNS), zeros, 4.0, {"capital": (0.0, 0.0)}, 0.0)
+    rows = np.zeros((2, len(COLUMNS)))
+    rows[1, COLUMNS.index("echo")] = 1
+    assert [p for p, _ in sure.judge("new", rows)] == [pytest.approx(0.982, abs=1e-3), 0.5]
+    assert [p for p, _ in sure.judge("capital", rows)] == pytest.approx([0.982, 0.982], abs=1e-3)
+
+
 def test_few_references_of_a_new_relation_move_its_intercept_alone() -> None:
     known = fit([graded(f"r{i}", 120, offset, i) for i, offset in enumerate((1.0, -1.0, 0.5))])
     few = graded("new", 40, -3.0, 7)

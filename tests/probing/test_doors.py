@@ -473,3 +473,21 @@ def test_a_larql_directory_cannot_grow(copy: Path) -> None:
     (copy / "index.json").write_text(json.dumps(raw))
     with connect(copy) as s, pytest.raises(LarqlError, match="written by LARQL"):
         s.probe(["France"], WHERE)
+
+
+def test_an_unknown_relation_is_asked_with_a_template_that_is_named(copy: Path) -> None:
+    with connect(copy) as s:
+        result = s.probe(["France", "Japan"], ["nickname"])
+        assert columns(s, "SELECT DISTINCT prompt FROM probes WHERE subject = 'Japan'") == [
+            ("The nickname of Japan is",)
+        ]
+        (told,) = [n for n in result.notices if "made up" in n]
+        assert '"The nickname of {} is" was made up' in told and '"{}\'s nickname is"' in told
+        # Known now: asked again as it was, also in a template of one's own.
+        assert not [n for n in s.probe(["Italy"], ["nickname"]).notices if "made up" in n]
+        s.probe(["France"], {"byname": ["People call {}"]})
+        s.probe(["Germany"], ["byname"])
+        prompts = columns(s, "SELECT prompt FROM probes WHERE relation = 'byname' AND subject = 'Germany'")
+        assert prompts == [("People call Germany",)]
+        with pytest.raises(PackError, match=r"captial.*capital"):
+            s.probe(["France"], ["captial"])
