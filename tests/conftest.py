@@ -218,6 +218,6 @@ def smollm2_vindex(smollm2_gguf: Path, made_once: MadeOnce) -> Path:
     def build(path: Path) -> None:
         extract(smollm2_gguf, path, dtype="f32", in_basis="embedding", layers=(15, 29), probe=False)
         with connect(path) as session:
-            session.probe(relations=["capital", "currency", "opposite"], limit=60)
+            session.probe(relations=["capital", "currency", "opposite"], limit=60, max_prompts=300)
 
     return made_once("smollm2.vindex", build)

@@ -83,7 +83,7 @@ def test_answers_of_another_model_are_judged(tmp_path: Path, monkeypatch: pytest
 
 def test_wrong_answers_are_told_apart() -> None:
     from benchmarks.answers import Judged, faults_of
-    from larql_duck.probing.choosing import Answered, Choice
+    from larql_duck.probing.choosing import Answered, Chosen
     from larql_duck.probing.combine import combine
     from larql_duck.probing.judging import type_index
     from larql_duck.probing.packs import load_pack
@@ -91,7 +91,7 @@ def test_wrong_answers_are_told_apart() -> None:
     from larql_duck.probing.prompts import questions
     from tests.probing.support import reply
 
-    asked = {q.relation.name: Answered(Piloted(q), Choice()) for q in questions(load_pack("core"))}
+    asked = {q.relation.name: Answered(Piloted(q), Chosen()) for q in questions(load_pack("core"))}
     copied = next(answer for _, answer in asked["opposite"].question.variants[-1].examples)
     words = frozenset({"carbon", "capital", "south", "america", "paris", copied})
     told = [

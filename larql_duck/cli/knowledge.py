@@ -55,6 +55,9 @@ def probe(
     ablation: Annotated[
         Literal["zero", "mean"], Option(help="What a feature is set to when its effect is measured.")
     ] = "zero",
+    max_prompts: Annotated[
+        int | None, Option(min=1, help="Run no more prompts than that, those of the pilot too.")
+    ] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="Show the facts; save nothing.")] = False,
     resume: Annotated[bool, Option("--resume", help="Go on where a run that was killed stopped.")] = False,
 ) -> None:
@@ -81,6 +84,7 @@ def probe(
                 relations,
                 pack=pack,
                 limit=limit,
+                max_prompts=max_prompts,
                 save=not dry_run,
                 specific=specific,
                 ablation=ablation,

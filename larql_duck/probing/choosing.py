@@ -15,7 +15,7 @@ from larql_duck.probing.splits import TEST, split_of
 from larql_duck.probing.words import matches
 
 # Variants that are asked about everybody where no budget says otherwise.
-MOST_VARIANTS = 5
+MOST_VARIANTS = 4
 # A variant counts by its score to this power, the best one's being 1; below DROPPED it is not asked at all.
 POWER = 4
 DROPPED = 0.2

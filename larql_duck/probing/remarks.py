@@ -14,8 +14,9 @@ _ENOUGH = 5
 
 
 def remarks(answered: Sequence[Answered]) -> list[str]:
-    """One line a relation, and a warning where answers do not depend on the subject."""
+    """One line a relation, and a warning where answers do not depend on the subject or nothing was learnt about them."""
     out: list[str] = []
+    kinds = {kind for a in answered for _, kind in a.confidence}
     for a in answered:
         out.append(_counts(a))
         best = [x for x in a.answers if x.rank == 1]
@@ -25,6 +26,11 @@ def remarks(answered: Sequence[Answered]) -> list[str]:
                 f"{a.question.relation.name}: the answers are about what the prompt says of anything; try other "
                 "templates"
             )
+    if kinds == {"none"}:
+        out.append(
+            "confidence is NULL: nothing says yet how often such answers are right; probe the pack core once, or give "
+            "accepted answers in a column object"
+        )
     return out
 
 

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import duckdb
 import pyarrow as pa
@@ -222,22 +222,31 @@ class Session:
         *,
         pack: object = None,
         limit: int | None = None,
+        max_prompts: int | None = None,
         save: bool = True,
-        **options: Any,
+        specific: bool = False,
+        ablation: Literal["zero", "mean"] = "zero",
+        top_n: int = 3,
+        checkpoint: str | Path | None = None,
     ) -> Result:
         """Asks the model about entities; one row per fact found: subject, relation, object, p, confidence, n_features, effect.
 
         entities: names (a list, Series or array), a DataFrame, LazyFrame, Arrow table or DuckDB relation with a column
         subject, entity or name, or SQL text that gives one; None = the relations' own. relations: names of shipped relations, or
         {name: [templates]} with {} for the subject; None = those that know the entities. pack: a pack's name or YAML
-        file instead; with nothing given, the pack core. limit: each relation's first subjects only.
+        file instead; with nothing given, the pack core. limit: each relation's first subjects only. max_prompts: all prompts
+        that may be run, those of the pilot too.
         The facts are shown at once; with save they are published in the vindex, where they replace earlier rows of
-        the same subject and relation. options: specific=True compares effects with other facts of the relation,
-        ablation='mean', top_n, and checkpoint, a directory in which a run that is killed leaves finished batches.
+        the same subject and relation. specific compares effects with other facts of the relation; ablation says what a
+        feature is set to; top_n answers a subject are kept; checkpoint is a directory in which a run that is killed leaves
+        finished batches.
         LevelError where the vindex has no weights, PackError for what cannot be asked.
         """
         arguments = {"entities": entities, "relations": relations, "pack": pack, "limit": limit, "save": save}
-        return self._carry_out(Request("PROBE", arguments=arguments | options))
+        arguments |= {"max_prompts": max_prompts, "specific": specific, "ablation": ablation, "top_n": top_n}
+        if checkpoint is not None:
+            arguments["checkpoint"] = Path(checkpoint)
+        return self._carry_out(Request("PROBE", arguments=arguments))
 
     @told_arguments
     def evaluate(self, *, texts: BackgroundTexts | None = None) -> Check:

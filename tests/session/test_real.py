@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from larql_duck.commands.opening import connect
+from larql_duck.inference.model import Model
 from tests.duckdb_cli import run_cli
 
 pytestmark = pytest.mark.real
@@ -16,10 +17,13 @@ def test_in_the_cli(smollm2_vindex: Path) -> None:
     first, probed = run_cli(
         smollm2_vindex / "model.duckdb",
         "SELECT relationship, object FROM model_graph WHERE subject = 'France' AND relationship = 'capital'",
-        "SELECT p FROM probes WHERE prompt = 'The capital of France is'",
+        "SELECT prompt, predicted, p FROM probes WHERE subject = 'France' AND relation = 'capital' LIMIT 1",
     )
     assert first[0] == {"relationship": "capital", "object": "Paris"}
-    assert probed[0]["p"] == pytest.approx(0.77, abs=0.01)
+    engine = Model.open(smollm2_vindex).engine
+    best = engine.logits(probed[0]["prompt"])[0].softmax(-1).max(0)
+    assert engine.tokenizer.token(int(best.indices)) == probed[0]["predicted"]
+    assert probed[0]["p"] == pytest.approx(float(best.values), abs=0.01)
 
 
 def test_in_lql(smollm2_vindex: Path) -> None:
