@@ -60,7 +60,7 @@ def answers(
     from larql_duck.inference.engine import Engine
     from larql_duck.models.opening import open_model
     from larql_duck.probing.checkpoint import Checkpoint
-    from larql_duck.probing.judging import ask_all, judged
+    from larql_duck.probing.judging import ask_all, judge, rank
     from larql_duck.probing.replies import Asker
 
     engine = Engine.load(open_model(model or smollm2()))
@@ -75,7 +75,8 @@ def answers(
     # Prompts that were found in the checkpoint would count as fast ones.
     if new:
         yield Row("prompts per second", prompts / seconds, None, "/s", "reported", "pilot and answers")
-    judged(engine, replied, Knowledge())
+    rank(replied)
+    judge(engine, replied, Knowledge())
     whole = {r.name: r for r in load_pack(pack).relations}
     yield from _accuracy(asker, replied, whole)
     best = _best(replied)
@@ -179,7 +180,7 @@ def _over_splits(engine: Engine, replied: Sequence[Answered]) -> Iterator[Row]:
     """The confidence of held-out answers, with the thirds as they are and drawn anew. The prompts stay those that were
     chosen on the thirds as they are.
     """
-    from larql_duck.probing.judging import judged
+    from larql_duck.probing.judging import judge, rank
 
     def held_out() -> list[Judged]:
         return [j for j in _best(replied) if split_of(j.answer.subject) == TEST]
@@ -190,7 +191,8 @@ def _over_splits(engine: Engine, replied: Sequence[Answered]) -> Iterator[Row]:
         a.tried = False
     for seed in range(SPLITS):
         with drawn(seed):
-            judged(engine, replied, Knowledge())
+            rank(replied)
+            judge(engine, replied, Knowledge())
             splits.append(held_out())
     splits = splits[1:]
     yield from _calibration(f"{SPLITS} splits: ", splits)

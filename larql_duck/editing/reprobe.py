@@ -17,7 +17,7 @@ from larql_duck.knowledge.relations import Relation
 from larql_duck.probing.checkpoint import Checkpoint
 from larql_duck.probing.choosing import Answered, Knowledge
 from larql_duck.probing.facts import MANY_P
-from larql_duck.probing.judging import asked_before, judged
+from larql_duck.probing.judging import asked_before, judge, rank
 from larql_duck.probing.measure import measure
 from larql_duck.probing.prompts import Question, Variant
 from larql_duck.probing.replies import Ask, Asker
@@ -90,7 +90,8 @@ def reprobe_pairs(
         own = asked_before(question, known)
         items = [Ask(question.relation, v, s) for v in variants for s in v.prompts]
         own.piloted.add(asker.ask(items, {name: own.piloted.priors}))
-        judged(engine, [own], known, stated=stated, learn=False)
+        rank([own])
+        judge(engine, [own], known, stated=stated, learn=False)
         own.answers = [
             replace(f, prior=before.get((f.subject, name), {}).get(normal(f.object))) for f in own.answers
         ]

@@ -21,7 +21,7 @@ POWER = 4
 DROPPED = 0.2
 # Powers of the prior that answers may be ranked by: see `combine`.
 CONTRASTS = (0.0, 0.5, 1.0)
-# Where no references tell: what did best over all relations of several models.
+# Where no references tell: what most relations of the two models that were looked at take.
 USUAL_CONTRAST = 0.5
 # A relation departs from what suits all of them when so many more subjects become right.
 CLEARLY = 2
@@ -37,8 +37,8 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Knowledge:
-    """What earlier runs on this model chose and learnt: by relation and template the weight of a variant (None: it was
-    not chosen), its Prior and the subjects counted in that, the contrast by relation, and the calibration.
+    """What earlier runs on this model chose and learnt: by relation and template the weight of a chosen variant, its
+    Prior and the subjects counted in that, the contrast by relation, and the calibration.
     """
 
     weights: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -97,7 +97,7 @@ def stored_choice(known: Knowledge, question: Question) -> Chosen | None:
     )
 
 
-def by_preference(piloted: Piloted) -> list[int]:
+def _by_preference(piloted: Piloted) -> list[int]:
     """The variants worth asking, best first: by the pilot's scores, else three examples before none before six."""
     question = piloted.question
     if not piloted.scores:
@@ -146,7 +146,7 @@ def weights_of(piloted: Piloted, variants: Sequence[int]) -> dict[int, float]:
 
 
 def _worth_asking(piloted: Piloted) -> list[int]:
-    ordered = by_preference(piloted)
+    ordered = _by_preference(piloted)
     weights = weights_of(piloted, ordered)
     return [v for v in ordered if weights[v] >= DROPPED]
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -23,6 +22,8 @@ _PULLS = (0.03, 0.1, 0.3, 1.0)
 _SPREADS = (0.5, 1.0, 2.0)
 _SLOPES = (0.0, 0.3)
 _FOLDS = 5
+# What the spread of relations without references may come out as.
+_DOUBTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 # Nobody is surer than this of an answer, nor less.
 _MOST = 0.99
 
@@ -58,6 +59,8 @@ class Calibration:
 
     def judge(self, relation: str, evidence: np.ndarray) -> list[tuple[float | None, Calibrated]]:
         """For each row of evidence the confidence and what it was learnt from; None where from nothing."""
+        from scipy.special import expit
+
         if not self or not len(evidence):
             return [(None, "none")] * len(evidence)
         x = (evidence - self.center) / self.scale
@@ -66,7 +69,7 @@ class Calibration:
         z = self.intercept + x @ np.array(self.weights) + offset + slope * x[:, STRING]
         if own is None:
             z = z / math.sqrt(1 + math.pi * self.spread**2 / 8)
-        p = np.clip(1 / (1 + np.exp(-z)), 1 - _MOST, _MOST)
+        p = np.clip(expit(z), 1 - _MOST, _MOST)
         if own is None:
             # Nobody has said whether an answer to this relation may repeat its subject.
             p = np.where(evidence[:, ECHO] > 0, np.minimum(p, 0.5), p)
@@ -132,7 +135,7 @@ def _fitted(graded: Sequence[Graded], pull: float, spread: float, slope: float) 
     # A relation's column is scaled by its spread over that of the pull: the ridge then means what the spread says.
     inner, outer = spread / math.sqrt(pull), slope / math.sqrt(pull)
     design = np.hstack([x, inner * member, outer * member * x[:, [STRING]]])
-    if len(set(right.tolist())) < 2:
+    if len(set(right.tolist())) < 2:  # in a fold
         rate = (right.sum() + 1) / (len(right) + 2)
         return Calibration(tuple(center), tuple(scale), (0.0,) * x.shape[1], math.log(rate / (1 - rate)))
     model = LogisticRegression(C=pull, max_iter=1000).fit(design, right)
@@ -191,24 +194,22 @@ def _doubted(
 
     def loss(doubt: float) -> float:
         return float(
-            np.mean([x for model, g in left_out for x in _losses(_with_spread(model, doubt), _unnamed(g))])
+            np.mean(
+                [
+                    x
+                    for model, g in left_out
+                    for x in _losses(replace(model, spread=doubt), replace(g, relation=""))
+                ]
+            )
         )
 
-    return _with_spread(made, min((0.0, 0.5, 1.0, 1.5, 2.0, 3.0), key=loss))
-
-
-def _with_spread(model: Calibration, spread: float) -> Calibration:
-    return Calibration(
-        model.center, model.scale, model.weights, model.intercept, model.relations, spread, model.columns
-    )
-
-
-def _unnamed(g: Graded) -> Graded:
-    return Graded("", g.evidence, g.right, g.subjects)
+    return replace(made, spread=min(_DOUBTS, key=loss))
 
 
 def _extended(known: Calibration, graded: Sequence[Graded]) -> Calibration:
     """The known calibration with an intercept for each relation that has enough references: the most probable one."""
+    from scipy.special import expit
+
     relations = dict(known.relations)
     for g in graded:
         if len(g.right) < ENOUGH_OF_RELATION:
@@ -217,15 +218,8 @@ def _extended(known: Calibration, graded: Sequence[Graded]) -> Calibration:
         z = known.intercept + x @ np.array(known.weights)
         offset, variance = 0.0, max(known.spread, 0.5) ** 2
         for _ in range(50):  # Newton's steps on a concave function of one variable
-            p = 1 / (1 + np.exp(-(z + offset)))
+            p = expit(z + offset)
             slope = float((g.right - p).sum()) - offset / variance
             offset += slope / (float((p * (1 - p)).sum()) + 1 / variance)
         relations[g.relation] = (offset, 0.0)
-    return Calibration(
-        known.center, known.scale, known.weights, known.intercept, relations, known.spread, known.columns
-    )
-
-
-def counted(graded: Sequence[Graded]) -> Counter[str]:
-    """Relation -> answers that something was learnt from."""
-    return Counter({g.relation: len(g.right) for g in graded})
+    return replace(known, relations=relations)

@@ -17,27 +17,9 @@ from larql_duck.probing.splits import TEST, split_of
 
 # The columns of the evidence; STRING is the one whose weight a relation may have of its own.
 COLUMNS = (
-    "string",
-    "first",
-    "score",
-    "agreement",
-    "alone",
-    "contrast",
-    "entropy",
-    "doubt",
-    "least",
-    "margin",
-    "tokens",
-    "lead",
-    "open",
-    "echo",
-    "shared",
-    "excess",
-    "copied",
-    "other_type",
-    "right_type",
-    "unknown_words",
-)
+    "string", "first", "score", "agreement", "alone", "contrast", "entropy", "doubt", "least", "margin", "tokens", "lead",
+    "open", "echo", "shared", "excess", "copied", "other_type", "right_type", "unknown_words",
+)  # fmt: skip
 STRING = COLUMNS.index("string")
 ECHO = COLUMNS.index("echo")
 
@@ -56,6 +38,18 @@ def log_odds(p: float) -> float:
     return math.log(p / (1 - p))
 
 
+@dataclass(frozen=True)
+class _Around:
+    """What an answer is seen among: the best answers of all subjects, counted, and what references accept (test split
+    aside), by subject and counted; echoes are the subjects whose reference repeats them.
+    """
+
+    stated: Counter[str]
+    references: Mapping[str, set[str]]
+    accepted: Counter[str]
+    echoes: int
+
+
 def evidence(
     relation: Relation,
     answers: Sequence[Answer],
@@ -66,64 +60,55 @@ def evidence(
     """The evidence of every answer to a relation, float64 [answers, COLUMNS].
 
     shown are the (normalised) answers of the examples in prompts; stated counts the best answers of subjects beyond
-    these. References are looked at in the train and validation
-    splits only, never those of the answer's own subject.
+    these. References are looked at in the train and validation splits only, never those of the answer's own subject.
     """
-    known = known or Known()
-    best = [a for a in answers if a.rank == 1]
-    objects = Counter(normal(a.object) for a in best) + (stated or Counter())
     references = {
         s: {normal(r) for r in accepted} for s, accepted in relation.references.items() if split_of(s) != TEST
     }
-    accepted = Counter(r for own in references.values() for r in own)
-    echoes = sum(normal(s) in own for s, own in references.items())
-    rows = [
-        _row(relation, a, shown, known, objects, objects.total(), references, accepted, echoes)
-        for a in answers
-    ]
-    return np.array(rows, np.float64).reshape(len(rows), len(COLUMNS))
+    around = _Around(
+        stated=Counter(normal(a.object) for a in answers if a.rank == 1) + (stated or Counter()),
+        references=references,
+        accepted=Counter(r for own in references.values() for r in own),
+        echoes=sum(normal(s) in own for s, own in references.items()),
+    )
+    rows = [_row(relation, a, shown, known or Known(), around) for a in answers]
+    table = [[row[name] for name in COLUMNS] for row in rows]
+    return np.array(table, np.float64).reshape(len(rows), len(COLUMNS))
 
 
 def _row(
-    relation: Relation,
-    a: Answer,
-    shown: Collection[str],
-    known: Known,
-    objects: Mapping[str, int],
-    n_best: int,
-    references: Mapping[str, set[str]],
-    accepted: Mapping[str, int],
-    echoes: int,
-) -> list[float]:
+    relation: Relation, a: Answer, shown: Collection[str], known: Known, around: _Around
+) -> dict[str, float]:
     key = normal(a.object)
-    own = references.get(a.subject, set())
-    n = len(references) - (a.subject in references)
-    expected = (accepted.get(key, 0) - (key in own)) / n if n >= 10 else None
-    others = max(0, objects.get(key, 0) - 1) / max(1, n_best - 1)
-    excess = 0.0 if expected is None else math.log((others + 0.02) / (expected + 0.02))
+    own = around.references.get(a.subject, set())
+    n = len(around.references) - (a.subject in around.references)
+    expected = (around.accepted[key] - (key in own)) / n if n >= 10 else None
+    others = max(0, around.stated[key] - 1) / max(1, around.stated.total() - 1)
     echo = is_echo(a.object, a.subject, relation.text(a.subject))
     words = [w for w in key.split() if any(c.isalpha() for c in w)]
     kind = "unknown" if known.types is None else known.types.fit(a.object, relation, a.subject)
-    unknown = sum(w not in known.words for w in words) / len(words) if words and known.words else 0.0
-    return [
-        log_odds(a.p_string),
-        log_odds(a.p),
-        log_odds(a.score),
-        a.agreement - 0.5 if a.n_variants > 1 else 0.0,
-        float(a.n_variants == 1),
-        0.0 if a.contrast is None else a.contrast,
-        min(a.entropy, 8.0),
-        min(a.doubt, 8.0),
-        math.log(max(a.least, 1e-3)),
-        max(min(a.margin, 5.0), -3.0),
-        math.log(a.n_tokens),
-        a.lead,
-        float(not a.closed),
-        float(echo) * (1.0 - min(1.0, 5 * echoes / max(1, len(references)))),
-        math.log1p(20 * others),
-        excess,
-        float(key in shown) * (1.0 - min(1.0, 10 * (expected or 0.0))),
-        float(kind == "other"),
-        float(kind == "fits"),
-        unknown,
-    ]
+    return {
+        "string": log_odds(a.p_string),
+        "first": log_odds(a.p),
+        "score": log_odds(a.score),
+        "agreement": a.agreement - 0.5 if a.n_variants > 1 else 0.0,
+        "alone": a.n_variants == 1,
+        "contrast": a.contrast or 0.0,
+        "entropy": min(a.entropy, 8.0),
+        "doubt": min(a.doubt, 8.0),
+        "least": math.log(max(a.least, 1e-3)),
+        "margin": max(min(a.margin, 5.0), -3.0),
+        "tokens": math.log(a.n_tokens),
+        "lead": a.lead,
+        "open": not a.closed,
+        # Less where references show that answers may repeat their subject, or be what an example says.
+        "echo": echo * (1.0 - min(1.0, 5 * around.echoes / max(1, len(around.references)))),
+        "shared": math.log1p(20 * others),
+        "excess": 0.0 if expected is None else math.log((others + 0.02) / (expected + 0.02)),
+        "copied": (key in shown) * (1.0 - min(1.0, 10 * (expected or 0.0))),
+        "other_type": kind == "other",
+        "right_type": kind == "fits",
+        "unknown_words": sum(w not in known.words for w in words) / len(words)
+        if words and known.words
+        else 0.0,
+    }

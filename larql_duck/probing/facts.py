@@ -19,7 +19,7 @@ from larql_duck.probing.checkpoint import Checkpoint
 from larql_duck.probing.choosing import MOST_VARIANTS, Answered, Knowledge
 from larql_duck.probing.combine import Answer
 from larql_duck.probing.confidence import Calibration
-from larql_duck.probing.judging import ask_all, judged
+from larql_duck.probing.judging import ask_all, judge, rank
 from larql_duck.probing.measure import FactFeatures, measure
 from larql_duck.probing.prompts import Question, questions
 from larql_duck.probing.remarks import remarks
@@ -76,8 +76,9 @@ def probe(
     """
     if ablation not in ("zero", "mean"):
         raise LarqlError(f"ablation {ablation!r} is not known; use 'zero' or 'mean'")
-    if top_n < 1 or (limit is not None and limit < 1):
-        raise LarqlError("top_n and limit must be at least 1")
+    for name, value in (("top_n", top_n), ("limit", limit), ("max_prompts", max_prompts)):
+        if value is not None and value < 1:
+            raise LarqlError(f"{name} is {value}; it must be at least 1")
     asking = questions(asked, relations=relations, limit=limit, max_prompts=max_prompts, few_shot=few_shot)
     if not asking:
         raise LarqlError("nothing to ask: the pack has no relation with subjects")
@@ -85,8 +86,9 @@ def probe(
     store = Checkpoint(checkpoint, [engine.fingerprint, str(engine.model.dtype)])
     steps = _Steps(sum(len(q.relation.entities) for q in asking), max_prompts, progress or ticker("facts"))
     asker = Asker(engine, store, steps.done)
-    replied = ask_all(asker, asking, known, max_prompts, told=steps.planned)
-    answered, calibration = judged(engine, replied, known, top_n=top_n)
+    answered = ask_all(asker, asking, known, max_prompts, told=steps.planned)
+    rank(answered, top_n=top_n)
+    calibration = judge(engine, answered, known)
     facts = [_measured(engine, a, ablation, specific, checkpoint, steps.done) for a in answered]
     tables = tables_of(engine.tokenizer, answered, facts)
     notices = [*engine.tokenizer.habits(), *_notices(asker.unasked)]
@@ -113,10 +115,10 @@ def ask_subjects(
     asked = relation if subjects is None else relation.over(subjects)
     asker = Asker(engine)
     known = known or Knowledge()
-    (replied,) = ask_all(asker, questions([asked], few_shot=few_shot), known, None, try_out=False)
+    (answered,) = ask_all(asker, questions([asked], few_shot=few_shot), known, None, try_out=False)
     for subject, why in asker.unasked.items():
         unfit(subject, why)
-    (answered,), _ = judged(engine, [replied], known, top_n=top_n)
+    rank([answered], top_n=top_n)
     return answered.answers
 
 

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from larql_duck.inference.engine import Engine
 from larql_duck.knowledge.keys import normal
 from larql_duck.knowledge.relations import Relation
 from larql_duck.knowledge.types import TypeIndex, echo_allowed, is_echo, is_own_words
+from larql_duck.models.tokenizer import Tokenizer
 from larql_duck.probing import pilot
 from larql_duck.probing.choosing import (
     MOST_VARIANTS,
@@ -119,50 +120,49 @@ def asked_before(question: Question, known: Knowledge) -> Answered:
     return Answered(Piloted(question, worth, priors=known.priors_of(question)), choice)
 
 
-def judged(
-    engine: Engine,
-    replied: Sequence[Answered],
-    known: Knowledge,
-    *,
-    top_n: int = 3,
-    stated: Mapping[str, Counter[str]] | None = None,
-    learn: bool = True,
-) -> tuple[list[Answered], Calibration]:
-    """The same with answers, confidence and correct filled in, and the calibration that judged them.
-
-    stated counts, by relation, the best answers (normalised) of subjects beyond these; learn=False takes the known
-    calibration as it is.
-    """
-    index = type_index([a.question.relation for a in replied])
-    worths = [a.piloted.worth for a in replied]
-    tried = [i for i, a in enumerate(replied) if a.tried]
+def rank(replied: Sequence[Answered], *, top_n: int = 3) -> None:
+    """Fill in the ranked answers; what a pilot of this run tried first gets its contrast."""
+    tried = [a for a in replied if a.tried]
     found = choose_contrasts(
-        [replied[i].piloted for i in tried],
-        [replied[i].choice.weights for i in tried],
-        [worths[i] for i in tried],
+        [a.piloted for a in tried], [a.choice.weights for a in tried], [a.piloted.worth for a in tried]
     )
-    for i, contrast in zip(tried, found, strict=True):
-        replied[i].choice = Chosen(replied[i].choice.weights, contrast)
-    compared = Known(words_of(engine), index)
-    evidences: list[np.ndarray] = []
-    graded: list[Graded] = []
-    for a, worth in zip(replied, worths, strict=True):
-        relation = a.question.relation
+    for a, contrast in zip(tried, found, strict=True):
+        a.choice = replace(a.choice, contrast=contrast)
+    for a in replied:
         a.answers = combine(
             _in_order(a),
             top_n=top_n,
             weights=a.choice.weights,
             contrast=a.choice.contrast,
             priors=a.piloted.priors,
-            worth=worth,
+            worth=a.piloted.worth,
         )
+
+
+def judge(
+    engine: Engine,
+    ranked: Sequence[Answered],
+    known: Knowledge,
+    *,
+    stated: Mapping[str, Counter[str]] | None = None,
+    learn: bool = True,
+) -> Calibration:
+    """Fill in which ranked answers are correct, and their confidence; the calibration that judged them.
+
+    stated counts, by relation, the best answers (normalised) of subjects beyond these; learn=False takes the known
+    calibration as it is.
+    """
+    compared = Known(_words_of(engine.tokenizer), type_index([a.question.relation for a in ranked]))
+    evidences: list[np.ndarray] = []
+    graded: list[Graded] = []
+    for a in ranked:
+        relation = a.question.relation
         a.correct = [
             matches(x.object, relation.references[x.subject]) if x.subject in relation.references else None
             for x in a.answers
         ]
-        rows = evidence(
-            relation, a.answers, a.question.answers_shown, compared, (stated or {}).get(relation.name)
-        )
+        further = (stated or {}).get(relation.name)
+        rows = evidence(relation, a.answers, a.question.answers_shown, compared, further)
         evidences.append(rows)
         use = [
             i
@@ -170,18 +170,12 @@ def judged(
             if x.rank == 1 and right is not None and split_of(x.subject) != TEST
         ]
         if use:
-            graded.append(
-                Graded(
-                    relation.name,
-                    rows[use],
-                    np.array([bool(a.correct[i]) for i in use]),
-                    [a.answers[i].subject for i in use],
-                )
-            )
+            right = np.array([bool(a.correct[i]) for i in use])
+            graded.append(Graded(relation.name, rows[use], right, [a.answers[i].subject for i in use]))
     calibration = fit(graded, known.calibration) if learn else known.calibration
-    for a, rows in zip(replied, evidences, strict=True):
+    for a, rows in zip(ranked, evidences, strict=True):
         a.confidence = calibration.judge(a.question.relation.name, rows)
-    return list(replied), calibration
+    return calibration
 
 
 def _in_order(a: Answered) -> list[Reply]:
@@ -235,10 +229,9 @@ def worth_of(question: Question, index: TypeIndex) -> Worth:
     return worth
 
 
-def words_of(engine: Engine) -> frozenset[str]:
+@lru_cache(maxsize=1)
+def _words_of(tokenizer: Tokenizer) -> frozenset[str]:
     """The words that stand alone in the vocabulary, normalised."""
     return frozenset(
-        normal(text)
-        for _, token, text, is_word in engine.tokenizer.vocabulary()
-        if is_word and token[:1] == " "
+        normal(text) for _, token, text, is_word in tokenizer.vocabulary() if is_word and token[:1] == " "
     )

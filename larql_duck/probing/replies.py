@@ -32,10 +32,9 @@ class Ask:
 
 
 class Asker:
-    """Asks an engine; what it has answered is not asked twice.
+    """Asks an engine in shared batches; beginnings that prompts share are run once.
 
-    `done` is called with the number of
-    prompts after each batch, whether it was run or found in the checkpoint.
+    `done` is called with the number of prompts after each batch, whether it was run or found in the checkpoint.
     """
 
     def __init__(
@@ -55,7 +54,7 @@ class Asker:
     def ask(self, items: Sequence[Ask], priors: Mapping[str, Priors] | None = None) -> list[Reply | None]:
         """Every item's Reply, in order; None where the model cannot be asked.
 
-        priors are those of the relations by name, as far as they are known: see `answers.ask`.
+        priors are those of the relations by name, as far as they are known: see `answers.Asked`.
         """
         prompts = [i.variant.prompt(i.relation, i.subject) for i in items]
         ids = self.engine.tokenizer.encode_batch(prompts)

@@ -66,9 +66,9 @@ def test_tokens_of_blanks_are_seen() -> None:
 
 def test_a_few_columns_of_texts_are_wrapped_in_a_terminal() -> None:
     def lines(table: pa.Table, width: int) -> list[str]:
-        console = Console(width=width, file=io.StringIO(), color_system=None)
-        console.print(rich_table(Result(table), width=width)[0])
-        return [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+        out = io.StringIO()
+        Console(width=width, file=out, color_system=None).print(rich_table(Result(table), width=width)[0])
+        return [line.rstrip() for line in out.getvalue().splitlines()]
 
     words = [f"word{i}" for i in range(40)]
     prose = pa.table(

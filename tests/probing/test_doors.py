@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import duckdb
@@ -17,9 +17,12 @@ from larql_duck.catalog import SCHEMAS, as_table, empty_table, quoted
 from larql_duck.cli import app as cli
 from larql_duck.commands.opening import attach, connect
 from larql_duck.errors import LarqlError, LevelError, PackError, SemanticError
+from larql_duck.inference.engine import Engine
 from larql_duck.probing import publish as publish_module
+from larql_duck.probing.answers import Asked
 from larql_duck.probing.confidence import Calibration
 from larql_duck.probing.evidence import COLUMNS
+from larql_duck.probing.outcomes import Outcome
 from larql_duck.session import Session
 from larql_duck.vindex.derive import derive_triples, label_features, weight_edges
 from larql_duck.vindex.manifest import SECTION, load_manifest
@@ -421,7 +424,7 @@ def test_cli_probe_resumes(
     asked = []
     real = replies_module.ask
 
-    def counting(engine, prompts):  # type: ignore[no-untyped-def]
+    def counting(engine: Engine, prompts: Sequence[Asked]) -> list[Outcome]:
         if len(asked) == 1 and monkeypatch_state["fail"]:
             raise KeyboardInterrupt
         asked.append(len(prompts))

@@ -12,8 +12,9 @@ from larql_duck.probing.choosing import Chosen, Knowledge, allotted, choose_cont
 from larql_duck.probing.judging import ask_all, stored_choice, type_index, worth_of
 from larql_duck.probing.outcomes import NO_ARTICLE, Candidate, Outcome, Reply
 from larql_duck.probing.pilot import SHARE, Piloted, pilot
+from larql_duck.probing.priors import Priors
 from larql_duck.probing.prompts import Question, examples_of, questions
-from larql_duck.probing.replies import Ask
+from larql_duck.probing.replies import Ask, Asker
 from larql_duck.probing.splits import TEST, TRAIN, drawn, split_of
 from tests.probing.support import reply
 
@@ -25,18 +26,21 @@ PLACES = Relation(
 )  # fmt: skip
 
 
-class Told:
-    """An Asker that answers as `says` does, and counts what it was asked."""
+class Told(Asker):
+    """An Asker without a model: it answers as `says` does, and counts what it was asked."""
 
     def __init__(self, says: Mapping[tuple[str, int], float]) -> None:
         self.says = says
         self.asked: list[Ask] = []
-        self.unasked: dict[str, str] = {}
+
+    @property
+    def unasked(self) -> dict[str, str]:
+        return {}
 
     def fits(self, item: Ask) -> bool:
         return True
 
-    def ask(self, items: Sequence[Ask], priors: object = None) -> list[Reply]:
+    def ask(self, items: Sequence[Ask], priors: Mapping[str, Priors] | None = None) -> list[Reply | None]:
         self.asked += items
         return [self._reply(item) for item in items]
 
@@ -94,7 +98,7 @@ def test_the_pilot_finds_what_this_model_answers_best(best: tuple[str, int]) -> 
     (question,) = questions([PLACES])
     said = {(v.base, v.shots): 0.2 for v in question.variants} | {best: 0.9}
     piloted, asker = Piloted(question), Told(said)
-    pilot(asker, [piloted], 60)  # type: ignore[arg-type]
+    pilot(asker, [piloted], 60)
     assert next(iter(piloted.scores)) == way(question, *best)
     assert len(asker.asked) <= 60
     assert all(split_of(item.subject) != TEST for item in asker.asked)
@@ -108,7 +112,7 @@ def test_without_references_agreement_decides() -> None:
     (question,) = questions([replace(PLACES, references={})])
     said = {(PLACES.templates[0], 0): 0.9, (PLACES.templates[1], 0): 0.9, (PLACES.templates[2], 0): 0.0}
     piloted = Piloted(question)
-    pilot(Told(said), [piloted], 60)  # type: ignore[arg-type]
+    pilot(Told(said), [piloted], 60)
     assert list(piloted.scores)[-1] == 2
     assert set(piloted.right.values()) == {None}
 
@@ -116,7 +120,7 @@ def test_without_references_agreement_decides() -> None:
 @pytest.mark.parametrize("most", [70, 90, 200])
 def test_the_pilot_counts_in_the_budget_and_its_answers_are_kept(most: int) -> None:
     asker = Told({(v, s): 0.5 for v in PLACES.templates for s in (0, 3, 6)})
-    (answered,) = ask_all(asker, questions([PLACES]), Knowledge(), most)  # type: ignore[arg-type]
+    (answered,) = ask_all(asker, questions([PLACES]), Knowledge(), most)
     prompts = [(i.variant.index, i.subject) for i in asker.asked]
     assert len(prompts) == len(set(prompts)) <= most
     assert sum(answered.piloted.asked.values()) <= max(SHARE * most, 0) + 1
@@ -130,7 +134,7 @@ def test_what_was_chosen_before_is_asked_again_without_a_pilot() -> None:
     known = Knowledge(weights={"chief town": {chosen.template(PLACES): 1.0}}, contrasts={"chief town": 1.0})
     assert stored_choice(known, question) == Chosen({chosen.index: 1.0}, 1.0)
     asker = Told({})
-    (answered,) = ask_all(asker, [question], known, None)  # type: ignore[arg-type]
+    (answered,) = ask_all(asker, [question], known, None)
     assert {i.variant.index for i in asker.asked} == {chosen.index} and len(asker.asked) == len(NAMES)
     assert not answered.tried
     # Templates of one's own are not those that were chosen.

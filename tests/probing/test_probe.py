@@ -356,6 +356,8 @@ def test_mistakes_are_one_clear_line(engine: Engine) -> None:
         probe_facts(engine, PACK, ablation="none")
     with pytest.raises(LarqlError, match="top_n"):
         probe_facts(engine, PACK, top_n=0)
+    with pytest.raises(LarqlError, match="max_prompts is 0; it must be at least 1"):
+        probe_facts(engine, PACK, max_prompts=0)
 
 
 def test_awkward_subjects_are_data(engine: Engine) -> None:
