@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from larql_duck.editing.evaluate import evaluate_edits
-from larql_duck.editing.relation_prompts import plain_template, stored_templates
+from larql_duck.editing.relation_prompts import made_up, plain_template, stored_templates
 from larql_duck.errors import PackError, QueryError
 from larql_duck.knowledge.frames import entities_of
 from larql_duck.knowledge.relations import SLOT, Pack, Relation, relation_key
@@ -38,7 +38,7 @@ def probe(session: Session, request: Request) -> Result:
     require_tables(vindex)
     vindex.require("inference", "PROBE")
     entities = _entities(session, request, options.pop("entities"))
-    relations, made_up = _with_new_ones(session, options.pop("relations"), entities)
+    relations, invented = _with_new_ones(session, options.pop("relations"), entities)
     pack = pack_of(entities, relations, options.pop("pack"))
     save = options.pop("save")
     many = {r.name for r in pack.relations if r.many}
@@ -50,7 +50,7 @@ def probe(session: Session, request: Request) -> Result:
 
     known = knowledge_of(vindex)
     probed = ask_model(workspace.engine(), pack, known=known, **options)
-    notices = [*made_up, *probed.notices]
+    notices = [*invented, *probed.notices]
     if dry_run:
         best = _best(probed, many)
         notices.append(f"a dry run: {best.num_rows} fact{'s' * (best.num_rows != 1)} would be saved")
@@ -120,8 +120,7 @@ def _with_new_ones(session: Session, relations: Any, entities: Any) -> tuple[Any
         if not templates:
             templates = (plain_template(name),)
             remarks.append(
-                f'no prompt of the relation "{name}" is known, so "{templates[0]}" was made up: '
-                f'TEMPLATE "..." gives another, for example "{SLOT}\'s {relation_key(name)} is" or '
+                f'{made_up(name)}TEMPLATE "..." gives another, for example "{SLOT}\'s {relation_key(name)} is" or '
                 f'"Q: What is the {relation_key(name)} of {SLOT}? A: It is"'
             )
         out.append(Relation(name, "", templates, answer="phrase"))

@@ -86,6 +86,11 @@ def plain_template(relation: str) -> str:
     return f"The {relation_key(relation)} of {SLOT} is"
 
 
+def made_up(relation: str) -> str:
+    """The remark that begins what is said of a plain template; the user's other choices follow."""
+    return f'no prompt of the relation "{relation}" is known, so "{plain_template(relation)}" was made up: '
+
+
 def remarks_on_new(workspace: Workspace, relations: Iterable[str], template: str | None) -> list[str]:
     """What the user should know of relations that neither the packs nor the vindex have, in an INSERT with `template`."""
     shipped = {relation_key(name): name for name in known_relations()}
@@ -98,10 +103,7 @@ def remarks_on_new(workspace: Workspace, relations: Iterable[str], template: str
         near = None if relation_key(relation) in known else closest(relation_key(relation), known)
         meant = f"; did you mean {known[near]}?" if near else ""
         if template is None and not stored_templates(workspace, relation):
-            remarks.append(
-                f'no prompt of the relation "{relation}" is known, so "{plain_template(relation)}" was made up: '
-                f'TEMPLATE "... {SLOT} ..." says how people state it{meant}'
-            )
+            remarks.append(f'{made_up(relation)}TEMPLATE "... {SLOT} ..." says how people state it{meant}')
         elif meant:
             remarks.append(f'the relation "{relation}" is new{meant}')
     return remarks

@@ -15,6 +15,7 @@ from larql_duck.inference.generate import greedy
 from larql_duck.inference.prefix import prefill
 from larql_duck.knowledge.frames import is_missing
 from larql_duck.knowledge.relations import Relation, relation_key
+from larql_duck.probing.choosing import Knowledge
 from larql_duck.probing.facts import ask_subjects
 from larql_duck.probing.packs import known_relations
 from larql_duck.probing.stored import knowledge_of
@@ -98,11 +99,11 @@ class Answers:
         by_relation: dict[str, list[str]] = {}
         for subject, relation in pairs:
             by_relation.setdefault(relation, []).append(subject)
+        known = knowledge_of(workspace.vindex) if by_relation else Knowledge()
         for key, names in by_relation.items():
             asked = self._relation(workspace.schema, key)
             engine = _engine(workspace, "lq_ask about what is not stored")
             unfit = partial(self._tell_null, "lq_ask")
-            known = knowledge_of(workspace.vindex)
             answers = ask_subjects(engine, asked, names, known=known, unfit=unfit)
             best = {f.subject: f for f in answers if f.rank == 1}
             for name in names:
