@@ -117,6 +117,48 @@ def common_length(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
+# Bytes of the heads that are kept.
+_HEADS = 1 << 28
+
+
+class Heads:
+    """The heads of an engine's prompts, each run once and kept while there is room."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._heads: dict[tuple[int, ...], Head | None] = {}
+        self._n_tokens = 0
+
+    def of(self, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> list[Head | None]:
+        """The head of each prompt, given the text that it begins with and its token ids.
+
+        None where the tokens of the beginning alone are others than those that it has in the prompt.
+        """
+        return [self._head(begin) for begin in self.beginnings(texts, ids)]
+
+    def beginnings(self, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+        """The token ids of those heads; empty where there is none."""
+        different = list(dict.fromkeys(texts))
+        encoded = dict(zip(different, self._engine.tokenizer.encode_batch(different), strict=True))
+        out = []
+        for text, row in zip(texts, ids, strict=True):
+            begin = tuple(encoded[text])
+            shared = len(begin) < len(row) and tuple(row[: len(begin)]) == begin
+            out.append(begin if text and shared else ())
+        return out
+
+    def _head(self, ids: tuple[int, ...]) -> Head | None:
+        if ids not in self._heads:
+            if self._n_tokens + len(ids) > _HEADS // self._engine.cache_bytes:
+                self._heads.clear()
+                self._n_tokens = 0
+            known = (head for head in self._heads.values() if head is not None)
+            nearest = max(known, key=lambda head: common_length(head.ids, ids), default=None)
+            self._heads[ids] = run_head(self._engine, ids, nearest)
+            self._n_tokens += len(ids)
+        return self._heads[ids]
+
+
 def prefill(engine: Engine, prompts: Prompts, heads: Sequence[Head | None] | None = None) -> Prefix:
     """The prompts' Prefix. Tokens that all prompts share at their start run once; then prompts of similar length run
     together, so that little is computed for padding. The caches are joined, padded on the left.

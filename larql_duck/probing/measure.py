@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,7 @@ from larql_duck.inference.attribution import attribute
 from larql_duck.inference.batch import pad
 from larql_duck.inference.effects import effects_after
 from larql_duck.inference.engine import Engine
-from larql_duck.inference.prefix import prefill
+from larql_duck.inference.prefix import Heads, prefill
 from larql_duck.probing.checkpoint import Checkpoint
 from larql_duck.probing.combine import Answer, prompt_ids
 from larql_duck.probing.replies import BATCH_CACHE, chunks
@@ -66,6 +67,11 @@ def measure(
     to be part of the checkpoint's context.
     """
     ids = prompt_ids(engine.tokenizer, answers)
+    heads = Heads(engine)
+    # The examples of a prompt stand in lines before the last; what only one prompt begins with is none.
+    begins = [a.prompt[: a.prompt.rfind("\n") + 1] for a in answers]
+    counts = Counter(begins)
+    begins = [begin if counts[begin] > 1 else "" for begin in begins]
     features: dict[int, FactFeatures] = {}
     most = max(8, min(BATCH_FACTS, BATCH_CONTRIBUTIONS // sum(engine.n_features)))
     # Answers of one variant share their prompts' beginning.
@@ -73,7 +79,8 @@ def measure(
         rows = [i for i, a in enumerate(answers) if a.variant == variant]
         for chunk in chunks(rows, [(0, len(row)) for row in ids], most, BATCH_CACHE // engine.cache_bytes):
             batch = [ids[i] for i in chunk], [answers[i].first for i in chunk]
-            make = partial(_batch, engine, *batch, replacement)
+            own = [begins[i] for i in chunk]
+            make = partial(_batch, engine, *batch, heads, own, replacement)
             made = checkpoint.batch("edges", batch, FactFeatures, len(chunk), make)
             features.update(zip(chunk, made, strict=True))
             done(len(chunk))
@@ -81,9 +88,14 @@ def measure(
 
 
 def _batch(
-    engine: Engine, ids: Sequence[Sequence[int]], tokens: Sequence[int], replacement: torch.Tensor | None
+    engine: Engine,
+    ids: Sequence[Sequence[int]],
+    tokens: Sequence[int],
+    heads: Heads,
+    begins: Sequence[str],
+    replacement: torch.Tensor | None,
 ) -> list[FactFeatures]:
-    prefix = prefill(engine, pad(ids, device=engine.device))
+    prefix = prefill(engine, pad(ids, device=engine.device), heads.of(begins, ids))
     with engine.recording() as capture:
         logits = prefix.step()
     parts = attribute(engine, capture, tokens)

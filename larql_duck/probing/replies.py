@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from larql_duck.inference.engine import Engine
-from larql_duck.inference.prefix import Head, common_length, run_head
+from larql_duck.inference.prefix import Heads
 from larql_duck.knowledge.relations import SLOT, Relation
 from larql_duck.probing.answers import MAX_TOKENS, Asked, ask
 from larql_duck.probing.checkpoint import Checkpoint
@@ -18,8 +18,6 @@ from larql_duck.probing.prompts import Variant
 # Prompts of one batch, the numbers in its logits, and the bytes of its keys and values (several such caches live at
 # a time: the prefix, the step after it, the answers being decoded).
 BATCH_PROMPTS, BATCH_LOGITS, BATCH_CACHE = 128, 1 << 23, 1 << 28
-# Bytes of the beginnings that are kept.
-_HEADS = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -48,8 +46,7 @@ class Asker:
         self._unfit: dict[str, str] = {}
         self._checkpoint = checkpoint or Checkpoint(None)
         self._done = done
-        self._heads: dict[tuple[int, ...], Head | None] = {}
-        self._n_head_tokens = 0
+        self._heads = Heads(engine)
 
     def ask(self, items: Sequence[Ask], priors: Mapping[str, Priors] | None = None) -> list[Reply | None]:
         """Every item's Reply, in order; None where the model cannot be asked.
@@ -66,10 +63,15 @@ class Asker:
             else:
                 self._unfit.setdefault(item.subject, problem)
         fits = [i for i, problem in enumerate(problems) if problem is None]
-        begins = self._beginnings(items, ids)
+        # The examples, and the template up to the subject.
+        begins = [
+            i.variant.head(i.relation, i.subject) + i.variant.base.partition(SLOT)[0].rstrip(" ")
+            for i in items
+        ]
         means = _means(items, priors or {})
         most = max(8, min(BATCH_PROMPTS, BATCH_LOGITS // self.engine.vocab))
-        lengths = [(len(begin), len(row)) for begin, row in zip(begins, ids, strict=True)]
+        heads = self._heads.beginnings(begins, ids)
+        lengths = [(len(head), len(row)) for head, row in zip(heads, ids, strict=True)]
         out: list[Reply | None] = [None] * len(items)
         for chunk in chunks(fits, lengths, most, BATCH_CACHE // self.engine.cache_bytes):
             own = [(items[i].relation.answer, means.get(_key(items[i]), {})) for i in chunk]
@@ -100,42 +102,12 @@ class Asker:
     def _batch(
         self,
         ids: Sequence[Sequence[int]],
-        begins: Sequence[tuple[int, ...]],
+        begins: Sequence[str],
         own: Sequence[tuple[str, Mapping[int, float]]],
     ) -> list[Outcome]:
-        heads = [self._head(begin) for begin in begins]
+        heads = self._heads.of(begins, ids)
         rows = zip(ids, heads, own, strict=True)
         return ask(self.engine, [Asked(row, form, head, prior) for row, head, (form, prior) in rows])
-
-    def _head(self, ids: tuple[int, ...]) -> Head | None:
-        if ids not in self._heads:
-            room = _HEADS // self.engine.cache_bytes
-            if self._n_head_tokens + len(ids) > room:
-                self._heads.clear()
-                self._n_head_tokens = 0
-            known = (head for head in self._heads.values() if head is not None)
-            nearest = max(known, key=lambda head: common_length(head.ids, ids), default=None)
-            self._heads[ids] = run_head(self.engine, ids, nearest)
-            self._n_head_tokens += len(ids)
-        return self._heads[ids]
-
-    def _beginnings(self, items: Sequence[Ask], ids: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
-        """The token ids that each item shares with other subjects: its examples, and the template up to the subject.
-
-        Empty where the tokens of the beginning alone are others than those that it has in the prompt.
-        """
-        texts = [
-            i.variant.head(i.relation, i.subject) + i.variant.base.partition(SLOT)[0].rstrip(" ")
-            for i in items
-        ]
-        different = list(dict.fromkeys(texts))
-        encoded = dict(zip(different, self.engine.tokenizer.encode_batch(different), strict=True))
-        out = []
-        for text, row in zip(texts, ids, strict=True):
-            begin = tuple(encoded[text])
-            shared = len(begin) < len(row) and tuple(row[: len(begin)]) == begin
-            out.append(begin if text and shared else ())
-        return out
 
 
 def chunks(
