@@ -270,7 +270,7 @@ def _left_out(engine: Engine, replied: Sequence[Answered]) -> Iterator[Judged]:
     """
     from larql_duck.probing.judging import type_index, words_of
 
-    words = words_of(engine)
+    words = words_of(engine.tokenizer)
     known = Known(words, type_index([a.question.relation for a in replied]))
     graded = [_graded(a, a.question.relation, known, lambda s: split_of(s) != TEST) for a in replied]
     for i, a in enumerate(replied):
@@ -300,7 +300,7 @@ def _faults(title: str, engine: Engine, replied: Sequence[Answered], best: Seque
     from larql_duck.probing.judging import type_index, words_of
 
     index = type_index([a.question.relation for a in replied])
-    words = words_of(engine) | _names([*known_relations().values(), *(a.question.relation for a in replied)])
+    words = words_of(engine.tokenizer) | _names([*known_relations().values(), *(a.question.relation for a in replied)])
     asked = {a.question.relation.name: a for a in replied}
     wrong = [j for j in best if not j.right and j.confidence > STATED]
     classes: dict[str, list[Judged]] = {

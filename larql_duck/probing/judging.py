@@ -152,7 +152,7 @@ def judge(
     stated counts, by relation, the best answers (normalised) of subjects beyond these; learn=False takes the known
     calibration as it is.
     """
-    compared = Known(_words_of(engine.tokenizer), type_index([a.question.relation for a in ranked]))
+    compared = Known(words_of(engine.tokenizer), type_index([a.question.relation for a in ranked]))
     evidences: list[np.ndarray] = []
     graded: list[Graded] = []
     for a in ranked:
@@ -230,7 +230,7 @@ def worth_of(question: Question, index: TypeIndex) -> Worth:
 
 
 @lru_cache(maxsize=1)
-def _words_of(tokenizer: Tokenizer) -> frozenset[str]:
+def words_of(tokenizer: Tokenizer) -> frozenset[str]:
     """The words that stand alone in the vocabulary, normalised."""
     return frozenset(
         normal(text) for _, token, text, is_word in tokenizer.vocabulary() if is_word and token[:1] == " "
