@@ -480,14 +480,14 @@ def test_a_larql_directory_cannot_grow(copy: Path) -> None:
 
 def test_an_unknown_relation_is_asked_with_a_template_that_is_named(copy: Path) -> None:
     with connect(copy) as s:
-        result = s.probe(["France", "Japan"], ["nickname"])
+        result = s.probe(["France", "Japan"], ["motto"])
         assert columns(s, "SELECT DISTINCT prompt FROM probes WHERE subject = 'Japan'") == [
-            ("The nickname of Japan is",)
+            ("The motto of Japan is",)
         ]
         (told,) = [n for n in result.notices if "made up" in n]
-        assert '"The nickname of {} is" was made up' in told and '"{}\'s nickname is"' in told
+        assert '"The motto of {} is" was made up' in told and '"{}\'s motto is"' in told
         # Known now: asked again as it was, also in a template of one's own.
-        assert not [n for n in s.probe(["Italy"], ["nickname"]).notices if "made up" in n]
+        assert not [n for n in s.probe(["Italy"], ["motto"]).notices if "made up" in n]
         s.probe(["France"], {"byname": ["People call {}"]})
         s.probe(["Germany"], ["byname"])
         prompts = columns(s, "SELECT prompt FROM probes WHERE relation = 'byname' AND subject = 'Germany'")
