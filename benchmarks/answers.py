@@ -300,7 +300,9 @@ def _faults(title: str, engine: Engine, replied: Sequence[Answered], best: Seque
     from larql_duck.probing.judging import type_index, words_of
 
     index = type_index([a.question.relation for a in replied])
-    words = words_of(engine.tokenizer) | _names([*known_relations().values(), *(a.question.relation for a in replied)])
+    words = words_of(engine.tokenizer) | _names(
+        [*known_relations().values(), *(a.question.relation for a in replied)]
+    )
     asked = {a.question.relation.name: a for a in replied}
     wrong = [j for j in best if not j.right and j.confidence > STATED]
     classes: dict[str, list[Judged]] = {
