@@ -17,6 +17,7 @@ from larql_duck.probing.packs import Pack, Relation, known_relations, list_packs
 KNOWLEDGE = Path(packfile.__file__).parent
 THEMES = {
     *("geography", "language", "people", "nature", "chemistry", "words", "culture", "technology", "code"),
+    "things",
 }
 CORE = [
     *("capital", "language", "currency", "continent", "opposite", "plural", "past tense", "comparative"),

@@ -40,7 +40,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
 
 def test_probe_names_who_was_not_asked_about(session: Session) -> None:
     names = ["France", BEYOND, LONG, "Japan"]
-    templates = {"found in": ["The capital of {} is", "{} has"], "near": ["Near {} lies"]}
+    templates = {"situated in": ["The capital of {} is", "{} has"], "near": ["Near {} lies"]}
     result = session.probe(names, templates, save=False)
     asked = session.sql("SELECT subject, count(*) FROM probes GROUP BY ALL ORDER BY ALL").rows()
     assert asked == [("France", 3), ("Japan", 3)]
@@ -133,7 +133,7 @@ def test_insert_of_bad_rows_alone_is_refused(row: tuple[str, str, str], session:
 def test_names_are_compared_composed(session: Session) -> None:
     """A name that macOS writes in pieces is the composed one."""
     split, whole = "Zu\u0308rich", "Z\xfcrich"
-    session.probe([split], {"found in": ["The capital of {} is"]}, save=False)
+    session.probe([split], {"situated in": ["The capital of {} is"]}, save=False)
     assert session.sql("SELECT count(*) FROM probes WHERE subject = $name", {"name": whole}).one() == 1
     session.insert([(split, "capital", "Paris")], mode="knn")
     result = session.insert([(whole, "capital", "Rome")], mode="knn")

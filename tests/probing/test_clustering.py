@@ -143,7 +143,7 @@ def test_confident_labels_reach_features_but_not_over_probed_ones(base: Path) ->
 
 def test_cli_publishes_clusters_beside_facts(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with connect(copy) as s:
-        s.probe(["France", "Germany"], {"found in": ["The capital of {} is", "{}'s capital is"]})
+        s.probe(["France", "Germany"], {"situated in": ["The capital of {} is", "{}'s capital is"]})
         before = s.sql("FROM facts").rows()
         labelled = s.sql(
             "SELECT layer, feature FROM features WHERE relation_source = 'probe' ORDER BY ALL"
@@ -167,7 +167,7 @@ def test_cli_publishes_clusters_beside_facts(copy: Path, capfd: pytest.CaptureFi
         now = s.sql("SELECT layer, feature FROM features WHERE relation_source = 'probe' ORDER BY ALL").rows()
         assert now == labelled
         assert s.sql("SELECT count(cluster_id) FROM features").one() == len(members)
-        s.probe(["Japan"], {"found in": ["The capital of {} is"]})
+        s.probe(["Japan"], {"situated in": ["The capital of {} is"]})
         assert s.sql("SELECT count(cluster_id) FROM features").one() == len(members)
         names = s.sql("SELECT relation FROM relations").arrow()
         assert isinstance(names, pa.Table) and len(set(names.column(0).to_pylist())) == names.num_rows

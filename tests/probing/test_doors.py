@@ -31,7 +31,7 @@ from larql_duck.vindex.store import Vindex
 from larql_duck.vindex.verify import verify
 from tests.world import write_vindex
 
-WHERE = {"found in": ["The capital of {} is", "{}'s capital is"]}
+WHERE = {"situated in": ["The capital of {} is", "{}'s capital is"]}
 NAMES = ["France", "Germany", "Japan"]
 
 
@@ -64,9 +64,9 @@ def test_one_row_per_fact_visible_at_once_and_in_every_table(copy: Path) -> None
         result = s.probe(NAMES, WHERE)
         assert result.columns == ["subject", "relation", "object", "p", "confidence", "n_features", "effect"]
         assert [r["subject"] for r in result.dicts()] == NAMES
-        assert {r["relation"] for r in result.dicts()} == {"found in"}
+        assert {r["relation"] for r in result.dicts()} == {"situated in"}
         shown = s.lql('DESCRIBE "France"').dicts()
-        assert (shown[0]["relation"], shown[0]["source"]) == ("found in", "probe")
+        assert (shown[0]["relation"], shown[0]["source"]) == ("situated in", "probe")
         assert shown[0]["target"] == result.dicts()[0]["object"]
         graph = columns(s, "SELECT object FROM model_graph WHERE subject = 'Japan' AND source = 'probe'")
         assert graph == [(result.dicts()[2]["object"],)]
@@ -74,7 +74,7 @@ def test_one_row_per_fact_visible_at_once_and_in_every_table(copy: Path) -> None
         labelled = columns(s, "SELECT count(*) FROM features WHERE relation_source = 'probe'")
         assert labelled == columns(s, "SELECT count(DISTINCT (layer, feature)) FROM feature_relations")
         assert labelled[0][0] > 0
-        assert "found in" in [r["relation"] for r in s.lql("SHOW RELATIONS").dicts()]
+        assert "situated in" in [r["relation"] for r in s.lql("SHOW RELATIONS").dicts()]
 
 
 def test_saved_facts_are_there_for_everybody(probed: tuple[Path, Session]) -> None:
@@ -95,7 +95,7 @@ def test_labels_are_written_as_larql_reads_them(probed: tuple[Path, Session]) ->
     path, session = probed
     labels = json.loads((path / "feature_labels.json").read_text())
     rows = columns(session, "SELECT layer, feature FROM features WHERE relation_source = 'probe'")
-    assert labels == {f"L{layer}_F{feature}": "found in" for layer, feature in rows}
+    assert labels == {f"L{layer}_F{feature}": "situated in" for layer, feature in rows}
 
 
 def test_weight_edges_connect_what_can_be_read() -> None:
@@ -386,7 +386,7 @@ def test_functions_in_a_users_connection(base: Path) -> None:
 def test_cli_probe_saves_and_prints(copy: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "names.csv"
     file.write_text("name;iso\nFrance;FR\nJapan;JP\n")
-    arguments = ["probe", str(copy), "--relation", "found in", "--template", "The capital of {} is"]
+    arguments = ["probe", str(copy), "--relation", "situated in", "--template", "The capital of {} is"]
     assert cli.run([*arguments, "--entities", str(file), "--jsonl"]) == 0
     out, err = capfd.readouterr()
     assert [json.loads(line)["subject"] for line in out.splitlines()] == ["France", "Japan"]
@@ -407,7 +407,7 @@ def test_cli_probe_takes_a_first_line_for_a_name(
         "probe",
         str(base),
         "--relation",
-        "found in",
+        "situated in",
         "--template",
         "The capital of {} is",
         "--dry-run",
