@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 
@@ -107,3 +108,44 @@ def test_wrong_answers_are_told_apart() -> None:
         (answer,) = combine([reply(subject, shown, **{text: 0.9})])
         found = faults_of(Judged(relation, answer, 0.9, False), asked[relation], type_index([]), words)
         assert list(found) == faults, (subject, text)
+
+
+def test_open_names_are_in_no_pack() -> None:
+    from benchmarks.open_names import invented_names, open_names
+    from larql_duck.knowledge.keys import name_key, normal
+    from larql_duck.probing.packs import load_pack
+
+    relations = load_pack("world").relations
+    known = {text for relation in relations for text in (*relation.entities, *relation.texts.values())}
+    known.update(text for relation in relations for texts in relation.references.values() for text in texts)
+    keys = {key(text) for text in known for key in (normal, name_key)}
+    names = open_names()
+    asked = [name.name for name in names] + list(invented_names())
+    assert [name for name in asked if {normal(name), name_key(name)} & keys] == []
+    assert len({normal(name) for name in asked}) == len(asked) == 320 + 50
+    groups = Counter(name.group for name in names)
+    assert set(groups.values()) == {40} and len(groups) == 8
+    assert Counter(name.rarity for name in names) == {"common": 112, "medium": 104, "rare": 104}
+
+
+def test_names_drawn_have_all_answers() -> None:
+    from benchmarks.open_names import drawn, open_answers, open_names
+    from larql_duck.knowledge.keys import normal
+
+    names = drawn()
+    assert names == drawn() and [name for name in open_names() if name in names] == names
+    assert len(names) == 200 and set(Counter(name.group for name in names).values()) == {25}
+    answers = open_answers()
+    assert list(answers) == [(name.name, relation) for name in names for relation in name.relations]
+    for asked, accepted in answers.items():
+        assert all(text == text.strip() and normal(text) for text in accepted), asked
+        assert len({normal(text) for text in accepted}) == len(accepted), asked
+    empty = [relation for (_, relation), accepted in answers.items() if not accepted]
+    assert set(empty) == {"roman name", "animal sound"}
+
+
+def test_open_lists_hold_each_row_once() -> None:
+    lists = Path(__file__).parents[1] / "benchmarks" / "data"
+    for file in ("open_names.csv", "open_answers.csv", "invented_names.csv"):
+        lines = (lists / file).read_bytes().decode("utf-8").splitlines()
+        assert len(set(lines)) == len(lines), file
