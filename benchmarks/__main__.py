@@ -15,6 +15,7 @@ from importlib import import_module
 from inspect import signature
 from pathlib import Path
 from pkgutil import iter_modules
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -46,7 +47,7 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, help="where models and tables are made and kept (default: a temporary place)"
     )
-    given = {"default": argparse.SUPPRESS}
+    given: dict[str, Any] = {"default": argparse.SUPPRESS}
     parser.add_argument("--model", help="what `larql-duck extract` takes (default: SmolLM2)", **given)
     parser.add_argument("--pack", help="a relation pack by name or path (default: core)", **given)
     parser.add_argument(

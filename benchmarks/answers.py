@@ -116,9 +116,9 @@ def _accuracy(asker: Asker, replied: Sequence[Answered], whole: Mapping[str, Rel
             note = f"{of} subjects" + (f"; {template!r}" if beside is not None else "")
             limit = f"at least {beside - max(0.02, 2 / max(of, 1)):.3f}" if beside is not None else ""
             yield Row(name, n / max(of, 1), beside, "", limit, note, of=relation.name)
-    for name, (n, of, peer) in sums.items():
-        beside = peer / of if name == "right, held out" else None
-        yield Row(name, n / of, beside, "", "reported", f"{of:.0f} subjects")
+    for name, (all_right, subjects, others) in sums.items():
+        beside = others / subjects if name == "right, held out" else None
+        yield Row(name, all_right / subjects, beside, "", "reported", f"{subjects:.0f} subjects")
 
 
 def _single_templates(
@@ -268,15 +268,20 @@ def _left_out(engine: Engine, replied: Sequence[Answered]) -> Iterator[Judged]:
 
     The prompts, and which answer is the best, stay as they were chosen with references.
     """
+    from larql_duck.probing.entity_types import told_of_names
     from larql_duck.probing.judging import type_index, words_of
 
     words = words_of(engine.tokenizer)
-    known = Known(words, type_index([a.question.relation for a in replied]))
+    subjects = list(dict.fromkeys(x.subject for a in replied for x in a.answers))
+    familiar = told_of_names(engine, None, subjects).familiarity
+    known = Known(words, type_index([a.question.relation for a in replied]), familiar)
     graded = [_graded(a, a.question.relation, known, lambda s: split_of(s) != TEST) for a in replied]
     for i, a in enumerate(replied):
         relation = a.question.relation
         others = [r for name, r in known_relations().items() if name != relation.name]
-        mine = _graded(a, replace(relation, references={}), Known(words, TypeIndex(others)), lambda s: True)
+        mine = _graded(
+            a, replace(relation, references={}), Known(words, TypeIndex(others), familiar), lambda s: True
+        )
         judge = fit([g for k, g in enumerate(graded) if k != i and len(g.right)]).judge("", mine.evidence)
         best = [x for x, right in zip(a.answers, a.correct, strict=True) if x.rank == 1 and right is not None]
         for x, (confidence, _), right in zip(best, judge, mine.right, strict=True):

@@ -12,6 +12,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from larql_duck.session import Session
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,11 @@ def median_time(action: Callable[[], object], repeat: int = 7, warmup: int = 1) 
         action()
         times.append(time.perf_counter() - began)
     return statistics.median(times)
+
+
+def rows_of(session: Session, statement: str) -> object:
+    """All rows of an LQL statement."""
+    return session.lql(statement).arrow()
 
 
 def run(command: Sequence[str | Path], **environment: str) -> tuple[float, str]:

@@ -11,6 +11,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -222,7 +223,7 @@ def inserting(work: Path) -> Iterator[Row]:
 
 def updating(work: Path) -> Iterator[Row]:
     """50 facts that the model states, with another object of the relation."""
-    from larql_duck.editing.inserting import update_facts
+    from larql_duck.editing.inserting import UpdatedFact, update_facts
 
     with _session(work) as session:
         stated = stated_facts(session, _FACTS)
@@ -233,7 +234,8 @@ def updating(work: Path) -> Iterator[Row]:
         requests = [(s, r, chance.choice([x for x in objects[r] if x != o])) for s, r, o in stated]
         before = _Looks(session, requests)
         for target in sorted({o for _, _, o in requests}):
-            update_facts(session.workspace, [(s, r) for s, r, o in requests if o == target], target)
+            changed = [UpdatedFact(s, r, o) for s, r, o in requests if o == target]
+            session.patches.append(update_facts(session.workspace, changed).operations)
         yield Row("perplexity", 100 * (before.perplexity(session) / before.base - 1), None, "%", "+1 %")
         yield from before.rows(session)
 
@@ -383,7 +385,7 @@ def _mean(values: Sequence[float]) -> float:
 
 def _inserted(session: Session, facts: Sequence[Fact]) -> float:
     """Seconds of the solve alone, after the facts were inserted."""
-    from larql_duck.editing import inserting, solve
+    from larql_duck.editing import solve
 
     times: list[float] = []
     plain = solve.solve
@@ -396,7 +398,7 @@ def _inserted(session: Session, facts: Sequence[Fact]) -> float:
 
     solve.solve = timed
     try:
-        inserting.insert(session.workspace, facts)
+        session.insert(facts)
     finally:
         solve.solve = plain
     return sum(times)
@@ -407,7 +409,6 @@ _MEMORY = r"""
 import re, sys, threading
 import transformers.models.llama.modeling_llama
 from benchmarks.edits import COUNTERFACTUAL, FICTIONAL, facts_of
-from larql_duck.editing import inserting
 from larql_duck.editing import solve
 from larql_duck.commands.opening import connect
 
@@ -431,7 +432,7 @@ def watched(*args, **options):
 solve.solve = watched
 with connect(sys.argv[1]) as session:
     weights = 4 * sum(p.numel() for p in session.model.engine.model.parameters())
-    inserting.insert(session.workspace, [*facts_of(FICTIONAL)[:10], *facts_of(COUNTERFACTUAL)[:10]])
+    session.insert([*facts_of(FICTIONAL)[:10], *facts_of(COUNTERFACTUAL)[:10]])
     session.patches.rollback()
 print("\n", most[0] - empty, weights)
 """
@@ -452,7 +453,7 @@ def patched(work: Path) -> Iterator[Row]:
         session.lql("SAVE PATCH $file OVERWRITE", {"file": str(file)})
     with _session(work) as session:
         facts = [("Oz", "capital", "Emerald"), ("Narnia", "capital", "Cair")]
-        first, second = (median_time(lambda f=f: session.insert([f]), 1, warmup=0) for f in facts)
+        first, second = (median_time(partial(session.insert, [f]), 1, warmup=0) for f in facts)
         session.patches.rollback()
     yield Row("first INSERT of a session, moments cached, beyond the next", first - second, None, "s", "10 s")
 

@@ -61,7 +61,16 @@ def extraction(work: Path) -> Iterator[Row]:
     """Browse extraction, context pass and default extraction of SmolLM2."""
     search, per_token = _products()
     out = work / "bench-browse.vindex"
-    command = [tool("larql-duck"), "extract", smollm2(), "-o", out, "--force", "--level", "browse"]
+    command: list[str | Path] = [
+        tool("larql-duck"),
+        "extract",
+        smollm2(),
+        "-o",
+        out,
+        "--force",
+        "--level",
+        "browse",
+    ]
     seconds, _ = run([*command, "--in-basis", "embedding", "--no-probe"])
     yield Row(
         "browse extraction, wall",

@@ -68,7 +68,7 @@ def in_quality(work: Path) -> Iterator[Row]:
             hook.remove()
         return np.stack([torch.cat(layer).float().numpy() for layer in found])
 
-    truth = sum(gates(sentence) for sentence in _SENTENCES) / len(_SENTENCES)
+    truth = np.mean([gates(sentence) for sentence in _SENTENCES], axis=0)
     for name, guess in (("behind 'The'", gates("The")), ("embedding", _embedding(source, words))):
         correlation, overlap = _compare(truth, guess)
         yield Row(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.cases import Case, Row, median_time
+from benchmarks.cases import Case, Row, median_time, rows_of
 from benchmarks.edits import COUNTERFACTUAL, FICTIONAL, facts_of
 from benchmarks.infer import vindex_of
 
@@ -25,7 +26,7 @@ def walking(work: Path) -> Iterator[Row]:
     from larql_duck.vindex.arrays import rounded
 
     with connect(vindex_of(work, "f16")) as session:
-        vindex = session.vindex
+        vindex = session.workspace.vindex
         chance = np.random.default_rng(_SEED)
 
         def vector() -> np.ndarray:
@@ -35,16 +36,21 @@ def walking(work: Path) -> Iterator[Row]:
         prompt = ["The capital of France is"]
         engine = session.model.engine
         logits = engine.logits(prompt)
-        plain = {s: median_time(lambda s=s: session.lql(s).arrow(), 15, 3) for s in statements}
+        plain = {s: median_time(partial(rows_of, session, s), 15, 3) for s in statements}
         passes = median_time(lambda: engine.logits(prompt), 25, 3)
         session.patches.append(
             [
-                InsertOp(_LAYER, vindex.n_features[_LAYER] + i, f"Thing{i}", "x", "thing", None, *(vector() for _ in range(3)))
+                InsertOp(
+                    *(_LAYER, vindex.n_features[_LAYER] + i, f"Thing{i}", "x", "thing"),
+                    gate=vector(),
+                    up=vector(),
+                    down=vector(),
+                )
                 for i in range(_FEATURES)
             ]
-        )  # fmt: skip
+        )
         for s in statements:
-            edited = median_time(lambda s=s: session.lql(s).arrow(), 15, 3)
+            edited = median_time(partial(rows_of, session, s), 15, 3)
             yield Row(f"{s}, {_FEATURES:,} features more", 1e3 * edited, 1e3 * plain[s], "ms", "1.2")
         session.patches.rollback()
         after = median_time(lambda: session.model.engine.logits(prompt), 25, 3)
@@ -56,13 +62,13 @@ def walking(work: Path) -> Iterator[Row]:
 def database_facts(work: Path) -> Iterator[Row]:
     """100 database facts: shown where they are asked for, and never for another subject."""
     from larql_duck.commands.opening import connect
-    from larql_duck.editing.knn import DatabaseFacts, insert_knn
+    from larql_duck.editing.knn import DatabaseFacts
     from larql_duck.editing.relation_prompts import prompts_for
     from larql_duck.inference.scoring import filled
 
     with connect(vindex_of(work, "f16")) as session:
         facts = [*facts_of(FICTIONAL), *facts_of(COUNTERFACTUAL)]
-        insert_knn(session.workspace, facts)
+        session.insert(facts, mode="knn")
         own = {r: prompts_for(session.workspace, r) for _, r, _ in facts}
         find = DatabaseFacts(session.workspace)
         asked = [(filled(t, own[r].text(s))[0], o) for s, r, o in facts for t in own[r].templates]

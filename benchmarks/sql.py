@@ -5,13 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.cases import Case, Row, median_time, run, tool, vindex
+from benchmarks.cases import Case, Row, median_time, rows_of, run, tool, vindex
 from larql_duck.catalog import SCHEMAS, as_table, empty_table
 from larql_duck.vindex.database import build_database
 from larql_duck.vindex.derive import derive_entities
@@ -112,7 +113,7 @@ def startup(work: Path) -> Iterator[Row]:
     yield Row("import beyond duckdb's", 1e3 * (ours - base), None, "ms", "150 ms")
     path = vindex(work)
     for statement in ('DESCRIBE "France"', "SHOW RELATIONS", "SELECT * FROM EDGES LIMIT 5"):
-        seconds = median_time(lambda s=statement: run([tool("larql-duck"), "lql", path, s]), 5)
+        seconds = median_time(partial(run, [tool("larql-duck"), "lql", path, statement]), 5)
         yield Row(f"larql-duck lql, cold: {statement}", seconds, None, "s", "1 s")
     import larql_duck as lq
 
@@ -123,7 +124,7 @@ def startup(work: Path) -> Iterator[Row]:
         "SHOW RELATIONS",
         "SELECT * FROM EDGES WHERE entity = 'France'",
     ):
-        seconds = median_time(lambda s=statement: session.lql(s).arrow(), 20, warmup=3)
+        seconds = median_time(partial(rows_of, session, statement), 20, warmup=3)
         yield Row(f"warm: {statement}", 1e3 * seconds, 250.0, "ms", "15 ms", "peer: the reference system")
 
 

@@ -17,6 +17,19 @@ if TYPE_CHECKING:
     from larql_duck.vindex.store import Vindex
 
 
+class LiveAnswers(Protocol):
+    """What a model answered about names since it is as it is now."""
+
+    def lacking(self, names: Sequence[str]) -> list[str]:
+        """The names that no outgoing fact is shown about and that were not asked yet, each once."""
+
+    def ask(self, names: Sequence[str], *, effects: bool = False) -> list[str]:
+        """Ask the model about these names, with effects also for the features behind the answers; remarks."""
+
+    def rows_about(self, name: str) -> list[dict[str, Any]]:
+        """The answers about a name that no table shows yet: triples, most confident first."""
+
+
 class Workspace(Protocol):
     """One open vindex, its edits, its model and its tables. `session.OpenVindex` implements it; `editing`, `diffing`,
     `compilation` and `extraction` are written against it, or against the parts that they need.
@@ -44,6 +57,10 @@ class Workspace(Protocol):
     @property
     def model(self) -> Model:
         """The model under the edits: predictions, explanations, database facts."""
+
+    @property
+    def live(self) -> LiveAnswers:
+        """What the model answered about names that nothing is stored about."""
 
     @property
     def replaced_tables(self) -> Sequence[str]:

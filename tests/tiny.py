@@ -85,7 +85,7 @@ def _settings(
             "n_positions": 64, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": tied is not False, **ids,
         }  # fmt: skip
     wide = model_type in {"qwen3", *_GEMMA}
-    out = {
+    out: dict[str, Any] = {
         "num_hidden_layers": layers, "hidden_size": hidden, "intermediate_size": intermediate, "vocab_size": vocab,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": hidden // 4 * (2 if wide else 1),
         "max_position_embeddings": 128, "rms_norm_eps": 1e-5 if model_type in {"llama", "mistral"} else 1e-6, **ids,

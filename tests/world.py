@@ -235,6 +235,14 @@ def tables(seed: int = 0) -> dict[str, pa.Table]:
     templates = [(r, f"The {r} of {{}} is") for r in relations]
     out["prompts"] = _table("prompts", [(r, t, t, 0, 3, 0.5, 0.6, 1.0, 0.5) for r, t in templates])
     out["priors"] = _table("priors", [(r, t, 5, vocabulary[5][1], 0.25, 4) for r, t in templates])
+    out["type_probe"] = _table(
+        "type_probe",
+        [
+            (kind, ["I have read about {}"], [5], 40, 12, 9, 11, 0.7, -0.5, rng.normal(size=HIDDEN).tolist())
+            for kind in ("city", "country")
+        ],
+    )
+    out["entity_types"] = _table("entity_types", [("France", "country", 0.9), ("Paris", "city", 0.8)])
     out["meta"] = _table("meta", [("model", "synthetic"), ("family", "llama"), ("level", "browse")])
     return out
 

@@ -82,8 +82,8 @@ LATER_COLUMNS = {
 }
 """Name of a file in tables/ -> its columns that vindexes of schema 2.x may lack."""
 
-LATER_TABLES = ("prompts", "priors")
-"""Tables that vindexes of schema 2.x lack."""
+LATER_TABLES = {"prompts": (3, 0), "priors": (3, 0), "type_probe": (3, 1), "entity_types": (3, 1)}
+"""Table -> the schema from which on every vindex has it."""
 
 # Each is sorted by its first column: an equality on that column reads one row group, which lower(subject) = ... or a
 # search by object could not. The graph goes by number because a hop over many names would unpack millions of strings.

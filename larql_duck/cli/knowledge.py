@@ -58,6 +58,9 @@ def probe(
     max_prompts: Annotated[
         int | None, Option(min=1, help="Run no more prompts than that, those of the pilot too.")
     ] = None,
+    names: Annotated[
+        int | None, Option(min=1, help="Ask about the next N names of the vocabulary instead.")
+    ] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="Show the facts; save nothing.")] = False,
     resume: Annotated[bool, Option("--resume", help="Go on where a run that was killed stopped.")] = False,
 ) -> None:
@@ -68,11 +71,17 @@ def probe(
         raise UsageError("--template goes with exactly one --relation, without --pack")
     if header is not None and (entities is None or entities.suffix.lower() == ".parquet"):
         raise UsageError("--header and --no-header are about the first line of --entities FILE.csv")
+    if names is not None and (pack or relation or entities or limit or max_prompts or dry_run):
+        raise UsageError("--names asks about names of the vocabulary alone, and saves what they say")
     relations: object = relation or None
     if template and relation:
         relations = {relation[0]: template}
     with options.session(vindex) as session:
         session.workspace.vindex.require("inference", "probing")
+        if names is not None:
+            with _checkpoint(vindex, resume) as directory:
+                output.write([session.probe(names=names, checkpoint=directory)])
+            return
         table = None
         if entities is not None:
             file = read_entities(entities, header=header)
@@ -109,6 +118,13 @@ def _checkpoint(vindex: Path, resume: bool) -> Iterator[Path | None]:
         if not resume:
             clear_own(directory)
         yield directory
+
+
+@command(app, "types X.vindex")
+def types(vindex: VindexArgument, options: SessionOptions, output: OutputOptions) -> None:
+    """Learn again what tells the types of names, and show how well it does on names that it has not seen."""
+    with options.session(vindex) as session:
+        output.write([session.fit_types()])
 
 
 @command(app, "packs")

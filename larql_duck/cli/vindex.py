@@ -50,6 +50,9 @@ def extract(
     probe: Annotated[bool, Option("--probe/--no-probe", help="Ask the model for facts.")] = True,
     pack: Annotated[str, Option(help="Relation pack: a name or a file.")] = "core",
     relation: RelationOption = None,
+    names: Annotated[
+        int | None, Option(min=0, help="Ask about N names of the vocabulary; default: by the model's size.")
+    ] = None,
     estimate: Annotated[
         bool, Option("--estimate", help="Print time, disk and memory; write nothing.")
     ] = False,
@@ -69,6 +72,7 @@ def extract(
         "probe": probe,
         "pack": pack,
         "relations": tuple(relation) if relation else None,
+        "names": names,
     }
     if estimate:
         _print_estimate(pipeline.estimate(model, **options))
@@ -106,6 +110,8 @@ def _print_estimate(estimate: Estimate) -> None:
     for stage, seconds in estimate.seconds.items():
         print(f"{stage:<10} {_duration(seconds)}")
     print(f"{'time':<10} {_duration(estimate.total_seconds)} (basis {estimate.basis})")
+    if estimate.names:
+        print(f"{'names':<10} {estimate.names} of the vocabulary")
     print(f"{'disk':<10} {estimate.disk / 1e6:.0f} MB")
     print(f"{'memory':<10} {estimate.memory / 1e6:.0f} MB")
 

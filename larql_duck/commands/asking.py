@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from larql_duck.catalog import rows_as_table
 from larql_duck.editing.evaluate import evaluate_edits
 from larql_duck.editing.relation_prompts import made_up, plain_template, stored_templates
 from larql_duck.errors import PackError, QueryError
+from larql_duck.knowledge.entities import members
 from larql_duck.knowledge.frames import entities_of
 from larql_duck.knowledge.relations import SLOT, Pack, Relation, relation_key
 from larql_duck.lowering.types import Query, Request, fail
+from larql_duck.probing.checkpoint import Checkpoint
+from larql_duck.probing.entity_types import fit_types as learn_types
+from larql_duck.probing.entity_types import types_table, without_unknown
 from larql_duck.probing.facts import MANY_P, Probed
 from larql_duck.probing.facts import probe as ask_model
 from larql_duck.probing.packs import known_relations, load_pack, pack_from_frames
 from larql_duck.probing.publish import publish, require_tables
 from larql_duck.probing.stored import knowledge_of
+from larql_duck.probing.vocabulary_names import ask_vocabulary
+from larql_duck.progress import report
 from larql_duck.result import Result
 from larql_duck.session import Session
 from larql_duck.spelling import closest
-from larql_duck.vindex.publish import check_database
+from larql_duck.vindex.manifest import load_manifest
+from larql_duck.vindex.publish import check_database, commit_tables
 
 COLUMNS = ("subject", "relation", "object", "p", "confidence", "n_features", "effect")
 
@@ -39,7 +48,11 @@ def probe(session: Session, request: Request) -> Result:
     vindex.require("inference", "PROBE")
     entities = _entities(session, request, options.pop("entities"))
     relations, invented = _with_new_ones(session, options.pop("relations"), entities)
-    pack = pack_of(entities, relations, options.pop("pack"))
+    asked = options.pop("pack")
+    suited = None
+    if asked is None and relations is None and entities is not None:
+        suited = _suited(session, entities)
+    pack = pack_of(entities, relations, asked, suited)
     save = options.pop("save")
     many = {r.name for r in pack.relations if r.many}
     dry_run = getattr(request.statement, "dry_run", False)
@@ -72,6 +85,72 @@ def probe(session: Session, request: Request) -> Result:
         notices.append("not saved: this session alone shows these facts")
     workspace.views.update()
     return Result(_best(probed, many), notices=notices)
+
+
+def probe_names(session: Session, request: Request) -> Result:
+    """COLUMNS, the facts about the next names of the vocabulary that nothing is stored about yet, saved in the vindex."""
+    workspace = session.workspace
+    vindex = workspace.vindex
+    require_tables(vindex)
+    vindex.require("inference", "probing names of the vocabulary")
+    if workspace.views.fingerprint() is not None:
+        raise PackError(
+            "the session's edits would be asked, not the model: COMPILE CURRENT INTO VINDEX and probe that",
+            field="names",
+        )
+    check_database(vindex.path)
+    world = workspace.live.world
+    known = set(vindex.table("probes")["subject"].to_pylist())
+    checkpoint = request.arguments["checkpoint"]
+    engine = world.engine
+    store = (
+        None if checkpoint is None else Checkpoint(checkpoint, [engine.fingerprint, str(engine.model.dtype)])
+    )
+    asked = ask_vocabulary(
+        world,
+        request.arguments["names"],
+        known,
+        checkpoint=store,
+        done=lambda n, total: report("names", n, total),
+    )
+    published = publish(vindex, asked.tables, name="names", many=asked.many)
+    workspace.live.forget()
+    workspace.unsaved.saved(asked.tables)
+    workspace.unsaved.published(published)
+    workspace.views.update()
+    best = asked.tables["facts"]
+    return Result(
+        best.filter(pc.equal(best["rank"], 1)).select(list(COLUMNS)),
+        notices=[f"{len(asked.names)} names were asked about; saved in {vindex.path}"],
+    )
+
+
+def fit_types(session: Session, request: Request) -> Result:
+    """What tells the types of names, learnt anew and stored: a row for each type, with how well it does on held-out names."""
+    workspace = session.workspace
+    vindex = workspace.vindex
+    require_tables(vindex)
+    vindex.require("inference", "learning the types of names")
+    check_database(vindex.path)
+    engine = workspace.engine()
+    listed = members(known_relations().values())
+    found = learn_types(engine, listed)
+    if found is None:
+        raise PackError("there are too few names to learn types from", field="types")
+    subjects = list(dict.fromkeys(vindex.table("facts")["subject"].to_pylist()))
+    tables = {
+        "type_probe": rows_as_table("type_probe", found.rows()),
+        "entity_types": types_table(
+            subjects, [without_unknown(own) for own in found.types_of(engine, subjects)], listed
+        ),
+    }
+    commit_tables(vindex.path, tables, lambda section: None)
+    vindex.manifest = load_manifest(vindex.path)
+    workspace.live.forget()
+    workspace.unsaved.published(tables)
+    workspace.views.update()
+    shown = tables["type_probe"].drop_columns(["weights", "intercept"])
+    return Result(shown, notices=[f"saved in {vindex.path}"])
 
 
 def _entities(session: Session, request: Request, entities: Any) -> Any:
@@ -127,12 +206,24 @@ def _with_new_ones(session: Session, relations: Any, entities: Any) -> tuple[Any
     return out, remarks
 
 
-def pack_of(entities: Any, relations: Any, pack: Any) -> Pack:
-    """The pack to ask: of these entities and relations, or `pack` narrowed to them; with nothing given 'core'."""
+def _suited(session: Session, entities: Any) -> Mapping[str, list[str]]:
+    """Name -> the relations that suit it, by what the model takes it for."""
+    world = session.workspace.live.world
+    names = [row.subject for row in entities_of(entities) or ()]
+    types = world.types(names)
+    return {name: world.asked_about(own, name) for name, own in zip(names, types, strict=True)}
+
+
+def pack_of(
+    entities: Any, relations: Any, pack: Any, suited: Mapping[str, Collection[str]] | None = None
+) -> Pack:
+    """The pack to ask: of these entities and relations, or `pack` narrowed to them; with nothing given 'core'. suited:
+    see `pack_from_frames`.
+    """
     if pack is None and entities is None and relations is None:
         pack = "core"
     if pack is None:
-        return pack_from_frames(entities, relations)
+        return pack_from_frames(entities, relations, suited=suited)
     if isinstance(relations, Mapping):
         raise PackError("templates go with a relation of your own, without a pack", field="templates")
     whole = pack if isinstance(pack, Pack) else load_pack(pack)

@@ -23,13 +23,15 @@ _FIXED_S = 8.0
 _GIB = 1 << 30
 # A probe prompt costs its own pass and, for the effects, about twice that again.
 _PROMPT_TOKENS, _PROBE_FACTOR, _PROBE_PROMPTS = 8, 3.0, 2000
+# A name costs its own question and a share of whole pages; what its types are learnt from costs as much as so many tokens.
+_NAME_TOKENS, _TYPED_TOKENS = 20, 12_000
 
 
 @dataclass(frozen=True)
 class Estimate:
     """Expected cost: `seconds` per stage, bytes on `disk`, bytes of `memory` at the peak, and the `basis` taken.
 
-    `scratch` is what the work needs on the disk beside that: checkpoints, and the database's log while it is built.
+    `names` of the vocabulary are asked about. `scratch` is what the work needs on the disk beside that: checkpoints, and the database's log while it is built.
     """
 
     seconds: dict[str, float]
@@ -37,6 +39,7 @@ class Estimate:
     memory: int
     basis: str
     scratch: int
+    names: int = 0
 
     @property
     def total_seconds(self) -> float:
@@ -84,6 +87,9 @@ def estimate_cost(job: Job, speed: float) -> Estimate:
     }
     if options.probe:
         seconds["facts"] = 2 * parameters * _PROBE_PROMPTS * _PROMPT_TOKENS * _PROBE_FACTOR / speed
+    names = options.n_names(sizes.parameters)
+    if names:
+        seconds["names"] = 2 * parameters * (names * _NAME_TOKENS + _TYPED_TOKENS) / speed + _FIXED_S
     rows = features * 3 * options.top_k
     token_rows = n_context * TOKEN_FEATURES
     tables = rows * _FEATURE_TOKEN_BYTES + token_rows * _TOKEN_FEATURE_BYTES
@@ -93,4 +99,4 @@ def estimate_cost(job: Job, speed: float) -> Estimate:
     memory = 3 * 4 * embedding + 4 * max(per_layer) + _GIB
     if options.probe:
         memory += 4 * parameters
-    return Estimate(seconds, int(disk), int(memory), basis, int(scratch))
+    return Estimate(seconds, int(disk), int(memory), basis, int(scratch), names)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from larql_duck.errors import LarqlError
+from larql_duck.probing.budget import default_names
 from larql_duck.vindex.manifest import LEVELS
 
 # The stages that measure, as progress and estimates name them.
@@ -26,6 +27,7 @@ class Options:
     probe: bool = True
     pack: str = "core"
     relations: tuple[str, ...] | None = None
+    names: int | None = None
 
     def __post_init__(self) -> None:
         _choice("level", self.level, LEVELS)
@@ -35,6 +37,18 @@ class Options:
             raise LarqlError(f"top_k is {self.top_k}; it must lie between 1 and 1000")
         if self.context_tokens is not None and self.context_tokens < 1:
             raise LarqlError(f"context_tokens is {self.context_tokens}; it must be at least 1")
+        if self.names is not None and self.names < 0:
+            raise LarqlError(f"names is {self.names}; it must be at least 0")
+
+    def n_names(self, parameters: int) -> int:
+        """Names of the vocabulary that are asked about, of a model of so many parameters. A pack of one's own, or relations
+        picked from one, are asked alone where nothing else is said.
+        """
+        if not self.probe:
+            return 0
+        if self.names is None:
+            return default_names(parameters) if self.pack == "core" and self.relations is None else 0
+        return self.names
 
     def layer_range(self, n_layers: int) -> range:
         """The layers (from 0) whose features are described; LarqlError when they are not in the model."""

@@ -41,6 +41,7 @@ def extract(
     probe: bool = True,
     pack: str = "core",
     relations: tuple[str, ...] | None = None,
+    names: int | None = None,
     resume: bool = False,
     force: bool = False,
     progress: Progress | None = None,
@@ -53,7 +54,9 @@ def extract(
     'source', 'f16' or 'f32'. `layers` (first, last; from 0, inclusive) limits which layers' features are described;
     `top_k` tokens are kept per feature and side. `in_basis` says how top activating tokens are found: 'context' runs
     the word-like tokens (the `context_tokens` with the lowest ids) through the model, 'embedding' reads them off the
-    embedding, 'auto' takes context below half an hour. `probe` runs the relation `pack` (its `relations`, or all).
+    embedding, 'auto' takes context below half an hour. `probe` runs the relation `pack` (its `relations`, or all),
+    and with it what it takes to ask about any name later; so many `names` of the vocabulary are asked about (default: by
+    the model's size with the pack core, else none; 0: only the pack is asked).
 
     The directory appears at once when it is complete. `resume` continues an interrupted run with the same arguments;
     `force` replaces an `out` that is a vindex or an empty folder. `progress(stage, done, total)` is called often
@@ -62,7 +65,7 @@ def extract(
     error or Ctrl-C finished steps are kept for `resume`, and say so; without any nothing is left behind.
     """
     chosen = None if relations is None else tuple(relations)
-    options = Options(level, dtype, layers, top_k, in_basis, context_tokens, probe, pack, chosen)
+    options = Options(level, dtype, layers, top_k, in_basis, context_tokens, probe, pack, chosen, names)
     target = real_place(out)
     say = notice or (lambda _line: None)
     if bring_back(target):

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import torch
 
 from larql_duck._version import __version__
-from larql_duck.catalog import FILES, empty_table
+from larql_duck.catalog import FILES, empty_table, rows_as_table
 from larql_duck.catalog.ddl import model_sql
 from larql_duck.extraction import table_rows as rows
 from larql_duck.extraction import weight_arrays as arrays
@@ -35,10 +35,19 @@ from larql_duck.inference.attribution import parts_problem
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.query_vectors import NEUTRAL
 from larql_duck.inference.topk import row_blocks
+from larql_duck.knowledge.entities import members
 from larql_duck.models.source import ffn_matrix
+from larql_duck.probing.checkpoint import Checkpoint
+from larql_duck.probing.choosing import Knowledge
+from larql_duck.probing.entity_types import fit_types, types_table
 from larql_duck.probing.facts import probe
-from larql_duck.probing.packs import load_pack
+from larql_duck.probing.learning import Lessons, with_open_world, without_taught
+from larql_duck.probing.merge import merge
+from larql_duck.probing.open_world import OpenWorld
+from larql_duck.probing.packs import known_relations, load_pack
 from larql_duck.probing.publish import LABELS, feature_labels
+from larql_duck.probing.stored import knowledge_in
+from larql_duck.probing.vocabulary_names import ask_vocabulary
 from larql_duck.progress import Progress
 from larql_duck.vindex import layout
 from larql_duck.vindex.arrays import hash_file, write_file
@@ -240,14 +249,51 @@ class Extraction:
         with self._stage("facts"):
             engine = Engine.load(self.source)
             said, kept = partial(self.progress, "facts"), self.staging.work / "facts"
-            run = probe(engine, pack, max_prompts=MAX_PROMPTS, progress=said, checkpoint=kept)
+            own = {r.name for r in pack.relations}
+            n_names = self.options.n_names(self.sizes.parameters)
+            types = fit_types(engine, members(known_relations().values())) if n_names else None
+            lessons = with_open_world(pack) if n_names else Lessons(pack, Knowledge(), {})
+            whole = lessons.pack
+            further = {r.name: len(r.entities) for r in whole.relations if r.name not in own}
+            run = probe(
+                engine,
+                whole,
+                max_prompts=MAX_PROMPTS + sum(further.values()),
+                known=replace(lessons.usual, types=types),
+                unmeasured=further,
+                nobody=lessons.nobody,
+                progress=said,
+                checkpoint=kept,
+            )
             for notice in run.notices:
                 if notice not in self.job.notices:
                     self.notice(notice)
             # For later runs, whose relations may have no reference answers of their own.
             record = {"calibration": run.calibration.as_json()}
-            del engine
-        return _Facts(run.tables, [r.name for r in pack.relations if r.many], pack.name, record)
+            tables = without_taught(run.tables, further)
+        many = {r.name for r in whole.relations if r.many}
+        if n_names:
+            with self._stage("names"):
+                known = knowledge_in(tables, run.calibration, types)
+                tables, more = self._names(engine, tables, known, n_names)
+                many |= more
+        return _Facts(tables, sorted(many), pack.name, record)
+
+    def _names(
+        self, engine: Engine, tables: dict[str, pa.Table], known: Knowledge, n: int
+    ) -> tuple[dict[str, pa.Table], set[str]]:
+        """The tables with what types names are and the facts about n names of the vocabulary; relations of many answers."""
+        world = OpenWorld(engine, known)
+        subjects = list(dict.fromkeys(tables["facts"]["subject"].to_pylist()))
+        store = Checkpoint(self.staging.work / "names", [engine.fingerprint, str(engine.model.dtype)])
+        asked = ask_vocabulary(
+            world, n, set(subjects), checkpoint=store, done=partial(self.progress, "names")
+        )
+        merged = dict(merge(tables, asked.tables))
+        merged["type_probe"] = rows_as_table("type_probe", [] if known.types is None else known.types.rows())
+        of_subjects = types_table(subjects, world.types(subjects), {})
+        merged["entity_types"] = pa.concat_tables([of_subjects, asked.tables["entity_types"]])
+        return merged, asked.many
 
     # -- tables -------------------------------------------------------------------------------------------
 

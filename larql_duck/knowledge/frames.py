@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -10,6 +10,7 @@ from itertools import repeat
 from typing import Any, NamedTuple
 
 from larql_duck.errors import PackError
+from larql_duck.knowledge.entities import IS_A
 from larql_duck.knowledge.marked import PackRow, split_answers
 from larql_duck.knowledge.packfile import template_problem
 from larql_duck.knowledge.relations import Pack, Relation, relation_key
@@ -97,12 +98,21 @@ def is_missing(value: object) -> bool:
     return value is None or kind in ("NAType", "NaTType") or (kind.startswith("float") and value != value)
 
 
-def pack_of(name: str, rows: list[PackRow] | None, relations: object, known: Pack) -> Pack:
-    """The pack of these entities and relations; `known` are the relations that a name may stand for."""
+def pack_of(
+    name: str,
+    rows: list[PackRow] | None,
+    relations: object,
+    known: Pack,
+    suited: Mapping[str, Collection[str]] | None = None,
+) -> Pack:
+    """The pack of these entities and relations; `known` are the relations that a name may stand for.
+
+    suited says, where no relations are given, which ones suit an entity beside those that list it.
+    """
     if relations is None:
         if rows is None:
             raise _refusal("neither entities nor relations; give at least one of them", "relations")
-        chosen = _suitable(rows, known)
+        chosen = _suitable(rows, known, suited or {})
     else:
         chosen = [_over(relation, rows) for relation in _relations(relations, known)]
         twice = [r.name for i, r in enumerate(chosen) if r.name in {o.name for o in chosen[:i]}]
@@ -198,13 +208,20 @@ def _over(relation: Relation, rows: list[PackRow] | None) -> Relation:
     return relation
 
 
-def _suitable(rows: list[PackRow], known: Pack) -> list[Relation]:
-    """The known relations, each over the entities that it lists; general ones also take the unlisted."""
+def _suitable(rows: list[PackRow], known: Pack, suited: Mapping[str, Collection[str]]) -> list[Relation]:
+    """The known relations, each over the entities that it lists and those that it suits; names that nothing is known of
+    are asked what they are.
+    """
     listed = {entity for relation in known.relations for entity in relation.entities}
     chosen = []
     for relation in known.relations:
         entities = set(relation.entities)
-        suited = [r for r in rows if r.subject in entities or (relation.general and r.subject not in listed)]
-        if suited:
-            chosen.append(relation.over_rows(suited))
+        suits = [
+            r
+            for r in rows
+            if r.subject in entities
+            or relation.name in suited.get(r.subject, () if r.subject in listed else (IS_A,))
+        ]
+        if suits:
+            chosen.append(relation.over_rows(suits))
     return chosen

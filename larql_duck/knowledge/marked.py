@@ -21,7 +21,7 @@ from larql_duck.errors import PackError
 MAX_YAML_BYTES = 1 << 20
 MAX_CSV_BYTES = 64 << 20
 MAX_DEPTH = 8
-CSV_COLUMNS = ("subject", "text", "object", "source")
+CSV_COLUMNS = ("subject", "text", "type", "object", "source")
 _NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 
 
@@ -53,13 +53,16 @@ class Node:
 
 @dataclass(frozen=True)
 class PackRow:
-    """One CSV row: subject, the surface form for prompts, the accepted objects, the source; line is 1-based."""
+    """One CSV row: subject, the surface form for prompts, the accepted objects, the source, the types of the name; line
+    is 1-based.
+    """
 
     line: int
     subject: str
     text: str
     objects: tuple[str, ...]
     source: str
+    types: tuple[str, ...] = ()
 
 
 def read_yaml(path: Path) -> Node:
@@ -228,11 +231,16 @@ def _row(header: list[str], cells: list[str], path: Path, line: int) -> PackRow:
     subject = values["subject"]
     if not subject:
         _fail("subject: empty", path, line, "subject")
-    objects: tuple[str, ...] = ()
-    if values.get("object"):
-        objects = split_answers(values["object"])
-        if "" in objects:
-            _fail("object: an empty answer between semicolons", path, line, "object")
-        if len(set(objects)) < len(objects):
-            _fail("object: the same answer twice", path, line, "object")
-    return PackRow(line, subject, values.get("text") or subject, objects, values.get("source", ""))
+    objects, types = (_several(values, field, path, line) for field in ("object", "type"))
+    return PackRow(line, subject, values.get("text") or subject, objects, values.get("source", ""), types)
+
+
+def _several(values: dict[str, str], field: str, path: Path, line: int) -> tuple[str, ...]:
+    """The parts of a cell that semicolons separate, all different."""
+    cell = values.get(field)
+    parts = split_answers(cell) if cell else ()
+    if "" in parts:
+        _fail(f"{field}: an empty answer between semicolons", path, line, field)
+    if len(set(parts)) < len(parts):
+        _fail(f"{field}: the same {'answer' if field == 'object' else field} twice", path, line, field)
+    return parts

@@ -19,9 +19,10 @@ MAX_NAME = 64
 _MAX_INCLUDES = 8
 _PACK_KEYS = ("pack", "description", "source", "licence", "relations")
 _RELATION_KEYS = (
-    *("relation", "description", "subjects", "general", "templates", "examples", "answer", "many"),
+    *("relation", "description", "subjects", "templates", "examples", "answer", "many"),
     *("expects", "echo", "entities", "limit", "source", "licence"),
-    "family",  # of packs that were written when each family had a calibration of its own; ignored
+    # Of packs for earlier versions, where families were calibrated alone and any name was asked general relations.
+    *("family", "general"),
 )
 _USE_KEYS = ("from", "relation", "entities", "limit")
 _ENTITY_KEYS = ("subject", "text", "object")
@@ -109,7 +110,6 @@ def _defined(fields: _PackFields, top: _PackFields) -> Relation:
         many=fields.flag("many"),
         answer=answer,
         subjects=fields.text("subjects", "thing"),
-        general=fields.flag("general"),
         expects=_expects(fields),
         echo=_echo(fields),
         source=fields.text("source", top.text("source", "")),

@@ -13,7 +13,7 @@ from larql_duck.errors import PackError
 from larql_duck.knowledge.marked import PackRow
 from larql_duck.spelling import as_name, did_you_mean
 
-ANSWER_FORMS = ("name", "word", "phrase", "number", "symbol")
+ANSWER_FORMS = ("name", "word", "phrase", "noun", "number", "symbol")
 # '' leaves it to the references: allowed when one of them does so.
 ECHOES = ("", "allowed", "wrong")
 SLOT = "{}"
@@ -30,7 +30,7 @@ class Relation:
     `texts` gives the surface form of those that read differently in a sentence ('Netherlands' -> 'the
     Netherlands'); `references` the accepted answers of a subject, the preferred one first. `many` says that
     several answers are right at once. `answer` is one of ANSWER_FORMS, `subjects` the kind of thing that the
-    subjects are ('country'). `general` relations may be asked about any name. `expects` is the type of the answers
+    subjects are ('country'); `types` gives the types of single ones (see entities.py). `expects` is the type of the answers
     (see types.py), `echo` one of ECHOES: whether an answer that repeats its subject can be right.
     """
 
@@ -41,12 +41,12 @@ class Relation:
     many: bool = False
     answer: str = "name"
     subjects: str = "thing"
-    general: bool = False
     expects: str = "open"
     echo: str = ""
     entities: tuple[str, ...] = ()
     references: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
+    types: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     lineup: Mapping[str, str] = field(default_factory=dict)
     source: str = ""
     licence: str = ""
@@ -109,6 +109,7 @@ class Relation:
             base,
             references={**base.references, **{row.subject: row.objects for row in rows if row.objects}},
             texts={**base.texts, **{row.subject: row.text for row in rows if row.text != row.subject}},
+            types={**base.types, **{row.subject: row.types for row in rows if row.types}},
             source="; ".join(sources) or self.source,
         )
 

@@ -108,9 +108,23 @@ def answer_types() -> Mapping[str, AnswerType]:
     return _read().by_name
 
 
+def type_sections(name: str) -> dict[str, dict[str, tuple[str, ...]]]:
+    """A section of types.yaml whose entries hold lists of texts."""
+    section = _mapping(_top()[name])
+    return {
+        key: {field: _texts(value) for field, value in _mapping(node).items()}
+        for key, node in section.items()
+    }
+
+
+@cache
+def _top() -> dict[str, Node]:
+    return _mapping(read_yaml(Path(__file__).with_name("types.yaml")))
+
+
 @cache
 def _read() -> _Types:
-    top = _mapping(read_yaml(Path(__file__).with_name("types.yaml")))
+    top = _top()
     types = {name: _type(name, _mapping(node)) for name, node in _mapping(top["types"]).items()}
     return _Types(types, frozenset(_texts(top["generic"])))
 

@@ -10,6 +10,7 @@ from larql_duck.lowering.build import all_of, call, in_ranges, literal, text_of,
 from larql_duck.lowering.types import (
     Catalog,
     Emptiness,
+    Live,
     Query,
     check_count,
     check_layer,
@@ -32,8 +33,11 @@ _WALK_FUNCTIONS = ("lq_udf_prompt_vectors", "lq_udf_topk")
 
 
 def describe(s: st.Describe, facts: Catalog) -> Query:
-    """DESCRIBE: one call of describe_entity."""
+    """DESCRIBE: one call of describe_entity, behind the model's answers where it is asked."""
     check_layer(s, facts, s.layer)
+    if s.source == "stored" and (s.save or s.effects):
+        word = "SAVE" if s.save else "WITH EFFECTS"
+        raise fail(s, f"{word} needs answers of the model, and STORED asks it nothing", "source")
     source = call(
         facts.schema,
         "describe_entity",
@@ -49,10 +53,13 @@ def describe(s: st.Describe, facts: Catalog) -> Query:
         columns = exp.Star(replace=[exp.alias_(nothing, "relation")])
     narrowed = s.layer is not None or s.band != "all" or s.relations_only
     in_part = f"nothing about {shown_name(s.entity)} in these layers; ask with: DESCRIBE {lql_name(s.entity)} ALL LAYERS"
+    # Where live answers are not to be had, that alone is said.
+    asks = s.source == "stored" or not facts.opened or facts.has_weights
     return Query(
         text_of(exp.select(columns).from_(source)),
-        when_empty=_emptiness(facts, (s.entity,), in_part if narrowed else None),
+        when_empty=_emptiness(facts, (s.entity,), in_part if narrowed else None, asks=asks),
         about=s.entity,
+        live=None if s.source == "stored" else Live((s.entity,), s.source == "live", s.effects, s.save),
     )
 
 
@@ -198,7 +205,7 @@ def paths(s: st.Paths, facts: Catalog) -> Query:
 # -- small parts ----------------------------------------------------------------------------------------------
 
 
-def _emptiness(facts: Catalog, names: tuple[str, ...], known: str | None) -> Emptiness:
+def _emptiness(facts: Catalog, names: tuple[str, ...], known: str | None, *, asks: bool = True) -> Emptiness:
     """What to say where nothing comes back about these names; known: where there is something about all of them."""
     probe = " UNION ALL ".join(text_of(_looked_up(facts, name)) for name in names)
     unknown = None
@@ -209,8 +216,8 @@ def _emptiness(facts: Catalog, names: tuple[str, ...], known: str | None) -> Emp
             f"{facts.path} was written by LARQL and has no facts; make a vindex that has: "
             f"larql-duck extract {facts.path} -o NEW.vindex"
         )
-    nothing = Emptiness(probe, names, "", unknown).said([(False, None)] * len(names))
-    return Emptiness(probe, names, nothing if known is None else known, unknown)
+    nothing = Emptiness(probe, names, "", unknown, asks).said([(False, None)] * len(names))
+    return Emptiness(probe, names, nothing if known is None else known, unknown, asks)
 
 
 def _looked_up(facts: Catalog, name: str) -> exp.Select:

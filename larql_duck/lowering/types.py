@@ -25,13 +25,15 @@ class Emptiness:
     """What to say about a result without rows, as `probe` decides.
 
     probe is a query with a row for each of `names`, in order: whether the vindex knows it, and a name that is spelt
-    almost like it (or NULL). known is said where all are known. unknown: what else to say of the others than to ask.
+    almost like it (or NULL). known is said where all are known. unknown: what else to say of the others than to ask, which
+    needs a model (asks).
     """
 
     probe: str
     names: tuple[str, ...]
     known: str
     unknown: str | None = None
+    asks: bool = True
 
     def said(self, rows: Sequence[Sequence[Any]]) -> str:
         """The remark that the probe's rows lead to."""
@@ -43,6 +45,8 @@ class Emptiness:
         near = [lql_name(name) for name in dict.fromkeys(missing.values()) if name is not None]
         ask = f"PROBE ENTITIES {', '.join(map(lql_name, missing))}"
         said = f"nothing is known about {' and '.join(map(shown_name, missing))}"
+        if not self.asks:
+            return f"{said}; did you mean {' and '.join(near)}?" if near else said
         return (
             f"{said}; did you mean {' and '.join(near)}? Else ask the model: {ask}"
             if near
@@ -63,12 +67,26 @@ def lql_name(text: str) -> str:
 
 
 @dataclass(frozen=True)
+class Live:
+    """Names that the model is asked about before a query speaks of them.
+
+    always: whatever is stored about them, else where nothing is. effects and save as in DESCRIBE.
+    """
+
+    names: tuple[str, ...]
+    always: bool = False
+    effects: bool = False
+    save: bool = False
+
+
+@dataclass(frozen=True)
 class Query:
     """A statement as one DuckDB query.
 
     functions names the Python functions it calls (none: any DuckDB runs it). uses_pipe: it reads the result piped in
     as `_`. uses_vindex: it reads a table of the vindex. relations: names that it compares a relation with. about: the
-    facts that it reads speak of this name, as subject or object. lists_features: its rows are features of any layer.
+    facts that it reads speak of this name, as subject or object. lists_features: its rows are features of any layer. live:
+    what the model is asked first.
     """
 
     sql: str
@@ -80,6 +98,7 @@ class Query:
     relations: tuple[str, ...] = ()
     about: str | None = None
     lists_features: bool = False
+    live: Live | None = None
 
     @property
     def printed(self) -> str:

@@ -224,9 +224,10 @@ class Select(Statement):
 
 
 class Describe(Statement):
-    """DESCRIBE "entity" [AT LAYER n] [band] [RELATIONS ONLY] [VERBOSE | BRIEF | RAW].
+    """DESCRIBE "entity" [AT LAYER n] [band] [RELATIONS ONLY] [VERBOSE | BRIEF | RAW] [STORED | LIVE] [WITH EFFECTS] [SAVE].
 
-    band is None (knowledge), 'all', 'syntax', 'knowledge' or 'output'; mode None (brief), 'brief', 'verbose', 'raw'.
+    band is None (knowledge), 'all', 'syntax', 'knowledge' or 'output'; mode None (brief), 'brief', 'verbose', 'raw';
+    source None (asked where nothing is stored), 'stored' or 'live'.
     """
 
     entity: str
@@ -234,6 +235,9 @@ class Describe(Statement):
     band: str | None = None
     relations_only: bool = False
     mode: str | None = None
+    source: str | None = None
+    effects: bool = False
+    save: bool = False
 
 
 class Explain(Statement):

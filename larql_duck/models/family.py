@@ -33,6 +33,12 @@ class ModelSizes:
     n_kv_heads: int
     head_dim: int
 
+    @property
+    def parameters(self) -> int:
+        """Roughly how many parameters a token's pass multiplies by: those of the layers and of the output head."""
+        attention = 2 * self.hidden * self.head_dim * (self.n_heads + self.n_kv_heads)
+        return sum(attention + 3 * self.hidden * n for n in self.intermediate) + self.vocab * self.hidden
+
 
 @dataclass(frozen=True)
 class Family:

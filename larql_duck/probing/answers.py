@@ -51,13 +51,15 @@ _MAX_LONG = 20
 @dataclass(frozen=True)
 class Asked:
     """A prompt to ask: its token ids, the Head that it begins with, the form of the answer, and how probable each token
-    is on average as the beginning of the relation's answers, as far as that is known.
+    is on average as the beginning of the relation's answers, as far as that is known. several: all probable answers are
+    decoded, else only the most probable one and the one that stands out from the prior.
     """
 
     ids: Sequence[int]
     form: str = "name"
     head: Head | None = None
     prior: Mapping[int, float] = field(default_factory=dict)
+    several: bool = True
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,9 @@ def _choose(
         if engine.tokenizer.is_word(token) and begins_answer(engine.tokenizer.token(token), asked.form)
     ]
     first = {token for token, p in likely[:1] if token == totals[0][0] or p >= STANDS_OUT_P}
-    probable = [token for token, p in likely if token in first or p >= ANSWER_P][:MAX_ANSWERS]
+    probable = [token for token, p in likely if token in first or (asked.several and p >= ANSWER_P)][
+        :MAX_ANSWERS
+    ]
     outstanding = max(
         (item for item in likely if item[1] >= STANDS_OUT_P),
         key=lambda item: item[1] / (asked.prior.get(item[0], 0.0) + PRIOR_FLOOR),

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from larql_duck.probing.combine import Answer, Worth, combine
+from larql_duck.probing.combine import Answer, Worth, combine, is_right
 from larql_duck.probing.confidence import Calibrated, Calibration
+from larql_duck.probing.entity_types import TypeProbe
 from larql_duck.probing.outcomes import Reply
 from larql_duck.probing.pilot import Piloted
 from larql_duck.probing.priors import Prior, Priors
 from larql_duck.probing.prompts import Question
 from larql_duck.probing.splits import TEST, split_of
-from larql_duck.probing.words import matches
 
 # Variants that are asked about everybody where no budget says otherwise.
 MOST_VARIANTS = 4
@@ -38,7 +38,7 @@ class Chosen:
 @dataclass(frozen=True)
 class Knowledge:
     """What earlier runs on this model chose and learnt: by relation and template the weight of a chosen variant, its
-    Prior and the subjects counted in that, the contrast by relation, and the calibration.
+    Prior and the subjects counted in that, the contrast by relation, the calibration, and what tells the types of names.
     """
 
     weights: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -46,6 +46,7 @@ class Knowledge:
     priors: Mapping[tuple[str, str], Prior] = field(default_factory=dict)
     calibration: Calibration = field(default_factory=Calibration)
     counted: Mapping[tuple[str, str], Collection[str]] = field(default_factory=dict)
+    types: TypeProbe | None = None
 
     def priors_of(self, question: Question) -> Priors:
         """The Priors of the question's variants, as far as they are known; subjects asked again do not count twice."""
@@ -176,10 +177,10 @@ def choose_contrasts(
 
 def _right(piloted: Piloted, weights: Mapping[int, float], contrast: float, worth: Worth) -> tuple[int, int]:
     """How many subjects of the train and validation splits are answered right, and how many have references."""
-    references = piloted.question.relation.references
-    judged = {s for s in references if split_of(s) != TEST}
+    relation = piloted.question.relation
+    judged = {s for s in relation.references if split_of(s) != TEST}
     replies = [r for r in piloted.replies if r.subject in judged]
     answers = combine(
         replies, top_n=1, weights=weights, contrast=contrast, priors=piloted.priors, worth=worth
     )
-    return sum(matches(a.object, references[a.subject]) for a in answers), len({r.subject for r in replies})
+    return sum(bool(is_right(relation, a)) for a in answers), len({r.subject for r in replies})

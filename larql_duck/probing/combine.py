@@ -7,10 +7,11 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from larql_duck.knowledge.relations import Relation
 from larql_duck.models.tokenizer import Tokenizer
 from larql_duck.probing.outcomes import NO_ARTICLE, Candidate, Reply
 from larql_duck.probing.priors import Priors
-from larql_duck.probing.words import normal
+from larql_duck.probing.words import matches, normal
 
 # Added to p and to a prior before one is divided by the other.
 SMOOTHING = 0.01
@@ -214,6 +215,12 @@ def _prior(firsts: set[int], around: Mapping[int, Mapping[int, float]]) -> float
     """The mean over variants of the prior probability of these first tokens; None without any."""
     means = [sum(prior.get(t, 0.0) for t in firsts) for prior in around.values() if prior]
     return sum(means) / len(means) if means else None
+
+
+def is_right(relation: Relation, answer: Answer) -> bool | None:
+    """Whether the answer is one that the relation's references accept; None where its subject has none."""
+    accepted = relation.references.get(answer.subject)
+    return None if accepted is None else matches(answer.object, accepted, relation.answer)
 
 
 def prompt_ids(tokenizer: Tokenizer, answers: Sequence[Answer]) -> list[list[int]]:

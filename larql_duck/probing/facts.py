@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -19,12 +19,12 @@ from larql_duck.probing.checkpoint import Checkpoint
 from larql_duck.probing.choosing import MOST_VARIANTS, Answered, Knowledge
 from larql_duck.probing.combine import Answer
 from larql_duck.probing.confidence import Calibration
-from larql_duck.probing.judging import ask_all, judge, rank
+from larql_duck.probing.judging import ask_all, ask_nobody, judge, rank
 from larql_duck.probing.measure import FactFeatures, measure
 from larql_duck.probing.prompts import Question, questions
 from larql_duck.probing.remarks import remarks
 from larql_duck.probing.replies import Asker
-from larql_duck.probing.specific import specifics
+from larql_duck.probing.specific import SpecificEffects, specifics
 from larql_duck.probing.tables import ProbedFact, tables_of
 from larql_duck.progress import Ticker, ticker
 
@@ -57,6 +57,8 @@ def probe(
     specific: bool = False,
     ablation: Literal["zero", "mean"] = "zero",
     known: Knowledge | None = None,
+    unmeasured: Collection[str] = (),
+    nobody: Mapping[str, Sequence[str]] | None = None,
     progress: Ticker | None = None,
     checkpoint: Path | None = None,
 ) -> Probed:
@@ -66,7 +68,8 @@ def probe(
     then asked in the best ones. The object of a fact is the model's own answer; top_n answers a subject are kept.
     Answers of rank 1, and those with p >= MANY_P where the pack says many, get features: the largest direct
     contributions, with the effect of taking each of the first 8, and all of them, away (ablation: to zero, or to the
-    mean over the relation's prompts). specific compares those effects with the ones on other facts of the relation.
+    mean over the relation's prompts); not those of the relations named in `unmeasured`. nobody gives, by
+    relation, names to which no answer is right: they teach what confidence means and get no facts. specific compares those effects with the ones on other facts of the relation.
 
     relations picks some by name, limit each relation's first subjects, max_prompts bounds all prompts of the run, the
     pilot's too. Confidence is learnt where the pack brings references; `known` is what earlier runs chose and learnt:
@@ -88,8 +91,14 @@ def probe(
     asker = Asker(engine, store, steps.done)
     answered = ask_all(asker, asking, known, max_prompts, told=steps.planned)
     rank(answered, top_n=top_n)
-    calibration = judge(engine, answered, known)
-    facts = [_measured(engine, a, ablation, specific, checkpoint, steps.done) for a in answered]
+    calibration = judge(engine, answered, known, nobody=ask_nobody(asker, answered, nobody or {}))
+    facts = []
+    for a in answered:
+        if a.question.relation.name in unmeasured:
+            facts.append(stated(a))
+            steps.done(len(a.question.relation.entities))
+        else:
+            facts.append(measured(engine, a, ablation, specific, checkpoint, steps.done))
     tables = tables_of(engine.tokenizer, answered, facts)
     notices = [*engine.tokenizer.habits(), *_notices(asker.unasked)]
     if problem := parts_problem(engine):
@@ -148,15 +157,15 @@ def _notices(unasked: Mapping[str, str]) -> list[str]:
     return [*shown, f"{more} more were not asked about for such reasons"] if more > 0 else shown
 
 
-def _measured(
+def measured(
     engine: Engine,
     answered: Answered,
-    ablation: str,
-    specific: bool,
-    checkpoint: Path | None,
-    tick: Callable[[int | Fraction], None],
+    ablation: str = "zero",
+    specific: bool = False,
+    checkpoint: Path | None = None,
+    tick: Callable[[int | Fraction], None] = lambda steps: None,
 ) -> list[ProbedFact]:
-    """The answers as facts; those that become triples with the features that carry them."""
+    """The answers as facts; those that become triples with the features that carry them. Options are those of `probe`."""
     question, answers = answered.question, answered.answers
     relation = question.relation
     chosen = [i for i, a in enumerate(answers) if a.rank == 1 or (relation.many and a.p >= MANY_P)]
@@ -179,17 +188,26 @@ def _measured(
     if specific and features:
         compared = specifics(engine, triples, features, checkpoint=store, replacement=replacement)
         effects = dict(zip(chosen, compared, strict=True))
-    by_answer = dict(zip(chosen, features, strict=bool(features)))
+    return stated(answered, dict(zip(chosen, features, strict=bool(features))), effects)
+
+
+def stated(
+    answered: Answered,
+    features: Mapping[int, FactFeatures] | None = None,
+    effects: Mapping[int, SpecificEffects] | None = None,
+) -> list[ProbedFact]:
+    """The answers as facts, with the features and specific effects of those (by number) that were measured."""
+    references = answered.question.relation.references
     return [
         ProbedFact(
             a,
             *answered.confidence[i],
-            relation.references.get(a.subject),
+            references.get(a.subject),
             answered.correct[i],
-            by_answer.get(i),
-            effects.get(i),
+            (features or {}).get(i),
+            (effects or {}).get(i),
         )
-        for i, a in enumerate(answers)
+        for i, a in enumerate(answered.answers)
     ]
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, lru_cache
+from itertools import islice
 
 import numpy as np
 
@@ -27,8 +28,9 @@ from larql_duck.probing.choosing import (
     stored_choice,
     weights_of,
 )
-from larql_duck.probing.combine import Worth, combine
+from larql_duck.probing.combine import Worth, combine, is_right
 from larql_duck.probing.confidence import Calibration, Graded, fit
+from larql_duck.probing.entity_types import NamesTold, told_of_names
 from larql_duck.probing.evidence import Known, evidence
 from larql_duck.probing.outcomes import Reply
 from larql_duck.probing.packs import known_relations
@@ -36,13 +38,16 @@ from larql_duck.probing.pilot import Piloted
 from larql_duck.probing.prompts import Question
 from larql_duck.probing.replies import Ask, Asker
 from larql_duck.probing.splits import TEST, split_of
-from larql_duck.probing.words import matches
+from larql_duck.probing.words import answer_key
 
 # An answer of another kind than the relation expects stands behind one that fits where it is less than so many times
 # more probable.
 OTHER_TYPE = 0.25
 # The share of different answers from which a relation counts as one where everybody has another.
 ONE_TO_ONE = 0.9
+# So often a name to which no answer is right counts among those that teach confidence: what people ask about is less
+# known than what packs list.
+NOBODY_COUNTS = 3
 _POSSESSIVE = re.compile(r"['’]s?\b")
 # Subjects of a variant that are asked before the others, so that these are asked with a prior.
 _FIRST = 16
@@ -139,6 +144,28 @@ def rank(replied: Sequence[Answered], *, top_n: int = 3) -> None:
         )
 
 
+def ask_nobody(
+    asker: Asker, ranked: Sequence[Answered], names: Mapping[str, Sequence[str]]
+) -> list[Answered]:
+    """The answers about names to which none is right (by relation), asked and ranked as the relations' own subjects were."""
+    asked: list[Answered] = []
+    items: list[Ask] = []
+    for a in ranked:
+        question = a.question
+        others = [n for n in names.get(question.relation.name, ()) if n not in question.relation.references]
+        if not others:
+            continue
+        over = Question(replace(question.relation, entities=tuple(others)), question.variants)
+        asked.append(Answered(Piloted(over, a.piloted.worth, priors=a.piloted.priors), a.choice))
+        items += [Ask(over.relation, over.variants[v], n) for v in a.choice.weights for n in others]
+    owners = iter(asker.ask(items, {a.question.relation.name: a.piloted.priors for a in asked}))
+    for a in asked:
+        count = len(a.choice.weights) * len(a.question.relation.entities)
+        a.piloted.replies += [r for r in islice(owners, count) if r is not None]
+    rank(asked)
+    return asked
+
+
 def judge(
     engine: Engine,
     ranked: Sequence[Answered],
@@ -146,21 +173,40 @@ def judge(
     *,
     stated: Mapping[str, Counter[str]] | None = None,
     learn: bool = True,
+    nobody: Sequence[Answered] = (),
+    named: NamesTold | None = None,
 ) -> Calibration:
     """Fill in which ranked answers are correct, and their confidence; the calibration that judged them.
 
     stated counts, by relation, the best answers (normalised) of subjects beyond these; learn=False takes the known
-    calibration as it is.
+    calibration as it is. nobody are answers about names to which none is right, which teach as well. named is what was read
+    of the subjects' names already.
     """
-    compared = Known(words_of(engine.tokenizer), type_index([a.question.relation for a in ranked]))
+    if named is None:
+        subjects = dict.fromkeys(x.subject for a in (*ranked, *nobody) for x in a.answers)
+        named = told_of_names(engine, known.types, list(subjects))
+    index = type_index([a.question.relation for a in ranked])
+    compared = Known(words_of(engine.tokenizer), index, named.familiarity, named.kinds)
+    said = {a.question.relation.name: stated_answers(a) for a in ranked}
+    wrong = {
+        a.question.relation.name: (
+            evidence(
+                a.question.relation,
+                a.answers,
+                a.question.answers_shown,
+                compared,
+                said.get(a.question.relation.name),
+            ),
+            [x.subject for x in a.answers],
+            [i for i, x in enumerate(a.answers) if x.rank == 1],
+        )
+        for a in nobody
+    }
     evidences: list[np.ndarray] = []
     graded: list[Graded] = []
     for a in ranked:
         relation = a.question.relation
-        a.correct = [
-            matches(x.object, relation.references[x.subject]) if x.subject in relation.references else None
-            for x in a.answers
-        ]
+        a.correct = [is_right(relation, x) for x in a.answers]
         further = (stated or {}).get(relation.name)
         rows = evidence(relation, a.answers, a.question.answers_shown, compared, further)
         evidences.append(rows)
@@ -169,13 +215,25 @@ def judge(
             for i, (x, right) in enumerate(zip(a.answers, a.correct, strict=True))
             if x.rank == 1 and right is not None and split_of(x.subject) != TEST
         ]
+        right = [bool(a.correct[i]) for i in use]
+        subjects_used = [a.answers[i].subject for i in use]
+        taught = rows[use]
+        if use and relation.name in wrong:
+            more, about, first = wrong[relation.name]
+            taught = np.concatenate([taught, *[more[first]] * NOBODY_COUNTS])
+            right += [False] * len(first) * NOBODY_COUNTS
+            subjects_used += [about[i] for i in first] * NOBODY_COUNTS
         if use:
-            right = np.array([bool(a.correct[i]) for i in use])
-            graded.append(Graded(relation.name, rows[use], right, [a.answers[i].subject for i in use]))
+            graded.append(Graded(relation.name, taught, np.array(right), subjects_used))
     calibration = fit(graded, known.calibration) if learn else known.calibration
     for a, rows in zip(ranked, evidences, strict=True):
         a.confidence = calibration.judge(a.question.relation.name, rows)
     return calibration
+
+
+def stated_answers(a: Answered) -> Counter[str]:
+    """How often each best answer is given, by its key."""
+    return Counter(answer_key(x.object, a.question.relation.answer) for x in a.answers if x.rank == 1)
 
 
 def _in_order(a: Answered) -> list[Reply]:

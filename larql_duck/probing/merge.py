@@ -12,7 +12,9 @@ from larql_duck.catalog import SCHEMAS, as_table, empty_table
 from larql_duck.probing.sources import drop_source, of_source
 from larql_duck.vindex.derive import feature_relations, probed_relations
 
-PROBED = ("facts", "probes", "prompts", "priors", "edges", "relations", "feature_relations")
+PROBED = (
+    *("facts", "probes", "prompts", "priors", "edges", "relations", "feature_relations", "entity_types"),
+)
 
 
 def merge(known: Mapping[str, pa.Table], probed: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
@@ -31,6 +33,10 @@ def merge(known: Mapping[str, pa.Table], probed: Mapping[str, pa.Table]) -> dict
         if "source" in before.schema.names:
             gone = pc.and_(gone, pc.equal(before["source"], "probe"))
         merged[name] = pa.concat_tables([before.filter(pc.invert(gone)), probed[name]]).cast(SCHEMAS[name])
+    # What a name is taken for is what its latest reading found.
+    before, read = (t.get("entity_types", empty_table("entity_types")) for t in (known, probed))
+    gone = pc.is_in(before["subject"], read["subject"])
+    merged["entity_types"] = pa.concat_tables([before.filter(pc.invert(gone)), read])
     # How a relation is asked is what its latest run found, where that tried or asked anything.
     for name in ("prompts", "priors"):
         before = known.get(name, empty_table(name))

@@ -6,7 +6,7 @@ A pack says what to ask a model. The file format is described in `larql_duck/kno
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -50,7 +50,13 @@ def known_relations() -> Mapping[str, Relation]:
     return {relation.name: relation for relation in load_pack("world").relations}
 
 
-def pack_from_frames(entities: object = None, relations: object = None, *, name: str = "custom") -> Pack:
+def pack_from_frames(
+    entities: object = None,
+    relations: object = None,
+    *,
+    name: str = "custom",
+    suited: Mapping[str, Collection[str]] | None = None,
+) -> Pack:
     """A pack of the user's own entities and relations.
 
     `entities`: names (a list, Series or array), or a table (pyarrow, pandas, polars, a DuckDB relation) whose column
@@ -58,10 +64,10 @@ def pack_from_frames(entities: object = None, relations: object = None, *, name:
     form and the accepted answers. Missing and repeated names are dropped. None = the relations' own subjects.
 
     `relations`: names of shipped relations, {name: template or [templates]}, Relation objects, or a list of
-    these. None = each entity is asked the shipped relations that know it, and those that suit any name when
-    none does. Raises PackError naming the entity column, relation or template that cannot be used.
+    these. None = each entity is asked the shipped relations that know it and those that `suited` names for it; one that
+    nothing is known of is asked what it is. Raises PackError naming the entity column, relation or template that cannot be used.
     """
-    return pack_of(name, entities_of(entities), relations, load_pack("world"))
+    return pack_of(name, entities_of(entities), relations, load_pack("world"), suited)
 
 
 @cache

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from larql_duck.probing.combine import Worth, combine
+from larql_duck.probing.combine import Worth, combine, is_right
 from larql_duck.probing.outcomes import Reply
 from larql_duck.probing.priors import Priors
 from larql_duck.probing.prompts import Question
@@ -159,16 +159,13 @@ def _graded(piloted: Piloted, *, judged: bool) -> dict[int, list[float]]:
     whether its best answer is one. Without, whether the answer is that of most variants, times how far it stands
     out from the prior.
     """
-    relation = piloted.question.relation
     by_variant: dict[int, list[Reply]] = defaultdict(list)
     for reply in piloted.replies:
         by_variant[reply.variant].append(reply)
     grades: dict[int, list[float]] = {}
     if judged:
         for v, replies in by_variant.items():
-            grades[v] = [
-                _grade(piloted, reply, relation.references.get(reply.subject, ())) for reply in replies
-            ]
+            grades[v] = [_grade(piloted, reply) for reply in replies]
         return grades
     said: dict[str, Counter[str]] = defaultdict(Counter)
     best: dict[tuple[int, str], tuple[str, float]] = {}
@@ -190,18 +187,18 @@ def _graded(piloted: Piloted, *, judged: bool) -> dict[int, list[float]]:
     return grades
 
 
-def _grade(piloted: Piloted, reply: Reply, references: Sequence[str]) -> float:
-    accepted = {normal(r) for r in references}
+def _grade(piloted: Piloted, reply: Reply) -> float:
+    relation = piloted.question.relation
     answers = combine([reply], contrast=CONTRAST, priors=piloted.priors, worth=piloted.worth)
     total = sum(a.score for a in answers)
-    right = [a for a in answers if normal(a.object) in accepted]
+    right = [a for a in answers if is_right(relation, a)]
     return 0.5 * sum(a.score for a in right) / total + 0.5 * (right[0].rank == 1) if right and total else 0.0
 
 
 def _share_right(piloted: Piloted, variant: int) -> float:
     """The share of the variant's subjects whose best answer is accepted."""
     own = [r for r in piloted.replies if r.variant == variant]
-    references = piloted.question.relation.references
+    relation = piloted.question.relation
     answers = combine(own, top_n=1, contrast=CONTRAST, priors=piloted.priors, worth=piloted.worth)
-    right = sum(normal(a.object) in {normal(r) for r in references.get(a.subject, ())} for a in answers)
+    right = sum(bool(is_right(relation, a)) for a in answers)
     return right / len({r.subject for r in own}) if own else 0.0

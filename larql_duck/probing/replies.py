@@ -32,7 +32,8 @@ class Ask:
 class Asker:
     """Asks an engine in shared batches; beginnings that prompts share are run once.
 
-    `done` is called with the number of prompts after each batch, whether it was run or found in the checkpoint.
+    `done` is called with the number of prompts after each batch, whether it was run or found in the checkpoint. heads
+    are those of earlier prompts. alternatives=False decodes further answers where a relation has many alone.
     """
 
     def __init__(
@@ -40,13 +41,17 @@ class Asker:
         engine: Engine,
         checkpoint: Checkpoint | None = None,
         done: Callable[[int], None] = lambda n: None,
+        *,
+        heads: Heads | None = None,
+        alternatives: bool = True,
     ) -> None:
         self.engine = engine
         self._answered: set[str] = set()
         self._unfit: dict[str, str] = {}
         self._checkpoint = checkpoint or Checkpoint(None)
         self._done = done
-        self._heads = Heads(engine)
+        self._heads = heads or Heads(engine)
+        self._alternatives = alternatives
 
     def ask(self, items: Sequence[Ask], priors: Mapping[str, Priors] | None = None) -> list[Reply | None]:
         """Every item's Reply, in order; None where the model cannot be asked.
@@ -74,10 +79,11 @@ class Asker:
         lengths = [(len(head), len(row)) for head, row in zip(heads, ids, strict=True)]
         out: list[Reply | None] = [None] * len(items)
         for chunk in chunks(fits, lengths, most, BATCH_CACHE // self.engine.cache_bytes):
-            own = [(items[i].relation.answer, means.get(_key(items[i]), {})) for i in chunk]
+            own = [self._how(items[i], means) for i in chunk]
+            forms = [form if several else f"{form}, one" for form, several, _ in own]
             made = self._checkpoint.batch(
                 "answers",
-                [[form for form, _ in own], [prompts[i] for i in chunk], _told_apart(m for _, m in own)],
+                [forms, [prompts[i] for i in chunk], _told_apart(m for _, _, m in own)],
                 Outcome,
                 len(chunk),
                 partial(self._batch, [ids[i] for i in chunk], [begins[i] for i in chunk], own),
@@ -103,11 +109,20 @@ class Asker:
         self,
         ids: Sequence[Sequence[int]],
         begins: Sequence[str],
-        own: Sequence[tuple[str, Mapping[int, float]]],
+        own: Sequence[tuple[str, bool, Mapping[int, float]]],
     ) -> list[Outcome]:
         heads = self._heads.of(begins, ids)
         rows = zip(ids, heads, own, strict=True)
-        return ask(self.engine, [Asked(row, form, head, prior) for row, head, (form, prior) in rows])
+        return ask(
+            self.engine,
+            [Asked(row, form, head, prior, several) for row, head, (form, several, prior) in rows],
+        )
+
+    def _how(
+        self, item: Ask, means: Mapping[tuple[str, int], Mapping[int, float]]
+    ) -> tuple[str, bool, Mapping[int, float]]:
+        """The form of an answer, whether several are decoded, the prior."""
+        return item.relation.answer, self._alternatives or item.relation.many, means.get(_key(item), {})
 
 
 def chunks(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from larql_duck.probing.choosing import Knowledge
 from larql_duck.probing.confidence import Calibration
+from larql_duck.probing.entity_types import TypeProbe
 from larql_duck.probing.priors import Prior
 from larql_duck.vindex.store import Vindex
 
@@ -15,6 +18,15 @@ from larql_duck.vindex.store import Vindex
 def knowledge_of(vindex: Vindex) -> Knowledge:
     """The Knowledge in the tables prompts, priors and probes and in our section of the manifest; empty where they are."""
     tables = {name: vindex.table(name) for name in ("prompts", "priors", "probes")}
+    stated = vindex.manifest.section.get("probe", {}).get("calibration") or {}
+    types = TypeProbe.of_rows(vindex.table("type_probe").to_pylist(), vindex.hidden)
+    return knowledge_in(tables, Calibration.from_json(stated), types)
+
+
+def knowledge_in(
+    tables: Mapping[str, pa.Table], calibration: Calibration, types: TypeProbe | None = None
+) -> Knowledge:
+    """The Knowledge in the tables prompts, priors and probes, with this calibration and probe of types."""
     weights: dict[str, dict[str, float]] = defaultdict(dict)
     contrasts: dict[str, float] = {}
     prompts = tables["prompts"].filter(pc.is_valid(tables["prompts"]["weight"]))
@@ -37,6 +49,7 @@ def knowledge_of(vindex: Vindex) -> Knowledge:
         dict(weights),
         contrasts,
         {key: Prior.stored(counts[key], own) for key, own in means.items()},
-        Calibration.from_json(vindex.manifest.section.get("probe", {}).get("calibration") or {}),
+        calibration,
         dict(asked),
+        types,
     )

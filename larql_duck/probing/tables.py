@@ -18,7 +18,7 @@ from larql_duck.probing.outcomes import NO_ARTICLE
 from larql_duck.probing.priors import LEAST_STORED
 from larql_duck.probing.specific import SpecificEffects
 from larql_duck.probing.splits import TEST, split_of
-from larql_duck.vindex.derive import feature_relations, probed_relations
+from larql_duck.vindex.derive import derive_triples, feature_relations, probed_relations
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,18 @@ def tables_of(
     relations = probed_relations(tables["facts"], tables["edges"], as_table("relations", described))
     features = feature_relations(tables["facts"], tables["edges"])
     return {**tables, "relations": relations, "feature_relations": features}
+
+
+def live_tables(
+    tokenizer: Tokenizer, answered: Sequence[Answered], facts: Sequence[Sequence[ProbedFact]]
+) -> dict[str, pa.Table]:
+    """The tables facts, edges and triples of answers that nobody stores: their source is 'live'."""
+    named = [(a.question.relation.name, f) for a, own in zip(answered, facts, strict=True) for f in own]
+    live = {"source": "live"}
+    rows = rows_as_table("facts", [_fact_row(tokenizer, name, f) | live for name, f in named])
+    edges = rows_as_table("edges", [row | live for name, f in named for row in _edge_rows(name, f)])
+    many = {a.question.relation.name for a in answered if a.question.relation.many}
+    return {"facts": rows, "edges": edges, "triples": derive_triples(rows, edges, many)}
 
 
 def _fact_row(tokenizer: Tokenizer, relation: str, fact: ProbedFact) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from larql_duck.knowledge.keys import ARTICLES
@@ -42,9 +43,13 @@ _LINKS = _words(
 _CLAUSE = _words(
     "and or but which who whom whose that because when where while if as is are was were has have had"
 )
+# What opens a clause behind a noun.
+_THAT = _words("that which who whose")
 _ABBREVIATIONS = frozenset({"St", "Mt", "Ft", "Dr", "Mr", "Mrs", "Ms", "Jr", "Sr", "No"})
 _STOP = frozenset('.,;:!?()[]{}<>"“”„«»…|/\\=*_•、。，；：！？「」『』（）\n\r\t')
-_MAX_WORDS = {"name": 6, "word": 1, "phrase": 8, "number": 3, "symbol": 1}
+_MAX_WORDS = {"name": 6, "word": 1, "phrase": 8, "noun": 6, "number": 3, "symbol": 1}
+# Words that a noun's complement begins with, and articles inside it: "city in the north of Portugal".
+_COMPLEMENT = _words("of in from by for on at to with")
 
 
 def is_function_word(text: str) -> bool:
@@ -83,7 +88,7 @@ def begins_answer(text: str, form: str = "name") -> bool:
     if not word or not any(c.isalnum() for c in word) or "�" in word:
         return False
     if word in _DEGREE:
-        return form in {"word", "phrase"}
+        return form in {"word", "phrase", "noun"}
     return word not in FUNCTION_WORDS
 
 
@@ -105,7 +110,7 @@ def find_answer(text: str, form: str = "name", closing: str = "") -> Ending:
     the marks in `closing`, where there is one in the line.
     """
     start = len(text) - len(text.lstrip())
-    if form not in {"name", "phrase"}:
+    if form not in {"name", "phrase", "noun"}:
         closing = ""
     if quoted := _quoted(text, start, closing):
         return quoted
@@ -170,9 +175,9 @@ def _cut(word: str, before: list[str], form: str, last: bool) -> int:
             continue
         if last and 0 < i == len(word) - 1 and c in ".,:/" and word[i - 1].isdigit():
             continue  # "3." may become "3.5"
-        if inside and c in "./–" and form in {"name", "phrase"}:
+        if inside and c in "./–" and form in {"name", "phrase", "noun"}:
             continue
-        if c == "." and form in {"name", "phrase"}:
+        if c == "." and form in {"name", "phrase", "noun"}:
             if _abbreviates(word[:i], before):
                 continue
             if last and i == len(word) - 1 and re.fullmatch(r"(?:.*\.)?[A-Z]", word[:i]):
@@ -199,6 +204,10 @@ def _belongs(word: str, before: list[str], form: str, limit: int) -> bool:
         return False
     if form == "phrase":
         return word not in _CLAUSE
+    if form == "noun":
+        if word in _COMPLEMENT:
+            return before[-1] not in FUNCTION_WORDS
+        return word not in FUNCTION_WORDS or (word in ARTICLES and before[-1] in _COMPLEMENT)
     if form == "number":
         return word[0].isdigit() or word in {"million", "billion", "thousand", "hundred", "trillion"}
     if word in _LINKS:
@@ -219,6 +228,25 @@ def _may_belong(word: str, before: list[str], form: str, limit: int) -> bool:
     return _belongs(word, before, form, limit)
 
 
-def matches(answer: str, references: tuple[str, ...]) -> bool:
-    """Whether the answer equals one of the references after normalisation."""
-    return normal(answer) in map(normal, references)
+def head_noun(text: str) -> str:
+    """A noun phrase without its complement, normalised: 'city in Portugal' -> 'city'."""
+    words = normal(text).split()
+    end = next((i for i, word in enumerate(words) if i and word in _COMPLEMENT | _THAT), len(words))
+    return " ".join(words[:end])
+
+
+def answer_key(text: str, form: str) -> str:
+    """What an answer is counted under among others of its relation: its normal form, of a noun the head."""
+    return head_noun(text) if form == "noun" else normal(text)
+
+
+def matches(answer: str, references: Collection[str], form: str = "name") -> bool:
+    """Whether the answer equals one of the references after normalisation.
+
+    Of a noun phrase the head decides: 'famous tennis player from Spain' is a tennis player and a player.
+    """
+    accepted = set(map(normal, references))
+    if form != "noun":
+        return normal(answer) in accepted
+    words = head_noun(answer).split()
+    return any(" ".join(words[i:]) in accepted for i in range(len(words)))

@@ -11,7 +11,8 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from larql_duck.vindex.store import Vindex
 
 SEAMS = (*SCHEMAS, *LOOKUPS)
+# What live answers add rows to; names and links follow from the facts.
+_LIVE = ("facts", "triples", "edges", "entity_types", "entities", "entity_names", "other_names", "links")
 _PATCHES = arrow_schema(VIEWS["patches"].columns)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # Databases that mounts attached themselves.
@@ -61,6 +64,8 @@ class Mount:
         # place of the stored rows.
         self._bodies: dict[str, str] = {}
         self._rebased: set[str] = set()
+        # Whether rows of live answers stand behind everything else.
+        self._live = False
         # The tables that the views base_NAME show.
         self._bases: dict[str, str] = {}
         self._lock = threading.RLock()
@@ -113,6 +118,7 @@ class Mount:
             else:
                 self._run(f"DROP SCHEMA IF EXISTS {self.schema} CASCADE; CREATE SCHEMA {self.schema}")
             self._bodies.clear()
+            self._live = False
             self._rebased.clear()
             self._bases.clear()
             self._detach()
@@ -191,6 +197,59 @@ class Mount:
                 if name not in self._rebased:
                     self._run(f"DROP TABLE IF EXISTS {self.schema}.probed_{name}")
 
+    def show_live(self, names: Sequence[str], rows: Mapping[str, pa.Table]) -> None:
+        """Adds rows of live answers about names (facts, triples, edges, entity_types) behind whatever these tables show.
+
+        They replace what was answered about the names before, and hide what probing stored of the same subject and
+        relation. Nothing else is computed anew, so it costs milliseconds whatever the vindex holds.
+        """
+        with self._lock:
+            if not self._live:
+                for name in _LIVE:
+                    self._run(
+                        f"CREATE OR REPLACE TABLE {self.schema}.live_{name} AS FROM {self.schema}.{name} LIMIT 0"
+                    )
+                self._live = True
+                self._run("".join(self._seam(name) for name in _LIVE))
+            for name, added in rows.items():
+                self.con.register("larql_live_rows", added)
+                try:
+                    self._run(
+                        f"DELETE FROM {self.schema}.live_{name} WHERE subject IN (SELECT unnest($names))",
+                        {"names": list(names)},
+                    )
+                    self._run(f"INSERT INTO {self.schema}.live_{name} BY NAME FROM larql_live_rows")
+                finally:
+                    self.con.unregister("larql_live_rows")
+            self._number_live()
+
+    def drop_live(self) -> None:
+        """Shows no live answers any more."""
+        with self._lock:
+            if self._live:
+                self._live = False
+                self._run("".join(self._seam(name) for name in _LIVE))
+                self._run("".join(f"DROP TABLE IF EXISTS {self.schema}.live_{name};" for name in _LIVE))
+
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """A context in which tables show everything but live answers; afterwards these stand behind what is new."""
+        with self._lock:
+            live, self._live = self._live, False
+            if live:
+                self._run("".join(self._seam(name) for name in _LIVE))
+            try:
+                yield
+            finally:
+                if live:
+                    self._live = True
+                    self._run("".join(self._seam(name) for name in _LIVE))
+                    self._number_live()
+
+    def _number_live(self) -> None:
+        """Gives the names of live answers their keys, numbers and links."""
+        self._run(sql_query("live_names", self.schema))
+
     def unshadow(self, table: str) -> None:
         """Show a table's own rows alone again."""
         with self._lock:
@@ -265,7 +324,25 @@ class Mount:
 
     def _seam(self, table: str) -> str:
         body = self._bodies.get(table, f"FROM {self.base(table)}")
-        return f"CREATE OR REPLACE VIEW {self.schema}.{table} AS {body};\n"
+        if not self._live or table not in _LIVE:
+            return f"CREATE OR REPLACE VIEW {self.schema}.{table} AS {body};\n"
+        both = f"FROM {self.schema}.settled_{table} UNION ALL BY NAME FROM {self.schema}.live_{table}"
+        if table in ("facts", "triples"):
+            again = f"SELECT DISTINCT subject, relation, 'probe' AS source FROM {self.schema}.live_facts"
+            both = (
+                f"FROM {self.schema}.settled_{table} ANTI JOIN ({again}) USING (subject, relation, source)"
+                f" UNION ALL BY NAME FROM {self.schema}.live_{table}"
+            )
+        if table == "entities":
+            both = (
+                "SELECT entity, sum(n_facts)::INTEGER AS n_facts, sum(as_subject)::INTEGER AS as_subject,"
+                " sum(as_object)::INTEGER AS as_object,"
+                f" list_sort(list_distinct(flatten(list(relations)))) AS relations FROM ({both}) GROUP BY entity"
+            )
+        return (
+            f"CREATE OR REPLACE VIEW {self.schema}.settled_{table} AS {body};\n"
+            f"CREATE OR REPLACE VIEW {self.schema}.{table} AS {both};\n"
+        )
 
     def _attach(self, vindex: Vindex) -> None:
         stored = vindex.database.resolve()

@@ -10,6 +10,7 @@ from larql_duck.patches.edit_log import EditLog
 from larql_duck.patches.overlay import Overlay
 from larql_duck.result import Result
 from larql_duck.session.connection import Connection
+from larql_duck.session.live_facts import LiveFacts
 from larql_duck.session.mount import Mount
 from larql_duck.session.overlay_views import KINDS, OverlayViews, UnsavedRuns
 from larql_duck.session.preferences import Preferences
@@ -36,6 +37,7 @@ class OpenVindex:
         self.cache: dict[tuple[str, str], Any] = {}
         self.catalog = VindexCatalog(vindex, mount.schema, connection.rows)
         self.unsaved = UnsavedRuns(vindex)
+        self.live = LiveFacts(self, mount)
         self.revision = 0
         self.texts = options.texts
         self._connection, self._options = connection, options
@@ -81,6 +83,7 @@ class OpenVindex:
                 return
             self._overlay = None
             self.revision += 1
+            self.live.forget()
             self.catalog.n_features = log.overlay.n_features
             if self._search is not None:
                 self._search.overlay = self._parts.search_overlay(self.vindex, log.overlay)
@@ -114,6 +117,7 @@ class OpenVindex:
         """Load the model anew when a pass next needs it, with the options as they are now."""
         if self._model is not None:
             self._model.reload(self._options.settings)
+        self.live.forget()
 
     def search(self) -> GateSearch:
         """The gate search over the vindex's mapped rows, under the edits."""

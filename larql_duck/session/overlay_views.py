@@ -57,7 +57,7 @@ class UnsavedRuns:
 
     def published(self, tables: Mapping[str, pa.Table]) -> None:
         """Keep what was just published: the database that is attached is older."""
-        self._published = dict(tables)
+        self._published |= tables
 
     def tables(self, edits: str | None = None) -> dict[str, pa.Table]:
         """The tables that differ from those of the attached database, unsaved runs merged in; the edits are not.
@@ -117,6 +117,10 @@ class OverlayViews:
 
     def update(self) -> None:
         """Show the tables under the edits and unsaved probing runs as they are now; nothing is measured."""
+        with self._mount.settled():
+            self._update()
+
+    def _update(self) -> None:
         workspace = self._workspace
         vindex, overlay = workspace.vindex, self._overlay()
         fingerprint = self.fingerprint()
@@ -162,7 +166,8 @@ class OverlayViews:
                 )  # fmt: skip
         if kinds:
             assert overlay
-            self._show(workspace.vindex, overlay, kinds)
+            with self._mount.settled():
+                self._show(workspace.vindex, overlay, kinds)
         self.notices += notices
         self.untold += notices
 

@@ -121,6 +121,8 @@ class Session:
         Tables that neither the connection nor the vindex has are looked up among the caller's DataFrames.
         QueryError with DuckDB's message; several statements give the last one's result.
         """
+        if self._opened is not None:
+            self._opened.live.show()
         with watched(self.options.progress), doing("SQL"):
             result = self._connection.query(query, parameters)
         # In a connection of the user's, what `lq.` does not stand before is theirs.
@@ -227,6 +229,7 @@ class Session:
         specific: bool = False,
         ablation: Literal["zero", "mean"] = "zero",
         top_n: int = 3,
+        names: int | None = None,
         checkpoint: str | Path | None = None,
     ) -> Result:
         """Asks the model about entities; one row per fact found: subject, relation, object, p, confidence, n_features, effect.
@@ -239,14 +242,33 @@ class Session:
         The facts are shown at once; with save they are published in the vindex, where they replace earlier rows of
         the same subject and relation. specific compares effects with other facts of the relation; ablation says what a
         feature is set to; top_n answers a subject are kept; checkpoint is a directory in which a run that is killed leaves
-        finished batches.
+        finished batches. names asks, instead of all that, about the next so many names of the tokenizer's own vocabulary.
         LevelError where the vindex has no weights, PackError for what cannot be asked.
         """
+        if names is not None:
+            where = None if checkpoint is None else Path(checkpoint)
+            return self._carry_out(Request("PROBE NAMES", arguments={"names": names, "checkpoint": where}))
         arguments = {"entities": entities, "relations": relations, "pack": pack, "limit": limit, "save": save}
         arguments |= {"max_prompts": max_prompts, "specific": specific, "ablation": ablation, "top_n": top_n}
         if checkpoint is not None:
             arguments["checkpoint"] = Path(checkpoint)
         return self._carry_out(Request("PROBE", arguments=arguments))
+
+    def fit_types(self) -> Result:
+        """What tells the types of names, learnt anew from the packs and stored: a row for each type, with how many held-out
+        names it has, for how many a right type came first, and for how many this one was among the first three.
+        """
+        return self._carry_out(Request("FIT TYPES"))
+
+    def describe(self, names: object, *, stored: bool = False) -> Result:
+        """The facts about each name, most confident first: subject, relation, object, p, confidence, source.
+
+        names: one name, a list, Series or array, or a table with a column subject, entity or name. The model is asked, in
+        shared batches, about those that nothing is stored about (source 'live'; not with stored=True); its answers are kept
+        for the session. A browse vindex gives what it has, and a notice.
+        """
+        arguments = {"names": [names] if isinstance(names, str) else names, "stored": stored}
+        return self._carry_out(Request("DESCRIBE NAMES", arguments=arguments))
 
     @told_arguments
     def evaluate(self, *, texts: BackgroundTexts | None = None) -> Check:
@@ -395,6 +417,7 @@ class Session:
         if step.uses_vindex:
             need_vindex(self._catalog)
         connection = self._connection
+        asked = self._asked_live(step)
         try:
             with watched(self.options.progress), doing(statement.syntax[0].name):
                 table = connection.fetch(
@@ -404,12 +427,23 @@ class Session:
             raise statement_error(error, step.sql, statement, text, connection.failures) from error
         typed = text[statement.at.start : statement.at.end]
         hidden = connection.hidden_frames(typed)
-        notices = [*step.notices, *hidden, *connection.failures.take_remarks(), *self._untold()]
+        notices = [*step.notices, *asked, *hidden, *connection.failures.take_remarks(), *self._untold()]
         if step.lists_features and "layer" in table.column_names:
             notices += not_described(self._catalog, sorted({*table["layer"].to_pylist()}))
         if table.num_rows == 0:
             notices += self._why_empty(step)
         return Result(table, con=connection, sql=step.printed, notices=notices, statement=statement)
+
+    def _asked_live(self, step: Query) -> list[str]:
+        """The model asked about the names of which the query speaks, where it is to be; what is to be said of it."""
+        live, opened = step.live, self._opened
+        if opened is None:
+            return []
+        remarks: list[str] = []
+        if live is not None and (live.always or live.save or live.effects or opened.live.lacking(live.names)):
+            remarks = self._carry_out(Request("ASK LIVE", arguments={"live": live})).notices
+        opened.live.show()
+        return remarks
 
     def _why_empty(self, step: Query) -> list[str]:
         notices = []

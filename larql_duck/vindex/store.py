@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -312,11 +313,14 @@ def _check_seal(manifest: Manifest) -> None:
 
 
 def _check_tables(directory: Path, manifest: Manifest) -> None:
-    older = str(manifest.section.get("schema_version", SCHEMA_VERSION)).split(".")[0] < SCHEMA_VERSION[0]
+    version, today = (
+        tuple(map(int, re.findall(r"\d+", str(text))))
+        for text in (manifest.section.get("schema_version", SCHEMA_VERSION), SCHEMA_VERSION)
+    )
     for name, schema in FILES.items():
         entry = manifest.tables.get(name)
         if entry is None:
-            if name not in SCHEMAS or (name in LATER_TABLES and older):
+            if name not in SCHEMAS or version < LATER_TABLES.get(name, ()):
                 continue  # vindexes of earlier versions have no file of the graph
             raise damaged(manifest.path, f"table {name} is not listed", _AGAIN)
         path = directory / entry["file"]
@@ -326,7 +330,7 @@ def _check_tables(directory: Path, manifest: Manifest) -> None:
             raise damaged(path, "not a Parquet file any more") from None
         later = LATER_COLUMNS.get(name, ())
         expected = [field for field in schema if field.name not in later or field.name in stored.names]
-        if older and name == "facts" and "held_out" not in stored.names:
+        if version[:1] < today[:1] and name == "facts" and "held_out" not in stored.names:
             expected = [f.with_type(pa.bool_()) if f.name == "calibrated" else f for f in expected]
         if list(stored) != expected:
             raise damaged(path, f"columns differ from the schema of table {name}", _AGAIN)

@@ -17,6 +17,7 @@ _TYPES = {
     pa.bool_(): "BOOLEAN",
     pa.list_(pa.string()): "VARCHAR[]",
     pa.list_(pa.int32()): "INTEGER[]",
+    pa.list_(pa.float32()): "FLOAT[]",
 }
 
 

@@ -180,7 +180,7 @@ def test_each_statement_of_a_sql_text_is_shown(call, world: Path) -> None:
 
 
 def test_notices_go_to_stderr(call, world: Path) -> None:
-    status, out, err = call("lql", world, 'DESCRIBE "Nobody"', "--csv")
+    status, out, err = call("lql", world, 'DESCRIBE "Nobody" STORED', "--csv")
     assert status == 0 and out.count("\n") == 1
     assert err == 'note: nothing is known about "Nobody"; ask the model: PROBE ENTITIES "Nobody"\n'
 

@@ -102,8 +102,9 @@ def test_describe_asks_again_what_speaks_of_its_name(
         edited,
         "SELECT subject FROM lq.facts GROUP BY subject HAVING NOT bool_or(stale) ORDER BY ALL LIMIT 2",
     )
-    for name in [*(name for (name,) in others if name not in {o for _, o in stale}), "nobody"]:
+    for name in (name for (name,) in others if name not in {o for _, o in stale}):
         edited.lql("DESCRIBE $name", {"name": name})
+    edited.lql('DESCRIBE "nobody" STORED')
     assert loaded == [] and edited.workspace.views.stale == {"facts", "features"}
     assert raw(edited, "SELECT subject, object FROM lq.facts WHERE stale AND source = 'probe'") == stale
     [row] = edited.lql('DESCRIBE " peru"').dicts()
@@ -114,6 +115,14 @@ def test_describe_asks_again_what_speaks_of_its_name(
     edited.lql("DESCRIBE $name", {"name": stale[0][0]})
     left = raw(edited, f"SELECT count(*) FROM lq.facts WHERE stale AND subject = '{stale[0][0]}'")
     assert left == [(0,)]
+
+
+def test_a_name_that_is_asked_live_leaves_the_rest_stale(edited: Session) -> None:
+    stale = raw(edited, "SELECT subject, object FROM lq.facts WHERE stale ORDER BY ALL")
+    edited.lql('DESCRIBE "nobody"')
+    assert edited.workspace.views.stale == {"facts", "features"} and stale
+    assert raw(edited, "SELECT subject, object FROM lq.facts WHERE stale ORDER BY ALL") == stale
+    assert raw(edited, "SELECT DISTINCT subject FROM lq.facts WHERE source = 'live'") == [("nobody",)]
 
 
 def test_what_reads_facts_alone_does_not_measure_features(edited: Session) -> None:

@@ -12,6 +12,7 @@ import pytest
 import larql_duck as lq
 from larql_duck.catalog import FILES, LATER_COLUMNS, LATER_TABLES
 from larql_duck.cli.app import run
+from larql_duck.errors import VindexError
 from larql_duck.vindex.arrays import hash_file
 from larql_duck.vindex.fields import read_json
 from larql_duck.vindex.manifest import INDEX
@@ -159,3 +160,28 @@ def test_a_vindex_of_the_schema_before_opens(probed_vindex, capsys: pytest.Captu
     with lq.connect(path) as session:
         found = session.sql("SELECT count(activation) AS n FROM lq.edges WHERE subject = 'Spain'").dicts()
         assert found[0]["n"] > 0
+
+
+def test_a_vindex_of_the_schema_before_types_opens_and_learns_them(probed_vindex) -> None:
+    path = probed_vindex.__wrapped__("llama")
+    raw = read_json(path / INDEX)
+    raw["larql_duck"]["schema_version"] = "3.0"
+    for name in ("type_probe", "entity_types"):
+        (path / "tables" / f"{name}.parquet").unlink()
+        del raw["larql_duck"]["tables"][name]
+    (path / INDEX).write_bytes(seal_manifest(raw))
+    with lq.connect(path) as session:
+        assert session.sql("SELECT count(*) FROM entity_types").rows() == [(0,)]
+        assert session.lql('DESCRIBE "Zanzibar"').dicts()
+        told = session.fit_types()
+        assert told.dicts() and not {"weights", "intercept"} & set(told.arrow().column_names)
+    with lq.connect(path) as session:
+        subjects = {s for (s,) in session.sql("SELECT DISTINCT subject FROM entity_types").rows()}
+        assert subjects and subjects <= {s for (s,) in session.sql("SELECT subject FROM facts").rows()}
+    # What every vindex of its schema has may not be missing.
+    raw = read_json(path / INDEX)
+    del raw["larql_duck"]["tables"]["prompts"]
+    raw["larql_duck"]["schema_version"] = "3.0"
+    (path / INDEX).write_bytes(seal_manifest(raw))
+    with pytest.raises(VindexError, match="table prompts is not listed"):
+        lq.connect(path)

@@ -162,11 +162,13 @@ def test_without_relations_each_entity_is_asked_what_suits_it() -> None:
     assert "past tense" not in asked
 
 
-def test_an_entity_that_no_pack_knows_is_asked_the_general_relations() -> None:
-    pack = pack_from_frames(["Zaphod Beeblebrox"])
-    general = {r.name for r in known_relations().values() if r.general}
-    assert {r.name for r in pack.relations} == general
-    assert {"occupation", "category"} <= general
+def test_an_entity_that_no_pack_knows_is_asked_what_it_is_and_what_suits_it() -> None:
+    name = "Zaphod Beeblebrox"
+    assert [r.name for r in pack_from_frames([name]).relations] == ["is a"]
+    suited = {name: ["occupation", "birthplace"], "France": ["color"]}
+    asked = {r.name: r.entities for r in pack_from_frames([name, "France"], suited=suited).relations}
+    assert {r for r, names in asked.items() if name in names} == {"occupation", "birthplace"}
+    assert asked["color"] == asked["capital"] == ("France",)
 
 
 def test_a_table_holds_entities_of_any_text() -> None:

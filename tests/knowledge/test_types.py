@@ -78,7 +78,7 @@ def test_shipped_relations_fit_themselves() -> None:
     assert wrong == []
     assert {r.name for r in WORLD.relations if r.expects == "open"} == {
         *("acronym", "category", "deity domain", "http status", "known for", "purpose", "symbol"),
-        *("used for", "found in", "part of", "cause"),
+        *("used for", "found in", "part of", "cause", "is a"),
     }
 
 

@@ -123,7 +123,7 @@ def test_several_languages_in_one_text(screen: Screen) -> None:
 
 def test_notices_and_times_go_to_standard_error(screen: Screen) -> None:
     screen.repl.timing = True
-    assert screen.run('DESCRIBE "Nobody Knows";')
+    assert screen.run('DESCRIBE "Nobody Knows" STORED;')
     assert "note:" in screen.err and "note:" not in screen.out
     assert "0 rows in" in screen.err
 

@@ -115,7 +115,7 @@ def test_errors_have_no_traceback(
 def test_notices_and_the_session_itself(
     run: Callable[[str], Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run('%lql DESCRIBE "Nobody Knows"')
+    run('%lql DESCRIBE "Nobody Knows" STORED')
     assert "note:" in capsys.readouterr().err
     session = run("%lql")
     assert session.vindex is not None and "Session" in session._repr_html_()

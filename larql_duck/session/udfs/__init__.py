@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from larql_duck.session.udfs.arrow import Function
+from larql_duck.session.udfs.arrow import Function, struct_list_type, struct_lists
 from larql_duck.session.udfs.passes import pass_functions
 from larql_duck.session.udfs.search import search_functions
 
@@ -18,6 +18,15 @@ if TYPE_CHECKING:
     from larql_duck.session.connection import Connection
     from larql_duck.session.mount import Mount
     from larql_duck.workspace import Workspace
+
+# What lq_describe gives of each fact.
+_DESCRIBED = {
+    "relation": pa.string(),
+    "object": pa.string(),
+    "p": pa.float64(),
+    "confidence": pa.float64(),
+    "source": pa.string(),
+}
 
 
 def register_functions(
@@ -47,7 +56,11 @@ def _answer_functions(workspace: Callable[[], Workspace], connection: Connection
     def complete(prompt: Any, n: Any) -> pa.Array:
         return pa.array(answers().complete(prompt, n), pa.string())
 
+    def describe(name: Any) -> pa.Array:
+        return struct_lists(answers().describe(name), _DESCRIBED)
+
     return [
+        ("describe", describe, ["VARCHAR"], struct_list_type(_DESCRIBED)),
         ("ask", ask, ["VARCHAR", "VARCHAR"], "STRUCT(object VARCHAR, p DOUBLE)"),
         ("complete", complete, ["VARCHAR", "INTEGER"], "VARCHAR"),
     ]

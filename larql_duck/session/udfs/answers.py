@@ -14,6 +14,7 @@ from larql_duck.inference.engine import Engine
 from larql_duck.inference.generate import greedy
 from larql_duck.inference.prefix import prefill
 from larql_duck.knowledge.frames import is_missing
+from larql_duck.knowledge.keys import name_key
 from larql_duck.knowledge.relations import Relation, relation_key
 from larql_duck.probing.choosing import Knowledge
 from larql_duck.probing.facts import ask_subjects
@@ -61,6 +62,41 @@ class Answers:
             stored = self._stored(workspace.schema, different)
             self._run(workspace, [p for p in different if p not in stored and p not in self._answers])
             return [None if p is None else stored.get(p, self._answers.get(p)) for p in pairs]
+
+    def describe(self, names: pa.Array) -> list[dict[str, list[Any]] | None]:
+        """Per row the facts about a name, most confident first, by column; None for a missing name.
+
+        The model is asked, in shared batches, about names that nothing is stored about.
+        """
+        with self._lock:
+            workspace = self._current()
+            given = [
+                None if name is None or is_missing(name) else as_name(name) for name in names.to_pylist()
+            ]
+            different = list(dict.fromkeys(name for name in given if name is not None))
+            live = workspace.live
+            if workspace.vindex.has_tables and workspace.vindex.has_weights:
+                for remark in live.ask(live.lacking(different)):
+                    self._tell(f"lq_describe: {remark}")
+            found: dict[str, list[tuple[Any, ...]]] = {name: [] for name in different}
+            rows = self._query(
+                "SELECT a.name, t.relation, t.object, t.p, t.confidence, t.source"
+                " FROM (SELECT unnest($1::VARCHAR[]) AS name, unnest($2::VARCHAR[]) AS key) AS a"
+                f" JOIN {workspace.schema}.triples AS t ON t.subject_key = a.key AND t.source <> 'weights'"
+                " ORDER BY t.confidence DESC NULLS LAST, t.p DESC NULLS LAST, t.relation, t.object",
+                [different, list(map(name_key, different))],
+            )
+            for name, *fact in rows:
+                found[name].append(tuple(fact))
+            fields = ("relation", "object", "p", "confidence", "source")
+            for name in different:
+                if not found[name]:
+                    found[name] = [tuple(row[f] for f in fields) for row in live.rows_about(name)]
+            columns = {
+                name: {f: [row[i] for row in own] for i, f in enumerate(fields)}
+                for name, own in found.items()
+            }
+            return [None if name is None else columns[name] for name in given]
 
     def complete(self, prompts: pa.Array, counts: pa.Array) -> list[str | None]:
         """Per row the greedy continuation of at most n tokens, ended by a special token; None for NULL and unfit prompts."""

@@ -1,0 +1,128 @@
+"""Names to which no answer is right: what confidence is taught by, so that it does not vouch for whatever is said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from random import Random
+
+from larql_duck.knowledge.entities import entity_types
+from larql_duck.probing.splits import TEST, order_of, split_of
+
+# Of every relation: names that nobody has, and names of things that it is not asked about.
+INVENTED, UNSUITED = 4, 3
+_STARTS = (
+    *(
+        "b",
+        "br",
+        "c",
+        "d",
+        "dr",
+        "f",
+        "g",
+        "gr",
+        "h",
+        "j",
+        "k",
+        "l",
+        "m",
+        "n",
+        "p",
+        "qu",
+        "r",
+        "s",
+        "st",
+        "t",
+        "th",
+        "v",
+    ),
+    *("w", "z", "bl", "cl", "fl", "pl", "tr", "sh"),
+)
+_MIDDLES = ("a", "e", "i", "o", "u", "ae", "ei", "ia", "ou")
+_LINKS = ("", "", "l", "n", "r", "m", "s")
+# Ends that names and words have.
+_ENDS = (
+    *(
+        "ia",
+        "o",
+        "us",
+        "en",
+        "ton",
+        "berg",
+        "ville",
+        "ski",
+        "ez",
+        "ova",
+        "er",
+        "ley",
+        "is",
+        "on",
+        "a",
+        "um",
+        "el",
+        "et",
+        "ock",
+    ),
+    *("ish", "ine", "arth", "ow", "ix", "ette", "and", "ing", "ham", "ori", "une"),
+)
+_SHAPES = (
+    *(
+        "{A}",
+        "{A}",
+        "{A} {B}",
+        "{A} {B}",
+        "{a}",
+        "{a}",
+        "{a} {b}",
+        "The {A} of {B}",
+        "{A} Industries",
+        "{A} & {B}",
+    ),
+    *(
+        "{A} River",
+        "Mount {A}",
+        "the {a} effect",
+        "{A}-{B}",
+        "Saint {A}",
+        "{A} City",
+        "Battle of {A}",
+        "{A} {B} {C}",
+    ),
+)
+
+
+def invented_names(n: int, seed: int = 0) -> list[str]:
+    """n different names that can be spoken and that nothing has, in all shapes that names have; always the same."""
+    random = Random(seed)
+    found: dict[str, None] = {}
+    while len(found) < n:
+        words = [_word(random) for _ in range(3)]
+        small = dict(zip("abc", words, strict=True))
+        name = random.choice(_SHAPES).format(**small, **{k.upper(): w.capitalize() for k, w in small.items()})
+        if split_of(name) != TEST:
+            found[name] = None
+    return list(found)
+
+
+def nobodies(relations: Sequence[str], members: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Relation -> names to which no answer is right, of the thirds that may be learnt from: invented ones, and members of
+    types that it is not asked about.
+    """
+    invented = invented_names(INVENTED * len(relations))
+    order = [name for name in sorted(members, key=order_of) if split_of(name) != TEST]
+    out = {}
+    for i, relation in enumerate(relations):
+        suited = {t.name for t in entity_types().values() if relation in t.asked}
+        other = [name for name in order if not suited & set(members[name])] if suited else []
+        # Every relation has others, so that a name is asked about once or twice.
+        at = i * UNSUITED % max(1, len(other))
+        unsuited = (other[at:] + other[:at])[: UNSUITED if len(suited) < len(entity_types()) else 0]
+        out[relation] = invented[i * INVENTED : (i + 1) * INVENTED] + unsuited
+    return out
+
+
+def _word(random: Random) -> str:
+    beginning = "".join(
+        random.choice(_STARTS) + random.choice(_MIDDLES) + random.choice(_LINKS)
+        for _ in range(random.choice((1, 1, 2)))
+    )
+    return beginning + random.choice(_STARTS) + random.choice(_ENDS)
