@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, lru_cache
-from itertools import islice
+from itertools import groupby, islice
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from larql_duck.probing.choosing import (
     stored_choice,
     weights_of,
 )
-from larql_duck.probing.combine import Worth, combine, is_right
+from larql_duck.probing.combine import Answer, Worth, combine, is_right
 from larql_duck.probing.confidence import Calibration, Graded, fit
 from larql_duck.probing.entity_types import NamesTold, told_of_names
 from larql_duck.probing.evidence import Known, evidence
@@ -208,7 +208,11 @@ def judge(
         relation = a.question.relation
         a.correct = [is_right(relation, x) for x in a.answers]
         further = (stated or {}).get(relation.name)
-        rows = evidence(relation, a.answers, a.question.answers_shown, compared, further)
+        # Names that are asked together by chance say nothing about each other.
+        groups = [a.answers] if learn or named is None else _by_subject(a.answers)
+        rows = np.concatenate(
+            [evidence(relation, own, a.question.answers_shown, compared, further) for own in groups]
+        )
         evidences.append(rows)
         use = [
             i
@@ -229,6 +233,11 @@ def judge(
     for a, rows in zip(ranked, evidences, strict=True):
         a.confidence = calibration.judge(a.question.relation.name, rows)
     return calibration
+
+
+def _by_subject(answers: Sequence[Answer]) -> list[list[Answer]]:
+    """The answers about each subject, in order; one empty list without any."""
+    return [list(own) for _, own in groupby(answers, key=lambda a: a.subject)] or [[]]
 
 
 def stated_answers(a: Answered) -> Counter[str]:

@@ -13,7 +13,9 @@ from larql_duck.knowledge.relations import Relation
 from larql_duck.models.opening import open_model
 from larql_duck.probing.budget import default_names
 from larql_duck.probing.choosing import Knowledge
+from larql_duck.probing.confidence import Calibration
 from larql_duck.probing.entity_types import TypeProbe, fit_types, with_listed, without_unknown
+from larql_duck.probing.evidence import COLUMNS
 from larql_duck.probing.facts import probe
 from larql_duck.probing.learning import TAUGHT, usual_variant, with_open_world, without_taught
 from larql_duck.probing.names import read_names
@@ -144,6 +146,25 @@ def test_one_name_is_answered_alike_alone_and_among_others(engine: Engine) -> No
 
     alone = said(["Zanzibar"])
     assert alone and said(["Paris", "Zanzibar", "of Rome"]) == alone
+
+
+def test_confidence_does_not_depend_on_who_is_asked_beside(engine: Engine) -> None:
+    # Everybody is a Paris: that many share an answer counts among those of one run, not of names asked by chance.
+    n = len(COLUMNS)
+    shares = [1.0 if name == "shared" else 0.0 for name in COLUMNS]
+    known = Knowledge(calibration=Calibration((0.0,) * n, (1.0,) * n, tuple(shares), 0.0))
+
+    def confidence(names: list[str]) -> list[float | None]:
+        _, answered = OpenWorld(engine, known).about(names)
+        return [
+            c
+            for a in answered
+            for x, (c, _) in zip(a.answers, a.confidence, strict=True)
+            if x.subject == "Zanzibar"
+        ]
+
+    alone = confidence(["Zanzibar"])
+    assert alone and confidence(["Zanzibar", "Oz", "Narnia"]) == pytest.approx(alone)
 
 
 def test_a_name_that_is_an_example_is_asked_with_another_one(engine: Engine) -> None:
