@@ -53,14 +53,16 @@ def main() -> None:
     parser.add_argument(
         "--max-prompts", type=_limit, metavar="N|all", help="prompts of the run (default: 2000)", **given
     )
+    parser.add_argument("--vindex", help="one that was extracted before, for open-world", **given)
     arguments = parser.parse_args()
-    options = {k: v for k, v in vars(arguments).items() if k in ("model", "pack", "max_prompts")}
+    options = {k: v for k, v in vars(arguments).items() if k in ("model", "pack", "max_prompts", "vindex")}
     unknown = set(arguments.case) - set(cases)
     if unknown:
         parser.error(f"no case {', '.join(sorted(unknown))}; there are: {', '.join(cases)}")
     for option in options:
         if not any(option in signature(cases[name]).parameters for name in arguments.case or cases):
-            parser.error(f"--{option.replace('_', '-')} is for the case answers; name it")
+            takers = ", ".join(n for n in cases if option in signature(cases[n]).parameters)
+            parser.error(f"--{option.replace('_', '-')} is for {takers}; name the case")
     console = Console()
     console.print(machine())
     rows: list[Row] = []

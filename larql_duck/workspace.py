@@ -26,8 +26,10 @@ class LiveAnswers(Protocol):
     def ask(self, names: Sequence[str], *, effects: bool = False) -> list[str]:
         """Ask the model about these names, with effects also for the features behind the answers; remarks."""
 
-    def rows_about(self, name: str) -> list[dict[str, Any]]:
-        """The answers about a name that no table shows yet: triples, most confident first."""
+    def facts_about(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """The facts about these names, in their order and most confident first, also those that no table shows yet: subject,
+        relation, object, p, confidence, source.
+        """
 
 
 class Workspace(Protocol):

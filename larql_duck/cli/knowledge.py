@@ -71,7 +71,8 @@ def probe(
         raise UsageError("--template goes with exactly one --relation, without --pack")
     if header is not None and (entities is None or entities.suffix.lower() == ".parquet"):
         raise UsageError("--header and --no-header are about the first line of --entities FILE.csv")
-    if names is not None and (pack or relation or entities or limit or max_prompts or dry_run):
+    others = (pack, relation, entities, template, limit, max_prompts, dry_run, specific, ablation != "zero")
+    if names is not None and any(others):
         raise UsageError("--names asks about names of the vocabulary alone, and saves what they say")
     relations: object = relation or None
     if template and relation:

@@ -50,8 +50,14 @@ def probe(session: Session, request: Request) -> Result:
     relations, invented = _with_new_ones(session, options.pop("relations"), entities)
     asked = options.pop("pack")
     suited = None
-    if asked is None and relations is None and entities is not None:
-        suited = _suited(session, entities)
+    if asked is None and relations is None and (rows := entities_of(entities)) is not None:
+        # Read once: some tables cannot be read twice.
+        entities = {
+            "subject": [row.subject for row in rows],
+            "text": [row.text for row in rows],
+            "object": [row.objects for row in rows],
+        }
+        suited = _suited(session, [row.subject for row in rows])
     pack = pack_of(entities, relations, asked, suited)
     save = options.pop("save")
     many = {r.name for r in pack.relations if r.many}
@@ -101,11 +107,8 @@ def probe_names(session: Session, request: Request) -> Result:
     check_database(vindex.path)
     world = workspace.live.world
     known = set(vindex.table("probes")["subject"].to_pylist())
-    checkpoint = request.arguments["checkpoint"]
     engine = world.engine
-    store = (
-        None if checkpoint is None else Checkpoint(checkpoint, [engine.fingerprint, str(engine.model.dtype)])
-    )
+    store = Checkpoint(request.arguments["checkpoint"], [engine.fingerprint, str(engine.model.dtype)])
     asked = ask_vocabulary(
         world,
         request.arguments["names"],
@@ -206,10 +209,9 @@ def _with_new_ones(session: Session, relations: Any, entities: Any) -> tuple[Any
     return out, remarks
 
 
-def _suited(session: Session, entities: Any) -> Mapping[str, list[str]]:
+def _suited(session: Session, names: list[str]) -> Mapping[str, list[str]]:
     """Name -> the relations that suit it, by what the model takes it for."""
     world = session.workspace.live.world
-    names = [row.subject for row in entities_of(entities) or ()]
     types = world.types(names)
     return {name: world.asked_about(own, name) for name, own in zip(names, types, strict=True)}
 

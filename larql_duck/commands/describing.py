@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from larql_duck.catalog import SCHEMAS
 from larql_duck.knowledge.frames import entities_of
-from larql_duck.knowledge.keys import name_key
 from larql_duck.lowering.types import Live, Request, lql_name
+from larql_duck.probing.entity_types import types_table
 from larql_duck.probing.facts import measured
 from larql_duck.probing.publish import publish, require_tables
 from larql_duck.probing.tables import tables_of
 from larql_duck.result import Result
 from larql_duck.session import Session
+from larql_duck.session.live_facts import FACT_COLUMNS, unasked
 from larql_duck.vindex.publish import check_database
 
 NEEDS_WEIGHTS = (
     "live answers need the model's weights, and this is a browse vindex; extract it with --level inference"
 )
+_COLUMNS = pa.schema([SCHEMAS["triples"].field(name) for name in FACT_COLUMNS])
 # Names whose spelling is looked at.
 _NEAR = 5
-_FACTS = """
-SELECT a.name AS subject, t.relation, t.object, t.p, t.confidence, t.source
-FROM (SELECT unnest($1::VARCHAR[]) AS name, unnest($2::VARCHAR[]) AS key, unnest($3::INTEGER[]) AS place) AS a
-JOIN {}.triples AS t ON t.subject_key = a.key AND t.source <> 'weights'
-ORDER BY a.place, t.confidence DESC NULLS LAST, t.p DESC NULLS LAST, t.relation, t.object
-"""
 
 
 def ask_live(session: Session, request: Request) -> Result:
@@ -37,10 +34,10 @@ def describe_names(session: Session, request: Request) -> Result:
     names = [row.subject for row in entities_of(request.arguments["names"]) or ()]
     notices = [] if request.arguments["stored"] else _ask(session, Live(tuple(names)))
     workspace = session.workspace
+    workspace.refresh("facts")
+    rows = workspace.live.facts_about(names)
     workspace.live.show()
-    parameters = [names, list(map(name_key, names)), list(range(len(names)))]
-    rows = workspace.query(_FACTS.format(workspace.schema), parameters, aside=True)
-    return Result(rows.arrow(), notices=notices)
+    return Result(pa.Table.from_pylist(rows, schema=_COLUMNS), notices=notices)
 
 
 def _ask(session: Session, live: Live) -> list[str]:
@@ -86,10 +83,9 @@ def _saved(session: Session, names: list[str]) -> list[str]:
     check_database(workspace.vindex.path)
     world = workspace.live.world
     remarks: list[str] = []
-    _, answered = world.about(
-        names, told=lambda name, why: remarks.append(f"{name[:40]!r} was not asked about: {why}")
-    )
+    types, answered = world.about(names, told=lambda name, why: remarks.append(unasked(name, why)))
     tables = tables_of(world.engine.tokenizer, answered, [measured(world.engine, a) for a in answered])
+    tables["entity_types"] = types_table(names, types, {})
     many = {a.question.relation.name for a in answered if a.question.relation.many}
     published = publish(workspace.vindex, tables, name="live", many=many)
     workspace.live.forget()

@@ -39,6 +39,10 @@ class Options:
             raise LarqlError(f"context_tokens is {self.context_tokens}; it must be at least 1")
         if self.names is not None and self.names < 0:
             raise LarqlError(f"names is {self.names}; it must be at least 0")
+        if self.names and not self.probe:
+            raise LarqlError(
+                "names of the vocabulary are asked about by probing; leave out --no-probe or --names"
+            )
 
     def n_names(self, parameters: int) -> int:
         """Names of the vocabulary that are asked about, of a model of so many parameters. A pack of one's own, or relations

@@ -57,7 +57,9 @@ class TypeProbe:
 
     def probabilities(self, residuals: np.ndarray) -> np.ndarray:
         """The distribution over types, f64 [names, types], of residuals [names, contexts * hidden]."""
-        return _softmax(residuals.astype(np.float64) @ self.weights.T + self.intercept)
+        from scipy.special import softmax
+
+        return np.asarray(softmax(residuals.astype(np.float64) @ self.weights.T + self.intercept, axis=1))
 
     def types_of(
         self, engine: Engine, names: Sequence[str], heads: Heads | None = None
@@ -179,6 +181,8 @@ def fit_types(engine: Engine, known: Mapping[str, Sequence[str]]) -> TypeProbe |
     Invented names make a class of their own, UNKNOWN: what the model does not take for anything. Layers and
     temperature are chosen on the validation third of the names; the test third only judges.
     """
+    from scipy.special import softmax
+
     types = sorted({t for own in known.values() for t in own})
     named = _some(known, MOST_NAMES)
     if len(types) < 2 or len(named) < 4 * len(types) or not {TRAIN, VALIDATION} <= {*map(split_of, named)}:
@@ -200,9 +204,8 @@ def fit_types(engine: Engine, known: Mapping[str, Sequence[str]]) -> TypeProbe |
     train, rest, test = (read.of_split(s) for s in (TRAIN, VALIDATION, TEST))
     weights, intercept = _logistic(x[train], read.labels, train, len(types))
     labels = [read.labels[i] for i in rest]
-    temperature = min(
-        _TEMPERATURES, key=lambda t: _loss(_softmax((x[rest] @ weights.T + intercept) * t), labels)
-    )
+    logits = x[rest] @ weights.T + intercept
+    temperature = min(_TEMPERATURES, key=lambda t: _loss(softmax(logits * t, axis=1), labels))
     both = np.concatenate([train, rest])
     weights, intercept = _logistic(x[both], read.labels, both, len(types))
     probe = TypeProbe(
@@ -301,11 +304,6 @@ def _logistic(
         weights[model.classes_], intercept[model.classes_] = model.coef_, model.intercept_
     weights = weights / scale
     return weights, intercept - weights @ center
-
-
-def _softmax(z: np.ndarray) -> np.ndarray:
-    p = np.exp(z - z.max(-1, keepdims=True))
-    return np.asarray(p / p.sum(-1, keepdims=True))
 
 
 def _loss(p: np.ndarray, labels: Iterable[tuple[int, ...]]) -> float:

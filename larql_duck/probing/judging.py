@@ -175,60 +175,43 @@ def judge(
     learn: bool = True,
     nobody: Sequence[Answered] = (),
     named: NamesTold | None = None,
+    apart: bool = False,
 ) -> Calibration:
     """Fill in which ranked answers are correct, and their confidence; the calibration that judged them.
 
     stated counts, by relation, the best answers (normalised) of subjects beyond these; learn=False takes the known
     calibration as it is. nobody are answers about names to which none is right, which teach as well. named is what was read
-    of the subjects' names already.
+    of the subjects' names already. apart: subjects say nothing about each other, having been asked together by chance.
     """
     if named is None:
-        subjects = dict.fromkeys(x.subject for a in (*ranked, *nobody) for x in a.answers)
-        named = told_of_names(engine, known.types, list(subjects))
+        names = dict.fromkeys(x.subject for a in (*ranked, *nobody) for x in a.answers)
+        named = told_of_names(engine, known.types, list(names))
     index = type_index([a.question.relation for a in ranked])
     compared = Known(words_of(engine.tokenizer), index, named.familiarity, named.kinds)
-    said = {a.question.relation.name: stated_answers(a) for a in ranked}
-    wrong = {
-        a.question.relation.name: (
-            evidence(
-                a.question.relation,
-                a.answers,
-                a.question.answers_shown,
-                compared,
-                said.get(a.question.relation.name),
-            ),
-            [x.subject for x in a.answers],
-            [i for i, x in enumerate(a.answers) if x.rank == 1],
-        )
-        for a in nobody
-    }
+    wrong = {a.question.relation.name: a for a in nobody}
     evidences: list[np.ndarray] = []
     graded: list[Graded] = []
     for a in ranked:
-        relation = a.question.relation
+        relation, shown = a.question.relation, a.question.answers_shown
         a.correct = [is_right(relation, x) for x in a.answers]
         further = (stated or {}).get(relation.name)
-        # Names that are asked together by chance say nothing about each other.
-        groups = [a.answers] if learn or named is None else _by_subject(a.answers)
-        rows = np.concatenate(
-            [evidence(relation, own, a.question.answers_shown, compared, further) for own in groups]
-        )
+        groups = _by_subject(a.answers) if apart else [a.answers]
+        rows = np.concatenate([evidence(relation, own, shown, compared, further) for own in groups])
         evidences.append(rows)
         use = [
             i
             for i, (x, right) in enumerate(zip(a.answers, a.correct, strict=True))
             if x.rank == 1 and right is not None and split_of(x.subject) != TEST
         ]
-        right = [bool(a.correct[i]) for i in use]
-        subjects_used = [a.answers[i].subject for i in use]
+        if not use:
+            continue
+        subjects, right = [a.answers[i].subject for i in use], [bool(a.correct[i]) for i in use]
         taught = rows[use]
-        if use and relation.name in wrong:
-            more, about, first = wrong[relation.name]
-            taught = np.concatenate([taught, *[more[first]] * NOBODY_COUNTS])
-            right += [False] * len(first) * NOBODY_COUNTS
-            subjects_used += [about[i] for i in first] * NOBODY_COUNTS
-        if use:
-            graded.append(Graded(relation.name, taught, np.array(right), subjects_used))
+        if relation.name in wrong:
+            best = [x for x in wrong[relation.name].answers if x.rank == 1] * NOBODY_COUNTS
+            taught = np.concatenate([taught, evidence(relation, best, shown, compared, _stated_by(a))])
+            subjects, right = [*subjects, *(x.subject for x in best)], [*right, *[False] * len(best)]
+        graded.append(Graded(relation.name, taught, np.array(right), subjects))
     calibration = fit(graded, known.calibration) if learn else known.calibration
     for a, rows in zip(ranked, evidences, strict=True):
         a.confidence = calibration.judge(a.question.relation.name, rows)
@@ -240,7 +223,7 @@ def _by_subject(answers: Sequence[Answer]) -> list[list[Answer]]:
     return [list(own) for _, own in groupby(answers, key=lambda a: a.subject)] or [[]]
 
 
-def stated_answers(a: Answered) -> Counter[str]:
+def _stated_by(a: Answered) -> Counter[str]:
     """How often each best answer is given, by its key."""
     return Counter(answer_key(x.object, a.question.relation.answer) for x in a.answers if x.rank == 1)
 

@@ -5,88 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from random import Random
 
-from larql_duck.knowledge.entities import entity_types
+from larql_duck.knowledge.entities import asked_of
 from larql_duck.probing.splits import TEST, order_of, split_of
 
 # Of every relation: names that nobody has, and names of things that it is not asked about.
 INVENTED, UNSUITED = 4, 3
-_STARTS = (
-    *(
-        "b",
-        "br",
-        "c",
-        "d",
-        "dr",
-        "f",
-        "g",
-        "gr",
-        "h",
-        "j",
-        "k",
-        "l",
-        "m",
-        "n",
-        "p",
-        "qu",
-        "r",
-        "s",
-        "st",
-        "t",
-        "th",
-        "v",
-    ),
-    *("w", "z", "bl", "cl", "fl", "pl", "tr", "sh"),
-)
-_MIDDLES = ("a", "e", "i", "o", "u", "ae", "ei", "ia", "ou")
+
+
+def _parts(text: str, separator: str | None = None) -> tuple[str, ...]:
+    return tuple(text.split(separator))
+
+
+_STARTS = _parts("b br c d dr f g gr h j k l m n p qu r s st t th v w z bl cl fl pl tr sh")
+_MIDDLES = _parts("a e i o u ae ei ia ou")
 _LINKS = ("", "", "l", "n", "r", "m", "s")
 # Ends that names and words have.
-_ENDS = (
-    *(
-        "ia",
-        "o",
-        "us",
-        "en",
-        "ton",
-        "berg",
-        "ville",
-        "ski",
-        "ez",
-        "ova",
-        "er",
-        "ley",
-        "is",
-        "on",
-        "a",
-        "um",
-        "el",
-        "et",
-        "ock",
-    ),
-    *("ish", "ine", "arth", "ow", "ix", "ette", "and", "ing", "ham", "ori", "une"),
+_ENDS = _parts(
+    "ia o us en ton berg ville ski ez ova er ley is on a um el et ock ish ine arth ow ix ette and ing ham ori une"
 )
-_SHAPES = (
-    *(
-        "{A}",
-        "{A}",
-        "{A} {B}",
-        "{A} {B}",
-        "{a}",
-        "{a}",
-        "{a} {b}",
-        "The {A} of {B}",
-        "{A} Industries",
-        "{A} & {B}",
-    ),
-    *(
-        "{A} River",
-        "Mount {A}",
-        "the {a} effect",
-        "{A}-{B}",
-        "Saint {A}",
-        "{A} City",
-        "Battle of {A}",
-        "{A} {B} {C}",
-    ),
+_SHAPES = _parts(
+    "{A}|{A}|{A} {B}|{A} {B}|{a}|{a}|{a} {b}|The {A} of {B}|{A} Industries|{A} & {B}|{A} River|Mount {A}|the {a} effect|"
+    "{A}-{B}|Saint {A}|{A} City|Battle of {A}|{A} {B} {C}",
+    "|",
 )
 
 
@@ -111,11 +51,11 @@ def nobodies(relations: Sequence[str], members: Mapping[str, Sequence[str]]) -> 
     order = [name for name in sorted(members, key=order_of) if split_of(name) != TEST]
     out = {}
     for i, relation in enumerate(relations):
-        suited = {t.name for t in entity_types().values() if relation in t.asked}
-        other = [name for name in order if not suited & set(members[name])] if suited else []
+        suited = asked_of(relation)
+        other = [name for name in order if suited and not suited & set(members[name])]
         # Every relation has others, so that a name is asked about once or twice.
         at = i * UNSUITED % max(1, len(other))
-        unsuited = (other[at:] + other[:at])[: UNSUITED if len(suited) < len(entity_types()) else 0]
+        unsuited = (other[at:] + other[:at])[:UNSUITED]
         out[relation] = invented[i * INVENTED : (i + 1) * INVENTED] + unsuited
     return out
 

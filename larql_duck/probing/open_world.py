@@ -132,7 +132,7 @@ class OpenWorld:
         if unread := [name for name in subjects if name not in self._kinds]:
             self.read(unread)
         named = NamesTold(self._familiarity, self._kinds)
-        judge(self.engine, replied, self.known, stated=self.stated, learn=False, named=named)
+        judge(self.engine, replied, self.known, stated=self.stated, learn=False, named=named, apart=True)
         return replied
 
     def _to_ask(self, relation: str, names: Iterable[str]) -> Answered:

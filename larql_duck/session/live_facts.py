@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from larql_duck.catalog.sql_files import sql_query
 from larql_duck.knowledge.entities import IS_A
 from larql_duck.knowledge.keys import name_key
 from larql_duck.progress import report
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from larql_duck.probing.open_world import OpenWorld
     from larql_duck.workspace import Workspace
 
+FACT_COLUMNS = ("subject", "relation", "object", "p", "confidence", "source")
 # Names that are asked about together.
 _TOGETHER = 16
 _KNOWN = (
@@ -74,11 +76,12 @@ class LiveFacts:
         remarks: dict[str, None] = {}
         with self._lock:
             world = self.world
-            effects = effects and parts_problem(world.engine) is None
+            if effects and (problem := parts_problem(world.engine)):
+                remarks[f"{problem}, so the features of facts and their effects are not measured"] = None
             for start in range(0, len(names), _TOGETHER):
                 part = names[start : start + _TOGETHER]
                 types, answered = world.about(
-                    part, told=lambda name, why: remarks.setdefault(_unasked(name, why))
+                    part, told=lambda name, why: remarks.setdefault(unasked(name, why))
                 )
                 facts = [measured(world.engine, a) if effects else stated(a) for a in answered]
                 rows = live_tables(world.engine.tokenizer, answered, facts)
@@ -96,13 +99,26 @@ class LiveFacts:
             for names, rows in waiting:
                 self._mount.show_live(names, rows)
 
-    def rows_about(self, name: str) -> list[dict[str, Any]]:
-        """The answers about a name that wait to be shown: triples, most confident first."""
-        with self._lock:
-            for names, rows in reversed(self._waiting):
-                if name in names:
-                    return [row for row in rows["triples"].to_pylist() if row["subject"] == name]
-        return []
+    def facts_about(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """The facts about these names, in their order and most confident first: subject, relation, object, p, confidence,
+        source. Answers that wait to be shown count, and stand before what is stored of the same relation.
+        """
+        sql, keys = sql_query("facts_of_names", self._mount.schema), list(map(name_key, names))
+        with self._lock, self._mount.con.cursor() as cursor:
+            found = cursor.execute(sql, {"names": list(names), "keys": keys}).fetchall()
+            rows = [dict(zip(FACT_COLUMNS, row, strict=True)) for row in found]
+            waiting = [
+                {name: row[name] for name in FACT_COLUMNS}
+                for _, tables in self._waiting
+                for row in tables["triples"].to_pylist()
+                if row["subject"] in names
+            ]
+        if waiting:
+            new = {(row["subject"], row["relation"]) for row in waiting}
+            stored = [r for r in rows if r["source"] == "patch" or (r["subject"], r["relation"]) not in new]
+            place = {name: i for i, name in enumerate(names)}
+            rows = sorted([*waiting, *stored], key=lambda r: (place[r["subject"]], *_less_sure(r)))
+        return rows
 
     def forget(self) -> None:
         """Show no answers any more: the model is another."""
@@ -113,8 +129,16 @@ class LiveFacts:
             self._mount.drop_live()
 
 
-def _unasked(name: str, why: str) -> str:
+def unasked(name: str, why: str) -> str:
+    """The remark on a name that the model cannot be asked about."""
     return f"{name[:40]!r} was not asked about: {why}"
+
+
+def _less_sure(row: Mapping[str, Any]) -> tuple[float, float, str, str]:
+    """What sorts facts as DESCRIBE does."""
+    least = float("-inf")
+    confidence, p = (least if row[name] is None else row[name] for name in ("confidence", "p"))
+    return -confidence, -p, row["relation"], row["object"]
 
 
 def _open_world(workspace: Workspace) -> OpenWorld:

@@ -229,7 +229,8 @@ class Mount:
             if self._live:
                 self._live = False
                 self._run("".join(self._seam(name) for name in _LIVE))
-                self._run("".join(f"DROP TABLE IF EXISTS {self.schema}.live_{name};" for name in _LIVE))
+                for name in _LIVE:
+                    self._run(f"DROP VIEW {self.schema}.settled_{name}; DROP TABLE {self.schema}.live_{name}")
 
     @contextmanager
     def settled(self) -> Iterator[None]:

@@ -246,6 +246,12 @@ class Session:
         LevelError where the vindex has no weights, PackError for what cannot be asked.
         """
         if names is not None:
+            if not isinstance(names, int) or names < 1:
+                raise SemanticError(f"names is {names!r}; it is a number of names, from 1")
+            if not (entities is relations is pack is limit is max_prompts is None and save and not specific):
+                raise SemanticError(
+                    "names asks about names of the vocabulary alone, and saves what they say; leave the rest out"
+                )
             where = None if checkpoint is None else Path(checkpoint)
             return self._carry_out(Request("PROBE NAMES", arguments={"names": names, "checkpoint": where}))
         arguments = {"entities": entities, "relations": relations, "pack": pack, "limit": limit, "save": save}
@@ -260,6 +266,7 @@ class Session:
         """
         return self._carry_out(Request("FIT TYPES"))
 
+    @told_arguments
     def describe(self, names: object, *, stored: bool = False) -> Result:
         """The facts about each name, most confident first: subject, relation, object, p, confidence, source.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import duckdb
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -233,6 +234,32 @@ def test_lq_describe_is_a_table_function(fresh: Session) -> None:
         " LEFT JOIN LATERAL (FROM lq_describe(n.name)) AS d ON true GROUP BY ALL ORDER BY ALL"
     ).rows()
     assert [name for name, n in joined if n] == ["Atlantis", NAME] and (None, 0) in joined
+
+
+def test_what_is_a_name_is_stored_and_the_rest_is_asked(fresh: Session) -> None:
+    fresh.probe([NAME], ["is a"], save=False)
+    first = fresh.sql("SELECT relation, object, source FROM lq_describe($1)", [NAME]).rows()
+    assert len({relation for relation, *_ in first}) > 1
+    # The same once the tables show them, and from Python.
+    assert fresh.sql("SELECT relation, object, source FROM lq_describe($1)", [NAME]).rows() == first
+    assert [tuple(r)[1:3] + tuple(r)[5:] for r in fresh.describe(NAME).rows()] == first
+
+
+def test_what_has_no_effect_beside_names_is_refused(fresh: Session, tmp_path: Path) -> None:
+    for given in ({"entities": ["x"]}, {"limit": 1}, {"save": False}, {"specific": True}, {"pack": "core"}):
+        with pytest.raises(SemanticError, match="vocabulary alone"):
+            fresh.probe(names=1, **given)
+    for wrong in (0, -1, 1.5, "2"):
+        with pytest.raises(SemanticError, match="a number of names, from 1"):
+            fresh.probe(names=wrong)
+    assert cli.run(["probe", str(fresh.vindex.path), "--names", "1", "--ablation", "mean"]) == 2
+    with pytest.raises(LarqlError, match="leave out --no-probe or --names"):
+        extract(tmp_path, tmp_path / "x.vindex", names=3, probe=False)
+
+
+def test_entities_that_can_be_read_once_are_read_once(fresh: Session) -> None:
+    reader = pa.table({"name": [NAME]}).to_reader()
+    assert NAME in {row[0] for row in fresh.probe(reader, save=False).rows()}
 
 
 def test_in_a_connection_of_ones_own(base: Path) -> None:

@@ -14,7 +14,6 @@ from larql_duck.inference.engine import Engine
 from larql_duck.inference.generate import greedy
 from larql_duck.inference.prefix import prefill
 from larql_duck.knowledge.frames import is_missing
-from larql_duck.knowledge.keys import name_key
 from larql_duck.knowledge.relations import Relation, relation_key
 from larql_duck.probing.choosing import Knowledge
 from larql_duck.probing.facts import ask_subjects
@@ -78,24 +77,11 @@ class Answers:
             if workspace.vindex.has_tables and workspace.vindex.has_weights:
                 for remark in live.ask(live.lacking(different)):
                     self._tell(f"lq_describe: {remark}")
-            found: dict[str, list[tuple[Any, ...]]] = {name: [] for name in different}
-            rows = self._query(
-                "SELECT a.name, t.relation, t.object, t.p, t.confidence, t.source"
-                " FROM (SELECT unnest($1::VARCHAR[]) AS name, unnest($2::VARCHAR[]) AS key) AS a"
-                f" JOIN {workspace.schema}.triples AS t ON t.subject_key = a.key AND t.source <> 'weights'"
-                " ORDER BY t.confidence DESC NULLS LAST, t.p DESC NULLS LAST, t.relation, t.object",
-                [different, list(map(name_key, different))],
-            )
-            for name, *fact in rows:
-                found[name].append(tuple(fact))
             fields = ("relation", "object", "p", "confidence", "source")
-            for name in different:
-                if not found[name]:
-                    found[name] = [tuple(row[f] for f in fields) for row in live.rows_about(name)]
-            columns = {
-                name: {f: [row[i] for row in own] for i, f in enumerate(fields)}
-                for name, own in found.items()
-            }
+            columns = {name: {field: list[Any]() for field in fields} for name in different}
+            for row in live.facts_about(different):
+                for field, values in columns[row["subject"]].items():
+                    values.append(row[field])
             return [None if name is None else columns[name] for name in given]
 
     def complete(self, prompts: pa.Array, counts: pa.Array) -> list[str | None]:
