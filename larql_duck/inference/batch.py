@@ -41,17 +41,6 @@ class Batch:
         """A batch of the given prompts, padded no more than they need."""
         return pad([self.row(i) for i in rows], device=self.ids.device)
 
-    def common_prefix(self) -> int:
-        """How many leading tokens all prompts share, their last tokens left out."""
-        limit = min(self.lengths) - 1
-        rows = [self.row(i)[:limit] for i in range(len(self))]
-        shared = 0
-        for column in zip(*rows, strict=True):
-            if any(token != column[0] for token in column):
-                break
-            shared += 1
-        return shared
-
 
 def pad(rows: Sequence[Sequence[int]], *, device: torch.device | str = "cpu") -> Batch:
     """The rows of token ids as one Batch. Padding takes id 0, which the mask hides."""

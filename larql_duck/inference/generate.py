@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from larql_duck.inference.engine import Engine
-from larql_duck.inference.prefix import Prefix, fork_cache, prefill
+from larql_duck.inference.prefix import Prefix, prefill
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,6 @@ def stream(
     generator = torch.Generator(device="cpu").manual_seed(seed)
     batch = engine.encode(prompt) if isinstance(prompt, str) else engine.pad(prompt)
     prefix = prefill(engine, batch)
-    rows = torch.zeros(1, dtype=torch.int64, device=engine.device)
     room = (
         max_tokens
         if engine.context is None
@@ -46,7 +45,7 @@ def stream(
     ids: list[int] = []
     text = ""
     for _ in range(room):
-        logits, cache = prefix.advanced()
+        logits, texts = prefix.advanced()
         probabilities = torch.softmax(logits[0], dim=-1)
         if temperature > 0:
             weights = torch.softmax(logits[0] / temperature, dim=-1).cpu()
@@ -61,7 +60,7 @@ def stream(
         piece = "" if whole.endswith("\ufffd") else whole[len(text) :]
         text += piece
         yield GeneratedToken(token, piece, float(probabilities[token]))
-        prefix = prefix.then(torch.tensor([token], device=engine.device), rows, cache)
+        prefix = texts.then(torch.tensor([token], device=engine.device))
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def greedy(prefix: Prefix, *, max_tokens: int, stop: Callable[[int, list[int]], 
     if context is not None and int(prefix.positions.max()) >= context:
         return [Continuation((), ())] * len(prefix)
     for _ in range(max_tokens):
-        logits, cache = prefix.advanced()
+        logits, texts = prefix.advanced()
         log_p = torch.log_softmax(logits, dim=-1)
         best, tokens = log_p.max(dim=-1)
         entropies = entropy(log_p).tolist()
@@ -105,8 +104,8 @@ def greedy(prefix: Prefix, *, max_tokens: int, stop: Callable[[int, list[int]], 
         if not keep:
             break
         rows = torch.tensor(keep, device=tokens.device)
+        prefix = texts.then(tokens[rows], rows if len(keep) < len(alive) else None)
         alive = [alive[at] for at in keep]
-        prefix = prefix.then(tokens[rows], rows, fork_cache(cache, rows))
     return [Continuation(tuple(ids), tuple(p), tuple(doubt)) for ids, p, doubt in out]
 
 

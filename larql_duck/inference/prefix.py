@@ -44,38 +44,55 @@ class Prefix:
 
     def advanced(
         self, rows: torch.Tensor | None = None, *, first_layer: int = 0
-    ) -> tuple[torch.Tensor, DynamicCache]:
-        """The logits of `step` and the cache that then holds the last token too."""
-        ids, positions, mask = self.ids, self.positions, self.mask
+    ) -> tuple[torch.Tensor, TextsRead]:
+        """The logits of `step`, and the texts with their last token read too."""
+        ids, positions, mask, before = self.ids, self.positions, self.mask, self.before
         if rows is not None:
             ids, positions = ids[rows], positions[rows]
             mask = None if mask is None else mask[rows]
+            before = None if before is None else before[rows]
         cache = fork_cache(self.cache, rows, first_layer)
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(len(ids), 1)], dim=1)
+        if before is not None:
+            before = torch.cat([before, ids], dim=1)
         logits = self.engine.run(ids, mask, positions, cache)
-        return logits, cache
+        return logits, TextsRead(self.engine, cache, mask, positions + 1, before)
 
-    def then(self, tokens: torch.Tensor, rows: torch.Tensor, cache: DynamicCache) -> Prefix:
-        """A prefix of the picked rows with their last token consumed (in `cache`) and `tokens` waiting instead.
 
-        It is computed anew where a text longer by one token has other rotary frequencies.
+@dataclass(frozen=True)
+class TextsRead:
+    """n texts that the model has read to their end, so that more can follow.
+
+    positions int64 [n, 1] are those of the tokens to come; mask is bool [n, t], None where nothing is padded. ids int64
+    [n, t] are the texts' tokens, None where nobody will need them: rotary frequencies do not change with the length.
+    """
+
+    engine: Engine
+    cache: DynamicCache
+    mask: torch.Tensor | None
+    positions: torch.Tensor
+    ids: torch.Tensor | None = None
+
+    def then(self, tokens: torch.Tensor, rows: torch.Tensor | None = None) -> Prefix:
+        """A prefix of the picked texts (None: of all) behind which these tokens wait, int64 [rows].
+
+        It is computed anew where a text longer by one token has other rotary frequencies. Grows no cache that is in use.
         """
-        mask = before = None
-        if self.mask is not None:
-            mask = self.mask[rows]
-            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-        positions = self.positions[rows] + 1
-        if self.before is not None:
-            before = torch.cat([self.before[rows], self.ids[rows]], dim=1)
+        mask, positions, ids = self.mask, self.positions, self.ids
+        if rows is not None:
+            mask = None if mask is None else mask[rows]
+            positions = positions[rows]
+            ids = None if ids is None else ids[rows]
+        if ids is not None:
             chosen = self.engine.rope.chosen
             if not torch.equal(chosen(positions[:, 0] + 1), chosen(positions[:, 0])):
-                real = torch.ones_like(before, dtype=torch.bool) if mask is None else mask
+                real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
                 texts = [
-                    [*row[kept].tolist(), int(t)] for row, kept, t in zip(before, real, tokens, strict=True)
+                    [*row[kept].tolist(), int(t)] for row, kept, t in zip(ids, real, tokens, strict=True)
                 ]
-                return prefill(self.engine, pad(texts, device=before.device))
-        return Prefix(self.engine, cache, mask, tokens[:, None], positions, before)
+                return prefill(self.engine, pad(texts, device=ids.device))
+        return Prefix(self.engine, fork_cache(self.cache, rows), mask, tokens[:, None], positions, ids)
 
 
 # What starting one more pass costs, in tokens of a running one (measured on CPUs; it only decides how to group).
@@ -166,49 +183,111 @@ def prefill(engine: Engine, prompts: Prompts, heads: Sequence[Head | None] | Non
     heads gives each prompt the Head that it begins with, whose tokens are not run again (None: it has none).
     """
     batch = engine.batch(prompts)
-    n = len(batch)
-    rows = [batch.row(i) for i in range(n)]
-    device = batch.ids.device
-    lengths = torch.tensor(batch.lengths, device=device)
+    rows = [batch.row(i) for i in range(len(batch))]
+    run = _run(engine, [row[:-1] for row in rows], batch.lengths, heads, logits=False)
+    last = torch.tensor([[row[-1]] for row in rows], device=engine.device)
+    positions = torch.tensor(batch.lengths, device=engine.device)[:, None] - 1
+    return Prefix(engine, run.cache, run.mask, last, positions, run.ids)
+
+
+def read_prompts(
+    engine: Engine, prompts: Prompts, heads: Sequence[Head | None] | None = None
+) -> tuple[torch.Tensor, TextsRead]:
+    """The logits after each prompt, f32 [n, vocab], and the prompts as read; see `prefill`, which this spares a pass."""
+    batch = engine.batch(prompts)
+    run = _run(engine, [batch.row(i) for i in range(len(batch))], batch.lengths, heads, logits=True)
+    assert run.logits is not None
+    positions = torch.tensor(batch.lengths, device=engine.device)[:, None]
+    return run.logits, TextsRead(engine, run.cache, run.mask, positions, run.ids)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What running texts gave: cache, mask and ids as TextsRead has them; logits f32 [n, vocab] where asked for."""
+
+    cache: DynamicCache
+    mask: torch.Tensor | None
+    ids: torch.Tensor | None
+    logits: torch.Tensor | None
+
+
+def _run(
+    engine: Engine,
+    rows: Sequence[Sequence[int]],
+    whole: Sequence[int],
+    heads: Sequence[Head | None] | None,
+    *,
+    logits: bool,
+) -> _Run:
+    """Run these texts; `whole` are the lengths of the prompts that they belong to."""
+    n, device = len(rows), engine.device
+    lengths = torch.tensor(whole, device=device)
     if heads is None or all(head is None for head in heads):
         # Beginnings are the same only where the rotary frequencies are.
         alike = len(engine.rope.chosen(lengths).unique(dim=0)) == 1
-        shared = batch.common_prefix() if n > 1 and alike else 0
+        # Behind it, one token at least is run where logits are wanted.
+        shared = min(common_beginning(rows), min(map(len, rows)) - logits) if n > 1 and alike else 0
         first = _shared(engine, rows[0][:shared], lengths[:1]) if shared else None
         heads = [first] * n
     begun = [0 if head is None else len(head.ids) for head in heads]
-    middles = [row[start:-1] for row, start in zip(rows, begun, strict=True)]
+    middles = [row[start:] for row, start in zip(rows, begun, strict=True)]
     longest_head, longest = max(begun), max(len(m) for m in middles)
-    # Padding inside a group stands between a head and the rest: a sliding window, which counts columns, must not reach
-    # across it.
-    exact = engine.window is not None and longest_head + longest > engine.window
     mask = torch.zeros(n, longest_head + longest, dtype=torch.bool, device=device)
+    out = torch.empty(n, engine.vocab, device=device) if logits else None
     parts: list[tuple[list[int], DynamicCache]] = []
-    for group in _groups([len(m) for m in middles], begun, exact):
-        width, start = max(len(middles[i]) for i in group), max(begun[i] for i in group)
-        cache, real = _begun(engine, [heads[i] for i in group], start)
-        if width:
-            padded = pad([middles[i] for i in group], device=device)
-            real = torch.cat([real, padded.mask], dim=1)
-            positions = padded.positions + torch.tensor([begun[i] for i in group], device=device)[:, None]
-            engine.run_body(
-                padded.ids, None if bool(real.all()) else real, positions, cache, lengths=lengths[group]
-            )
-        mask[torch.tensor(group, device=device), longest_head + longest - start - width :] = real
-        parts.append((group, cache))
+    for group in groups_of(engine, [len(m) for m in middles], begun):
+        b = behind_heads(engine, [heads[i] for i in group], [middles[i] for i in group])
+        if out is not None:
+            out[torch.tensor(group, device=device)] = engine.run(b.ids, b.some, b.positions, b.cache)
+        elif b.ids.shape[1]:
+            engine.run_body(b.ids, b.some, b.positions, b.cache, lengths=lengths[group])
+        mask[torch.tensor(group, device=device), mask.shape[1] - b.mask.shape[1] :] = b.mask
+        parts.append((group, b.cache))
     if len(parts) > 1:
         cache = _joined(engine, parts, n, longest_head + longest)
     else:
         group, cache = parts[0]
         if group != list(range(n)):  # back from the order of lengths
             cache = fork_cache(cache, torch.tensor(group, device=device).argsort())
-    last = torch.tensor([[row[-1]] for row in rows], device=device)
-    before = None
+    ids = None
     if engine.rope.modules:
-        before = torch.zeros(mask.shape, dtype=torch.int64, device=device)
-        before[mask] = torch.tensor([token for row in rows for token in row[:-1]], device=device)
-    positions = lengths[:, None] - 1
-    return Prefix(engine, cache, None if bool(mask.all()) else mask, last, positions, before)
+        ids = torch.zeros(mask.shape, dtype=torch.int64, device=device)
+        ids[mask] = torch.tensor([token for row in rows for token in row], device=device)
+    return _Run(cache, None if bool(mask.all()) else mask, ids, out)
+
+
+def common_beginning(rows: Sequence[Sequence[int]]) -> int:
+    """How many tokens all texts have in common at their start."""
+    return min((common_length(rows[0], row) for row in rows[1:]), default=len(rows[0]))
+
+
+def joined(prefixes: Sequence[Prefix]) -> Prefix:
+    """One prefix of all their prompts, in order."""
+    if len(prefixes) == 1:
+        return prefixes[0]
+    engine, sizes = prefixes[0].engine, [len(p) for p in prefixes]
+    device = engine.device
+    widths = [p.cache.get_seq_length() if len(p.cache.layers) else 0 for p in prefixes]
+    n, width = sum(sizes), max(widths)
+    mask = torch.zeros(n, width, dtype=torch.bool, device=device)
+    before = torch.zeros(n, width, dtype=torch.int64, device=device)
+    parts: list[tuple[list[int], DynamicCache]] = []
+    start = 0
+    for prefix, size, own in zip(prefixes, sizes, widths, strict=True):
+        rows = slice(start, start + size)
+        mask[rows, width - own :] = True if prefix.mask is None else prefix.mask
+        if prefix.before is not None:
+            before[rows, width - own :] = prefix.before
+        parts.append((list(range(start, start + size)), prefix.cache))
+        start += size
+    return Prefix(
+        engine,
+        _joined(engine, parts, n, width) if width else engine.new_cache(),
+        None if bool(mask.all()) else mask,
+        torch.cat([p.ids for p in prefixes]),
+        torch.cat([p.positions for p in prefixes]),
+        before if engine.rope.modules else None,
+    )
 
 
 def _shared(engine: Engine, ids: Sequence[int], lengths: torch.Tensor) -> Head:
@@ -220,9 +299,37 @@ def _shared(engine: Engine, ids: Sequence[int], lengths: torch.Tensor) -> Head:
     return Head(tuple(ids), cache)
 
 
-def _groups(lengths: Sequence[int], begun: Sequence[int], exact: bool) -> list[list[int]]:
-    """Row numbers in groups that run together: `exact` ones have heads of one length and middles of one length."""
-    if not exact:
+@dataclass(frozen=True)
+class Behind:
+    """Texts that go on behind their heads, one batch padded on the left: ids and positions int64 [n, t], mask bool [n,
+    head + t] (padding stands before a head and between it and the rest), and the cache of the heads, which is theirs to grow.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    mask: torch.Tensor
+    cache: DynamicCache
+
+    @property
+    def some(self) -> torch.Tensor | None:
+        """The mask; None where nothing is padded."""
+        return None if bool(self.mask.all()) else self.mask
+
+
+def behind_heads(engine: Engine, heads: Sequence[Head | None], rest: Sequence[Sequence[int]]) -> Behind:
+    """The batch of these token ids, each behind its head (None: at the start)."""
+    begun = [0 if head is None else len(head.ids) for head in heads]
+    cache, real = _begun(engine, heads, max(begun))
+    padded = pad(rest, device=engine.device)
+    positions = padded.positions + torch.tensor(begun, device=engine.device)[:, None]
+    return Behind(padded.ids, positions, torch.cat([real, padded.mask], dim=1), cache)
+
+
+def groups_of(engine: Engine, lengths: Sequence[int], begun: Sequence[int]) -> list[list[int]]:
+    """The numbers of texts in groups that run together, given their lengths behind heads that are `begun` long."""
+    # Padding inside a group stands between a head and the rest: a sliding window, which counts columns, must not reach
+    # across it. Then a group has heads of one length and rests of one length.
+    if engine.window is None or max(begun) + max(lengths) <= engine.window:
         return cheapest_groups(lengths)
     groups: dict[tuple[int, int], list[int]] = {}
     for i, key in enumerate(zip(begun, lengths, strict=True)):

@@ -6,7 +6,7 @@ import torch
 
 from larql_duck.inference.batch import pad
 from larql_duck.inference.engine import Engine
-from larql_duck.inference.prefix import fork_cache, prefill
+from larql_duck.inference.prefix import prefill
 from larql_duck.progress import Ticker
 
 # Tokens of one text, and texts that are written together.
@@ -27,13 +27,12 @@ def written_ids(engine: Engine, n: int, *, seed: int = 0, progress: Ticker | Non
     while made < n:
         rows = _starts(engine, min(TOGETHER, -(-(n - made) // length)), generator)
         prefix = prefill(engine, pad(rows, device=engine.device))
-        every = torch.arange(len(rows), device=engine.device)
         while len(rows[0]) < length:
-            logits, cache = prefix.advanced()
+            logits, read = prefix.advanced()
             tokens = _drawn(logits.cpu(), generator)
             for row, token in zip(rows, tokens.tolist(), strict=True):
                 row.append(token)
-            prefix = prefix.then(tokens.to(engine.device), every, fork_cache(cache))
+            prefix = read.then(tokens.to(engine.device))
             if progress is not None:
                 progress(made + len(rows) * len(rows[0]), max(n, made + len(rows) * length))
         texts += rows

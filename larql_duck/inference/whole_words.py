@@ -11,7 +11,7 @@ from transformers import DynamicCache
 from larql_duck.inference.batch import Batch
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.generate import greedy
-from larql_duck.inference.prefix import Prefix, fork_cache
+from larql_duck.inference.prefix import TextsRead
 
 # Tokens after the first one that a word may have.
 MOST = 8
@@ -32,8 +32,8 @@ def whole_words(engine: Engine, batch: Batch, cache: DynamicCache, first: torch.
     if begun:
         rows = torch.zeros(len(begun), dtype=torch.int64, device=first.device)
         picked = first[torch.tensor(begun, device=first.device)]
-        last = Prefix(engine, cache, None, batch.ids[:, -1:], batch.positions[:, -1:], batch.ids[:, :-1])
-        prefix = last.then(picked, rows, fork_cache(cache, rows))
+        prompt = TextsRead(engine, cache, None, batch.positions[:, -1:] + 1, batch.ids)
+        prefix = prompt.then(picked, rows)
 
         def ended(row: int, more: list[int]) -> bool:
             return engine.tokenizer.is_special(more[-1]) or not _open(

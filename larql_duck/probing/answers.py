@@ -6,14 +6,13 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import torch
 
 from larql_duck.inference.batch import pad
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.generate import entropy, greedy
-from larql_duck.inference.prefix import Head, Prefix, fork_cache, prefill
+from larql_duck.inference.prefix import Head, Prefix, TextsRead, joined, read_prompts
 from larql_duck.probing.outcomes import NO_ARTICLE, Candidate, Outcome
 from larql_duck.probing.words import (
     answer_text,
@@ -26,9 +25,6 @@ from larql_duck.probing.words import (
     is_opener,
     is_sign,
 )
-
-if TYPE_CHECKING:
-    from transformers import DynamicCache
 
 # Tokens kept of each next-token distribution; what lies beyond counts as 0 in priors.
 TOP = 32
@@ -75,18 +71,16 @@ class _Way:
 
 @dataclass
 class _Step:
-    """A prefix, and the cache and next-token probabilities [rows, vocab] after its waiting tokens."""
+    """Texts, and the next token's probabilities [rows, vocab] behind them."""
 
-    prefix: Prefix
-    cache: DynamicCache
+    texts: TextsRead
     probabilities: torch.Tensor
 
     def after(self, ways: Sequence[_Way]) -> Prefix:
         """The prefix behind these ways of going on, one row each."""
         device = self.probabilities.device
         rows = torch.tensor([w.row for w in ways], device=device)
-        tokens = torch.tensor([w.token for w in ways], device=device)
-        return self.prefix.then(tokens, rows, fork_cache(self.cache, rows))
+        return self.texts.then(torch.tensor([w.token for w in ways], device=device), rows)
 
 
 @dataclass
@@ -108,10 +102,9 @@ def ask(engine: Engine, asked: Sequence[Asked]) -> list[Outcome]:
     """The outcome of every prompt; prompts of several relations and heads may share a batch."""
     with torch.inference_mode():
         rows = pad([a.ids for a in asked], device=engine.device)
-        prefix = prefill(engine, rows, [a.head for a in asked])
-        logits, cache = prefix.advanced()
+        logits, texts = read_prompts(engine, rows, [a.head for a in asked])
         log_p = torch.log_softmax(logits, dim=-1)
-        direct = _Step(prefix, cache, log_p.exp())
+        direct = _Step(texts, log_p.exp())
         entropies = entropy(log_p).tolist()
         best_p, best = direct.probabilities.max(-1)
         del log_p, logits
@@ -165,9 +158,8 @@ def _after_articles(
 
     A blank or sign stays a way of its own with what is left of its probability when answers right behind it are taken.
     """
-    prefix = direct.after(articles)
-    logits, cache = prefix.advanced()
-    step = _Step(prefix, cache, torch.softmax(logits, dim=-1))
+    logits, texts = direct.after(articles).advanced()
+    step = _Step(texts, torch.softmax(logits, dim=-1))
     values, best = step.probabilities.topk(min(TOP, logits.shape[1]), dim=-1)
     for i, article in enumerate(articles):
         opener = engine.tokenizer.token(article.token)
@@ -237,21 +229,26 @@ def _opened(engine: Engine, last: int) -> str:
 
 def _decode(engine: Engine, forms: Sequence[str], steps: Sequence[_Step], chosen: Sequence[_Chosen]) -> None:
     """Fill in each chosen beginning's tokens, greedily, until the text shows where its answer ends."""
-    for number, step in enumerate(steps):
-        here = [c for c in chosen if c.way.step == number]
-        if not here:
-            continue
+    # In one batch, whichever step they go on from.
+    chosen = sorted(chosen, key=lambda c: c.way.step)
+    starts = [
+        step.after(ways)
+        for number, step in enumerate(steps)
+        if (ways := [c.way for c in chosen if c.way.step == number])
+    ]
+    if not starts:
+        return
 
-        def ended(i: int, ids: list[int], here: list[_Chosen] = here) -> bool:
-            text = engine.tokenizer.continuation([here[i].way.token, *ids])
-            form = forms[here[i].prompt]
-            if engine.tokenizer.is_special(ids[-1]) or find_answer(text, form, here[i].closing).closed:
-                return True
-            return len(ids) >= MAX_TOKENS and not (here[i].closing or text.strip()[:1].isdecimal())
+    def ended(i: int, ids: list[int]) -> bool:
+        text = engine.tokenizer.continuation([chosen[i].way.token, *ids])
+        form = forms[chosen[i].prompt]
+        if engine.tokenizer.is_special(ids[-1]) or find_answer(text, form, chosen[i].closing).closed:
+            return True
+        return len(ids) >= MAX_TOKENS and not (chosen[i].closing or text.strip()[:1].isdecimal())
 
-        prefix = step.after([c.way for c in here])
-        for c, more in zip(here, greedy(prefix, max_tokens=_MAX_LONG, stop=ended), strict=True):
-            c.ids, c.p_tokens, c.entropies = list(more.ids), list(more.p), list(more.entropy)
+    found = greedy(joined(starts), max_tokens=_MAX_LONG, stop=ended)
+    for c, more in zip(chosen, found, strict=True):
+        c.ids, c.p_tokens, c.entropies = list(more.ids), list(more.p), list(more.entropy)
 
 
 def _candidate(engine: Engine, form: str, c: _Chosen) -> Candidate | None:

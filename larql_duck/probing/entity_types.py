@@ -19,7 +19,7 @@ from larql_duck.catalog import rows_as_table
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.prefix import Heads
 from larql_duck.knowledge.entities import UNKNOWN
-from larql_duck.probing.names import USUAL_CONTEXT, NamesRead, read_names
+from larql_duck.probing.names import USUAL_CONTEXT, Context, NamesRead, how_familiar, read_names
 from larql_duck.probing.nobody import invented_names
 from larql_duck.probing.splits import TEST, TRAIN, VALIDATION, order_of, split_of
 
@@ -71,11 +71,11 @@ class TypeProbe:
         self, engine: Engine, names: Sequence[str], heads: Heads | None = None
     ) -> tuple[NamesRead, list[dict[str, float]]]:
         """The names as the first context reads them, and the types of each."""
-        heads = heads or Heads(engine)
-        reads = [
-            read_names(engine, names, [layer], context, heads, familiarity=not i)
-            for i, (context, layer) in enumerate(zip(self.contexts, self.layers, strict=True))
+        contexts = [
+            Context(text, (layer,), familiar=not i)
+            for i, (text, layer) in enumerate(zip(self.contexts, self.layers, strict=True))
         ]
+        reads = read_names(engine, names, contexts, heads)
         out: list[dict[str, float]] = [{} for _ in names]
         fits, residuals = _together(reads)
         for i, row in zip(fits, self.probabilities(residuals[0]), strict=True):
@@ -139,7 +139,7 @@ def told_of_names(
     """What the model makes of these names; no types where there is no probe."""
     kinds: list[dict[str, float]] = [{}] * len(names)
     if probe is None:
-        read = read_names(engine, names, heads=heads)
+        read = how_familiar(engine, names, heads)
     else:
         read, kinds = probe.read(engine, names, heads)
     familiarity = {names[i]: float(value) for i, value in zip(read.fits, read.familiarity, strict=True)}
@@ -233,7 +233,7 @@ def _read_in(
     engine: Engine, names: Sequence[str], known: Mapping[str, Sequence[str]], types: Sequence[str],
     context: str, layers: Sequence[int], heads: Heads,
 ) -> _Read:  # fmt: skip
-    read = read_names(engine, names, layers, context, heads, familiarity=False)
+    [read] = read_names(engine, names, [Context(context, tuple(layers))], heads)
     number = {t: i for i, t in enumerate(types)}
     kept = [names[i] for i in read.fits]
     return _Read(kept, [tuple(number[t] for t in known[name]) for name in kept], read.residuals)

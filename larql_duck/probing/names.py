@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 
 from larql_duck.inference.engine import Engine
-from larql_duck.inference.prefix import Head, Heads, fork_cache
+from larql_duck.inference.prefix import Head, Heads, behind_heads, groups_of
 from larql_duck.knowledge.relations import SLOT
 from larql_duck.models.tokenizer import Tokenizer
 
@@ -21,11 +20,27 @@ USUAL_CONTEXT = "I have read about {}"
 _BATCH, _LOGITS = 128, 1 << 25
 
 
+# Up to so many names are read in all their contexts in one pass: more of them fill a pass in each.
+_FEW = 8
+
+
+@dataclass(frozen=True)
+class Context:
+    """What names are read in: a text with {} for the name, and the layers behind which its last residual is kept (-1: before).
+
+    familiar: whether it is told there how well each name is known; it is 0 otherwise, and the pass cheaper.
+    """
+
+    text: str
+    layers: tuple[int, ...] = ()
+    familiar: bool = False
+
+
 @dataclass(frozen=True)
 class NamesRead:
-    """What reading names gave: fits are the places of those that could be read, residuals f32 [layers, fits, hidden] at
-    the last token of each context, familiarity f64 [fits] (see `read_names`), unfinished f64 [fits] the probability that more
-    letters follow.
+    """What reading names in a context gave: fits are the places of those that could be read, residuals f32 [layers, fits,
+    hidden] at its last token, familiarity f64 [fits] (see `read_names`), unfinished f64 [fits] the probability that more letters
+    follow.
     """
 
     fits: list[int]
@@ -35,82 +50,120 @@ class NamesRead:
 
 
 def read_names(
-    engine: Engine,
-    names: Sequence[str],
-    layers: Sequence[int] = (),
-    context: str = USUAL_CONTEXT,
-    heads: Heads | None = None,
-    *,
-    familiarity: bool = True,
-) -> NamesRead:
-    """The names read in a context, {} standing for each; layers are those behind which the residual is kept (-1: before).
+    engine: Engine, names: Sequence[str], contexts: Sequence[Context], heads: Heads | None = None
+) -> list[NamesRead]:
+    """The names read in each context.
 
     Familiarity is the mean log probability of a name's tokens behind its first one: 0 for a name that is one token,
-    far below for letters that nobody writes one after the other. familiarity=False leaves it and unfinished 0,
-    which is quicker.
+    far below for letters that nobody writes one after the other.
     """
     heads = heads or Heads(engine)
-    before, _, behind = context.partition(SLOT)
+    rows = [row for at, context in enumerate(contexts) for row in _rows(engine, names, at, context, heads)]
+    together = [rows]
+    if len(names) > _FEW:
+        together = [[row for row in rows if row.context == at] for at in range(len(contexts))]
+    found: dict[tuple[int, int], _Told] = {}
+    for some in filter(None, together):
+        lengths = [len(row.rest) for row in some]
+        for group in groups_of(engine, lengths, [row.begun for row in some]):
+            most = _LOGITS // (engine.vocab * max(lengths[i] for i in group))
+            for start in range(0, len(group), max(1, min(_BATCH, most))):
+                part = [some[i] for i in group[start : start + max(1, min(_BATCH, most))]]
+                for row, told in zip(part, _pass(engine, contexts, part), strict=True):
+                    found[row.context, row.name] = told
+    out = []
+    for at, context in enumerate(contexts):
+        fits = [i for i in range(len(names)) if (at, i) in found]
+        own = [found[at, i] for i in fits]
+        residuals = np.zeros((len(context.layers), len(fits), engine.hidden), np.float32)
+        for i, told in enumerate(own):
+            residuals[:, i] = told.residuals
+        familiar, unfinished = (
+            np.array([getattr(told, field) for told in own], np.float64)
+            for field in ("familiarity", "unfinished")
+        )
+        out.append(NamesRead(fits, residuals, familiar, unfinished))
+    return out
+
+
+def how_familiar(engine: Engine, names: Sequence[str], heads: Heads | None = None) -> NamesRead:
+    """The names in the usual context, no residuals kept."""
+    return read_names(engine, names, [Context(USUAL_CONTEXT, familiar=True)], heads)[0]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A name in a context, both by number: its head, the tokens behind that, and which of them are the name's."""
+
+    context: int
+    name: int
+    head: Head | None
+    rest: list[int]
+    own: slice
+
+    @property
+    def begun(self) -> int:
+        return 0 if self.head is None else len(self.head.ids)
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What is told of one name in one context; residuals f32 [layers, hidden]."""
+
+    residuals: np.ndarray
+    familiarity: float = 0.0
+    unfinished: float = 0.0
+
+
+def _rows(engine: Engine, names: Sequence[str], at: int, context: Context, heads: Heads) -> list[_Row]:
+    """The names that can be read in this context."""
+    before, _, behind = context.text.partition(SLOT)
     ids = engine.tokenizer.encode_batch([f"{before}{name}{behind}" for name in names])
     bare = engine.tokenizer.encode_batch([f"{before}{name}" for name in names]) if behind else ids
     fits = [i for i, row in enumerate(ids) if engine.unfit(row) is None]
-    begin = before.rstrip(" ")
-    begins = heads.beginnings([begin] * len(names), ids)
-    # Of one length, with one beginning: nothing is padded.
-    alike: dict[tuple[int, int, int], list[int]] = defaultdict(list)
-    for i in fits:
-        alike[len(begins[i]), min(len(bare[i]), len(ids[i])), len(ids[i])].append(i)
-    residuals = np.zeros((len(layers), len(names), engine.hidden), np.float32)
-    familiar, unfinished = np.zeros(len(names)), np.zeros(len(names))
-    more = _letters(engine) if familiarity else None
-    for (n_begun, n_name, n_all), group in alike.items():
-        most = max(1, min(_BATCH, _LOGITS // (engine.vocab * max(1, n_all - n_begun))))
-        for chunk in _chunks(group, most):
-            rows = [ids[i] for i in chunk]
-            head = heads.of([begin], rows[:1])[0] if n_begun else None
-            started = 0 if head is None else n_begun
-            states, log_p, goes_on = _pass(
-                engine, [row[started:] for row in rows], started, head, layers, more
-            )
-            residuals[:, chunk] = states
-            if more is not None:
-                unfinished[chunk] = goes_on[:, n_name - 1 - started]
-                # Behind the name's first token, which stands behind the beginning.
-                later = log_p[:, n_begun - started : n_name - 1 - started]
-                familiar[chunk] = later.mean(1) if later.shape[1] else 0.0
-    return NamesRead(fits, residuals[:, fits], familiar[fits], unfinished[fits])
+    begin = [before.rstrip(" ")] * len(fits)
+    begins = heads.beginnings(begin, [ids[i] for i in fits])
+    out = []
+    for i, begun, head in zip(fits, begins, heads.of(begin, [ids[i] for i in fits]), strict=True):
+        started = 0 if head is None else len(head.ids)
+        own = slice(len(begun) - started, min(len(bare[i]), len(ids[i])) - started)
+        out.append(_Row(at, i, head, list(ids[i][started:]), own))
+    return out
 
 
 @torch.inference_mode()
-def _pass(
-    engine: Engine,
-    rows: Sequence[Sequence[int]],
-    started: int,
-    head: Head | None,
-    layers: Sequence[int],
-    more: torch.Tensor | None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Residuals [layers, rows, hidden] at the last position, the log probability [rows, t - 1] of every token but the first,
-    and the probability [rows, t] that one of the tokens `more` comes behind each (None: neither is computed).
-    """
-    device = engine.device
-    ids = torch.tensor([list(row) for row in rows], device=device)
-    positions = torch.arange(started, started + ids.shape[1], device=device)[None, :].expand(len(rows), -1)
-    cache = engine.new_cache()
-    if head is not None:
-        cache = fork_cache(head.cache, torch.zeros(len(rows), dtype=torch.int64, device=device))
-    log_p, unfinished = np.zeros((len(rows), 0)), np.zeros((len(rows), 0))
+def _pass(engine: Engine, contexts: Sequence[Context], rows: Sequence[_Row]) -> list[_Told]:
+    """What is told of each name."""
+    b = behind_heads(engine, [row.head for row in rows], [row.rest for row in rows])
+    padding = [b.ids.shape[1] - len(row.rest) for row in rows]
+    ends = [before + row.own.stop - 1 for before, row in zip(padding, rows, strict=True)]
+    familiar = any(contexts[row.context].familiar for row in rows)
+    log_p = goes_on = None
     with engine.recording({"residual"}) as capture:
-        if more is not None:
-            logs = torch.log_softmax(engine.run(ids, None, positions, cache, keep=0), dim=-1)
-            log_p = logs[:, :-1].gather(2, ids[:, 1:, None])[..., 0].double().cpu().numpy()
-            unfinished = logs[:, :, more].exp().sum(2).double().cpu().numpy()
-        elif layers:
-            engine.run_body(ids, None, positions, cache)
-    if not layers:
-        return np.zeros((0, len(rows), engine.hidden), np.float32), log_p, unfinished
-    states = capture.need("residual")[[layer + 1 for layer in layers]]
-    return states.float().cpu().numpy(), log_p, unfinished
+        if familiar:
+            logits = engine.run(b.ids, b.some, b.positions, b.cache, keep=0)
+            whole = logits.logsumexp(-1)
+            log_p = (logits[:, :-1].gather(2, b.ids[:, 1:, None])[..., 0] - whole[:, :-1]).double().cpu()
+            every, last = (
+                torch.arange(len(rows), device=engine.device),
+                torch.tensor(ends, device=engine.device),
+            )
+            at_end = logits[every, last] - whole[every, last, None]
+            goes_on = at_end[:, _letters(engine)].exp().sum(1).double().cpu()
+        else:
+            engine.run_body(b.ids, b.some, b.positions, b.cache)
+    states = capture.need("residual").float().cpu().numpy()
+    out = []
+    for i, row in enumerate(rows):
+        context = contexts[row.context]
+        residuals = states[[layer + 1 for layer in context.layers], i]
+        if not context.familiar or log_p is None or goes_on is None:
+            out.append(_Told(residuals))
+            continue
+        # The probabilities of the tokens behind the name's first one.
+        later = log_p[i, padding[i] + row.own.start : ends[i]]
+        out.append(_Told(residuals, float(later.mean()) if len(later) else 0.0, float(goes_on[i])))
+    return out
 
 
 def _letters(engine: Engine) -> torch.Tensor:
@@ -121,8 +174,3 @@ def _letters(engine: Engine) -> torch.Tensor:
 @lru_cache(maxsize=1)
 def _going_on(tokenizer: Tokenizer) -> tuple[int, ...]:
     return tuple(i for i, token, _, _ in tokenizer.vocabulary() if token[:1].isalpha())
-
-
-def _chunks(rows: Sequence[int], most: int) -> Iterator[list[int]]:
-    for start in range(0, len(rows), most):
-        yield list(rows[start : start + most])

@@ -17,7 +17,7 @@ from larql_duck.probing.choosing import USUAL_CONTRAST, Answered, Chosen, Knowle
 from larql_duck.probing.entity_types import NamesTold, with_listed, without_unknown
 from larql_duck.probing.judging import judge, rank, type_index, worth_of
 from larql_duck.probing.learning import usual_of
-from larql_duck.probing.names import NamesRead, read_names
+from larql_duck.probing.names import NamesRead, how_familiar
 from larql_duck.probing.packs import known_relations
 from larql_duck.probing.pilot import Piloted
 from larql_duck.probing.prompts import Question, Variant, questions
@@ -56,7 +56,7 @@ class OpenWorld:
         """The names as the model reads them, and their types."""
         told: list[dict[str, float]] = [{}] * len(names)
         if self.known.types is None:
-            read = read_names(self.engine, names, heads=self._heads)
+            read = how_familiar(self.engine, names, self._heads)
         else:
             read, told = self.known.types.read(self.engine, names, self._heads)
         self._familiarity |= {names[i]: float(f) for i, f in zip(read.fits, read.familiarity, strict=True)}

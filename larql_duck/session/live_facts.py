@@ -7,7 +7,10 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import duckdb
+
 from larql_duck.catalog.sql_files import sql_query
+from larql_duck.errors import QueryError
 from larql_duck.knowledge.entities import IS_A
 from larql_duck.knowledge.keys import name_key
 from larql_duck.progress import report
@@ -57,9 +60,8 @@ class LiveFacts:
         new = [name for name in dict.fromkeys(names) if name.strip() and name not in self._asked]
         if not new:
             return []
-        with self._mount.con.cursor() as cursor:
-            sql = _KNOWN.format(self._mount.schema)
-            known = {row[0] for row in cursor.execute(sql, [list(map(name_key, new))]).fetchall()}
+        sql = _KNOWN.format(self._mount.schema)
+        known = {row[0] for row in self._rows(sql, [list(map(name_key, new))])}
         return [name for name in new if name_key(name) not in known]
 
     def ask(self, names: Sequence[str], *, effects: bool = False) -> list[str]:
@@ -104,8 +106,8 @@ class LiveFacts:
         source. Answers that wait to be shown count, and stand before what is stored of the same relation.
         """
         sql, keys = sql_query("facts_of_names", self._mount.schema), list(map(name_key, names))
-        with self._lock, self._mount.con.cursor() as cursor:
-            found = cursor.execute(sql, {"names": list(names), "keys": keys}).fetchall()
+        with self._lock:
+            found = self._rows(sql, {"names": list(names), "keys": keys})
             rows = [dict(zip(FACT_COLUMNS, row, strict=True)) for row in found]
             waiting = [
                 {name: row[name] for name in FACT_COLUMNS}
@@ -119,6 +121,14 @@ class LiveFacts:
             place = {name: i for i, name in enumerate(names)}
             rows = sorted([*waiting, *stored], key=lambda r: (place[r["subject"]], *_less_sure(r)))
         return rows
+
+    def _rows(self, sql: str, parameters: Any) -> list[tuple[Any, ...]]:
+        """The rows of a query on the tables as they are shown. QueryError where DuckDB cannot read them."""
+        try:
+            with self._mount.con.cursor() as cursor:
+                return cursor.execute(sql, parameters).fetchall()
+        except duckdb.Error as error:
+            raise QueryError(str(error).split("\n", 1)[0], sql=sql) from error
 
     def forget(self) -> None:
         """Show no answers any more: the model is another."""

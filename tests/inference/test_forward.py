@@ -14,7 +14,7 @@ from larql_duck.inference import loading
 from larql_duck.inference.batch import pad
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.generate import stream
-from larql_duck.inference.prefix import prefill
+from larql_duck.inference.prefix import joined, prefill, read_prompts
 from larql_duck.inference.settings import Settings
 from tests.inference.conftest import Tiny
 from tests.inference.support import PROMPTS, StateSource
@@ -86,6 +86,23 @@ def test_last_step_from_a_cached_prefix_equals_a_full_pass(tiny: Tiny, case: str
         assert torch.allclose(prefix.step(), expected, atol=1e-4)
     rows = torch.tensor([0, len(prompts) - 1, 0])
     assert torch.allclose(prefix.step(rows), expected[rows], atol=1e-4)
+
+
+@pytest.mark.parametrize("case", PREFIXED)
+def test_prompts_read_at_once_go_on_as_a_full_pass_does(tiny: Tiny, case: str) -> None:
+    prompts = PREFIXED[case]
+    logits, texts = read_prompts(tiny.engine, prompts)
+    assert torch.allclose(logits, tiny.engine.logits(prompts), atol=1e-4)
+    more = tiny.engine.tokenizer.encode(" of Paris", special=False)
+    rows = [tiny.engine.tokenizer.encode(prompt) for prompt in prompts]
+    once = texts.then(torch.full((len(rows),), more[0]))
+    twice = (
+        texts.then(torch.full((1,), more[0]), torch.tensor([0])).advanced()[1].then(torch.tensor(more[1:2]))
+    )
+    # What has read different numbers of tokens goes on in one batch.
+    expected = [tiny.engine.logits(pad([[*row, more[0]]]))[0] for row in rows]
+    expected += [tiny.engine.logits(pad([[*rows[0], *more[:2]]]))[0]]
+    assert torch.allclose(joined([once, twice]).step(), torch.stack(expected), atol=1e-4)
 
 
 def test_shared_tokens_run_once_for_the_whole_batch(llama: Tiny) -> None:

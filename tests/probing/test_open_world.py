@@ -18,7 +18,7 @@ from larql_duck.probing.entity_types import TypeProbe, fit_types, with_listed, w
 from larql_duck.probing.evidence import COLUMNS
 from larql_duck.probing.facts import probe
 from larql_duck.probing.learning import TAUGHT, usual_variant, with_open_world, without_taught
-from larql_duck.probing.names import read_names
+from larql_duck.probing.names import USUAL_CONTEXT, Context, read_names
 from larql_duck.probing.nobody import invented_names, nobodies
 from larql_duck.probing.open_world import MOST_QUESTIONS, OpenWorld
 from larql_duck.probing.packs import known_relations, load_pack
@@ -35,18 +35,24 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     return bigram_engine(tmp_path_factory.mktemp("says"), SAYS)
 
 
+@pytest.mark.parametrize("times", [1, 3])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text"])
-def test_names_are_read_as_in_a_pass_of_their_own(tiny_model, family: str) -> None:
+def test_names_are_read_as_in_a_pass_of_their_own(tiny_model, family: str, times: int) -> None:
     engine = Engine.load(open_model(tiny_model(family)))
-    names = ["Paris", "a much longer name than that", "Rome", "Tarkin Blossett"]
-    layers = [-1, engine.n_layers - 1]
-    read = read_names(engine, names, layers)
-    assert read.fits == [0, 1, 2, 3]
+    names = ["Paris", "a much longer name than that", "Rome", "Tarkin Blossett"] * times
+    layers = (-1, engine.n_layers - 1)
+    other = Context("Rome is a city. Gold is a metal. {} is a", (0,))
+    read, beside = read_names(engine, names, [Context(USUAL_CONTEXT, layers, familiar=True), other])
+    assert read.fits == beside.fits == list(range(4 * times))
     for i, name in enumerate(names):
         prompt = f"I have read about {name}"
         capture = engine.capture([prompt], {"residual"})
         np.testing.assert_allclose(
             read.residuals[:, i], capture.need("residual")[[0, -1], 0].float().numpy(), rtol=1e-3, atol=1e-4
+        )
+        capture = engine.capture([other.text.replace("{}", name)], {"residual"})
+        np.testing.assert_allclose(
+            beside.residuals[0, i], capture.need("residual")[1, 0].float().numpy(), rtol=1e-3, atol=1e-4
         )
         ids = engine.tokenizer.encode(prompt)
         begun = len(engine.tokenizer.encode("I have read about"))
@@ -57,7 +63,7 @@ def test_names_are_read_as_in_a_pass_of_their_own(tiny_model, family: str) -> No
 
 
 def test_names_that_do_not_fit_are_left_out(engine: Engine) -> None:
-    read = read_names(engine, ["Paris", "word " * 5000, "Rome"], [0])
+    [read] = read_names(engine, ["Paris", "word " * 5000, "Rome"], [Context(USUAL_CONTEXT, (0,))])
     assert read.fits == [0, 2] and read.residuals.shape[1] == 2
 
 

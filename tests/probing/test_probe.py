@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -243,18 +245,22 @@ class Killed(Exception):
 
 
 def counting(engine: Engine, monkeypatch: pytest.MonkeyPatch, limit: int | None = None) -> list[int]:
-    """Counts the engine's prefills; raises Killed after `limit` of them."""
+    """Counts the batches of prompts that the engine runs; raises Killed after `limit` of them."""
     calls: list[int] = []
-    prefill = prefix.prefill
 
-    def counted(engine, prompts, heads=None):
-        if limit is not None and len(calls) == limit:
-            raise Killed
-        calls.append(len(prompts))
-        return prefill(engine, prompts, heads)
+    def counted(original: Callable[..., Any]) -> Callable[..., Any]:
+        def run(engine: Engine, prompts: Any, heads: Any = None) -> Any:
+            if limit is not None and len(calls) == limit:
+                raise Killed
+            calls.append(len(prompts))
+            return original(engine, prompts, heads)
 
-    for module in (prefix, answers, control, measure, specific):
-        monkeypatch.setattr(module, "prefill", counted, raising=False)
+        return run
+
+    for name in ("prefill", "read_prompts"):
+        run = counted(getattr(prefix, name))
+        for module in (prefix, answers, control, measure, specific):
+            monkeypatch.setattr(module, name, run, raising=False)
     return calls
 
 
