@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from larql_duck.inference.batch import pad
+from larql_duck.inference.batch import length_groups, pad
 from larql_duck.inference.engine import Engine, Prompts
 
 if TYPE_CHECKING:
@@ -107,26 +107,47 @@ class Head:
     cache: DynamicCache
 
 
-def run_head(engine: Engine, ids: Sequence[int], begun: Head | None = None) -> Head | None:
-    """The Head of these token ids; None where rotary frequencies follow the length, so that nothing can be shared.
+def run_heads(
+    engine: Engine, texts: Sequence[Sequence[int]], begun: Sequence[Head | None]
+) -> list[Head | None]:
+    """The Head of each of these texts, run together; None where rotary frequencies follow the length, so that nothing can be
+    shared, and for an empty text.
 
-    What they share with the beginning of `begun` is taken from it.
+    What a text shares with the beginning of its `begun` is taken from that.
     """
-    if engine.rope.modules or not ids:
+    out: list[Head | None] = [None] * len(texts)
+    asked = [] if engine.rope.modules else [i for i, text in enumerate(texts) if len(text)]
+    # One token at least is run.
+    starts = {i: _cut(begun[i], min(_in_common(begun[i], texts[i]), len(texts[i]) - 1)) for i in asked}
+    rest = {i: texts[i][len(head.ids) if (head := starts[i]) else 0 :] for i in asked}
+    for whole in groups_of(
+        engine, [len(rest[i]) for i in asked], [len(texts[i]) - len(rest[i]) for i in asked]
+    ):
+        for group in length_groups([len(rest[asked[at]]) for at in whole]):
+            rows = [asked[whole[at]] for at in group]
+            b = behind_heads(engine, [starts[i] for i in rows], [rest[i] for i in rows])
+            engine.run_body(b.ids, b.some, b.positions, b.cache)
+            for at, i in enumerate(rows):
+                real = b.mask[at]
+                cache = fork_cache(b.cache)
+                for layer in cache.layers:
+                    layer.keys, layer.values = (t[at : at + 1, :, real] for t in (layer.keys, layer.values))
+                out[i] = Head(tuple(texts[i]), cache)
+    return out
+
+
+def _in_common(head: Head | None, text: Sequence[int]) -> int:
+    return 0 if head is None else common_length(head.ids, text)
+
+
+def _cut(head: Head | None, length: int) -> Head | None:
+    """The first tokens of a head; None where there are none."""
+    if head is None or not length:
         return None
-    shared = 0
-    if begun is not None:
-        # One token at least is run.
-        shared = min(common_length(begun.ids, ids), len(ids) - 1)
-    if begun is None or not shared:
-        return _shared(engine, ids, torch.tensor([len(ids)], device=engine.device))
-    cache = fork_cache(begun.cache)
+    cache = fork_cache(head.cache)
     for layer in cache.layers:
-        layer.keys, layer.values = layer.keys[:, :, :shared], layer.values[:, :, :shared]
-    row = torch.tensor([list(ids[shared:])], device=engine.device)
-    positions = torch.arange(shared, len(ids), device=engine.device)[None, :]
-    engine.run_body(row, None, positions, cache)
-    return Head(tuple(ids), cache)
+        layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]
+    return Head(head.ids[:length], cache)
 
 
 def common_length(a: Sequence[int], b: Sequence[int]) -> int:
@@ -134,8 +155,8 @@ def common_length(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-# Bytes of the heads that are kept.
-_HEADS = 1 << 28
+# Bytes of the heads that are kept, and how many tokens in common spare a head to be run at once with another.
+_HEADS, _MUCH = 1 << 28, 16
 
 
 class Heads:
@@ -151,7 +172,23 @@ class Heads:
 
         None where the tokens of the beginning alone are others than those that it has in the prompt.
         """
-        return [self._head(begin) for begin in self.beginnings(texts, ids)]
+        begins = self.beginnings(texts, ids)
+        own: dict[tuple[int, ...], Head | None] = {}
+        missing = []
+        for begin in dict.fromkeys(begins):
+            if begin in self._heads:
+                own[begin] = self._heads[begin]
+            else:
+                missing.append(begin)
+        while missing:
+            # Together, but for those that have much in common with one of them: they go on from it.
+            now: list[tuple[int, ...]] = []
+            for begin in missing:
+                if all(common_length(begin, other) < _MUCH for other in now):
+                    now.append(begin)
+            own |= self._run(now)
+            missing = [begin for begin in missing if begin not in own]
+        return [own[begin] for begin in begins]
 
     def beginnings(self, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
         """The token ids of those heads; empty where there is none."""
@@ -164,16 +201,17 @@ class Heads:
             out.append(begin if text and shared else ())
         return out
 
-    def _head(self, ids: tuple[int, ...]) -> Head | None:
-        if ids not in self._heads:
-            if self._n_tokens + len(ids) > _HEADS // self._engine.cache_bytes:
-                self._heads.clear()
-                self._n_tokens = 0
-            known = (head for head in self._heads.values() if head is not None)
-            nearest = max(known, key=lambda head: common_length(head.ids, ids), default=None)
-            self._heads[ids] = run_head(self._engine, ids, nearest)
-            self._n_tokens += len(ids)
-        return self._heads[ids]
+    def _run(self, texts: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Head | None]:
+        known = [head for head in self._heads.values() if head is not None]
+        nearest = [max(known, key=lambda head: common_length(head.ids, text), default=None) for text in texts]
+        run = dict(zip(texts, run_heads(self._engine, texts, nearest), strict=True))
+        n_tokens = sum(map(len, texts))
+        if self._n_tokens + n_tokens > _HEADS // self._engine.cache_bytes:
+            self._heads.clear()
+            self._n_tokens = 0
+        self._heads |= run
+        self._n_tokens += n_tokens
+        return run
 
 
 def prefill(engine: Engine, prompts: Prompts, heads: Sequence[Head | None] | None = None) -> Prefix:
@@ -329,7 +367,7 @@ def groups_of(engine: Engine, lengths: Sequence[int], begun: Sequence[int]) -> l
     """The numbers of texts in groups that run together, given their lengths behind heads that are `begun` long."""
     # Padding inside a group stands between a head and the rest: a sliding window, which counts columns, must not reach
     # across it. Then a group has heads of one length and rests of one length.
-    if engine.window is None or max(begun) + max(lengths) <= engine.window:
+    if engine.window is None or max(begun, default=0) + max(lengths, default=0) <= engine.window:
         return cheapest_groups(lengths)
     groups: dict[tuple[int, int], list[int]] = {}
     for i, key in enumerate(zip(begun, lengths, strict=True)):

@@ -68,7 +68,8 @@ def probe(
     then asked in the best ones. The object of a fact is the model's own answer; top_n answers a subject are kept.
     Answers of rank 1, and those with p >= MANY_P where the pack says many, get features: the largest direct
     contributions, with the effect of taking each of the first 8, and all of them, away (ablation: to zero, or to the
-    mean over the relation's prompts); not those of the relations named in `unmeasured`. nobody gives, by
+    mean over the relation's prompts); not those of the relations named in `unmeasured`, of which one answer a subject is
+    kept, unless they have many. nobody gives, by
     relation, names to which no answer is right: they teach what confidence means and get no facts. specific compares those effects with the ones on other facts of the relation.
 
     relations picks some by name, limit each relation's first subjects, max_prompts bounds all prompts of the run, the
@@ -88,7 +89,7 @@ def probe(
     known = known or Knowledge()
     store = Checkpoint(checkpoint, [engine.fingerprint, str(engine.model.dtype)])
     steps = _Steps(sum(len(q.relation.entities) for q in asking), max_prompts, progress or ticker("facts"))
-    asker = Asker(engine, store, steps.done)
+    asker = Asker(engine, store, steps.done, once=unmeasured)
     answered = ask_all(asker, asking, known, max_prompts, told=steps.planned)
     rank(answered, top_n=top_n)
     calibration = judge(engine, answered, known, nobody=ask_nobody(asker, answered, nobody or {}))

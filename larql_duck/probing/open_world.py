@@ -111,7 +111,7 @@ class OpenWorld:
 
         `told` is called with names that the model cannot be asked about, and why; finished batches are kept in `checkpoint`.
         """
-        asker = Asker(self.engine, checkpoint, done, heads=self._heads, alternatives=False)
+        asker = Asker(self.engine, checkpoint, done, heads=self._heads, once=None)
         replied = [self._to_ask(relation, names) for relation, names in asked.items() if names]
         items = [
             Ask(a.question.relation, variant, name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -33,7 +33,7 @@ class Asker:
     """Asks an engine in shared batches; beginnings that prompts share are run once.
 
     `done` is called with the number of prompts after each batch, whether it was run or found in the checkpoint. heads
-    are those of earlier prompts. alternatives=False decodes further answers where a relation has many alone.
+    are those of earlier prompts. Of the relations in `once` (None: of all) one answer is decoded, unless they have many.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Asker:
         done: Callable[[int], None] = lambda n: None,
         *,
         heads: Heads | None = None,
-        alternatives: bool = True,
+        once: Collection[str] | None = (),
     ) -> None:
         self.engine = engine
         self._answered: set[str] = set()
@@ -51,7 +51,7 @@ class Asker:
         self._checkpoint = checkpoint or Checkpoint(None)
         self._done = done
         self._heads = heads or Heads(engine)
-        self._alternatives = alternatives
+        self._once = once
 
     def ask(self, items: Sequence[Ask], priors: Mapping[str, Priors] | None = None) -> list[Reply | None]:
         """Every item's Reply, in order; None where the model cannot be asked.
@@ -122,7 +122,9 @@ class Asker:
         self, item: Ask, means: Mapping[tuple[str, int], Mapping[int, float]]
     ) -> tuple[str, bool, Mapping[int, float]]:
         """The form of an answer, whether several are decoded, the prior."""
-        return item.relation.answer, self._alternatives or item.relation.many, means.get(_key(item), {})
+        relation = item.relation
+        several = relation.many or (self._once is not None and relation.name not in self._once)
+        return relation.answer, several, means.get(_key(item), {})
 
 
 def chunks(

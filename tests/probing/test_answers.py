@@ -10,7 +10,7 @@ import tokenizers
 import torch
 
 from larql_duck.inference.engine import Engine
-from larql_duck.inference.prefix import run_head
+from larql_duck.inference.prefix import Head, Heads, run_heads
 from larql_duck.models.tokenizer import load_tokenizer
 from larql_duck.probing.answers import Asked, ask
 from larql_duck.probing.outcomes import NO_ARTICLE, Outcome
@@ -142,7 +142,7 @@ def test_heads_change_no_answer(tiny_model, family: str) -> None:
     rows = []
     for beginning, rest in prompts.items():
         head_ids = engine.tokenizer.encode(beginning) if beginning else []
-        head = run_head(engine, head_ids)
+        [head] = run_heads(engine, [head_ids], [None])
         for text in rest:
             ids = engine.tokenizer.encode(beginning + text)
             assert ids[: len(head_ids)] == head_ids
@@ -270,11 +270,51 @@ def test_a_head_grown_from_another_is_the_same(tiny_model, family: str) -> None:
     engine = Engine.load(open_model(tiny_model(family)))
     long = engine.tokenizer.encode("The capital of France is Paris\nThe capital of Japan is")
     other = engine.tokenizer.encode("The capital of France is Paris\nThe language of")
-    whole = run_head(engine, long)
-    for begun in (run_head(engine, other), whole, run_head(engine, other[:3])):
-        grown = run_head(engine, long, begun)
-        assert whole is not None and grown is not None
-        assert grown.ids == whole.ids
-        for a, b in zip(grown.cache.layers, whole.cache.layers, strict=True):
-            torch.testing.assert_close(a.keys, b.keys, atol=1e-5, rtol=1e-4)
-            torch.testing.assert_close(a.values, b.values, atol=1e-5, rtol=1e-4)
+    short = engine.tokenizer.encode("of")
+    # In one batch with others, and each alone.
+    together = run_heads(engine, [long, short, other, other[:3]], [None] * 4)
+    [whole] = run_heads(engine, [long], [None])
+    _same(together[0], whole)
+    for begun in (whole, *together[2:]):
+        grown, beside, same = run_heads(engine, [long, short, other], [begun, None, begun])
+        _same(grown, whole)
+        _same(beside, together[1])
+        _same(same, together[2])
+
+
+def _same(a: Head | None, b: Head | None) -> None:
+    assert a is not None and b is not None and a.ids == b.ids
+    for one, other in zip(a.cache.layers, b.cache.layers, strict=True):
+        torch.testing.assert_close(one.keys, other.keys, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(one.values, other.values, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_heads_are_run_together_once(tiny_model, family: str) -> None:
+    from larql_duck.models.opening import open_model
+
+    engine = Engine.load(open_model(tiny_model(family)))
+    examples = (
+        "The capital of France is Paris\nThe capital of Spain is Madrid\nThe capital of Italy is Rome\n"
+    )
+    begins = ["The language of", f"{examples}The capital of", f"{examples}The river of the city of", "", "of"]
+    ids = [engine.tokenizer.encode(f"{begin} Japan is") for begin in begins]
+    heads = Heads(engine)
+    assert engine.cache_bytes  # which takes a pass
+    rows: list[int] = []
+    handle = engine.modules.layers[0].block.register_forward_hook(
+        lambda module, args, output: rows.append(args[0].shape[0])
+    )
+    try:
+        found = heads.of(begins, ids)
+        # The third goes on from the second.
+        assert sum(rows) == 4 and (family != "llama" or len(rows) == 3)
+        assert heads.of(begins[::-1], ids[::-1]) == found[::-1] and sum(rows) == 4
+    finally:
+        handle.remove()
+    for begin, head in zip(begins, found, strict=True):
+        if begin:
+            [alone] = run_heads(engine, [engine.tokenizer.encode(begin)], [None])
+            _same(head, alone)
+        else:
+            assert head is None
