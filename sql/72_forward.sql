@@ -24,16 +24,3 @@ COMMENT ON MACRO TABLE {schema}.lq_features IS 'The p_k features with the larges
 CREATE MACRO {schema}.lq_logit_lens(p_prompt, p_k := 5) AS TABLE
 SELECT unnest({schema}_udf_logit_lens(p_prompt::VARCHAR, p_k::INTEGER), recursive := true);
 COMMENT ON MACRO TABLE {schema}.lq_logit_lens IS 'What each layer (-1: embedding) would predict at a prompt''s last position: layer, rank, token, token_id, probability, logit. Example: FROM lq_logit_lens(''The capital of France is'', p_k := 1)';
-
-CREATE MACRO {schema}.lq_contexts(p_file, p_layer := NULL, p_feature := NULL) AS TABLE
-SELECT
-    c.layer, c.feature, c.rank, c.activation, c.token,
-    concat(c.before, '[', c.token, ']', c.after) AS context,
-    f.relation, f.activates_on,
-    {schema}.promoted(c.activation, f.sign, f.top_token, f.opposite_tokens[1]) AS top_token,
-    {schema}.promoted(c.activation, f.sign, f.down_tokens, f.opposite_tokens) AS down_tokens, c.density, c.mean, c.histogram, c.text, c.position
-FROM read_parquet(p_file) AS c
-LEFT JOIN {schema}.features AS f ON f.layer = c.layer AND f.feature = c.feature
-WHERE (p_layer IS NULL OR c.layer = p_layer) AND (p_feature IS NULL OR c.feature = p_feature)
-ORDER BY c.layer, c.feature, c.rank;
-COMMENT ON MACRO TABLE {schema}.lq_contexts IS 'What fires features in a corpus, from the file that larql-duck activations wrote, with what is known about them. Example: FROM lq_contexts(''contexts.parquet'', 5, 9)';

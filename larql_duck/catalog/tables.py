@@ -82,7 +82,13 @@ LATER_COLUMNS = {
 }
 """Name of a file in tables/ -> its columns that vindexes of schema 2.x may lack."""
 
-LATER_TABLES = {"prompts": (3, 0), "priors": (3, 0), "type_probe": (3, 1), "entity_types": (3, 1)}
+LATER_TABLES = {
+    "prompts": (3, 0),
+    "priors": (3, 0),
+    "type_probe": (3, 1),
+    "entity_types": (3, 1),
+    **dict.fromkeys(("feature_stats", "feature_firings", "example_texts"), (3, 2)),
+}
 """Table -> the schema from which on every vindex has it."""
 
 # Each is sorted by its first column: an equality on that column reads one row group, which lower(subject) = ... or a

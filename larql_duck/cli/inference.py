@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from typer import Option
+from typer import Argument, Option
 
 from larql_duck.cli.errors import note, say
 from larql_duck.cli.options import (
@@ -15,6 +15,8 @@ from larql_duck.cli.options import (
     OutputOptions,
     PlotOption,
     PromptArgument,
+    SessionOptions,
+    VindexArgument,
     command,
     layer_range,
 )
@@ -88,20 +90,37 @@ def trace(
         say(f"drew {save_chart(traced.chart(), plot)}")
 
 
-@command(app, "activations X.vindex --texts texts.txt -o contexts.parquet")
+@command(
+    app,
+    "activations X.vindex texts.jsonl",
+    "activations X.vindex texts/ --top 10",
+    "activations X.vindex texts.txt --raw rows.parquet",
+)
 def activations(
-    model: ModelArgument,
-    options: ModelOptions,
-    texts: Annotated[Path, Option("--texts", help=".txt (a text a line) or .parquet.")],
-    out: Annotated[Path, Option("-o", "--out", help="The Parquet file to make.")],
-    raw: Annotated[bool, Option("--raw", help="Every token's strongest features instead.")] = False,
+    vindex: VindexArgument,
+    corpus: Annotated[
+        Path, Argument(help="Texts: .txt (one a line), .jsonl, .parquet, or a directory of these.")
+    ],
+    options: SessionOptions,
+    output: OutputOptions,
     top: Annotated[
-        int | None, Option(min=1, help="Contexts a feature (20), or features a token (8).")
+        int | None, Option(min=1, help="Examples a feature and sign (20), or features a token (8).")
     ] = None,
     window: Annotated[int, Option(min=2, help="Tokens that are read together.")] = 256,
-    column: Annotated[str | None, Option(help="The Parquet file's column of texts.")] = None,
+    column: Annotated[str | None, Option(help="The column or field of texts.")] = None,
+    raw: Annotated[
+        Path | None, Option(help="Write every token's strongest features to this Parquet file instead.")
+    ] = None,
 ) -> None:
-    """Find the texts that fire each feature."""
-    source = options.open(model)
-    path = source.write_activations(texts, out, raw=raw, top=top, window=window, column=column, notice=note)
-    say(f"made {path}" if raw else f"made {path}; ask it: SELECT * FROM lq_contexts('{path}', 24, 1005)")
+    """Find the texts that fire each feature, and keep them in the vindex."""
+    with options.session(vindex) as session:
+        if raw is None:
+            kept = {} if top is None else {"top": top}
+            output.write([session.collect_examples(corpus, window=window, column=column, **kept)])
+            return
+        from larql_duck.atlas.raw import TOP, write_raw
+
+        path = write_raw(
+            session.model.engine, corpus, raw, top=top or TOP, window=window, column=column, notice=note
+        )
+        say(f"made {path}")

@@ -26,6 +26,7 @@ COMMANDS = {
     "PROBE": "asking:probe",
     "PROBE NAMES": "asking:probe_names",
     "FIT TYPES": "asking:fit_types",
+    "COLLECT EXAMPLES": "collecting:collect_examples",
     "ASK LIVE": "describing:ask_live",
     "DESCRIBE NAMES": "describing:describe_names",
     "EVALUATE": "asking:evaluate",

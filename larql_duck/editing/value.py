@@ -15,9 +15,10 @@ import torch
 
 from larql_duck.inference.batch import pad
 from larql_duck.inference.engine import Engine
+from larql_duck.inference.kv_cache import fork_cache
 from larql_duck.inference.loading import return_memory
 from larql_duck.inference.modules import starting_at
-from larql_duck.inference.prefix import cheapest_groups, fork_cache, prefill
+from larql_duck.inference.prefix import cheapest_groups, prefill
 from larql_duck.progress import Ticker
 
 if TYPE_CHECKING:

@@ -209,9 +209,9 @@ class Engine:
 
     def new_cache(self) -> DynamicCache:
         """An empty cache. It keeps every position, so that the mask alone decides what a sliding window hides."""
-        from transformers import DynamicCache
+        from larql_duck.inference.kv_cache import new_cache
 
-        return DynamicCache()
+        return new_cache()
 
     # -- looking inside ----------------------------------------------------------------------------------
 

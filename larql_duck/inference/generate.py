@@ -74,12 +74,17 @@ class Continuation:
     entropy: tuple[float, ...] = ()
 
 
+# In the place of a row's number: it ended and still runs along.
+_ENDED = -1
+
+
 @torch.inference_mode()
 def greedy(prefix: Prefix, *, max_tokens: int, stop: Callable[[int, list[int]], bool]) -> list[Continuation]:
     """For each row of `prefix`, what follows its waiting token: at most max_tokens greedy tokens, within the context.
 
     stop(i, ids) is asked after each token with row i's continuation so far (the newest token included) and ends the
-    row; the newest token then still belongs to the result. Rows that ended leave the batch.
+    row; the newest token then still belongs to the result. Rows that ended leave the batch once they are as many as the
+    others: to move the others costs as much as to run it along.
     """
     context = prefix.engine.context
     out: list[tuple[list[int], list[float], list[float]]] = [([], [], []) for _ in range(len(prefix))]
@@ -94,6 +99,8 @@ def greedy(prefix: Prefix, *, max_tokens: int, stop: Callable[[int, list[int]], 
         probabilities = best.exp().tolist()
         keep = []
         for at, i in enumerate(alive):
+            if i == _ENDED:
+                continue
             ids, p, doubt = out[i]
             ids.append(int(tokens[at]))
             p.append(probabilities[at])
@@ -103,9 +110,15 @@ def greedy(prefix: Prefix, *, max_tokens: int, stop: Callable[[int, list[int]], 
                 keep.append(at)
         if not keep:
             break
-        rows = torch.tensor(keep, device=tokens.device)
-        prefix = texts.then(tokens[rows], rows if len(keep) < len(alive) else None)
-        alive = [alive[at] for at in keep]
+        # A row that runs along needs a position too, and must not change what is computed for the others.
+        full = context is not None and int(prefix.positions.max()) + 1 >= context
+        if 2 * len(keep) <= len(alive) or full or prefix.engine.rope.modules:
+            rows = torch.tensor(keep, device=tokens.device)
+            prefix = texts.then(tokens[rows], rows)
+            alive = [alive[at] for at in keep]
+        else:
+            prefix = texts.then(tokens)
+            alive = [i if at in keep else _ENDED for at, i in enumerate(alive)]
     return [Continuation(tuple(ids), tuple(p), tuple(doubt)) for ids, p, doubt in out]
 
 

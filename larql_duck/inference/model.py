@@ -10,7 +10,6 @@ from typing import Any
 import pyarrow as pa
 
 from larql_duck.errors import LarqlError
-from larql_duck.inference.activations import write_activations
 from larql_duck.inference.batch import EMPTY
 from larql_duck.inference.capture_tables import activation_table, residual_table
 from larql_duck.inference.causal import CausalTrace, causal_trace
@@ -195,10 +194,6 @@ class Model:
     def activations(self, prompts: str | Sequence[str], **options: Any) -> pa.Table:
         """Gate values and activations; options as of capture_tables.activation_table."""
         return activation_table(self.engine, prompts, **options)
-
-    def write_activations(self, texts: str | Path, out: str | Path, **options: Any) -> Path:
-        """The file of what activates each feature in a corpus; options as of activations.write_activations."""
-        return write_activations(self.engine, texts, out, **options)
 
     def generate(
         self,

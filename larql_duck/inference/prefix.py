@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ import torch
 
 from larql_duck.inference.batch import length_groups, pad
 from larql_duck.inference.engine import Engine, Prompts
+from larql_duck.inference.kv_cache import ROOM, GrowingLayer, fork_cache
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
@@ -427,29 +427,19 @@ def _joined(
     """One cache of n rows and `length` positions from those of the groups, each put at the right."""
     out = engine.new_cache()
     filled = [(torch.tensor(group), cache) for group, cache in parts if len(cache.layers)]
-    for layer in range(engine.n_layers):
-        sample = filled[0][1].layers[layer].keys
-        shape = (n, sample.shape[1], length)
-        keys = sample.new_zeros(*shape, sample.shape[3])
-        values = sample.new_zeros(*shape, filled[0][1].layers[layer].values.shape[3])
-        for group, cache in filled:
-            layer_cache = cache.layers[layer]
-            index = group.to(sample.device)
-            keys[index, :, length - layer_cache.keys.shape[2] :] = layer_cache.keys
-            values[index, :, length - layer_cache.values.shape[2] :] = layer_cache.values
-        out.update(keys, values, layer)
-    return out
-
-
-def fork_cache(cache: DynamicCache, rows: torch.Tensor | None = None, first_layer: int = 0) -> DynamicCache:
-    """A cache that can grow without touching `cache`; with `rows`, its prompts picked (each as often as named).
-
-    Layers below first_layer are not picked from, only referred to.
-    """
-    out = copy.copy(cache)
-    out.layers = [copy.copy(layer) for layer in cache.layers]
-    if rows is not None:
-        for layer in out.layers[first_layer:]:
-            if layer.is_initialized:
-                layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+    for number in range(engine.n_layers):
+        sample = filled[0][1].layers[number]
+        own = []
+        for name in ("keys", "values"):
+            like = getattr(sample, name)
+            # What nobody fills is never looked at, but must be a number.
+            whole = like.new_zeros(n, like.shape[1], length + ROOM, like.shape[3])
+            for group, cache in filled:
+                part = getattr(cache.layers[number], name)
+                start, index = length - part.shape[2], group.to(like.device)
+                whole[index, :, start:length] = part
+            own.append(whole)
+        layer = GrowingLayer()
+        layer.hold(own[0], own[1], length)
+        out.layers.append(layer)
     return out

@@ -13,7 +13,7 @@ from larql_duck.inference.attribution import attribute
 from larql_duck.inference.batch import pad
 from larql_duck.inference.effects import effects_after
 from larql_duck.inference.engine import Engine
-from larql_duck.inference.prefix import Heads, prefill
+from larql_duck.inference.prefix import Head, Heads, prefill
 from larql_duck.probing.checkpoint import Checkpoint
 from larql_duck.probing.combine import Answer, prompt_ids
 from larql_duck.probing.replies import BATCH_CACHE, chunks
@@ -79,8 +79,9 @@ def measure(
         rows = [i for i, a in enumerate(answers) if a.variant == variant]
         for chunk in chunks(rows, [(0, len(row)) for row in ids], most, BATCH_CACHE // engine.cache_bytes):
             batch = [ids[i] for i in chunk], [answers[i].first for i in chunk]
-            own = [begins[i] for i in chunk]
-            make = partial(_batch, engine, *batch, heads, own, replacement)
+            # Also where the batch is found: see `replies`.
+            own = heads.of([begins[i] for i in chunk], batch[0])
+            make = partial(_batch, engine, *batch, own, replacement)
             made = checkpoint.batch("edges", batch, FactFeatures, len(chunk), make)
             features.update(zip(chunk, made, strict=True))
             done(len(chunk))
@@ -91,11 +92,10 @@ def _batch(
     engine: Engine,
     ids: Sequence[Sequence[int]],
     tokens: Sequence[int],
-    heads: Heads,
-    begins: Sequence[str],
+    heads: Sequence[Head | None],
     replacement: torch.Tensor | None,
 ) -> list[FactFeatures]:
-    prefix = prefill(engine, pad(ids, device=engine.device), heads.of(begins, ids))
+    prefix = prefill(engine, pad(ids, device=engine.device), heads)
     with engine.recording() as capture:
         logits = prefix.step()
     parts = attribute(engine, capture, tokens)

@@ -14,6 +14,7 @@ from larql_duck.knowledge.entities import IS_A, entity_types, members
 from larql_duck.knowledge.relations import Relation
 from larql_duck.probing.checkpoint import Checkpoint
 from larql_duck.probing.choosing import USUAL_CONTRAST, Answered, Chosen, Knowledge
+from larql_duck.probing.combine import Worth
 from larql_duck.probing.entity_types import NamesTold, with_listed, without_unknown
 from larql_duck.probing.judging import judge, rank, type_index, worth_of
 from larql_duck.probing.learning import usual_of
@@ -44,7 +45,7 @@ class OpenWorld:
     def __post_init__(self) -> None:
         self._heads = Heads(self.engine)
         self._members = members(self.relations.values())
-        self._best: dict[str, tuple[Question, Chosen]] = {}
+        self._best: dict[str, tuple[Question, Chosen, Worth]] = {}
         self._familiarity: dict[str, float] = {}
         self._kinds: dict[str, Mapping[str, float]] = {}
 
@@ -137,13 +138,14 @@ class OpenWorld:
 
     def _to_ask(self, relation: str, names: Iterable[str]) -> Answered:
         if relation not in self._best:
-            self._best[relation] = self._chosen(self.relations[relation])
-        question, choice = self._best[relation]
+            question, choice = self._chosen(self.relations[relation])
+            self._best[relation] = question, choice, worth_of(question, type_index([question.relation]))
+        question, choice, worth = self._best[relation]
         # References of other subjects stay: they say what answers look like.
         over = replace(question.relation, entities=tuple(dict.fromkeys(names)))
-        question = Question(over, question.variants)
-        worth = worth_of(question, type_index([over]))
-        return Answered(Piloted(question, worth, priors=self.known.priors_of(question)), choice)
+        return Answered(
+            Piloted(Question(over, question.variants), worth, priors=self.known.priors_of(question)), choice
+        )
 
     def _chosen(self, relation: Relation) -> tuple[Question, Chosen]:
         """The relation in the one variant that was found best; where nothing was, the first template behind examples."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from larql_duck.inference.engine import Engine
-from larql_duck.inference.prefix import Heads
+from larql_duck.inference.prefix import Head, Heads
 from larql_duck.knowledge.relations import SLOT, Relation
 from larql_duck.probing.answers import MAX_TOKENS, Asked, ask
 from larql_duck.probing.checkpoint import Checkpoint
@@ -75,18 +75,21 @@ class Asker:
         ]
         means = _means(items, priors or {})
         most = max(8, min(BATCH_PROMPTS, BATCH_LOGITS // self.engine.vocab))
-        heads = self._heads.beginnings(begins, ids)
-        lengths = [(len(head), len(row)) for head, row in zip(heads, ids, strict=True)]
+        lengths = [
+            (len(head), len(row)) for head, row in zip(self._heads.beginnings(begins, ids), ids, strict=True)
+        ]
         out: list[Reply | None] = [None] * len(items)
         for chunk in chunks(fits, lengths, most, BATCH_CACHE // self.engine.cache_bytes):
             own = [self._how(items[i], means) for i in chunk]
             forms = [form if several else f"{form}, one" for form, several, _ in own]
+            # Also where the batch is found: what later ones are like, to the last bit, depends on heads run together.
+            heads = self._heads.of([begins[i] for i in chunk], [ids[i] for i in chunk])
             made = self._checkpoint.batch(
                 "answers",
                 [forms, [prompts[i] for i in chunk], _told_apart(m for _, _, m in own)],
                 Outcome,
                 len(chunk),
-                partial(self._batch, [ids[i] for i in chunk], [begins[i] for i in chunk], own),
+                partial(self._batch, [ids[i] for i in chunk], heads, own),
             )
             for i, outcome in zip(chunk, made, strict=True):
                 out[i] = Reply(items[i].subject, items[i].variant.index, prompts[i], outcome)
@@ -108,10 +111,9 @@ class Asker:
     def _batch(
         self,
         ids: Sequence[Sequence[int]],
-        begins: Sequence[str],
+        heads: Sequence[Head | None],
         own: Sequence[tuple[str, bool, Mapping[int, float]]],
     ) -> list[Outcome]:
-        heads = self._heads.of(begins, ids)
         rows = zip(ids, heads, own, strict=True)
         return ask(
             self.engine,

@@ -260,6 +260,19 @@ class Session:
             arguments["checkpoint"] = Path(checkpoint)
         return self._carry_out(Request("PROBE", arguments=arguments))
 
+    def collect_examples(
+        self, texts: str | Path, *, top: int = 20, window: int = 256, column: str | None = None
+    ) -> Result:
+        """A row of figures a layer, after the texts that fire each feature were collected into the vindex.
+
+        texts is a Parquet file (column `column`, else 'text'), JSON lines (a field of that name), a text file (a text a
+        line) or a directory of these. They are cut into windows of `window` tokens; the `top` strongest tokens of
+        each sign are kept, with a sample of weaker ones and exact figures: tables feature_stats, feature_firings, example_texts.
+        An interrupted run is continued by the same call.
+        """
+        arguments = {"texts": texts, "top": top, "window": window, "column": column}
+        return self._carry_out(Request("COLLECT EXAMPLES", arguments=arguments))
+
     def fit_types(self) -> Result:
         """What tells the types of names, learnt anew from the packs and stored: a row for each type, with how many held-out
         names it has, for how many a right type came first, and for how many this one was among the first three.

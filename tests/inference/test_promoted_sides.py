@@ -26,7 +26,6 @@ WITH_ACTIVATION = [
     f'WALK "{PROMPT}" TOP 40 BASIS CONTEXT',
     f'EXPLAIN WALK "{PROMPT}" BASIS CONTEXT VERBOSE',
     f"SELECT * FROM lq_features('{PROMPT}', p_k := 60)",
-    "SELECT * FROM lq_contexts('{contexts}')",
     "SELECT * FROM explain_fact('France', NULL)",
 ]
 
@@ -34,14 +33,6 @@ WITH_ACTIVATION = [
 @pytest.fixture(scope="module")
 def vindex(probed_vindex) -> Path:
     return probed_vindex("llama")
-
-
-@pytest.fixture(scope="module")
-def contexts(vindex: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("contexts")
-    (folder / "texts.txt").write_text("The capital of France is Paris\n")
-    with lq.connect(vindex) as session:
-        return session.model.write_activations(folder / "texts.txt", folder / "contexts.parquet", top=2)
 
 
 def promoted(session, layer: int, feature: int, negative: bool, n: int) -> list[str]:
@@ -55,9 +46,9 @@ def promoted(session, layer: int, feature: int, negative: bool, n: int) -> list[
 
 
 @pytest.mark.parametrize("statement", WITH_ACTIVATION)
-def test_the_sign_of_the_activation_chooses_the_tokens(statement: str, vindex: Path, contexts: Path) -> None:
+def test_the_sign_of_the_activation_chooses_the_tokens(statement: str, vindex: Path) -> None:
     with lq.connect(vindex) as session:
-        rows = session.lql(statement.format(contexts=contexts)).dicts()
+        rows = session.lql(statement).dicts()
         rows = [r for r in rows if r["activation"] is not None]
         assert {r["activation"] < 0 for r in rows} == {True, False}
         for r in rows[:: max(1, len(rows) // 20)]:

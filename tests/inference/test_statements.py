@@ -12,7 +12,6 @@ import weakref
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 import larql_duck as lq
@@ -227,16 +226,6 @@ def test_explaining_a_query_runs_no_pass(tiny_vindex) -> None:
         assert not session.model.loaded
 
 
-def test_contexts_of_a_feature_are_sql(s, tmp_path: Path) -> None:
-    texts = tmp_path / "t.txt"
-    texts.write_text("\n".join(PROMPTS))
-    out = s.model.write_activations(texts, tmp_path / "o.parquet", top=2)
-    rows = s.sql(f"FROM lq_contexts('{out}', 1, 5)").dicts()
-    assert [(r["rank"], r["relation"]) for r in rows] == [(1, "capital"), (2, "capital")]
-    assert all(f"[{r['token']}]" in r["context"] for r in rows)
-    assert len(s.sql(f"FROM lq_contexts('{out}', 1)")) == 128
-
-
 # -- the model's life ----------------------------------------------------------------------------------------
 
 
@@ -412,20 +401,6 @@ def test_trace_prints_draws_and_keeps(
     assert read_trace(tmp_path / "x.parquet").table.num_rows == 2
     assert cli.run([*arguments, "--plot", str(tmp_path / "x.pdf")]) == 1
     assert ".html, .svg, .png" in capsys.readouterr().err
-
-
-def test_activations_makes_a_file(tiny_vindex, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    texts = tmp_path / "t.txt"
-    texts.write_text("\n".join(PROMPTS))
-    out = tmp_path / "o.parquet"
-    assert cli.run(["activations", str(tiny_vindex("llama")), "--texts", str(texts), "-o", str(out)]) == 0
-    assert "lq_contexts" in capsys.readouterr().err
-    assert pq.read_table(out)["rank"].to_pylist()[:2] == [1, 2]
-    assert (
-        cli.run(["activations", str(tiny_vindex("llama")), "--texts", str(texts), "-o", str(out), "--raw"])
-        == 0
-    )
-    assert pq.read_table(out).schema.names == SCHEMAS["raw"].names
 
 
 @pytest.mark.parametrize("asked", ['INFER ""', 'EXPLAIN INFER ""', 'TRACE ""'])

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 import larql_duck as lq
+from larql_duck.atlas.raw import write_raw
 from larql_duck.editing.background_corpus import given_text
 from larql_duck.errors import LarqlError, SemanticError
 from larql_duck.session import Session
@@ -96,7 +97,7 @@ def test_a_text_of_a_corpus_is_left_out_and_told(session: Session, tmp_path: Pat
     texts = tmp_path / "texts.txt"
     texts.write_text(f"The capital of France\n{BEYOND} and\nof Japan\n{BEYOND}\n")
     told: list[str] = []
-    out = session.model.write_activations(texts, tmp_path / "o.parquet", top=9, notice=told.append)
+    out = write_raw(session.model.engine, texts, tmp_path / "o.parquet", top=9, notice=told.append)
     assert session.sql(f"SELECT DISTINCT text FROM '{out}' ORDER BY text").rows() == [(0,), (2,)]
     assert len(told) == 1 and told[0].startswith(f"text 1 is left out where it holds '{BEYOND}'")
     rows = given_text(session.model.engine, [f"{BEYOND} of", "The capital of France is Paris"], 2).rows

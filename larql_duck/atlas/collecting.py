@@ -1,0 +1,233 @@
+"""What fires each feature: texts streamed through the model, what is kept of them resumable at any moment."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from larql_duck.atlas.statistics import FeatureStats, threshold
+from larql_duck.atlas.texts import Corpus, Window, windows
+from larql_duck.errors import LarqlError
+from larql_duck.files import clear_own, replacing
+from larql_duck.inference.batch import length_groups, pad
+from larql_duck.inference.engine import Engine
+from larql_duck.inference.modules import watch_activations
+from larql_duck.progress import Progress, report
+
+TOP = 20
+WINDOW = 256
+# Tokens by which it is estimated from which activation on a feature fires.
+FIRST_TOKENS = 2000
+# Tokens of one pass, tokens between two looks at the clock, and seconds between two checkpoints.
+_PASS, _BLOCK, _EVERY = 2048, 4096, 30.0
+_MOST_TOKENS = 2**31 - 1
+STATE = "state.npz"
+
+
+@dataclass
+class Collected:
+    """How far a run has come, and what is known about the features so far; it is kept in `directory`.
+
+    Tokens are numbered as they go by. starts gives for every window done the number of its first token, its text and that
+    token's position in the text; n_tokens are those that were counted.
+    """
+
+    directory: Path
+    key: dict[str, Any]
+    layers: list[FeatureStats] = field(default_factory=list)
+    windows: int = 0
+    tokens: int = 0
+    n_tokens: int = 0
+    starts: list[tuple[int, int, int]] = field(default_factory=list)
+
+    def restore(self, counts: Sequence[int], top: int) -> bool:
+        """Whether a run with the same key left its state; it is taken up then."""
+        if not (self.directory / STATE).is_file():
+            return False
+        with np.load(self.directory / STATE) as arrays:
+            meta = json.loads(str(arrays["meta"]))
+            if meta["key"] != self.key:
+                return False
+            self.windows, self.tokens, self.n_tokens = meta["windows"], meta["tokens"], meta["n_tokens"]
+            self.layers = [FeatureStats(n, top) for n in counts]
+            for i, layer in enumerate(self.layers):
+                layer.restore({name: arrays[f"{name}_{i}"] for name in layer.arrays()})
+            self.starts = [tuple(row) for row in arrays["starts"].tolist()]
+        return True
+
+    def save(self) -> None:
+        """Write the state to disk; a crash in between leaves the one before."""
+        meta = {"key": self.key, "windows": self.windows, "tokens": self.tokens, "n_tokens": self.n_tokens}
+        arrays = {
+            f"{name}_{i}": a for i, layer in enumerate(self.layers) for name, a in layer.arrays().items()
+        }
+        arrays |= {"meta": np.array(json.dumps(meta)), "starts": self.places()}
+        with replacing(self.directory / STATE, sync=False) as path:
+            np.savez(path, **arrays)  # type: ignore[arg-type]
+
+    def places(self) -> np.ndarray:
+        """Number of the first token, text and position of every window, int64 [windows, 3]."""
+        return np.asarray(self.starts, np.int64).reshape(-1, 3)
+
+
+def collect(
+    engine: Engine,
+    corpus: Corpus,
+    directory: Path,
+    *,
+    top: int = TOP,
+    window: int = WINDOW,
+    notice: Callable[[str], None] = lambda line: None,
+    progress: Progress | None = None,
+) -> Collected:
+    """What fires the features in these texts, `top` tokens for each sign; a run that `directory` holds is continued.
+
+    The first token of each window counts as little as special tokens do: models park attention there. LarqlError for
+    options out of range, and for texts without a token.
+    """
+    size = checked(engine, window, top)
+    key = {"texts": corpus.identity(), "model": engine.fingerprint, "top": top, "window": size}
+    run = Collected(directory, key)
+    if run.restore(engine.n_features, top):
+        notice(f"continues after {run.tokens} tokens")
+    else:
+        clear_own(directory)
+        limits = _thresholds(engine, windows(corpus, engine.tokenizer, size))
+        run.layers = [FeatureStats(n, top, limit) for n, limit in zip(engine.n_features, limits, strict=True)]
+    _stream(engine, corpus, windows(corpus, engine.tokenizer, size, notice), run, progress or report)
+    if not run.n_tokens:
+        raise LarqlError(f"{corpus.path}: holds no text; give at least one line with a word")
+    return run
+
+
+def checked(engine: Engine, window: int, top: int) -> int:
+    """The tokens of one window; LarqlError for numbers out of range."""
+    size = min(window, engine.context or window)
+    if size < 2:
+        raise LarqlError(f"window {window} is too short; it must be at least 2 tokens")
+    if top < 1:
+        raise LarqlError(f"top {top} is out of range; it must be at least 1")
+    return size
+
+
+def _thresholds(engine: Engine, stream: Iterator[Window]) -> list[float]:
+    """For each layer the activation above which a feature fires, from the first tokens that count."""
+    first: list[Window] = []
+    n = 0
+    for window in stream:
+        first.append(window)
+        n += max(0, len(window.ids) - 1)
+        if n >= FIRST_TOKENS:
+            break
+    limits = [0.0] * engine.n_layers
+    if first:
+
+        def seen(layer: int, values: torch.Tensor) -> None:
+            limits[layer] = threshold(values[:FIRST_TOKENS])
+
+        run_windows(engine, first, list(range(0, len(first) * 4096, 4096)), seen)
+    return limits
+
+
+def _stream(
+    engine: Engine, corpus: Corpus, stream: Iterator[Window], run: Collected, progress: Progress
+) -> None:
+    """Run what is left of the texts, a block of windows at a time."""
+    left = islice(stream, run.windows, None)
+    saved = time.monotonic()
+    for block in blocks(left):
+        numbers = run.tokens + np.concatenate([[0], np.cumsum([len(w.ids) - w.skip for w in block])])
+        if numbers[-1] > _MOST_TOKENS:
+            raise LarqlError(f"{corpus.path}: more than {_MOST_TOKENS} tokens; split it into several files")
+        for rows in passes(block):
+            chosen = [block[i] for i in rows]
+            run.n_tokens += len(_take_in(engine, chosen, [int(numbers[i]) for i in rows], run.layers))
+        run.starts += [(int(n), w.text, w.offset) for n, w in zip(numbers, block, strict=False)]
+        run.windows += len(block)
+        run.tokens = int(numbers[-1])
+        progress("activations", block[-1].text + 1, corpus.count)
+        if time.monotonic() - saved > _EVERY:
+            run.save()
+            saved = time.monotonic()
+
+
+def _take_in(
+    engine: Engine, rows: Sequence[Window], numbers: Sequence[int], layers: Sequence[FeatureStats]
+) -> np.ndarray:
+    """The numbers of the tokens that count in one pass over some windows, whose first tokens have these numbers."""
+    chosen = np.zeros(0, np.int64)
+
+    def seen(layer: int, values: torch.Tensor) -> None:
+        layers[layer].add(chosen, values)
+
+    def known(counted: np.ndarray) -> None:
+        nonlocal chosen
+        chosen = counted
+
+    run_windows(engine, rows, numbers, seen, known)
+    return chosen
+
+
+def run_windows(
+    engine: Engine,
+    rows: Sequence[Window],
+    numbers: Sequence[int],
+    seen: Callable[[int, torch.Tensor], None],
+    known: Callable[[np.ndarray], None] = lambda counted: None,
+    *,
+    every: bool = False,
+) -> None:
+    """One pass over windows whose first tokens have these numbers: `known` is told the numbers of those that count, ascending,
+    then `seen` each layer's activations f32 [tokens, features], in that order. every: all tokens count.
+    """
+    batch = pad([w.ids for w in rows], device=engine.device)
+    skips = torch.tensor([w.skip for w in rows])
+    positions = batch.positions.cpu()
+    counted = batch.mask.cpu() & (positions >= skips[:, None])
+    if not every:
+        special = [[engine.tokenizer.is_special(i) for i in row] for row in batch.ids.tolist()]
+        counted &= (positions > 0) & ~torch.tensor(special)
+    token = (torch.tensor(numbers)[:, None] + positions - skips[:, None])[counted].numpy()
+    if not len(token):
+        return
+    order = np.argsort(token)
+    known(token[order])
+    # Places in the pass flattened: picking rows by number is several times faster than by a mask.
+    places = counted.flatten().nonzero()[:, 0][torch.from_numpy(order)].to(engine.device)
+
+    # Outside inference mode: buffers that are made here are also used where there is none.
+    @torch.inference_mode(False)
+    def hook(layer: int, activation: torch.Tensor) -> None:
+        flat = activation.reshape(-1, activation.shape[-1])
+        values = flat.index_select(0, places).float().cpu()
+        seen(layer, values[:, : engine.n_features[layer]].contiguous())
+
+    with watch_activations(engine.modules, hook):
+        engine.run_body(batch.ids, batch.mask if batch.padded else None, batch.positions, engine.new_cache())
+
+
+def passes(block: Sequence[Window]) -> Iterator[list[int]]:
+    """Numbers of windows that go through the model together."""
+    return map(sorted, length_groups([len(w.ids) for w in block], tokens=_PASS))
+
+
+def blocks(stream: Iterator[Window]) -> Iterator[list[Window]]:
+    """The windows, some thousand tokens at a time."""
+    block: list[Window] = []
+    tokens = 0
+    for window in stream:
+        block.append(window)
+        tokens += len(window.ids)
+        if tokens >= _BLOCK:
+            yield block
+            block, tokens = [], 0
+    if block:
+        yield block

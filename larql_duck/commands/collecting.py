@@ -1,0 +1,58 @@
+"""What fires each feature in a corpus, collected into the open vindex."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from larql_duck.atlas.collecting import STATE, collect
+from larql_duck.atlas.tables import atlas_tables
+from larql_duck.atlas.texts import open_corpus
+from larql_duck.errors import LarqlError
+from larql_duck.files import unfinished_work
+from larql_duck.progress import report
+from larql_duck.result import Result
+from larql_duck.vindex.manifest import load_manifest
+from larql_duck.vindex.publish import check_database, commit_tables
+
+if TYPE_CHECKING:
+    from larql_duck.lowering.types import Request
+    from larql_duck.session import Session
+
+
+def collect_examples(session: Session, request: Request) -> Result:
+    """What fires each feature in texts, stored in place of what was collected before: a row of figures a layer."""
+    workspace = session.workspace
+    vindex = workspace.vindex
+    options: dict[str, Any] = dict(request.arguments)
+    corpus = open_corpus(options.pop("texts"), options.pop("column"))
+    vindex.require("inference", "collecting examples of features")
+    if workspace.views.fingerprint() is not None:
+        raise LarqlError(
+            "the session's edits would fire, not the model: COMPILE CURRENT INTO VINDEX and collect examples of that"
+        )
+    check_database(vindex.path)
+    place = Path(vindex.path).resolve()
+    kept = place.with_name(f".{place.name}.activations")
+    busy = f"{vindex.path}: another process is collecting examples of it; wait for it"
+    notices: list[str] = []
+    with unfinished_work(kept, busy, (kept / STATE).is_file, "the same command"):
+        run = collect(workspace.engine(), corpus, kept, notice=notices.append, **options)
+        tables = atlas_tables(workspace.engine(), corpus, run, report)
+
+        def note(section: dict[str, Any]) -> None:
+            section["activations"] = {
+                "texts": corpus.path.name, "documents": corpus.count, "tokens": run.n_tokens, "top": run.key["top"],
+                "window": run.key["window"],
+            }  # fmt: skip
+
+        commit_tables(vindex.path, tables, note)
+    vindex.manifest = load_manifest(vindex.path)
+    workspace.unsaved.published(tables)
+    workspace.views.update()
+    shown = session.sql(
+        "SELECT layer, count(*) AS features, count(*) FILTER (density > 0) AS fire, any_value(fires_above) AS fires_above,"
+        " median(density) AS median_density FROM feature_stats GROUP BY layer ORDER BY layer"
+    )
+    said = f"{run.n_tokens} tokens; saved in {vindex.path}; ask: FROM examples_of(LAYER, FEATURE)"
+    return Result(shown.arrow(), notices=[*notices, said])
