@@ -84,3 +84,7 @@ CREATE MACRO {schema}.excerpt(p_content, p_ends, p_at) AS concat(
     substring(p_content, 1 + p_ends[p_at], p_ends[least(p_at + 8, len(p_ends))] - p_ends[p_at])
 );
 COMMENT ON MACRO {schema}.excerpt IS 'Of a text whose tokens end where p_ends says, the p_at-th token (from 1) in brackets, with 24 tokens before it and 8 behind it.';
+
+CREATE MACRO {schema}.side(p_activation, p_sign) AS
+CASE WHEN p_activation > 0 THEN 1 WHEN p_activation < 0 THEN -1 ELSE p_sign END;
+COMMENT ON MACRO {schema}.side IS 'The sign of an activation; of none, and of 0, the feature''s usual one.';

@@ -23,8 +23,9 @@ LEFT JOIN {schema}.facts AS f
     ON f.subject = e.subject AND f.relation = e.relation AND f.object = e.object AND e.source <> 'weights';
 
 CREATE VIEW {public}.lql_features AS
-SELECT *, top_token AS token, c_score AS score
-FROM {schema}.features;
+SELECT f.*, f.top_token AS token, f.c_score AS score, b.example
+FROM {schema}.features AS f
+LEFT JOIN {schema}.best_examples AS b ON b.layer = f.layer AND b.feature = f.feature AND b.sign = f.sign;
 
 CREATE VIEW {public}.lql_entities AS
 SELECT e.*, n.layers

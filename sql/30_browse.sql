@@ -122,15 +122,17 @@ SELECT
     {schema}.rounded(e.effect) AS effect, {schema}.rounded(e.specific) AS specific,
     {schema}.rounded(e.activation) AS activation, x.activates_on,
     {schema}.promoted(e.activation, x.sign, x.top_token, x.opposite_tokens[1]) AS top_token,
-    {schema}.promoted(e.activation, x.sign, x.down_tokens, x.opposite_tokens) AS down_tokens, e.source
+    {schema}.promoted(e.activation, x.sign, x.down_tokens, x.opposite_tokens) AS down_tokens, b.example, e.source
 FROM {schema}.edges AS e
 LEFT JOIN {schema}.layers AS l ON l.layer = e.layer
 LEFT JOIN {schema}.features AS x ON x.layer = e.layer AND x.feature = e.feature
+LEFT JOIN {schema}.best_examples AS b
+    ON b.layer = e.layer AND b.feature = e.feature AND b.sign = {schema}.side(e.activation, x.sign)
 WHERE e.subject IN (SELECT entity FROM {schema}.entity_named(p_subject))
     AND (p_relation IS NULL OR lower(e.relation) = lower(trim(p_relation)))
 ORDER BY
     e.source = 'weights', e.subject, e.relation, e.object, e.effect DESC NULLS LAST, e.score DESC, e.layer, e.feature;
-COMMENT ON MACRO TABLE {public}.explain_fact IS 'The features behind a subject''s facts of a relation (NULL: any), with what each one activates on, what it promotes with its activation and what zeroing it costs, with three digits. Example: FROM explain_fact(''France'', ''capital'')';
+COMMENT ON MACRO TABLE {public}.explain_fact IS 'The features behind a subject''s facts of a relation (NULL: any), with what each one activates on, what it promotes with its activation, the text that fires it most with that sign, and what zeroing it costs, with three digits. Example: FROM explain_fact(''France'', ''capital'')';
 
 CREATE MACRO {public}.entities_like(p_pattern) AS TABLE
 SELECT e.entity, e.n_facts, e.as_subject, e.as_object, e.relations

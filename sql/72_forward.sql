@@ -13,11 +13,13 @@ CREATE MACRO {schema}.lq_features(p_prompt, p_target := NULL, p_k := 20) AS TABL
 SELECT
     c.*, f.relation, f.activates_on,
     {schema}.promoted(c.activation, f.sign, f.top_token, f.opposite_tokens[1]) AS top_token,
-    {schema}.promoted(c.activation, f.sign, f.down_tokens, f.opposite_tokens) AS down_tokens
+    {schema}.promoted(c.activation, f.sign, f.down_tokens, f.opposite_tokens) AS down_tokens, b.example
 FROM (
     SELECT unnest({schema}_udf_features(p_prompt::VARCHAR, p_target::VARCHAR, p_k::INTEGER), recursive := true)
 ) AS c
 LEFT JOIN {schema}.features AS f ON f.layer = c.layer AND f.feature = c.feature
+LEFT JOIN {schema}.best_examples AS b
+    ON b.layer = c.layer AND b.feature = c.feature AND b.sign = {schema}.side(c.activation, f.sign)
 ORDER BY c.rank;
 COMMENT ON MACRO TABLE {schema}.lq_features IS 'The p_k features with the largest contribution to the logit of p_target (default: the prediction), with what is known about them. Example: FROM lq_features(''The capital of France is'', p_k := 10)';
 

@@ -15,6 +15,8 @@ from larql_duck.errors import LarqlError
 from larql_duck.files import first_bytes, open_regular
 from larql_duck.models.tokenizer import Tokenizer
 
+# A hundred short texts of all kinds, written for this project and in the public domain (CC0).
+SHIPPED = Path(__file__).with_name("texts.jsonl")
 # What the texts of a directory are read from.
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 

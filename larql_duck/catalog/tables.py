@@ -119,6 +119,11 @@ _FEATURES = (
     *_columns_of(TABLES["features"]),
     Column("token", "VARCHAR", "The same as top_token."),
     Column("score", "FLOAT", "The same as c_score: a raw logit, no probability."),
+    Column(
+        "example",
+        "VARCHAR",
+        "The text that fires it most with its usual sign; NULL before larql-duck activations ran.",
+    ),
 )
 _DISTANCE = (
     Column("distance", "FLOAT", "Cosine distance of the feature's gate row to the entity's vector."),

@@ -92,17 +92,20 @@ def trace(
 
 @command(
     app,
-    "activations X.vindex texts.jsonl",
+    "activations X.vindex",
     "activations X.vindex texts/ --top 10",
     "activations X.vindex texts.txt --raw rows.parquet",
 )
 def activations(
     vindex: VindexArgument,
-    corpus: Annotated[
-        Path, Argument(help="Texts: .txt (one a line), .jsonl, .parquet, or a directory of these.")
-    ],
     options: SessionOptions,
     output: OutputOptions,
+    corpus: Annotated[
+        Path | None,
+        Argument(
+            help=".txt (a text a line), .jsonl, .parquet, or a directory of these; default: texts of our own."
+        ),
+    ] = None,
     top: Annotated[
         int | None, Option(min=1, help="Examples a feature and sign (20), or features a token (8).")
     ] = None,
@@ -119,8 +122,15 @@ def activations(
             output.write([session.collect_examples(corpus, window=window, column=column, **kept)])
             return
         from larql_duck.atlas.raw import TOP, write_raw
+        from larql_duck.atlas.texts import SHIPPED
 
         path = write_raw(
-            session.model.engine, corpus, raw, top=top or TOP, window=window, column=column, notice=note
+            session.model.engine,
+            corpus or SHIPPED,
+            raw,
+            top=top or TOP,
+            window=window,
+            column=column,
+            notice=note,
         )
         say(f"made {path}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from larql_duck.atlas.collecting import STATE, collect
 from larql_duck.atlas.tables import atlas_tables
-from larql_duck.atlas.texts import open_corpus
+from larql_duck.atlas.texts import SHIPPED, open_corpus
 from larql_duck.errors import LarqlError
 from larql_duck.files import unfinished_work
 from larql_duck.progress import report
@@ -25,7 +25,7 @@ def collect_examples(session: Session, request: Request) -> Result:
     workspace = session.workspace
     vindex = workspace.vindex
     options: dict[str, Any] = dict(request.arguments)
-    corpus = open_corpus(options.pop("texts"), options.pop("column"))
+    corpus = open_corpus(options.pop("texts") or SHIPPED, options.pop("column"))
     vindex.require("inference", "collecting examples of features")
     if workspace.views.fingerprint() is not None:
         raise LarqlError(

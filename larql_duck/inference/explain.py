@@ -16,7 +16,7 @@ from larql_duck.inference.attribution import Attribution, attribute, require_par
 from larql_duck.inference.batch import Batch
 from larql_duck.inference.capture import FOR_ATTRIBUTION, Capture
 from larql_duck.inference.engine import Engine
-from larql_duck.inference.feature_labels import Labels, no_labels, promoted_tokens
+from larql_duck.inference.feature_labels import Labels, example, no_labels, promoted_tokens
 from larql_duck.inference.interventions import Edit
 from larql_duck.inference.targets import Target, target_or_prediction, top_tokens
 
@@ -129,6 +129,7 @@ def _feature_rows(
         if label := named.get((layer, feature)):
             row["token"], row["down_tokens"] = promoted_tokens(label, row["activation"])
             row |= {name: label[name] for name in ("relation", "activates_on")}
+            row["example"] = example(label, row["activation"])
         rows.append(row)
     return rows
 

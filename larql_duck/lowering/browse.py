@@ -55,8 +55,16 @@ def describe(s: st.Describe, facts: Catalog) -> Query:
     in_part = f"nothing about {shown_name(s.entity)} in these layers; ask with: DESCRIBE {lql_name(s.entity)} ALL LAYERS"
     # Where live answers are not to be had, that alone is said.
     asks = s.source == "stored" or not facts.opened or facts.has_weights
+    query = text_of(exp.select(columns).from_(source))
+    if s.mode == "verbose":
+        examples = all_of(call(facts.schema, "examples_of_facts", s.entity))
+        query = (
+            f"SELECT d.* EXCLUDE (place), e.example FROM (SELECT *, row_number() OVER () AS place FROM ({query})) AS d"
+            f" LEFT JOIN ({examples}) AS e ON d.direction = 'out' AND e.relation = d.relation AND e.target = d.target"
+            " ORDER BY d.place"
+        )
     return Query(
-        text_of(exp.select(columns).from_(source)),
+        query,
         when_empty=_emptiness(facts, (s.entity,), in_part if narrowed else None, asks=asks),
         about=s.entity,
         live=None if s.source == "stored" else Live((s.entity,), s.source == "live", s.effects, s.save),
@@ -148,6 +156,7 @@ def show_features(s: st.ShowFeatures, facts: Catalog) -> Query:
     limit = s.limit if s.limit is not None else facts.n_layers if facts.opened else 30
     columns = (
         "layer", "feature", "activates_on", "sign", "top_token", "score", "down_tokens", "relation", "relation_source",
+        "example",
     )  # fmt: skip
     query = (
         exp.select(*columns).from_(view(facts.schema, "lql_features")).where(exp.column("layer").eq(s.layer))

@@ -261,12 +261,12 @@ class Session:
         return self._carry_out(Request("PROBE", arguments=arguments))
 
     def collect_examples(
-        self, texts: str | Path, *, top: int = 20, window: int = 256, column: str | None = None
+        self, texts: str | Path | None = None, *, top: int = 20, window: int = 256, column: str | None = None
     ) -> Result:
         """A row of figures a layer, after the texts that fire each feature were collected into the vindex.
 
         texts is a Parquet file (column `column`, else 'text'), JSON lines (a field of that name), a text file (a text a
-        line) or a directory of these. They are cut into windows of `window` tokens; the `top` strongest tokens of
+        line) or a directory of these; None: the hundred short texts of all kinds that come with larql-duck. They are cut into windows of `window` tokens; the `top` strongest tokens of
         each sign are kept, with a sample of weaker ones and exact figures: tables feature_stats, feature_firings, example_texts.
         An interrupted run is continued by the same call.
         """
