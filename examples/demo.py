@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 
 import larql_duck as lq
 
@@ -27,6 +28,7 @@ SQL = [
         "SELECT layer, feature, score, effect, top_token FROM explain_fact('France', 'capital') LIMIT 5;",
     ),
 ]
+EXAMPLES = "SELECT activation, context FROM examples_of(24, 1005) LIMIT 3;"
 LQL = [
     ("What does the model know of France?", 'DESCRIBE "France"'),
     ("What comes next?", 'INFER "The capital of France is" TOP 3'),
@@ -79,6 +81,10 @@ def main() -> None:
     for about, query in SQL:
         title(about)
         run("duckdb", "-readonly", str(vindex / "model.duckdb"), "-c", query)
+    title("Which texts fire that feature? (a hundred that ship; larql-duck activations takes yours)")
+    if not pq.read_metadata(vindex / "tables" / "feature_stats.parquet").num_rows:
+        run("larql-duck", "activations", str(vindex))
+    run("duckdb", "-readonly", str(vindex / "model.duckdb"), "-c", EXAMPLES)
     title("How the answer forms from layer to layer; trace.html has the picture")
     run("larql-duck", "trace", str(vindex), *TRACE)
 

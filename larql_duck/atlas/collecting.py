@@ -157,6 +157,7 @@ def _stream(
         if time.monotonic() - saved > _EVERY:
             run.save()
             saved = time.monotonic()
+    run.save()
 
 
 def _take_in(

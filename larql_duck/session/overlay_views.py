@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from larql_duck.catalog import LOOKUPS, as_schema, empty_table
+from larql_duck.catalog import LOOKUPS, TABLES, arrow_schema, as_schema, empty_table
 from larql_duck.session.definitions import Definitions
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ _SHOWN_IN = {
     "features": {"feature_tokens", "features", "token_features", "token_names"},
 }  # fmt: skip
 KINDS = frozenset(_SHOWN_IN)
+_FIRED = {"feature_stats", "feature_firings", "best_examples"}
 # Macros that show nothing of an edited feature but what is known before its tokens are measured.
 _WITHOUT_FEATURES = {"describe_entity("}
 
@@ -234,6 +235,11 @@ class OverlayViews:
             mount.shadow("feature_tokens", rows.feature_tokens, rows.token_slots)
             mount.shadow("token_features", rows.token_features, rows.token_ids)
             shown |= {"feature_tokens", "token_features"}
+            # What fired a slot in texts says nothing about its new feature.
+            slots = rows.token_slots.select(["layer", "feature"])
+            for name in _FIRED:
+                mount.shadow(name, arrow_schema((TABLES | LOOKUPS)[name].columns).empty_table(), slots)
+            shown |= _FIRED
         if overlay.rows:
             assert self._tables
             counts = overlay.n_features

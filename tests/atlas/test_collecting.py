@@ -352,3 +352,56 @@ def test_the_command(tiny_vindex, texts: Path, tmp_path: Path, capsys: pytest.Ca
     raw = tmp_path / "o.parquet"
     assert cli.run(["activations", vindex, str(texts), "--raw", str(raw)]) == 0
     assert pq.read_table(raw).schema.names == SCHEMAS["raw"].names
+
+
+def test_an_edited_slot_shows_no_examples_of_its_former_feature(
+    tiny_vindex, texts: Path, tmp_path: Path
+) -> None:
+    vindex = Path(shutil.copytree(tiny_vindex("llama"), tmp_path / "x.vindex"))
+    count = "SELECT count(*) FROM feature_firings WHERE layer = 1 AND feature = 5"
+    with lq.connect(vindex) as s:
+        s.collect_examples(texts, top=3)
+        [(before,)] = s.sql(count).rows()
+        assert before and s.sql("FROM examples_of(1, 5)").rows()
+        s.lql("DELETE FROM EDGES WHERE layer = 1 AND feature = 5")
+        assert s.sql(count).rows() == [(0,)] and not s.sql("FROM examples_of(1, 5)").rows()
+        assert s.sql("SELECT example FROM lql_features WHERE layer = 1 AND feature = 5").rows() == [(None,)]
+        assert s.sql(count.replace("5", "6")).rows()[0][0] > 0
+        s.lql(f'COMPILE CURRENT INTO VINDEX "{tmp_path}/y.vindex"')
+        s.lql("ROLLBACK PATCH")
+        assert s.sql(count).rows() == [(before,)]
+    with lq.connect(tmp_path / "y.vindex") as s:
+        assert s.sql(count).rows() == [(0,)] and s.sql(count.replace("5", "6")).rows()[0][0] > 0
+
+
+def test_the_best_example_stands_beside_a_features_tokens(probed_vindex, texts: Path, tmp_path: Path) -> None:
+    vindex = Path(shutil.copytree(probed_vindex("llama"), tmp_path / "x.vindex"))
+    statements = (
+        "FROM explain_fact('France', NULL)",
+        'EXPLAIN INFER "The capital of France is" TOP 5',
+        "SHOW FEATURES 1",
+        "FROM lq_features('The capital of France is', p_k := 20)",
+    )
+    with lq.connect(vindex) as s:
+        for statement in statements:
+            assert {r["example"] for r in s.lql(statement).dicts()} == {None}
+        assert "example" not in s.lql('DESCRIBE "France"').arrow().column_names
+        s.collect_examples(texts, top=3)
+        best = {
+            (r["layer"], r["feature"], r["sign"]): r["context"]
+            for r in s.sql("FROM feature_examples WHERE rank = 1").dicts()
+        }
+        usual = {(a, b): c for a, b, c in s.sql("SELECT layer, feature, sign FROM features").rows()}
+        for statement in statements:
+            rows = [r for r in s.lql(statement).dicts() if r.get("feature") is not None]
+            assert any(r["example"] for r in rows), statement
+            for r in rows:
+                slot = r["layer"], r["feature"]
+                activation = r.get("activation")
+                sign = usual[slot] if not activation else 1 if activation > 0 else -1
+                assert r["example"] == best.get((*slot, sign)), (statement, r)
+        plain = s.lql('DESCRIBE "France"').dicts()
+        verbose = s.lql('DESCRIBE "France" VERBOSE').dicts()
+        assert [r["relation"] for r in verbose][: len(plain)] == [r["relation"] for r in plain]
+        shown = [r["example"] for r in verbose if r["direction"] == "out"]
+        assert shown and all(e in best.values() for e in shown if e) and any(shown)

@@ -15,11 +15,13 @@ import pyarrow as pa
 import pytest
 
 from larql_duck import files
+from larql_duck.atlas import collecting, raw
 from larql_duck.cli import app
+from larql_duck.commands import collecting as collected
 from larql_duck.compilation import vindex as compiled
 from larql_duck.errors import VindexError
 from larql_duck.extraction import extract, stages, state
-from larql_duck.inference import activations, engine
+from larql_duck.inference import engine
 from larql_duck.probing import page
 from larql_duck.probing import publish as probed
 from larql_duck.session import session
@@ -81,8 +83,9 @@ STOPPED = [
     ("extract MODEL -o OUT --no-probe", stages, "rebuild_database", KEPT, {".OUT.partial"}),
     ("extract MODEL -o OUT --no-probe", stages.arrays, "write_gates", NOT_KEPT, set()),
     ("probe VINDEX --pack core --relation capital", probed, "commit_tables", KEPT, {".VINDEX.probe"}),
-    ("activations VINDEX --texts TEXTS.txt -o OUT", activations, "write_contexts", KEPT, {".OUT.partial"}),
-    ("activations VINDEX --texts TEXTS.txt -o OUT", activations, "_stream", NOT_KEPT, set()),
+    ("activations VINDEX TEXTS.txt", collected, "commit_tables", KEPT, {".VINDEX.activations"}),
+    ("activations VINDEX TEXTS.txt", collecting, "_stream", NOT_KEPT, set()),
+    ("activations VINDEX TEXTS.txt --raw OUT", raw, "checked", NOT_KEPT, set()),
     ("report VINDEX -o OUT", page, "page", NOT_KEPT, set()),
     ("evaluate VINDEX", session.Session, "evaluate", NOT_KEPT, set()),
     (["lql", "VINDEX", EDIT.replace(" MODE KNN", "")], engine.Engine, "load", NOT_KEPT, set()),
@@ -107,7 +110,7 @@ def test_ctrl_c_says_what_is_kept(
     inputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     before = {path.name for path in inputs.iterdir()}
-    monkeypatch.setattr(activations, "_EVERY", 0.0)
+    monkeypatch.setattr(collecting, "_EVERY", 0.0)
     monkeypatch.setattr(place, function, interrupted)
     assert app.run(arguments.split() if isinstance(arguments, str) else arguments) == 130
     last = capsys.readouterr().err.splitlines()[-1]
@@ -126,7 +129,8 @@ def test_ctrl_c_says_what_is_kept(
         ("extract MODEL -o OUT --no-probe", ".OUT.partial", "link"),
         ("extract MODEL -o OUT --no-probe --resume", ".OUT.partial", "folder"),
         ("probe VINDEX --pack core --relation capital", ".VINDEX.probe", "folder"),
-        ("activations VINDEX --texts TEXTS.txt -o OUT", ".OUT.partial", "folder"),
+        ("activations VINDEX TEXTS.txt", ".VINDEX.activations", "folder"),
+        ("activations VINDEX TEXTS.txt --raw OUT", ".OUT.partial", "folder"),
         ("compile", ".OUT.compiling", "folder"),
     ],
 )

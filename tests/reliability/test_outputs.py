@@ -146,7 +146,7 @@ def write(
                 "extract --force": ("extract", tiny_model("llama"), "-o", out, *quick, "--force"),
                 "trace --plot": ("trace", vindex, "The capital of", "--plot", out),
                 "report": ("report", vindex, "-o", out),
-                "activations": ("activations", vindex, "--texts", texts, "-o", out),
+                "activations": ("activations", vindex, texts, "--raw", out),
             }[command]
         )
 
@@ -423,7 +423,8 @@ def test_inputs_that_are_no_files_are_refused_at_once(
         ("extract", tmp_path / "model", "-o", out),
         ("run", tmp_path / "m.gguf", "The"),
         ("lql", vindex, f'APPLY PATCH "{place("p.vlp")}";'),
-        ("activations", vindex, "--texts", place("texts.txt"), "-o", out),
+        ("activations", vindex, place("texts.txt"), "--raw", out),
+        ("activations", vindex, place("more.txt")),
         ("evaluate", vindex, "--texts", tmp_path / "texts.txt", "--patch", tmp_path / "p.vlp"),
         ("probe", vindex, "--dry-run", "--pack", place("pack.yaml")),
         ("probe", vindex, "--dry-run", "--entities", place("e.csv")),
