@@ -82,7 +82,8 @@ def main() -> None:
         title(about)
         run("duckdb", "-readonly", str(vindex / "model.duckdb"), "-c", query)
     title("Which texts fire that feature? (a hundred that ship; larql-duck activations takes yours)")
-    if not pq.read_metadata(vindex / "tables" / "feature_stats.parquet").num_rows:
+    figures = vindex / "tables" / "feature_stats.parquet"
+    if not figures.exists() or not pq.read_metadata(figures).num_rows:
         run("larql-duck", "activations", str(vindex))
     run("duckdb", "-readonly", str(vindex / "model.duckdb"), "-c", EXAMPLES)
     title("How the answer forms from layer to layer; trace.html has the picture")
