@@ -28,5 +28,6 @@ JOIN {schema}.features AS x ON x.layer = e.layer AND x.feature = e.feature
 JOIN {schema}.best_examples AS b
     ON b.layer = e.layer AND b.feature = e.feature AND b.sign = {schema}.side(e.activation, x.sign)
 WHERE e.subject IN (SELECT entity FROM {schema}.entity_named(p_entity))
-GROUP BY e.relation, e.object;
+GROUP BY e.relation, e.object
+ORDER BY e.relation, e.object;
 COMMENT ON MACRO TABLE {public}.examples_of_facts IS 'For each fact about an entity the text that most fires the feature which carries it most. Example: FROM examples_of_facts(''France'')';

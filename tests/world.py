@@ -245,11 +245,11 @@ def tables(seed: int = 0) -> dict[str, pa.Table]:
     out["entity_types"] = _table("entity_types", [("France", "country", 0.9), ("Paris", "city", 0.8)])
     out["feature_stats"] = _table(
         "feature_stats",
-        [(4, 2, 100, 0.05, 0.5, 0.01, 2.5, 0.0, 0.2, 0.9, 2.0, -0.3), (6, 3, 100, 0.0, 0.5, *[0.0] * 7)],
+        [(5, 9, 100, 0.05, 0.5, 0.01, 2.5, 0.0, 0.2, 0.9, 2.0, -0.3), (6, 3, 100, 0.0, 0.5, *[0.0] * 7)],
     )
     out["feature_firings"] = _table(
         "feature_firings",
-        [(4, 2, 1, 1, "top", 2.5, " France", 0, 0, 3), (4, 2, -1, 1, "top", -0.3, " of", 0, 0, 2)],
+        [(5, 9, 1, 1, "top", 2.5, " France", 0, 0, 3), (5, 9, -1, 1, "top", -0.3, " of", 0, 0, 2)],
     )
     out["example_texts"] = _table(
         "example_texts", [(0, 0, "texts.txt", 0, "The capital of France is", [3, 11, 14, 21, 24])]

@@ -72,8 +72,18 @@ def test_main_has_what_lq_has(ask) -> None:
         "promoted",
         "rounded",
         "wilson",
+        "excerpt",
+        "side",
     }
-    lookups = {"entity_names", "name_aliases", "other_names", "links", "token_names", "build_info"}
+    lookups = {
+        "entity_names",
+        "name_aliases",
+        "other_names",
+        "links",
+        "token_names",
+        "best_examples",
+        "build_info",
+    }
     names = {
         schema: {
             r["name"]

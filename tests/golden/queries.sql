@@ -2,7 +2,7 @@ SELECT * FROM lq.describe_entity('France')
 ----
 SELECT * FROM lq.describe_entity('O''Brien', p_layer := 3)
 ----
-SELECT * FROM lq.describe_entity('France', p_band := 'all', p_rows := 30)
+SELECT d.* EXCLUDE (place), e.example FROM (SELECT *, row_number() OVER () AS place FROM (SELECT * FROM lq.describe_entity('France', p_band := 'all', p_rows := 30))) AS d LEFT JOIN (SELECT * FROM lq.examples_of_facts('France')) AS e ON d.direction = 'out' AND e.relation = d.relation AND e.target = d.target ORDER BY d.place
 ----
 SELECT * FROM lq.describe_entity('France', p_band := 'syntax', p_relations_only := TRUE)
 ----
@@ -109,9 +109,9 @@ SELECT * FROM lq.show_layers WHERE layer BETWEEN 3 AND 5 ORDER BY layer
 ----
 SELECT * FROM lq.show_layers WHERE layer = 1 OR layer BETWEEN 3 AND 5 ORDER BY layer
 ----
-SELECT layer, feature, activates_on, sign, top_token, score, down_tokens, relation, relation_source FROM lq.lql_features WHERE layer = 4 ORDER BY feature LIMIT 30
+SELECT layer, feature, activates_on, sign, top_token, score, down_tokens, relation, relation_source, example FROM lq.lql_features WHERE layer = 4 ORDER BY feature LIMIT 30
 ----
-SELECT layer, feature, activates_on, sign, top_token, score, down_tokens, relation, relation_source FROM lq.lql_features WHERE layer = 4 AND (token = 'Par' OR score > -1.5) ORDER BY feature LIMIT 7
+SELECT layer, feature, activates_on, sign, top_token, score, down_tokens, relation, relation_source, example FROM lq.lql_features WHERE layer = 4 AND (token = 'Par' OR score > -1.5) ORDER BY feature LIMIT 7
 ----
 SELECT * FROM lq.show_entities()
 ----
