@@ -20,7 +20,7 @@ LEFT JOIN counted AS c ON c.layer = l.layer
 LEFT JOIN frequent AS f ON f.layer = l.layer AND f.place = 1
 ORDER BY l.layer;
 
--- Rows of relations come first; rows of tokens (what the features promote, by top token) are for a model without
+-- Rows of relations come first, those that the model was asked about before those that were found (source cluster); rows of tokens (what the features promote, by top token) are for a model without
 -- relations and for those who ask (verbose, raw).
 CREATE MACRO {public}.show_relations(p_layer := NULL, p_examples := false, p_mode := 'brief') AS TABLE
 WITH here AS (
@@ -38,6 +38,19 @@ known AS (
     LEFT JOIN here AS h ON h.relation = r.relation
     WHERE p_layer IS NULL OR list_contains(r.layers, p_layer) OR h.relation IS NOT NULL
 ),
+-- Names of clusters are no relations of facts, but found ones.
+discovered AS (
+    SELECT
+        c.name AS relation, NULL::VARCHAR AS token, 'cluster' AS source,
+        (count(*) FILTER (p_layer IS NULL OR m.layer = p_layer))::INTEGER AS n_features, 0 AS n_facts,
+        max(c.score)::FLOAT AS score, list_sort(list(DISTINCT m.layer)) AS layers, NULL::VARCHAR[] AS examples,
+        'Names what fires the features of a cluster.' AS description
+    FROM {schema}.clusters AS c
+    JOIN {schema}.feature_clusters AS m ON m.cluster_id = c.cluster_id
+    WHERE c.name IS NOT NULL AND c.name NOT IN (SELECT relation FROM {schema}.relations)
+    GROUP BY c.name
+    HAVING n_features > 0
+),
 written AS (
     SELECT
         NULL::VARCHAR AS relation, lower(x.top_token) AS token, 'weights' AS source, count(*)::INTEGER AS n_features,
@@ -52,8 +65,12 @@ written AS (
     GROUP BY lower(x.top_token)
 ),
 numbered AS (
-    SELECT *, row_number() OVER (ORDER BY n_facts DESC NULLS LAST, n_features DESC, relation) AS place
-    FROM known
+    SELECT
+        *,
+        row_number() OVER (
+            PARTITION BY source = 'cluster' ORDER BY n_facts DESC NULLS LAST, score DESC NULLS LAST, n_features DESC, relation
+        ) AS place
+    FROM (FROM known UNION ALL FROM discovered)
     WHERE p_mode <> 'raw'
     UNION ALL
     SELECT *, row_number() OVER (ORDER BY n_features DESC, score DESC, token) AS place
@@ -63,7 +80,7 @@ numbered AS (
 SELECT relation, token, source, n_features, n_facts, score, layers, examples, description
 FROM numbered
 WHERE place <= CASE WHEN relation IS NOT NULL AND p_mode = 'verbose' THEN 1000000 WHEN p_mode = 'verbose' THEN 50 ELSE 30 END
-ORDER BY relation IS NULL, place;
+ORDER BY relation IS NULL, relation IS NOT NULL AND source = 'cluster', place;
 COMMENT ON MACRO TABLE {public}.show_relations IS 'The relations that the model was asked about or that were found in it (p_mode brief, verbose, raw), optionally of one layer and with examples. Example: FROM show_relations(p_examples := true)';
 
 CREATE MACRO {public}.show_entities(p_layer := NULL, p_limit := 50) AS TABLE

@@ -225,7 +225,11 @@ def tables(seed: int = 0) -> dict[str, pa.Table]:
         ],
     )
     out["clusters"] = _table(
-        "clusters", [(0, "language", "pattern", 0.8, 1, ["French"]), (1, None, "tokens", 0.2, 1, ["x"])]
+        "clusters",
+        [
+            (0, "language", "pattern", 0.8, 1, ["French"], *[None] * 4),
+            (1, None, "tokens", 0.2, 1, ["x"], *[None] * 4),
+        ],
     )
     out["feature_clusters"] = _table("feature_clusters", [(4, 2, 0), (6, 3, 1)])
     out["probes"] = _table(
@@ -251,6 +255,7 @@ def tables(seed: int = 0) -> dict[str, pa.Table]:
         "feature_firings",
         [(5, 9, 1, 1, "top", 2.5, " France", 0, 0, 3), (5, 9, -1, 1, "top", -0.3, " of", 0, 0, 2)],
     )
+    out["feature_names"] = _table("feature_names", [(4, 2, 1, "countries", "contexts", 0.9, 12)])
     out["example_texts"] = _table(
         "example_texts", [(0, 0, "texts.txt", 0, "The capital of France is", [3, 11, 14, 21, 24])]
     )

@@ -77,6 +77,7 @@ TABLES = read_tables("tables.txt")
 LATER_COLUMNS = {
     "features": ("activates_on", "sign", "opposite_tokens"),
     "edges": ("activation",),
+    "clusters": ("name", "name_source", "score", "n_scored"),
     "facts": ("reference", "correct", "held_out", "contrast", "subject_key", "object_key"),
     **dict.fromkeys(("triples", "model_graph"), ("subject_key", "object_key")),
 }
@@ -87,7 +88,7 @@ LATER_TABLES = {
     "priors": (3, 0),
     "type_probe": (3, 1),
     "entity_types": (3, 1),
-    **dict.fromkeys(("feature_stats", "feature_firings", "example_texts"), (3, 2)),
+    **dict.fromkeys(("feature_stats", "feature_firings", "example_texts", "feature_names"), (3, 2)),
 }
 """Table -> the schema from which on every vindex has it."""
 

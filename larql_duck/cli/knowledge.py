@@ -14,7 +14,6 @@ from typer import Option
 from larql_duck.cli.errors import UsageError, note
 from larql_duck.cli.options import OutputOptions, RelationOption, SessionOptions, VindexArgument, command
 from larql_duck.files import begins, check_output, clear_own, unfinished_work, with_parents, write_whole
-from larql_duck.result import Result
 
 app = typer.Typer()
 
@@ -143,22 +142,30 @@ def packs(output: OutputOptions) -> None:
 def cluster(
     vindex: VindexArgument,
     output: OutputOptions,
-    clusters: Annotated[int, Option("-k", "--clusters", min=1, help="At most this many.")] = 512,
+    clusters: Annotated[
+        int | None,
+        Option(
+            "-k", "--clusters", min=1, help="At most this many; else 512, where there are features enough."
+        ),
+    ] = None,
     seed: Annotated[int, Option(help="Another seed, other clusters.")] = 0,
+    by: Annotated[
+        Literal["contexts", "offset"] | None,
+        Option(help="What features have in common; contexts where larql-duck activations ran, else offset."),
+    ] = None,
+    simulate: Annotated[
+        int,
+        Option(min=0, help="Let the model itself test the names of this many features (needs the weights)."),
+    ] = 0,
 ) -> None:
     """Find relations without asking the model.
 
-    Features are clustered by the direction from the tokens that activate them to those they promote.
+    Features are clustered by the contexts that fire them (contexts), or by the direction from the tokens that activate
+    them to those they promote (offset). Where larql-duck activations ran, clusters and features are named.
     """
-    from larql_duck.probing.clustering import discover, publish_clusters
-    from larql_duck.vindex.store import Vindex
+    from larql_duck.commands.clustering import cluster_features
 
-    opened = Vindex.open(vindex)
-    clustering = discover(opened, k=clusters, seed=seed)
-    table = publish_clusters(opened, clustering)["clusters"]
-    labelled = table.num_rows - table.column("label").null_count
-    note(f"{labelled} of {table.num_rows} clusters have a label that is better than chance")
-    output.write([Result(table)])
+    output.write([cluster_features(vindex, k=clusters, seed=seed, by=by, simulate=simulate)])
 
 
 @command(app, "report X.vindex -o report.html")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import glob
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,12 +30,16 @@ from larql_duck.vindex.publish import commit_tables
 from larql_duck.vindex.store import Vindex
 
 MOST_CLUSTERS = 512
+# Features a cluster there are at least where nobody says how many clusters.
+_FEATURES = 8
 # A label of a cluster becomes its features' relation from this confidence on.
 CONFIDENT = 0.5
+# Columns of clusters that naming fills.
+NAME_COLUMNS = ("name", "name_source", "score", "n_scored")
 # A label must be rarer than this by chance, over all clusters together.
 _CHANCE = 0.05
 # Multiply-adds of one round of k-means above which it goes by random batches.
-_LARGE = 2e10
+_LARGE = 1e10
 _SHARE_OF_PATTERN = 0.5
 _LEAST_LENGTH = 1e-8
 _WORDS = {
@@ -93,30 +97,40 @@ class Clusters:
         return np.bincount(self.member, minlength=len(self.labels)).tolist()
 
 
-def discover(vindex: Vindex, *, k: int = MOST_CLUSTERS, seed: int = 0) -> Clusters:
-    """The Clusters of the knowledge band's features (all layers where there are no bands), at most k, by seed.
+def discover(
+    vindex: Vindex, *, k: int | None = None, seed: int = 0, directions: FeatureDirections | None = None
+) -> Clusters:
+    """The Clusters of `directions`, else of the knowledge band's features (all layers where there are no bands), by seed.
+
+    At most k; None stands for 512, fewer where there are fewer than eight features a cluster.
 
     LarqlError where no feature has both a top activating and a promoted word.
     """
-    with doing("directions"):
-        directions = feature_directions(vindex)
+    if directions is None:
+        with doing("directions"):
+            directions = feature_directions(vindex)
     if not len(directions.layer):
         raise LarqlError(
             f"{vindex.path}: no feature has a word among its top activating and among its promoted tokens, so there is "
             "nothing to cluster"
         )
+    n = len(directions.layer)
+    most = min(MOST_CLUSTERS, max(1, n // _FEATURES)) if k is None else k
     with doing("clusters"):
-        member, centres = _cluster(directions.unit, min(k, len(directions.layer)), seed)
+        member, centres = _cluster(directions.unit, min(most, n), seed)
     with doing("labels"):
         namer = _Namer(vindex, directions, member, len(centres))
         return Clusters(directions, member, centres, namer.labels(), namer.top_tokens())
 
 
-def feature_directions(vindex: Vindex) -> FeatureDirections:
-    """The FeatureDirections of all features whose top activating and top promoted token are two different words."""
+def feature_directions(vindex: Vindex, layers: tuple[int, int] | None = None) -> FeatureDirections:
+    """The FeatureDirections of all features whose top activating and top promoted token are two different words.
+
+    layers are the first and the last; None stands for the knowledge band.
+    """
     import torch
 
-    low, high = (vindex.bands or {}).get("knowledge", (0, vindex.n_layers - 1))
+    low, high = layers or (vindex.bands or {}).get("knowledge", (0, vindex.n_layers - 1))
     with in_memory() as con:
         for name in ("feature_tokens", "tokens"):
             # The path is one, whatever stands in it: a star would read another vindex's rows as well.
@@ -151,7 +165,11 @@ def _cluster(unit: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, np.ndarra
 
     large = float(len(unit)) * unit.shape[1] * k > _LARGE
     options: dict[str, Any] = {"n_clusters": k, "random_state": seed, "n_init": 1, "max_iter": 50}
-    model = MiniBatchKMeans(batch_size=8192, **options) if large else KMeans(**options)
+    model = (
+        MiniBatchKMeans(batch_size=8192, init_size=max(4 * k, 2048), **options)
+        if large
+        else KMeans(**options)
+    )
     # One thread: several add up in an order that differs from run to run.
     with threadpool_limits(limits=1), warnings.catch_warnings():
         # Features may share a direction; a cluster then stays empty, which does no harm.
@@ -281,6 +299,7 @@ def tables_of(vindex: Vindex, clusters: Clusters) -> dict[str, pa.Table]:
         "confidence": [x.confidence if x else None for x in clusters.labels],
         "size": clusters.sizes(),
         "top_tokens": clusters.top_tokens,
+        **dict.fromkeys(NAME_COLUMNS, [None] * len(clusters.labels)),
     }
     sure = [x and x.source != "tokens" and x.confidence >= CONFIDENT for x in clusters.labels]
     names = [label if use else None for label, use in zip(columns["label"], sure, strict=True)]
@@ -305,10 +324,12 @@ def tables_of(vindex: Vindex, clusters: Clusters) -> dict[str, pa.Table]:
     }
 
 
-def publish_clusters(vindex: Vindex, clusters: Clusters) -> dict[str, pa.Table]:
-    """The tables that were published: those of `tables_of`."""
+def publish_clusters(
+    vindex: Vindex, clusters: Clusters, names: Mapping[str, pa.Table] | None = None
+) -> dict[str, pa.Table]:
+    """The tables that were published: those of `tables_of`, and `names` in place of them or beside them."""
     require_tables(vindex)
-    tables = tables_of(vindex, clusters)
+    tables = tables_of(vindex, clusters) | dict(names or {})
     commit_tables(vindex.path, tables, None, files_of(clusters))
     vindex.manifest = load_manifest(vindex.path)
     return tables
