@@ -74,7 +74,7 @@ def _directions(directions: FeatureDirections, atlas: Atlas) -> FeatureDirection
         activates_on=[directions.activates_on[i] for i in kept],
         promotes=[directions.promotes[i] for i in kept],
         unit=mean[kept] / length[kept, None],
-        continues=[directions.continues[i] for i in kept],
+        continues=[directions.continues[i] for i in kept.tolist()],
     )
 
 
