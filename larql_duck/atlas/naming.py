@@ -16,6 +16,7 @@ LEAST = 5
 # The share of names that may be owed to chance, and how rare each one's score must be by chance: then the lower end of
 # its 95 % interval is above .5.
 _FALSE, _CHANCE = 0.05, 0.025
+TOKENS = "tokens"
 # Words that are tried, and contexts that must hold each.
 _WORDS, _HOLD = 8, 2
 
@@ -145,7 +146,13 @@ class Namer:
             last.setdefault(words[-1], []).append(weight)
             for word in set(words):
                 near.setdefault(word, []).append(weight)
-        out = {text: source for source, texts in group.known.items() for text in texts}
+        # A rare token lies near whatever else is rare: what a feature promotes names it where its contexts hold it too.
+        out = {
+            text: source
+            for source, texts in group.known.items()
+            for text in texts
+            if source != TOKENS or any(len(near.get(word, ())) >= _HOLD for word in text.split())
+        }
         for counts in (last, near):
             out |= dict.fromkeys(_joined(self._typical(counts, sum(strength))), "contexts")
         return out

@@ -84,11 +84,13 @@ def test_evidence_from_elsewhere_competes_and_says_its_source(scorer: Scorer) ->
     contexts, groups = world()
     # No word of the contexts is seen: only what is known remains.
     unseen = Contexts(contexts.texts, [("",)] * len(contexts.texts), contexts.side)
-    known = [
-        Group(g.contexts, g.strength, {"facts": ["w9"], "tokens": [WORDS[i]]}) for i, g in enumerate(groups)
-    ]
+    known = [Group(g.contexts, g.strength, {"facts": ["w9", WORDS[i]]}) for i, g in enumerate(groups)]
     names = Namer(unseen, scorer).name(known).names
-    assert [(n.text, n.source) for n in names if n] == [(word, "tokens") for word in WORDS[:4]]
+    assert [(n.text, n.source) for n in names if n] == [(word, "facts") for word in WORDS[:4]]
+    # A promoted token counts where the contexts hold it.
+    promoted = [Group(g.contexts, g.strength, {"tokens": [WORDS[i]]}) for i, g in enumerate(groups)]
+    assert Namer(unseen, scorer).name(promoted).count() == 0
+    assert Namer(contexts, scorer).name(promoted).count() == 4
 
 
 def test_the_score_is_an_auroc_of_cosines_and_sees_eight_tokens(scorer: Scorer) -> None:
