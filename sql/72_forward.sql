@@ -26,3 +26,27 @@ COMMENT ON MACRO TABLE {schema}.lq_features IS 'The p_k features with the larges
 CREATE MACRO {schema}.lq_logit_lens(p_prompt, p_k := 5) AS TABLE
 SELECT unnest({schema}_udf_logit_lens(p_prompt::VARCHAR, p_k::INTEGER), recursive := true);
 COMMENT ON MACRO TABLE {schema}.lq_logit_lens IS 'What each layer (-1: embedding) would predict at a prompt''s last position: layer, rank, token, token_id, probability, logit. Example: FROM lq_logit_lens(''The capital of France is'', p_k := 1)';
+
+CREATE MACRO {schema}.lq_dictionary_features(p_prompt, p_dictionary := NULL, p_k := 20) AS TABLE
+SELECT c.*, f.density, f.promoted, f.suppressed, x.context AS example
+FROM (
+    SELECT
+        unnest(
+            {schema}_udf_dictionary_features(p_prompt::VARCHAR, p_k::INTEGER, p_dictionary::VARCHAR), recursive := true
+        )
+) AS c
+LEFT JOIN {schema}.dictionary_features AS f ON f.dictionary = c.dictionary AND f.feature = c.feature
+LEFT JOIN {schema}.dictionary_firings AS x ON x.dictionary = c.dictionary AND x.feature = c.feature AND x.rank = 1
+ORDER BY c.rank;
+COMMENT ON MACRO TABLE {schema}.lq_dictionary_features IS 'The p_k features of a dictionary that fire at a prompt''s last position and add most to the logit of the prediction: contribution directly, effect the fall of its log p without the feature. Example: FROM lq_dictionary_features(''The capital of France is'', p_k := 5)';
+
+CREATE MACRO {schema}.lq_dictionary_walk(p_text, p_dictionary := NULL, p_k := 5) AS TABLE
+SELECT c.*, f.density, f.promoted, x.context AS example
+FROM (
+    SELECT
+        unnest({schema}_udf_dictionary_walk(p_text::VARCHAR, p_k::INTEGER, p_dictionary::VARCHAR), recursive := true)
+) AS c
+LEFT JOIN {schema}.dictionary_features AS f ON f.dictionary = c.dictionary AND f.feature = c.feature
+LEFT JOIN {schema}.dictionary_firings AS x ON x.dictionary = c.dictionary AND x.feature = c.feature AND x.rank = 1
+ORDER BY c.position, c.rank;
+COMMENT ON MACRO TABLE {schema}.lq_dictionary_walk IS 'The p_k features of a dictionary that fire most at each position of a text. Example: FROM lq_dictionary_walk(''The capital of France'')';

@@ -259,6 +259,32 @@ def tables(seed: int = 0) -> dict[str, pa.Table]:
     out["example_texts"] = _table(
         "example_texts", [(0, 0, "texts.txt", 0, "The capital of France is", [3, 11, 14, 21, 24])]
     )
+    out["dictionaries"] = _table(
+        "dictionaries",
+        [
+            (
+                "res",
+                "standard",
+                *["blocks.4.hook_resid_post"] * 2,
+                4,
+                2,
+                HIDDEN,
+                0.1,
+                100,
+                1.5,
+                1,
+                "res",
+                "dictionary_res.safetensors",
+            )
+        ],
+    )
+    out["dictionary_features"] = _table(
+        "dictionary_features",
+        [("res", 0, 0.5, 2.5, 1.0, [" Paris"], [" of"]), ("res", 1, 0.0, 0.0, 1.0, [" of"], [" Paris"])],
+    )
+    out["dictionary_firings"] = _table(
+        "dictionary_firings", [("res", 0, 1, 2.5, " France", "The capital of[ France] is", "texts.txt", 0, 3)]
+    )
     out["meta"] = _table("meta", [("model", "synthetic"), ("family", "llama"), ("level", "browse")])
     return out
 

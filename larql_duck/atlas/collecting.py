@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from larql_duck.errors import LarqlError
 from larql_duck.files import clear_own, replacing
 from larql_duck.inference.batch import length_groups, pad
 from larql_duck.inference.engine import Engine
-from larql_duck.inference.modules import watch_activations
+from larql_duck.inference.modules import ModelModules, watch_activations
 from larql_duck.progress import Progress, report
 
 TOP = 20
@@ -30,6 +31,10 @@ FIRST_TOKENS = 2000
 _PASS, _BLOCK, _EVERY = 2048, 4096, 30.0
 _MOST_TOKENS = 2**31 - 1
 STATE = "state.npz"
+Watch: TypeAlias = Callable[
+    [ModelModules, Callable[[int, torch.Tensor], None]], contextlib.AbstractContextManager[None]
+]
+"""A context in which passes tell what they come by: its number, and values [n, t, width]."""
 
 
 @dataclass
@@ -185,9 +190,11 @@ def run_windows(
     known: Callable[[np.ndarray], None] = lambda counted: None,
     *,
     every: bool = False,
+    watch: Watch | None = None,
 ) -> None:
     """One pass over windows whose first tokens have these numbers: `known` is told the numbers of those that count, ascending,
-    then `seen` each layer's activations f32 [tokens, features], in that order. every: all tokens count.
+    then `seen` each layer's activations f32 [tokens, features], in that order. every: all tokens count. watch: what is
+    seen instead, with the numbers that it gives.
     """
     batch = pad([w.ids for w in rows], device=engine.device)
     skips = torch.tensor([w.skip for w in rows])
@@ -209,9 +216,9 @@ def run_windows(
     def hook(layer: int, activation: torch.Tensor) -> None:
         flat = activation.reshape(-1, activation.shape[-1])
         values = flat.index_select(0, places).float().cpu()
-        seen(layer, values[:, : engine.n_features[layer]].contiguous())
+        seen(layer, values if watch else values[:, : engine.n_features[layer]].contiguous())
 
-    with watch_activations(engine.modules, hook):
+    with (watch or watch_activations)(engine.modules, hook):
         engine.run_body(batch.ids, batch.mask if batch.padded else None, batch.positions, engine.new_cache())
 
 

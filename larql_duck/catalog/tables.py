@@ -89,6 +89,7 @@ LATER_TABLES = {
     "type_probe": (3, 1),
     "entity_types": (3, 1),
     **dict.fromkeys(("feature_stats", "feature_firings", "example_texts", "feature_names"), (3, 2)),
+    **dict.fromkeys(("dictionaries", "dictionary_features", "dictionary_firings"), (3, 2)),
 }
 """Table -> the schema from which on every vindex has it."""
 

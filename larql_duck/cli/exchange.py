@@ -1,4 +1,4 @@
-"""The commands that exchange features with other tools: export."""
+"""The commands that exchange features with other tools: export, add-dictionary."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from typer import Option
+from typer import Argument, Option
 
-from larql_duck.cli.errors import say
-from larql_duck.cli.options import VindexArgument, command
+from larql_duck.cli.errors import note, say
+from larql_duck.cli.options import OutputOptions, SessionOptions, VindexArgument, command
 
 app = typer.Typer()
 
@@ -47,3 +47,40 @@ def export(
         )
     for file in written:
         say(f"made {file.path}: {file.lines} lines, {file.bytes / 1e6:.1f} MB")
+
+
+@command(
+    app,
+    "add-dictionary X.vindex sae/blocks.12.hook_resid_post/ --name res-12",
+    "add-dictionary X.vindex transcoder/ texts.parquet",
+    name="add-dictionary",
+)
+def add_dictionary(
+    vindex: VindexArgument,
+    directory: Annotated[
+        Path, Argument(metavar="DIR", help="A dictionary: sae_weights.safetensors and cfg.json of SAELens.")
+    ],
+    options: SessionOptions,
+    output: OutputOptions,
+    corpus: Annotated[
+        Path | None,
+        Argument(metavar="TEXTS", help="Texts that it is measured on; default: texts of our own."),
+    ] = None,
+    name: Annotated[str | None, Option(help="What it is called; default: the directory's name.")] = None,
+    top: Annotated[int, Option(min=1, help="Examples a feature.")] = 20,
+    window: Annotated[int, Option(min=2, help="Tokens that are read together.")] = 256,
+    column: Annotated[str | None, Option(help="The column or field of texts.")] = None,
+) -> None:
+    """Add a sparse autoencoder or a transcoder to a vindex.
+
+    Its features get tables, examples and the functions lq_dictionary_features and lq_dictionary_walk.
+    """
+    from larql_duck.atlas.dictionary import WEIGHTS
+    from larql_duck.commands.dictionaries import add_dictionary as add
+
+    weights = directory.expanduser() / WEIGHTS
+    if weights.is_file():
+        note(f"{weights.stat().st_size / 1e6:.1f} MB are copied into {vindex}")
+    with options.session(vindex) as session:
+        added = add(session, directory, name, texts=corpus, top=top, window=window, column=column)
+        output.write([added])

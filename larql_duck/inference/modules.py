@@ -185,17 +185,31 @@ def linear_norm(norm: nn.Module, x: torch.Tensor) -> LinearNorm:
 
     The effective weight is read off the module itself, so a family's "weight + 1" needs no special case.
     """
-    x = x.float()
     with torch.no_grad():
+        x, scale = _centred_and_scale(norm, x)
         if isinstance(norm, nn.LayerNorm):
-            x = x - x.mean(-1, keepdim=True)
-            scale = torch.rsqrt(x.pow(2).mean(-1) + norm.eps)
             weight = torch.ones_like(x[0]) if norm.weight is None else norm.weight.float()
             return LinearNorm(scale, weight, None if norm.bias is None else norm.bias.float(), True)
         dtype = next(norm.parameters()).dtype
         weight = norm(torch.full((1, x.shape[-1]), _PROBE, device=x.device, dtype=dtype))[0].float()
+        return LinearNorm(scale, weight, None, False)
+
+
+def normalized(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """What `norm` makes of each row of x [n, hidden] before its weight and bias, in f32; the module itself does not run."""
+    x, scale = _centred_and_scale(norm, x)
+    return x * scale[:, None]
+
+
+def _centred_and_scale(norm: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """x [n, hidden] in f32, centred where the norm does so, and the factor [n] that the norm then multiplies it by."""
+    x = x.float()
+    if isinstance(norm, nn.LayerNorm):
+        x = x - x.mean(-1, keepdim=True)
+        eps = norm.eps
+    else:
         eps = float(getattr(norm, "variance_epsilon", getattr(norm, "eps", 0.0)) or 0.0)
-        return LinearNorm(torch.rsqrt(x.pow(2).mean(-1) + eps), weight, None, False)
+    return x, torch.rsqrt(x.pow(2).mean(-1) + eps)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from larql_duck.catalog import FILES
 from larql_duck.catalog.ddl import model_sql
 from larql_duck.errors import BusyError, VindexError
-from larql_duck.files import locked, replacing, sync_directory
+from larql_duck.files import locked, open_regular, open_replacing, replacing, sync_directory
 from larql_duck.vindex.arrays import hash_file, write_file
 from larql_duck.vindex.database import build_database, not_replaceable
 from larql_duck.vindex.derive import model_graph
@@ -164,9 +164,10 @@ def commit_tables(
     directory: Path,
     tables: Mapping[str, pa.Table],
     change: Callable[[dict[str, Any]], None] | None = None,
-    files: Mapping[str, bytes] | None = None,
+    files: Mapping[str, bytes | Path] | None = None,
 ) -> None:
-    """Replace whole tables (and small files, `files` by their path in the vindex) of a published vindex in one transaction.
+    """Replace whole tables (and files, `files` by their path in the vindex: bytes, or a file to copy) of a published vindex in one
+    transaction.
 
     New files go to tables/.next; the rename of index.json, which names their checksums, is the commit; then they are
     moved into place and model.duckdb is rebuilt. `change` may edit larql-duck's section of the manifest (statistics,
@@ -184,7 +185,7 @@ def commit_tables(
             section["tables"][name] = write_table(pending / f"{name}.parquet", name, table)
         for name, data in {MODEL_SQL: model_sql().encode(), **(files or {})}.items():
             (pending / name).parent.mkdir(parents=True, exist_ok=True)
-            section["files"][name] = write_file(pending / name, data)
+            section["files"][name] = _write_or_copy(pending / name, data)
         if change is not None:
             change(section)
         sync_directory(pending)
@@ -200,6 +201,15 @@ def commit_tables(
                 "free some space, then open the vindex again, which builds it",
                 path=directory,
             ) from error
+
+
+def _write_or_copy(path: Path, data: bytes | Path) -> dict[str, Any]:
+    """The manifest's entry of a file after it was written, or copied from another."""
+    if isinstance(data, bytes):
+        return dict(write_file(path, data))
+    with open_regular(data) as original, open_replacing(path, error=None) as copy:
+        shutil.copyfileobj(original, copy, 1 << 20)
+    return dict(hash_file(path))
 
 
 def recover(directory: Path) -> None:

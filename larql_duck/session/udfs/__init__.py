@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from larql_duck.session.udfs.arrow import Function, struct_list_type, struct_lists
-from larql_duck.session.udfs.passes import pass_functions
+from larql_duck.session.udfs.passes import dictionary_functions, pass_functions
 from larql_duck.session.udfs.search import search_functions
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def register_functions(
     for name, function, parameters, returns in (
         *search_functions(workspace),
         *pass_functions(model, connection.failures.tell),
+        *dictionary_functions(workspace, connection.failures.tell),
         *_answer_functions(workspace, connection),
     ):
         mount.add_function(name, connection.failures.watched(function, len(parameters)), parameters, returns)

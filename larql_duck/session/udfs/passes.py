@@ -13,6 +13,7 @@ from larql_duck.session.udfs.arrow import Function, answered, struct_list_type, 
 
 if TYPE_CHECKING:
     from larql_duck.inference.model import Model
+    from larql_duck.workspace import Workspace
 
 _I32, _F32, _F64, _S = pa.int32(), pa.float32(), pa.float64(), pa.string()
 
@@ -35,6 +36,41 @@ _PASSES: dict[str, tuple[list[str], dict[str, pa.DataType], tuple[int, ...]]] = 
 """Function of `pass_rows` -> SQL types of its parameters, fields of its result, which parameters must not be NULL.
 
 A parameter's default is NULL too, where the macro hands it on."""
+
+
+# Parameters: the prompt, how many rows, and the dictionary or NULL.
+_DICTIONARY: dict[str, dict[str, pa.DataType]] = {
+    "dictionary_features": {
+        "dictionary": _S, "rank": _I32, "feature": _I32, "activation": _F32, "contribution": _F32, "effect": _F32, "predicted": _S,
+    },
+    "dictionary_walk": {
+        "dictionary": _S, "position": _I32, "token": _S, "rank": _I32, "feature": _I32, "activation": _F32,
+    },
+}  # fmt: skip
+"""Function of `dictionary_rows` -> fields of its result."""
+
+
+def dictionary_functions(workspace: Callable[[], Workspace], tell: Callable[[str], None]) -> list[Function]:
+    """The functions; `workspace` gives the vindex that is open at the time, `tell` hears why a row has no answer."""
+
+    def function(name: str, fields: dict[str, pa.DataType]) -> Callable[..., pa.Array]:
+        def call(*columns: Any) -> pa.Array:
+            run = getattr(import_module("larql_duck.session.udfs.dictionary_rows"), name)
+            passes = import_module("larql_duck.session.udfs.pass_rows")
+            opened = workspace()
+            rows = answered(
+                columns, (0, 1),
+                lambda *given: passes.where_it_runs(opened.engine(), partial(run, opened), given, tell),
+            )  # fmt: skip
+            return struct_lists(rows, fields)
+
+        return call
+
+    parameters = ["VARCHAR", "INTEGER", "VARCHAR"]
+    return [
+        (name, function(name, fields), parameters, struct_list_type(fields))
+        for name, fields in _DICTIONARY.items()
+    ]
 
 
 def pass_functions(model: Callable[[], Model], tell: Callable[[str], None]) -> list[Function]:
