@@ -75,13 +75,14 @@ CREATE MACRO {schema}.wilson(k, n, side) AS
     END;
 COMMENT ON MACRO {schema}.wilson IS 'One bound of the 95 % interval of a share k of n (Wilson): the lower one for side -1, the upper one for 1.';
 
+CREATE MACRO {schema}.cut_out(p_content, p_from, p_to) AS
+substring(p_content, 1 + coalesce(p_from, 0), coalesce(p_to, 0) - coalesce(p_from, 0));
+COMMENT ON MACRO {schema}.cut_out IS 'The characters of a text between two places, counted from 0; NULL counts as 0.';
+
 CREATE MACRO {schema}.excerpt(p_content, p_ends, p_at) AS concat(
-    substring(
-        p_content, 1 + coalesce(p_ends[greatest(p_at - 25, 0)], 0),
-        coalesce(p_ends[p_at - 1], 0) - coalesce(p_ends[greatest(p_at - 25, 0)], 0)
-    ),
-    '[', substring(p_content, 1 + coalesce(p_ends[p_at - 1], 0), p_ends[p_at] - coalesce(p_ends[p_at - 1], 0)), ']',
-    substring(p_content, 1 + p_ends[p_at], p_ends[least(p_at + 8, len(p_ends))] - p_ends[p_at])
+    {schema}.cut_out(p_content, list_extract(p_ends, greatest(p_at - 25, 0)), list_extract(p_ends, p_at - 1)),
+    '[', {schema}.cut_out(p_content, list_extract(p_ends, p_at - 1), list_extract(p_ends, p_at)), ']',
+    {schema}.cut_out(p_content, list_extract(p_ends, p_at), list_extract(p_ends, least(p_at + 8, len(p_ends))))
 );
 COMMENT ON MACRO {schema}.excerpt IS 'Of a text whose tokens end where p_ends says, the p_at-th token (from 1) in brackets, with 24 tokens before it and 8 behind it.';
 

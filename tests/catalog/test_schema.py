@@ -72,6 +72,7 @@ def test_main_has_what_lq_has(ask) -> None:
         "promoted",
         "rounded",
         "wilson",
+        "cut_out",
         "excerpt",
         "side",
     }
