@@ -249,7 +249,10 @@ def tables(seed: int = 0) -> dict[str, pa.Table]:
     out["entity_types"] = _table("entity_types", [("France", "country", 0.9), ("Paris", "city", 0.8)])
     out["feature_stats"] = _table(
         "feature_stats",
-        [(5, 9, 100, 0.05, 0.5, 0.01, 2.5, 0.0, 0.2, 0.9, 2.0, -0.3), (6, 3, 100, 0.0, 0.5, *[0.0] * 7)],
+        [
+            (5, 9, 100, 0.05, 0.5, 0.01, 2.5, 0.0, 0.2, 0.9, 2.0, -0.3, [0] * 31 + [30, 65, 5] + [0] * 30),
+            (6, 3, 100, 0.0, 0.5, *[0.0] * 7, [0] * 32 + [100] + [0] * 31),
+        ],
     )
     out["feature_firings"] = _table(
         "feature_firings",

@@ -99,6 +99,14 @@ class FeatureStats:
         folded = np.concatenate([np.zeros_like(negative), negative + positive], axis=1)
         return _quantiles(folded, np.zeros_like(self.least), np.maximum(self.most, -self.least), shares)
 
+    def by_powers(self) -> np.ndarray:
+        """The histogram by powers of two, int32 [features, bins]: from at most -2^14 to between -2^-16 and 0, then as much above."""
+        parts = []
+        for own in (self.histogram[:, :_OF_SIGN][:, ::-1], self.histogram[:, _OF_SIGN:]):
+            powers = own[:, 1:-1].reshape(len(own), -1, _STEPS).sum(2, dtype=np.int32)
+            parts.append(np.concatenate([own[:, :1], powers, own[:, -1:]], axis=1))
+        return np.concatenate([parts[0][:, ::-1], parts[1]], axis=1)
+
     def sampled(self, sign: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The sampled tokens of one sign: feature, the token's number, its activation; one a power of two."""
         own = slice(0, _POWERS) if sign > 0 else slice(_POWERS, None)

@@ -103,11 +103,16 @@ def _stats(layers: Sequence[FeatureStats]) -> dict[str, Any]:
             "mean": layer.total / max(layer.count, 1),
             "max": layer.most,
             "min": layer.least,
+            "histogram": layer.by_powers(),
             **dict(zip(QUANTILES, layer.quantiles(list(QUANTILES.values())), strict=True)),
         }
         for name, values in own.items():
             parts.setdefault(name, []).append(values)
-    return {name: np.concatenate(values) for name, values in parts.items()}
+    columns: dict[str, Any] = {name: np.concatenate(values) for name, values in parts.items()}
+    counts = columns["histogram"]
+    offsets = np.arange(len(counts) + 1, dtype=np.int32) * counts.shape[1]
+    columns["histogram"] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(counts.reshape(-1)))
+    return columns
 
 
 def _texts(

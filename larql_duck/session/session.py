@@ -24,6 +24,7 @@ from larql_duck.patches.edit_log import EditLog
 from larql_duck.progress import Progress, doing, watched
 from larql_duck.result import Result
 from larql_duck.session.connection import Connection
+from larql_duck.session.feature_card import FeatureCard, feature_card
 from larql_duck.session.mount import Mount
 from larql_duck.session.open_vindex import OpenVindex
 from larql_duck.session.preferences import UNCHANGED, BackgroundTexts, Preferences, Unchanged
@@ -259,6 +260,11 @@ class Session:
         if checkpoint is not None:
             arguments["checkpoint"] = Path(checkpoint)
         return self._carry_out(Request("PROBE", arguments=arguments))
+
+    def feature(self, layer: int, feature: int) -> FeatureCard:
+        """The FeatureCard of one feature: tokens, figures, examples, facts; a page in a notebook. LarqlError for none."""
+        need_vindex(self._catalog)
+        return feature_card(self._connection, self.schema, layer, feature)
 
     def collect_examples(
         self, texts: str | Path | None = None, *, top: int = 20, window: int = 256, column: str | None = None
