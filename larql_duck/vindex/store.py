@@ -89,9 +89,11 @@ class Vindex:
             raise damaged(
                 directory, f"cannot be opened ({error.strerror or error})", "check the path"
             ) from None
+        if manifest.has_tables:
+            # A changed name of a file is not taken for a file that is missing.
+            _check_seal(manifest)
         _check_files(directory, manifest)
         if manifest.has_tables:
-            _check_seal(manifest)
             _check_tables(directory, manifest)
             config = read_json(directory / "config.json")
             if not isinstance(config, dict):

@@ -102,7 +102,7 @@ def test_text_comes_from_argument_file_or_stdin(call, world: Path, tmp_path: Pat
         ),
         (["sql", "-c", "FROM who('capital', 'Paris')"], 1, "no vindex is open, and who is one's: name it"),
         (["describe", "x"], 2, "DESCRIBE begins a statement of LQL: larql-duck lql X.vindex 'DESCRIBE ...'"),
-        (["extrct", "x"], 2, "Did you mean 'extract'?"),
+        (["extrct", "x"], 2, "Did you mean 'extract'"),
         (["lql", "/no/such", 'DESCRIBE "x"'], 1, "/no/such: no such vindex"),
         (
             ["lql", 'DESCRIBE "x"'],

@@ -87,7 +87,7 @@ def test_the_sentence_in_double_quotes(s: Session) -> None:
         ('NEIGHBORS OF "France"', NEIGHBORS),
         ('PATHS FROM "France" TO "Germany"', ["path", "length", "confidence"]),
         ("SHOW LAYERS", ["layer", "band", "n_features", "with_tokens", "labelled", "top_token"]),
-        ("SHOW FEATURES 3", ["layer", "feature", "activates_on", "sign", "top_token", "score", "down_tokens", "relation", "relation_source"]),
+        ("SHOW FEATURES 3", ["layer", "feature", "activates_on", "sign", "top_token", "score", "down_tokens", "relation", "relation_source", "example"]),
         ("SHOW ENTITIES", ["entity", "n_facts", "as_subject", "as_object", "relations", "layers"]),
         ("SHOW MODELS", ["model", "path", "bytes", "layers", "features", "level", "dtype", "status"]),
         ("STATS", ["section", "name", "value", "number"]),
