@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from larql_duck import cache
-from larql_duck.editing.detector import every_input, layer_input
+from larql_duck.editing.detector import KnownInputs, every_input, layer_input
 from larql_duck.errors import LarqlError
 from larql_duck.files import first_bytes
 from larql_duck.inference.engine import Engine
@@ -79,6 +79,7 @@ class BackgroundCorpus:
         self._text: BackgroundText | None = None
         self._inputs: tuple[int, BackgroundInputs] | None = None
         self._moments: dict[tuple[int, FfnTensor], SecondMoment] = {}
+        self._known: tuple[int, KnownInputs] | None = None
 
     @cached_property
     def _weights(self) -> str:
@@ -108,6 +109,12 @@ class BackgroundCorpus:
                     cache.write("inputs", key, about | {"text": self.text().origin}, data)
             self._inputs = layer, BackgroundInputs(x, rows)
         return self._inputs[1]
+
+    def known(self, layer: int) -> KnownInputs:
+        """What was read of other prompts while no layer below was edited; of the last layer that was asked for."""
+        if self._known is None or self._known[0] != layer:
+            self._known = layer, KnownInputs()
+        return self._known[1]
 
     def _every_input(self, rows: list[list[int]], layer: int) -> torch.Tensor:
         with self._engine().under(None) as engine:

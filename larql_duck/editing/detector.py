@@ -12,7 +12,7 @@ import torch
 from larql_duck.inference.batch import pad
 from larql_duck.inference.engine import Engine
 from larql_duck.knowledge.relations import SLOT
-from larql_duck.progress import Ticker
+from larql_duck.progress import Ticker, ticker
 
 # The gate's value at a key; silu and gelu are close to the identity there, and near zero a little below none. up's is 1.
 GATE = 12.0
@@ -172,8 +172,8 @@ FIRST = (
     "The", "A", "In", "I", "It", "He", "She", "This", "There", "We", "You", "They", "What", "When", "How", "If",
     "One", "Two", "For", "And", "But", "On", "At", "As", "My", "Water", "People", "Once", "Today", "Question",
 )  # fmt: skip
-# Tokens that one pass takes, padding included.
-_PASS = 4096
+# Tokens that one pass takes, padding included; numbers of inputs that are held for the next fact (128 MiB).
+_PASS, _KNOWN = 4096, 1 << 25
 
 
 def frames_of(templates: Sequence[str], others: Sequence[str]) -> list[str]:
@@ -237,6 +237,39 @@ def every_input(
             if progress is not None:
                 progress(sum(map(len, found)), sum(map(len, rows)))
     return torch.cat(found)
+
+
+class KnownInputs:
+    """What one layer's FFN reads, read once a row: other subjects' prompts are the same from fact to fact.
+
+    It holds under the same layers below only, and at most `_KNOWN` numbers of each kind.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[int, ...], torch.Tensor] = {}
+        self._every: dict[tuple[int, ...], torch.Tensor] = {}
+
+    def last(self, engine: Engine, rows: Sequence[tuple[int, ...]], layer: int) -> torch.Tensor:
+        """As `read_inputs`."""
+        new = _missing(self._last, rows)
+        self._last |= dict(zip(new, read_inputs(engine, new, layer, progress=ticker("keys")), strict=True))
+        return torch.stack([self._last[row] for row in rows]) if rows else torch.empty(0, engine.hidden)
+
+    def every(self, engine: Engine, rows: Sequence[tuple[int, ...]], layer: int) -> torch.Tensor:
+        """As `every_input`, in the order of the rows."""
+        new = sorted(_missing(self._every, rows), key=len)
+        parts = every_input(engine, new, layer).split([len(row) for row in new]) if new else ()
+        self._every |= {row: part.clone() for row, part in zip(new, parts, strict=True)}
+        return torch.cat([torch.empty(0, engine.hidden), *(self._every[row] for row in rows)])
+
+
+def _missing(
+    known: dict[tuple[int, ...], torch.Tensor], rows: Sequence[tuple[int, ...]]
+) -> list[tuple[int, ...]]:
+    """The rows that are not known, each once; what is known goes first where it is too much."""
+    if sum(map(torch.Tensor.numel, known.values())) > _KNOWN:
+        known.clear()
+    return [row for row in dict.fromkeys(rows) if row not in known]
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from larql_duck.editing.background_corpus import background_of
+from larql_duck.editing.forms import taught_forms
 from larql_duck.editing.knn import knn_edits
 from larql_duck.editing.relation_prompts import RelationPrompts, prompts_for
 from larql_duck.editing.solve import (
@@ -29,6 +30,7 @@ from larql_duck.inference.scoring import (
     target_probabilities,
     unfit_target,
 )
+from larql_duck.knowledge.relations import relation_key
 from larql_duck.patches.operations import FactEdits, InsertOp, Meta, Operation, fact_key
 from larql_duck.patches.overlay import EditedFact, Overlay
 from larql_duck.spelling import as_name
@@ -165,13 +167,17 @@ def solve_facts(
     need_gated(engine)
     groups: dict[tuple[int, float | None], list[RewriteRequest]] = {}
     unfit: list[str] = []
+    forms: dict[tuple[str, tuple[str, ...]], tuple[str, ...]] = {}
     for request in requests:
         asked = [(t, request.text, request.target) for t in request.templates]
         if problem := next(filter(None, (unfit_target(engine, *a, room=_ROOM) for a in asked)), None):
             unfit.append(f"{request.entity[:40]!r}, {request.relation}, was left out: {problem}")
             continue
         layer = checked_layer(request.layer, workspace.vindex.n_layers)
-        groups.setdefault((layer, request.confidence), []).append(request)
+        stated = (relation_key(request.relation), request.templates)
+        if stated not in forms:
+            forms[stated] = taught_forms(workspace, replace(request.prompts, templates=request.templates))
+        groups.setdefault((layer, request.confidence), []).append(replace(request, forms=forms[stated]))
     if unfit and not groups:
         raise SemanticError("; ".join(unfit[:3]))
     edits = FactEdits(notices=unfit)
@@ -211,6 +217,8 @@ def _solved(
         if f.mode == "compose" and fact_key(f.entity, f.relation) in names
     ]
     without = edits.preview([*behind, *replaced])
+    # What edits below change is read anew.
+    below = any(row.vectors for at, rows in without.rows.items() if at < layer for row in rows.values())
     with engine.under(without):
         before = measure_facts(engine, requests)
         solved = solve(
@@ -222,6 +230,7 @@ def _solved(
             dtype=workspace.vindex.dtype,
             alpha=alpha,
             earlier=earlier_facts(workspace, without, layer),
+            known=None if below else background.known(layer),
         )
     first = edits.next_feature(layer, behind)
     operations = [_operation(engine, s, first + n, confidence) for n, s in enumerate(solved)]

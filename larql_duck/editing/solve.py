@@ -17,21 +17,22 @@ from larql_duck.editing.detector import (
     FRAMES,
     GATE,
     Detectors,
+    KnownInputs,
     detectors,
-    every_input,
     feature_rows,
     fired,
     frames_of,
     read_inputs,
     steady_direction,
 )
+from larql_duck.editing.forms import KEPT, stated_forms
 from larql_duck.editing.relation_prompts import RelationPrompts
 from larql_duck.editing.value import RewritePrompt
 from larql_duck.errors import NotSupportedError, SemanticError
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.loading import return_memory
 from larql_duck.inference.scoring import SubjectPosition, answer_ids, subject_position
-from larql_duck.knowledge.relations import SLOT, relation_key
+from larql_duck.knowledge.relations import SLOT
 from larql_duck.progress import doing, report, ticker
 from larql_duck.vindex.arrays import rounded
 
@@ -47,25 +48,10 @@ _OTHERS, _EACH = 32, 4
 _HARD = 0.02
 # How often what opens a detector is looked for.
 _ROUNDS = 3
-# Prompts that state nothing of the relation, whose answers are kept; behind those of other relations.
-_KEPT = (
-    "{} is a",
-    "The name {} is",
-    "I like to talk about {} because",
-    "There is a book about {} by",
-    "{} and",
-    "My friend told me that {} was",
-)
 # A fact is not said where its loss is above this; what is kept then weighs less, attempt by attempt.
 _UNSAID, _AGAIN = 0.6, (0.3, 0.05)
-_OPENINGS = ("", "Note: ")
-# Templates of a fact that are taught, and general ones; the first {} is the relation.
-_GOALS = 4
-_GENERAL = (
-    "The {} of {{}} is",
-    "Question: What is the {} of {{}}? Answer:",
-    "I know what the {} of {{}} is. It is",
-)
+# Forms in which a fact is taught.
+_GOALS = 20
 
 
 @dataclass(frozen=True)
@@ -74,7 +60,8 @@ class RewriteRequest:
 
     kind 'delete': it is to say none of `objects` (nor begin with the tokens `firsts`) with more than probability `prior`.
     text is the entity as it stands in a sentence. prompts says what is known about the relation. layer None is that of
-    new facts; confidence is what the fact is to show, None what is measured.
+    new facts; confidence is what the fact is to show, None what is measured. forms are those in which it is taught, the
+    first template among them; empty: any that state the relation.
     """
 
     entity: str
@@ -88,6 +75,7 @@ class RewriteRequest:
     prior: float = 0.0
     layer: int | None = None
     confidence: float | None = None
+    forms: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -158,15 +146,18 @@ def solve(
     dtype: str,
     alpha: float = 1.0,
     earlier: Sequence[ExistingFact] = (),
+    known: KnownInputs | None = None,
 ) -> list[Solved]:
     """The facts as features on top of what the engine runs under.
 
     second is the second moment of the layer's FFN input over ordinary text, text some of that; earlier are facts that
-    hold already. NotSupportedError and SemanticError for what cannot be solved.
+    hold already; known holds what the layer read before. NotSupportedError and SemanticError for what cannot be solved.
     """
     need_gated(engine)
     with doing("detectors"):
-        found = detect(engine, requests, layer=layer, second=second, text=text, dtype=dtype, earlier=earlier)
+        found = detect(
+            engine, requests, layer=layer, second=second, text=text, dtype=dtype, earlier=earlier, known=known
+        )
     return_memory()
     down = np.zeros((len(requests), engine.hidden), np.float32)
     for part in _together(requests):
@@ -191,15 +182,20 @@ def detect(
     text: BackgroundInputs,
     dtype: str,
     earlier: Sequence[ExistingFact] = (),
+    known: KnownInputs | None = None,
 ) -> Detected:
-    """The detectors of all facts, solved together; SemanticError for a subject that no context can hold."""
+    """The detectors of all facts, solved together; SemanticError for a subject that no context can hold.
+
+    known holds what this layer read before, under the same layers below.
+    """
     rows, owner, weights = _own_rows(engine, requests)
     same = _same(requests)
     zero_rows, prompts = _zero_rows(engine, requests, earlier)
-    every = read_inputs(engine, [*rows, *zero_rows], layer, progress=ticker("keys"))
-    keys, zeros = every[: len(rows)], every[len(rows) :]
+    known = KnownInputs() if known is None else known
+    keys = read_inputs(engine, rows, layer, progress=ticker("keys"))
     own = [keys[owner == i] for i in range(len(requests))]
-    pool = every_input(engine, list(dict.fromkeys(prompts)), layer)
+    zeros = known.last(engine, zero_rows, layer)
+    pool = known.every(engine, list(dict.fromkeys(prompts)), layer)
     ordinary = torch.from_numpy(second.matrix).double()
     steady = steady_direction(torch.from_numpy(second.mean), ordinary)
     metric = 0.5 * ordinary + 0.5 * (pool.double().t() @ pool.double()) / len(pool)
@@ -384,33 +380,23 @@ def _rewrite_prompts(engine: Engine, requests: Sequence[RewriteRequest]) -> list
     for i, (w, own) in enumerate(zip(requests, _same(requests), strict=True)):
         facts = (i, *(j for j in own if j != i))
         goals: list[RewritePrompt] = []
-        for opening in _OPENINGS:
-            for template in w.templates[:_GOALS]:
-                frame = opening + template
-                if w.kind == "delete":
-                    place = subject_position(tokenizer, frame, w.text)
-                    less = {ids[0] for o in w.objects if (ids := answer_ids(tokenizer, frame, o))}
-                    less |= set(w.firsts)
-                    prompt = RewritePrompt(place.ids, place.at, facts, 0, tuple(sorted(less)), w.prior)
-                else:
-                    ids = answer_ids(tokenizer, frame, w.target)
-                    place = subject_position(tokenizer, frame, w.text, ids)
-                    prompt = RewritePrompt(place.ids, place.at, facts, len(ids))
-                if _fits(engine, place):
-                    # What the relation is asked by first is what counts.
-                    goals.append(replace(prompt, always=not goals))
-        if w.kind != "delete":
-            # Said in general ways as well, so that it carries over to ways that nobody thought of.
-            for general in _GENERAL:
-                frame = general.format(relation_key(w.relation))
+        for frame in (w.forms or stated_forms(w.relation, w.templates))[:_GOALS]:
+            if w.kind == "delete":
+                place = subject_position(tokenizer, frame, w.text)
+                less = {ids[0] for o in w.objects if (ids := answer_ids(tokenizer, frame, o))}
+                less |= set(w.firsts)
+                prompt = RewritePrompt(place.ids, place.at, facts, 0, tuple(sorted(less)), w.prior)
+            else:
                 ids = answer_ids(tokenizer, frame, w.target)
                 place = subject_position(tokenizer, frame, w.text, ids)
-                if _fits(engine, place) and frame not in w.templates:
-                    goals.append(RewritePrompt(place.ids, place.at, facts, len(ids)))
+                prompt = RewritePrompt(place.ids, place.at, facts, len(ids))
+            if _fits(engine, place):
+                # What the relation is asked by first is what counts.
+                goals.append(replace(prompt, always=not goals))
         out += goals
         taken = {t.partition(SLOT)[0] for other in own for t in requests[other].templates}
-        for frame in (*w.prompts.others, *_KEPT):
-            if frame.partition(SLOT)[0] in taken and frame not in _KEPT:
+        for frame in (*w.prompts.others, *KEPT):
+            if frame.partition(SLOT)[0] in taken and frame not in KEPT:
                 continue
             place = subject_position(tokenizer, frame, w.text)
             if _fits(engine, place):

@@ -84,7 +84,7 @@ def values(
     n_facts: int,
     *,
     start: torch.Tensor | None = None,
-    steps: int = STEPS,
+    steps: int | None = None,
     keep: float | None = None,
     progress: Ticker | None = None,
     trace: Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None] | None = None,
@@ -106,6 +106,7 @@ def values(
     done = torch.zeros(n_facts, dtype=torch.bool)
     rewrite_loss = torch.full((len(phases), n_facts), math.inf)
     keep_loss = torch.full((len(phases), n_facts), math.inf)
+    steps = STEPS if steps is None else steps
     step = 0
     for step in range(1, steps + 1):
         u.grad = None
