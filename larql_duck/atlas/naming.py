@@ -88,13 +88,13 @@ class Namer:
         self, names: Sequence[Name | None], tests: Sequence[tuple[np.ndarray, np.ndarray]], seed: int
     ) -> tuple[float, float]:
         """Mean score of the names, and of the same names each given to another group, by the same function."""
-        at = [i for i, name in enumerate(names) if name is not None]
-        if not at:
+        kept = {i: name for i, name in enumerate(names) if name is not None}
+        if not kept:
             return float("nan"), float("nan")
-        order = np.random.default_rng(seed).permutation(at).tolist()
+        order = np.random.default_rng(seed).permutation(list(kept)).tolist()
         given = dict(zip(order, [*order[1:], order[0]], strict=True))
-        shuffled = [self._score(names[given[i]].text, *tests[i]) for i in at]  # type: ignore[union-attr]
-        return float(np.mean([n.score for n in names if n is not None])), float(np.mean(shuffled))
+        shuffled = [self._score(kept[given[i]].text, *tests[i]) for i in kept]
+        return float(np.mean([name.score for name in kept.values()])), float(np.mean(shuffled))
 
     def _score(self, name: str, own: np.ndarray, others: np.ndarray) -> float:
         vector = self._scorer.name(name)

@@ -100,7 +100,9 @@ def test_figures_and_examples_are_those_of_single_passes(
         assert (row["mean"], row["max"], row["min"]) == pytest.approx(
             (own.mean(), own.max(), own.min()), abs=1e-4
         )
-        assert row["density"] == pytest.approx(np.mean(np.abs(own) > row["fires_above"]), abs=2 / len(own))
+        # Activations of a pass of many texts differ in their last digits from those of one alone.
+        most, least = (np.mean(np.abs(own) > row["fires_above"] * f) for f in (1 - 1e-4, 1 + 1e-4))
+        assert least <= row["density"] <= most
         for name, share in QUANTILES.items():
             low, high = np.mean(own < row[name] - 1e-5), np.mean(own <= row[name] + 1e-5)
             # Many of these texts are alike; where equal activations fill a bin, only the bin is known.

@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import tokenizers
 from sklearn.metrics import roc_auc_score
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from larql_duck.atlas.clusters import discover_by_contexts, name_clusters, read_atlas
 from larql_duck.atlas.contexts import CHOOSE, HELD_OUT, PROPOSE, Contexts, _cut, _side, read_contexts
@@ -18,26 +21,24 @@ from larql_duck.atlas.scoring import Scorer, auroc
 from larql_duck.atlas.simulating import simulate
 from larql_duck.cli import app as cli
 from larql_duck.commands.opening import connect
+from larql_duck.models.tokenizer import Tokenizer
 from larql_duck.vindex.store import Vindex
 from larql_duck.vindex.verify import verify
 
 WORDS = [f"w{i}" for i in range(60)]
 
 
-class Spaces:
+def spaces() -> Tokenizer:
     """A tokenizer of words between blanks."""
-
-    def encode_batch(self, texts: Any, special: bool = True) -> list[list[int]]:
-        return [self.entity_ids(text) for text in texts]
-
-    def entity_ids(self, text: str) -> list[int]:
-        return [WORDS.index(word) for word in text.split()]
+    backend = tokenizers.Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, WORDS[0]))
+    backend.pre_tokenizer = WhitespaceSplit()
+    return Tokenizer(backend, {})
 
 
 @pytest.fixture
 def scorer() -> Scorer:
     rows = np.random.default_rng(0).normal(size=(len(WORDS), 64)).astype(np.float32) + 3.0
-    return Scorer(rows, Spaces())  # type: ignore[arg-type]
+    return Scorer(rows, spaces())
 
 
 def world(topics: int = 4, each: int = 60) -> tuple[Contexts, list[Group]]:
@@ -99,7 +100,7 @@ def test_the_score_is_an_auroc_of_cosines_and_sees_eight_tokens(scorer: Scorer) 
     rows = np.random.default_rng(0).normal(size=(len(WORDS), 64)).astype(np.float32) + 3.0
     rows -= rows.mean(0)
     name = rows[0] / np.linalg.norm(rows[0])
-    vectors = [rows[Spaces().entity_ids(text)].mean(0) for text in own + others]
+    vectors = [rows[spaces().entity_ids(text)].mean(0) for text in own + others]
     cosines = [float(v @ name / np.linalg.norm(v)) for v in vectors]
     expected = roc_auc_score([1] * len(own) + [0] * len(others), cosines)
     assert scorer.score("w0", own, others) == pytest.approx(expected)
