@@ -14,10 +14,10 @@ from larql_duck.vindex.manifest import load_manifest
 from larql_duck.vindex.publish import check_database, commit_tables
 
 if TYPE_CHECKING:
-    from larql_duck.workspace import Workspace
+    from larql_duck.session.open_vindex import OpenVindex
 
 
-def check_storable(workspace: Workspace, what: str) -> None:
+def check_storable(workspace: OpenVindex, what: str) -> None:
     """Raise LarqlError where `what` cannot run and be stored: no tables, no weights, edits, a database not to be replaced."""
     vindex = workspace.vindex
     require_tables(vindex)
@@ -30,7 +30,7 @@ def check_storable(workspace: Workspace, what: str) -> None:
 
 
 def store(
-    workspace: Workspace,
+    workspace: OpenVindex,
     tables: Mapping[str, pa.Table],
     change: Callable[[dict[str, Any]], None] | None = None,
     files: Mapping[str, bytes | Path] | None = None,
