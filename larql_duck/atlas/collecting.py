@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from larql_duck.atlas.statistics import FeatureStats, threshold
+from larql_duck.atlas.statistics import FeatureStats
 from larql_duck.atlas.texts import Corpus, Window, windows
 from larql_duck.errors import LarqlError
 from larql_duck.files import clear_own, replacing
@@ -25,7 +25,7 @@ from larql_duck.progress import Progress, report
 
 TOP = 20
 WINDOW = 256
-# Tokens by which it is estimated from which activation on a feature fires.
+# Tokens of the first block, by which it is estimated from which activation on a feature fires.
 FIRST_TOKENS = 2000
 # Tokens of one pass, tokens between two looks at the clock, and seconds between two checkpoints.
 _PASS, _BLOCK, _EVERY = 2048, 4096, 30.0
@@ -107,8 +107,7 @@ def collect(
         notice(f"continues after {run.tokens} tokens")
     else:
         clear_own(directory)
-        limits = _thresholds(engine, windows(corpus, engine.tokenizer, size))
-        run.layers = [FeatureStats(n, top, limit) for n, limit in zip(engine.n_features, limits, strict=True)]
+        run.layers = [FeatureStats(n, top, FIRST_TOKENS + size) for n in engine.n_features]
     _stream(engine, corpus, windows(corpus, engine.tokenizer, size, notice), run, progress or report)
     if not run.n_tokens:
         raise LarqlError(f"{corpus.path}: holds no text; give at least one line with a word")
@@ -125,25 +124,6 @@ def checked(engine: Engine, window: int, top: int) -> int:
     return size
 
 
-def _thresholds(engine: Engine, stream: Iterator[Window]) -> list[float]:
-    """For each layer the activation above which a feature fires, from the first tokens that count."""
-    first: list[Window] = []
-    n = 0
-    for window in stream:
-        first.append(window)
-        n += max(0, len(window.ids) - 1)
-        if n >= FIRST_TOKENS:
-            break
-    limits = [0.0] * engine.n_layers
-    if first:
-
-        def seen(layer: int, numbers: np.ndarray, values: torch.Tensor) -> None:
-            limits[layer] = threshold(values[:FIRST_TOKENS])
-
-        run_windows(engine, first, list(range(0, len(first) * 4096, 4096)), seen)
-    return limits
-
-
 def _stream(
     engine: Engine, corpus: Corpus, stream: Iterator[Window], run: Collected, progress: Progress
 ) -> None:
@@ -158,6 +138,9 @@ def _stream(
             raise LarqlError(f"{corpus.path}: more than {_MOST_TOKENS} tokens; split it into several files")
         for rows, firsts in block.passes():
             run.n_tokens += len(run_windows(engine, rows, firsts, seen))
+        if not run.windows:
+            for layer in run.layers:
+                layer.settle()
         run.starts += [(n, w.text, w.offset) for n, w in zip(block.numbers, block.windows, strict=True)]
         run.windows += len(block.windows)
         run.tokens = block.end
@@ -165,7 +148,6 @@ def _stream(
         if time.monotonic() - saved > _EVERY:
             run.save()
             saved = time.monotonic()
-    run.save()
 
 
 def run_windows(
@@ -225,13 +207,13 @@ class Block:
 
 
 def blocks(stream: Iterator[Window], first: int = 0) -> Iterator[Block]:
-    """The windows, some thousand tokens at a time; their own tokens are numbered from `first` on."""
+    """The windows, some thousand tokens at a time (the first time FIRST_TOKENS); their own tokens are numbered from `first` on."""
     taken: list[Window] = []
     tokens = 0
     for window in stream:
         taken.append(window)
-        tokens += len(window.ids)
-        if tokens >= _BLOCK:
+        tokens += len(window.ids) - 1
+        if tokens >= (_BLOCK if first else FIRST_TOKENS):
             block = _block(taken, first)
             yield block
             taken, tokens, first = [], 0, block.end

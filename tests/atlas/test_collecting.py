@@ -183,6 +183,7 @@ def test_an_interrupted_run_goes_on(
     llama: Tiny, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(collecting, "_BLOCK", 40)
+    monkeypatch.setattr(collecting, "FIRST_TOKENS", 50)
     monkeypatch.setattr(collecting, "_EVERY", 0.0)
     whole = collected(llama, texts, tmp_path / "whole", window=8)
     kept = tmp_path / "kept"
@@ -223,6 +224,7 @@ def test_raw_rows_are_each_tokens_strongest_features(
     llama: Tiny, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(collecting, "_BLOCK", 40)
+    monkeypatch.setattr(collecting, "FIRST_TOKENS", 50)
     table = pq.read_table(write_raw(llama.engine, texts, tmp_path / "o.parquet", window=8, top=3))
     assert table.schema.equals(SCHEMAS["raw"])
     found = table.to_pylist()
