@@ -120,6 +120,23 @@ def test_a_context_ends_with_its_token_and_words_are_whole() -> None:
     assert texts[-1] == content and words[-1][-1] == "country"
 
 
+def test_scripts_without_blanks_have_words_of_two_letters() -> None:
+    # Katakana runs, and words with marks on their letters, are whole.
+    for content, expected in (
+        ("我在中国住", ["我在", "在中", "中国", "国住"]),
+        ("東京のコンピュータ", ["東京", "京の", "コンピュータ"]),
+        ("ที่ดี ไป", ["ที่ดี", "ไป"]),
+        ("हिन्दी भाषा", ["हिन्दी", "भाषा"]),
+        ("我 naïve", ["我", "naïve"]),
+    ):
+        texts, words = _cut(content, list(range(1, len(content) + 1)))
+        assert list(dict.fromkeys(word for own in words for word in own if word)) == expected
+        for text, own in zip(texts, words, strict=True):
+            # No word begins before its context does.
+            assert all(word[0] in text for word in own if word)
+    assert _cut("我在中国住", [1, 2, 3, 4, 5])[1][3] == ("我在", "我在", "在中", "中国")
+
+
 def test_sides_share_no_token() -> None:
     for doc in range(3):
         tokens: dict[int, set[int]] = {}
