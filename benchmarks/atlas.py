@@ -151,7 +151,7 @@ def _main(what: str, texts: Path) -> None:
             for rows, _ in block.passes():
                 batch = pad([window.ids for window in rows])
                 mask = batch.mask if batch.padded else None
-                engine.run_body(batch.ids, mask, batch.positions, engine.new_cache())
+                engine.run_body(batch.ids, mask, batch.positions, None)
     seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"seconds": seconds, "peak": peak}))

@@ -187,7 +187,7 @@ def run_windows(
         seen(place, token, values if watch else values[:, : engine.n_features[place]].contiguous())
 
     with (watch or watch_activations)(engine.modules, hook):
-        engine.run_body(batch.ids, batch.mask if batch.padded else None, batch.positions, engine.new_cache())
+        engine.run_body(batch.ids, batch.mask if batch.padded else None, batch.positions, None)
     return token
 
 
