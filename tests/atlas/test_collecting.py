@@ -322,6 +322,8 @@ def test_the_histogram_tells_quantiles_of_any_numbers() -> None:
         rng.lognormal(-3, 3, n),
         -rng.exponential(1e-3, n),
         np.zeros(n),
+        1e-6 * rng.normal(size=n),
+        1e-12 * rng.normal(size=n) * rng.exponential(size=n),
         rng.choice([-5.0, 0, 7], n),
     ]
     values = np.stack(columns, axis=1).astype(np.float32)
@@ -334,9 +336,48 @@ def test_the_histogram_tells_quantiles_of_any_numbers() -> None:
             for f in range(len(columns)):
                 own = np.abs(values[:, f]) if size else values[:, f]
                 low, high = np.mean(own < found[i, f] - 1e-9), np.mean(own <= found[i, f] + 1e-9)
-                if f < 4:
+                if f < 6:
                     assert low - 0.005 <= share <= high + 0.005, (f, share, found[i, f])
     assert stats.count == n and stats.quantiles([0.5])[0, 3] == 0
+
+
+def test_the_stored_histogram_has_a_bin_for_each_power_of_two() -> None:
+    rng = np.random.default_rng(0)
+    values = np.concatenate(
+        [
+            rng.lognormal(-2, 6, 3000) * rng.choice([-1, 1], 3000),
+            [0.0, 2**-16, -(2**-16), 2**14, -(2.0**14), 1, 1.5],
+        ]
+    )
+    stats = FeatureStats(2, 3)
+    stats.add(np.arange(len(values)), torch.from_numpy(np.stack([values, -values], 1).astype(np.float32)))
+    powers = 2.0 ** np.arange(-16, 15)
+    sizes = np.digitize(np.abs(values.astype(np.float32)), powers)
+    for row, sign in ((0, 1), (1, -1)):
+        up, down = (
+            np.bincount(sizes[own], minlength=32)
+            for own in ((sign * values >= 0) & ~np.signbit(sign * values), np.signbit(sign * values))
+        )
+        assert stats.by_powers()[row].tolist() == [*down[::-1], *up]
+
+
+def test_a_feature_fires_above_the_quantile_of_the_first_tokens() -> None:
+    rng = np.random.default_rng(0)
+    # Later tokens are larger, and some are equal.
+    values = (np.round(rng.normal(size=(900, 40)), 3) * np.linspace(0.5, 2, 900)[:, None]).astype(np.float32)
+    stats = FeatureStats(40, 3, first=700)
+    for start, stop in ((0, 5), (5, 300), (300, 500), (500, 502), (502, 900)):
+        stats.add(np.arange(start, stop), torch.from_numpy(values[start:stop]))
+        if stop == 500:
+            stats.settle()
+    sizes = np.sort(np.abs(values[:500]).ravel())
+    assert stats.fires_above == sizes[round(0.99 * sizes.size) - 1]
+    assert stats.fired.tolist() == (np.abs(values) > stats.fires_above).sum(0).tolist()
+    for sign, top in stats.strongest.items():
+        top.settle()
+        order = np.lexsort((np.arange(900)[:, None].repeat(40, 1), -sign * values), axis=0)[:3]
+        assert top.columns.T.tolist() == order.tolist()
+    assert stats.most.tolist() == values.max(0).tolist() and stats.least.tolist() == values.min(0).tolist()
 
 
 def test_pieces_of_a_text_end_where_its_tokens_do(tiny: Tiny) -> None:
