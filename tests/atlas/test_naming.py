@@ -71,6 +71,22 @@ def test_contexts_that_have_nothing_in_common_get_no_name(scorer: Scorer) -> Non
     assert named.count() <= 3
 
 
+def test_names_that_fail_where_they_are_chosen_are_not_scored(scorer: Scorer) -> None:
+    contexts, groups = world()
+    # Where names are chosen groups 1 to 3 are about something else.
+    for i in np.flatnonzero(contexts.side == CHOOSE):
+        if i >= 60:
+            contexts.words[i] = tuple(WORDS[j] for j in np.random.default_rng(i).integers(10, len(WORDS), 7))
+            contexts.texts[i] = " ".join(contexts.words[i])
+    assert Namer(contexts, scorer).name(groups).count() > 1
+    assert [bool(name) for name in Namer(contexts, scorer).name(groups, promise=0.9).names] == [
+        True,
+        False,
+        False,
+        False,
+    ]
+
+
 def test_held_out_contexts_decide_no_name(scorer: Scorer) -> None:
     contexts, groups = world()
     # On the held-out side every group is about something else.
