@@ -207,16 +207,19 @@ class Block:
 
 
 def blocks(stream: Iterator[Window], first: int = 0) -> Iterator[Block]:
-    """The windows, some thousand tokens at a time (the first time FIRST_TOKENS); their own tokens are numbered from `first` on."""
+    """The windows, some thousand tokens at a time; their own tokens are numbered from `first` on. The block that begins with
+    number 0 ends where FIRST_TOKENS of its tokens count, special ones among them.
+    """
     taken: list[Window] = []
-    tokens = 0
+    tokens = counted = 0
     for window in stream:
         taken.append(window)
-        tokens += len(window.ids) - 1
-        if tokens >= (_BLOCK if first else FIRST_TOKENS):
+        tokens += len(window.ids)
+        counted += len(window.ids) - 1
+        if tokens >= _BLOCK or (not first and counted >= FIRST_TOKENS):
             block = _block(taken, first)
             yield block
-            taken, tokens, first = [], 0, block.end
+            taken, tokens, counted, first = [], 0, 0, block.end
     if taken:
         yield _block(taken, first)
 

@@ -17,11 +17,11 @@ import torch
 
 import larql_duck as lq
 from larql_duck.atlas import collecting
-from larql_duck.atlas.collecting import collect
+from larql_duck.atlas.collecting import blocks, collect
 from larql_duck.atlas.raw import write_raw
 from larql_duck.atlas.statistics import QUANTILES, FeatureStats
 from larql_duck.atlas.tables import atlas_tables, pieces
-from larql_duck.atlas.texts import open_corpus, windows
+from larql_duck.atlas.texts import Window, open_corpus, windows
 from larql_duck.catalog.forward_tables import SCHEMAS
 from larql_duck.cli import app as cli
 from larql_duck.errors import LarqlError
@@ -281,6 +281,22 @@ def test_windows_cover_every_token_once(tiny: Tiny, texts: Path) -> None:
         assert window.offset == len(own)
         own += window.ids[window.skip :]
     assert found == {number: tokenizer.encode(text) for number, text in numbered()}
+
+
+def test_blocks_number_all_tokens_and_stay_small() -> None:
+    # Of texts of one token none counts.
+    for own in ([Window(i, 0, (5,)) for i in range(9000)], [Window(i, 0, (1, 5, 6), 1) for i in range(4000)]):
+        found = list(blocks(iter(own)))
+        assert [w for block in found for w in block.windows] == own
+        assert max(sum(len(w.ids) for w in block.windows) for block in found) <= 4100
+        n = len(own[0].ids) - own[0].skip
+        assert [i for block in found for i in block.numbers] == list(range(0, n * len(own), n))
+        assert [block.end for block in found[:-1]] == [block.numbers[0] for block in found[1:]]
+        assert found[-1].end == n * len(own)
+        for block in found:
+            passes = list(block.passes())
+            assert sorted(i for _, firsts in passes for i in firsts) == block.numbers
+            assert all(rows[0].text == own[firsts[0] // n].text for rows, firsts in passes)
 
 
 def test_what_cannot_be_used_is_named(tiny_vindex, tmp_path: Path) -> None:
