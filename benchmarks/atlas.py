@@ -138,7 +138,7 @@ def _child(what: str, texts: Path) -> dict[str, float]:
 
 
 def _main(what: str, texts: Path) -> None:
-    from larql_duck.atlas.collecting import WINDOW, blocks, collect, passes
+    from larql_duck.atlas.collecting import WINDOW, blocks, collect
     from larql_duck.atlas.texts import open_corpus, windows
     from larql_duck.inference.batch import pad
 
@@ -148,10 +148,10 @@ def _main(what: str, texts: Path) -> None:
         collect(engine, corpus, Path(mkdtemp()), top=_TOP, progress=lambda *_: None)
     else:
         for block in blocks(windows(corpus, engine.tokenizer, WINDOW)):
-            for rows in passes(block):
-                batch = pad([block[i].ids for i in rows])
+            for rows, _ in block.passes():
+                batch = pad([window.ids for window in rows])
                 mask = batch.mask if batch.padded else None
-                engine.run_body(batch.ids, mask, batch.positions, engine.new_cache())
+                engine.run_body(batch.ids, mask, batch.positions, None)
     seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"seconds": seconds, "peak": peak}))

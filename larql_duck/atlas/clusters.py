@@ -22,7 +22,9 @@ from larql_duck.progress import doing
 from larql_duck.vindex.store import Vindex
 
 # Contexts of a cluster: those in which its features fire most.
-CONTEXTS = 40
+CONTEXTS = 60
+# Names of features are many and have few contexts each: those that are scored must do so well where they were chosen.
+_PROMISE = 0.75
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def name_features(vindex: Vindex, atlas: Atlas, seed: int = 0) -> tuple[list[tup
         }
         features.append((layer, feature, sign))
         groups.append(Group(contexts[use], strength[use], known))
-    return features, atlas.namer.name(groups, seed)
+    return features, atlas.namer.name(groups, seed, promise=_PROMISE)
 
 
 def name_tables(

@@ -7,14 +7,14 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
-from larql_duck.atlas.statistics import FeatureStats, threshold
+from larql_duck.atlas.statistics import FeatureStats
 from larql_duck.atlas.texts import Corpus, Window, windows
 from larql_duck.errors import LarqlError
 from larql_duck.files import clear_own, replacing
@@ -25,7 +25,7 @@ from larql_duck.progress import Progress, report
 
 TOP = 20
 WINDOW = 256
-# Tokens by which it is estimated from which activation on a feature fires.
+# Tokens of the first block, by which it is estimated from which activation on a feature fires.
 FIRST_TOKENS = 2000
 # Tokens of one pass, tokens between two looks at the clock, and seconds between two checkpoints.
 _PASS, _BLOCK, _EVERY = 2048, 4096, 30.0
@@ -35,6 +35,8 @@ Watch: TypeAlias = Callable[
     [ModelModules, Callable[[int, torch.Tensor], None]], contextlib.AbstractContextManager[None]
 ]
 """A context in which passes tell what they come by: its number, and values [n, t, width]."""
+Seen: TypeAlias = Callable[[int, np.ndarray, torch.Tensor], None]
+"""Is told the number of a place (a layer), the numbers of a pass' tokens, and their values there, f32 [tokens, width]."""
 
 
 @dataclass
@@ -57,7 +59,7 @@ class Collected:
         """Whether a run with the same key left its state; it is taken up then."""
         if not (self.directory / STATE).is_file():
             return False
-        with np.load(self.directory / STATE) as arrays:
+        with np.load(self.directory / STATE, allow_pickle=False) as arrays:
             meta = json.loads(str(arrays["meta"]))
             if meta["key"] != self.key:
                 return False
@@ -76,7 +78,7 @@ class Collected:
         }
         arrays |= {"meta": np.array(json.dumps(meta)), "starts": self.places()}
         with replacing(self.directory / STATE, sync=False) as path:
-            np.savez(path, **arrays)  # type: ignore[arg-type]
+            np.savez(path, allow_pickle=False, **arrays)
 
     def places(self) -> np.ndarray:
         """Number of the first token, text and position of every window, int64 [windows, 3]."""
@@ -105,8 +107,7 @@ def collect(
         notice(f"continues after {run.tokens} tokens")
     else:
         clear_own(directory)
-        limits = _thresholds(engine, windows(corpus, engine.tokenizer, size))
-        run.layers = [FeatureStats(n, top, limit) for n, limit in zip(engine.n_features, limits, strict=True)]
+        run.layers = [FeatureStats(n, top, FIRST_TOKENS + size) for n in engine.n_features]
     _stream(engine, corpus, windows(corpus, engine.tokenizer, size, notice), run, progress or report)
     if not run.n_tokens:
         raise LarqlError(f"{corpus.path}: holds no text; give at least one line with a word")
@@ -123,78 +124,45 @@ def checked(engine: Engine, window: int, top: int) -> int:
     return size
 
 
-def _thresholds(engine: Engine, stream: Iterator[Window]) -> list[float]:
-    """For each layer the activation above which a feature fires, from the first tokens that count."""
-    first: list[Window] = []
-    n = 0
-    for window in stream:
-        first.append(window)
-        n += max(0, len(window.ids) - 1)
-        if n >= FIRST_TOKENS:
-            break
-    limits = [0.0] * engine.n_layers
-    if first:
-
-        def seen(layer: int, values: torch.Tensor) -> None:
-            limits[layer] = threshold(values[:FIRST_TOKENS])
-
-        run_windows(engine, first, list(range(0, len(first) * 4096, 4096)), seen)
-    return limits
-
-
 def _stream(
     engine: Engine, corpus: Corpus, stream: Iterator[Window], run: Collected, progress: Progress
 ) -> None:
     """Run what is left of the texts, a block of windows at a time."""
-    left = islice(stream, run.windows, None)
     saved = time.monotonic()
-    for block in blocks(left):
-        numbers = run.tokens + np.concatenate([[0], np.cumsum([len(w.ids) - w.skip for w in block])])
-        if numbers[-1] > _MOST_TOKENS:
+
+    def seen(layer: int, numbers: np.ndarray, values: torch.Tensor) -> None:
+        run.layers[layer].add(numbers, values)
+
+    for block in blocks(islice(stream, run.windows, None), run.tokens):
+        if block.end > _MOST_TOKENS:
             raise LarqlError(f"{corpus.path}: more than {_MOST_TOKENS} tokens; split it into several files")
-        for rows in passes(block):
-            chosen = [block[i] for i in rows]
-            run.n_tokens += len(_take_in(engine, chosen, [int(numbers[i]) for i in rows], run.layers))
-        run.starts += [(int(n), w.text, w.offset) for n, w in zip(numbers, block, strict=False)]
-        run.windows += len(block)
-        run.tokens = int(numbers[-1])
-        progress("activations", block[-1].text + 1, corpus.count)
+        for rows, firsts in block.passes():
+            run.n_tokens += len(run_windows(engine, rows, firsts, seen))
+        if not run.windows:
+            for layer in run.layers:
+                layer.settle()
+        run.starts += [(n, w.text, w.offset) for n, w in zip(block.numbers, block.windows, strict=True)]
+        run.windows += len(block.windows)
+        run.tokens = block.end
+        progress("activations", block.windows[-1].text + 1, corpus.count)
         if time.monotonic() - saved > _EVERY:
             run.save()
             saved = time.monotonic()
-    run.save()
-
-
-def _take_in(
-    engine: Engine, rows: Sequence[Window], numbers: Sequence[int], layers: Sequence[FeatureStats]
-) -> np.ndarray:
-    """The numbers of the tokens that count in one pass over some windows, whose first tokens have these numbers."""
-    chosen = np.zeros(0, np.int64)
-
-    def seen(layer: int, values: torch.Tensor) -> None:
-        layers[layer].add(chosen, values)
-
-    def known(counted: np.ndarray) -> None:
-        nonlocal chosen
-        chosen = counted
-
-    run_windows(engine, rows, numbers, seen, known)
-    return chosen
 
 
 def run_windows(
     engine: Engine,
     rows: Sequence[Window],
     numbers: Sequence[int],
-    seen: Callable[[int, torch.Tensor], None],
-    known: Callable[[np.ndarray], None] = lambda counted: None,
+    seen: Seen,
     *,
     every: bool = False,
     watch: Watch | None = None,
-) -> None:
-    """One pass over windows whose first tokens have these numbers: `known` is told the numbers of those that count, ascending,
-    then `seen` each layer's activations f32 [tokens, features], in that order. every: all tokens count. watch: what is
-    seen instead, with the numbers that it gives.
+) -> np.ndarray:
+    """The numbers int64, ascending, of the tokens that count in one pass over windows whose first tokens have `numbers`.
+
+    `seen` is told each layer's activations f32 [tokens, features], in that order; none where no token counts. every: all
+    tokens count. watch: what is seen instead, by the places that it gives.
     """
     batch = pad([w.ids for w in rows], device=engine.device)
     skips = torch.tensor([w.skip for w in rows])
@@ -203,39 +171,59 @@ def run_windows(
     if not every:
         special = [[engine.tokenizer.is_special(i) for i in row] for row in batch.ids.tolist()]
         counted &= (positions > 0) & ~torch.tensor(special)
-    token = (torch.tensor(numbers)[:, None] + positions - skips[:, None])[counted].numpy()
+    token: np.ndarray = (torch.tensor(numbers)[:, None] + positions - skips[:, None])[counted].numpy()
     if not len(token):
-        return
+        return token
     order = np.argsort(token)
-    known(token[order])
+    token = token[order]
     # Places in the pass flattened: picking rows by number is several times faster than by a mask.
     places = counted.flatten().nonzero()[:, 0][torch.from_numpy(order)].to(engine.device)
 
     # Outside inference mode: buffers that are made here are also used where there is none.
     @torch.inference_mode(False)
-    def hook(layer: int, activation: torch.Tensor) -> None:
+    def hook(place: int, activation: torch.Tensor) -> None:
         flat = activation.reshape(-1, activation.shape[-1])
         values = flat.index_select(0, places).float().cpu()
-        seen(layer, values if watch else values[:, : engine.n_features[layer]].contiguous())
+        seen(place, token, values if watch else values[:, : engine.n_features[place]].contiguous())
 
     with (watch or watch_activations)(engine.modules, hook):
-        engine.run_body(batch.ids, batch.mask if batch.padded else None, batch.positions, engine.new_cache())
+        engine.run_body(batch.ids, batch.mask if batch.padded else None, batch.positions, None)
+    return token
 
 
-def passes(block: Sequence[Window]) -> Iterator[list[int]]:
-    """Numbers of windows that go through the model together."""
-    return map(sorted, length_groups([len(w.ids) for w in block], tokens=_PASS))
+@dataclass(frozen=True)
+class Block:
+    """Consecutive windows: `numbers` are those of their first own tokens, `end` is that of the token behind the last."""
+
+    windows: list[Window]
+    numbers: list[int]
+    end: int
+
+    def passes(self) -> Iterator[tuple[list[Window], list[int]]]:
+        """Windows that go through the model together, and the numbers of their first tokens."""
+        for group in length_groups([len(w.ids) for w in self.windows], tokens=_PASS):
+            rows = sorted(group)
+            yield [self.windows[i] for i in rows], [self.numbers[i] for i in rows]
 
 
-def blocks(stream: Iterator[Window]) -> Iterator[list[Window]]:
-    """The windows, some thousand tokens at a time."""
-    block: list[Window] = []
-    tokens = 0
+def blocks(stream: Iterator[Window], first: int = 0) -> Iterator[Block]:
+    """The windows, some thousand tokens at a time; their own tokens are numbered from `first` on. The block that begins with
+    number 0 ends where FIRST_TOKENS of its tokens count, special ones among them.
+    """
+    taken: list[Window] = []
+    tokens = counted = 0
     for window in stream:
-        block.append(window)
+        taken.append(window)
         tokens += len(window.ids)
-        if tokens >= _BLOCK:
+        counted += len(window.ids) - 1
+        if tokens >= _BLOCK or (not first and counted >= FIRST_TOKENS):
+            block = _block(taken, first)
             yield block
-            block, tokens = [], 0
-    if block:
-        yield block
+            taken, tokens, counted, first = [], 0, 0, block.end
+    if taken:
+        yield _block(taken, first)
+
+
+def _block(taken: list[Window], first: int) -> Block:
+    *numbers, end = accumulate((len(w.ids) - w.skip for w in taken), initial=first)
+    return Block(taken, numbers, end)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,10 +20,12 @@ from larql_duck.vindex.store import Vindex
 LENGTH = 8
 # Tokens of a document that stand on the same side; the contexts that reach over from another side are left out.
 _STRETCH = 32
+# Letters of scripts in which no blank parts words: Thai, Lao, Tibetan, Burmese, Khmer, Hiragana, Chinese characters.
+# Katakana is not among them: a run of it is a word.
+_UNSPACED = "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u309f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 PROPOSE, CHOOSE, HELD_OUT, NEITHER = 0, 1, 2, -1
 # Of ten stretches: those whose contexts propose names, and, after them, those that choose among the proposed.
 _PROPOSING, _CHOOSING = 4, 6
-_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 
 
 @dataclass(frozen=True)
@@ -91,26 +97,61 @@ def read_contexts(vindex: Vindex) -> tuple[Contexts, Firings]:
 
 def _cut(content: str, ends: list[int]) -> tuple[list[str], list[tuple[str, ...]]]:
     """For each token of a text the context that it ends, and that one's words; the last word is the one it belongs to."""
-    spans = [(m.start(), m.end(), m.group().casefold()) for m in _WORD.finditer(content)]
+    spans = list(_words(content))
     texts: list[str] = []
     words: list[tuple[str, ...]] = []
     first = 0
     for i, end in enumerate(ends):
         begin = ends[i - LENGTH] if i >= LENGTH else 0
         token = ends[i - 1] if i else 0
-        while first < len(spans) and spans[first][0] < begin:
+        while first < len(spans) and spans[first].start < begin:
             first += 1
         inside = []
         last = ""
-        for start, stop, word in spans[max(first - 1, 0) :]:
-            if start >= end:
+        for span in spans[max(first - 1, 0) :]:
+            if span.at >= end:
                 break
-            if start >= begin:
-                inside.append(word)
-            last = word if stop > token else ""
+            if span.start >= begin:
+                inside.append(span.text)
+            last = span.text if span.stop > token else ""
         texts.append(content[begin:end])
         words.append((*inside, last) if not inside or inside[-1] != last else tuple(inside))
     return texts, words
+
+
+class _Span(NamedTuple):
+    """A word of a text: where it starts, from where on it is seen, where it stops."""
+
+    start: int
+    at: int
+    stop: int
+    text: str
+
+
+def _words(content: str) -> Iterator[_Span]:
+    """The words of a text in lower case. Of scripts that set no blanks between words each two neighbouring letters are one."""
+    for match in _pattern().finditer(content):
+        if match.lastgroup != "unspaced":
+            yield _Span(match.start(), match.start(), match.end(), match.group().casefold())
+            continue
+        # A letter with the marks on it.
+        letters = [(m.start(), m.end()) for m in _pattern("letter").finditer(content, *match.span())]
+        for i, (start, _) in enumerate(letters):
+            one, other = max(i - 1, 0), max(i, min(1, len(letters) - 1))
+            begin, end = letters[one][0], letters[other][1]
+            yield _Span(begin, start, end, content[begin:end])
+
+
+@cache
+def _pattern(what: str = "word") -> re.Pattern[str]:
+    """What finds words: runs of letters of unspaced scripts (the group of that name) and words of all others; or single letters."""
+    marks = "".join(chr(i) for i in range(0x300, 0x20000) if unicodedata.category(chr(i))[0] == "M")
+    letter = rf"[^\W_][{marks}]*"
+    if what == "letter":
+        return re.compile(letter)
+    own = rf"(?:(?=[{_UNSPACED}]){letter})+"
+    other = rf"(?:(?![{_UNSPACED}]){letter})+"
+    return re.compile(rf"(?P<unspaced>{own})|{other}(?:['’]{other})*")
 
 
 def _side(doc: int, first: int, place: int) -> int:

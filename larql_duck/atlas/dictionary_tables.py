@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from larql_duck.atlas.collecting import WINDOW, blocks, checked, passes, run_windows
+from larql_duck.atlas.collecting import WINDOW, blocks, checked, run_windows
 from larql_duck.atlas.dictionary import Dictionary
 from larql_duck.atlas.tables import pieces
-from larql_duck.atlas.texts import Corpus, Window, windows
+from larql_duck.atlas.texts import Corpus, windows
 from larql_duck.catalog import as_table
 from larql_duck.errors import LarqlError
 from larql_duck.inference.engine import Engine
@@ -87,24 +87,21 @@ def measure_dictionary(
     n = dictionary.n_features
     measured = Measured(TopK(n, top), np.zeros(n, np.int64), np.zeros(n, np.float32))
     points = (dictionary.point, dictionary.out)
-    starts = [0]
+    starts: list[int] = []
+    found: dict[int, torch.Tensor] = {}
 
-    def take_in(rows: Sequence[Window], numbers: Sequence[int]) -> None:
-        counted: list[np.ndarray] = []
-        found: dict[int, torch.Tensor] = {}
-        run_windows(
-            engine, rows, numbers, found.__setitem__, counted.append,
-            watch=lambda modules, seen: watch_points(modules, points, seen),
-        )  # fmt: skip
-        if counted:
-            measured.add(counted[0], dictionary, found[0], found[1])
+    def seen(place: int, numbers: np.ndarray, values: torch.Tensor) -> None:
+        found[place] = values
 
     for block in blocks(windows(corpus, engine.tokenizer, size, notice)):
-        firsts = starts[-1] + np.concatenate([[0], np.cumsum([len(w.ids) - w.skip for w in block])])
-        for rows in passes(block):
-            take_in([block[i] for i in rows], [int(firsts[i]) for i in rows])
-        starts += firsts[1:].tolist()
-        progress("dictionary", block[-1].text + 1, corpus.count)
+        for rows, firsts in block.passes():
+            numbers = run_windows(
+                engine, rows, firsts, seen, watch=lambda modules, told: watch_points(modules, points, told)
+            )
+            if len(numbers):
+                measured.add(numbers, dictionary, found[0], found[1])
+        starts += block.numbers
+        progress("dictionary", block.windows[-1].text + 1, corpus.count)
     if not measured.n_tokens:
         raise LarqlError(f"{corpus.path}: holds no text; give at least one line with a word")
     measured.strongest.settle()

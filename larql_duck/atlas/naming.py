@@ -62,8 +62,12 @@ class Namer:
         self.vectors = scorer.contexts(contexts.texts)
         self._mine = np.zeros(len(contexts.texts), bool)
 
-    def name(self, groups: Sequence[Group], seed: int = 0) -> Named:
-        """The Named of these groups. Each is scored against as many contexts of the others, drawn by `seed`."""
+    def name(self, groups: Sequence[Group], seed: int = 0, *, promise: float = 0.0) -> Named:
+        """The Named of these groups. Each is scored against as many contexts of the others, drawn by `seed`.
+
+        Only names are scored whose AUROC on the contexts that chose them is `promise` or more: the fewer are tested, the
+        lower may the scores be that are not owed to chance.
+        """
         self._rates = self._background()
         everywhere = np.zeros(len(self._contexts.texts), bool)
         for group in groups:
@@ -77,7 +81,7 @@ class Namer:
         for number, group in enumerate(groups):
             rng = np.random.default_rng((seed, number))
             own, others = self._sides(group, HELD_OUT, rng)
-            best = self._chosen(group, rng) if len(own) >= LEAST else None
+            best = self._chosen(group, promise, rng) if len(own) >= LEAST else None
             score = self._score(best[0], own, others) if best is not None else 0.0
             tried.append(Name(*best, score, len(own)) if best is not None else None)
             tests.append((own, others))
@@ -88,13 +92,13 @@ class Namer:
         self, names: Sequence[Name | None], tests: Sequence[tuple[np.ndarray, np.ndarray]], seed: int
     ) -> tuple[float, float]:
         """Mean score of the names, and of the same names each given to another group, by the same function."""
-        at = [i for i, name in enumerate(names) if name is not None]
-        if not at:
+        kept = {i: name for i, name in enumerate(names) if name is not None}
+        if not kept:
             return float("nan"), float("nan")
-        order = np.random.default_rng(seed).permutation(at).tolist()
+        order = np.random.default_rng(seed).permutation(list(kept)).tolist()
         given = dict(zip(order, [*order[1:], order[0]], strict=True))
-        shuffled = [self._score(names[given[i]].text, *tests[i]) for i in at]  # type: ignore[union-attr]
-        return float(np.mean([n.score for n in names if n is not None])), float(np.mean(shuffled))
+        shuffled = [self._score(kept[given[i]].text, *tests[i]) for i in kept]
+        return float(np.mean([name.score for name in kept.values()])), float(np.mean(shuffled))
 
     def _score(self, name: str, own: np.ndarray, others: np.ndarray) -> float:
         vector = self._scorer.name(name)
@@ -119,21 +123,22 @@ class Namer:
         counts = Counter(word for i in naming.tolist() for word in set(self._contexts.words[i]))
         return {word: count / len(naming) for word, count in counts.items()}
 
-    def _chosen(self, group: Group, rng: np.random.Generator) -> tuple[str, str] | None:
-        """The candidate that does best on contexts which proposed none, and its source; ties: on those that did."""
+    def _chosen(self, group: Group, promise: float, rng: np.random.Generator) -> tuple[str, str] | None:
+        """The candidate that does best on contexts which proposed none, and its source; ties: on those that did. None where
+        it does less well there than `promise`.
+        """
         candidates = self._candidates(group)
         if not candidates:
             return None
         vectors = np.stack([self._scorer.name(text) for text in candidates])
-        total = np.zeros(len(candidates))
-        for side, weight in ((CHOOSE, 1.0), (PROPOSE, 0.5)):
+        scores = {side: np.zeros(len(candidates)) for side in (CHOOSE, PROPOSE)}
+        for side in scores:
             own, others = self._sides(group, side, rng)
             if len(own) >= 2:
-                scores = auroc(vectors @ self.vectors[own].T, vectors @ self.vectors[others].T)
-                total += weight * scores
-        best = int(total.argmax())
+                scores[side] = auroc(vectors @ self.vectors[own].T, vectors @ self.vectors[others].T)
+        best = int((scores[CHOOSE] + 0.5 * scores[PROPOSE]).argmax())
         text = list(candidates)[best]
-        return text, candidates[text]
+        return (text, candidates[text]) if scores[CHOOSE][best] >= promise else None
 
     def _candidates(self, group: Group) -> dict[str, str]:
         """Names to try, with their sources, the first the likeliest."""

@@ -13,10 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import pyarrow as pa
+
 from larql_duck.catalog import quoted
 from larql_duck.catalog.sql_files import sql_query
 from larql_duck.errors import LarqlError
 from larql_duck.files import begins, check_output, replacing, with_parents
+from larql_duck.models.source import WeightSource, final_norm_multiplier, head_matrix
 from larql_duck.progress import Progress, report
 
 if TYPE_CHECKING:
@@ -26,6 +30,8 @@ if TYPE_CHECKING:
 NEURONS = "neurons"
 FILES = ("features", "activations", "explanations")
 TOP = 5
+# What neuronpedia_features.sql calls the table of `_head_lengths`.
+_LENGTHS = "head_lengths"
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 
 
@@ -41,6 +47,7 @@ class WrittenFile:
 def write_export(
     con: duckdb.DuckDBPyConnection,
     schema: str,
+    source: WeightSource,
     out: str | Path,
     *,
     model_id: str,
@@ -49,7 +56,8 @@ def write_export(
     progress: Progress | None = None,
 ) -> list[WrittenFile]:
     """The files features.jsonl, activations.jsonl and explanations.jsonl, written into the directory `out` from the tables
-    in `schema`: all features, the `top` strongest tokens of each sign, and names where there are any.
+    in `schema` and the output head of `source`: all features, the `top` strongest tokens of each sign, and names where there
+    are any.
 
     DuckDB streams each of them to disk; none appears before all are whole. LarqlError where there is no atlas yet, for
     ids that are none and for files that cannot be written.
@@ -72,6 +80,8 @@ def write_export(
         with ExitStack() as open_files:
             places = [open_files.enter_context(replacing(target, replaces=_ours)) for target in targets]
             values = {"model_id": model_id, "source_set": source_set}
+            con.register(_LENGTHS, _head_lengths(source))
+            open_files.callback(con.unregister, _LENGTHS)
             written = []
             for i, (name, place) in enumerate(zip(_queries(con, schema), places, strict=True)):
                 (progress or report)("export", i, len(targets))
@@ -80,6 +90,15 @@ def write_export(
                 [(lines,)] = con.execute(copy, given).fetchall()
                 written.append(WrittenFile(targets[i], lines, place.stat().st_size))
     return written
+
+
+def _head_lengths(source: WeightSource) -> pa.Table:
+    """What a cosine with a token's row of the output head is multiplied by to be a logit, by token_id: the row's length, centred
+    over the vocabulary, behind the final norm's weight.
+    """
+    head = head_matrix(source).float()
+    rows = (head - head.mean(0)).mul_(final_norm_multiplier(source))
+    return pa.table({"token_id": np.arange(len(rows), dtype=np.int32), "length": rows.norm(dim=1).numpy()})
 
 
 def _queries(con: duckdb.DuckDBPyConnection, schema: str) -> Iterator[str]:

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from larql_duck.atlas.collecting import WINDOW, blocks, checked, passes, run_windows
+from larql_duck.atlas.collecting import WINDOW, Block, blocks, checked, run_windows
 from larql_duck.atlas.statistics import top_features
-from larql_duck.atlas.texts import Window, open_corpus, windows
+from larql_duck.atlas.texts import open_corpus, windows
 from larql_duck.catalog.forward_tables import SCHEMAS, as_table
 from larql_duck.errors import LarqlError
 from larql_duck.files import begins, check_output, clear_own, replacing, unfinished_work, write_whole
@@ -58,13 +58,10 @@ def write_raw(
             notice(f"continues after {done} windows")
         left = islice(windows(corpus, engine.tokenizer, size, notice), done, None)
         for block in blocks(left):
-            first = np.concatenate([[0], np.cumsum([len(w.ids) - w.skip for w in block])])
-            parts.place(block)
-            for rows in passes(block):
-                parts.run(engine, [block[i] for i in rows], [int(first[i]) for i in rows])
-            done += len(block)
+            parts.take_in(engine, block)
+            done += len(block.windows)
             parts.flush(key, done)
-            (progress or report)("activations", block[-1].text + 1, corpus.count)
+            (progress or report)("activations", block.windows[-1].text + 1, corpus.count)
         if not parts.count:
             raise LarqlError(f"{corpus.path}: holds no text; give at least one line with a word")
         parts.join(target)
@@ -93,26 +90,22 @@ class RawParts:
         clear_own(self._directory)
         return 0
 
-    def place(self, block: list[Window]) -> None:
-        """Note where a block's tokens stand, and which they are; they are numbered from 0 in it."""
-        own = [w.ids[w.skip :] for w in block]
+    def take_in(self, engine: Engine, block: Block) -> None:
+        """Run a block's windows and note where its tokens stand, and which they are; they are numbered from 0 in it."""
+        own = [w.ids[w.skip :] for w in block.windows]
         self._places = {
-            "text": np.repeat([w.text for w in block], [len(ids) for ids in own]),
+            "text": np.repeat([w.text for w in block.windows], [len(ids) for ids in own]),
             "position": np.concatenate(
-                [w.offset + np.arange(len(i)) for w, i in zip(block, own, strict=True)]
+                [w.offset + np.arange(len(i)) for w, i in zip(block.windows, own, strict=True)]
             ),
             "id": np.concatenate([np.asarray(ids, np.int64) for ids in own]),
         }
 
-    def run(self, engine: Engine, rows: list[Window], numbers: list[int]) -> None:
-        """Take in one pass over windows of the block, whose first tokens have these numbers."""
-        tokens: list[np.ndarray] = []
-
-        def seen(layer: int, activation: torch.Tensor) -> None:
+        def seen(layer: int, numbers: np.ndarray, activation: torch.Tensor) -> None:
             features, values = top_features(activation, self._top)
             n, k = features.shape
             columns = {
-                "number": np.repeat(tokens[0], k),
+                "number": np.repeat(numbers - block.numbers[0], k),
                 "layer": np.full(n * k, layer),
                 "rank": np.tile(np.arange(1, k + 1), n),
                 "feature": features.reshape(-1),
@@ -121,7 +114,8 @@ class RawParts:
             for name, column in columns.items():
                 self._columns.setdefault(name, []).append(column)
 
-        run_windows(engine, rows, numbers, seen, tokens.append, every=True)
+        for rows, firsts in block.passes():
+            run_windows(engine, rows, firsts, seen, every=True)
 
     def flush(self, key: dict[str, object], windows: int) -> None:
         """Write the block's rows as the next part, and that so many windows are done."""

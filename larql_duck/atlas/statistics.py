@@ -9,31 +9,45 @@ import torch
 
 from larql_duck.inference.topk import TopK, scratch
 
-# The histogram's bins, for each sign: below 2^LOW, then _STEPS of equal width in every power of two, then 2^HIGH and more.
-LOW, HIGH, _STEPS = -16, 14, 8
-_OF_SIGN = (HIGH - LOW) * _STEPS + 2
+# The histogram's bins, for each sign: of equal width in every power of two (from, to, how many in each), and one on both
+# sides. Near 0 features differ: a quarter as many still tell a feature's quantiles where all that it does is small.
+_PARTS = ((-64, -24, 2), (-24, -10, 4), (-10, 14, 8))
+_POSITIVE = np.array(
+    [2.0**power * (1 + i / n) for low, high, n in _PARTS for power in range(low, high) for i in range(n)]
+    + [2.0 ** _PARTS[-1][1]]
+)
+_OF_SIGN = len(_POSITIVE) + 1
 BINS = 2 * _OF_SIGN
-# Bits of an f32's mantissa that a bin does not look at, and the number that the first bin's edge then is.
-_SHIFT = 23 - 3
-_FIRST = (LOW + 127) * _STEPS
+# The histogram that is stored has a bin for each of these powers of two.
+LOW, HIGH = -16, 14
+_POWERS = HIGH - LOW + 2
+_OF_POWERS = np.concatenate([[0], np.searchsorted(_POSITIVE, 2.0 ** np.arange(LOW, HIGH + 1)) + 1])
+# All edges ascend with the leading 12 bits of an f32 (sign, exponent, 3 of the mantissa), so that these alone give the bin.
+_SHIFT = 32 - 12
+# Features that are counted at once: what that takes stays in the cache.
+_TOGETHER = 64
 # One token in so many is sampled, one a power of two, feature and sign: what fires a feature as it usually does.
 _SAMPLED = 16
-_POWERS = HIGH - LOW + 2
 _NONE = 1 << 62
 # Quantiles that are told, and their columns.
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99_9": 0.999}
+# A feature fires above this quantile of |activation|.
+_FIRES = 0.99
+# No smaller activation is an example.
+_LEAST = np.nextafter(np.float32(0), np.float32(1))
 
 
 class FeatureStats:
     """One layer's features: the `top` strongest tokens of each sign, exact sums, and how activations are spread.
 
-    A feature fires at a token where |activation| exceeds fires_above. Tokens are numbered by the caller, ascending;
-    memory depends on features and `top` alone.
+    A feature fires at a token where |activation| exceeds fires_above: after `settle` the 99 % quantile of |activation| over
+    all features and tokens by then, of which there may be `first` at most. Tokens are numbered by the caller; memory
+    depends on features, `top` and `first` alone.
     """
 
-    def __init__(self, n_features: int, top: int, fires_above: float = 0.0) -> None:
+    def __init__(self, n_features: int, top: int, first: int = 0) -> None:
         self.n_features = n_features
-        self.fires_above = fires_above
+        self.fires_above = 0.0
         self.strongest = {sign: TopK(n_features, top) for sign in (1, -1)}
         self.histogram = np.zeros((n_features, BINS), np.int32)
         self.total = np.zeros(n_features, np.float64)
@@ -43,44 +57,100 @@ class FeatureStats:
         # Of each power of two and sign the sampled token: a number to draw by above the token's own, and its activation.
         self.drawn = np.full((n_features, 2 * _POWERS), _NONE, np.int64)
         self.drawn_activation = np.zeros((n_features, 2 * _POWERS), np.float32)
+        # Before `settle`: features and |activation| of the largest, which hold the quantile, and how many these must be.
+        self._largest: list[tuple[np.ndarray, np.ndarray]] | None = [] if first else None
+        self._enough = _beyond(first * n_features)
 
     def add(self, numbers: np.ndarray, activation: torch.Tensor) -> None:
         """Take in activations f32 [tokens, features], contiguous, of the tokens with these numbers, int64 [tokens]."""
-        self.total += activation.sum(0, dtype=torch.float64).numpy()
-        self.most = np.maximum(self.most, activation.amax(0).numpy())
-        self.least = np.minimum(self.least, activation.amin(0).numpy())
-        size = torch.abs(activation, out=scratch("size", activation.shape))
-        self.fired += (size > self.fires_above).sum(0).numpy()
-        self._count(activation)
-        for sign, kept in self.strongest.items():
-            values = activation if sign > 0 else torch.neg(activation, out=size)
-            features, rows = kept.candidates(values, row_axis=1)
-            kept.offer(features, numbers[rows].astype(np.int32), values.numpy()[rows, features])
+        # numpy: torch's f64 sums and its threads' waiting for each other take several times as long.
+        values = activation.numpy()
+        self.total += values.sum(0, dtype=np.float64)
+        np.maximum(self.most, values.max(0), out=self.most)
+        np.minimum(self.least, values.min(0), out=self.least)
+        self._count(values)
+        self._keep(numbers, values)
         drawn = np.flatnonzero(_hash(numbers) % _SAMPLED == 0)
         if len(drawn):
-            self._draw(numbers[drawn], activation[torch.from_numpy(drawn)])
+            self._draw(numbers[drawn], values[drawn])
 
-    def _count(self, activation: torch.Tensor) -> None:
-        bits = activation.view(torch.int32)
-        bins = torch.bitwise_right_shift(bits, _SHIFT, out=scratch("bins", bits.shape, torch.int32))
-        negative = torch.lt(bits, 0, out=scratch("negative", bits.shape, torch.bool))
-        bins.bitwise_and_((0xFF << 3) | 7).sub_(_FIRST - 1).clamp_(0, _OF_SIGN - 1)
-        # From the most negative to the most positive.
-        bins += _OF_SIGN
-        bins = torch.where(negative, BINS - 1 - bins, bins, out=bins)
-        bins += torch.arange(0, self.n_features * BINS, BINS, dtype=torch.int32)
-        counts = torch.bincount(bins.flatten(), minlength=self.n_features * BINS)
-        self.histogram += counts.view(self.n_features, BINS).numpy()
+    def settle(self) -> None:
+        """Set fires_above by what was taken in so far; called once, and only where there is a `first`."""
+        found = self._largest or []
+        self._largest = None
+        features, sizes = (
+            (np.concatenate(part) for part in zip(*found, strict=True))
+            if found
+            else (np.zeros(0, int), np.zeros(0))
+        )
+        beyond = _beyond(self.count * self.n_features)
+        if len(sizes):
+            self.fires_above = float(np.partition(sizes, len(sizes) - beyond)[len(sizes) - beyond])
+        self.fired += np.bincount(features[sizes > self.fires_above], minlength=self.n_features)
 
-    def _draw(self, numbers: np.ndarray, activation: torch.Tensor) -> None:
-        bits = activation.contiguous().view(torch.int32)
-        power = ((bits >> 23) & 0xFF).sub_(LOW + 127 - 1).clamp_(0, _POWERS - 1)
-        slot = (power + (bits < 0) * _POWERS).long() + torch.arange(self.n_features) * (2 * _POWERS)
-        key = torch.from_numpy((_hash(numbers, 1) << 31) | numbers)[:, None].expand_as(slot)
-        kept = torch.from_numpy(self.drawn).flatten()
-        kept.scatter_reduce_(0, slot.flatten(), key.flatten(), "amin")
-        won = kept[slot] == key
-        torch.from_numpy(self.drawn_activation).flatten()[slot[won]] = activation[won]
+    def _count(self, values: np.ndarray) -> None:
+        bits = values.view(np.int32)
+        for start in range(0, self.n_features, _TOGETHER):
+            some = bits[:, start : start + _TOGETHER]
+            n = some.shape[1]
+            codes = np.right_shift(some, _SHIFT, out=scratch("codes", some.shape, torch.int32).numpy())
+            codes &= len(_BIN_OF) - 1
+            # Of the modes of take the one that needs no other buffer.
+            bins = np.take(_BIN_OF, codes, out=scratch("bins", some.shape, torch.int64).numpy(), mode="clip")
+            bins += np.arange(0, n * BINS, BINS)
+            counts = np.bincount(bins.reshape(-1), minlength=n * BINS)
+            self.histogram[start : start + n] += counts.reshape(n, BINS)
+
+    def _keep(self, numbers: np.ndarray, values: np.ndarray) -> None:
+        """Take in the strongest tokens, and which features fire: of the few values that may be either."""
+        limit = self.fires_above if self._largest is None else self._lower_limit()
+        enters = {sign: self._enters(sign, values) for sign in self.strongest}
+        hits, low = (scratch(name, values.shape, torch.bool).numpy() for name in ("hits", "low"))
+        np.greater_equal(values, np.minimum(enters[1], limit), out=hits)
+        hits |= np.less_equal(values, -np.minimum(enters[-1], limit), out=low)
+        rows, features = np.divmod(np.flatnonzero(hits), self.n_features)
+        found = values[rows, features]
+        sizes = np.abs(found)
+        if self._largest is None:
+            self.fired += np.bincount(features[sizes > limit], minlength=self.n_features)
+        else:
+            large = sizes >= limit
+            self._largest.append((features[large], sizes[large]))
+        for sign, kept in self.strongest.items():
+            use = np.flatnonzero(sign * found >= enters[sign][features])
+            kept.offer(features[use], numbers[rows[use]].astype(np.int32), sizes[use])
+
+    def _enters(self, sign: int, values: np.ndarray) -> np.ndarray:
+        """What sign * activation must be at least to be among the strongest, f32 [features]."""
+        kept = self.strongest[sign]
+        least = kept.values[:, -1]
+        size = len(values) // (2 * kept.k)
+        if size > 1 and np.isneginf(least).all():
+            # Nothing is kept yet. As many stretches of tokens as are kept hold each a value that is as large as this.
+            whole = values[: 2 * kept.k * size].reshape(2 * kept.k, size, -1)
+            ends = whole.max(1) if sign > 0 else -whole.min(1)
+            least = np.partition(ends, kept.k, axis=0)[kept.k]
+        return np.maximum(least, _LEAST)
+
+    def _lower_limit(self) -> float:
+        """A number that `fires_above` will not be below: enough activations are at least as large."""
+        both: np.ndarray = self.histogram.sum(0)
+        above = (both[_OF_SIGN:] + both[:_OF_SIGN][::-1])[::-1].cumsum()[::-1]
+        edges = np.concatenate([[0.0], _POSITIVE])
+        return float(edges[max(int(np.count_nonzero(above >= self._enough)) - 1, 0)])
+
+    def _draw(self, numbers: np.ndarray, values: np.ndarray) -> None:
+        keys = (_hash(numbers, 1) << 31) | numbers
+        # The smallest comes last: what is assigned last stays.
+        order = np.argsort(-keys)
+        keys, values = keys[order], values[order]
+        bits = values.view(np.int32)
+        power = np.clip(((bits >> 23) & 0xFF) - (LOW + 127 - 1), 0, _POWERS - 1)
+        slot = power + (bits < 0) * _POWERS + np.arange(self.n_features) * (2 * _POWERS)
+        won = np.flatnonzero(keys[:, None] < self.drawn.reshape(-1)[slot])
+        at = slot.reshape(-1)[won]
+        self.drawn.reshape(-1)[at] = keys[won // self.n_features]
+        self.drawn_activation.reshape(-1)[at] = values.reshape(-1)[won]
 
     # -- what came of it ----------------------------------------------------------------------------------
 
@@ -101,11 +171,9 @@ class FeatureStats:
 
     def by_powers(self) -> np.ndarray:
         """The histogram by powers of two, int32 [features, bins]: from at most -2^14 to between -2^-16 and 0, then as much above."""
-        parts = []
-        for own in (self.histogram[:, :_OF_SIGN][:, ::-1], self.histogram[:, _OF_SIGN:]):
-            powers = own[:, 1:-1].reshape(len(own), -1, _STEPS).sum(2, dtype=np.int32)
-            parts.append(np.concatenate([own[:, :1], powers, own[:, -1:]], axis=1))
-        return np.concatenate([parts[0][:, ::-1], parts[1]], axis=1)
+        negative, positive = self.histogram[:, :_OF_SIGN][:, ::-1], self.histogram[:, _OF_SIGN:]
+        down, up = (np.add.reduceat(own, _OF_POWERS, axis=1, dtype=np.int32) for own in (negative, positive))
+        return np.concatenate([down[:, ::-1], up], axis=1)
 
     def sampled(self, sign: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The sampled tokens of one sign: feature, the token's number, its activation; one a power of two."""
@@ -154,9 +222,22 @@ def _quantiles(
 
 def _edges() -> np.ndarray:
     """The histogram's edges, f64 [BINS + 1], ascending; the outermost are infinite."""
-    inside = (np.arange(_OF_SIGN - 1, dtype=np.int32) + _FIRST << _SHIFT).view(np.float32).astype(np.float64)
-    positive = np.concatenate([inside, [np.inf]])
-    return np.concatenate([-positive[::-1], [0.0], positive])
+    return np.concatenate([[-np.inf], -_POSITIVE[::-1], [0.0], _POSITIVE, [np.inf]])
+
+
+def _bin_of() -> np.ndarray:
+    """The bin of an f32 by its leading 12 bits, int64 [4096]; the most negative come first."""
+    code = np.arange(2048)
+    positive = np.searchsorted(_POSITIVE, 2.0 ** ((code >> 3) - 127) * (1 + (code & 7) / 8), side="right")
+    return np.concatenate([_OF_SIGN + positive, _OF_SIGN - 1 - positive])
+
+
+_BIN_OF = _bin_of()
+
+
+def _beyond(n: int) -> int:
+    """How many of n values are as large as their quantile or larger."""
+    return n - max(1, round(_FIRES * n)) + 1
 
 
 def _hash(numbers: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -165,12 +246,6 @@ def _hash(numbers: np.ndarray, seed: int = 0) -> np.ndarray:
     mixed ^= mixed >> np.uint64(29)
     mixed *= np.uint64(0xBF58476D1CE4E5B9)
     return (mixed >> np.uint64(33)).astype(np.int64)
-
-
-def threshold(activation: torch.Tensor, share: float = 0.99) -> float:
-    """The quantile of |activation| over all tokens and features."""
-    size = activation.abs().flatten()
-    return float(size.kthvalue(max(1, round(share * size.numel()))).values) if size.numel() else 0.0
 
 
 def top_features(activation: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -20,45 +20,67 @@ TOP_BAND = "top"
 
 
 def atlas_tables(engine: Engine, corpus: Corpus, run: Collected, progress: Progress) -> dict[str, pa.Table]:
-    """The tables feature_stats, feature_firings and example_texts. The texts are read once more, for what is needed of them."""
-    firings = [_firings(number, layer) for number, layer in enumerate(run.layers)]
-    columns = {name: np.concatenate([own[name] for own in firings]) for name in firings[0]}
+    """The tables feature_stats, feature_firings and example_texts. The texts are read once more, for what is needed of them.
+
+    The run's layers are given up one after the other, so that they and the tables are not in memory together.
+    """
+    parts = []
+    for number in range(len(run.layers)):
+        layer = run.layers.pop(0)
+        parts.append((_firings(number, layer), _stats(number, layer)))
+    columns, stats = (_joined(own) for own in zip(*parts, strict=True))
+    del parts
     places = run.places()
     window = np.searchsorted(places[:, 0], columns["number"], side="right") - 1
-    needed, text = np.unique(window, return_inverse=True)
+    needed, text = _numbered(window)
     at = columns.pop("number") - places[window, 0]
     texts, tokens = _texts(engine.tokenizer, corpus, run, needed, progress)
     # The token of each firing, by number of the window and place in it.
     starts = np.concatenate([[0], np.cumsum([len(own) for own in tokens])])
     flat = np.concatenate([np.asarray(own, np.int64) for own in tokens])
-    ids, which = np.unique(flat[starts[text] + at], return_inverse=True)
+    ids, which = _numbered(flat[starts[text] + at])
     names = pa.array([engine.tokenizer.token(int(i)) for i in ids], pa.string())
-    columns |= {
+    firings: dict[str, Any] = columns | {
+        "band": pa.array([*QUANTILES, TOP_BAND], pa.string()).take(pa.array(columns["band"])),
         "token": names.take(pa.array(which)),
-        "text": text.astype(np.int32),
+        "text": text,
         "doc": places[window, 1].astype(np.int32),
         "position": (places[window, 2] + at).astype(np.int32),
     }
+    # Of the counts of all features each has a stretch.
+    counts = stats["histogram"]
+    ends = pa.array(np.arange(len(counts) + 1, dtype=np.int32) * counts.shape[1])
+    histogram = pa.ListArray.from_arrays(ends, pa.array(counts.reshape(-1)))
     return {
-        "feature_stats": as_table("feature_stats", _stats(run.layers)),
-        "feature_firings": as_table("feature_firings", columns),
+        "feature_stats": as_table("feature_stats", stats | {"histogram": histogram}),
+        "feature_firings": as_table("feature_firings", firings),
         "example_texts": texts,
     }
 
 
+def _joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _numbered(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different values, ascending, and for each of `values` (at least 0) its place among them, int32."""
+    there = np.bincount(values) > 0
+    return np.flatnonzero(there), (there.cumsum(dtype=np.int32) - 1)[values]
+
+
 def _firings(number: int, layer: FeatureStats) -> dict[str, np.ndarray]:
-    """What fires one layer's features, by feature, sign (1 first) and rank; `number` is the token's."""
+    """What fires one layer's features, by feature, sign (1 first) and rank; `number` is the token's, `band` counts from 0."""
     shares = list(QUANTILES.values())
     sizes = layer.sizes(shares)
     parts: list[dict[str, np.ndarray]] = []
     for sign, kept in layer.strongest.items():
         kept.settle()
         features, places = np.nonzero((kept.columns >= 0) & (kept.values > 0))
-        top = {
+        top: dict[str, np.ndarray] = {
             "feature": features,
-            "number": kept.columns[features, places].astype(np.int64),
+            "number": kept.columns[features, places],
             "activation": sign * kept.values[features, places],
-            "band": np.full(len(features), len(shares)),
+            "band": np.full(len(features), len(shares), np.int8),
         }
         # What is sampled below the strongest, one of each band of |activation|: between its quantiles.
         least = np.where((kept.columns >= 0) & (kept.values > 0), kept.values, np.inf).min(1)
@@ -72,47 +94,39 @@ def _firings(number: int, layer: FeatureStats) -> dict[str, np.ndarray]:
         first[1:] = (f[use][1:] != f[use][:-1]) | (band[use][1:] != band[use][:-1])
         use = use[first]
         sample = {"feature": f[use], "number": tokens[use], "activation": activation[use], "band": band[use]}
-        both = {name: np.concatenate([top[name], sample[name]]) for name in top}
+        both = _joined([top, sample])
         order = np.lexsort((both["number"], -np.abs(both["activation"]), both["feature"]))
         both = {name: values[order] for name, values in both.items()}
         starts = np.flatnonzero(np.diff(both["feature"], prepend=-1))
         rank = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order))) + 1
         parts.append(both | {"rank": rank.astype(np.int32), "sign": np.full(len(order), sign, np.int32)})
-    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    whole = _joined(parts)
     order = np.lexsort((whole["rank"], -whole["sign"], whole["feature"]))
     whole = {name: values[order] for name, values in whole.items()}
-    bands = np.array([*QUANTILES, TOP_BAND], dtype=object)
     return whole | {
         "layer": np.full(len(order), number, np.int32),
         "feature": whole["feature"].astype(np.int32),
+        "number": whole["number"].astype(np.int32),
         "activation": whole["activation"].astype(np.float32),
-        "band": bands[whole["band"]],
+        "band": whole["band"].astype(np.int8),
     }
 
 
-def _stats(layers: Sequence[FeatureStats]) -> dict[str, Any]:
-    parts: dict[str, list[np.ndarray]] = {}
-    for number, layer in enumerate(layers):
-        n = layer.n_features
-        own = {
-            "layer": np.full(n, number, np.int32),
-            "feature": np.arange(n, dtype=np.int32),
-            "n": np.full(n, layer.count, np.int64),
-            "density": layer.fired / max(layer.count, 1),
-            "fires_above": np.full(n, layer.fires_above, np.float32),
-            "mean": layer.total / max(layer.count, 1),
-            "max": layer.most,
-            "min": layer.least,
-            "histogram": layer.by_powers(),
-            **dict(zip(QUANTILES, layer.quantiles(list(QUANTILES.values())), strict=True)),
-        }
-        for name, values in own.items():
-            parts.setdefault(name, []).append(values)
-    columns: dict[str, Any] = {name: np.concatenate(values) for name, values in parts.items()}
-    counts = columns["histogram"]
-    offsets = np.arange(len(counts) + 1, dtype=np.int32) * counts.shape[1]
-    columns["histogram"] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(counts.reshape(-1)))
-    return columns
+def _stats(number: int, layer: FeatureStats) -> dict[str, np.ndarray]:
+    """One layer's rows of feature_stats, by feature; its histogram as int32 [features, bins]."""
+    n = layer.n_features
+    return {
+        "layer": np.full(n, number, np.int32),
+        "feature": np.arange(n, dtype=np.int32),
+        "n": np.full(n, layer.count, np.int64),
+        "density": layer.fired / max(layer.count, 1),
+        "fires_above": np.full(n, layer.fires_above, np.float32),
+        "mean": layer.total / max(layer.count, 1),
+        "max": layer.most,
+        "min": layer.least,
+        "histogram": layer.by_powers(),
+        **dict(zip(QUANTILES, layer.quantiles(list(QUANTILES.values())), strict=True)),
+    }
 
 
 def _texts(

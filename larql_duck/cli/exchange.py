@@ -43,8 +43,9 @@ def export(
             names = session.sql("SELECT value FROM meta WHERE key = 'model'").rows()
             model_id = model_id_of(names[0][0] if names else vindex.stem)
         written = write_export(
-            session.cursor(), session.schema, out, model_id=model_id, source_set=source_set, top=top
-        )
+            session.cursor(), session.schema, session.workspace.vindex, out,
+            model_id=model_id, source_set=source_set, top=top,
+        )  # fmt: skip
     for file in written:
         say(f"made {file.path}: {file.lines} lines, {file.bytes / 1e6:.1f} MB")
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from larql_duck.catalog import rows_as_table
+from larql_duck.commands.storing import check_storable, store
 from larql_duck.editing.evaluate import evaluate_edits
 from larql_duck.editing.relation_prompts import made_up, plain_template, stored_templates
 from larql_duck.errors import PackError, QueryError
@@ -29,8 +30,7 @@ from larql_duck.progress import report
 from larql_duck.result import Result
 from larql_duck.session import Session
 from larql_duck.spelling import closest
-from larql_duck.vindex.manifest import load_manifest
-from larql_duck.vindex.publish import check_database, commit_tables
+from larql_duck.vindex.publish import check_database
 
 COLUMNS = ("subject", "relation", "object", "p", "confidence", "n_features", "effect")
 
@@ -132,9 +132,7 @@ def fit_types(session: Session, request: Request) -> Result:
     """What tells the types of names, learnt anew and stored: a row for each type, with how well it does on held-out names."""
     workspace = session.workspace
     vindex = workspace.vindex
-    require_tables(vindex)
-    vindex.require("inference", "learning the types of names")
-    check_database(vindex.path)
+    check_storable(workspace, "learning the types of names")
     engine = workspace.engine()
     listed = members(known_relations().values())
     found = learn_types(engine, listed)
@@ -147,11 +145,8 @@ def fit_types(session: Session, request: Request) -> Result:
             subjects, [without_unknown(own) for own in found.types_of(engine, subjects)], listed
         ),
     }
-    commit_tables(vindex.path, tables, lambda section: None)
-    vindex.manifest = load_manifest(vindex.path)
     workspace.live.forget()
-    workspace.unsaved.published(tables)
-    workspace.views.update()
+    store(workspace, tables)
     shown = tables["type_probe"].drop_columns(["weights", "intercept"])
     return Result(shown, notices=[f"saved in {vindex.path}"])
 

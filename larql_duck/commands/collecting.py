@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any
 from larql_duck.atlas.collecting import STATE, collect
 from larql_duck.atlas.tables import atlas_tables
 from larql_duck.atlas.texts import SHIPPED, open_corpus
-from larql_duck.errors import LarqlError
+from larql_duck.commands.storing import check_storable, store
 from larql_duck.files import unfinished_work
 from larql_duck.progress import report
 from larql_duck.result import Result
-from larql_duck.vindex.manifest import load_manifest
-from larql_duck.vindex.publish import check_database, commit_tables
 
 if TYPE_CHECKING:
     from larql_duck.lowering.types import Request
@@ -26,12 +24,7 @@ def collect_examples(session: Session, request: Request) -> Result:
     vindex = workspace.vindex
     options: dict[str, Any] = dict(request.arguments)
     corpus = open_corpus(options.pop("texts") or SHIPPED, options.pop("column"))
-    vindex.require("inference", "collecting examples of features")
-    if workspace.views.fingerprint() is not None:
-        raise LarqlError(
-            "the session's edits would fire, not the model: COMPILE CURRENT INTO VINDEX and collect examples of that"
-        )
-    check_database(vindex.path)
+    check_storable(workspace, "collecting examples of features")
     place = Path(vindex.path).resolve()
     kept = place.with_name(f".{place.name}.activations")
     busy = f"{vindex.path}: another process is collecting examples of it; wait for it"
@@ -46,10 +39,7 @@ def collect_examples(session: Session, request: Request) -> Result:
                 "window": run.key["window"],
             }  # fmt: skip
 
-        commit_tables(vindex.path, tables, note)
-    vindex.manifest = load_manifest(vindex.path)
-    workspace.unsaved.published(tables)
-    workspace.views.update()
+        store(workspace, tables, note)
     shown = session.sql(
         "SELECT layer, count(*) AS features, count(*) FILTER (density > 0) AS fire, any_value(fires_above) AS fires_above,"
         " median(density) AS median_density FROM feature_stats GROUP BY layer ORDER BY layer"

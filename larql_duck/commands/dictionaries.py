@@ -12,14 +12,12 @@ from larql_duck.atlas.dictionary import CONFIG, WEIGHTS, Dictionary, checked_nam
 from larql_duck.atlas.dictionary_tables import TOP, dictionary_tables, measure_dictionary
 from larql_duck.atlas.texts import SHIPPED, open_corpus
 from larql_duck.catalog import SCHEMAS
-from larql_duck.errors import LarqlError
+from larql_duck.commands.storing import check_storable, store
 from larql_duck.extraction.promoted_tokens import OutputHead
 from larql_duck.extraction.vocabulary import vocabulary_of
 from larql_duck.inference.engine import Engine
 from larql_duck.progress import report
 from larql_duck.result import Result
-from larql_duck.vindex.manifest import load_manifest
-from larql_duck.vindex.publish import check_database, commit_tables
 
 if TYPE_CHECKING:
     from larql_duck.session import Session
@@ -53,12 +51,7 @@ def add_dictionary(
     directory = Path(directory).expanduser()
     name = checked_name(name or directory.resolve().name.lower())
     corpus = open_corpus(texts or SHIPPED, column)
-    vindex.require("inference", "measuring a dictionary")
-    if workspace.views.fingerprint() is not None:
-        raise LarqlError(
-            "the session's edits would be measured, not the model: COMPILE CURRENT INTO VINDEX and add it to that"
-        )
-    check_database(vindex.path)
+    check_storable(workspace, "measuring a dictionary")
     weights, config = directory / WEIGHTS, directory / CONFIG
     dictionary = read_dictionary(weights, config, hidden=vindex.hidden, n_layers=vindex.n_layers)
     engine = workspace.engine()
@@ -76,10 +69,7 @@ def add_dictionary(
             f"SELECT * FROM {workspace.schema}.{table} WHERE dictionary <> $1", [name]
         ).arrow()
         tables[table] = pa.concat_tables([others.cast(SCHEMAS[table]), made[table]])
-    commit_tables(vindex.path, tables, files={kept: weights, kept_config: config})
-    vindex.manifest = load_manifest(vindex.path)
-    workspace.unsaved.published(tables)
-    workspace.views.update()
+    store(workspace, tables, files={kept: weights, kept_config: config})
     workspace.cache.pop(("dictionary", name), None)
     said = (
         f"{measured.error:.1%} of the variance is not reconstructed, over {measured.n_tokens} tokens; saved in "

@@ -159,11 +159,11 @@ class Engine:
         ids: torch.Tensor,
         mask: torch.Tensor | None,
         positions: torch.Tensor,
-        cache: DynamicCache,
+        cache: DynamicCache | None,
         *,
         lengths: torch.Tensor | None = None,
     ) -> None:
-        """Grow the cache by the t positions of ids [n, t]; the head is not computed.
+        """Run the layers over the t positions of ids [n, t], by which the cache grows if there is one; the head is not computed.
 
         lengths int64 [n] are those of the whole prompts, where these are their beginnings.
         """

@@ -78,7 +78,7 @@ class TopK:
     def _merge(self, taken: list[tuple[np.ndarray, ...]]) -> None:
         rows, columns, values, *companions = (np.concatenate(part) for part in zip(*taken, strict=True))
         taken.clear()
-        touched = np.unique(rows)
+        touched = np.flatnonzero(np.bincount(rows))
         rows = np.concatenate([np.repeat(touched, self.k), rows])
         columns = np.concatenate([self.columns[touched].ravel(), columns])
         values = np.concatenate([self.values[touched].ravel(), values])

@@ -71,31 +71,32 @@ class FeatureCard:
 
 def feature_card(connection: Connection, schema: str, layer: int, feature: int) -> FeatureCard:
     """The card of one feature. LarqlError where there is none."""
+    # One cursor for all: to prepare one takes as long as most of these queries.
+    with connection.cursor() as cursor:
 
-    def rows(sql: str) -> list[dict[str, Any]]:
-        with connection.cursor() as cursor:
+        def rows(sql: str) -> list[dict[str, Any]]:
             found = cursor.execute(sql, [layer, feature])
             names = [column[0] for column in found.description]
             return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
 
-    known = rows(f"SELECT sign FROM {schema}.features WHERE layer = $1 AND feature = $2")
-    if not known:
-        raise LarqlError(
-            f"there is no feature {feature} in layer {layer}; SHOW LAYERS says how many each has"
+        known = rows(
+            f"SELECT f.sign, n.name FROM {schema}.features AS f LEFT JOIN {schema}.feature_names AS n"
+            " ON n.layer = f.layer AND n.feature = f.feature AND n.sign = f.sign WHERE f.layer = $1 AND f.feature = $2"
         )
-    of_slot = "WHERE layer = $1 AND feature = $2"
-    tokens: dict[str, list[str]] = {}
-    for row in rows(f"SELECT side, token FROM {schema}.feature_tokens {of_slot} ORDER BY side, rank"):
-        tokens.setdefault(row["side"], []).append(row["token"])
-    stats = rows(f"SELECT * FROM {schema}.feature_stats {of_slot}")
-    sign = known[0]["sign"]
-    names = rows(f"SELECT name, sign FROM {schema}.feature_names {of_slot}")
-    return FeatureCard(
-        layer, feature, sign, next((row["name"] for row in names if row["sign"] == sign), None), tokens,
-        stats[0] if stats else None,
-        rows(f"FROM {schema}.examples_of($1, $2, p_k := {_EXAMPLES}) WHERE context IS NOT NULL"),
-        rows(f"FROM {schema}.facts_of_feature($1, $2) WHERE source <> 'weights' LIMIT {_FACTS}"),
-    )  # fmt: skip
+        if not known:
+            raise LarqlError(
+                f"there is no feature {feature} in layer {layer}; SHOW LAYERS says how many each has"
+            )
+        of_slot = "WHERE layer = $1 AND feature = $2"
+        tokens: dict[str, list[str]] = {}
+        for row in rows(f"SELECT side, token FROM {schema}.feature_tokens {of_slot} ORDER BY side, rank"):
+            tokens.setdefault(row["side"], []).append(row["token"])
+        stats = rows(f"SELECT * FROM {schema}.feature_stats {of_slot}")
+        return FeatureCard(
+            layer, feature, known[0]["sign"], known[0]["name"], tokens, stats[0] if stats else None,
+            rows(f"FROM {schema}.examples_of($1, $2, p_k := {_EXAMPLES}) WHERE context IS NOT NULL"),
+            rows(f"FROM {schema}.facts_of_feature($1, $2) WHERE source <> 'weights' LIMIT {_FACTS}"),
+        )  # fmt: skip
 
 
 def _figures(stats: dict[str, Any]) -> str:

@@ -13,14 +13,17 @@ SELECT
     coalesce(t.neg_values, []) AS neg_values
 FROM {schema}.feature_stats AS s
 LEFT JOIN (
+    -- Cosines become logits: what an activation of 1 adds, the final norm's factor left out.
     SELECT
-        layer, feature,
-        list(token ORDER BY rank) FILTER (side = 'out') AS pos_str,
-        list(score ORDER BY rank) FILTER (side = 'out') AS pos_values,
-        list(token ORDER BY rank) FILTER (side = 'out_neg') AS neg_str,
-        list(score ORDER BY rank) FILTER (side = 'out_neg') AS neg_values
-    FROM {schema}.feature_tokens
-    WHERE side IN ('out', 'out_neg')
-    GROUP BY layer, feature
+        t.layer, t.feature,
+        list(t.token ORDER BY t.rank) FILTER (t.side = 'out') AS pos_str,
+        list(t.score * f.down_norm * h.length ORDER BY t.rank) FILTER (t.side = 'out') AS pos_values,
+        list(t.token ORDER BY t.rank) FILTER (t.side = 'out_neg') AS neg_str,
+        list(t.score * f.down_norm * h.length ORDER BY t.rank) FILTER (t.side = 'out_neg') AS neg_values
+    FROM {schema}.feature_tokens AS t
+    JOIN {schema}.features AS f ON f.layer = t.layer AND f.feature = t.feature
+    LEFT JOIN head_lengths AS h ON h.token_id = t.token_id
+    WHERE t.side IN ('out', 'out_neg')
+    GROUP BY t.layer, t.feature
 ) AS t ON t.layer = s.layer AND t.feature = s.feature
 ORDER BY s.layer, s.feature

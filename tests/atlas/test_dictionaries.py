@@ -17,9 +17,11 @@ import larql_duck as lq
 from larql_duck.atlas.dictionary import CONFIG, WEIGHTS, read_dictionary
 from larql_duck.atlas.dictionary_tables import excerpt
 from larql_duck.cli import app as cli
+from larql_duck.commands import dictionaries
 from larql_duck.commands.dictionaries import add_dictionary
 from larql_duck.errors import LarqlError
 from larql_duck.inference.hook_points import KINDS, HookPoint, adding, hook_point, watch_points
+from larql_duck.vindex import publish
 from larql_duck.vindex.verify import verify
 from tests.inference.conftest import Tiny
 
@@ -414,6 +416,36 @@ def test_one_is_replaced_by_its_name_and_needs_none(
         s.lql('INSERT INTO EDGES (entity, relation, target) VALUES ("Spain", "capital", "Rome")')
         with pytest.raises(LarqlError, match="COMPILE CURRENT"):
             add_dictionary(s, other, texts=texts)
+    assert verify(vindex) == []
+
+
+@pytest.mark.parametrize("stage", ["dictionary", "tokens", "storing"])
+def test_what_is_interrupted_leaves_nothing(
+    stage: str, tiny_vindex, added, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, made, texts = added
+    vindex = Path(shutil.copytree(tiny_vindex("llama"), tmp_path / "x.vindex"))
+    before = {path: path.stat().st_size for path in tmp_path.rglob("*")}
+
+    def report(at: str, done: float, total: float) -> None:
+        if at == stage:
+            raise KeyboardInterrupt
+
+    def copied(path: Path, data: Any) -> None:
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dictionaries, "report", report)
+    if stage == "storing":
+        monkeypatch.setattr(publish, "_write_or_copy", copied)
+    with lq.connect(vindex) as s:
+        with pytest.raises(KeyboardInterrupt):
+            add_dictionary(s, made["res"], texts=texts)
+        assert s.sql("FROM dictionaries").rows() == []
+    monkeypatch.undo()
+    with lq.connect(vindex) as s:
+        assert s.sql("FROM dictionaries").rows() == []
+    assert {p: p.stat().st_size for p in tmp_path.rglob("*") if p.name != ".lock"} == before
     assert verify(vindex) == []
 
 

@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import tokenizers
 from sklearn.metrics import roc_auc_score
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from larql_duck.atlas.clusters import discover_by_contexts, name_clusters, read_atlas
 from larql_duck.atlas.contexts import CHOOSE, HELD_OUT, PROPOSE, Contexts, _cut, _side, read_contexts
@@ -18,26 +21,24 @@ from larql_duck.atlas.scoring import Scorer, auroc
 from larql_duck.atlas.simulating import simulate
 from larql_duck.cli import app as cli
 from larql_duck.commands.opening import connect
+from larql_duck.models.tokenizer import Tokenizer
 from larql_duck.vindex.store import Vindex
 from larql_duck.vindex.verify import verify
 
 WORDS = [f"w{i}" for i in range(60)]
 
 
-class Spaces:
+def spaces() -> Tokenizer:
     """A tokenizer of words between blanks."""
-
-    def encode_batch(self, texts: Any, special: bool = True) -> list[list[int]]:
-        return [self.entity_ids(text) for text in texts]
-
-    def entity_ids(self, text: str) -> list[int]:
-        return [WORDS.index(word) for word in text.split()]
+    backend = tokenizers.Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, WORDS[0]))
+    backend.pre_tokenizer = WhitespaceSplit()
+    return Tokenizer(backend, {})
 
 
 @pytest.fixture
 def scorer() -> Scorer:
     rows = np.random.default_rng(0).normal(size=(len(WORDS), 64)).astype(np.float32) + 3.0
-    return Scorer(rows, Spaces())  # type: ignore[arg-type]
+    return Scorer(rows, spaces())
 
 
 def world(topics: int = 4, each: int = 60) -> tuple[Contexts, list[Group]]:
@@ -70,6 +71,22 @@ def test_contexts_that_have_nothing_in_common_get_no_name(scorer: Scorer) -> Non
     assert named.count() <= 3
 
 
+def test_names_that_fail_where_they_are_chosen_are_not_scored(scorer: Scorer) -> None:
+    contexts, groups = world()
+    # Where names are chosen groups 1 to 3 are about something else.
+    for i in np.flatnonzero(contexts.side == CHOOSE):
+        if i >= 60:
+            contexts.words[i] = tuple(WORDS[j] for j in np.random.default_rng(i).integers(10, len(WORDS), 7))
+            contexts.texts[i] = " ".join(contexts.words[i])
+    assert Namer(contexts, scorer).name(groups).count() > 1
+    assert [bool(name) for name in Namer(contexts, scorer).name(groups, promise=0.9).names] == [
+        True,
+        False,
+        False,
+        False,
+    ]
+
+
 def test_held_out_contexts_decide_no_name(scorer: Scorer) -> None:
     contexts, groups = world()
     # On the held-out side every group is about something else.
@@ -99,7 +116,7 @@ def test_the_score_is_an_auroc_of_cosines_and_sees_eight_tokens(scorer: Scorer) 
     rows = np.random.default_rng(0).normal(size=(len(WORDS), 64)).astype(np.float32) + 3.0
     rows -= rows.mean(0)
     name = rows[0] / np.linalg.norm(rows[0])
-    vectors = [rows[Spaces().entity_ids(text)].mean(0) for text in own + others]
+    vectors = [rows[spaces().entity_ids(text)].mean(0) for text in own + others]
     cosines = [float(v @ name / np.linalg.norm(v)) for v in vectors]
     expected = roc_auc_score([1] * len(own) + [0] * len(others), cosines)
     assert scorer.score("w0", own, others) == pytest.approx(expected)
@@ -117,6 +134,23 @@ def test_a_context_ends_with_its_token_and_words_are_whole() -> None:
     assert texts[1] == "The cap" and words[1] == ("the", "capital")
     assert words[4] == ("the", "capital", "of", "france") and words[5][-1] == ""
     assert texts[-1] == content and words[-1][-1] == "country"
+
+
+def test_scripts_without_blanks_have_words_of_two_letters() -> None:
+    # Katakana runs, and words with marks on their letters, are whole.
+    for content, expected in (
+        ("我在中国住", ["我在", "在中", "中国", "国住"]),
+        ("東京のコンピュータ", ["東京", "京の", "コンピュータ"]),
+        ("ที่ดี ไป", ["ที่ดี", "ไป"]),
+        ("हिन्दी भाषा", ["हिन्दी", "भाषा"]),
+        ("我 naïve", ["我", "naïve"]),
+    ):
+        texts, words = _cut(content, list(range(1, len(content) + 1)))
+        assert list(dict.fromkeys(word for own in words for word in own if word)) == expected
+        for text, own in zip(texts, words, strict=True):
+            # No word begins before its context does.
+            assert all(word[0] in text for word in own if word)
+    assert _cut("我在中国住", [1, 2, 3, 4, 5])[1][3] == ("我在", "我在", "在中", "中国")
 
 
 def test_sides_share_no_token() -> None:

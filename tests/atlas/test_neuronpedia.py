@@ -44,6 +44,9 @@ def test_files_say_what_the_tables_do(atlas: Path, tmp_path: Path) -> None:
         "features.jsonl",
     ]
     with lq.connect(atlas) as s:
+        model_parts = s.model.engine.modules
+        head = model_parts.head.weight.detach() * model_parts.final_norm.weight.detach()
+        logits = [(head - head.mean(0)) @ parts.down.weight.detach() for parts in model_parts.layers]
         stats = s.sql("FROM feature_stats ORDER BY layer, feature").dicts()
         tokens = s.sql("FROM feature_tokens ORDER BY rank").dicts()
         firings = s.sql("FROM feature_firings").dicts()
@@ -66,7 +69,9 @@ def test_files_say_what_the_tables_do(atlas: Path, tmp_path: Path) -> None:
                 if (t["layer"], t["feature"], t["side"]) == (row["layer"], row["feature"], side)
             ]
             assert record[f"{name}_str"] == [t["token"] for t in own]
-            assert record[f"{name}_values"] == pytest.approx([t["score"] for t in own])
+            assert record[f"{name}_values"] == pytest.approx(
+                [float(logits[row["layer"]][t["token_id"], row["feature"]]) for t in own], abs=1e-4
+            )
     top = [f for f in firings if f["band"] == "top" and f["rank"] <= 2]
     activations = lines(out / "activations.jsonl")
     assert len(activations) == len(top) > 100
@@ -110,12 +115,12 @@ def test_names_or_else_relation_labels_are_explanations(probed_vindex, tmp_path:
         labels = "SELECT layer, feature, relation, relation_source FROM features WHERE relation IS NOT NULL ORDER BY ALL"
         labelled = s.sql(labels).rows()
         con = s.cursor()
-        write_export(con, s.schema, tmp_path / "labels", model_id="m")
+        write_export(con, s.schema, s.vindex, tmp_path / "labels", model_id="m")
         con.execute(
             f"CREATE OR REPLACE VIEW {s.schema}.feature_names AS SELECT 1 AS layer, 5 AS feature, -1 AS sign, 'capitals' AS name,"
             " 'relation' AS source, 0.75 AS score, 20 AS n_scored"
         )
-        write_export(con, s.schema, tmp_path / "names", model_id="m")
+        write_export(con, s.schema, s.vindex, tmp_path / "names", model_id="m")
     records = lines(tmp_path / "labels" / "explanations.jsonl")
     assert labelled and labelled == [
         (int(r["layer"]), int(r["index"]), r["description"], r["typeName"]) for r in records
@@ -166,15 +171,15 @@ def test_what_cannot_be_exported_is_one_line(tiny_vindex, atlas: Path, tmp_path:
             ({"model_id": "m", "top": 0}, "top 0"),
         ):
             with pytest.raises(LarqlError, match=words):
-                write_export(s.cursor(), s.schema, out, **options)
+                write_export(s.cursor(), s.schema, s.vindex, out, **options)
         out.mkdir()
         (out / "activations.jsonl").write_text("my own notes")
         with pytest.raises(LarqlError, match=r"activations\.jsonl: holds something of another kind"):
-            write_export(s.cursor(), s.schema, out, model_id="m")
+            write_export(s.cursor(), s.schema, s.vindex, out, model_id="m")
         (out / "activations.jsonl").unlink()
         (out / "features.jsonl").mkdir()
         with pytest.raises(LarqlError, match="it is a folder"):
-            write_export(s.cursor(), s.schema, out, model_id="m")
+            write_export(s.cursor(), s.schema, s.vindex, out, model_id="m")
     assert [p.name for p in out.iterdir()] == ["features.jsonl"]
 
 
