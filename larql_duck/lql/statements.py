@@ -135,8 +135,8 @@ class Compile(Statement):
     """COMPILE source INTO MODEL|VINDEX "into" [FORMAT ...] [ON CONFLICT ...] [INTO SLOTS].
 
     source None is CURRENT (the session's overlay). target is 'model' or 'vindex'. format is None, 'safetensors' or
-    'gguf'; gguf_type None or 'F32', 'F16', 'BF16', 'Q8_0' (upper case, only with 'gguf'). conflict (vindex only)
-    is None, 'last_wins', 'highest_confidence' or 'fail'. slots (model only): replace existing features instead of
+    'gguf'; gguf_type None or 'F32', 'F16', 'BF16', 'Q8_0', 'Q4_0', 'Q4_K' (upper case, only with 'gguf'). conflict
+    (vindex only) is None, 'last_wins', 'highest_confidence' or 'fail'. slots (model only): replace existing features instead of
     appending new ones.
     """
 
