@@ -73,7 +73,9 @@ def ask_shipped(workspace: Workspace, overlay: Overlay, written: Path) -> list[S
     prompts = cache(partial(prompts_for, workspace))
     with doing("asking the edited facts again"):
         with _session_engine(workspace, overlay) as engine:
-            asked = [(f, own) for f in facts if _fits(engine, f, own := prompts(f.relation or "", f.templates))]
+            asked = [
+                (f, own) for f in facts if _fits(engine, f, own := prompts(f.relation or "", f.templates))
+            ]
             before = _answers(engine, asked)
         after = _answers(layered_engine(open_source(written), workspace.model.settings), asked)
     return [ShippedFact(f, b[0], a[0], b[1], a[1]) for (f, _), b, a in zip(asked, before, after, strict=True)]
@@ -87,7 +89,11 @@ def told(found: Sequence[ShippedFact], title: str) -> list[str]:
     notices = [f"{held} of {len(found)} edited facts hold in what was written ({title})"]
     gone = [f for f in found if not f.holds]
     for some, what, next_step in (
-        ([f for f in gone if f.held], "lost", "write a wider number type, or make them firmer first: REBALANCE FLOOR 0.6"),
+        (
+            [f for f in gone if f.held],
+            "lost",
+            "write a wider number type, or make them firmer first: REBALANCE FLOOR 0.6",
+        ),
         ([f for f in gone if not f.held], "did not hold in the session either", ""),
     ):
         if some:

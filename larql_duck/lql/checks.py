@@ -35,10 +35,22 @@ def check_probe(c: Cursor, values: Fields) -> None:
         raise _clash(c, "templates", 'TEMPLATE needs exactly one relation: write RELATIONS "name"')
 
 
+def check_trace(c: Cursor, values: Fields) -> None:
+    if values.get("other") is not None and values.get("edits"):
+        raise _clash(c, "edits", "one DIFF at a time: with another prompt, or with the session's edits")
+    compared = values.get("other") is not None or values.get("edits")
+    if values.get("top") is not None and not compared:
+        raise _clash(c, "top", 'TOP belongs to TRACE ... DIFF "prompt" or DIFF EDITS')
+    for name, words in (("decompose", "DECOMPOSE"), ("positions", "POSITIONS"), ("save", "SAVE")):
+        if compared and values.get(name):
+            raise _clash(c, name, f"{words} belongs to TRACE of one prompt, without DIFF")
+
+
 CHECKS: dict[str, ClauseCheck] = {
     "Compile": check_compile,
     "Explain": check_explain,
     "Probe": check_probe,
+    "Trace": check_trace,
 }
 """Name of a statement's class -> its check."""
 

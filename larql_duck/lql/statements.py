@@ -266,9 +266,10 @@ class ExplainSql(Statement):
 
 
 class Trace(Statement):
-    """TRACE "prompt" [FOR "t"] [DECOMPOSE] [LAYERS ...] [POSITIONS LAST | ALL] [SAVE "f"].
+    """TRACE "prompt" [FOR "t"] [DECOMPOSE] [LAYERS ...] [POSITIONS LAST | ALL] [SAVE "f"] [DIFF "other" | DIFF EDITS] [TOP n].
 
-    target is FOR's token. positions is None (last; also POSITIONS alone), 'last' or 'all'.
+    target is FOR's token. positions is None (last; also POSITIONS alone), 'last' or 'all'. other is DIFF's prompt,
+    edits DIFF EDITS; top (only with one of them, None is 0) features that differ most, a layer.
     """
 
     prompt: str
@@ -277,6 +278,9 @@ class Trace(Statement):
     layers: Layers | None = None
     positions: str | None = None
     save: str | None = None
+    other: str | None = None
+    edits: bool = False
+    top: int | None = None
 
 
 class Probe(Statement):

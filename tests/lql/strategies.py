@@ -177,7 +177,7 @@ STATEMENTS: dict[type[Statement], st.SearchStrategy[Statement]] = {
         st.just("model"),
         texts,
         st.just("gguf"),
-        st.sampled_from([None, "F32", "F16", "BF16", "Q8_0"]),
+        st.sampled_from([None, "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K"]),
         slots=st.booleans(),
     ),
     s.Diff: st.builds(
@@ -243,7 +243,9 @@ STATEMENTS: dict[type[Statement], st.SearchStrategy[Statement]] = {
         maybe(layers),
         st.sampled_from([None, "last", "all"]),
         maybe(texts),
-    ),
+    )
+    | st.builds(s.Trace, texts, maybe(texts), layers=maybe(layers), other=texts, top=maybe(integers))
+    | st.builds(s.Trace, texts, maybe(texts), layers=maybe(layers), edits=st.just(True), top=maybe(integers)),
     s.Probe: st.builds(
         s.Probe,
         some(texts),
