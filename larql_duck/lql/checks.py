@@ -11,6 +11,13 @@ from larql_duck.lql.literals import Sql
 from larql_duck.lql.values import Cursor
 
 
+def check_apply(c: Cursor, values: Fields) -> None:
+    if values.get("force") and values.get("resolve"):
+        raise _clash(
+            c, "force", "FORCE takes the patch as it is and RESOLVE solves it again: write one of them"
+        )
+
+
 def check_compile(c: Cursor, values: Fields) -> None:
     if values["target"] == "model" and values.get("conflict"):
         raise _clash(c, "conflict", "ON CONFLICT belongs to COMPILE ... INTO VINDEX")
@@ -47,6 +54,7 @@ def check_trace(c: Cursor, values: Fields) -> None:
 
 
 CHECKS: dict[str, ClauseCheck] = {
+    "ApplyPatch": check_apply,
     "Compile": check_compile,
     "Explain": check_explain,
     "Probe": check_probe,

@@ -463,7 +463,7 @@ class BeginPatch(Statement):
 
 
 class SavePatch(Statement):
-    """SAVE PATCH ["path"] [OVERWRITE]; path None is the one that BEGIN PATCH named. overwrite: also what is no patch."""
+    """SAVE PATCH ["path"] [OVERWRITE]; path None is the one that BEGIN PATCH named. overwrite: whatever stands there."""
 
     path: str | None = None
     overwrite: bool = False
@@ -474,10 +474,13 @@ class RollbackPatch(Statement):
 
 
 class ApplyPatch(Statement):
-    """APPLY PATCH "path" [FORCE]; force: also on another base than the patch was made for."""
+    """APPLY PATCH "path" [FORCE] [RESOLVE]; force: also on another base than the patch was made for; resolve (without
+    force): its facts are solved again.
+    """
 
     path: str
     force: bool = False
+    resolve: bool = False
 
 
 class RemovePatch(Statement):

@@ -312,7 +312,8 @@ STATEMENTS: dict[type[Statement], st.SearchStrategy[Statement]] = {
     s.BeginPatch: st.builds(s.BeginPatch, texts),
     s.SavePatch: st.builds(s.SavePatch, maybe(texts)),
     s.RollbackPatch: st.builds(s.RollbackPatch),
-    s.ApplyPatch: st.builds(s.ApplyPatch, texts, st.booleans()),
+    s.ApplyPatch: st.builds(s.ApplyPatch, texts, st.booleans())
+    | st.builds(s.ApplyPatch, texts, resolve=st.booleans()),
     s.RemovePatch: st.builds(s.RemovePatch, texts),
 }
 single = st.one_of(*STATEMENTS.values())
