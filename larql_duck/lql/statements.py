@@ -384,11 +384,12 @@ class Stats(Statement):
 
 
 class Insert(Statement):
-    """INSERT INTO EDGES (columns) VALUES (...), ... | select [AT LAYER n] [CONFIDENCE x] [ALPHA x] [MODE ...] [TEMPLATE "t"].
+    """INSERT INTO EDGES (columns) VALUES (...), ... | select [AT LAYER n] [CONFIDENCE x] [ALPHA x] [MODE ...] [TEMPLATE "t"] [WITH REVERSE].
 
     rows are already in the order entity, relation, target. With a query instead, columns says what its columns mean
     (a permutation of 'entity', 'relation', 'target'); with rows it is always in that order. mode is None (compose
-    where weights are there, else knn), 'knn' or 'compose'. template is a prompt with `{}` for the entity.
+    where weights are there, else knn), 'knn' or 'compose'. template is a prompt with `{}` for the entity. reverse: the
+    inverse facts as well.
     """
 
     rows: tuple[InsertRow, ...] = ()
@@ -399,6 +400,7 @@ class Insert(Statement):
     alpha: float | None = None
     mode: str | None = None
     template: str | None = None
+    reverse: bool = False
 
 
 class Delete(Statement):

@@ -282,6 +282,7 @@ STATEMENTS: dict[type[Statement], st.SearchStrategy[Statement]] = {
         alpha=maybe(floats),
         mode=st.sampled_from([None, "knn", "compose"]),
         template=maybe(texts),
+        reverse=st.booleans(),
     )
     | st.builds(
         s.Insert,
@@ -290,6 +291,7 @@ STATEMENTS: dict[type[Statement], st.SearchStrategy[Statement]] = {
         layer=maybe(integers),
         confidence=maybe(floats),
         mode=st.sampled_from([None, "knn", "compose"]),
+        reverse=st.booleans(),
     ),
     s.Delete: st.builds(s.Delete, where_parts, maybe(integers), st.booleans()),
     s.Update: st.builds(
