@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -343,8 +344,14 @@ def test_a_file_that_was_read_may_be_replaced_unless_it_changed(tmp_path: Path) 
         s.lql(f'SAVE PATCH "{path}"')
 
 
-def test_of_sessions_that_save_at_once_one_writes(tmp_path: Path) -> None:
+def test_of_sessions_that_save_at_once_one_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, n = tmp_path / "p.vlp", 4
+
+    def slowly(*args: object, **options: object) -> PatchFile:
+        time.sleep(0.1)
+        return write_patch(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("larql_duck.patches.edit_log.write_patch", slowly)
     sessions = [connect(BASE) for _ in range(n)]
     for i, s in enumerate(sessions):
         s.patches.append([DeleteOp(1, i)])
