@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import duckdb
 import numpy as np
@@ -18,8 +19,9 @@ from larql_duck.inference.gate_search import ORDERS
 from larql_duck.patches.operations import DeleteKnnOp, DeleteOp, InsertKnnOp, Operation, UpdateOp
 from larql_duck.patches.overlay import Overlay
 from larql_duck.patches.patch_file import PatchFile
-from larql_duck.patches.vlp import write_patch
+from larql_duck.patches.vlp import read_patch, write_patch
 from larql_duck.session import Session
+from larql_duck.session.unsaved_edits import told_of_unsaved
 from larql_duck.vindex.store import Vindex
 from tests.conftest import UPSTREAM
 from tests.editing.tables import contents
@@ -373,3 +375,18 @@ def test_of_sessions_that_save_at_once_one_writes(tmp_path: Path, monkeypatch: p
     for s in sessions:
         s.patches.rollback()
         s.close()
+
+
+def test_sessions_that_end_in_one_second_leave_a_copy_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("larql_duck.session.unsaved_edits.user_state_path", lambda _: tmp_path)
+    stopped = SimpleNamespace(strftime=lambda _: "20260101-000000")
+    monkeypatch.setattr("larql_duck.session.unsaved_edits.time", stopped)
+    for feature in (3, 4):
+        with connect(BASE) as s:
+            s.patches.append([DeleteOp(1, feature)])
+            assert "a copy lies in" in told_of_unsaved(s.patches, BASE, keep=True)
+    left = sorted((tmp_path / "unsaved").glob("*.vlp"))
+    slots = {read_patch(path, Vindex.open(BASE)).operations[0].feature for path in left}
+    assert slots == {3, 4}
