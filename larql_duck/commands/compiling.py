@@ -32,6 +32,8 @@ COLUMNS = {
 """What COMPILE says: kind is output, file, slot, conflict, moved, cost or fact; a fact has its probability in the session
 and in what was written."""
 
+# What to do about a fact that what was written lost.
+_AGAIN = "INSERT it again at another layer"
 ReportRow = tuple[Any, ...]
 """The first values of a row; those that are left out are NULL."""
 
@@ -69,7 +71,12 @@ def _into_model(session: Session, origin: Session, s: st.Compile) -> Result:
     made = compile_model(vindex, overlay, out, format=format_, gguf_type=s.gguf_type)
     title = f"{made.format}, {made.features} features a layer"
     weights = made.path / GGUF_FILE if format_ == "gguf" and made.path.is_dir() else made.path
-    facts, said = _asked_again(workspace, workspace.overlay, weights, made.format)
+    next_step = _AGAIN
+    if made.format.startswith("Q"):
+        next_step = "write a wider number type, such as F16"
+    elif s.slots:
+        next_step = "compile without INTO SLOTS"
+    facts, said = _asked_again(workspace, workspace.overlay, weights, made.format, next_step)
     return _result(
         made.path, title, made.files, [*_slots(overlay), *rows, *facts], [*notices, *made.notices, *said]
     )
@@ -93,7 +100,11 @@ def _into_vindex(session: Session, origin: Session, s: st.Compile) -> Result:
 
 
 def _asked_again(
-    workspace: Workspace, overlay: Overlay, written: Path, title: str
+    workspace: Workspace,
+    overlay: Overlay,
+    written: Path,
+    title: str,
+    next_step: str = _AGAIN,
 ) -> tuple[list[ReportRow], list[str]]:
     """A row for each edited fact, asked in what was written, and what is to be said of them."""
     try:
@@ -103,7 +114,7 @@ def _asked_again(
     rows: list[ReportRow] = [
         ("fact", f.name, f.fact.layer, f.fact.feature, None, f.outcome, f.p_before, f.p_after) for f in found
     ]
-    return rows, told(found, title)
+    return rows, told(found, title, next_step)
 
 
 @contextmanager

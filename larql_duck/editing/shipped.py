@@ -81,26 +81,23 @@ def ask_shipped(workspace: Workspace, overlay: Overlay, written: Path) -> list[S
     return [ShippedFact(f, b[0], a[0], b[1], a[1]) for (f, _), b, a in zip(asked, before, after, strict=True)]
 
 
-def told(found: Sequence[ShippedFact], title: str) -> list[str]:
-    """What there is to say of the facts in what was written: how many hold, and which do not."""
+def told(found: Sequence[ShippedFact], title: str, next_step: str) -> list[str]:
+    """What there is to say of the facts in what was written: how many hold, and which do not; next_step for those lost."""
     if not found:
         return []
     held = sum(f.holds for f in found)
     notices = [f"{held} of {len(found)} edited facts hold in what was written ({title})"]
     gone = [f for f in found if not f.holds]
-    for some, what, next_step in (
-        (
-            [f for f in gone if f.held],
-            "lost",
-            "write a wider number type, or make them firmer first: REBALANCE FLOOR 0.6",
-        ),
-        ([f for f in gone if not f.held], "did not hold in the session either", ""),
-    ):
-        if some:
-            named = ", ".join(f"{f.name} (p {f.p_before:.2g} -> {f.p_after:.2g})" for f in some[:_NAMED])
-            more = f" and {len(some) - _NAMED} more" if len(some) > _NAMED else ""
-            notices.append(f"{what}: {named}{more}{'; ' * bool(next_step)}{next_step}")
+    if lost := [f for f in gone if f.held]:
+        notices.append(f"lost: {_named(lost)}; {next_step}")
+    if never := [f for f in gone if not f.held]:
+        notices.append(f"did not hold in the session either: {_named(never)}")
     return notices
+
+
+def _named(facts: Sequence[ShippedFact]) -> str:
+    named = ", ".join(f"{f.name} (p {f.p_before:.2g} -> {f.p_after:.2g})" for f in facts[:_NAMED])
+    return named + (f" and {len(facts) - _NAMED} more" if len(facts) > _NAMED else "")
 
 
 def _facts(workspace: Workspace, overlay: Overlay) -> list[EditedFact]:
