@@ -270,6 +270,26 @@ def locked(path: Path, busy: str) -> Iterator[None]:
 
 
 @contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """The folder for the block, held against every other block of this kind, which waits; nothing is written there.
+
+    Where the system has no such lock, the block runs all the same.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
 def own_folder(folder: Path, busy: str) -> Iterator[None]:
     """The folder of this name for unfinished work, held alone for the block; it goes at the end where nothing is left in it.
 

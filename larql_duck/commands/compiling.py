@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from larql_duck.commands.opening import connect
-from larql_duck.commands.rows import BIG, INT, TEXT, result_of
+from larql_duck.commands.rows import BIG, FLOAT, INT, TEXT, result_of
 from larql_duck.compilation.conflicts import Conflict, resolve
-from larql_duck.compilation.model import compile_model
+from larql_duck.compilation.model import GGUF_FILE, compile_model
 from larql_duck.compilation.slot_replacement import place
 from larql_duck.compilation.staging import check_free
 from larql_duck.compilation.vindex import compile_vindex
 from larql_duck.editing.background_corpus import background_of
+from larql_duck.editing.shipped import ask_shipped, told
+from larql_duck.errors import LarqlError
 from larql_duck.files import real_place
 from larql_duck.lowering.types import Request
 from larql_duck.lql import statements as st
@@ -22,11 +24,18 @@ from larql_duck.patches.operations import Operation
 from larql_duck.patches.overlay import Overlay
 from larql_duck.result import Result
 from larql_duck.session import Session
+from larql_duck.workspace import Workspace
 
-COLUMNS = {"kind": TEXT, "name": TEXT, "layer": INT, "feature": INT, "bytes": BIG, "detail": TEXT}
-"""What COMPILE says: kind is output, file, slot, conflict, moved or cost."""
+COLUMNS = {
+    "kind": TEXT, "name": TEXT, "layer": INT, "feature": INT, "bytes": BIG, "detail": TEXT, "p_before": FLOAT, "p_after": FLOAT,
+}  # fmt: skip
+"""What COMPILE says: kind is output, file, slot, conflict, moved, cost or fact; a fact has its probability in the session
+and in what was written."""
 
+# What to do about a fact that what was written lost.
+_AGAIN = "INSERT it again at another layer"
 ReportRow = tuple[Any, ...]
+"""The first values of a row; those that are left out are NULL."""
 
 
 def compile(session: Session, request: Request) -> Result:
@@ -58,15 +67,19 @@ def _into_model(session: Session, origin: Session, s: st.Compile) -> Result:
             f"{len(placed.moved)} least used features were overwritten: perplexity {placed.before:.4g} before, "
             f"{placed.after:.4g} after, on {placed.positions} tokens ({text.origin})"
         )
-    made = compile_model(
-        vindex,
-        overlay,
-        out,
-        format=s.format or "safetensors",
-        gguf_type=s.gguf_type,
-    )
+    format_ = s.format or "safetensors"
+    made = compile_model(vindex, overlay, out, format=format_, gguf_type=s.gguf_type)
     title = f"{made.format}, {made.features} features a layer"
-    return _result(made.path, title, made.files, [*_slots(overlay), *rows], [*notices, *made.notices])
+    weights = made.path / GGUF_FILE if format_ == "gguf" and made.path.is_dir() else made.path
+    next_step = _AGAIN
+    if made.format.startswith("Q"):
+        next_step = "write a wider number type, such as F16"
+    elif s.slots:
+        next_step = "compile without INTO SLOTS"
+    facts, said = _asked_again(workspace, workspace.overlay, weights, made.format, next_step)
+    return _result(
+        made.path, title, made.files, [*_slots(overlay), *rows, *facts], [*notices, *made.notices, *said]
+    )
 
 
 def _into_vindex(session: Session, origin: Session, s: st.Compile) -> Result:
@@ -77,9 +90,31 @@ def _into_vindex(session: Session, origin: Session, s: st.Compile) -> Result:
     with _under(origin, chosen if changed else None) as source:
         overlay = source.patches.overlay
         made = compile_vindex(source.workspace, overlay, real_place(s.into))
-        rows = [*_slots(overlay), *(_conflict_row(c, names, rule) for c in conflicts)]
-        title = f"vindex, {made.appended} slots appended, {made.changed} changed, {made.knn} database facts"
-        return _result(made.path, title, made.files, rows, [])
+    rows = [*_slots(overlay), *(_conflict_row(c, names, rule) for c in conflicts)]
+    title = f"vindex, {made.appended} slots appended, {made.changed} changed, {made.knn} database facts"
+    facts: list[ReportRow] = []
+    said: list[str] = []
+    if origin.workspace.vindex.has_weights:
+        facts, said = _asked_again(origin.workspace, overlay, made.path, origin.workspace.vindex.dtype)
+    return _result(made.path, title, made.files, [*rows, *facts], said)
+
+
+def _asked_again(
+    workspace: Workspace,
+    overlay: Overlay,
+    written: Path,
+    title: str,
+    next_step: str = _AGAIN,
+) -> tuple[list[ReportRow], list[str]]:
+    """A row for each edited fact, asked in what was written, and what is to be said of them."""
+    try:
+        found = ask_shipped(workspace, overlay, written)
+    except LarqlError as error:
+        return [], [f"{written} is written, but its edited facts could not be asked: {error}"]
+    rows: list[ReportRow] = [
+        ("fact", f.name, f.fact.layer, f.fact.feature, None, f.outcome, f.p_before, f.p_after) for f in found
+    ]
+    return rows, told(found, title, next_step)
 
 
 @contextmanager
@@ -114,4 +149,5 @@ def _result(
 ) -> Result:
     output: ReportRow = ("output", str(path), None, None, sum(files.values()), title)
     written: list[ReportRow] = [("file", name, None, None, size, None) for name, size in files.items()]
-    return result_of(COLUMNS, [output, *written, *rows], notices)
+    whole = [(*row, *[None] * (len(COLUMNS) - len(row))) for row in (output, *written, *rows)]
+    return result_of(COLUMNS, whole, notices)

@@ -60,8 +60,13 @@ def explain(session: Session, request: Request) -> Result:
 
 
 def trace(session: Session, request: Request) -> Result:
-    """TRACE: the residual, layer by layer; SAVE writes it to a file."""
+    """TRACE: the residual, layer by layer; SAVE writes it to a file, DIFF shows another pass beside it."""
     s: st.Trace = request.statement
+    if s.edits or s.other is not None:
+        compared = session.model.trace_diff(
+            s.prompt, s.other, target=s.target, layers=request.arguments["layers"], top=s.top or 0
+        )
+        return Result(compared.table, notices=list(compared.notices))
     traced = session.model.trace(
         s.prompt,
         target=s.target,

@@ -13,16 +13,21 @@ from larql_duck.editing.rebalance import rebalance as rebalance_facts
 from larql_duck.editing.relation_prompts import remarks_on_new
 from larql_duck.errors import SemanticError
 from larql_duck.knowledge.frames import FrameColumn, column_named, columns_of, is_missing
+from larql_duck.knowledge.relations import relation_key
 from larql_duck.lowering import plan
 from larql_duck.lowering.types import Request, fail
 from larql_duck.lql import statements as st
 from larql_duck.lql.statements import InsertRow
+from larql_duck.patches.operations import fact_key
+from larql_duck.probing.packs import inverse_of, known_relations, stated_relations
 from larql_duck.result import Result
 from larql_duck.session import Session
 
 _Row = tuple[Any, Any, Any]
 # Rows of one statement at most: a mistaken query is not to run for days.
 MOST = 10_000
+# Relations and facts that a message names.
+_NAMED = 5
 
 _REBALANCED = {
     "entity": TEXT, "relation": TEXT, "target": TEXT, "layer": INT, "feature": BIG, "template_p_before": FLOAT, "template_p": FLOAT,
@@ -53,18 +58,58 @@ def insert(session: Session, request: Request) -> Result:
         rows, notices = _complete(_triples(columns_of(table.rename_columns(list(s.columns)))))
     if len(rows) > MOST:
         raise fail(s, f"{len(rows)} facts are too many for one statement; insert at most {MOST} at a time")
-    edits = insert_facts(
-        workspace,
-        rows,
-        layer=s.layer,
-        confidence=s.confidence,
-        alpha=s.alpha,
-        mode=s.mode,
-        template=s.template,
-    )
+    inverse, said = _inverse_facts(s, rows) if s.reverse else ([], [])
+    how: dict[str, Any] = {"layer": s.layer, "confidence": s.confidence, "alpha": s.alpha, "mode": s.mode}
+    edits = insert_facts(workspace, rows, template=s.template, **how)
     # Before they are relations of the vindex.
     remarks = remarks_on_new(workspace, (str(relation).strip() for _, relation, _ in rows), s.template)
-    return appended(workspace.edits, replace(edits, notices=[*notices, *edits.notices, *remarks]))
+    edits = replace(edits, notices=[*notices, *edits.notices, *remarks, *said])
+    if not inverse:
+        return appended(workspace.edits, edits)
+    # The template states the relation, not its inverse.
+    with workspace.edits.transaction():
+        workspace.edits.append(edits.operations)
+        back = insert_facts(workspace, inverse, **how)
+        return appended(workspace.edits, replace(edits.and_also(back), operations=back.operations))
+
+
+def _inverse_facts(s: st.Insert, rows: Sequence[_Row]) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """The facts (entity, relation, target) the other way round, and what there is to say of those left out.
+
+    SemanticError that names the relations of which no pack declares an inverse.
+    """
+    facts = [
+        (str(entity).strip(), str(relation).strip(), str(target).strip()) for entity, relation, target in rows
+    ]
+    inverses = {relation: inverse_of(relation) for _, relation, _ in facts}
+    if without := [relation for relation, inverse in inverses.items() if inverse is None]:
+        with_one = [r.name for r in known_relations().values() if r.inverse]
+        known = ", ".join(with_one[:_NAMED])
+        raise fail(
+            s,
+            f"WITH REVERSE: no pack declares an inverse of {', '.join(map(repr, without))} (it is known of {known} and "
+            f"{len(with_one) - _NAMED} more); insert the other direction as facts of its own",
+            "reverse",
+        )
+    given = {fact_key(entity, relation) for entity, relation, _ in facts}
+    found: dict[tuple[str, str], tuple[str, str, str]] = {}
+    several: list[str] = []
+    for entity, relation, target in facts:
+        inverse, own = inverses[relation], stated_relations()[relation_key(relation)]
+        assert inverse is not None
+        fact = (target, inverse.name, own.text(entity))
+        key = fact_key(target, inverse.name)
+        if key in found and found[key] != fact:
+            several.append(f"{target} {inverse.name} {fact[2]}")
+        elif key not in given:
+            found[key] = fact
+    notices = []
+    if several:
+        more = " ..." * (len(several) > _NAMED)
+        notices.append(
+            f"one object a subject and relation: the inverse facts {', '.join(several[:_NAMED])}{more} were left out"
+        )
+    return list(found.values()), notices
 
 
 def _statement(rows: object, relation: str | None = None, **options: Any) -> tuple[st.Insert, list[str]]:

@@ -11,12 +11,13 @@ import pyarrow as pa
 
 from larql_duck.catalog import VIEWS, arrow_schema
 from larql_duck.commands.opening import opened
-from larql_duck.commands.rows import BIG, FLOAT, INT, TEXT, appended
+from larql_duck.commands.rows import BIG, FACTS, FLOAT, INT, TEXT, appended
 from larql_duck.editing.merge import merge as merge_vindex
+from larql_duck.editing.resolve import resolve
 from larql_duck.lowering.types import Request, fail
-from larql_duck.patches.operations import UpdateOp
+from larql_duck.patches.operations import FactEdits, UpdateOp
 from larql_duck.patches.patch_file import PatchFile
-from larql_duck.patches.vlp import excerpt
+from larql_duck.patches.vlp import excerpt, read_facts
 from larql_duck.result import Result
 from larql_duck.session import Session
 from larql_duck.vindex.store import Vindex, base_checksum
@@ -34,7 +35,13 @@ def begin(session: Session, request: Request) -> Result:
     edits = session.patches
     edits.begin(request.statement.path)
     n = len(edits.live)
-    return _result(edits.patch_rows()[-1:], [f"{n} edits made before belong to it"] if n else [])
+    notices = [f"{n} edits made before belong to it"] if n else []
+    if edits.recording is not None and (found := edits.unseen(edits.recording)):
+        notices.append(
+            f"{edits.recording} {found}: SAVE PATCH will not replace it; "
+            'write SAVE PATCH "another file", or SAVE PATCH OVERWRITE'
+        )
+    return _result(edits.patch_rows()[-1:], notices)
 
 
 def save(session: Session, request: Request) -> Result:
@@ -55,11 +62,32 @@ def rollback(session: Session, request: Request) -> Result:
 
 
 def apply(session: Session, request: Request) -> Result:
-    """APPLY PATCH "f" [FORCE]: a file's edits hold from now on."""
+    """APPLY PATCH "f" [FORCE | RESOLVE]: a file's edits hold from now on; with RESOLVE its facts, solved again here."""
     edits = session.patches
+    if request.statement.resolve:
+        return _resolved(session, Path(request.statement.path).expanduser())
     patch = edits.apply(request.statement.path, request.statement.force)
     at = next(i for i, p in enumerate(edits.applied) if p is patch)
     return _result(edits.patch_rows()[at : at + 1], remarks(patch, session.workspace.vindex))
+
+
+def _resolved(session: Session, path: Path) -> Result:
+    """The patch's facts as edits of this session, a row each with what was measured; none of them after an error."""
+    log, patch = session.patches, read_facts(path)
+    solved = FactEdits()
+    with log.transaction():
+        for part in resolve(session.workspace, patch):
+            if part.operations:
+                log.append(part.operations)
+            solved = solved.and_also(part)
+    n = len(patch.facts)
+    said = (
+        f"{n} fact{'s' * (n != 1)} of {path} (made for {patch.base_model or 'an unnamed model'}) solved again here; they are "
+        'edits that are not saved yet: SAVE PATCH "another file" keeps them for this model'
+    )
+    return Result(
+        pa.Table.from_pylist(list(solved.rows), schema=pa.schema(FACTS)), notices=[said, *solved.notices]
+    )
 
 
 def remarks(patch: PatchFile, vindex: Vindex) -> list[str]:

@@ -14,21 +14,24 @@ import torch
 from larql_duck.compilation.gguf_metadata import ELSE, check_architecture, express
 from larql_duck.compilation.gguf_vocab import vocabulary
 from larql_duck.compilation.huggingface import shapes_of
+from larql_duck.compilation.model_card import edited_facts
 from larql_duck.compilation.source import EditedWeights
 from larql_duck.errors import ModelError
 from larql_duck.models.gguf_layout import POSITIONS, GgufLayout, interleaved
 from larql_duck.progress import report
 
-# llama.cpp's numbers for what most of a file's tensors are.
-_FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}
+# llama.cpp's numbers (llama_ftype) for what most of a file's tensors are.
+_FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "Q4_K": 14, "BF16": 32}
+_QUANTISED = ("Q8_0", "Q4_0", "Q4_K")
 _VALUE_TYPES = {
     bool: gguf.GGUFValueType.BOOL,
     int: gguf.GGUFValueType.UINT32,
     float: gguf.GGUFValueType.FLOAT32,
     str: gguf.GGUFValueType.STRING,
 }
-_BLOCK = 32
 _ROWS = 4096
+# The output head, which decides between tokens that are close.
+_HEAD, _EMBEDDING = "output.weight", "token_embd.weight"
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,15 @@ class _Place:
 def write_gguf(
     source: EditedWeights, path: Path, kind: str | None = None, title: str | None = None
 ) -> list[str]:
-    """Notices for the user after the model was written to `path`; kind is F32, F16, BF16 or Q8_0 (None: as the vindex stores it).
+    """Notices for the user after the model was written to `path`; kind is F32, F16, BF16, Q8_0, Q4_0 or Q4_K (None: as
+    the vindex stores it).
 
-    Vectors, and matrices whose rows are no multiple of 32 long under Q8_0, are F32 (F16). ModelError that names
-    SAFETENSORS for what GGUF cannot express.
+    Vectors are F32. Under Q4_0 and Q4_K the output head (the embedding, where the two are one) and the FFN of layers that
+    carry edits are Q8_0; a matrix whose rows do not fill a type's blocks (Q8_0 and Q4_0: 32, Q4_K: 256) takes the next wider type, at last F16. ModelError
+    that names SAFETENSORS for what GGUF cannot express, and for a kind that `check_kind` refuses.
     """
     kind = kind or source.vindex.dtype.upper()
+    check_kind(kind)
     family, config = source.family, source.config
     check_architecture(family, source.path)
     layout = GgufLayout(family, config)
@@ -82,6 +88,28 @@ def write_gguf(
     return expressed.notices
 
 
+def check_kind(kind: str) -> None:
+    """Raise ModelError for a number type to which the installed gguf package cannot quantise; it names those that it can."""
+    if _offered(kind):
+        return
+    others = ", ".join(known for known in _FILE_TYPES if known != kind and _offered(known))
+    raise ModelError(
+        f"{kind}: the installed package gguf reads this number type and cannot quantise to it; write GGUF with one of "
+        f"{others} (llama.cpp's own llama-quantize makes {kind} of an F16 file)"
+    )
+
+
+def _offered(kind: str) -> bool:
+    if kind not in _QUANTISED:
+        return True
+    raw_dtype = gguf.GGMLQuantizationType[kind]
+    try:
+        gguf.quants.quantize(np.zeros((1, gguf.GGML_QUANT_SIZES[raw_dtype][0]), np.float32), raw_dtype)
+    except NotImplementedError:
+        return False
+    return True
+
+
 # -- metadata ------------------------------------------------------------------------------------------------
 
 
@@ -89,7 +117,7 @@ def _add_metadata(writer: Any, metadata: dict[str, Any], kind: str, title: str |
     if title:
         writer.add_name(title)
     writer.add_file_type(_FILE_TYPES[kind])
-    if kind == "Q8_0":
+    if kind in _QUANTISED:
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     for key, value in metadata.items():
         if key != "general.architecture" and value != []:
@@ -102,7 +130,9 @@ def _add_metadata(writer: Any, metadata: dict[str, Any], kind: str, title: str |
 def _places(source: EditedWeights, layout: GgufLayout, kind: str) -> list[_Place]:
     """Every stored tensor's place; ModelError for one that llama.cpp has no name for."""
     out = []
-    for name, shape in shapes_of(source).items():
+    shapes, edited = shapes_of(source), _edited(source)
+    head = _HEAD if _HEAD in map(layout.stored_name, shapes) else _EMBEDDING
+    for name, shape in shapes.items():
         stored = layout.stored_name(name)
         if stored is None:
             raise ModelError.at(
@@ -110,14 +140,24 @@ def _places(source: EditedWeights, layout: GgufLayout, kind: str) -> list[_Place
             )
         if len(shape) == 2 and layout.is_turned(name):
             shape = (shape[1], shape[0])
-        out.append(_Place(stored, name, shape, _kind(stored, shape, kind)))
+        own = "Q8_0" if kind in _QUANTISED and (stored == head or name in edited) else kind
+        out.append(_Place(stored, name, shape, _kind(stored, shape, own)))
     return out
+
+
+def _edited(source: EditedWeights) -> set[str]:
+    """The FFN matrices of layers that carry edits, those of earlier compilations too: four bits would blur the detectors."""
+    facts = edited_facts(source.vindex, source.overlay)
+    layers = {*source.overlay.layers(), *(fact.get("layer") for fact in facts)}
+    return {name for name, (layer, _) in source.ffn.items() if layer in layers}
 
 
 def _kind(stored: str, shape: tuple[int, ...], kind: str) -> str:
     if len(shape) < 2 or stored == POSITIONS:
         return "F32"
-    return "F16" if kind == "Q8_0" and shape[-1] % _BLOCK else kind
+    if kind in _QUANTISED and shape[-1] % gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]][0]:
+        return "F16" if kind in ("Q8_0", "Q4_0") else _kind(stored, shape, "Q8_0")
+    return kind
 
 
 def _as_stored(tensor: torch.Tensor, name: str, layout: GgufLayout) -> torch.Tensor:

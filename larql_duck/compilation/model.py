@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from larql_duck.compilation.array_files import check_source
-from larql_duck.compilation.gguf import write_gguf
+from larql_duck.compilation.gguf import check_kind, write_gguf
 from larql_duck.compilation.huggingface import write_directory
 from larql_duck.compilation.model_card import CARD, model_card
 from larql_duck.compilation.safetensors import SHARD_BYTES
@@ -17,6 +17,9 @@ from larql_duck.files import replacing, write_whole
 from larql_duck.models.opening import open_model
 from larql_duck.patches.overlay import Overlay
 from larql_duck.vindex.store import Vindex
+
+GGUF_FILE = "model.gguf"
+"""The name of the GGUF file in a directory."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,8 @@ def compile_model(
     """The model at `out` after it was written and opened once: the vindex's weights with `overlay`.
 
     format is 'safetensors' (a directory for transformers) or 'gguf' (a file where `out` ends in .gguf, else the file
-    model.gguf in the directory `out`), gguf_type None (as the vindex stores it), 'F32', 'F16', 'BF16' or 'Q8_0'.
-    Every layer gets the same number of features, rounded up to a multiple of 32 where one grew. Nothing is left
+    model.gguf in the directory `out`), gguf_type None (as the vindex stores it), 'F32', 'F16', 'BF16', 'Q8_0',
+    'Q4_0' or 'Q4_K'. Every layer gets the same number of features, rounded up to a multiple of 32 where one grew. Nothing is left
     after an error. VindexError for a directory of LARQL's, which keeps no config, and for an `out` that is not free;
     ModelError for what GGUF cannot express.
     """
@@ -57,19 +60,21 @@ def compile_model(
             "itself: larql-duck extract MODEL -o OUT.vindex, then apply the patch there and compile",
         )
     vindex.require("inference", "COMPILE INTO MODEL")
+    if gguf_type is not None:
+        check_kind(gguf_type)
     source = EditedWeights(vindex, overlay, padded=True)
     kind = format if format == "safetensors" else gguf_type or vindex.dtype.upper()
     notices: list[str] = []
     single = format == "gguf" and out.suffix == ".gguf"
-    with staged(out, vindex.path, "model.gguf" if single else None) as staging:
+    with staged(out, vindex.path, GGUF_FILE if single else None) as staging:
         check_source(source, vindex.manifest.tables)
         if format == "safetensors":
             write_directory(source, staging, limit)
             open_model(staging).validate()
         else:
-            with replacing(staging / "model.gguf", error=None) as temporary:
+            with replacing(staging / GGUF_FILE, error=None) as temporary:
                 notices = write_gguf(source, temporary, gguf_type, vindex.manifest.model)
-            open_model(staging / "model.gguf").validate()
+            open_model(staging / GGUF_FILE).validate()
         if not single:
             library = "transformers" if format == "safetensors" else "gguf"
             write_whole(staging / CARD, model_card(vindex, overlay, library), error=None)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from larql_duck.knowledge.relations import SLOT, Relation, relation_key
-from larql_duck.probing.packs import known_relations
+from larql_duck.probing.packs import known_relations, stated_relations
 from larql_duck.spelling import closest
 from larql_duck.workspace import Workspace
 
@@ -53,6 +53,9 @@ def prompts_for(workspace: Workspace | None, relation: str, templates: Sequence[
     shipped = {relation_key(name): r for name, r in known_relations().items()}
     known = shipped.get(relation_key(relation))
     stored = () if workspace is None or known is not None else stored_templates(workspace, relation)
+    if known is None and not stored:
+        # The inverse of one that a pack asks about.
+        known = stated_relations().get(relation_key(relation))
     chosen = tuple(templates) or (known.templates if known is not None else stored)
     if not chosen:
         chosen = (plain_template(relation),)
@@ -98,7 +101,7 @@ def remarks_on_new(workspace: Workspace, relations: Iterable[str], template: str
     known = shipped | {relation_key(str(name)): str(name) for (name,) in stored}
     remarks = []
     for relation in dict.fromkeys(relations):
-        if relation_key(relation) in shipped:
+        if relation_key(relation) in stated_relations():
             continue
         near = None if relation_key(relation) in known else closest(relation_key(relation), known)
         meant = f"; did you mean {known[near]}?" if near else ""

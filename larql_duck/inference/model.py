@@ -25,6 +25,7 @@ from larql_duck.inference.predict import infer_table
 from larql_duck.inference.reference import Reference
 from larql_duck.inference.settings import Settings
 from larql_duck.inference.trace import TraceResult, trace
+from larql_duck.inference.trace_diff import TraceDiff, trace_diff
 from larql_duck.models.opening import open_model
 from larql_duck.models.source import WeightSource
 from larql_duck.models.tokenizer import load_tokenizer
@@ -175,6 +176,12 @@ class Model:
         """How the residual becomes the prediction; options as of trace.trace."""
         self.check_prompt(prompt)
         return trace(self.engine, prompt, edits=self._interventions(prompt, interventions), **options)
+
+    def trace_diff(self, prompt: str, other: str | None = None, **options: Any) -> TraceDiff:
+        """Two prompts layer by layer, or one without and with the edits; options as of trace_diff.trace_diff."""
+        for text in (prompt,) if other is None else (prompt, other):
+            self.check_prompt(text)
+        return trace_diff(self.engine, prompt, other, labels=self.labels, **options)
 
     def logit_lens(
         self, prompt: str, *, interventions: Sequence[Intervention] = (), **options: Any

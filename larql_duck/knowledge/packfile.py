@@ -20,7 +20,7 @@ _MAX_INCLUDES = 8
 _PACK_KEYS = ("pack", "description", "source", "licence", "relations")
 _RELATION_KEYS = (
     *("relation", "description", "subjects", "templates", "examples", "answer", "many"),
-    *("expects", "echo", "entities", "limit", "source", "licence"),
+    *("expects", "echo", "entities", "limit", "source", "licence", "inverse", "inverse_templates"),
     # Of packs for earlier versions, where families were calibrated alone and any name was asked general relations.
     *("family", "general"),
 )
@@ -114,6 +114,8 @@ def _defined(fields: _PackFields, top: _PackFields) -> Relation:
         echo=_echo(fields),
         source=fields.text("source", top.text("source", "")),
         licence=fields.text("licence", top.text("licence", "")),
+        inverse=_inverse(fields),
+        inverse_templates=_templates(fields, "inverse_templates") if "inverse_templates" in fields else (),
     )
     return relation.over_rows(_entities(fields)).limited(fields.count("limit"))
 
@@ -134,13 +136,24 @@ def _echo(fields: _PackFields) -> str:
     return echo
 
 
-def _templates(fields: _PackFields) -> tuple[str, ...]:
+def _inverse(fields: _PackFields) -> str:
+    name = fields.text("inverse", "")
+    if name:
+        _check_name(name, fields, "inverse")
+    elif "inverse_templates" in fields:
+        fields.fail(
+            "inverse_templates", "needs an 'inverse' beside it, the name of the relation that they state"
+        )
+    return name
+
+
+def _templates(fields: _PackFields, key: str = "templates") -> tuple[str, ...]:
     templates: list[str] = []
-    for node in fields.items("templates"):
-        template = fields.scalar("templates", node)
+    for node in fields.items(key):
+        template = fields.scalar(key, node)
         problem = template_problem(template) or ("the same template twice" if template in templates else None)
         if problem:
-            fields.fail("templates", problem, node.line)
+            fields.fail(key, problem, node.line)
         templates.append(template)
     return tuple(templates)
 

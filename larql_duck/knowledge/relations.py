@@ -31,7 +31,9 @@ class Relation:
     Netherlands'); `references` the accepted answers of a subject, the preferred one first. `many` says that
     several answers are right at once. `answer` is one of ANSWER_FORMS, `subjects` the kind of thing that the
     subjects are ('country'); `types` gives the types of single ones (see entities.py). `expects` is the type of the answers
-    (see types.py), `echo` one of ECHOES: whether an answer that repeats its subject can be right.
+    (see types.py), `echo` one of ECHOES: whether an answer that repeats its subject can be right. `inverse` names the
+    relation that says the same the other way round ('' for none), `inverse_templates` are its prompts where no pack has
+    it: see `inverted`.
     """
 
     name: str
@@ -50,6 +52,8 @@ class Relation:
     lineup: Mapping[str, str] = field(default_factory=dict)
     source: str = ""
     licence: str = ""
+    inverse: str = ""
+    inverse_templates: tuple[str, ...] = ()
 
     def text(self, subject: str) -> str:
         """The subject as it stands in a sentence."""
@@ -111,6 +115,28 @@ class Relation:
             texts={**base.texts, **{row.subject: row.text for row in rows if row.text != row.subject}},
             types={**base.types, **{row.subject: row.types for row in rows if row.types}},
             source="; ".join(sources) or self.source,
+        )
+
+    def inverted(self) -> Relation:
+        """The inverse relation, about the answers: its prompts are `inverse_templates`, its answers the subjects as they
+        stand in a sentence."""
+        answers: dict[str, list[str]] = {}
+        for subject in self.entities:
+            known = self.references.get(subject, ())
+            for answer in known if self.many else known[:1]:
+                answers.setdefault(answer, []).append(self.text(subject))
+        return Relation(
+            self.inverse,
+            f"The inverse of {self.name}.",
+            self.inverse_templates,
+            many=any(len(subjects) > 1 for subjects in answers.values()),
+            answer="phrase",
+            subjects=self.expects,
+            entities=tuple(answers),
+            references={answer: tuple(subjects) for answer, subjects in answers.items()},
+            source=self.source,
+            licence=self.licence,
+            inverse=self.name,
         )
 
     def _fill(self, template: str, subject: str) -> str:

@@ -77,6 +77,7 @@ def explain_infer(s: st.Explain, catalog: Catalog) -> Resolved:
 def trace(s: st.Trace, catalog: Catalog) -> Resolved:
     """layers: those shown, ascending; None for all."""
     catalog.require("inference", "TRACE")
+    check_count(s, s.top, "TOP", "top", low=1)
     return {"layers": check_layers(s, catalog, s.layers)}
 
 

@@ -11,6 +11,13 @@ from larql_duck.lql.literals import Sql
 from larql_duck.lql.values import Cursor
 
 
+def check_apply(c: Cursor, values: Fields) -> None:
+    if values.get("force") and values.get("resolve"):
+        raise _clash(
+            c, "force", "FORCE takes the patch as it is and RESOLVE solves it again: write one of them"
+        )
+
+
 def check_compile(c: Cursor, values: Fields) -> None:
     if values["target"] == "model" and values.get("conflict"):
         raise _clash(c, "conflict", "ON CONFLICT belongs to COMPILE ... INTO VINDEX")
@@ -35,10 +42,23 @@ def check_probe(c: Cursor, values: Fields) -> None:
         raise _clash(c, "templates", 'TEMPLATE needs exactly one relation: write RELATIONS "name"')
 
 
+def check_trace(c: Cursor, values: Fields) -> None:
+    if values.get("other") is not None and values.get("edits"):
+        raise _clash(c, "edits", "one DIFF at a time: with another prompt, or with the session's edits")
+    compared = values.get("other") is not None or values.get("edits")
+    if values.get("top") is not None and not compared:
+        raise _clash(c, "top", 'TOP belongs to TRACE ... DIFF "prompt" or DIFF EDITS')
+    for name, words in (("decompose", "DECOMPOSE"), ("positions", "POSITIONS"), ("save", "SAVE")):
+        if compared and values.get(name):
+            raise _clash(c, name, f"{words} belongs to TRACE of one prompt, without DIFF")
+
+
 CHECKS: dict[str, ClauseCheck] = {
+    "ApplyPatch": check_apply,
     "Compile": check_compile,
     "Explain": check_explain,
     "Probe": check_probe,
+    "Trace": check_trace,
 }
 """Name of a statement's class -> its check."""
 

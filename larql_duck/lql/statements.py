@@ -119,9 +119,8 @@ class Statement(_Frozen, kw_only=True):
 class Extract(Statement):
     """EXTRACT MODEL "model" INTO "into" [COMPONENTS ...] [LAYERS ...] [WITH level].
 
-    level is 'browse', 'inference' (the default; WITH WEIGHTS is the same) or 'all'. components holds the lower-case
-    words of the reference's COMPONENTS clause, which is accepted by the grammar only so that the planner can
-    answer with the name of the clause to use instead (WITH).
+    level is 'browse', 'inference' (the default; WITH WEIGHTS is the same) or 'all'. components are the lower-case words of
+    the reference's COMPONENTS, read only so that the planner can name the clause to use instead (WITH).
     """
 
     model: str
@@ -134,10 +133,9 @@ class Extract(Statement):
 class Compile(Statement):
     """COMPILE source INTO MODEL|VINDEX "into" [FORMAT ...] [ON CONFLICT ...] [INTO SLOTS].
 
-    source None is CURRENT (the session's overlay). target is 'model' or 'vindex'. format is None, 'safetensors' or
-    'gguf'; gguf_type None or 'F32', 'F16', 'BF16', 'Q8_0' (upper case, only with 'gguf'). conflict (vindex only)
-    is None, 'last_wins', 'highest_confidence' or 'fail'. slots (model only): replace existing features instead of
-    appending new ones.
+    source None is CURRENT (the session's overlay). target is 'model' or 'vindex'. format is None, 'safetensors' or 'gguf';
+    gguf_type (only with 'gguf') None or one of F32, F16, BF16, Q8_0, Q4_0, Q4_K. conflict (vindex only) is None,
+    'last_wins', 'highest_confidence' or 'fail'. slots (model only): replace existing features instead of appending.
     """
 
     source: str | None
@@ -266,9 +264,10 @@ class ExplainSql(Statement):
 
 
 class Trace(Statement):
-    """TRACE "prompt" [FOR "t"] [DECOMPOSE] [LAYERS ...] [POSITIONS LAST | ALL] [SAVE "f"].
+    """TRACE "prompt" [FOR "t"] [DECOMPOSE] [LAYERS ...] [POSITIONS LAST | ALL] [SAVE "f"] [DIFF "other" | DIFF EDITS] [TOP n].
 
-    target is FOR's token. positions is None (last; also POSITIONS alone), 'last' or 'all'.
+    target is FOR's token. positions is None (last; also POSITIONS alone), 'last' or 'all'. other is DIFF's prompt,
+    edits DIFF EDITS; top (only with one of them, None is 0) features that differ most, a layer.
     """
 
     prompt: str
@@ -277,6 +276,9 @@ class Trace(Statement):
     layers: Layers | None = None
     positions: str | None = None
     save: str | None = None
+    other: str | None = None
+    edits: bool = False
+    top: int | None = None
 
 
 class Probe(Statement):
@@ -380,11 +382,11 @@ class Stats(Statement):
 
 
 class Insert(Statement):
-    """INSERT INTO EDGES (columns) VALUES (...), ... | select [AT LAYER n] [CONFIDENCE x] [ALPHA x] [MODE ...] [TEMPLATE "t"].
+    """INSERT INTO EDGES (columns) VALUES (...), ... | select [AT LAYER n] [CONFIDENCE x] [ALPHA x] [MODE ...] [TEMPLATE "t"] [WITH REVERSE].
 
-    rows are already in the order entity, relation, target. With a query instead, columns says what its columns mean
-    (a permutation of 'entity', 'relation', 'target'); with rows it is always in that order. mode is None (compose
-    where weights are there, else knn), 'knn' or 'compose'. template is a prompt with `{}` for the entity.
+    rows are in the order entity, relation, target. With a query instead, columns says what its columns mean (a
+    permutation of these; with rows always in that order). mode is None (compose where weights are there, else knn),
+    'knn' or 'compose'. template is a prompt with `{}` for the entity. reverse: both ways.
     """
 
     rows: tuple[InsertRow, ...] = ()
@@ -395,6 +397,7 @@ class Insert(Statement):
     alpha: float | None = None
     mode: str | None = None
     template: str | None = None
+    reverse: bool = False
 
 
 class Delete(Statement):
@@ -459,7 +462,7 @@ class BeginPatch(Statement):
 
 
 class SavePatch(Statement):
-    """SAVE PATCH ["path"] [OVERWRITE]; path None is the one that BEGIN PATCH named. overwrite: also what is no patch."""
+    """SAVE PATCH ["path"] [OVERWRITE]; path None is the one that BEGIN PATCH named. overwrite: whatever stands there."""
 
     path: str | None = None
     overwrite: bool = False
@@ -470,10 +473,11 @@ class RollbackPatch(Statement):
 
 
 class ApplyPatch(Statement):
-    """APPLY PATCH "path" [FORCE]; force: also on another base than the patch was made for."""
+    """APPLY PATCH "path" [FORCE | RESOLVE]; force: also on another base; resolve: its facts are solved again."""
 
     path: str
     force: bool = False
+    resolve: bool = False
 
 
 class RemovePatch(Statement):

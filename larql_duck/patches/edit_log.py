@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from larql_duck.errors import PatchError
-from larql_duck.files import check_output
+from larql_duck.files import alone_in, check_output, read_regular
 from larql_duck.patches.knn_store import stored_facts
 from larql_duck.patches.operations import (
     DeleteKnnOp,
@@ -21,8 +22,8 @@ from larql_duck.patches.operations import (
     fact_key,
 )
 from larql_duck.patches.overlay import Overlay
-from larql_duck.patches.patch_file import PatchFile
-from larql_duck.patches.vlp import read_patch, write_patch
+from larql_duck.patches.patch_file import PatchFile, place
+from larql_duck.patches.vlp import edits_in, read_patch, write_patch
 
 if TYPE_CHECKING:
     from larql_duck.vindex.store import Vindex
@@ -45,6 +46,8 @@ class EditLog:
         self.applied: list[PatchFile] = []
         self.live: list[Operation] = []
         self.recording: Path | None = None
+        # Place of a file -> sha256 of what it held when this log read or wrote it.
+        self._seen: dict[str, str | None] = {}
         self.stored = stored_facts(vindex)
         self.overlay = self._fold([], [])
 
@@ -133,7 +136,8 @@ class EditLog:
     def save(self, path: str | Path | None = None, overwrite: bool = False) -> PatchFile:
         """The live patch after it was written to `path` (None: the file that BEGIN PATCH named), now an applied one.
 
-        PatchError where it cannot be written; a file that is no patch is only replaced with `overwrite`.
+        PatchError where it cannot be written; a file that is no patch, or that holds edits which this log neither read
+        nor wrote, is only replaced with `overwrite`.
         """
         target = self.recording if path is None else Path(path).expanduser()
         if not self.live:
@@ -144,22 +148,44 @@ class EditLog:
             raise PatchError('these edits have no file yet; write SAVE PATCH "file.vlp"')
         self._check_target(target)
         made = PatchFile(tuple(self.live), target.stem, target)
-        patch = write_patch(target, made, self._vindex, overwrite=overwrite)
+        # Of two that save at a time, the second sees what the first wrote.
+        with alone_in(target.parent):
+            if not overwrite and (found := self.unseen(target)):
+                raise PatchError.at(
+                    target, f"{found}; save to another file, or write SAVE PATCH ... OVERWRITE"
+                )
+            patch = write_patch(target, made, self._vindex, overwrite=overwrite)
+            self._seen[place(target)] = _content(target)
         # The same operations in the same order: the overlay is what it was.
         self.applied, self.live, self.recording = [*self.applied, patch], [], None
         self._tell()
         return patch
+
+    def unseen(self, path: Path) -> str | None:
+        """What the patch file at `path` holds that this log neither read nor wrote, as a message says it; None for nothing.
+
+        What is no patch is none of its business.
+        """
+        now, before = _content(path), self._seen.get(place(path))
+        if now is None or now == before or (n := edits_in(path)) == 0:
+            return None
+        held = "a patch that cannot be read" if n is None else f"{n} edit{'s' * (n > 1)}"
+        if before is not None:
+            return f"changed since this session read or wrote it, and holds {held}"
+        return f"holds {held} that this session neither read nor wrote"
 
     def apply(self, path: str | Path, force: bool = False) -> PatchFile:
         """The patch of a file, which holds from now on, behind those applied before and before the live edits.
 
         PatchError for a damaged file, another base (unless force), or a patch that is applied already.
         """
+        seen = _content(Path(path).expanduser())
         patch = read_patch(Path(path).expanduser(), self._vindex, force=force)
         if any(p.at(path) for p in self.applied):
             raise PatchError(f"{path}: is applied already; REMOVE PATCH first", path=patch.path)
         self.check(patch.operations, f"{path}: ", ())
         self._become([*self.applied, patch], self.live, self.recording)
+        self._seen[place(path)] = seen
         return patch
 
     def remove(self, name: str) -> PatchFile:
@@ -259,6 +285,14 @@ class EditLog:
         if not target.parent.is_dir():
             raise PatchError.at(target, f"there is no folder {target.parent}; make it first")
         check_output(target, error=PatchError)
+
+
+def _content(path: Path) -> str | None:
+    """The sha256 of a file's bytes; None where there is no file to read."""
+    try:
+        return hashlib.sha256(read_regular(path)).hexdigest()
+    except OSError:
+        return None
 
 
 def _shared(one: set[tuple[object, ...]], other: set[tuple[object, ...]]) -> set[tuple[object, ...]]:

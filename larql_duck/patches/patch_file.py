@@ -32,7 +32,7 @@ class PatchFile:
 
     def at(self, path: str | Path) -> bool:
         """Whether the patch is the file at `path`."""
-        return self.path is not None and _place(self.path) == _place(Path(path).expanduser())
+        return self.path is not None and place(self.path) == place(path)
 
     @property
     def title(self) -> str:
@@ -40,8 +40,9 @@ class PatchFile:
         return str(self.path or self.name or self.description or "(unnamed)")
 
 
-def _place(path: Path) -> str:
-    """A path without links and dots; one that no system has is itself."""
+def place(path: str | Path) -> str:
+    """A path without `~`, links and dots, which names its file; one that no system has is itself."""
+    path = Path(path).expanduser()
     try:
         return os.path.realpath(path)
     except (OSError, ValueError):

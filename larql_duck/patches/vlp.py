@@ -25,6 +25,7 @@ from larql_duck.patches.operations import (
     UpdateOp,
     Vector,
 )
+from larql_duck.patches.patch_facts import FactStep, PatchFacts, folded_facts
 from larql_duck.patches.patch_file import PatchFile
 from larql_duck.result import printable
 from larql_duck.vindex.arrays import rounded
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 VERSION = 1
 _MOST_BYTES = 4 << 30
+# The largest number of a layer or feature.
+_MOST = 2**31 - 1
 _NAMED = 3
 _KINDS = get_args(EditKind)
 _OPS = {
@@ -60,30 +63,17 @@ def read_patch(path: Path, vindex: Vindex, *, force: bool = False) -> PatchFile:
     numbers that are not finite, layers, features and vectors that the vindex cannot have, and for a patch that was
     made for another base (unless force; shapes must fit all the same).
     """
-
-    file = _Fields(_load(path), path, vindex)
-    version = file.raw.get("version")
-    if type(version) is not int or version != VERSION:
-        raise file.fail("version", f"{VERSION}, the only one that is known")
+    file = _opened(path)
     checksum = file.text("base_checksum", optional=True)
     if checksum is not None and not force and checksum != base_checksum(vindex):
-        base = excerpt(file.text("base_model"))
         raise PatchError.at(
             path,
-            f"was made for another base ({base}; its checksum is not that of {vindex.path}); "
-            "open that vindex, carry its facts over with MERGE, or write APPLY PATCH ... FORCE",
+            f"was made for another base ({excerpt(file.text('base_model'))}; its checksum is not that of {vindex.path}); "
+            f"{_next_step(file)}",
         )
-    entries = file.raw.get("operations")
-    if not isinstance(entries, list):
-        raise file.fail("operations", "a list")
-    operations = tuple(_operation(entry, number, path, vindex) for number, entry in enumerate(entries, 1))
-    # LARQL's patches have none.
-    if "checksum" in file.raw and file.raw["checksum"] != _content_checksum(file.raw):
-        raise PatchError.at(
-            path,
-            "its content changed after it was saved (its checksum does not match); restore it from a copy, "
-            "or delete the field checksum where the change is yours",
-        )
+    entries = enumerate(_entries(file), 1)
+    operations = tuple(_operation(entry, number, path, vindex) for number, entry in entries)
+    _check_content(file)
     return PatchFile(
         operations=operations,
         name=path.stem,
@@ -95,6 +85,78 @@ def read_patch(path: Path, vindex: Vindex, *, force: bool = False) -> PatchFile:
         author=file.text("author", optional=True),
         tags=file.texts("tags"),
     )
+
+
+def read_facts(path: Path) -> PatchFacts:
+    """What a patch says of facts, for whichever model: nothing in it that belongs to the base is looked at.
+
+    PatchError for a file that is missing, damaged or no patch.
+    """
+    file = _opened(path)
+    _check_content(file)
+    entries = enumerate(_entries(file), 1)
+    steps = [_said_step(entry, number, path) for number, entry in entries]
+    return folded_facts(steps, path, excerpt(file.text("base_model")))
+
+
+def _said_step(entry: object, number: int, path: Path) -> FactStep:
+    """One operation as far as it speaks of a fact."""
+    if not isinstance(entry, dict):
+        raise _no_object(path, number)
+    f = _Fields(entry, path, f"operation {number}, ")
+    op = f.check("op", set(_OPS.values()).__contains__, ", ".join(_OPS.values()))
+    if op in ("update", "delete"):
+        return FactStep(op, slot=f"L{f.integer('layer', _MOST)} F{f.integer('feature', _MOST)}")
+    kind: EditKind = f.check("kind", (None, *_KINDS).__contains__, ", ".join(_KINDS)) or "insert"
+    return FactStep(
+        op,
+        f.word("entity"),
+        f.text("relation", optional=True),
+        "" if op == "delete_knn" else f.text("target"),
+        kind,
+        f.confidence(),
+        f.templates(),
+    )
+
+
+def _opened(path: Path) -> _Fields:
+    file = _Fields(_load(path), path)
+    version = file.raw.get("version")
+    if type(version) is not int or version != VERSION:
+        raise file.fail("version", f"{VERSION}, the only one that is known")
+    return file
+
+
+def _entries(file: _Fields) -> list[Any]:
+    entries = file.raw.get("operations")
+    if not isinstance(entries, list):
+        raise file.fail("operations", "a list")
+    return entries
+
+
+def _check_content(file: _Fields) -> None:
+    # LARQL's patches have no checksum.
+    if "checksum" in file.raw and file.raw["checksum"] != _content_checksum(file.raw):
+        raise PatchError.at(
+            file.path,
+            "its content changed after it was saved (its checksum does not match); restore it from a copy, "
+            "or delete the field checksum where the change is yours",
+        )
+
+
+def _next_step(file: _Fields) -> str:
+    """What to do with a patch that was made for another base."""
+    n = len(read_facts(file.path).facts)
+    if not n:
+        return "open that vindex, or write APPLY PATCH ... FORCE"
+    solved = "its fact" if n == 1 else f"its {n} facts"
+    return (
+        f'APPLY PATCH "{file.path}" RESOLVE solves {solved} again here; or open that vindex, or write FORCE'
+    )
+
+
+def _no_object(path: Path, number: int) -> PatchError:
+    return PatchError.at(path, f"operation {number} is no JSON object; restore the file from a copy")
 
 
 def _load(path: Path) -> Mapping[str, Any]:
@@ -132,8 +194,8 @@ def _not_finite(word: str) -> float:
 
 def _operation(entry: object, number: int, path: Path, vindex: Vindex) -> Operation:
     if not isinstance(entry, dict):
-        raise PatchError.at(path, f"operation {number} is no JSON object; restore the file from a copy")
-    f = _Fields(entry, path, vindex, f"operation {number}, ")
+        raise _no_object(path, number)
+    f = _OfVindex(entry, path, vindex, f"operation {number}, ")
     op = entry.get("op")
     if op == "delete_knn":
         return DeleteKnnOp(f.text("entity"), f.text("relation", optional=True))
@@ -155,7 +217,7 @@ def _operation(entry: object, number: int, path: Path, vindex: Vindex) -> Operat
             1.0 if confidence is None else confidence,
             f.templates(),
         )
-    feature = f.integer("feature", 2**31 - 1)
+    feature = f.integer("feature", _MOST)
     if op == "delete":
         return DeleteOp(layer, feature, f.text("reason", optional=True))
     vectors = {which: f.vector(key, vindex.dtype) for which, key in _VECTORS.items()}
@@ -182,8 +244,8 @@ def _operation(entry: object, number: int, path: Path, vindex: Vindex) -> Operat
 class _Fields:
     """Typed access to the fields of a JSON object; every failure is one PatchError that names the field."""
 
-    def __init__(self, raw: Mapping[str, Any], path: Path, vindex: Vindex, prefix: str = "") -> None:
-        self.raw, self.path, self.vindex, self.prefix = raw, path, vindex, prefix
+    def __init__(self, raw: Mapping[str, Any], path: Path, prefix: str = "") -> None:
+        self.raw, self.path, self.prefix = raw, path, prefix
 
     def fail(self, name: str, expected: str) -> PatchError:
         found = repr(self.raw[name]) if name in self.raw else "nothing"
@@ -241,13 +303,25 @@ class _Fields:
         self.number("confidence")
         return float(self.check("confidence", lambda value: 0 <= value <= 1, "a number from 0 to 1"))
 
+    def _slot(self) -> tuple[int, int] | None:
+        layer, feature = self.raw.get("layer"), self.raw.get("feature")
+        return (layer, feature) if type(layer) is int and type(feature) is int else None
+
+
+class _OfVindex(_Fields):
+    """Fields whose numbers and vectors must fit a vindex."""
+
+    def __init__(self, raw: Mapping[str, Any], path: Path, vindex: Vindex, prefix: str = "") -> None:
+        super().__init__(raw, path, prefix)
+        self.vindex = vindex
+
     def meta(self) -> Meta | None:
         value = self.raw.get("down_meta")
         if value is None:
             return None
         if not isinstance(value, dict):
             raise self.fail("down_meta", "an object or null")
-        own = _Fields(value, self.path, self.vindex, f"{self.prefix}down_meta: ")
+        own = _OfVindex(value, self.path, self.vindex, f"{self.prefix}down_meta: ")
         return Meta(own.text("t"), own.integer("i", self.vindex.vocab - 1), own.number("c"))
 
     def vector(self, name: str, dtype: str | None = None) -> Vector | None:
@@ -267,7 +341,7 @@ class _Fields:
             found = f"{len(data) // 4} numbers" if len(data) % 4 == 0 else f"{len(data)} bytes"
             raise PatchError(
                 f"{what}: {found} where this vindex has vectors of {hidden}; "
-                "the patch is damaged or was made for another model",
+                "the patch is damaged or was made for another model, where APPLY PATCH ... RESOLVE solves its facts again",
                 path=self.path,
                 slot=self._slot(),
             )
@@ -282,10 +356,6 @@ class _Fields:
                 path=self.path,
                 slot=self._slot(),
             ) from None
-
-    def _slot(self) -> tuple[int, int] | None:
-        layer, feature = self.raw.get("layer"), self.raw.get("feature")
-        return (layer, feature) if type(layer) is int and type(feature) is int else None
 
 
 def _is_text(value: object) -> bool:
@@ -333,6 +403,15 @@ def write_patch(path: Path, patch: PatchFile, vindex: Vindex, *, overwrite: bool
         raise PatchError.at(path, f"cannot be written ({error})") from None
     write_whole(path, data, error=refused)
     return patch
+
+
+def edits_in(path: Path) -> int | None:
+    """How many operations the patch file at `path` holds; 0 for what is no patch, None for a damaged one."""
+    try:
+        operations = _load(path).get("operations")
+        return len(operations) if isinstance(operations, list) else 0
+    except PatchError:
+        return None if _is_patch(first_bytes(path, 4096)) else 0
 
 
 def _content_checksum(raw: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from larql_duck.errors import PackError
 from larql_duck.knowledge.frames import entities_of, pack_of
 from larql_duck.knowledge.packfile import read_pack
-from larql_duck.knowledge.relations import Pack, Relation, unknown
+from larql_duck.knowledge.relations import Pack, Relation, relation_key, unknown
 
 _DIRECTORY = Path(__file__).resolve().parent.parent / "knowledge"
 _FIRST = ("core", "world")
@@ -48,6 +48,21 @@ def list_packs() -> list[Pack]:
 def known_relations() -> Mapping[str, Relation]:
     """Every shipped relation by name, with its whole entity list."""
     return {relation.name: relation for relation in load_pack("world").relations}
+
+
+@cache
+def stated_relations() -> Mapping[str, Relation]:
+    """Every shipped relation, and every inverse of one that no pack asks about, by `relation_key`."""
+    known = {relation_key(name): relation for name, relation in known_relations().items()}
+    inverses = [r.inverted() for r in known.values() if r.inverse_templates]
+    return {relation_key(r.name): r for r in inverses} | known
+
+
+def inverse_of(relation: str) -> Relation | None:
+    """The relation that says the same as this one from object to subject; None where no shipped pack declares one."""
+    stated = stated_relations()
+    own = stated.get(relation_key(relation))
+    return None if own is None else stated.get(relation_key(own.inverse))
 
 
 def pack_from_frames(

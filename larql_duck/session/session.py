@@ -207,15 +207,15 @@ class Session:
         alpha: float | None = None,
         mode: str | None = None,
         template: str | None = None,
+        reverse: bool = False,
     ) -> Result:
         """INSERT INTO EDGES: facts that the model is to know from now on, one row a fact in the result.
 
-        rows: a list of tuples (entity, relation, target), or a DataFrame, Arrow table or DuckDB relation with these
-        columns (subject, relationship and object are read too). relation: that of all rows, where they have none; layer,
-        confidence, alpha, mode ('compose' or 'knn') and template as in INSERT.
+        rows: a list of tuples (entity, relation, target), or a DataFrame, Arrow table or DuckDB relation with these columns
+        (or subject, relationship, object). relation: that of all rows, where they have none; the rest as in INSERT.
         """
         arguments = {"rows": rows, "relation": relation, "layer": layer, "confidence": confidence}
-        arguments |= {"alpha": alpha, "mode": mode, "template": template}
+        arguments |= {"alpha": alpha, "mode": mode, "template": template, "reverse": reverse}
         return self._carry_out(Request("INSERT", arguments=arguments))
 
     def probe(

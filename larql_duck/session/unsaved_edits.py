@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,10 @@ def told_of_unsaved(edits: EditLog, vindex: Path, keep: bool) -> str:
         with suppress(LarqlError, OSError):
             folder = user_state_path("larql_duck") / "unsaved"
             folder.mkdir(parents=True, exist_ok=True)
-            path = folder / f"{vindex.stem}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.vlp"
+            name = f"{vindex.stem}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+            # Several sessions of a process may end in one second.
+            names = chain([name], (f"{name}-{n}" for n in count(2)))
+            path = next(p for each in names if not (p := folder / f"{each}.vlp").exists())
             edits.save(path)
             for old in sorted(folder.glob("*.vlp"), key=os.path.getmtime)[:-_KEPT]:
                 old.unlink()

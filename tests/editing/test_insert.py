@@ -187,3 +187,72 @@ def test_without_weights_the_statement_names_what_to_do(tiny_model, tmp_path: Pa
     )
     with connect(out) as session, pytest.raises(LevelError, match="inference"):
         insert(session, FACTS, "MODE COMPOSE")
+
+
+# -- the other direction --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("session", ["llama"], indirect=True)
+def test_with_reverse_inserts_the_inverse_fact_with_prompts_of_its_own(session: Session) -> None:
+    result = insert(session, [FACTS[0]], f'AT LAYER 1 TEMPLATE "{TEMPLATE}" WITH REVERSE')
+    rows = {(r["entity"], r["relation"], r["target"]): r for r in result.dicts()}
+    assert list(rows) == [FACTS[0], ("Tokyo", "capital of", "France")]
+    assert all(r["template_p"] > r["template_p_before"] and r["layer"] == 1 for r in rows.values())
+    assert says(session, "The capital France", "Tokyo")
+    there, back = session.patches.overlay.facts
+    assert there.templates == (TEMPLATE,) and back.templates[0] == "{} is the capital of"
+    assert {there.feature, back.feature} == {64, 65}
+    assert not [n for n in result.notices if "made up" in n]
+
+
+@pytest.mark.parametrize("session", ["llama"], indirect=True)
+def test_reverse_facts_and_relations_that_have_none(session: Session) -> None:
+    def facts() -> list[tuple[str, str | None, str]]:
+        found = [(f.entity, f.relation, f.target) for f in session.patches.overlay.facts]
+        session.patches.rollback()
+        return found
+
+    # As people write it, back from an inverse, and of a relation that is its own.
+    session.insert(
+        [("Netherlands", "Capital", "Rome"), ("Berlin", "capital of", "Spain"), ("hot", "opposite", "cold")],
+        mode="knn", reverse=True,
+    )  # fmt: skip
+    assert facts()[3:] == [
+        ("Rome", "capital of", "the Netherlands"),
+        ("Spain", "capital", "Berlin"),
+        ("cold", "opposite", "hot"),
+    ]
+    # One object a subject and relation, and what was given stands.
+    rows = [
+        ("A", "author", "Rome"),
+        ("B", "author", "Rome"),
+        ("hot", "opposite", "cold"),
+        ("cold", "opposite", "warm"),
+    ]
+    result = session.insert(rows, mode="knn", reverse=True)
+    assert facts() == [*rows, ("Rome", "wrote", "A"), ("warm", "opposite", "cold")]
+    assert any("the inverse facts Rome wrote B were left out" in n for n in result.notices)
+    with pytest.raises(
+        SemanticError,
+        match=r"line 1.*no pack declares an inverse of 'mayor', 'continent' \(it is known of capital",
+    ):
+        insert(session, [("A", "mayor", "B"), ("A", "continent", "B"), FACTS[0]], "WITH REVERSE")
+    assert not facts()
+
+
+@pytest.mark.parametrize("session", ["llama"], indirect=True)
+def test_nothing_is_left_where_the_reverse_fails(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    from larql_duck.commands import inserting
+
+    original, calls = inserting.insert_facts, []
+
+    def second_fails(*args: object, **options: object) -> object:
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*args, **options)
+
+    monkeypatch.setattr(inserting, "insert_facts", second_fails)
+    with pytest.raises(KeyboardInterrupt):
+        insert(session, [FACTS[0]], "MODE KNN WITH REVERSE")
+    assert len(calls) == 2 and not session.patches.overlay

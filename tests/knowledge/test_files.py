@@ -67,6 +67,25 @@ def test_a_whole_pack(tmp_path: Path) -> None:
     assert (moon.source, moon.licence) == ("my notes", "CC0-1.0")
 
 
+def test_an_inverse(tmp_path: Path) -> None:
+    text = GOOD.replace(
+        "answer: name", 'answer: name\n    inverse: moon of\n    inverse_templates: ["{} is a moon of"]'
+    )
+    (moon,) = load(tmp_path, text).relations
+    assert (moon.inverse, moon.inverse_templates) == ("moon of", ("{} is a moon of",))
+    inverse = moon.inverted()
+    assert (inverse.name, inverse.templates, inverse.inverse) == ("moon of", ("{} is a moon of",), "moon")
+    assert inverse.entities == ("Phobos", "Deimos", "1984") and not inverse.many
+    assert inverse.references == {"Phobos": ("Mars",), "Deimos": ("Mars",), "1984": ("the NO",)}
+    for wrong, said in [
+        ("inverse: [a]", "inverse: expected a text"),
+        ('inverse_templates: ["{} is a moon of"]', "inverse_templates: needs an 'inverse' beside it"),
+        ('inverse: moon of\n    inverse_templates: ["a moon"]', "inverse_templates: 'a moon' has 0 slots"),
+    ]:
+        with pytest.raises(PackError, match=said):
+            load(tmp_path, GOOD.replace("answer: name", f"answer: name\n    {wrong}"))
+
+
 def test_a_family_of_earlier_versions_is_ignored(tmp_path: Path) -> None:
     whole = load(tmp_path, GOOD)
     assert load(tmp_path, GOOD.replace("answer: name", "answer: name\n    family: solar")) == whole

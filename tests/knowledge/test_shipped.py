@@ -12,7 +12,15 @@ from pathlib import Path
 import pytest
 
 from larql_duck.knowledge import packfile
-from larql_duck.probing.packs import Pack, Relation, known_relations, list_packs, load_pack
+from larql_duck.probing.packs import (
+    Pack,
+    Relation,
+    inverse_of,
+    known_relations,
+    list_packs,
+    load_pack,
+    stated_relations,
+)
 
 KNOWLEDGE = Path(packfile.__file__).parent
 THEMES = {
@@ -72,6 +80,25 @@ def test_templates_ask_in_several_ways(relation: Relation) -> None:
     for template in relation.templates:
         assert packfile.template_problem(template) is None
     assert relation.description.endswith(".")
+
+
+def test_inverses_are_stated_and_lead_back() -> None:
+    stated = stated_relations()
+    with_one = [r for r in WORLD.relations if r.inverse]
+    assert len(with_one) >= 40
+    for relation in with_one:
+        inverse = inverse_of(relation.name)
+        assert inverse is not None and inverse.name == relation.inverse, relation.name
+        back = inverse_of(inverse.name)
+        assert back is not None and back.name == relation.name, relation.name
+        # Either a pack asks about the inverse or its prompts stand here, not both.
+        assert bool(relation.inverse_templates) != (WORLD.find(inverse.name) is not None), relation.name
+        for template in inverse.templates:
+            assert packfile.template_problem(template) is None
+        assert inverse.entities
+    assert len(stated) == len(WORLD.relations) + sum(bool(r.inverse_templates) for r in with_one)
+    assert inverse_of("Capital").references["Paris"] == ("France",)
+    assert inverse_of("continent") is None and inverse_of("nonsense") is None
 
 
 @each(WORLD)

@@ -49,6 +49,7 @@ LEGALISED: dict[str, tuple[str, ...]] = {
         'EXPORT CURRENT INTO "o.ttl" FORMAT turtle;',
         'EXTRACT MODEL "m" INTO "o" WITH BROWSE;',
         "DELETE FROM EDGES WHERE layer = 1 LIMIT 1;",
+        'TRACE "a" DIFF "b";',
     ),
     "a query may begin with FROM": ("FROM EDGES SELECT *;",),
     "DuckDB's parser accepts the SELECT": (

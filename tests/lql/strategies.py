@@ -177,7 +177,7 @@ STATEMENTS: dict[type[Statement], st.SearchStrategy[Statement]] = {
         st.just("model"),
         texts,
         st.just("gguf"),
-        st.sampled_from([None, "F32", "F16", "BF16", "Q8_0"]),
+        st.sampled_from([None, "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K"]),
         slots=st.booleans(),
     ),
     s.Diff: st.builds(
@@ -243,7 +243,9 @@ STATEMENTS: dict[type[Statement], st.SearchStrategy[Statement]] = {
         maybe(layers),
         st.sampled_from([None, "last", "all"]),
         maybe(texts),
-    ),
+    )
+    | st.builds(s.Trace, texts, maybe(texts), layers=maybe(layers), other=texts, top=maybe(integers))
+    | st.builds(s.Trace, texts, maybe(texts), layers=maybe(layers), edits=st.just(True), top=maybe(integers)),
     s.Probe: st.builds(
         s.Probe,
         some(texts),
@@ -280,6 +282,7 @@ STATEMENTS: dict[type[Statement], st.SearchStrategy[Statement]] = {
         alpha=maybe(floats),
         mode=st.sampled_from([None, "knn", "compose"]),
         template=maybe(texts),
+        reverse=st.booleans(),
     )
     | st.builds(
         s.Insert,
@@ -288,6 +291,7 @@ STATEMENTS: dict[type[Statement], st.SearchStrategy[Statement]] = {
         layer=maybe(integers),
         confidence=maybe(floats),
         mode=st.sampled_from([None, "knn", "compose"]),
+        reverse=st.booleans(),
     ),
     s.Delete: st.builds(s.Delete, where_parts, maybe(integers), st.booleans()),
     s.Update: st.builds(
@@ -310,7 +314,8 @@ STATEMENTS: dict[type[Statement], st.SearchStrategy[Statement]] = {
     s.BeginPatch: st.builds(s.BeginPatch, texts),
     s.SavePatch: st.builds(s.SavePatch, maybe(texts)),
     s.RollbackPatch: st.builds(s.RollbackPatch),
-    s.ApplyPatch: st.builds(s.ApplyPatch, texts, st.booleans()),
+    s.ApplyPatch: st.builds(s.ApplyPatch, texts, st.booleans())
+    | st.builds(s.ApplyPatch, texts, resolve=st.booleans()),
     s.RemovePatch: st.builds(s.RemovePatch, texts),
 }
 single = st.one_of(*STATEMENTS.values())

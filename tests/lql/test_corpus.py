@@ -9,7 +9,7 @@ import duckdb
 import pytest
 
 from larql_duck.errors import LqlSyntaxError
-from larql_duck.lql import parse
+from larql_duck.lql import parse, parse_one
 from larql_duck.lql import statements as s
 from larql_duck.lql.statements import AblateClause, InsertRow, PatchFromClause, Statement, SteerClause
 from tests.lql.legalised import LEGALISED
@@ -89,6 +89,9 @@ def test_queries_are_valid_for_duckdb() -> None:
         ("SHOW ENTITIES 3 LIMIT 5", s.ShowEntities(3, 5)),
         ("SHOW ENTITIES AT LAYER 3 LIMIT 5", s.ShowEntities(3, 5)),
         ('TRACE "x" POSITIONS SAVE "f"', s.Trace("x", save="f")),
+        ('TRACE "x" DIFF "y" TOP 3 FOR "z"', s.Trace("x", "z", other="y", top=3)),
+        ('trace "x" layers 3 diff edits', s.Trace("x", layers=((3, 3),), edits=True)),
+        ('COMPILE CURRENT INTO MODEL "b" FORMAT GGUF Q4_0', s.Compile(None, "model", "b", "gguf", "Q4_0")),
         ("COMPACT MAJOR ALL WITH LAMBDA = 1", s.CompactMajor(True, 1.0)),
         ("REBALANCE FLOOR = .25 CEILING 1e0", s.Rebalance(floor=0.25, ceiling=1.0)),
         (
@@ -118,6 +121,11 @@ def test_queries_are_valid_for_duckdb() -> None:
         ('PATHS FROM "a" TO "b" MAX 3 RELATIONS "r", "q"', s.Paths("a", "b", 3, ("r", "q"))),
         ("SIMILAR FEATURES TO (3, 4) TOP 5 BY down", s.SimilarFeatures((3, 4), "down", top=5)),
         ('APPLY PATCH "p" FORCE', s.ApplyPatch("p", True)),
+        (
+            "INSERT INTO EDGES (entity, relation, target) SELECT a, b, c FROM t WITH REVERSE AT LAYER 2",
+            s.Insert(query=parse_one("SELECT a, b, c FROM t").query, layer=2, reverse=True),
+        ),
+        ('APPLY PATCH "p" RESOLVE', s.ApplyPatch("p", resolve=True)),
         ("ROLLBACK PATCH", s.RollbackPatch()),
         ("EXPLAIN SQL STATS |> SHOW MODELS", s.ExplainSql(s.Pipe((s.Stats(), s.ShowModels())))),
         ("STATS; |> STATS;", s.Pipe((s.Stats(), s.Stats()))),

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import duckdb
 import numpy as np
@@ -15,8 +19,9 @@ from larql_duck.inference.gate_search import ORDERS
 from larql_duck.patches.operations import DeleteKnnOp, DeleteOp, InsertKnnOp, Operation, UpdateOp
 from larql_duck.patches.overlay import Overlay
 from larql_duck.patches.patch_file import PatchFile
-from larql_duck.patches.vlp import write_patch
+from larql_duck.patches.vlp import read_patch, write_patch
 from larql_duck.session import Session
+from larql_duck.session.unsaved_edits import told_of_unsaved
 from larql_duck.vindex.store import Vindex
 from tests.conftest import UPSTREAM
 from tests.editing.tables import contents
@@ -288,3 +293,100 @@ def test_a_database_fact_under_two_patches_is_the_later_ones(files: dict[str, Pa
         assert [(f.target, f.patch) for f in s.patches.overlay.knn] == [("lira", 1)]
         s.patches.rollback()
         assert [f.target for f in s.patches.overlay.knn] == ["euro"]
+
+
+# -- one file, two sessions -----------------------------------------------------------------------------------
+
+
+def test_a_file_that_another_session_saved_is_not_lost(tmp_path: Path) -> None:
+    path = tmp_path / "shared.vlp"
+    with connect(BASE) as one, connect(BASE) as two:
+        one.lql(f'BEGIN PATCH "{path}"; DELETE FROM EDGES WHERE layer = 1 AND feature = 3')
+        two.lql(f'BEGIN PATCH "{path}"; DELETE FROM EDGES WHERE layer = 2 AND feature IN (5, 6)')
+        one.lql("SAVE PATCH")
+        kept = path.read_bytes()
+        with pytest.raises(PatchError) as caught:
+            two.lql("SAVE PATCH")
+        assert str(caught.value) == (
+            f"{path}: holds 1 edit that this session neither read nor wrote; save to another file, "
+            "or write SAVE PATCH ... OVERWRITE"
+        )
+        # Neither the file nor the session's edits have changed, and both next steps work.
+        assert path.read_bytes() == kept and two.patches.overlay.slots() == [(2, 5), (2, 6)]
+        two.lql(f'SAVE PATCH "{tmp_path / "mine.vlp"}"')
+        two.lql("DELETE FROM EDGES WHERE layer = 0 AND feature = 0")
+        two.lql(f'SAVE PATCH "{path}" OVERWRITE')
+    with connect(BASE, patches=[path]) as s:
+        assert s.patches.overlay.slots() == [(0, 0)]
+
+
+def test_a_file_that_was_read_may_be_replaced_unless_it_changed(tmp_path: Path) -> None:
+    path = tmp_path / "p.vlp"
+    write_patch(path, PatchFile((DeleteOp(1, 3),)), Vindex.open(BASE))
+    with connect(BASE) as s:
+        begun = s.lql(f'BEGIN PATCH "{path}"')
+        assert (
+            "holds 1 edit that this session neither read nor wrote: SAVE PATCH will not" in begun.notices[0]
+        )
+        s.lql("ROLLBACK PATCH")
+        s.lql(
+            f'APPLY PATCH "{path}"; REMOVE PATCH "{path}"; DELETE FROM EDGES WHERE layer = 2 AND feature = 5'
+        )
+        s.lql(f'SAVE PATCH "{path}"')
+        s.lql(f'REMOVE PATCH "{path}"; DELETE FROM EDGES WHERE layer = 0 AND feature = 5')
+        write_patch(path, PatchFile((DeleteOp(1, 3), DeleteOp(1, 4))), Vindex.open(BASE))
+        with pytest.raises(
+            PatchError, match="changed since this session read or wrote it, and holds 2 edits"
+        ):
+            s.lql(f'SAVE PATCH "{path}"')
+        path.write_bytes(path.read_bytes()[:-9])
+        with pytest.raises(PatchError, match="holds a patch that cannot be read"):
+            s.lql(f'SAVE PATCH "{path}"')
+        path.unlink()
+        s.lql(f'SAVE PATCH "{path}"')
+
+
+def test_of_sessions_that_save_at_once_one_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, n = tmp_path / "p.vlp", 4
+
+    def slowly(*args: object, **options: object) -> PatchFile:
+        time.sleep(0.1)
+        return write_patch(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("larql_duck.patches.edit_log.write_patch", slowly)
+    sessions = [connect(BASE) for _ in range(n)]
+    for i, s in enumerate(sessions):
+        s.patches.append([DeleteOp(1, i)])
+    together = threading.Barrier(n)
+
+    def save(s: Session) -> bool:
+        together.wait()
+        try:
+            s.patches.save(path)
+        except PatchError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(n) as pool:
+        saved = list(pool.map(save, sessions))
+    assert sum(saved) == 1
+    with connect(BASE, patches=[path]) as s:
+        assert s.patches.overlay.slots() == [(1, saved.index(True))]
+    for s in sessions:
+        s.patches.rollback()
+        s.close()
+
+
+def test_sessions_that_end_in_one_second_leave_a_copy_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("larql_duck.session.unsaved_edits.user_state_path", lambda _: tmp_path)
+    stopped = SimpleNamespace(strftime=lambda _: "20260101-000000")
+    monkeypatch.setattr("larql_duck.session.unsaved_edits.time", stopped)
+    for feature in (3, 4):
+        with connect(BASE) as s:
+            s.patches.append([DeleteOp(1, feature)])
+            assert "a copy lies in" in told_of_unsaved(s.patches, BASE, keep=True)
+    left = sorted((tmp_path / "unsaved").glob("*.vlp"))
+    slots = {read_patch(path, Vindex.open(BASE)).operations[0].feature for path in left}
+    assert slots == {3, 4}
