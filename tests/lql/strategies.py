@@ -9,12 +9,14 @@ from hypothesis import strategies as st
 
 from larql_duck.lql import parse_one
 from larql_duck.lql import statements as s
+from larql_duck.lql.clauses import METRICS
 from larql_duck.lql.literals import Sql, quote
 from larql_duck.lql.statements import (
     AblateClause,
     Assignment,
     InsertRow,
     PatchFromClause,
+    RequireClause,
     Statement,
     SteerClause,
 )
@@ -150,6 +152,12 @@ assignments = st.builds(
     Assignment, st.sampled_from(["target", "confidence", "layer", "where"]) | names, literals.map(_assigned)
 )
 
+requirements = some(
+    st.builds(
+        lambda bound, limit: RequireClause(*bound, limit), st.sampled_from(sorted(METRICS.items())), floats
+    )
+)
+
 # ---- statements
 
 STATEMENTS: dict[type[Statement], st.SearchStrategy[Statement]] = {
@@ -280,7 +288,9 @@ STATEMENTS: dict[type[Statement], st.SearchStrategy[Statement]] = {
         alpha=maybe(floats),
         mode=st.sampled_from([None, "knn", "compose"]),
         template=maybe(texts),
+        require=requirements,
     )
+    | st.builds(s.Insert, cases=texts, limit=maybe(integers), layer=maybe(integers), require=requirements)
     | st.builds(
         s.Insert,
         query=query_parts,
@@ -288,7 +298,9 @@ STATEMENTS: dict[type[Statement], st.SearchStrategy[Statement]] = {
         layer=maybe(integers),
         confidence=maybe(floats),
         mode=st.sampled_from([None, "knn", "compose"]),
+        require=requirements,
     ),
+    s.CheckEdits: st.builds(s.CheckEdits, maybe(texts), maybe(texts), maybe(texts)),
     s.Delete: st.builds(s.Delete, where_parts, maybe(integers), st.booleans()),
     s.Update: st.builds(
         s.Update,
