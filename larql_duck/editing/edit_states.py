@@ -26,6 +26,8 @@ from larql_duck.progress import ticker
 ANSWER, BEHIND = 12, 8
 # Free text: its tokens, the most probable ones among which each is drawn (as in ROME's evaluation), and the seed.
 FREE, BEST, SEED = 64, 5, 7
+# Prompts whose whole distributions are kept: each is as long as the vocabulary.
+KEPT = 1000
 # Texts that are written together.
 _ROWS = 64
 
@@ -36,7 +38,8 @@ class EditState:
 
     targets [fact][stated prompt], negated, reversed_ (None where not asked) and portable [fact][question] are how probable
     targets are. written [fact][stated prompt] is the text that greedy decoding puts there; free [fact] texts about the
-    subject. next holds next-token probabilities f32 [vocab] by prompt, answers the whole first answer.
+    subject. next holds next-token probabilities f32 [vocab] by prompt, of the first KEPT
+    prompts; answers the whole first answer of all.
     """
 
     targets: list[list[TargetProbability]]
@@ -83,7 +86,7 @@ def edit_state(
         portable=[[any(said[i].greedy for i in one) for one in ones] for ones in portable],
         written=[[next(texts) for _ in a.stated] for a in asked],
         free=free_texts(engine, asked) if free else [[] for _ in asked],
-        next=dict(zip(near, next_token_probabilities(engine, near), strict=True)),
+        next=dict(zip(near, next_token_probabilities(engine, near[:KEPT]), strict=False)),
         answers=dict(zip(near, first_answers(engine, near), strict=True)),
         perplexity=perplexity(engine, text)[0],
     )

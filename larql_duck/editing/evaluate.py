@@ -77,7 +77,8 @@ def evaluate_edits(
       relation's prior there; of a database fact: INFER shows it, and `_said` is NULL.) `said` is the text behind it.
     * generalisation: the target behind templates that were not used for inserting; paraphrase_p is its mean p there.
     * specificity: of 20 other subjects, drawn by a fixed seed, the share whose whole first answer is as before;
-      neighbour_change: the share that changed, the edited subject's other relations counted too. _kl is in nats.
+      neighbour_change: the share that changed, the edited subject's other relations counted too. _kl is in nats, of the
+      first 1,000 such prompts.
     * portability: questions that follow from the fact, answered by any of their answers; NULL without `cases`.
     * fluency: the entropy of word pairs and triples in texts about the subject, bits; consistency: the cosine of their words
       with those of `references`, texts about subjects that have the target; NULL without.
@@ -294,7 +295,8 @@ def _changed(prompts: Sequence[str], before: EditState, after: EditState) -> flo
 
 
 def _kl(prompts: Sequence[str], before: EditState, after: EditState) -> float | None:
-    """The mean KL divergence of the next token's distributions, nats."""
+    """The mean KL divergence of the next token's distributions, nats, over the prompts whose distributions were kept."""
+    prompts = [prompt for prompt in prompts if prompt in before.next]
     if not prompts:
         return None
     p = torch.stack([before.next[prompt] for prompt in prompts]).double()
