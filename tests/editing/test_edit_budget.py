@@ -13,6 +13,8 @@ from larql_duck.lql.clauses import RequireClause
 from larql_duck.session import Session
 from tests.conftest import Make
 from tests.editing.features import TEMPLATE, says
+from tests.edits import insert as edit
+from tests.edits import vector
 
 FACT = f'INSERT INTO EDGES (entity, relation, target) VALUES ("France", "capital", "Tokyo") TEMPLATE "{TEMPLATE}"'
 llama = pytest.mark.parametrize("session", ["llama"], indirect=True)
@@ -59,13 +61,13 @@ def test_a_budget_that_holds_is_told_and_one_that_does_not_keeps_nothing(session
 @llama
 def test_what_was_edited_before_is_the_model_before(session: Session) -> None:
     """The budget is the statement's own: what earlier edits changed is not held against it."""
-    session.lql(FACT)
-    same = 'INSERT INTO EDGES (entity, relation, target) VALUES ("France", "capital", "Tokyo")'
-    session.lql(f'{same} TEMPLATE "{TEMPLATE}" REQUIRE efficacy >= 1')
-    n = len(session.patches.live)
-    with pytest.raises(BudgetError):
+    loud = {"down": vector(session.vindex, 3, 4.0), "templates": (TEMPLATE,)}
+    session.patches.append([edit(session.vindex, "Italy", "Paris", **loud)])
+    with pytest.raises(BudgetError) as caught:
         session.insert([("Spain", "capital", "Rome")], template=TEMPLATE, require="neighbour_change <= -1")
-    assert len(session.patches.live) == n and says(session, "The capital France", "Tokyo")
+    assert len(session.patches.live) == 1
+    before = session.evaluate_edits(texts=["a city in the"]).dicts()[-1]["neighbour_change"]
+    assert caught.value.figures["neighbour_change"] < 0.5 < 0.75 < before
 
 
 @llama
