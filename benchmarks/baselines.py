@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,9 @@ from larql_duck.inference.scoring import answer_ids, subject_position
 
 Moment = Callable[[int], torch.Tensor]
 """Layer -> C, f64 [features, features]."""
+
+Wanted = dict[tuple["Edit", "Settings"], torch.Tensor]
+"""What the last layer is to hand on at an edit's subject, f32 [hidden]: MEMIT and AlphaEdit look for the same."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,7 @@ class Settings:
     """What the papers leave to each model. layers: those that are written, the last one has the value.
 
     steps, rate, decay, kl and clamp are of the value's gradient steps; preserve is MEMIT's lambda; null and ridge are the
-    eigenvalue, as a share of their mean, below which AlphaEdit counts a direction as null space (the paper has 0.01, in the
-    scale of its models), and the weight of its update's length.
+    eigenvalue below which AlphaEdit counts a direction as null space, and the weight of its update's length.
     """
 
     layers: tuple[int, ...]
@@ -62,7 +64,9 @@ _CONTEXTS, _LENGTH, _SEED = 5, 10, 3
 _ESSENCE = "{} is a"
 
 
-def rome(engine: Engine, edits: Sequence[Edit], moment: Moment, settings: Settings) -> None:
+def rome(
+    engine: Engine, edits: Sequence[Edit], moment: Moment, settings: Settings, wanted: Wanted | None = None
+) -> None:
     """Change W_down of the last of the layers by a matrix of rank one for each edit, one after the other."""
     layer, contexts = settings.layers[-1], contexts_of(engine)
     inverse = torch.linalg.inv(_regular(moment(layer)))
@@ -75,17 +79,21 @@ def rome(engine: Engine, edits: Sequence[Edit], moment: Moment, settings: Settin
         _add(engine, layer, torch.outer(direction, change))
 
 
-def memit(engine: Engine, edits: Sequence[Edit], moment: Moment, settings: Settings) -> None:
+def memit(
+    engine: Engine, edits: Sequence[Edit], moment: Moment, settings: Settings, wanted: Wanted | None = None
+) -> None:
     """Change W_down of all the layers by least squares over all edits together, what is left shared among those to come."""
 
     def update(layer: int, keys: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
         known = settings.preserve * moment(layer)
         return torch.linalg.solve(known + keys.t() @ keys, keys.t() @ left)
 
-    _spread(engine, edits, settings, update)
+    _spread(engine, edits, settings, update, {} if wanted is None else wanted)
 
 
-def alphaedit(engine: Engine, edits: Sequence[Edit], moment: Moment, settings: Settings) -> None:
+def alphaedit(
+    engine: Engine, edits: Sequence[Edit], moment: Moment, settings: Settings, wanted: Wanted | None = None
+) -> None:
     """As `memit`, with the change projected on the directions in which ordinary keys have next to nothing."""
 
     def update(layer: int, keys: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
@@ -93,10 +101,10 @@ def alphaedit(engine: Engine, edits: Sequence[Edit], moment: Moment, settings: S
         a = p @ (keys.t() @ keys) + settings.ridge * torch.eye(len(p), dtype=p.dtype)
         return torch.linalg.solve(a, p @ (keys.t() @ left))
 
-    _spread(engine, edits, settings, update)
+    _spread(engine, edits, settings, update, {} if wanted is None else wanted)
 
 
-METHODS: dict[str, Callable[[Engine, Sequence[Edit], Moment, Settings], None]] = {
+METHODS: dict[str, Callable[[Engine, Sequence[Edit], Moment, Settings, Wanted | None], None]] = {
     "ROME": rome,
     "MEMIT": memit,
     "AlphaEdit": alphaedit,
@@ -268,15 +276,17 @@ def _spread(
     edits: Sequence[Edit],
     settings: Settings,
     update: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor],
+    known: Wanted,
 ) -> None:
     """Write values into the layers in turn: each takes its share of what the last one's output still lacks."""
     contexts, last = contexts_of(engine), settings.layers[-1]
-    wanted = torch.stack(
-        [
-            _output(engine, e, last, "block") + best_change(engine, e, last, contexts, settings, "block")
-            for e in edits
-        ]
-    )
+    # Before anything is written; it does not depend on how it will be.
+    key = replace(settings, preserve=0.0, null=0.0, ridge=0.0)
+    for e in edits:
+        if (e, key) not in known:
+            change = best_change(engine, e, last, contexts, settings, "block")
+            known[e, key] = _output(engine, e, last, "block") + change
+    wanted = torch.stack([known[e, key] for e in edits])
     for i, layer in enumerate(settings.layers):
         keys = mean_keys(engine, edits, layer, contexts)
         now = torch.stack([_output(engine, e, last, "block") for e in edits])
@@ -285,9 +295,9 @@ def _spread(
 
 
 def null_space(moment: torch.Tensor, below: float) -> torch.Tensor:
-    """The projection f64 [d, d] on the eigenvectors of a second moment whose eigenvalues are below that share of their mean."""
+    """The projection f64 [d, d] on the eigenvectors of a second moment whose eigenvalues are below that."""
     values, vectors = torch.linalg.eigh(moment.double())
-    chosen = vectors[:, values < below * values.mean()]
+    chosen = vectors[:, values < below]
     return chosen @ chosen.t()
 
 

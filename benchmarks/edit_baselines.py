@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from benchmarks.baselines import METHODS, Edit, Moment, Settings, restored
+from benchmarks.baselines import METHODS, Edit, Moment, Settings, Wanted, restored
 from benchmarks.cases import Case, Row
 from benchmarks.edits import COUNTERFACTUAL, FICTIONAL, PARAPHRASES, Fact, facts_of
 from benchmarks.infer import vindex_of
@@ -47,10 +47,11 @@ def baselines(work: Path) -> Iterator[Row]:
         text, _ = text_rows(engine, None)
         before = edit_state(engine, asked, text, free=False)
         moment = cache(lambda layer: torch.from_numpy(background.second_moment(layer, "ffn_act").matrix))
+        wanted: Wanted = {}
         for name in METHODS:
             with restored(engine):
                 began = time.perf_counter()
-                write(engine, name, facts, moment)
+                write(engine, name, facts, moment, wanted)
                 seconds = time.perf_counter() - began
                 after = edit_state(engine, asked, text, free=False)
             yield from rows_of(name, asked, before, after, seconds / len(facts))
@@ -62,18 +63,14 @@ def baselines(work: Path) -> Iterator[Row]:
 
 
 def write(
-    engine: Engine,
-    name: str,
-    facts: Sequence[Fact],
-    moment: Moment,
-    settings: Mapping[str, Settings] = SETTINGS,
+    engine: Engine, name: str, facts: Sequence[Fact], moment: Moment, wanted: Wanted | None = None
 ) -> None:
     """Let a method write the facts into the engine's weights, each by its relation's first template."""
     from larql_duck.editing.relation_prompts import prompts_for
 
     own = {r: prompts_for(None, r) for _, r, _ in facts}
     edits = [Edit(own[r].templates[0], own[r].text(s), o) for s, r, o in facts]
-    METHODS[name](engine, edits, moment, settings[name])
+    METHODS[name](engine, edits, moment, SETTINGS[name], wanted)
 
 
 def asked_of(engine: Engine, facts: Sequence[Fact]) -> list[AskedFact]:

@@ -20,7 +20,7 @@ from tests.tiny import make_tiny
 
 TEMPLATE = "The capital {}"
 EDITS = [Edit(TEMPLATE, "France", "Tokyo"), Edit(TEMPLATE, "Spain", "Rome")]
-SETTINGS = Settings((0, 1), rate=0.5, steps=60, clamp=40.0, preserve=1.0, null=0.5, ridge=1e-3)
+SETTINGS = Settings((0, 1), rate=0.5, steps=60, clamp=40.0, preserve=1.0, null=4.0, ridge=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_a_baseline_makes_edits_hold(engine: Engine, name: str) -> None:
     before = target_probabilities(engine, asked)
     weights = [parts.down.weight for parts in engine.modules.layers]
     with restored(engine):
-        METHODS[name](engine, EDITS, moment, SETTINGS)
+        METHODS[name](engine, EDITS, moment, SETTINGS, None)
         after = target_probabilities(engine, asked)
         changed = [i for i, parts in enumerate(engine.modules.layers) if parts.down.weight is not weights[i]]
     assert changed == ([1] if name == "ROME" else [0, 1])
