@@ -281,7 +281,7 @@ def _spread(
     """Write values into the layers in turn: each takes its share of what the last one's output still lacks."""
     contexts, last = contexts_of(engine), settings.layers[-1]
     # Before anything is written; it does not depend on how it will be.
-    key = replace(settings, preserve=0.0, null=0.0, ridge=0.0)
+    key = replace(settings, preserve=0.0, null=0.0, ridge=0.0)  # What the value does not depend on.
     for e in edits:
         if (e, key) not in known:
             change = best_change(engine, e, last, contexts, settings, "block")

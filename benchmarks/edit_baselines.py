@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 
 _BATCH = 20
 _FACTS = int(os.environ.get("LARQL_DUCK_BENCH_FACTS", "50"))
-# For SmolLM2's 30 layers. Layers, steps and weights were tried on facts that are not among those of the evaluation.
+# For SmolLM2's 30 layers, tried on six facts that are not among those of the evaluation: with the weights that the papers
+# have for larger models (15,000; 0.02 and 10) MEMIT and AlphaEdit wrote too little for any of these facts' paraphrases to hold.
+_LAYERS = (8, 9, 10, 11, 12)
 SETTINGS = {
-    "ROME": Settings((12,)),
-    "MEMIT": Settings((8, 9, 10, 11, 12)),
-    "AlphaEdit": Settings((8, 9, 10, 11, 12)),
+    "ROME": Settings((6,)),
+    "MEMIT": Settings(_LAYERS, preserve=150.0),
+    "AlphaEdit": Settings(_LAYERS, null=0.005, ridge=0.1),
 }
 _FIGURES = ("efficacy", "efficacy_said", "generalisation", "specificity", "neighbour_change")
 
