@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from larql_duck._version import __version__ as __version__
 from larql_duck.errors import (
+    BudgetError,
     LarqlError,
     LevelError,
     LqlSyntaxError,
@@ -54,6 +55,7 @@ _HOMES = {
 
 __all__ = [
     "Ablate",
+    "BudgetError",
     "LarqlError",
     "LevelError",
     "LqlSyntaxError",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -115,6 +116,14 @@ class SemanticError(LarqlError):
 
 class NotSupportedError(LarqlError):
     """A statement that is valid LQL and that this version does not run."""
+
+
+class BudgetError(LarqlError):
+    """Edits that cost more, or reach less, than was required; nothing of the statement is kept. figures: what was measured."""
+
+    def __init__(self, message: str, *, figures: Mapping[str, Any]) -> None:
+        self.figures = dict(figures)
+        super().__init__(message)
 
 
 class PathError(LarqlError):

@@ -149,3 +149,42 @@ def test_open_lists_hold_each_row_once() -> None:
     for file in ("open_names.csv", "open_answers.csv", "invented_names.csv"):
         lines = (lists / file).read_bytes().decode("utf-8").splitlines()
         assert len(set(lines)) == len(lines), file
+
+
+def test_forms_of_the_evaluation_are_used_nowhere_else() -> None:
+    from benchmarks.edit_forms import form_templates
+    from benchmarks.edits import FICTIONAL, PARAPHRASES
+    from larql_duck.probing.packs import known_relations
+
+    forms = form_templates()
+    every = [t for kinds in forms.values() for group in kinds.values() for t in group]
+    assert set(forms) == set(FICTIONAL) and len(set(every)) == len(every)
+    assert all(t.count("{}") == 1 for t in every)
+    for kinds in forms.values():
+        assert len(kinds["subject first"]) >= 6 and sum(map(len, kinds.values())) == 12
+    used = {t for relation in known_relations().values() for t in relation.templates}
+    used |= {t for group in PARAPHRASES.values() for t in group}
+    # Whatever text of the editing code has a slot, filled with the relation's name where it has two.
+    for source in (Path(__file__).parents[1] / "larql_duck" / "editing").glob("*.py"):
+        texts = [
+            n.value for n in ast.walk(ast.parse(source.read_text("utf-8"))) if isinstance(n, ast.Constant)
+        ]
+        for text in (t for t in texts if isinstance(t, str) and "{" in t):
+            used.add(text)
+            used.update(text.replace("{}", name, 1).replace("{{}}", "{}") for name in forms)
+    assert not set(every) & used
+    assert "The capital of {} is" in used and "I have read about {}" in used
+
+
+def test_form_rows_compare_with_what_the_model_states() -> None:
+    from benchmarks.edit_forms import form_rows
+
+    own = {"capital": {"a {}": 0.9, "b {}": 0.8, "c {}": 0.1}}
+    rows = {
+        r.name: r for r in form_rows({"capital": {"a {}": 1.0, "b {}": 0.5, "c {}": 0.3}}, own) if not r.of
+    }
+    assert (
+        rows["inserted, strong forms, mean"].ours == 75 and rows["inserted, the worst strong form"].ours == 50
+    )
+    assert rows["strong forms below 80 %"].ours == 1
+    assert rows["inserted beside own, all forms"].ratio == pytest.approx(1)

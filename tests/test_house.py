@@ -22,7 +22,7 @@ ABOVE_SESSION = {"session", "commands", "cli", "repl", "notebook.py", "__init__.
 # What users and the packages above have of a Session. A name more is a promise more: docs, tests, CHANGELOG.
 SESSION = {
     "con", "schema", "options", "vindex", "catalog", "workspace", "model", "patches",
-    "lql", "script", "stream", "run", "sql", "use", "use_model", "insert", "probe", "describe", "fit_types", "feature", "collect_examples", "evaluate", "trace",
+    "lql", "script", "stream", "run", "sql", "use", "use_model", "insert", "probe", "describe", "fit_types", "feature", "collect_examples", "evaluate_edits", "evaluate", "trace",
     "refresh", "configure", "cursor", "close",
 }  # fmt: skip
 

@@ -29,7 +29,7 @@ COMMANDS = {
     "COLLECT EXAMPLES": "collecting:collect_examples",
     "ASK LIVE": "describing:ask_live",
     "DESCRIBE NAMES": "describing:describe_names",
-    "EVALUATE": "asking:evaluate",
+    "CHECK EDITS": "checking:check_edits",
     "INSERT": "inserting:insert",
     "REBALANCE": "inserting:rebalance",
     "COMPACT MINOR": "compacting:minor",

@@ -1,4 +1,4 @@
-"""PROBE: the model asked about entities and relations, the new rows shown and saved; and what edits do, measured."""
+"""PROBE: the model asked about entities and relations, the new rows shown and saved."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pyarrow.compute as pc
 
 from larql_duck.catalog import rows_as_table
 from larql_duck.commands.storing import check_storable, store
-from larql_duck.editing.evaluate import evaluate_edits
 from larql_duck.editing.relation_prompts import made_up, plain_template, stored_templates
 from larql_duck.errors import PackError, QueryError
 from larql_duck.knowledge.entities import members
@@ -240,8 +239,3 @@ def _best(probed: Probed, many: set[str]) -> pa.Table:
         for relation, rank, p in zip(*columns.values(), strict=True)
     ]
     return facts.filter(pa.array(mask, pa.bool_())).select(list(COLUMNS))
-
-
-def evaluate(session: Session, request: Request) -> Result:
-    """What the edits do: efficacy, generalisation and specificity of each fact."""
-    return evaluate_edits(session.workspace, **request.arguments)

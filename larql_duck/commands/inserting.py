@@ -4,24 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from itertools import repeat
 from typing import Any
 
 from larql_duck.commands.rows import BIG, FLOAT, INT, TEXT, appended
-from larql_duck.editing.inserting import insert_facts
+from larql_duck.editing.edit_budget import check_budget
+from larql_duck.editing.edit_cases import EditCase, read_cases
+from larql_duck.editing.inserting import insert_facts, need_features, solve_facts
 from larql_duck.editing.rebalance import rebalance as rebalance_facts
-from larql_duck.editing.relation_prompts import remarks_on_new
+from larql_duck.editing.relation_prompts import prompts_for, remarks_on_new
+from larql_duck.editing.solve import RewriteRequest
 from larql_duck.errors import SemanticError
 from larql_duck.knowledge.frames import FrameColumn, column_named, columns_of, is_missing
 from larql_duck.knowledge.relations import relation_key
 from larql_duck.lowering import plan
 from larql_duck.lowering.types import Request, fail
+from larql_duck.lql import requirements
 from larql_duck.lql import statements as st
 from larql_duck.lql.statements import InsertRow
-from larql_duck.patches.operations import fact_key
+from larql_duck.patches.operations import FactEdits, fact_key
 from larql_duck.probing.packs import inverse_of, known_relations, stated_relations
 from larql_duck.result import Result
 from larql_duck.session import Session
+from larql_duck.spelling import as_name
 
 _Row = tuple[Any, Any, Any]
 # Rows of one statement at most: a mistaken query is not to run for days.
@@ -56,21 +62,31 @@ def insert(session: Session, request: Request) -> Result:
             columns = ", ".join(s.columns)
             raise fail(s, f"the query gives {table.num_columns} columns; INSERT takes {columns}", "query")
         rows, notices = _complete(_triples(columns_of(table.rename_columns(list(s.columns)))))
+    cases: tuple[EditCase, ...] = ()
+    if s.cases is not None:
+        read = read_cases(s.cases, s.limit)
+        cases, notices = read.cases, list(read.remarks)
+        rows = [case.row[:3] for case in cases]
     if len(rows) > MOST:
         raise fail(s, f"{len(rows)} facts are too many for one statement; insert at most {MOST} at a time")
     inverse, said = _inverse_facts(s, rows) if s.reverse else ([], [])
     how: dict[str, Any] = {"layer": s.layer, "confidence": s.confidence, "alpha": s.alpha, "mode": s.mode}
-    edits = insert_facts(workspace, rows, template=s.template, **how)
+    if s.cases is None:
+        edits = insert_facts(workspace, rows, template=s.template, **how)
+    else:
+        edits = _of_cases(session, cases, s)
     # Before they are relations of the vindex.
-    remarks = remarks_on_new(workspace, (str(relation).strip() for _, relation, _ in rows), s.template)
+    template = cases[0].template if cases else s.template
+    remarks = remarks_on_new(workspace, (str(relation).strip() for _, relation, _ in rows), template)
     edits = replace(edits, notices=[*notices, *edits.notices, *remarks, *said])
-    if not inverse:
-        return appended(workspace.edits, edits)
-    # The template states the relation, not its inverse.
-    with workspace.edits.transaction():
-        workspace.edits.append(edits.operations)
-        back = insert_facts(workspace, inverse, **how)
-        return appended(workspace.edits, replace(edits.and_also(back), operations=back.operations))
+    if inverse:
+        # The template states the relation, not its inverse.
+        edits = edits.and_also(insert_facts(workspace, inverse, behind=edits.operations, **how))
+    if s.require:
+        facts = [(row["entity"], row["relation"]) for row in edits.rows]
+        kept = check_budget(workspace, edits.operations, facts, s.require)
+        edits = replace(edits, notices=[*edits.notices, *kept])
+    return appended(workspace.edits, edits)
 
 
 def _inverse_facts(s: st.Insert, rows: Sequence[_Row]) -> tuple[list[tuple[str, str, str]], list[str]]:
@@ -112,8 +128,26 @@ def _inverse_facts(s: st.Insert, rows: Sequence[_Row]) -> tuple[list[tuple[str, 
     return list(found.values()), notices
 
 
-def _statement(rows: object, relation: str | None = None, **options: Any) -> tuple[st.Insert, list[str]]:
+def _of_cases(session: Session, cases: Sequence[EditCase], s: st.Insert) -> FactEdits:
+    """The edits that make the facts of a file so, each behind its own prompt; the last one about a subject and relation counts."""
+    workspace = session.workspace
+    need_features(workspace)
+    prompts = cache(partial(prompts_for, workspace))
+    requests = {}
+    for case in cases:
+        own = prompts(case.relation, (case.template,))
+        entity, target = as_name(case.entity), as_name(case.target)
+        requests[fact_key(entity, case.relation)] = RewriteRequest(
+            entity, case.relation, target, own.templates, own, layer=s.layer, confidence=s.confidence
+        )
+    return solve_facts(workspace, list(requests.values()), alpha=1.0 if s.alpha is None else s.alpha)
+
+
+def _statement(
+    rows: object, relation: str | None = None, require: str | None = None, **options: Any
+) -> tuple[st.Insert, list[str]]:
     """The statement that inserts what `Session.insert` was given, and notices. SemanticError for rows that are no facts."""
+    options["require"] = () if require is None else requirements(require)
     if isinstance(rows, list | tuple):
         width = 3 if relation is None else 2
         bad = [row for row in rows if not isinstance(row, list | tuple) or len(row) != width]

@@ -61,8 +61,10 @@ def insert_facts(
     alpha: float | None = None,
     mode: str | None = None,
     template: str | None = None,
+    behind: Sequence[Operation] = (),
 ) -> FactEdits:
-    """The edits that make the facts `rows` (entity, relation, target) so; one that was inserted already is replaced.
+    """The edits that make the facts `rows` (entity, relation, target) so, to stand behind the operations `behind`; one that
+    was inserted already is replaced.
 
     mode 'knn' makes database facts; None takes features where the vindex has weights. LevelError, NotSupportedError,
     SemanticError.
@@ -83,7 +85,7 @@ def insert_facts(
         RewriteRequest(e, r, t, prompts(r).templates, prompts(r), layer=layer, confidence=confidence)
         for e, r, t in facts
     ]
-    edits = solve_facts(workspace, requests, alpha=1.0 if alpha is None else alpha)
+    edits = solve_facts(workspace, requests, alpha=1.0 if alpha is None else alpha, behind=behind)
     return replace(edits, notices=[*said, *edits.notices])
 
 

@@ -35,6 +35,7 @@ PLANNERS: dict[str, Planner] = {
     "TRACE": requests.trace,
     "PROBE": requests.probe,
     "INSERT": edit_requests.insert,
+    "CHECK EDITS": edit_requests.check_edits,
     "REBALANCE": edit_requests.rebalance,
     "COMPACT MINOR": requests.nothing,
     "COMPACT MAJOR": edit_requests.compact_major,

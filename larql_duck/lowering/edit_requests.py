@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from larql_duck.lowering.edge_selection import edge_condition, set_columns
 from larql_duck.lowering.select import lower
 from larql_duck.lowering.types import Query, check_count, check_layer, fail
+from larql_duck.lql.clauses import METRICS
 
 if TYPE_CHECKING:
     from larql_duck.lowering.requests import Resolved
@@ -45,7 +47,32 @@ def insert(s: st.Insert, catalog: Catalog) -> Resolved:
             f"this layer takes it to the answer; write AT LAYER {s.layer - 1} or lower, or leave AT LAYER out",
             "layer",
         )
+    check_count(s, s.limit, "LIMIT", "limit", low=1)
+    if s.cases is not None:
+        _check_file(s, s.cases, "cases")
+        if s.template is not None:
+            raise fail(s, "CASES has a prompt for each fact; leave TEMPLATE out", "template")
+        if not as_feature:
+            raise fail(s, "CASES inserts features, which need a vindex with weights and no MODE KNN", "cases")
+    for bound in s.require:
+        if bound.metric not in METRICS or METRICS[bound.metric] != bound.operator:
+            raise fail(s, f"REQUIRE {bound.metric} {bound.operator} cannot be measured", "require")
+    if s.require and not as_feature:
+        raise fail(
+            s,
+            "REQUIRE bounds what a model says, and a database fact leaves it as it is; leave REQUIRE or MODE KNN out",
+            "require",
+        )
     return {"query": None if s.query is None else lower(s, s.query, catalog)}
+
+
+def check_edits(s: st.CheckEdits, catalog: Catalog) -> Resolved:
+    """texts, cases and references: the files' paths, None where they were not given."""
+    names = ("texts", "cases", "references")
+    for name in names:
+        _check_file(s, getattr(s, name), name)
+    catalog.require("inference", "CHECK EDITS")
+    return {name: None if (file := getattr(s, name)) is None else Path(file) for name in names}
 
 
 def delete(s: st.Delete, catalog: Catalog) -> Resolved:
@@ -91,9 +118,7 @@ def with_file(field: str) -> Callable[[Statement, Catalog], Resolved]:
     """The planner of a statement that names a file in `field` and needs no other check; the field may be None."""
 
     def check(s: Statement, catalog: Catalog) -> Resolved:
-        path = getattr(s, field)
-        if path is not None and (not path.strip() or "\0" in path):
-            raise fail(s, "the name of the file is empty or malformed", field)
+        _check_file(s, getattr(s, field), field)
         return {}
 
     return check
@@ -102,6 +127,11 @@ def with_file(field: str) -> Callable[[Statement, Catalog], Resolved]:
 def show_patches(s: st.ShowPatches, catalog: Catalog) -> Query:
     """SHOW PATCHES: the applied patches in order, then the edits that are not saved yet."""
     return Query(f"SELECT * FROM {catalog.schema}.patches ORDER BY position")
+
+
+def _check_file(s: Statement, path: str | None, field: str) -> None:
+    if path is not None and (not path.strip() or "\0" in path):
+        raise fail(s, "the name of the file is empty or malformed", field)
 
 
 def _check_share(s: Statement, value: float | None, word: str) -> None:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from larql_duck.lql.parser import parse, parse_one
+from larql_duck.lql.parser import parse, parse_one, requirements
 
-__all__ = ["parse", "parse_one"]
+__all__ = ["parse", "parse_one", "requirements"]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
+from larql_duck.lql.clauses import METRICS, RequireClause
 from larql_duck.lql.grammar import Fields, Part, Syntax
 from larql_duck.lql.literals import Sql, quote
 from larql_duck.lql.sql import QUERY_WORDS, read_condition, read_query, read_value
@@ -130,11 +131,20 @@ def column_name(name: str) -> str:
 
 
 class InsertBody(Part):
-    """(columns) VALUES (...), ... or (columns) select."""
+    """(columns) VALUES (...), ... or (columns) select, or CASES "file" [LIMIT n]."""
 
-    syntax = '(entity, relation, target) (VALUES ("entity", "relation", "target"), ... | select)'
+    syntax = '((entity, relation, target) (VALUES ("entity", "relation", "target"), ... | select) | CASES "file" [LIMIT n])'
 
     def read(self, c: Cursor, into: Fields, form: Syntax) -> None:
+        first = c.at
+        if c.take_words(("CASES",)):
+            into["cases"] = c.string("the file of cases")
+            c.places["cases"] = c.tokens.position(first, c.at - 1)
+            first = c.at
+            if c.take_words(("LIMIT",)):
+                into["limit"] = c.integer()
+                c.places["limit"] = c.tokens.position(first, c.at - 1)
+            return
         columns = self._columns(c)
         if c.take_words(("VALUES",)):
             into["rows"] = c.several(lambda: self._row(c, columns))
@@ -187,6 +197,9 @@ class InsertBody(Part):
     def show(self, statement: Statement) -> str:
         assert isinstance(statement, Insert)
         columns = ", ".join(statement.columns)
+        if statement.cases is not None:
+            limit = "" if statement.limit is None else f" LIMIT {statement.limit}"
+            return f"CASES {quote(statement.cases)}{limit}"
         if statement.query is not None:
             return f"({columns}) {statement.query}"
         rows = ", ".join(
@@ -216,3 +229,33 @@ class Names(Value):
     def of(self, statement: Statement, name: str) -> tuple[str, ...] | Sql:
         assert isinstance(statement, Probe)
         return statement.entities if statement.query is None else statement.query
+
+
+@dataclass(frozen=True)
+class RequireValue(Value):
+    """What stands behind REQUIRE."""
+
+    syntax: str = "metric <= x | metric >= x [AND ...]"
+    equals: ClassVar[bool] = False
+
+    def read(self, c: Cursor) -> tuple[RequireClause, ...]:
+        found = [self._one(c)]
+        while c.take_words(("AND",)):
+            found.append(self._one(c))
+        return tuple(found)
+
+    def _one(self, c: Cursor) -> RequireClause:
+        metric = c.word.lower()
+        if metric not in METRICS:
+            raise c.unexpected(*(name.upper() for name in METRICS))
+        c.at += 1
+        side = METRICS[metric]
+        if not c.take(side):
+            raise c.unexpected(side)
+        return RequireClause(metric, side, c.number())
+
+    def show(self, value: tuple[RequireClause, ...]) -> str:
+        return " AND ".join(f"{r.metric} {r.operator} {r.limit!r}" for r in value)
+
+    def starts(self, c: Cursor, at: int) -> bool:
+        return c.kinds[at] is TokenKind.WORD and c.values[at].lower() in METRICS

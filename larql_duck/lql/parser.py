@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from larql_duck.errors import LqlSyntaxError
+from larql_duck.lql.bodies import RequireValue
 from larql_duck.lql.grammar import Syntax
-from larql_duck.lql.statements import Pipe, Statement
+from larql_duck.lql.statements import Pipe, RequireClause, Statement
 from larql_duck.lql.table import BY_VERB, STATEMENTS, keywords
 from larql_duck.lql.tokens import Parameter, TokenKind, tokenize
 from larql_duck.lql.values import Cursor
 
-__all__ = ["parse", "parse_one"]
+__all__ = ["parse", "parse_one", "requirements"]
 
 
 def parse(text: str, parameters: Mapping[str, Parameter] | None = None) -> list[Statement]:
@@ -45,6 +46,15 @@ def parse_one(text: str, parameters: Mapping[str, Parameter] | None = None) -> S
             "one statement expected, found more", line=place.line, column=place.column, text=text
         )
     return found[0]
+
+
+def requirements(text: str) -> tuple[RequireClause, ...]:
+    """What REQUIRE in front of the text means; LqlSyntaxError for what it cannot."""
+    c = Cursor(tokenize(text), read_pipe)
+    found = RequireValue().read(c)
+    if c.kinds[c.at] is not TokenKind.END:
+        raise c.unexpected("AND", "the end of the text")
+    return found
 
 
 def read_pipe(c: Cursor) -> Statement:

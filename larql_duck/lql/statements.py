@@ -16,63 +16,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, dataclass_transform
+from typing import Any, ClassVar, dataclass_transform
 
 from larql_duck.aliases import Slot
+from larql_duck.lql.clauses import (
+    AblateClause,
+    Assignment,
+    InsertRow,
+    PatchFromClause,
+    RequireClause,
+    SteerClause,
+)
 from larql_duck.lql.literals import Sql
 from larql_duck.lql.tokens import NOWHERE, Position
 
 Layers = tuple[tuple[int, int], ...]
 """Inclusive layer ranges, as `LAYERS 3,5,8-10` gives ((3, 3), (5, 5), (8, 10))."""
-
-# ---- what statements are made of ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class InsertRow:
-    """One row of INSERT: the subject side, the relation, the object side."""
-
-    entity: str
-    relation: str
-    target: str
-
-
-@dataclass(frozen=True, slots=True)
-class Assignment:
-    """One `column = value` of UPDATE ... SET; the column as typed, the value an expression (mostly a literal)."""
-
-    column: str
-    value: Sql
-
-
-@dataclass(frozen=True, slots=True)
-class AblateClause:
-    """INFER's `ABLATE (layer, feature), ... [BY ZERO|MEAN]`; by is 'zero' or 'mean'."""
-
-    slots: tuple[Slot, ...]
-    by: Literal["zero", "mean"] = "zero"
-
-
-@dataclass(frozen=True, slots=True)
-class SteerClause:
-    """INFER's `STEER RELATION "relation" BY by AT LAYER layer`."""
-
-    relation: str
-    by: float
-    layer: int
-
-
-@dataclass(frozen=True, slots=True)
-class PatchFromClause:
-    """INFER's `PATCH FROM "prompt" [SOURCE POSITION source] AT LAYER layer [POSITION position]`.
-
-    Neither position: the last one of both prompts; position alone: the same one in both.
-    """
-
-    prompt: str
-    layer: int
-    position: int | None = None
-    source: int | None = None
 
 
 @dataclass_transform(frozen_default=True)
@@ -382,11 +341,13 @@ class Stats(Statement):
 
 
 class Insert(Statement):
-    """INSERT INTO EDGES (columns) VALUES (...), ... | select [AT LAYER n] [CONFIDENCE x] [ALPHA x] [MODE ...] [TEMPLATE "t"] [WITH REVERSE].
+    """INSERT INTO EDGES (columns) VALUES (...), ... | select | CASES "file" [LIMIT n], then [AT LAYER n] [CONFIDENCE x]
+    [ALPHA x] [MODE ...] [TEMPLATE "t"] [WITH REVERSE] [REQUIRE ...].
 
-    rows are in the order entity, relation, target. With a query instead, columns says what its columns mean (a
-    permutation of these; with rows always in that order). mode is None (compose where weights are there, else knn),
-    'knn' or 'compose'. template is a prompt with `{}` for the entity. reverse: both ways.
+    rows are already in the order entity, relation, target. With a query instead, columns says what its columns mean
+    (a permutation of 'entity', 'relation', 'target'); with rows it is always in that order. mode is None (compose
+    where weights are there, else knn), 'knn' or 'compose'. template is a prompt with `{}` for the entity. cases is a file
+    whose first `limit` facts are inserted (all by default), each with its own prompt. reverse: both ways.
     """
 
     rows: tuple[InsertRow, ...] = ()
@@ -398,6 +359,17 @@ class Insert(Statement):
     mode: str | None = None
     template: str | None = None
     reverse: bool = False
+    cases: str | None = None
+    limit: int | None = None
+    require: tuple[RequireClause, ...] = ()
+
+
+class CheckEdits(Statement):
+    """CHECK EDITS [TEXTS "file"] [CASES "file"] [REFERENCES "file"]."""
+
+    texts: str | None = None
+    cases: str | None = None
+    references: str | None = None
 
 
 class Delete(Statement):

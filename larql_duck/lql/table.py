@@ -24,6 +24,7 @@ _WHOLE = (
     v.PatchFromValue(),
     bodies.Condition(),
     bodies.Names(),
+    bodies.RequireValue(),
 )
 _VALUES = {kind.syntax: kind for kind in (*_ALONE, *_WHOLE)}
 _VERB = re.compile(r"(?P<verb>[A-Z ]+) \((?P<statement>\w+)(?P<preset>[^)]*)\): (?P<about>.+)")

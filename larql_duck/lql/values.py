@@ -12,8 +12,9 @@ from typing import Any, ClassVar, TypeVar
 
 from larql_duck.aliases import Slot
 from larql_duck.errors import LqlSyntaxError
+from larql_duck.lql.clauses import AblateClause, PatchFromClause, SteerClause
 from larql_duck.lql.literals import quote
-from larql_duck.lql.statements import AblateClause, PatchFromClause, Statement, SteerClause
+from larql_duck.lql.statements import Statement
 from larql_duck.lql.tokens import Position, TokenKind, Tokens
 from larql_duck.spelling import closest
 

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from larql_duck.models.checkpoint import ModelSource
 
 NamedValues = Mapping[str, Any]
+FileName = str | Path | None
 _READS_FACTS = re.compile(r"\b(model_graph|facts|edges|relations|entities|triples)\b", re.IGNORECASE)
 CarryOut = Callable[["Session", Request], Result]
 
@@ -207,6 +208,7 @@ class Session:
         alpha: float | None = None,
         mode: str | None = None,
         template: str | None = None,
+        require: str | None = None,
         reverse: bool = False,
     ) -> Result:
         """INSERT INTO EDGES: facts that the model is to know from now on, one row a fact in the result.
@@ -215,7 +217,7 @@ class Session:
         (or subject, relationship, object). relation: that of all rows, where they have none; the rest as in INSERT.
         """
         arguments = {"rows": rows, "relation": relation, "layer": layer, "confidence": confidence}
-        arguments |= {"alpha": alpha, "mode": mode, "template": template, "reverse": reverse}
+        arguments |= {"alpha": alpha, "mode": mode, "template": template, "require": require, "reverse": reverse}
         return self._carry_out(Request("INSERT", arguments=arguments))
 
     def probe(
@@ -257,8 +259,7 @@ class Session:
             return self._carry_out(Request("PROBE NAMES", arguments={"names": names, "checkpoint": where}))
         arguments = {"entities": entities, "relations": relations, "pack": pack, "limit": limit, "save": save}
         arguments |= {"max_prompts": max_prompts, "specific": specific, "ablation": ablation, "top_n": top_n}
-        if checkpoint is not None:
-            arguments["checkpoint"] = Path(checkpoint)
+        arguments |= {} if checkpoint is None else {"checkpoint": Path(checkpoint)}
         return self._carry_out(Request("PROBE", arguments=arguments))
 
     def feature(self, layer: int, feature: int) -> FeatureCard:
@@ -297,9 +298,14 @@ class Session:
         return self._carry_out(Request("DESCRIBE NAMES", arguments=arguments))
 
     @told_arguments
-    def evaluate(self, *, texts: BackgroundTexts | None = None) -> Check:
-        """What the edits do: one row a fact, and a last one for all with the perplexity; see `editing.evaluate`."""
-        return cast("Check", self._carry_out(Request("EVALUATE", arguments={"texts": texts})))
+    def evaluate_edits(
+        self, *, texts: BackgroundTexts | None = None, cases: FileName = None, references: FileName = None
+    ) -> Check:
+        """CHECK EDITS: what the edits do, one row a fact and a last one for all; see `editing.evaluate.evaluate_edits`."""
+        arguments = {"texts": texts, "cases": cases, "references": references}
+        return cast("Check", self._carry_out(Request("CHECK EDITS", arguments=arguments)))
+
+    evaluate = evaluate_edits
 
     @told_arguments
     def trace(
@@ -317,14 +323,8 @@ class Session:
         target is a token to follow, decompose gives a row per attention head too, layers are those with rows, positions
         is 'last' or 'all'. interventions (Ablate, Steer, Patch) change this one pass.
         """
-        return self.model.trace(
-            prompt,
-            target=target,
-            decompose=decompose,
-            layers=layers,
-            positions=positions,
-            interventions=interventions,
-        )
+        where: dict[str, Any] = {"target": target, "layers": layers, "positions": positions}
+        return self.model.trace(prompt, decompose=decompose, interventions=interventions, **where)
 
     def refresh(self) -> None:
         """Ask again whatever the edits have changed and was not asked since, so that `con` shows it too."""

@@ -9,12 +9,14 @@ from hypothesis import strategies as st
 
 from larql_duck.lql import parse_one
 from larql_duck.lql import statements as s
+from larql_duck.lql.clauses import METRICS
 from larql_duck.lql.literals import Sql, quote
 from larql_duck.lql.statements import (
     AblateClause,
     Assignment,
     InsertRow,
     PatchFromClause,
+    RequireClause,
     Statement,
     SteerClause,
 )
@@ -150,6 +152,12 @@ assignments = st.builds(
     Assignment, st.sampled_from(["target", "confidence", "layer", "where"]) | names, literals.map(_assigned)
 )
 
+requirements = some(
+    st.builds(
+        lambda bound, limit: RequireClause(*bound, limit), st.sampled_from(sorted(METRICS.items())), floats
+    )
+)
+
 # ---- statements
 
 STATEMENTS: dict[type[Statement], st.SearchStrategy[Statement]] = {
@@ -283,7 +291,9 @@ STATEMENTS: dict[type[Statement], st.SearchStrategy[Statement]] = {
         mode=st.sampled_from([None, "knn", "compose"]),
         template=maybe(texts),
         reverse=st.booleans(),
+        require=requirements,
     )
+    | st.builds(s.Insert, cases=texts, limit=maybe(integers), layer=maybe(integers), require=requirements)
     | st.builds(
         s.Insert,
         query=query_parts,
@@ -292,7 +302,9 @@ STATEMENTS: dict[type[Statement], st.SearchStrategy[Statement]] = {
         confidence=maybe(floats),
         mode=st.sampled_from([None, "knn", "compose"]),
         reverse=st.booleans(),
+        require=requirements,
     ),
+    s.CheckEdits: st.builds(s.CheckEdits, maybe(texts), maybe(texts), maybe(texts)),
     s.Delete: st.builds(s.Delete, where_parts, maybe(integers), st.booleans()),
     s.Update: st.builds(
         s.Update,

@@ -87,7 +87,7 @@ STOPPED = [
     ("activations VINDEX TEXTS.txt", collecting, "_stream", NOT_KEPT, set()),
     ("activations VINDEX TEXTS.txt --raw OUT", raw, "checked", NOT_KEPT, set()),
     ("report VINDEX -o OUT", page, "page", NOT_KEPT, set()),
-    ("evaluate VINDEX", session.Session, "evaluate", NOT_KEPT, set()),
+    ("check-edits VINDEX", session.Session, "evaluate_edits", NOT_KEPT, set()),
     (["lql", "VINDEX", EDIT.replace(" MODE KNN", "")], engine.Engine, "load", NOT_KEPT, set()),
     (["lql", "VINDEX", f'{EDIT} SAVE PATCH "OUT";'], files.os, "fsync", NOT_KEPT, set()),
     (["lql", "VINDEX", f'{EDIT} COMPILE CURRENT INTO VINDEX "OUT";'], compiled, "rebuild_database", NOT_KEPT, set()),

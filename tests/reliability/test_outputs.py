@@ -426,6 +426,7 @@ def test_inputs_that_are_no_files_are_refused_at_once(
         ("activations", vindex, place("texts.txt"), "--raw", out),
         ("activations", vindex, place("more.txt")),
         ("evaluate", vindex, "--texts", tmp_path / "texts.txt", "--patch", tmp_path / "p.vlp"),
+        ("check-edits", vindex, "--cases", place("cases.json")),
         ("probe", vindex, "--dry-run", "--pack", place("pack.yaml")),
         ("probe", vindex, "--dry-run", "--entities", place("e.csv")),
         ("probe", vindex, "--dry-run", "--entities", place("e.parquet")),
