@@ -171,7 +171,8 @@ class _Record:
     at: str = ""
 
     def fail(self, name: str, what: str) -> LarqlError:
-        field = f"{self.at}{name}" or "the record"
+        # Names of fields are the file's own: of any length, with line ends in them.
+        field = " ".join(f"{self.at}{name}".split())[:100] or "the record"
         return LarqlError(f"{self.path}: record {self.number}: {field} {what}")
 
     @property
@@ -199,6 +200,8 @@ class _Record:
         out: list[str] = []
         for name in names:
             value = self.fields.get(name)
+            if value is not None and not isinstance(value, str | list):
+                raise self.fail(name, "is no list of texts")
             for text in [value] if isinstance(value, str) else value or ():
                 if not isinstance(text, str):
                     raise self.fail(name, "is no list of texts")
@@ -212,7 +215,8 @@ class _Record:
 
     def parts(self, name: str) -> list[_Record]:
         """The records in a list; none where the field is not there."""
-        value = self.fields.get(name) or []
+        value = self.fields.get(name)
+        value = [] if value is None else value
         if not isinstance(value, list):
             raise self.fail(name, "is no list")
         return [_Record(one, self.path, self.number, f"{self.at}{name}[{i}].") for i, one in enumerate(value)]

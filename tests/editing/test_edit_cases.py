@@ -119,6 +119,7 @@ def change(where: str, value: Any) -> dict[str, Any]:
         (change("requested_rewrite.prompt", "no slot"), r"record 2: requested_rewrite.prompt needs \{\} exactly once"),
         (change("requested_rewrite.subject", 3), r"record 2: requested_rewrite.subject is no text"),
         (change("paraphrase_prompts", [1]), r"record 2: paraphrase_prompts is no list of texts"),
+        (COUNTERFACT | {"attribute_prompts": True}, r"record 2: attribute_prompts is no list of texts"),
         (ZSRE | {"answers": []}, r"record 2: answers is missing or empty"),
         (KNOWEDIT | {"portability": {"Reasoning": [{"ground_truth": "x"}]}}, r"record 2: portability.Reasoning\[0\].prompt is missing"),
         (KNOWEDIT | {"locality": []}, None),
