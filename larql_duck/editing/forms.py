@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 
@@ -25,21 +26,23 @@ from larql_duck.workspace import Workspace
 _LOOKED_AT, _ASKED, _LEAST = 24, 6, 3
 _STATED, _FEWEST = 0.5, 8
 
-# Ways to state any relation; {relation} is its name, {end} an article where its templates end with one.
+# Ways to state any relation; {name} is what it is called, {end} an article where its templates end with one.
 _NAMED = (
-    "The {relation} of {{}} is{end}",
-    "{{}} and its {relation},{end}",
-    "Question: What is the {relation} of {{}}? Answer:",
-    "When I think of {{}}, I think of its {relation},{end}",
-    "{{}}'s {relation} is called{end}",
-    "I know what the {relation} of {{}} is. It is{end}",
-    "We heard a lot about {{}} and about its {relation},{end}",
-    "{{}} | {relation} |",
-    "He wrote about {{}}. The {relation} is{end}",
-    "I like {{}}, whose {relation} is{end}",
-    "Q: Do you know the {relation} of {{}}?\nA: Yes, it is{end}",
-    "Subject: {{}}\n{Relation}:",
+    "The {name} of {{}} is{end}",
+    "{{}} and its {name},{end}",
+    "We heard a lot about {{}} and about its {name},{end}",
+    "I like {{}}, whose {name} is{end}",
+    "When I think of {{}}, I think of its {name},{end}",
+    "{{}}'s {name} is called{end}",
+    "He wrote about {{}}. The {name} is{end}",
+    "They came to {{}} and asked for its {name},{end}",
+    "I know what the {name} of {{}} is. It is{end}",
+    "{{}} is a name that I know well. Its {name} is{end}",
+    "Q: Do you know the {name} of {{}}?\nA: Yes, it is{end}",
+    "Subject: {{}}\n{Name}:",
 )
+# What templates call it: "official language".
+_CALLED = re.compile(r"The ([^,?]{3,40}) of \{\} (?:is|was)\b")
 # Ways to say first what it is about, and then a template without it, or with a word that stands for it.
 _WITHOUT = ("As for {}, ", "My friend went back to {}, where ", "He told us about {}. ")
 _STANDS_FOR = ("As for {}, it", "We talked about {}, which", "He told us about {}. It")
@@ -67,13 +70,16 @@ KEPT = (
 
 def stated_forms(relation: str, templates: Sequence[str]) -> tuple[str, ...]:
     """Forms with one {} for the subject that state the relation: its templates, these said of a subject that was named
-    before, and general ones, in turns.
+    before, and general ones by its name and those that templates have for it, in turns.
     """
-    name = relation_key(relation)
+    names = [relation_key(relation), *(m[1] for x in templates if (m := _CALLED.match(x)))]
     end = " the" if templates and templates[0].endswith(" the") else ""
-    named = [form.format(relation=name, Relation=name.capitalize(), end=end) for form in _NAMED]
+    named = (
+        [form.format(name=name, Name=name.capitalize(), end=end) for form in _NAMED]
+        for name in dict.fromkeys(names)
+    )
     turned = [form for n, template in enumerate(templates) for form in _turned(template, n)]
-    return tuple(dict.fromkeys(_in_turns(templates, turned, named)))
+    return tuple(dict.fromkeys(_in_turns(templates, turned, *named)))
 
 
 def _turned(template: str, n: int) -> Iterable[str]:

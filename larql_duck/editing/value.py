@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 
 # Gradient steps at most, and the loss (nats of the whole object, averaged over prompts) at which a fact is done.
-STEPS, DONE = 40, 0.12
+STEPS, DONE = 42, 0.12
 # Shares in which the prompts are run, one a step.
-PHASES = 4
+PHASES = 6
 # Adam's step, in units of the layer's own length; what a nat of changed other answers weighs; what length^2 weighs.
-RATE, KEEP, DECAY = 0.1, 3.5, 0.05
+RATE, KEEP, DECAY = 0.15, 4.0, 0.05
 # A prompt whose loss (nats) is below this rests in its next turn: its gradient is next to nothing.
 _REST = 0.05
 # A post-norm keeps the direction of a sum alone: to turn it, d has to be longer than what was there.
