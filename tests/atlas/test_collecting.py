@@ -104,10 +104,10 @@ def test_figures_and_examples_are_those_of_single_passes(
         most, least = (np.mean(np.abs(own) > row["fires_above"] * f) for f in (1 - 1e-4, 1 + 1e-4))
         assert least <= row["density"] <= most
         for name, share in QUANTILES.items():
-            low, high = np.mean(own < row[name] - 1e-5), np.mean(own <= row[name] + 1e-5)
-            # Many of these texts are alike; where equal activations fill a bin, only the bin is known.
-            exact = float(np.quantile(own, share, method="inverted_cdf"))
-            assert low - 0.005 <= share <= high + 0.005 or row[name] == pytest.approx(exact, rel=0.125)
+            # Within .5 % in rank; many of these texts are alike, and where equal activations fill a bin, only the bin is known.
+            low = float(np.quantile(own, max(share - 0.005, 0), method="lower"))
+            high = float(np.quantile(own, min(share + 0.005, 1), method="higher"))
+            assert low - abs(low) / 8 - 1e-5 <= row[name] <= high + abs(high) / 8 + 1e-5
     places = {r["place"]: i for i, r in enumerate(rows)}
     found: dict[tuple[int, int, int], list[dict[str, Any]]] = {}
     for row in tables["feature_firings"].to_pylist():
