@@ -24,7 +24,7 @@ from larql_duck.vindex.store import Vindex
 # Contexts of a cluster: those in which its features fire most.
 CONTEXTS = 60
 # Names of features are many and have few contexts each: those that are scored must do so well where they were chosen.
-_PROMISE = 0.75
+_PROMISE = 0.9
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ _NONE = 1 << 62
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99_9": 0.999}
 # A feature fires above this quantile of |activation|.
 _FIRES = 0.99
+_TINY = np.finfo(np.float64).tiny
 # No smaller activation is an example.
 _LEAST = np.nextafter(np.float32(0), np.float32(1))
 
@@ -206,18 +207,56 @@ class FeatureStats:
 def _quantiles(
     histogram: np.ndarray, least: np.ndarray, most: np.ndarray, shares: Sequence[float]
 ) -> np.ndarray:
-    """Quantiles f32 [shares, rows] of rows counted in bins, each spread evenly over its bin."""
+    """Quantiles f32 [shares, rows] of rows counted in bins.
+
+    Within its bin each is where a monotone cubic through the summed counts has its rank (Fritsch and Butland's slopes): a
+    feature whose activations all lie about one value has few bins, in which they are not spread evenly.
+    """
     edges, summed = _edges(), histogram.cumsum(1, dtype=np.int64)
     rows = np.arange(len(histogram))
     out = np.empty((len(shares), len(histogram)), np.float32)
+
+    def bins(at: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Lower edge, width and density of one bin a row, within what was seen; none has width and density 0."""
+        there = np.clip(at, 0, BINS - 1)
+        low, high = (np.clip(edges[there + side], least, most).astype(np.float64) for side in (0, 1))
+        count = np.where(at == there, histogram[rows, there], 0)
+        width = high - low
+        return low, width, np.divide(count, width, out=np.zeros(len(rows)), where=width > 0)
+
     for i, share in enumerate(shares):
         rank = share * (summed[:, -1] - 1) + 0.5
         at = (summed > rank[:, None]).argmax(1)
-        before = np.where(at > 0, summed[rows, at - 1], 0)
-        inside = (rank - before) / np.maximum(histogram[rows, at], 1)
-        low, high = (np.clip(edges[at + side], least, most) for side in (0, 1))
-        out[i] = low + (high - low) * inside
+        inside = (rank - (summed[rows, at] - histogram[rows, at])) / np.maximum(histogram[rows, at], 1)
+        (_, before, lower), (low, width, density), (_, behind, higher) = (
+            bins(at + side) for side in (-1, 0, 1)
+        )
+        # Slopes at both ends beside the bin's own; at the ends of what was seen it is that.
+        ends = [
+            np.where(wide > 0, _slope(density, width, other, wide), density) / np.maximum(density, _TINY)
+            for other, wide in ((lower, before), (higher, behind))
+        ]
+        out[i] = low + width * _inverse(inside, *ends)
     return out
+
+
+def _slope(one: np.ndarray, wide: np.ndarray, other: np.ndarray, other_wide: np.ndarray) -> np.ndarray:
+    """The slope between two bins of these densities and widths: a harmonic mean, 0 where one is empty."""
+    own, its = 2 * other_wide + wide, other_wide + 2 * wide
+    both = np.minimum(one, other) > 0
+    parts = own / np.where(both, one, 1) + its / np.where(both, other, 1)
+    return np.where(both, (own + its) / np.where(both, parts, 1), 0)
+
+
+def _inverse(value: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """Where the cubic from (0, 0) to (1, 1) with these slopes has the value, by halving: it ascends."""
+    low, high = np.zeros(len(value)), np.ones(len(value))
+    for _ in range(30):
+        t = (low + high) / 2
+        above = t * (t * (t * (first + last - 2) + 3 - 2 * first - last) + first) > value
+        high = np.where(above, t, high)
+        low = np.where(above, low, t)
+    return (low + high) / 2
 
 
 def _edges() -> np.ndarray:

@@ -104,10 +104,10 @@ def test_figures_and_examples_are_those_of_single_passes(
         most, least = (np.mean(np.abs(own) > row["fires_above"] * f) for f in (1 - 1e-4, 1 + 1e-4))
         assert least <= row["density"] <= most
         for name, share in QUANTILES.items():
-            low, high = np.mean(own < row[name] - 1e-5), np.mean(own <= row[name] + 1e-5)
-            # Many of these texts are alike; where equal activations fill a bin, only the bin is known.
-            exact = float(np.quantile(own, share, method="inverted_cdf"))
-            assert low - 0.005 <= share <= high + 0.005 or row[name] == pytest.approx(exact, rel=0.125)
+            # Within .5 % in rank; many of these texts are alike, and where equal activations fill a bin, only the bin is known.
+            low = float(np.quantile(own, max(share - 0.005, 0), method="lower"))
+            high = float(np.quantile(own, min(share + 0.005, 1), method="higher"))
+            assert low - abs(low) / 8 - 1e-5 <= row[name] <= high + abs(high) / 8 + 1e-5
     places = {r["place"]: i for i, r in enumerate(rows)}
     found: dict[tuple[int, int, int], list[dict[str, Any]]] = {}
     for row in tables["feature_firings"].to_pylist():
@@ -338,6 +338,7 @@ def test_the_histogram_tells_quantiles_of_any_numbers() -> None:
         rng.lognormal(-3, 3, n),
         -rng.exponential(1e-3, n),
         np.zeros(n),
+        rng.normal(6, 1, size=n),
         1e-6 * rng.normal(size=n),
         1e-12 * rng.normal(size=n) * rng.exponential(size=n),
         rng.choice([-5.0, 0, 7], n),
@@ -352,7 +353,7 @@ def test_the_histogram_tells_quantiles_of_any_numbers() -> None:
             for f in range(len(columns)):
                 own = np.abs(values[:, f]) if size else values[:, f]
                 low, high = np.mean(own < found[i, f] - 1e-9), np.mean(own <= found[i, f] + 1e-9)
-                if f < 6:
+                if f < 7:
                     assert low - 0.005 <= share <= high + 0.005, (f, share, found[i, f])
     assert stats.count == n and stats.quantiles([0.5])[0, 3] == 0
 
