@@ -217,7 +217,13 @@ class Session:
         (or subject, relationship, object). relation: that of all rows, where they have none; the rest as in INSERT.
         """
         arguments = {"rows": rows, "relation": relation, "layer": layer, "confidence": confidence}
-        arguments |= {"alpha": alpha, "mode": mode, "template": template, "require": require, "reverse": reverse}
+        arguments |= {
+            "alpha": alpha,
+            "mode": mode,
+            "template": template,
+            "require": require,
+            "reverse": reverse,
+        }
         return self._carry_out(Request("INSERT", arguments=arguments))
 
     def probe(
