@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from itertools import repeat
@@ -11,11 +11,11 @@ from typing import Any
 from larql_duck.commands.rows import BIG, FLOAT, INT, TEXT, appended
 from larql_duck.editing.edit_budget import check_budget
 from larql_duck.editing.edit_cases import EditCase, read_cases
-from larql_duck.editing.inserting import insert_facts, need_features, solve_facts
+from larql_duck.editing.inserting import insert_facts, need_features, solve_facts, unique_facts
 from larql_duck.editing.rebalance import rebalance as rebalance_facts
 from larql_duck.editing.relation_prompts import prompts_for, remarks_on_new
 from larql_duck.editing.solve import RewriteRequest
-from larql_duck.errors import SemanticError
+from larql_duck.errors import SemanticError, interruption
 from larql_duck.knowledge.frames import FrameColumn, column_named, columns_of, is_missing
 from larql_duck.knowledge.relations import relation_key
 from larql_duck.lowering import plan
@@ -24,7 +24,9 @@ from larql_duck.lql import requirements
 from larql_duck.lql import statements as st
 from larql_duck.lql.statements import InsertRow
 from larql_duck.patches.operations import FactEdits, fact_key
+from larql_duck.patches.overlay import EditedFact
 from larql_duck.probing.packs import inverse_of, known_relations, stated_relations
+from larql_duck.progress import report
 from larql_duck.result import Result
 from larql_duck.session import Session
 from larql_duck.spelling import as_name
@@ -34,6 +36,8 @@ _Row = tuple[Any, Any, Any]
 MOST = 10_000
 # Relations and facts that a message names.
 _NAMED = 5
+# Facts that are solved at once. Of a longer statement the finished batches are kept when Ctrl-C ends it.
+_AT_ONCE = 50
 
 _REBALANCED = {
     "entity": TEXT, "relation": TEXT, "target": TEXT, "layer": INT, "feature": BIG, "template_p_before": FLOAT, "template_p": FLOAT,
@@ -71,13 +75,16 @@ def insert(session: Session, request: Request) -> Result:
         raise fail(s, f"{len(rows)} facts are too many for one statement; insert at most {MOST} at a time")
     inverse, said = _inverse_facts(s, rows) if s.reverse else ([], [])
     how: dict[str, Any] = {"layer": s.layer, "confidence": s.confidence, "alpha": s.alpha, "mode": s.mode}
-    if s.cases is None:
-        edits = insert_facts(workspace, rows, template=s.template, **how)
-    else:
-        edits = _of_cases(session, cases, s)
     # Before they are relations of the vindex.
     template = cases[0].template if cases else s.template
     remarks = remarks_on_new(workspace, (str(relation).strip() for _, relation, _ in rows), template)
+    batched = s.cases is None and not s.reverse and not s.require and len(rows) > _AT_ONCE
+    if batched:
+        edits = _in_batches(session, rows, how | {"template": s.template})
+    elif s.cases is None:
+        edits = insert_facts(workspace, rows, template=s.template, **how)
+    else:
+        edits = _of_cases(session, cases, s)
     edits = replace(edits, notices=[*notices, *edits.notices, *remarks, *said])
     if inverse:
         # The template states the relation, not its inverse.
@@ -86,7 +93,45 @@ def insert(session: Session, request: Request) -> Result:
         facts = [(row["entity"], row["relation"]) for row in edits.rows]
         kept = check_budget(workspace, edits.operations, facts, s.require)
         edits = replace(edits, notices=[*edits.notices, *kept])
-    return appended(workspace.edits, edits)
+    return appended(workspace.edits, replace(edits, operations=()) if batched else edits)
+
+
+def _in_batches(session: Session, rows: Sequence[_Row], how: Mapping[str, Any]) -> FactEdits:
+    """The edits that make many facts so, appended batch by batch. An error takes all back; Ctrl-C keeps the finished batches, and
+    the same statement then goes on with the others.
+    """
+    workspace = session.workspace
+    log = workspace.edits
+    if how["mode"] is None:
+        how = {**how, "mode": "compose" if workspace.vindex.has_weights else "knn"}
+    facts = unique_facts(rows)
+    left = [fact for fact in facts if not _holds(workspace.overlay.fact(*fact[:2]), fact[2], how)]
+    held = len(facts) - len(left)
+    done = FactEdits(notices=[f"{held} of {len(facts)} facts were inserted before, and stay"] if held else [])
+    before = log.savepoint()
+    try:
+        for at in range(0, len(left), _AT_ONCE):
+            report("facts", at, len(left))
+            batch = insert_facts(workspace, left[at : at + _AT_ONCE], **how)
+            log.append(batch.operations)
+            done = done.and_also(batch)
+    except BaseException as error:
+        if interruption(error) is None:
+            log.rollback_to(before)
+        elif done.rows:
+            n = held + len(done.rows)
+            error.add_note(f"{n} of {len(facts)} facts are kept: the same statement goes on with the others")
+        raise
+    return done
+
+
+def _holds(fact: EditedFact | None, target: str, how: Mapping[str, Any]) -> bool:
+    """Whether a fact was inserted as is asked now."""
+    if fact is None or fact.kind != "insert" or fact.target != target:
+        return False
+    asked = (how["layer"], how["confidence"], how["template"] and (how["template"],))
+    found = (fact.layer, fact.confidence, fact.templates)
+    return fact.mode == how["mode"] and all(a is None or a == f for a, f in zip(asked, found, strict=True))
 
 
 def _inverse_facts(s: st.Insert, rows: Sequence[_Row]) -> tuple[list[tuple[str, str, str]], list[str]]:

@@ -69,7 +69,7 @@ def insert_facts(
     mode 'knn' makes database facts; None takes features where the vindex has weights. LevelError, NotSupportedError,
     SemanticError.
     """
-    facts = _unique(rows)
+    facts = unique_facts(rows)
     bare = list(dict.fromkeys(name.strip() for row in rows for name in row if name != name.strip()))
     said = [
         f"blanks around names were left out: {', '.join(map(repr, bare[:3]))}{' ...' * (len(bare) > 3)}"
@@ -392,7 +392,7 @@ def need_features(workspace: Workspace) -> None:
         )
 
 
-def _unique(rows: Sequence[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+def unique_facts(rows: Sequence[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
     """The rows, trimmed; the last one of each (entity, relation) counts. SemanticError for an empty word."""
     found: dict[tuple[str, str], tuple[str, str, str]] = {}
     for entity, relation, target in rows:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from larql_duck.commands import inserting
 from larql_duck.commands.opening import connect
 from larql_duck.commands.rows import appended
 from larql_duck.editing.inserting import UpdatedFact, delete_facts, relation_prior, update_facts
 from larql_duck.editing.relation_prompts import RelationPrompts
-from larql_duck.errors import LevelError, NotSupportedError, SemanticError
+from larql_duck.errors import LevelError, NotSupportedError, SemanticError, interruption
 from larql_duck.inference.scoring import answer_ids
+from larql_duck.patches.operations import FactEdits
 from larql_duck.session import Session
+from larql_duck.workspace import Workspace
 from tests.editing.features import FAMILIES, TEMPLATE, insert, says
 
 FACTS = [("France", "capital", "Tokyo"), ("Spain", "capital", "Rome")]
@@ -256,3 +260,39 @@ def test_nothing_is_left_where_the_reverse_fails(session: Session, monkeypatch: 
     with pytest.raises(KeyboardInterrupt):
         insert(session, [FACTS[0]], "MODE KNN WITH REVERSE")
     assert len(calls) == 2 and not session.patches.overlay
+
+
+@pytest.mark.parametrize("session", ["llama"], indirect=True)
+def test_ctrl_c_keeps_finished_batches_and_the_statement_goes_on(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = [*FACTS, ("Italy", "capital", "Berlin")]
+    monkeypatch.setattr(inserting, "_AT_ONCE", 1)
+    plain, calls = inserting.insert_facts, []
+
+    def stopped(workspace: Workspace, rows: list[tuple[str, str, str]], **how: Any) -> FactEdits:
+        calls.append(rows)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return plain(workspace, rows, **how)
+
+    monkeypatch.setattr(inserting, "insert_facts", stopped)
+    with pytest.raises(KeyboardInterrupt) as stop:
+        session.insert(facts, template=TEMPLATE)
+    assert interruption(stop.value) == (
+        "interrupted; 1 of 3 facts are kept: the same statement goes on with the others"
+    )
+    assert says(session, TEMPLATE.replace("{}", "France"), "Tokyo")
+    monkeypatch.setattr(inserting, "insert_facts", plain)
+    result = session.insert(facts, template=TEMPLATE)
+    assert [row["entity"] for row in result.dicts()] == ["Spain", "Italy"]
+    assert "1 of 3 facts were inserted before, and stay" in result.notices
+    assert [f.target for f in session.patches.overlay.facts] == ["Tokyo", "Rome", "Berlin"]
+
+
+@pytest.mark.parametrize("session", ["llama"], indirect=True)
+def test_an_error_in_a_later_batch_keeps_nothing(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inserting, "_AT_ONCE", 1)
+    with pytest.raises(SemanticError):
+        session.insert([FACTS[0], ("Spain " * 400, "capital", "Rome")], template=TEMPLATE)
+    assert not session.patches.overlay.facts
