@@ -33,6 +33,8 @@ PHASES = 6
 RATE, KEEP, DECAY = 0.15, 4.0, 0.05
 # A prompt whose loss (nats) is below this rests in its next turn: its gradient is next to nothing.
 _REST = 0.05
+# What the first prompt of a deletion weighs: to be said less of all ways is not enough where it is asked first.
+_FIRST = 4.0
 # A post-norm keeps the direction of a sum alone: to turn it, d has to be longer than what was there.
 _POST = 3.0
 # Positions behind the subject that one pass takes; tokens of a distribution that are held one by one.
@@ -134,7 +136,8 @@ def values(
         length = u.detach().norm(dim=1) / math.sqrt(engine.hidden)
         if trace is not None:
             trace(step, rewrite_loss[phase], keep_loss[phase], length)
-        done |= (rewrite_loss.mean(0) < DONE) & (keep_loss.mean(0) < DONE)
+        # What is asked first has to be said, too, not only most of the forms.
+        done |= (rewrite_loss.mean(0) < DONE) & (keep_loss.mean(0) < DONE) & (stated < DONE)
         with torch.no_grad():
             move = live & ~done
             grad = u.grad + 2 * DECAY * u / engine.hidden
@@ -256,7 +259,7 @@ def _prepared(engine: Engine, layer: int, prompts: Sequence[RewritePrompt], coun
     for i, s in enumerate(prompts):
         facts = list(s.facts)
         adds[i, facts] = s.scale
-        share[i, facts] = 1 / counts[int(s.goal), facts]
+        share[i, facts] = (_FIRST if s.always and s.less else 1) / counts[int(s.goal), facts]
         length = len(s.ids) - s.at
         say += [(i, j - 1, s.ids[s.at + j]) for j in range(length - s.says, length)]
         if not s.says:

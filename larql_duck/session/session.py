@@ -216,15 +216,9 @@ class Session:
         rows: a list of tuples (entity, relation, target), or a DataFrame, Arrow table or DuckDB relation with these columns
         (or subject, relationship, object). relation: that of all rows, where they have none; the rest as in INSERT.
         """
-        arguments = {"rows": rows, "relation": relation, "layer": layer, "confidence": confidence}
-        arguments |= {
-            "alpha": alpha,
-            "mode": mode,
-            "template": template,
-            "require": require,
-            "reverse": reverse,
-        }
-        return self._carry_out(Request("INSERT", arguments=arguments))
+        options = {"layer": layer, "confidence": confidence, "alpha": alpha, "mode": mode}
+        options |= {"template": template, "require": require, "reverse": reverse}
+        return self._carry_out(Request("INSERT", arguments={"rows": rows, "relation": relation} | options))
 
     def probe(
         self,

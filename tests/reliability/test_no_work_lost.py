@@ -17,7 +17,7 @@ import pytest
 from larql_duck import files
 from larql_duck.atlas import collecting, raw
 from larql_duck.cli import app
-from larql_duck.commands import collecting as collected
+from larql_duck.commands import storing
 from larql_duck.compilation import vindex as compiled
 from larql_duck.errors import VindexError
 from larql_duck.extraction import extract, stages, state
@@ -83,7 +83,7 @@ STOPPED = [
     ("extract MODEL -o OUT --no-probe", stages, "rebuild_database", KEPT, {".OUT.partial"}),
     ("extract MODEL -o OUT --no-probe", stages.arrays, "write_gates", NOT_KEPT, set()),
     ("probe VINDEX --pack core --relation capital", probed, "commit_tables", KEPT, {".VINDEX.probe"}),
-    ("activations VINDEX TEXTS.txt", collected, "commit_tables", KEPT, {".VINDEX.activations"}),
+    ("activations VINDEX TEXTS.txt", storing, "commit_tables", KEPT, {".VINDEX.activations"}),
     ("activations VINDEX TEXTS.txt", collecting, "_stream", NOT_KEPT, set()),
     ("activations VINDEX TEXTS.txt --raw OUT", raw, "checked", NOT_KEPT, set()),
     ("report VINDEX -o OUT", page, "page", NOT_KEPT, set()),
