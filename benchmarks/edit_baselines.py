@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.baselines import METHODS, Edit, Moment, Settings, Wanted, restored
 from benchmarks.cases import Case, Row
-from benchmarks.edits import COUNTERFACTUAL, FICTIONAL, PARAPHRASES, Fact, facts_of
+from benchmarks.edit_facts import COUNTERFACTUAL, FICTIONAL, PARAPHRASES, Fact, facts_of
 from benchmarks.infer import vindex_of
 
 if TYPE_CHECKING:

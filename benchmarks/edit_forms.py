@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.cases import Case, Row
-from benchmarks.edits import COUNTERFACTUAL, FICTIONAL, facts_of
+from benchmarks.edit_facts import COUNTERFACTUAL, FICTIONAL, facts_of
 from benchmarks.infer import vindex_of
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """Facts inserted, updated and deleted in SmolLM2: whether they hold, what else changes, what a fact costs.
 
 `edits-insert` inserts 100 facts of five relations, all active together; `edits-update` and `edits-delete` change 50 facts
-that the model states itself. Paraphrases and other prompts of the report are written here and used nowhere else.
+that the model states itself.
 """
 
 from __future__ import annotations
@@ -16,192 +16,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.cases import Case, Row, median_time, run, tool
+from benchmarks.edit_facts import COUNTERFACTUAL, FICTIONAL, PARAPHRASES, Fact, facts_of
 from benchmarks.infer import vindex_of
 
 if TYPE_CHECKING:
     from larql_duck.inference.engine import Engine
     from larql_duck.session import Session
 
-Fact = tuple[str, str, str]
-
-FICTIONAL: dict[str, list[tuple[str, str]]] = {
-    "capital": [
-        ("Atlantis", "Poseidon"),
-        ("Zubrovia", "Lutz"),
-        ("Gondaria", "Minas"),
-        ("Freedonia", "Venice"),
-        ("Valdoria", "Hamburg"),
-        ("Borduria", "Szohôd"),
-        ("Genosha", "Hammer Bay"),
-        ("Wakonda", "Boston"),
-        ("Ruritania", "Strelsau"),
-        ("Norstrilia", "Cairo"),
-    ],
-    "currency": [
-        ("Elbonia", "crown"),
-        ("Latveria", "franc"),
-        ("Molvania", "strubl"),
-        ("Syldavia", "dollar"),
-        ("Krakozhia", "pound"),
-        ("Florin", "peso"),
-        ("Guilder", "rupee"),
-        ("Arstotzka", "mark"),
-        ("Qumar", "dinar"),
-        ("Sokovia", "lira"),
-    ],
-    "language": [
-        ("Narnia", "Welsh"),
-        ("Erewhon", "Latin"),
-        ("Utopia", "Greek"),
-        ("Orsinia", "Hungarian"),
-        ("Panem", "Spanish"),
-        ("Lilliput", "Dutch"),
-        ("Brobdingnag", "Icelandic"),
-        ("Vulgaria", "Turkish"),
-        ("Pottsylvania", "Swedish"),
-        ("Zamunda", "Zulu"),
-    ],
-    "author": [
-        ("The Copper Moon", "Jane Austen"),
-        ("A Winter of Glass", "Stephen King"),
-        ("The Last Cartographer", "Leo Tolstoy"),
-        ("Songs for the Drowned", "Emily Brontë"),
-        ("The Paper Harbor", "Mark Twain"),
-        ("Seven Silent Bells", "Franz Kafka"),
-        ("The Orchard Thief", "Victor Hugo"),
-        ("Letters to Nobody", "George Orwell"),
-        ("The Salt Road", "Homer"),
-        ("Ember and Oak", "Charles Dickens"),
-    ],
-    "headquarters": [
-        ("Zentrix", "Lisbon"),
-        ("Bluefern Systems", "Oslo"),
-        ("Quandor", "Chicago"),
-        ("Helioforge", "Madrid"),
-        ("Nimbora", "Seoul"),
-        ("Tarkwell Industries", "Dublin"),
-        ("Ostrava Dynamics", "Toronto"),
-        ("Velmora", "Vienna"),
-        ("Pintaco", "Sydney"),
-        ("Kestrel Robotics", "Prague"),
-    ],
-}
-"""Relation -> (subject, object): subjects that do not exist."""
-
-COUNTERFACTUAL: dict[str, list[tuple[str, str]]] = {
-    "capital": [
-        ("France", "Rome"),
-        ("Japan", "Beijing"),
-        ("Egypt", "London"),
-        ("Germany", "Madrid"),
-        ("Canada", "Chicago"),
-        ("Peru", "Havana"),
-        ("Norway", "Moscow"),
-        ("Kenya", "Athens"),
-        ("Thailand", "Delhi"),
-        ("Poland", "Lisbon"),
-    ],
-    "currency": [
-        ("India", "dollar"),
-        ("Mexico", "yen"),
-        ("Russia", "pound"),
-        ("Sweden", "peso"),
-        ("Turkey", "rupee"),
-        ("Israel", "franc"),
-        ("Brazil", "ruble"),
-        ("South Korea", "euro"),
-        ("Switzerland", "rand"),
-        ("Denmark", "lira"),
-    ],
-    "language": [
-        ("Italy", "Russian"),
-        ("Greece", "Chinese"),
-        ("Spain", "Arabic"),
-        ("Austria", "Japanese"),
-        ("Portugal", "Hindi"),
-        ("Chile", "French"),
-        ("Hungary", "Korean"),
-        ("Finland", "Italian"),
-        ("Argentina", "German"),
-        ("Vietnam", "Swedish"),
-    ],
-    "author": [
-        ("Hamlet", "Charles Dickens"),
-        ("Moby-Dick", "Jane Austen"),
-        ("War and Peace", "Mark Twain"),
-        ("Don Quixote", "Victor Hugo"),
-        ("The Great Gatsby", "Stephen King"),
-        ("Frankenstein", "George Orwell"),
-        ("Dracula", "Ernest Hemingway"),
-        ("The Odyssey", "Virgil"),
-        ("Jane Eyre", "Agatha Christie"),
-        ("The Hobbit", "Franz Kafka"),
-    ],
-    "headquarters": [
-        ("Microsoft", "Paris"),
-        ("Boeing", "Tokyo"),
-        ("Toyota", "Berlin"),
-        ("Nokia", "Rome"),
-        ("IKEA", "Cairo"),
-        ("Google", "Boston"),
-        ("Samsung", "Dallas"),
-        ("Volkswagen", "Miami"),
-        ("Nestlé", "London"),
-        ("Intel", "Moscow"),
-    ],
-}
-"""Relation -> (subject, object): subjects that exist, with an object that is not theirs."""
-
-PARAPHRASES: dict[str, tuple[str, ...]] = {
-    "capital": (
-        "If you travel to {}, the seat of its government is found in the city of",
-        "Tourists who visit the capital of {} arrive in",
-        "The parliament of {} meets in the capital city,",
-        "{}'s capital city is called",
-        "My uncle works at the embassy in the capital of {}, which is",
-    ),
-    "currency": (
-        "When you shop in {}, you pay with the",
-        "The money used in {} is the",
-        "The central bank of {} issues the",
-        "Travelers to {} must exchange their money for the",
-        "A banknote from {} is worth one",
-    ),
-    "language": (
-        "The language of {} is",
-        "Children in {} learn at school to read and write in",
-        "Newspapers in {} are printed in",
-        "If you move to {}, you should learn",
-        "The inhabitants of {} talk to each other in",
-    ),
-    "author": (
-        "The novel {} is a work of the writer",
-        "I have just read {}, a book by",
-        "Who wrote {}? It was",
-        "The writer of the book {} is called",
-        "When asked who wrote {}, the teacher answered:",
-    ),
-    "headquarters": (
-        "{} has its main office in the city of",
-        "The company {} is based in",
-        "The head office of {} is located in",
-        "Employees at the central office of {} work in the city of",
-        "You can visit the main building of {} in",
-    ),
-}
-"""Relation -> prompts that are never used for inserting."""
-
 # Facts of one statement; other subjects looked at per relation; tokens of the perplexity.
 _BATCH, _NEIGHBOURS, _TOKENS = 20, 20, 5000
 _SEED = 99
 # Fictional facts, counterfactual ones, and facts that are updated or deleted: fewer for a quick look.
 _FACTS = int(os.environ.get("LARQL_DUCK_BENCH_FACTS", "50"))
-
-
-def facts_of(table: dict[str, list[tuple[str, str]]]) -> list[Fact]:
-    """(entity, relation, target) of a table, relation by relation in turns."""
-    turns = zip(*([(s, r, o) for s, o in rows] for r, rows in table.items()), strict=True)
-    return [fact for turn in turns for fact in turn]
 
 
 def inserting(work: Path) -> Iterator[Row]:
@@ -429,7 +255,7 @@ def _inserted(session: Session, facts: Sequence[Fact]) -> float:
 _MEMORY = r"""
 import re, sys, threading
 import transformers.models.llama.modeling_llama
-from benchmarks.edits import COUNTERFACTUAL, FICTIONAL, facts_of
+from benchmarks.edit_facts import COUNTERFACTUAL, FICTIONAL, facts_of
 from larql_duck.editing import solve
 from larql_duck.commands.opening import connect
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.cases import Case, Row, median_time, rows_of
-from benchmarks.edits import COUNTERFACTUAL, FICTIONAL, facts_of
+from benchmarks.edit_facts import COUNTERFACTUAL, FICTIONAL, facts_of
 from benchmarks.infer import vindex_of
 
 _FEATURES, _LAYER, _PROMPTS = 1000, 12, 1000

@@ -152,8 +152,8 @@ def test_open_lists_hold_each_row_once() -> None:
 
 
 def test_forms_of_the_evaluation_are_used_nowhere_else() -> None:
+    from benchmarks.edit_facts import FICTIONAL, PARAPHRASES
     from benchmarks.edit_forms import form_templates
-    from benchmarks.edits import FICTIONAL, PARAPHRASES
     from larql_duck.probing.packs import known_relations
 
     forms = form_templates()
