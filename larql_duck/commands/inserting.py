@@ -10,8 +10,14 @@ from typing import Any
 
 from larql_duck.commands.rows import BIG, FLOAT, INT, TEXT, appended
 from larql_duck.editing.edit_budget import check_budget
-from larql_duck.editing.edit_cases import EditCase, read_cases
-from larql_duck.editing.inserting import insert_facts, need_features, solve_facts, unique_facts
+from larql_duck.editing.edit_cases import read_cases
+from larql_duck.editing.inserting import (
+    blanks_left_out,
+    insert_facts,
+    need_features,
+    solve_facts,
+    unique_facts,
+)
 from larql_duck.editing.rebalance import rebalance as rebalance_facts
 from larql_duck.editing.relation_prompts import prompts_for, remarks_on_new
 from larql_duck.editing.solve import RewriteRequest
@@ -24,14 +30,15 @@ from larql_duck.lql import requirements
 from larql_duck.lql import statements as st
 from larql_duck.lql.statements import InsertRow
 from larql_duck.patches.operations import FactEdits, fact_key
-from larql_duck.patches.overlay import EditedFact
 from larql_duck.probing.packs import inverse_of, known_relations, stated_relations
 from larql_duck.progress import report
 from larql_duck.result import Result
 from larql_duck.session import Session
-from larql_duck.spelling import as_name
+from larql_duck.workspace import Workspace
 
 _Row = tuple[Any, Any, Any]
+# Of facts by subject and relation, as `fact_key` has them.
+_Templates = Mapping[tuple[str, str], tuple[str, ...]]
 # Rows of one statement at most: a mistaken query is not to run for days.
 MOST = 10_000
 # Relations and facts that a message names.
@@ -66,29 +73,25 @@ def insert(session: Session, request: Request) -> Result:
             columns = ", ".join(s.columns)
             raise fail(s, f"the query gives {table.num_columns} columns; INSERT takes {columns}", "query")
         rows, notices = _complete(_triples(columns_of(table.rename_columns(list(s.columns)))))
-    cases: tuple[EditCase, ...] = ()
+    templates: dict[tuple[str, str], tuple[str, ...]] = {}
     if s.cases is not None:
         read = read_cases(s.cases, s.limit)
-        cases, notices = read.cases, list(read.remarks)
-        rows = [case.row[:3] for case in cases]
+        notices = list(read.remarks)
+        rows = [case.row[:3] for case in read.cases]
+        templates = {fact_key(case.entity, case.relation): (case.template,) for case in read.cases}
     if len(rows) > MOST:
         raise fail(s, f"{len(rows)} facts are too many for one statement; insert at most {MOST} at a time")
     inverse, said = _inverse_facts(s, rows) if s.reverse else ([], [])
-    how: dict[str, Any] = {"layer": s.layer, "confidence": s.confidence, "alpha": s.alpha, "mode": s.mode}
     # Before they are relations of the vindex.
-    template = cases[0].template if cases else s.template
+    template = next(iter(templates.values()))[0] if templates else s.template
     remarks = remarks_on_new(workspace, (str(relation).strip() for _, relation, _ in rows), template)
-    batched = s.cases is None and not s.reverse and not s.require and len(rows) > _AT_ONCE
-    if batched:
-        edits = _in_batches(session, rows, how | {"template": s.template})
-    elif s.cases is None:
-        edits = insert_facts(workspace, rows, template=s.template, **how)
-    else:
-        edits = _of_cases(session, cases, s)
+    # What is judged as a whole is kept as a whole.
+    batched = len(rows) > _AT_ONCE and not s.reverse and not s.require
+    edits = _in_batches(session, rows, s, templates) if batched else _edits(workspace, rows, s, templates)
     edits = replace(edits, notices=[*notices, *edits.notices, *remarks, *said])
     if inverse:
         # The template states the relation, not its inverse.
-        edits = edits.and_also(insert_facts(workspace, inverse, behind=edits.operations, **how))
+        edits = edits.and_also(insert_facts(workspace, inverse, behind=edits.operations, **_how(s)))
     if s.require:
         facts = [(row["entity"], row["relation"]) for row in edits.rows]
         kept = check_budget(workspace, edits.operations, facts, s.require)
@@ -96,25 +99,46 @@ def insert(session: Session, request: Request) -> Result:
     return appended(workspace.edits, replace(edits, operations=()) if batched else edits)
 
 
-def _in_batches(session: Session, rows: Sequence[_Row], how: Mapping[str, Any]) -> FactEdits:
+def _how(s: st.Insert) -> dict[str, Any]:
+    return {"layer": s.layer, "confidence": s.confidence, "alpha": s.alpha, "mode": s.mode}
+
+
+def _edits(workspace: Workspace, rows: Sequence[_Row], s: st.Insert, templates: _Templates) -> FactEdits:
+    """The edits that make the facts so; where `templates` has one for each, behind that."""
+    if not templates:
+        return insert_facts(workspace, rows, template=s.template, **_how(s))
+    need_features(workspace)
+    prompts = cache(partial(prompts_for, workspace))
+    requests = []
+    for entity, relation, target in unique_facts(rows):
+        own = prompts(relation, templates[fact_key(entity, relation)])
+        requests.append(
+            RewriteRequest(
+                entity, relation, target, own.templates, own, layer=s.layer, confidence=s.confidence
+            )
+        )
+    return solve_facts(workspace, requests, alpha=1.0 if s.alpha is None else s.alpha)
+
+
+def _in_batches(session: Session, rows: Sequence[_Row], s: st.Insert, templates: _Templates) -> FactEdits:
     """The edits that make many facts so, appended batch by batch. An error takes all back; Ctrl-C keeps the finished batches, and
     the same statement then goes on with the others.
     """
     workspace = session.workspace
     log = workspace.edits
-    if how["mode"] is None:
-        how = {**how, "mode": "compose" if workspace.vindex.has_weights else "knn"}
     facts = unique_facts(rows)
-    left = [fact for fact in facts if not _holds(workspace.overlay.fact(*fact[:2]), fact[2], how)]
+    left = [fact for fact in facts if not _holds(workspace, fact, s, templates)]
     held = len(facts) - len(left)
-    done = FactEdits(notices=[f"{held} of {len(facts)} facts were inserted before, and stay"] if held else [])
+    said = [f"{held} of {len(facts)} facts were inserted before, and stay"] if held else []
+    done = FactEdits(notices=[*blanks_left_out(rows), *said])
     before = log.savepoint()
     try:
         for at in range(0, len(left), _AT_ONCE):
             report("facts", at, len(left))
-            batch = insert_facts(workspace, left[at : at + _AT_ONCE], **how)
+            batch = _edits(workspace, left[at : at + _AT_ONCE], s, templates)
             log.append(batch.operations)
             done = done.and_also(batch)
+        report("facts", len(left), len(left))
     except BaseException as error:
         if interruption(error) is None:
             log.rollback_to(before)
@@ -125,13 +149,15 @@ def _in_batches(session: Session, rows: Sequence[_Row], how: Mapping[str, Any]) 
     return done
 
 
-def _holds(fact: EditedFact | None, target: str, how: Mapping[str, Any]) -> bool:
-    """Whether a fact was inserted as is asked now."""
-    if fact is None or fact.kind != "insert" or fact.target != target:
+def _holds(workspace: Workspace, asked: tuple[str, str, str], s: st.Insert, templates: _Templates) -> bool:
+    """Whether a fact was inserted as is asked now. With ALPHA none counts: how strongly it was written is not kept."""
+    fact = workspace.overlay.fact(*asked[:2])
+    if fact is None or fact.kind != "insert" or fact.target != asked[2] or s.alpha is not None:
         return False
-    asked = (how["layer"], how["confidence"], how["template"] and (how["template"],))
-    found = (fact.layer, fact.confidence, fact.templates)
-    return fact.mode == how["mode"] and all(a is None or a == f for a, f in zip(asked, found, strict=True))
+    own = templates.get(fact_key(*asked[:2]), s.template and (s.template,))
+    mode = s.mode or ("compose" if workspace.vindex.has_weights else "knn")
+    wanted = ((s.layer, fact.layer), (s.confidence, fact.confidence), (own, fact.templates))
+    return fact.mode == mode and all(a is None or a == found for a, found in wanted)
 
 
 def _inverse_facts(s: st.Insert, rows: Sequence[_Row]) -> tuple[list[tuple[str, str, str]], list[str]]:
@@ -171,21 +197,6 @@ def _inverse_facts(s: st.Insert, rows: Sequence[_Row]) -> tuple[list[tuple[str, 
             f"one object a subject and relation: the inverse facts {', '.join(several[:_NAMED])}{more} were left out"
         )
     return list(found.values()), notices
-
-
-def _of_cases(session: Session, cases: Sequence[EditCase], s: st.Insert) -> FactEdits:
-    """The edits that make the facts of a file so, each behind its own prompt; the last one about a subject and relation counts."""
-    workspace = session.workspace
-    need_features(workspace)
-    prompts = cache(partial(prompts_for, workspace))
-    requests = {}
-    for case in cases:
-        own = prompts(case.relation, (case.template,))
-        entity, target = as_name(case.entity), as_name(case.target)
-        requests[fact_key(entity, case.relation)] = RewriteRequest(
-            entity, case.relation, target, own.templates, own, layer=s.layer, confidence=s.confidence
-        )
-    return solve_facts(workspace, list(requests.values()), alpha=1.0 if s.alpha is None else s.alpha)
 
 
 def _statement(

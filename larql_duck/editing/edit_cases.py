@@ -37,6 +37,9 @@ _STATES = re.compile(
 )
 _LONGEST = 60
 
+CaseIds = tuple[str | None, str | None]
+"""The ids of a relation and of a target in a file, None where it has none."""
+
 
 @dataclass(frozen=True)
 class CaseQuestion:
@@ -68,6 +71,11 @@ class EditCase:
     relation_id: str | None = None
     target_id: str | None = None
     place: str = ""
+
+    @property
+    def ids(self) -> CaseIds:
+        """(relation_id, target_id), by which a file of references goes."""
+        return self.relation_id, self.target_id
 
     @property
     def row(self) -> tuple[str, str, str, str]:
@@ -111,13 +119,13 @@ def read_cases(path: str | Path, limit: int | None = None) -> EditCases:
     return EditCases(tuple(cases), tuple(remarks))
 
 
-def read_references(path: str | Path) -> dict[tuple[str, str], list[str]]:
+def read_references(path: str | Path) -> dict[CaseIds, list[str]]:
     """(relation id, target id) -> texts about subjects that have the target: CounterFact's attribute_snippets.json.
 
     LarqlError, with the file and the record's number, for another file.
     """
     path = Path(path).expanduser()
-    found: dict[tuple[str, str], list[str]] = {}
+    found: dict[CaseIds, list[str]] = {}
     for n, record in enumerate(_records(path), 1):
         one = _Record(record, path, n)
         texts = [part.text("text") for part in one.parts("samples")]

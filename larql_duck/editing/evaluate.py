@@ -13,11 +13,12 @@ import pyarrow as pa
 import torch
 
 from larql_duck.charts.figures import check_chart
+from larql_duck.diffing.compiled_facts import compiled_facts
 from larql_duck.editing.asked_prompts import AskedFact, asked_facts
 from larql_duck.editing.background_corpus import TextSource, read_texts
-from larql_duck.editing.edit_cases import read_cases, read_references
+from larql_duck.editing.edit_cases import CaseIds, read_cases, read_references
 from larql_duck.editing.edit_states import EditState, begins_with, edit_state
-from larql_duck.editing.inserting import relation_prior
+from larql_duck.editing.inserting import PRIORS, relation_prior
 from larql_duck.editing.text_measures import ReferenceScore, fluency
 from larql_duck.errors import LarqlError
 from larql_duck.inference.engine import Engine
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
 # Tokens of a text for the perplexity, and the seed by which the model writes one.
 TOKENS, SEED = 5120, 1
-# A deleted object holds up to this many times its prior.
-PRIORS = 2.0
 _LENGTH = 256
 _COLUMNS = {
     "entity": "string", "relation": "string", "target": "string", "kind": "string", "mode": "string",
@@ -137,15 +136,8 @@ def _facts(workspace: Workspace) -> tuple[list[EditedFact], set[tuple[str, str]]
 
     facts = [f for f in workspace.overlay.facts if f.entity.strip() and f.target]
     known = {fact_key(f.entity, f.relation) for f in workspace.overlay.facts}
-    told = workspace.vindex.manifest.section.get("compiled", {}).get("facts", [])
-    older = [
-        EditedFact(
-            str(t["entity"]), t["relation"], str(t["target"]), t["kind"], t["mode"], int(t["layer"]), t["feature"],
-            t["confidence"], tuple(t["templates"]),
-        )
-        for t in told
-        if t["mode"] != "knn" and fact_key(t["entity"], t["relation"]) not in known
-    ]  # fmt: skip
+    compiled = compiled_facts(workspace.vindex)
+    older = [f for f in compiled if f.mode != "knn" and fact_key(f.entity, f.relation) not in known]
     return [*older, *facts], {fact_key(f.entity, f.relation) for f in older}
 
 
@@ -195,7 +187,7 @@ def measured_rows(
     *,
     priors: Sequence[float] = (),
     compared: Sequence[bool] = (),
-    references: Mapping[tuple[str, str], Sequence[str]] | None = None,
+    references: Mapping[CaseIds, Sequence[str]] | None = None,
     instead: Mapping[int, Mapping[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
     """A row a fact with the columns of `evaluate_edits`, and one for all; what is not known is missing.
@@ -211,8 +203,7 @@ def measured_rows(
     if references:
         score = ReferenceScore([text for texts in references.values() for text in texts])
         for a, texts, row in zip(asked, after.free, rows, strict=True):
-            ids = a.case and (a.case.relation_id, a.case.target_id)
-            found = references.get(ids, ()) if ids else ()  # type: ignore[arg-type]
+            found = () if a.case is None else references.get(a.case.ids, ())
             row["consistency"] = score(" ".join(texts), " ".join(found)) if found else None
     kept = [a for i, a in enumerate(asked) if not compared or compared[i]]
     return [*rows, _whole(rows, kept, before, after)]

@@ -36,6 +36,8 @@ from larql_duck.patches.overlay import EditedFact, Overlay
 from larql_duck.spelling import as_name
 from larql_duck.workspace import Workspace
 
+# A deleted object holds up to this many times its prior.
+PRIORS = 2.0
 # Other subjects at which the report looks, and other openings where a relation has one template only.
 _NEIGHBOURS = 8
 _OPENINGS = ("Here is a fact. ", "As everybody knows, ")
@@ -70,10 +72,7 @@ def insert_facts(
     SemanticError.
     """
     facts = unique_facts(rows)
-    bare = list(dict.fromkeys(name.strip() for row in rows for name in row if name != name.strip()))
-    said = [
-        f"blanks around names were left out: {', '.join(map(repr, bare[:3]))}{' ...' * (len(bare) > 3)}"
-    ] * bool(bare)
+    said = blanks_left_out(rows)
     if mode is None:
         mode = "compose" if workspace.vindex.has_weights else "knn"
     if mode == "knn":
@@ -390,6 +389,13 @@ def need_features(workspace: Workspace) -> None:
             have=vindex.level,
             path=vindex.path,
         )
+
+
+def blanks_left_out(rows: Sequence[tuple[str, str, str]]) -> list[str]:
+    """A remark on names that had blanks around them; none where none had."""
+    bare = list(dict.fromkeys(name.strip() for row in rows for name in row if name != name.strip()))
+    named = ", ".join(map(repr, bare[:3])) + " ..." * (len(bare) > 3)
+    return [f"blanks around names were left out: {named}"] if bare else []
 
 
 def unique_facts(rows: Sequence[tuple[str, str, str]]) -> list[tuple[str, str, str]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from larql_duck.compilation.source import EditedWeights
 from larql_duck.diffing.compiled_facts import compiled_facts
-from larql_duck.editing.inserting import relation_prior
+from larql_duck.editing.inserting import PRIORS, relation_prior
 from larql_duck.editing.relation_prompts import RelationPrompts, prompts_for
 from larql_duck.inference.layered import layered_engine
 from larql_duck.inference.model import open_source
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from larql_duck.inference.engine import Engine
 
-# A deleted object holds up to this many times its prior.
-_PRIORS = 2.0
 # Facts that a notice names.
 _NAMED = 5
 
@@ -131,7 +129,7 @@ def _answers(engine: Engine, asked: Sequence[tuple[EditedFact, RelationPrompts]]
     out = []
     for (fact, own), p in zip(asked, target_probabilities(engine, rows), strict=True):
         if fact.kind == "delete":
-            limit = _PRIORS * relation_prior(engine, own, fact.entity, (fact.target,))
+            limit = PRIORS * relation_prior(engine, own, fact.entity, (fact.target,))
             out.append((p.first, p.first <= limit))
         else:
             out.append((p.p, p.greedy))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from larql_duck.cli.app import run
+from larql_duck.commands import inserting
 from larql_duck.errors import BudgetError, LevelError, LqlSyntaxError, SemanticError
 from larql_duck.lql.clauses import RequireClause
 from larql_duck.session import Session
@@ -109,6 +110,19 @@ def test_a_file_is_inserted_and_judged_by_its_own_prompts(session: Session, tmp_
     assert 0 < row["consistency"] <= 1
     session.patches.rollback()
     assert len(session.lql("INSERT INTO EDGES CASES $file LIMIT 1", {"file": str(path)})) == 1
+
+
+@llama
+def test_a_long_file_goes_in_batches_and_on_where_it_was_left(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inserting, "_AT_ONCE", 1)
+    file = {"file": str(cases(tmp_path))}
+    assert len(session.lql("INSERT INTO EDGES CASES $file AT LAYER 1", file)) == 2
+    again = session.lql("INSERT INTO EDGES CASES $file AT LAYER 1", file)
+    assert len(again) == 0 and "2 of 2 facts were inserted before, and stay" in again.notices
+    # How strongly a fact was written is not kept: with ALPHA it is written anew.
+    assert len(session.lql("INSERT INTO EDGES CASES $file AT LAYER 1 ALPHA 1.5", file)) == 2
 
 
 @llama
