@@ -107,19 +107,16 @@ def taught_forms(workspace: Workspace, own: RelationPrompts) -> tuple[str, ...]:
     """The forms in which facts of the relation are taught: of `stated_forms` those in which this model states its own most
     probable facts of it, the first template among them; all where it has too few facts. Kept in the cache directory.
     """
-    forms = stated_forms(own.relation, own.templates)
-    key = (weights_checksum(workspace.vindex), own.relation, hashlib.sha256(repr(forms).encode()).hexdigest())
+    forms, facts = stated_forms(own.relation, own.templates), _own_facts(workspace, own)
+    asked = hashlib.sha256(repr((forms, facts)).encode()).hexdigest()
+    key = (weights_checksum(workspace.vindex), own.relation, asked)
     if (entry := cache.read("forms", key)) is not None:
         rates = json.loads(entry[1])
     else:
         with doing(f"how {own.relation} is stated"), workspace.engine().under(None) as engine:
-            rates = _own_rates(engine, forms, _own_facts(workspace, own))
-        cache.write(
-            "forms",
-            key,
-            {"model": workspace.vindex.manifest.model, "relation": own.relation},
-            json.dumps(rates).encode(),
-        )
+            rates = _own_rates(engine, forms, facts)
+        about = {"model": workspace.vindex.manifest.model, "relation": own.relation}
+        cache.write("forms", key, about, json.dumps(rates).encode())
     if len(rates) != len(forms):
         return forms
     best = sorted(range(1, len(forms)), key=lambda i: -rates[i])[: _FEWEST - 1]

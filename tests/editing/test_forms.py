@@ -67,6 +67,10 @@ def test_forms_are_those_in_which_the_model_states_its_own_facts(
     # Kept: the model is asked once.
     n = len(asked)
     assert taught_forms(session.workspace, own) == found and len(asked) == n
+    # Of other facts it is asked anew.
+    monkeypatch.setattr(forms, "_own_facts", lambda workspace, own: [("Spain", "Madrid")] * forms._LEAST)
+    taught_forms(session.workspace, own)
+    assert len(asked) > n
     # Of a relation of which the model states nothing, every form is taken.
     monkeypatch.setattr(
         forms,
