@@ -14,7 +14,6 @@ import torch
 from larql_duck.compilation.gguf_metadata import ELSE, check_architecture, express
 from larql_duck.compilation.gguf_vocab import vocabulary
 from larql_duck.compilation.huggingface import shapes_of
-from larql_duck.compilation.model_card import edited_facts
 from larql_duck.compilation.source import EditedWeights
 from larql_duck.errors import ModelError
 from larql_duck.models.gguf_layout import POSITIONS, GgufLayout, interleaved
@@ -50,8 +49,8 @@ def write_gguf(
     """Notices for the user after the model was written to `path`; kind is F32, F16, BF16, Q8_0, Q4_0 or Q4_K (None: as
     the vindex stores it).
 
-    Vectors are F32. Under Q4_0 and Q4_K the output head (the embedding, where the two are one) and the FFN of layers that
-    carry edits are Q8_0; a matrix whose rows do not fill a type's blocks (Q8_0 and Q4_0: 32, Q4_K: 256) takes the next wider type, at last F16. ModelError
+    Vectors are F32. The output head (the embedding, where the two are one) is Q8_0 under Q4_0 and Q4_K; a matrix whose
+    rows do not fill a type's blocks (Q8_0 and Q4_0: 32, Q4_K: 256) takes the next wider type, at last F16. ModelError
     that names SAFETENSORS for what GGUF cannot express, and for a kind that `check_kind` refuses.
     """
     kind = kind or source.vindex.dtype.upper()
@@ -130,7 +129,7 @@ def _add_metadata(writer: Any, metadata: dict[str, Any], kind: str, title: str |
 def _places(source: EditedWeights, layout: GgufLayout, kind: str) -> list[_Place]:
     """Every stored tensor's place; ModelError for one that llama.cpp has no name for."""
     out = []
-    shapes, edited = shapes_of(source), _edited(source)
+    shapes = shapes_of(source)
     head = _HEAD if _HEAD in map(layout.stored_name, shapes) else _EMBEDDING
     for name, shape in shapes.items():
         stored = layout.stored_name(name)
@@ -140,16 +139,9 @@ def _places(source: EditedWeights, layout: GgufLayout, kind: str) -> list[_Place
             )
         if len(shape) == 2 and layout.is_turned(name):
             shape = (shape[1], shape[0])
-        own = "Q8_0" if kind in _QUANTISED and (stored == head or name in edited) else kind
+        own = "Q8_0" if stored == head and kind in _QUANTISED else kind
         out.append(_Place(stored, name, shape, _kind(stored, shape, own)))
     return out
-
-
-def _edited(source: EditedWeights) -> set[str]:
-    """The FFN matrices of layers that carry edits, those of earlier compilations too: four bits would blur the detectors."""
-    facts = edited_facts(source.vindex, source.overlay)
-    layers = {*source.overlay.layers(), *(fact.get("layer") for fact in facts)}
-    return {name for name, (layer, _) in source.ffn.items() if layer in layers}
 
 
 def _kind(stored: str, shape: tuple[int, ...], kind: str) -> str:
