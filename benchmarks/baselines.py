@@ -18,7 +18,7 @@ import torch
 from larql_duck.editing.detector import layer_input
 from larql_duck.inference.batch import pad
 from larql_duck.inference.engine import Engine
-from larql_duck.inference.modules import starting_at
+from larql_duck.inference.modules import starting_at, watching_input
 from larql_duck.inference.sampling import written_ids
 from larql_duck.inference.scoring import answer_ids, subject_position
 
@@ -211,18 +211,8 @@ def best_change(
 @torch.no_grad()
 def _entering(engine: Engine, layer: int, batch: Any) -> torch.Tensor:
     """The hidden states [n, t, hidden] that enter a layer: the layers below run once."""
-    found: list[torch.Tensor] = []
-
-    def watch(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
-        found.append(args[0] if args else kwargs["hidden_states"])
-
-    with engine.modules.pass_lock:
-        block = engine.modules.layers[layer].block
-        handle = block.register_forward_pre_hook(watch, with_kwargs=True)
-        try:
-            _body(engine, batch)
-        finally:
-            handle.remove()
+    with watching_input(engine.modules, layer) as found:
+        _body(engine, batch)
     return found[0]
 
 

@@ -17,7 +17,7 @@ from larql_duck.inference.batch import pad
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.kv_cache import fork_cache
 from larql_duck.inference.loading import return_memory
-from larql_duck.inference.modules import starting_at
+from larql_duck.inference.modules import starting_at, watching_input
 from larql_duck.inference.prefix import cheapest_groups, prefill
 from larql_duck.progress import Ticker
 
@@ -86,7 +86,7 @@ def values(
     n_facts: int,
     *,
     start: torch.Tensor | None = None,
-    steps: int | None = None,
+    steps: int = STEPS,
     keep: float | None = None,
     progress: Ticker | None = None,
     trace: Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None] | None = None,
@@ -108,7 +108,6 @@ def values(
     done = torch.zeros(n_facts, dtype=torch.bool)
     rewrite_loss = torch.full((len(phases), n_facts), math.inf)
     keep_loss = torch.full((len(phases), n_facts), math.inf)
-    steps = STEPS if steps is None else steps
     step = 0
     for step in range(1, steps + 1):
         u.grad = None
@@ -241,18 +240,8 @@ def _prepared(engine: Engine, layer: int, prompts: Sequence[RewritePrompt], coun
         mask[:, :before] = prefix.mask
     positions = prefix.positions + torch.arange(behind, device=engine.device)
     cache = prefix.cache
-    seen: list[torch.Tensor] = []
-
-    def watch(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
-        seen.append(args[0] if args else kwargs["hidden_states"])
-
-    with engine.modules.pass_lock:
-        block = engine.modules.layers[layer].block
-        handle = block.register_forward_pre_hook(watch, with_kwargs=True)
-        try:
-            out = _pass(engine, ids, mask, positions, fork_cache(cache))
-        finally:
-            handle.remove()
+    with watching_input(engine.modules, layer) as seen:
+        out = _pass(engine, ids, mask, positions, fork_cache(cache))
     share, adds = torch.zeros(n, counts.shape[1]), torch.zeros(n, counts.shape[1])
     say: list[tuple[int, int, int]] = []
     hold: list[tuple[int, int]] = []

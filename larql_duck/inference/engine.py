@@ -70,14 +70,10 @@ class Engine:
         LevelError for a vindex without weights, ModelError for weights that do not make a model.
         """
         settings = settings or DEFAULT
-        device = settings.device
         require = getattr(source, "require", None)
         if callable(require):
             require("inference", "a forward pass")
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise LarqlError(f"device {device!r} is not available here; use device 'cpu'")
+        device = settings.torch_device()
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         with doing("loading the model"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 
 from larql_duck.inference.engine import Engine
@@ -22,10 +21,7 @@ def layered_engine(source: WeightSource, settings: Settings) -> Engine:
     Embedding, final norm and head stay; every pass reads all layers again, so ask many prompts at once. For passes
     alone: what looks into a layer's weights finds none. ModelError and LevelError as for `Engine.load`.
     """
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch_dtype(settings.compute_dtype)
+    device, dtype = settings.torch_device(), torch_dtype(settings.compute_dtype)
     model = skeleton(source, dtype=dtype, device=device)
     names = dict.fromkeys(name for name, _ in model.named_parameters())
     prefixes = [source.family.layer_prefix(i) for i in range(_n_layers(model))]

@@ -226,6 +226,19 @@ def watch_activations(modules: ModelModules, seen: Callable[[int, torch.Tensor],
 
 
 @contextlib.contextmanager
+def watching_input(modules: ModelModules, layer: int) -> Iterator[list[torch.Tensor]]:
+    """A context in which every pass puts the hidden states [n, t, hidden] that enter `layer` into the list."""
+    seen: list[torch.Tensor] = []
+
+    def watch(hidden: torch.Tensor) -> torch.Tensor:
+        seen.append(hidden)
+        return hidden
+
+    with modules.pass_lock, changed_input(modules.layers[layer].block, watch):
+        yield seen
+
+
+@contextlib.contextmanager
 def starting_at(modules: ModelModules, layer: int, hidden: torch.Tensor) -> Iterator[None]:
     """A context in which a forward pass skips the layers below `layer` and enters it with `hidden` [n, t, hidden].
 

@@ -32,6 +32,16 @@ class Settings:
         if self.threads is not None and self.threads < 1:
             raise LarqlError(f"threads is {self.threads}; it must be at least 1")
 
+    def torch_device(self) -> str:
+        """The device as torch calls it; 'auto' is cuda where there is one. LarqlError for a cuda that is not there."""
+        import torch
+
+        there = torch.cuda.is_available()
+        device = self.device if self.device != "auto" else "cuda" if there else "cpu"
+        if device.startswith("cuda") and not there:
+            raise LarqlError(f"device {device!r} is not available here; use device 'cpu'")
+        return device
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
         """Settings with what LARQL_DUCK_COMPUTE_DTYPE, LARQL_DUCK_DEVICE and LARQL_DUCK_THREADS say, if set."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -349,9 +350,9 @@ def test_a_file_that_was_read_may_be_replaced_unless_it_changed(tmp_path: Path) 
 def test_of_sessions_that_save_at_once_one_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, n = tmp_path / "p.vlp", 4
 
-    def slowly(*args: object, **options: object) -> PatchFile:
+    def slowly(*args: Any, **options: Any) -> PatchFile:
         time.sleep(0.1)
-        return write_patch(*args, **options)  # type: ignore[arg-type]
+        return write_patch(*args, **options)
 
     monkeypatch.setattr("larql_duck.patches.edit_log.write_patch", slowly)
     sessions = [connect(BASE) for _ in range(n)]
