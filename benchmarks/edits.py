@@ -1,7 +1,7 @@
 """Facts inserted, updated and deleted in SmolLM2: whether they hold, what else changes, what a fact costs.
 
 `edits-insert` inserts 100 facts of five relations, all active together; `edits-update` and `edits-delete` change 50 facts
-that the model states itself.
+that the model states itself; `edits-many` inserts 1,000.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 # Facts of one statement; other subjects looked at per relation; tokens of the perplexity.
 _BATCH, _NEIGHBOURS, _TOKENS = 20, 20, 5000
 _SEED = 99
+# Facts of `edits-many`, those of one statement, and when it looks.
+_MANY, _AT_ONCE = int(os.environ.get("LARQL_DUCK_BENCH_MANY", "1000")), 50
+_STOPS = (50, 100, 200, 400, 600, 800)
 # Fictional facts, counterfactual ones, and facts that are updated or deleted: fewer for a quick look.
 _FACTS = int(os.environ.get("LARQL_DUCK_BENCH_FACTS", "50"))
 
@@ -85,6 +88,35 @@ def deleting(work: Path) -> Iterator[Row]:
         yield from before.neighbour_rows(session)
 
 
+def growing(work: Path) -> Iterator[Row]:
+    """1,000 facts with another object of their relation, in statements of 50, looked at on the way."""
+    facts = drawn_facts(_MANY)
+    with _session(work) as session:
+        before = _Looks(session, facts)
+        for start in range(0, len(facts), _AT_ONCE):
+            session.insert(facts[start : start + _AT_ONCE])
+            done = min(start + _AT_ONCE, len(facts))
+            if done in _STOPS or done == len(facts):
+                yield from before.curve(session, done)
+
+
+def drawn_facts(n: int) -> list[Fact]:
+    """n facts of packs by a fixed seed, of many relations, each with the object of another subject."""
+    from larql_duck.probing.packs import known_relations
+
+    chance = random.Random(_SEED)
+    rows: dict[tuple[str, str], str] = {}
+    for relation in known_relations().values():
+        objects = sorted({o[0] for o in relation.references.values() if o})
+        if len(objects) < 5 or relation.many:
+            continue
+        for subject, own in relation.references.items():
+            wrong = chance.choice(objects)
+            if own and wrong not in own and wrong != subject:
+                rows[subject, relation.name] = wrong
+    return [(*key, rows[key]) for key in chance.sample(sorted(rows), min(n, len(rows)))]
+
+
 def _deleted(session: Session, asked: Sequence[tuple[str, str, str]], priors: Sequence[float]) -> float:
     """The share of (template, subject, object) where the object's first token has at most twice its prior and nothing
     else is said with a probability of a half or more.
@@ -138,7 +170,7 @@ class _Looks:
         self.facts = facts
         own = {r: prompts_for(session.workspace, r) for _, r, _ in facts}
         self.first = [(own[r].templates[0], own[r].text(s), o) for s, r, o in facts]
-        self.paraphrases = [(t, own[r].text(s), o) for s, r, o in facts for t in PARAPHRASES[r]]
+        self.paraphrases = [(t, own[r].text(s), o) for s, r, o in facts for t in PARAPHRASES.get(r, ())]
         named = {own[r].text(s) for s, r, _ in facts}
         chance = random.Random(_SEED)
         others = {r: [s for s in st.subjects if s not in named] for r, st in own.items()}
@@ -187,6 +219,15 @@ class _Looks:
         yield from self.neighbour_rows(session)
         kept, _ = self._kept(session, self.same, self.p_same)
         yield Row("same subject, other relations", 100 * kept, None, "%", "85 %")
+
+    def curve(self, session: Session, n: int) -> Iterator[Row]:
+        """The figures when the first n facts are inserted."""
+        said = _mean([x.greedy for x in self.targets(session)[:n]])
+        kept, _ = self._kept(session, self.neighbours, self.p_neighbours)
+        yield Row("whole target, greedy", 100 * said, None, "%", "95 %", of=f"{n} facts")
+        yield Row("other subjects keep their answer", 100 * kept, None, "%", "98 %", of=f"{n} facts")
+        change = 100 * (self.perplexity(session) / self.base - 1)
+        yield Row("perplexity", change, None, "%", "+2 %", of=f"{n} facts")
 
     def neighbour_rows(self, session: Session) -> Iterator[Row]:
         """The figures of other subjects."""
@@ -325,4 +366,5 @@ CASES: dict[str, Case] = {
     "edits-update": updating,
     "edits-delete": deleting,
     "edits-patch": patched,
+    "edits-many": growing,
 }

@@ -13,6 +13,7 @@ import torch
 from larql_duck.editing import value
 from larql_duck.editing.background_corpus import BackgroundInputs, SecondMoment
 from larql_duck.editing.detector import (
+    BEHIND,
     FIRST,
     FRAMES,
     GATE,
@@ -42,6 +43,8 @@ DEPTH = 0.4
 CONTEXTS, EARLIER, TOGETHER = 40, 6, 10
 # What a key behind the words of the fact's own templates weighs.
 _STATED = 4.0
+# The same behind a subject with which a text begins; of other subjects so many of these are held at zero, and looked at.
+_FIRST_WEIGHT, _FIRST_HELD, _FIRST_SEEN = 2.0, 4, 24
 # Other subjects in the fit of a relation, and contexts of each.
 _OTHERS, _EACH = 32, 4
 # The share of a full answer from which on a key of something else is told apart by name.
@@ -248,10 +251,11 @@ def _own_rows(
     for i, w in enumerate(requests):
         found: dict[tuple[int, ...], float] = {}
         for frame in [*w.templates, *frames_of(w.templates, w.prompts.others)]:
-            place = subject_position(engine.tokenizer, frame, w.text)
-            if _fits(engine, place):
+            if len(found) < CONTEXTS and (place := _place(engine, frame, w.text)) is not None:
                 found.setdefault(place.start, _STATED if frame in w.templates else 1.0)
-        kept = list(found.items())[:CONTEXTS]
+        for start in _first_starts(engine, w.text):
+            found.setdefault(start, _FIRST_WEIGHT)
+        kept = list(found.items())
         if not kept:
             raise SemanticError(
                 f"no prompt about {w.entity!r} fits the model's context of {engine.context} tokens; shorten the entity"
@@ -273,9 +277,11 @@ def _zero_rows(
 
     def add(text: str, templates: Sequence[str], n: int) -> None:
         for frame in [*templates[:1], *chance.sample([*templates[1:], *FRAMES], n - 1)]:
-            place = subject_position(engine.tokenizer, frame, text)
-            if _fits(engine, place):
+            if (place := _place(engine, frame, text)) is not None:
                 rows.append(place.start)
+        first = _first_starts(engine, text)
+        rows.extend(chance.sample(first, min(_FIRST_HELD, len(first))))
+        prompts.extend(chance.sample(first, min(_FIRST_SEEN, len(first))))
 
     for relation in {w.prompts.relation: w for w in requests}.values():
         subjects = [s for s in relation.prompts.subjects if _plain(s) not in named]
@@ -284,16 +290,13 @@ def _zero_rows(
         for text in [*best, *chance.sample(rest, min(_OTHERS - len(best), len(rest)))]:
             frames = [*relation.templates, *relation.prompts.others]
             add(text, frames, _EACH)
-            places = [
-                subject_position(engine.tokenizer, t, text)
-                for t in (relation.templates[0], chance.choice(frames))
-            ]
-            prompts += [p.ids for p in places if _fits(engine, p)]
+            places = [_place(engine, t, text) for t in (relation.templates[0], chance.choice(frames))]
+            prompts += [p.ids for p in places if p is not None]
     for text in requests[0].prompts.varied:
         if _plain(text) not in named:
             add(text, FRAMES, 2)
-            place = subject_position(engine.tokenizer, chance.choice(FRAMES), text)
-            prompts += [place.ids] if _fits(engine, place) else []
+            place = _place(engine, chance.choice(FRAMES), text)
+            prompts += [place.ids] if place is not None else []
     for fact in earlier:
         # A subject that is edited again keeps what it has: its key is a key of the new fact as well.
         if _plain(fact.text) not in named:
@@ -302,11 +305,28 @@ def _zero_rows(
     return rows, prompts
 
 
-def _fits(engine: Engine, place: SubjectPosition) -> bool:
-    """Whether a prompt can be used: within the context, its subject not ending at position 0, where every token looks
-    alike to the layers above, so that such a key would fire at all first tokens.
+def _place(engine: Engine, frame: str, text: str, more: Sequence[int] = ()) -> SubjectPosition | None:
+    """A frame about a subject, `more` behind it, and the place at which a fact of it is written; None where there is none.
+
+    That is where the subject ends, but never position 0: to the layers above, every token looks alike there, so such a key
+    would fire at all first tokens. What follows has read it, and is written at instead.
     """
-    return place.at > 0 and (engine.context is None or len(place.ids) <= engine.context)
+    place = subject_position(engine.tokenizer, frame, text, more)
+    if place.at == 0:
+        place = replace(place, at=1)
+    if place.at >= len(place.ids) - len(more) or (
+        engine.context is not None and len(place.ids) > engine.context
+    ):
+        return None
+    return place
+
+
+def _first_starts(engine: Engine, text: str) -> list[tuple[int, ...]]:
+    """Beginnings of texts whose first token is the subject, each with one token behind it; none where others come first."""
+    if subject_position(engine.tokenizer, SLOT, text).at:
+        return []
+    places = [_place(engine, SLOT + behind, text) for behind in BEHIND]
+    return list(dict.fromkeys(place.start for place in places if place is not None))
 
 
 def _plain(text: str) -> str:
@@ -382,23 +402,21 @@ def _rewrite_prompts(engine: Engine, requests: Sequence[RewriteRequest]) -> list
         goals: list[RewritePrompt] = []
         for frame in (w.forms or stated_forms(w.relation, w.templates))[:_GOALS]:
             if w.kind == "delete":
-                place = subject_position(tokenizer, frame, w.text)
+                place = _place(engine, frame, w.text)
                 less = {ids[0] for o in w.objects if (ids := answer_ids(tokenizer, frame, o))}
                 less |= set(w.firsts)
-                prompt = RewritePrompt(place.ids, place.at, facts, 0, tuple(sorted(less)), _BELOW * w.prior)
+                say, ask = 0, (tuple(sorted(less)), _BELOW * w.prior)
             else:
                 ids = answer_ids(tokenizer, frame, w.target)
-                place = subject_position(tokenizer, frame, w.text, ids)
-                prompt = RewritePrompt(place.ids, place.at, facts, len(ids))
-            if _fits(engine, place):
+                place, say, ask = _place(engine, frame, w.text, ids), len(ids), ((), 0.0)
+            if place is not None:
                 # What the relation is asked by first is what counts.
-                goals.append(replace(prompt, always=not goals))
+                goals.append(RewritePrompt(place.ids, place.at, facts, say, *ask, always=not goals))
         out += goals
         taken = {t.partition(SLOT)[0] for other in own for t in requests[other].templates}
         for frame in (*w.prompts.others, *KEPT):
             if frame.partition(SLOT)[0] in taken and frame not in KEPT:
                 continue
-            place = subject_position(tokenizer, frame, w.text)
-            if _fits(engine, place):
+            if (place := _place(engine, frame, w.text)) is not None:
                 out.append(RewritePrompt(place.ids, place.at, facts))
     return out
