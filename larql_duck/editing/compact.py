@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from larql_duck.editing.background_corpus import background_of
-from larql_duck.editing.detector import FIRST, FRAMES, frames_of, layer_input, shrunk
+from larql_duck.editing.detector import FIRST, FRAMES, first_starts, frames_of, layer_input, shrunk
 from larql_duck.editing.inserting import (
     earlier_facts,
     measure_facts,
@@ -39,6 +39,8 @@ LAMBDA, _TEXT = 0.001, 100_000
 _WHOLE, _NEIGHBOURS, _PROMPTS = 6, 256, 1024
 # Contexts of a subject.
 _CONTEXTS = 40
+# Texts that begin with a subject, of each.
+_BEHIND = 16
 
 
 # -- MINOR ----------------------------------------------------------------------------------------------------
@@ -259,9 +261,9 @@ def _activations(
 
 
 def _starts(engine: Engine, frames: Sequence[str], text: str) -> list[tuple[int, ...]]:
-    """The tokens up to a subject's last one in every frame, but not where that is the first of all."""
+    """The tokens up to a subject's last one in every frame; where that is the first of all, up to the next."""
     places = [subject_position(engine.tokenizer, frame, text) for frame in frames]
-    return [place.start for place in places if place.at > 0]
+    return [place.start for place in places if place.at > 0] + first_starts(engine, text)[:_BEHIND]
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ import torch
 
 from larql_duck.inference.batch import pad
 from larql_duck.inference.engine import Engine
+from larql_duck.inference.scoring import subject_position
 from larql_duck.knowledge.relations import SLOT
 from larql_duck.progress import Ticker, ticker
 
@@ -197,6 +198,14 @@ def frames_of(templates: Sequence[str], others: Sequence[str]) -> list[str]:
     for template in (t for turn in turns for t in turn if t is not None):
         once.setdefault(template.partition(SLOT)[0], template)
     return list(once.values())
+
+
+def first_starts(engine: Engine, text: str) -> list[tuple[int, ...]]:
+    """Beginnings of texts whose first token is the subject, each with one token behind it; none where others come first."""
+    if subject_position(engine.tokenizer, SLOT, text).at:
+        return []
+    rows = (tuple(engine.tokenizer.encode(text + behind)[:2]) for behind in BEHIND)
+    return list(dict.fromkeys(row for row in rows if len(row) > 1))
 
 
 class _Reached(Exception):

@@ -13,7 +13,6 @@ import torch
 from larql_duck.editing import value
 from larql_duck.editing.background_corpus import BackgroundInputs, SecondMoment
 from larql_duck.editing.detector import (
-    BEHIND,
     FIRST,
     FRAMES,
     GATE,
@@ -22,6 +21,7 @@ from larql_duck.editing.detector import (
     detectors,
     feature_rows,
     fired,
+    first_starts,
     frames_of,
     read_inputs,
     steady_direction,
@@ -253,7 +253,7 @@ def _own_rows(
         for frame in [*w.templates, *frames_of(w.templates, w.prompts.others)]:
             if len(found) < CONTEXTS and (place := _place(engine, frame, w.text)) is not None:
                 found.setdefault(place.start, _STATED if frame in w.templates else 1.0)
-        for start in _first_starts(engine, w.text):
+        for start in first_starts(engine, w.text):
             found.setdefault(start, _FIRST_WEIGHT)
         kept = list(found.items())
         if not kept:
@@ -279,7 +279,7 @@ def _zero_rows(
         for frame in [*templates[:1], *chance.sample([*templates[1:], *FRAMES], n - 1)]:
             if (place := _place(engine, frame, text)) is not None:
                 rows.append(place.start)
-        first = _first_starts(engine, text)
+        first = first_starts(engine, text)
         rows.extend(chance.sample(first, min(_FIRST_HELD, len(first))))
         prompts.extend(chance.sample(first, min(_FIRST_SEEN, len(first))))
 
@@ -319,14 +319,6 @@ def _place(engine: Engine, frame: str, text: str, more: Sequence[int] = ()) -> S
     ):
         return None
     return place
-
-
-def _first_starts(engine: Engine, text: str) -> list[tuple[int, ...]]:
-    """Beginnings of texts whose first token is the subject, each with one token behind it; none where others come first."""
-    if subject_position(engine.tokenizer, SLOT, text).at:
-        return []
-    places = [_place(engine, SLOT + behind, text) for behind in BEHIND]
-    return list(dict.fromkeys(place.start for place in places if place is not None))
 
 
 def _plain(text: str) -> str:

@@ -9,7 +9,7 @@ import torch
 
 from larql_duck.editing.detector import detectors, frames_of, read_inputs
 from larql_duck.editing.relation_prompts import prompts_for
-from larql_duck.editing.solve import RewriteRequest, _own_rows
+from larql_duck.editing.solve import RewriteRequest, _own_rows, _rewrite_prompts
 from larql_duck.editing.value import RewritePrompt, values
 from larql_duck.inference.scoring import (
     answer_ids,
@@ -76,6 +76,24 @@ def test_no_key_stands_at_position_0(session: Session) -> None:
     # This tokenizer puts nothing before a text, so Paris alone would be position 0.
     assert len(engine.tokenizer.encode("Paris")) == 1
     assert all(len(row) > 1 for row in rows)
+
+
+@pytest.mark.parametrize("session", ["llama"], indirect=True)
+def test_where_a_text_begins_with_its_subject_a_fact_is_written_behind_it(session: Session) -> None:
+    engine = session.model.engine
+    own = prompts_for(session.workspace, "capital", ("{} has the capital", "The capital of {} is"))
+    fact = RewriteRequest("Paris", "capital", "Rome", own.templates, own)
+    [paris] = engine.tokenizer.encode("Paris")
+    rows, _, _ = _own_rows(engine, [fact])
+    behind = {row[1] for row in rows if row[0] == paris}
+    assert {engine.tokenizer.encode("Paris" + word)[1] for word in (" is", " has", "'s")} <= behind
+    assert len(behind) > 12
+    prompts = _rewrite_prompts(engine, [fact])
+    first = [p for p in prompts if p.ids[0] == paris]
+    assert first and all(p.at == 1 for p in first)
+    assert any(p.says for p in first) and any(not p.goal for p in first)
+    # Where something stands before it, at the subject itself.
+    assert all(p.ids[p.at] == engine.tokenizer.entity_ids("Paris")[-1] for p in prompts if p not in first)
 
 
 def test_frames_come_once_by_what_stands_before_the_subject() -> None:
