@@ -12,12 +12,12 @@ import torch
 from larql_duck.editing.background_corpus import background_of
 from larql_duck.editing.forms import taught_forms
 from larql_duck.editing.knn import knn_edits
+from larql_duck.editing.layer_choice import checked_layer
 from larql_duck.editing.relation_prompts import RelationPrompts, prompts_for
 from larql_duck.editing.solve import (
     ExistingFact,
     RewriteRequest,
     Solved,
-    checked_layer,
     need_gated,
     solve,
 )
@@ -174,7 +174,7 @@ def solve_facts(
         if problem := next(filter(None, (unfit_target(engine, *a, room=_ROOM) for a in asked)), None):
             unfit.append(f"{request.entity[:40]!r}, {request.relation}, was left out: {problem}")
             continue
-        layer = checked_layer(request.layer, workspace.vindex.n_layers)
+        layer = checked_layer(workspace, request.layer)
         stated = (relation_key(request.relation), request.templates)
         if stated not in forms:
             forms[stated] = taught_forms(workspace, replace(request.prompts, templates=request.templates))

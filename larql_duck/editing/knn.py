@@ -13,8 +13,8 @@ import torch
 
 from larql_duck.editing.background_corpus import background_of
 from larql_duck.editing.detector import GATE, OPENINGS, detectors, fired, read_inputs
+from larql_duck.editing.layer_choice import checked_layer
 from larql_duck.editing.relation_prompts import RelationPrompts, plain_template, prompts_for
-from larql_duck.editing.solve import checked_layer
 from larql_duck.errors import LarqlError, SemanticError
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.scoring import SubjectPosition, filled, subject_position
@@ -60,7 +60,7 @@ def knn_edits(
     scaled embeddings. confidence None is 1.0. SemanticError for a layer out of range.
     """
     vindex = workspace.vindex
-    layer = checked_layer(layer, vindex.n_layers)
+    layer = checked_layer(workspace, layer)
     given = () if template is None else (template,)
     prompts = {r: prompts_for(workspace, r, given) for r in dict.fromkeys(r for _, r, _ in rows)}
     rows, notices = _askable(workspace, rows, prompts)

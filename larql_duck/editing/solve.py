@@ -37,8 +37,6 @@ from larql_duck.knowledge.relations import SLOT
 from larql_duck.progress import doing, report, ticker
 from larql_duck.vindex.arrays import rounded
 
-# The layer of new facts, as a share of the depth.
-DEPTH = 0.4
 # Keys of a fact, keys of one that was inserted earlier; facts whose values are found together.
 CONTEXTS, EARLIER, TOGETHER = 40, 6, 10
 # What a key behind the words of the fact's own templates weighs.
@@ -118,16 +116,6 @@ class Solved:
     gate: np.ndarray = field(repr=False)
     up: np.ndarray = field(repr=False)
     down: np.ndarray = field(repr=False)
-
-
-def checked_layer(layer: int | None, n_layers: int) -> int:
-    """The layer, or that of new facts where it is None. SemanticError for one that the model has not."""
-    if layer is None:
-        # Behind it a layer has to take the fact to the answer.
-        return min(max(n_layers - 2, 0), round(DEPTH * n_layers))
-    if not 0 <= layer < n_layers:
-        raise SemanticError(f"layer {layer} is out of range: the model has layers 0-{n_layers - 1}")
-    return layer
 
 
 def need_gated(engine: Engine) -> None:
