@@ -1,4 +1,4 @@
-"""Inserted facts beside the model's own, form by form: `edits-forms`.
+"""Inserted facts beside the model's own, form by form: part of `edits-insert`.
 
 The templates in `data/edit_forms.json` are used for nothing else: no value, layer or detector is chosen by them.
 """
@@ -6,22 +6,18 @@ The templates in `data/edit_forms.json` are used for nothing else: no value, lay
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.cases import Case, Row
-from benchmarks.edit_facts import COUNTERFACTUAL, FICTIONAL, facts_of
-from benchmarks.infer import vindex_of
+from benchmarks.cases import Row
+from benchmarks.edit_facts import Fact
 
 if TYPE_CHECKING:
     from larql_duck.inference.engine import Engine
 
-# The model's own facts of a relation; facts of one INSERT; the share of its own facts that makes a form a strong one.
-OWN, BATCH, STRONG = 30, 20, 0.8
-# Facts of each kind (fictional, counterfactual): fewer for a quick look.
-_FACTS = int(os.environ.get("LARQL_DUCK_BENCH_FACTS", "50"))
+# The model's own facts of a relation; the share of its own facts that makes a form a strong one.
+OWN, STRONG = 30, 0.8
 _FILE = Path(__file__).with_name("data") / "edit_forms.json"
 
 # (subject as it stands in a sentence, object)
@@ -34,26 +30,25 @@ def form_templates() -> dict[str, dict[str, list[str]]]:
     return read
 
 
-def forms(work: Path) -> Iterator[Row]:
-    """Template by template: inserted facts that are stated, beside the model's own most confident ones."""
-    from larql_duck.commands.opening import connect
-    from larql_duck.editing.relation_prompts import prompts_for
+class Forms:
+    """Templates that are used for nothing else, and the share of the model's own facts that it states in each."""
 
-    facts = [*facts_of(FICTIONAL)[:_FACTS], *facts_of(COUNTERFACTUAL)[:_FACTS]]
-    with connect(vindex_of(work, "f16")) as session:
-        engine = session.model.engine
-        told = {
-            r: [(prompts_for(None, r).text(s), o) for s, q, o in facts if q == r] for r in form_templates()
-        }
-        own = {r: own_facts(engine, r, [s for s, _ in pairs]) for r, pairs in told.items()}
-        templates = {
+    def __init__(self, engine: Engine, facts: Sequence[Fact]) -> None:
+        from larql_duck.editing.relation_prompts import prompts_for
+
+        self.templates = {
             r: [t for group in kinds.values() for t in group] for r, kinds in form_templates().items()
         }
-        ours = {r: shares(engine, templates[r], own[r]) for r in templates}
-        for at in range(0, len(facts), BATCH):
-            session.insert(facts[at : at + BATCH])
-        said = {r: shares(session.model.engine, templates[r], told[r]) for r in templates}
-    yield from form_rows(said, ours)
+        self.told = {
+            r: [(prompts_for(None, r).text(s), o) for s, q, o in facts if q == r] for r in self.templates
+        }
+        own = {r: own_facts(engine, r, [s for s, _ in pairs]) for r, pairs in self.told.items()}
+        self.own = {r: shares(engine, self.templates[r], own[r]) for r in self.templates}
+
+    def rows(self, engine: Engine) -> Iterator[Row]:
+        """What the model states of the facts now, template by template, and the figures over all."""
+        said = {r: shares(engine, self.templates[r], self.told[r]) for r in self.templates}
+        yield from form_rows(said, self.own)
 
 
 def own_facts(engine: Engine, relation: str, without: Sequence[str]) -> list[Pair]:
@@ -102,6 +97,3 @@ def form_rows(
         yield Row("strong forms below 80 %", sum(s < STRONG for s in strong), None, "forms", "0")
     means = [100 * sum(column) / len(pairs) for column in zip(*pairs, strict=True)]
     yield Row("inserted beside own, all forms", means[0], means[1], "%", "ratio 1")
-
-
-CASES: dict[str, Case] = {"edits-forms": forms}

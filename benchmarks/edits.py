@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.cases import Case, Row, median_time, run, tool
 from benchmarks.edit_facts import COUNTERFACTUAL, FICTIONAL, PARAPHRASES, Fact, facts_of
+from benchmarks.edit_forms import Forms
 from benchmarks.infer import vindex_of
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ _FACTS = int(os.environ.get("LARQL_DUCK_BENCH_FACTS", "50"))
 def inserting(work: Path) -> Iterator[Row]:
     """50 fictional and 50 counterfactual inserts, in batches of 20, all active together."""
     with _session(work) as session:
-        before = _Looks(session, [*facts_of(FICTIONAL)[:_FACTS], *facts_of(COUNTERFACTUAL)[:_FACTS]])
+        every = [*facts_of(FICTIONAL)[:_FACTS], *facts_of(COUNTERFACTUAL)[:_FACTS]]
+        before, forms = _Looks(session, every), Forms(session.model.engine, every)
         seconds = 0.0
         for name, table in (("fictional", FICTIONAL), ("all", COUNTERFACTUAL)):
             facts = facts_of(table)[:_FACTS]
@@ -48,6 +50,7 @@ def inserting(work: Path) -> Iterator[Row]:
             )
         yield Row("seconds a fact (keys, detector, value)", seconds / (2 * _FACTS), None, "s", "5")
         yield from before.rows(session)
+        yield from forms.rows(session.model.engine)
 
 
 def updating(work: Path) -> Iterator[Row]:
