@@ -10,7 +10,7 @@ from larql_duck.lowering.browse import emptiness
 from larql_duck.lowering.types import Catalog, Query, without_facts
 from larql_duck.spelling import did_you_mean
 
-Ask = Callable[[str, list[Any]], list[tuple[Any, ...]]]
+RowsOf = Callable[[str, list[Any]], list[tuple[Any, ...]]]
 
 _READS_FACTS = re.compile(r"\b(model_graph|facts|edges|relations|entities|triples)\b", re.IGNORECASE)
 _TEXT = r"\s*'((?:[^']|'')*)'\s*"
@@ -23,7 +23,7 @@ _NAMED = re.compile(
 )
 
 
-def why_empty(step: Query, catalog: Catalog, ask: Ask) -> Iterator[str]:
+def why_empty(step: Query, catalog: Catalog, ask: RowsOf) -> Iterator[str]:
     """Remarks on a statement's query without rows; ask runs a query with parameters."""
     if step.when_empty is not None:
         yield step.when_empty.said(ask(step.when_empty.probe, []))
@@ -36,7 +36,7 @@ def why_empty(step: Query, catalog: Catalog, ask: Ask) -> Iterator[str]:
                 yield f'no relation "{relation}"{did_you_mean(relation, sorted(names))}'
 
 
-def why_empty_sql(sql: str, catalog: Catalog, ask: Ask) -> Iterator[str]:
+def why_empty_sql(sql: str, catalog: Catalog, ask: RowsOf) -> Iterator[str]:
     """Remarks on a query without rows, if it reads facts of a vindex that has none or names what nothing is known about."""
     factless = without_facts(catalog) if _READS_FACTS.search(sql) else ()
     yield from factless
