@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from larql_duck.lowering.browse import emptiness
 from larql_duck.lowering.types import Catalog, Query, without_facts
 from larql_duck.spelling import did_you_mean
 
-RowsOf = Callable[[str, list[Any]], list[tuple[Any, ...]]]
+if TYPE_CHECKING:
+    from larql_duck.session.udfs.answers import RowsOf
 
 _READS_FACTS = re.compile(r"\b(model_graph|facts|edges|relations|entities|triples)\b", re.IGNORECASE)
 _TEXT = r"\s*'((?:[^']|'')*)'\s*"
