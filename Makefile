@@ -39,7 +39,7 @@ test-extras: $(INSTALLED)
 	$(BIN)/pytest -m extras --numprocesses logical --maxprocesses 8 --dist worksteal
 
 test-lowest: $(INSTALLED)
-	$(BIN)/python -m tests.lowest
+	$(BIN)/python -m tests.lowest --numprocesses logical --maxprocesses 8 --dist worksteal
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

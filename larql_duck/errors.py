@@ -12,6 +12,10 @@ _BEFORE, _BEHIND = 80, 60
 _LONGEST, _KEPT_FIRST, _KEPT_LAST = 1000, 600, 300
 
 
+NOTHING_RUN = "nothing of the text was run"
+"""Said of a text with several statements, one of which cannot be read."""
+
+
 def cut_middle(text: str) -> str:
     """The text; of one that no terminal shows, the beginning, the end and how much is between them."""
     if len(text) <= _LONGEST:
@@ -90,6 +94,17 @@ class LqlSyntaxError(LarqlError):
         self.expected = expected
         self.suggestion = suggestion
         super().__init__(f"line {line}, column {column}: {message}")
+
+    @property
+    def before(self) -> str:
+        """The text before the place."""
+        *above, line = self.text.replace("\r\n", "\n").split("\n")[: self.line]
+        return "\n".join([*above, line[: self.column - 1]])
+
+    def add(self, remark: str) -> None:
+        """Let the message end with a remark."""
+        self.message = f"{self.message}; {remark}"
+        self.args = (f"{self.args[0]}; {remark}",)
 
     def highlight(self) -> str:
         """The message, the source line and a caret below the column, on three lines."""

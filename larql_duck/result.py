@@ -5,10 +5,11 @@ from __future__ import annotations
 import html
 import importlib
 import json
+import re
 import shutil
 import weakref
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from larql_duck.databases import in_memory
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 # How many rows, and characters of a cell, a notebook and a prompt show.
 _HTML_ROWS, _HTML_WIDTH = 50, 300
 _TEXT_ROWS, _TEXT_WIDTH = 20, 60
+# Texts alone in so few columns are folded between words where a line has no room for them.
+_FOLDED = 3
+_PIECES = re.compile(r"\s+|[^\s(]+\(+|\(*[^\s(]+|\(+")
 # The limits that cells are cut to, one after another, where a line is too long; and what then goes first.
 _CELL_WIDTHS = (60, 40, 30, 20)
 _SECONDARY = (
@@ -161,11 +165,12 @@ class Result:
         return self._text(_TEXT_ROWS)
 
     def _text(self, rows: int) -> str:
-        lines, columns = table_lines(
-            self._table.slice(0, rows),
-            cell_width=_TEXT_WIDTH,
-            width=shutil.get_terminal_size((120, 24)).columns,
-        )
+        first, width = self._table.slice(0, rows), shutil.get_terminal_size((120, 24)).columns
+        whole, _ = displayed(first, cell_width=_HTML_WIDTH)
+        if is_prose(first) and _line_width(whole) > width:
+            lines, columns = _folded_lines(folded(whole, width)), len(whole)
+        else:
+            lines, columns = table_lines(first, cell_width=_TEXT_WIDTH, width=width)
         parts = [_count(len(self), "row", rows), _count(len(self.columns), "column", columns)]
         return "\n".join([*lines, f"({', '.join(parts)})", *(f"note: {notice}" for notice in self.notices)])
 
@@ -211,7 +216,7 @@ class TextColumn(NamedTuple):
     @property
     def width(self) -> int:
         """Cells of a terminal that it takes."""
-        return max(_cells(text) for text in (self.name, *(c or NULL for c in self.cells)))
+        return max(_cells(text) for text in (self.name, *(NULL if c is None else c for c in self.cells)))
 
 
 def displayed(
@@ -278,15 +283,66 @@ def table_lines(
 ) -> tuple[list[str], int]:
     """(lines, columns shown) of what is `displayed`: headings, a rule and a line for each row."""
     columns, gone = displayed(table, width, cell_width)
+    return _lines(columns), len(columns) - bool(gone)
+
+
+def _lines(columns: Sequence[TextColumn]) -> list[str]:
+    """Headings, a rule and a line for each row; none without a column."""
     if not columns:
-        return [], 0
+        return []
     padded = []
     for column in columns:
         texts = [column.name, *(NULL if text is None else text for text in column.cells)]
         pads = [" " * (column.width - _cells(text)) for text in texts]
         padded.append([p + text if column.right else text + p for p, text in zip(pads, texts, strict=True)])
     head, *body = ((" " * GAP).join(row).rstrip() for row in zip(*padded, strict=True))
-    return [head, "─" * _line_width(columns), *body], len(columns) - bool(gone)
+    return [head, "─" * _line_width(columns), *body]
+
+
+def is_prose(table: pa.Table) -> bool:
+    """Whether a table has texts alone, in so few columns that a line of a terminal has room for some words of each."""
+    from pyarrow import types
+
+    return 0 < table.num_columns <= _FOLDED and all(map(types.is_string, table.schema.types))
+
+
+def folded(columns: Sequence[TextColumn], width: int) -> list[TextColumn]:
+    """Columns of texts with line breaks in their cells, between words and behind brackets, so that lines have `width` cells."""
+    room = max(width - GAP * (len(columns) - 1), len(columns))
+    # Nothing is broken where there is room for it; what is left goes to those that have most to say.
+    longest = [min(max(map(_longest_piece, (c.name, *c.cells))), room // len(columns)) for c in columns]
+    spare, total = room - sum(longest), sum(column.width for column in columns)
+    widths = [n + spare * column.width // total for n, column in zip(longest, columns, strict=True)]
+    return [
+        column._replace(cells=[text and "\n".join(_fold(text, n)) for text in column.cells])
+        for column, n in zip(columns, widths, strict=True)
+    ]
+
+
+def _longest_piece(text: str | None) -> int:
+    return max(map(_cells, _PIECES.findall(text or NULL)), default=0)
+
+
+def _fold(text: str, width: int) -> list[str]:
+    """The lines of a text, of `width` cells at most."""
+    lines = [""]
+    for piece in _PIECES.findall(text):
+        if lines[-1] and _cells(lines[-1] + piece.rstrip()) > width:
+            lines.append("")
+        lines[-1] += piece if lines[-1] else piece.lstrip()
+        while _cells(lines[-1]) > width and len(lines[-1].rstrip()) > width:
+            lines[-1:] = [lines[-1][:width], lines[-1][width:]]
+    return [line.rstrip() for line in lines]
+
+
+def _folded_lines(columns: Sequence[TextColumn]) -> list[str]:
+    """The lines of columns whose cells have several, with a blank line between rows."""
+    rows: list[list[str | None]] = []
+    for row in zip(*(column.cells for column in columns), strict=True):
+        parts = [(NULL if text is None else text).split("\n") for text in row]
+        rows += [*map(list, zip_longest(*parts, fillvalue="")), [""] * len(columns)]
+    cells = list(zip(*rows[:-1], strict=True)) or [()] * len(columns)
+    return _lines([c._replace(cells=list(texts)) for c, texts in zip(columns, cells, strict=True)])
 
 
 def cell(value: Any) -> str:

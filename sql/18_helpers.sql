@@ -57,6 +57,13 @@ CREATE MACRO {schema}.promoted(p_activation, p_sign, p_usual, p_opposite) AS
 CASE WHEN p_activation * p_sign < 0 THEN p_opposite ELSE p_usual END;
 COMMENT ON MACRO {schema}.promoted IS 'Of the tokens that a feature promotes with its usual sign and with the other one, those of the sign of an activation (NULL: the usual one).';
 
+CREATE MACRO {schema}.token_text(p_token) AS
+CASE
+    WHEN regexp_full_match(p_token, '[\s\p{Z}]+') THEN regexp_replace(hex(encode(p_token)), '(..)', '<0x\1>', 'g')
+    ELSE trim(p_token)
+END;
+COMMENT ON MACRO {schema}.token_text IS 'A token as tables show it: trimmed; one of blanks alone, which nobody would see, as its bytes (<0x20> each).';
+
 CREATE MACRO {schema}.rounded(p_number) AS
 CASE
     WHEN p_number = 0 OR NOT isfinite(p_number) THEN p_number

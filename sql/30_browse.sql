@@ -165,9 +165,9 @@ COMMENT ON MACRO TABLE {public}.tokens_of IS 'A feature''s top activating tokens
 CREATE MACRO {public}.feature(p_layer, p_feature) AS TABLE
 WITH sides AS MATERIALIZED (
     SELECT
-        list(trim(token) ORDER BY rank) FILTER (side = 'in') AS in_tokens,
-        list(trim(token) ORDER BY rank) FILTER (side = 'out') AS out_tokens,
-        list(trim(token) ORDER BY rank) FILTER (side = 'out_neg') AS out_neg_tokens
+        list({schema}.token_text(token) ORDER BY rank) FILTER (side = 'in') AS in_tokens,
+        list({schema}.token_text(token) ORDER BY rank) FILTER (side = 'out') AS out_tokens,
+        list({schema}.token_text(token) ORDER BY rank) FILTER (side = 'out_neg') AS out_neg_tokens
     FROM {schema}.feature_tokens
     WHERE layer = p_layer AND feature = p_feature
 ),
@@ -243,7 +243,7 @@ slots AS (
     JOIN {schema}.features AS x ON x.layer = s.layer AND x.feature = s.feature
 ),
 written AS (
-    SELECT o.layer, o.feature, list(trim(o.token) ORDER BY o.rank) AS tokens
+    SELECT o.layer, o.feature, list({schema}.token_text(o.token) ORDER BY o.rank) AS tokens
     FROM slots AS s
     JOIN {schema}.feature_tokens AS o ON o.layer = s.layer AND o.feature = s.feature
     WHERE p_tokens > 3 AND o.side = CASE WHEN s.negative THEN 'out_neg' ELSE 'out' END AND o.rank <= p_tokens

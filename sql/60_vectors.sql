@@ -71,7 +71,7 @@ chosen AS MATERIALIZED (
     QUALIFY place <= p_top
 ),
 written AS (
-    SELECT o.layer, o.feature, list(trim(o.token) ORDER BY o.rank) AS tokens
+    SELECT o.layer, o.feature, list({schema}.token_text(o.token) ORDER BY o.rank) AS tokens
     FROM (SELECT DISTINCT layer, feature, negative FROM chosen) AS s
     JOIN {schema}.feature_tokens AS o ON o.layer = s.layer AND o.feature = s.feature
     WHERE p_tokens > 3 AND o.side = CASE WHEN s.negative THEN 'out_neg' ELSE 'out' END AND o.rank <= p_tokens

@@ -22,9 +22,12 @@ def create_tables(schema: str = SCHEMA, prefix: str = "") -> str:
     )
 
 
-def views_and_macros(schema: str = SCHEMA) -> list[tuple[str, str]]:
-    """(name, SQL) of everything over the tables of `schema` that needs no Python functions, in load order."""
-    return [*sql_files(HELPERS, schema), *_public(schema, schema)]
+def views_and_macros(schema: str = SCHEMA, *, columns: bool = True) -> list[tuple[str, str]]:
+    """(name, SQL) of everything over the tables of `schema` that needs no Python functions, in load order.
+
+    columns: with the comments of the views' columns.
+    """
+    return [*sql_files(HELPERS, schema), *_public(schema, schema, columns=columns)]
 
 
 def main_objects() -> list[tuple[str, str]]:
@@ -75,11 +78,12 @@ def model_sql(tables: str = "tables", stored: Mapping[str, Collection[str]] | No
     return "".join([*parts, *(text for _, text in (*views_and_macros(), *main_objects()))])
 
 
-def comments(table: Table, kind: str, schema: str, prefix: str = "") -> str:
+def comments(table: Table, kind: str, schema: str, prefix: str = "", *, columns: bool = True) -> str:
     """COMMENT ON of a table or view (`kind`) and its columns."""
     name = f"{schema}.{prefix}{table.name}"
     lines = [f"COMMENT ON {kind} {name} IS {quoted(table.comment)};\n"]
-    lines += [f"COMMENT ON COLUMN {name}.{c.name} IS {quoted(c.comment)};\n" for c in table.columns]
+    if columns:
+        lines += [f"COMMENT ON COLUMN {name}.{c.name} IS {quoted(c.comment)};\n" for c in table.columns]
     return "".join(lines)
 
 
@@ -88,7 +92,7 @@ def _create(table: Table, schema: str, prefix: str) -> str:
     return f"CREATE TABLE {schema}.{prefix}{table.name} ({', '.join(parts)});\n"
 
 
-def _public(schema: str, public: str) -> Iterator[tuple[str, str]]:
+def _public(schema: str, public: str, *, columns: bool = True) -> Iterator[tuple[str, str]]:
     yield from sql_files(PUBLIC, schema, public)
     # A Python session that has patches fills it; a database on its own has none.
     nulls = ", ".join(f"NULL::{c.type} AS {c.name}" for c in VIEWS["patches"].columns)
@@ -96,4 +100,4 @@ def _public(schema: str, public: str) -> Iterator[tuple[str, str]]:
     for name, view in BOTH_SPELLINGS.items():
         others = ", ".join(f"{c.same_as} AS {c.name}" for c in view.columns if c.same_as)
         yield view.name, f"CREATE VIEW {public}.{view.name} AS SELECT *, {others} FROM {schema}.{name};\n"
-    yield "comments", "".join(comments(view, "VIEW", public) for view in VIEWS.values())
+    yield "comments", "".join(comments(view, "VIEW", public, columns=columns) for view in VIEWS.values())

@@ -20,10 +20,10 @@ def write(results: Iterable[Result], form: str) -> None:
     """Write results to stdout, remarks to stderr.
 
     'table', 'line', 'markdown' and 'jsonl': all results, each as soon as it is there. 'json', 'csv', 'tsv' and
-    'parquet': the last result.
+    'parquet': the last result, and a remark on those before it.
     """
     last: Result | None = None
-    apart = False
+    apart, before = False, 0
     for result in results:
         for notice in result.notices:
             note(notice)
@@ -32,9 +32,13 @@ def write(results: Iterable[Result], form: str) -> None:
                 print()
             _write_one(result, form)
             apart = apart or bool(result.columns)
+        before += last is not None and bool(last.columns)
         last = result
     if last is not None and form not in _STREAMED:
         _write_one(last, form)
+        if before:
+            results_are = "result before it is" if before == 1 else f"{before} results before it are"
+            note(f"the last result is written, the {results_are} not: --format jsonl writes all")
 
 
 def _write_one(result: Result, form: str) -> None:

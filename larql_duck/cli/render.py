@@ -10,14 +10,20 @@ from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from larql_duck.result import NULL, Result, cell, displayed, is_number, printable, table_lines
+from larql_duck.result import (
+    NULL,
+    Result,
+    cell,
+    displayed,
+    folded,
+    is_number,
+    is_prose,
+    printable,
+    table_lines,
+)
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from rich.table import Table
-
-# Columns that are wrapped at most.
-_WRAPPED = 3
 
 __all__ = ["MODES", "render", "table", "unique"]
 
@@ -34,24 +40,17 @@ def table(result: Result, *, most: int | None = None, width: int | None = None) 
 
     shown = result.arrow() if most is None else result.arrow().slice(0, most)
     columns, gone = displayed(shown, width)
-    wraps = _is_prose(shown) and columns != (whole := displayed(shown)[0])
-    if wraps:
-        columns, gone = whole, []
+    wraps = False
+    if width is not None and is_prose(shown) and columns != (whole := displayed(shown)[0]):
+        wraps, columns, gone = True, folded(whole, width), []
     made = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, show_edge=False, show_lines=wraps)
     for column in columns:
         made.add_column(
-            Text(column.name), justify="right" if column.right else "left", no_wrap=not wraps, overflow="fold"
+            Text(column.name), justify="right" if column.right else "left", no_wrap=True, overflow="fold"
         )
     for row in zip(*(column.cells for column in columns), strict=True):
         made.add_row(*(Text(NULL, style="dim") if text is None else Text(text) for text in row))
     return made, gone
-
-
-def _is_prose(table: pa.Table) -> bool:
-    """Whether a table has texts alone, in so few columns that a line of a terminal has room for some words of each."""
-    from pyarrow import types
-
-    return 0 < table.num_columns <= _WRAPPED and all(map(types.is_string, table.schema.types))
 
 
 def render(result: Result, mode: str) -> Iterator[str]:

@@ -20,6 +20,7 @@ from larql_duck.patches.operations import DeleteKnnOp, InsertKnnOp, InsertOp, Op
 from larql_duck.patches.overlay import EditedFact
 from larql_duck.result import Result
 from larql_duck.session import Session
+from larql_duck.session.empty_results import why_empty_sql
 
 MOST = 1000
 """Facts or features that one statement changes at most, unless it has a LIMIT."""
@@ -153,7 +154,9 @@ def _nothing(session: Session, s: Delete | Update, condition: EdgeCondition, wha
                 f"no {what} match, but {more:,} of rows that stand for weights do: "
                 "add source = 'weights', or name layer and feature, to change their features"
             )
-    return f"no {what} match: nothing is changed"
+    sql = selection_sql(s, condition, session.catalog)
+    unknown = why_empty_sql(sql, session.catalog, lambda probe, _: session.workspace.query(probe).rows())
+    return "; ".join([f"no {what} match: nothing is changed", *unknown])
 
 
 def _selection(s: Delete | Update, row: Mapping[str, Any], sets: Sequence[str]) -> EdgeSelection:

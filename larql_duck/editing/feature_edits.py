@@ -10,7 +10,7 @@ import numpy as np
 from larql_duck.errors import PatchError
 from larql_duck.inference.targets import find_target
 from larql_duck.models.source import head_matrix
-from larql_duck.models.tokenizer import Tokenizer, load_tokenizer
+from larql_duck.models.tokenizer import Tokenizer, load_tokenizer, token_text
 from larql_duck.patches.operations import DeleteOp, InsertOp, Meta, Operation, UpdateOp
 from larql_duck.patches.overlay import OverlayRow
 from larql_duck.vindex.arrays import rounded
@@ -79,7 +79,7 @@ class SlotEdits:
                 slot=(layer, feature),
             )
         down = rounded(length * output / float(np.linalg.norm(output)), self.vindex.dtype)
-        meta = Meta(found.token.strip(), found.token_id, float(down @ output))
+        meta = Meta(token_text(found.token), found.token_id, float(down @ output))
         norm = float(np.linalg.norm(down))
         if feature < self.overlay.n_base[layer]:
             operation = UpdateOp(layer, feature, down=down, meta=meta)

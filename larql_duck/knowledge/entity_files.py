@@ -20,6 +20,15 @@ from larql_duck.knowledge.frames import SUBJECT_COLUMNS, entities_of
 _DELIMITERS = {",": "','", ";": "';'", "\t": "tab", "|": "'|'"}
 # Stands in no text: a file of one column has no delimiter.
 _NONE = "\x1f"
+# What headings call things; plurals end in s or ies.
+_KINDS_TEXT = """
+    actor album animal artist author band book brand business capital category character city company concept continent
+    country currency element event film firm game group industry instrument item keyword label landmark language
+    location mountain movie musician nation occupation organisation organization people person place planet plant
+    player product profession region river singer song species sport state team term thing title topic town university
+    word writer
+"""
+_KINDS = frozenset(_KINDS_TEXT.split())
 # A header is looked for in so many bytes, and has cells of so many characters.
 _FIRST = 1 << 16
 _HEADING = 30
@@ -37,8 +46,8 @@ def read_entities(path: str | Path, *, header: bool | None = None) -> EntityFile
     """The entities in a .csv (.tsv) or .parquet file; every CSV cell is text.
 
     header says whether the first line of a CSV file is one. None: it is one if it has a column subject, entity or name,
-    stands above columns of numbers, or is in small letters above names with capitals. Without a header the names are the
-    first column of text. PackError names the file and what is wrong in it.
+    stands above columns of numbers, is in small letters above names with capitals, or is one word for a kind of thing
+    (country) above a column of other words. Without a header the names are the first column of text. PackError names the file and what is wrong in it.
     """
     path = Path(os.path.expanduser(path))
     try:
@@ -82,7 +91,9 @@ def _read_csv(con: duckdb.DuckDBPyConnection, path: Path, header: bool | None) -
         if found is None:
             # Texts above texts are no header: their first line is a name like the others, unless its letters tell.
             found = above_numbers and any(kind != "VARCHAR" for kind in types)
-            small = not found and _in_small_letters(lines, delimiter, named)
+            small = not found and (
+                _in_small_letters(lines, delimiter, named) or (len(types) == 1 and _says_what_is_below(lines))
+            )
             first = names[named][:40] if named < len(names) else ""
             if small:
                 found, guess, doubt = True, f", header {first}", f"; if {first} is a name too: --no-header"
@@ -117,6 +128,19 @@ def _in_small_letters(lines: list[str], delimiter: str, named: int) -> bool:
         and any(name[0].isupper() for name in names)
         and capitals >= 0.9 * len(names)
     )
+
+
+def _says_what_is_below(lines: list[str]) -> bool:
+    """Whether the first of these lines is a word for a kind of thing, and few of the others are: they may all be nouns."""
+    first, *below = [line.strip().strip('"') for line in lines if line.strip()] or [""]
+    return bool(below) and _is_kind(first) and sum(map(_is_kind, below)) <= 0.1 * len(below)
+
+
+def _is_kind(text: str) -> bool:
+    """Whether a text says which kind of thing something is, in the singular or the plural: country, Cities."""
+    word = text.casefold().replace("_", " ")
+    singular = f"{word[:-3]}y" if word.endswith("ies") else word.removesuffix("s")
+    return bool({word, singular} & (_KINDS | {*SUBJECT_COLUMNS}))
 
 
 def _rows(lines: list[str], delimiter: str) -> Iterator[list[str]]:

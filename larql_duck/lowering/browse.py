@@ -65,7 +65,7 @@ def describe(s: st.Describe, facts: Catalog) -> Query:
         )
     return Query(
         query,
-        when_empty=_emptiness(facts, (s.entity,), in_part if narrowed else None, asks=asks),
+        when_empty=emptiness(facts, (s.entity,), in_part if narrowed else None, asks=asks),
         about=s.entity,
         live=None if s.source == "stored" else Live((s.entity,), s.source == "live", s.effects, s.save),
     )
@@ -190,7 +190,7 @@ def neighbors(s: st.Neighbors, facts: Catalog) -> Query:
     options = {"p_relations": check_relations(s, facts, s.relations), "p_limit": s.limit}
     return Query(
         all_of(call(facts.schema, "neighbors", s.entity, p_hops=s.hops, **options)),
-        when_empty=_emptiness(
+        when_empty=emptiness(
             facts, (s.entity,), f"no triple of these relations touches {shown_name(s.entity)}"
         ),
     )
@@ -203,7 +203,7 @@ def paths(s: st.Paths, facts: Catalog) -> Query:
     options = {"p_relations": check_relations(s, facts, s.relations), "p_limit": s.limit}
     return Query(
         all_of(call(facts.schema, "paths", s.source, s.target, p_max=s.max_length, **options)),
-        when_empty=_emptiness(
+        when_empty=emptiness(
             facts,
             (s.source, s.target),
             f"no path of at most {s.max_length or 3} triples; MAX goes up to {MAX_HOPS}",
@@ -214,7 +214,7 @@ def paths(s: st.Paths, facts: Catalog) -> Query:
 # -- small parts ----------------------------------------------------------------------------------------------
 
 
-def _emptiness(facts: Catalog, names: tuple[str, ...], known: str | None, *, asks: bool = True) -> Emptiness:
+def emptiness(facts: Catalog, names: tuple[str, ...], known: str | None, *, asks: bool = True) -> Emptiness:
     """What to say where nothing comes back about these names; known: where there is something about all of them."""
     probe = " UNION ALL ".join(text_of(_looked_up(facts, name)) for name in names)
     unknown = None

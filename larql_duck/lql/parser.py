@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from larql_duck.errors import LqlSyntaxError
+from larql_duck.errors import NOTHING_RUN, LqlSyntaxError
 from larql_duck.lql.bodies import RequireValue
 from larql_duck.lql.grammar import Syntax
 from larql_duck.lql.statements import Pipe, RequireClause, Statement
@@ -19,9 +19,19 @@ def parse(text: str, parameters: Mapping[str, Parameter] | None = None) -> list[
     """The statements of a text, at least one, in order.
 
     `$name` in the text stands for the value bound to it in parameters, wherever a value may stand. All of the text
-    is read before anything is returned. Raises LqlSyntaxError with the position of what cannot be read; also for a
-    text without a statement and for a statement of more than 256 kB.
+    is read before anything is returned. Raises LqlSyntaxError with the position of what cannot be read, and a word on
+    the statements before it; also for a text without a statement and for a statement of more than 256 kB.
     """
+    try:
+        return _parse(text, parameters)
+    except LqlSyntaxError as error:
+        if ";" in error.before:
+            # Who runs a script must know what of it was done.
+            error.add(NOTHING_RUN)
+        raise
+
+
+def _parse(text: str, parameters: Mapping[str, Parameter] | None) -> list[Statement]:
     c = Cursor(tokenize(text, parameters), read_pipe)
     found: list[Statement] = []
     while True:

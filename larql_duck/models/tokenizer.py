@@ -146,9 +146,9 @@ class Tokenizer:
         return any(unicodedata.category(c)[0] in "LN" for c in token)
 
     def vocabulary(self) -> list[tuple[int, str, str, bool]]:
-        """(token_id, token, text, is_word) for every id from 0 to vocab_size - 1; text is the token trimmed."""
+        """(token_id, token, text, is_word) for every id from 0 to vocab_size - 1; text is what `token_text` gives."""
         tokens = map(self.token, range(self.vocab_size))
-        return [(i, token, token.strip(), self._is_word(i, token)) for i, token in enumerate(tokens)]
+        return [(i, token, token_text(token), self._is_word(i, token)) for i, token in enumerate(tokens)]
 
     @property
     def highest_learned_id(self) -> int:
@@ -175,13 +175,22 @@ class Tokenizer:
         return None if content is None else self._backend.token_to_id(content)
 
 
+def token_text(token: str) -> str:
+    """A token as tables show it: trimmed; one of blanks alone, which nobody would see, as its bytes ('<0x20>' each)."""
+    return token.strip() or "".join(map(_shown_byte, token.encode()))
+
+
+def _shown_byte(byte: int) -> str:
+    return f"<0x{byte:02X}>"
+
+
 def _with_bytes(pieces: Iterable[str]) -> str:
     """The text of pieces that are letters for bytes, '<0xE2>' for bytes that are no character; '' for other pieces."""
     letters = "".join(pieces)
     if not all(letter in _BYTES for letter in letters):
         return ""
     text = bytes(_BYTES[letter] for letter in letters).decode("utf-8", "surrogateescape")
-    return re.sub("[\udc80-\udcff]", lambda found: f"<0x{ord(found[0]) - 0xDC00:02X}>", text)
+    return re.sub("[\udc80-\udcff]", lambda found: _shown_byte(ord(found[0]) - 0xDC00), text)
 
 
 def load_tokenizer(files: Mapping[str, bytes] | WeightSource, vocab: int | None = None) -> Tokenizer:

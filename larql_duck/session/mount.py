@@ -103,7 +103,8 @@ class Mount:
                     self._run("".join(self._seam(name) for name in SEAMS))
                 else:
                     self._fill_from_larql(vindex)
-                self._load(views_and_macros(self.schema))
+                # For each comment on a view's column DuckDB makes the view anew; model.duckdb has them.
+                self._load(views_and_macros(self.schema, columns=False))
             except BaseException:
                 self.clear()
                 raise

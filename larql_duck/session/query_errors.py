@@ -11,7 +11,7 @@ import duckdb
 
 from larql_duck.catalog import tables as catalog
 from larql_duck.catalog.sql_files import PUBLIC, PYTHON, sql_files
-from larql_duck.errors import LarqlError, LqlSyntaxError, QueryError, SemanticError, VindexError
+from larql_duck.errors import NOTHING_RUN, LarqlError, LqlSyntaxError, QueryError, SemanticError, VindexError
 from larql_duck.lowering.names import TABLES, LqlTable
 from larql_duck.lql.parser import parse
 from larql_duck.spelling import did_you_mean
@@ -51,6 +51,8 @@ def query_error(
         line += f"; double quotes name a column: for text write {text}"
     elif (verb := _verb_of_lql(sql)) is not None:
         line += f"; {verb} as LQL has it is run by lql: larql-duck lql, s.lql(...)"
+    elif isinstance(error, duckdb.ParserException) and ";" in sql.rstrip("; \n"):
+        line += f"; {NOTHING_RUN}"
     return QueryError(line, sql=sql)
 
 

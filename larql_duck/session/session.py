@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import os
-import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,13 +16,14 @@ import pyarrow as pa
 
 from larql_duck.errors import SemanticError
 from larql_duck.lowering import Plan, Query, Request, joined, needs_vindex, plan, transpiled
-from larql_duck.lowering.types import Catalog, EmptyCatalog, need_vindex, not_described, without_facts
+from larql_duck.lowering.types import Catalog, EmptyCatalog, need_vindex, not_described
 from larql_duck.lql import parse
 from larql_duck.lql.statements import Statement
 from larql_duck.patches.edit_log import EditLog
 from larql_duck.progress import Progress, doing, watched
 from larql_duck.result import Result
 from larql_duck.session.connection import Connection
+from larql_duck.session.empty_results import why_empty, why_empty_sql
 from larql_duck.session.feature_card import FeatureCard, feature_card
 from larql_duck.session.mount import Mount
 from larql_duck.session.open_vindex import OpenVindex
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 
 NamedValues = Mapping[str, Any]
 FileName = str | Path | None
-_READS_FACTS = re.compile(r"\b(model_graph|facts|edges|relations|entities|triples)\b", re.IGNORECASE)
 CarryOut = Callable[["Session", Request], Result]
 
 
@@ -130,7 +129,8 @@ class Session:
         # In a connection of the user's, what `lq.` does not stand before is theirs.
         if self._connection.own:
             result.notices += self._connection.hidden_frames(query)
-            result.notices += self._factless(query) if result.columns and not len(result) else ()
+            if result.columns and not len(result):
+                result.notices += why_empty_sql(query, self._catalog, self._connection.rows)
         return result
 
     # -- what is open -------------------------------------------------------------------------------------
@@ -457,7 +457,7 @@ class Session:
         if step.lists_features and "layer" in table.column_names:
             notices += not_described(self._catalog, sorted({*table["layer"].to_pylist()}))
         if table.num_rows == 0:
-            notices += self._why_empty(step)
+            notices += why_empty(step, self._catalog, connection.rows)
         return Result(table, con=connection, sql=step.printed, notices=notices, statement=statement)
 
     def _asked_live(self, step: Query) -> list[str]:
@@ -470,23 +470,6 @@ class Session:
             remarks = self._carry_out(Request("ASK LIVE", arguments={"live": live})).notices
         opened.live.show()
         return remarks
-
-    def _why_empty(self, step: Query) -> list[str]:
-        notices = []
-        if step.when_empty is not None:
-            notices.append(step.when_empty.said(self._connection.rows(step.when_empty.probe, [])))
-        else:
-            notices += self._factless(step.sql)
-        if step.relations and self._catalog.opened:
-            names = self._catalog.relations()
-            notices += [
-                f'no relation "{r}"{did_you_mean(r, sorted(names))}' for r in step.relations if r not in names
-            ]
-        return notices
-
-    def _factless(self, sql: str) -> tuple[str, ...]:
-        """A notice where a query without rows reads facts and the vindex holds none."""
-        return without_facts(self._catalog) if _READS_FACTS.search(sql) else ()
 
     def _carry_out(self, request: Request) -> Result:
         with watched(self.options.progress), doing(request.verb):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from larql_duck.models.tokenizer import token_text
 from tests.duckdb_cli import run_cli
 from tests.world import FACTS, NASTY, WEIGHTS
 
@@ -222,3 +223,9 @@ def test_macros_take_columns(ask) -> None:
         " WHERE d.relation = 'capital' ORDER BY ALL"
     )
     assert [tuple(r.values()) for r in rows] == [("France", "Paris"), ("Japan", "Tokyo")]
+
+
+def test_tokens_of_blanks_are_shown_as_extraction_shows_them(con) -> None:
+    tokens = [" the ", " ", " \n", "\u00a0", "\u3000", "\t", "", None]
+    shown = con.execute("SELECT [lq.token_text(t) FOR t IN $1::VARCHAR[]]", [tokens]).fetchone()[0]
+    assert shown == [None if token is None else token_text(token) for token in tokens]

@@ -68,6 +68,7 @@ def test_main_has_what_lq_has(ask) -> None:
         "names_alike",
         "plain_name",
         "token_hits",
+        "token_text",
         "is_among",
         "promoted",
         "rounded",

@@ -29,8 +29,15 @@ def test_formats(call, world: Path) -> None:
     lines = [json.loads(line) for line in out.splitlines()]
     assert [line.get("target", line.get("band")) for line in lines] == ["Asia", "Tokyo", "syntax"]
     assert lines[1]["layers"] == [5, 8] and lines[1]["p"] == 0.7
-    _, out, _ = call("lql", world, 'SHOW LAYERS 3; DESCRIBE "Japan"', "--json")
+    _, out, err = call("lql", world, 'SHOW LAYERS 3; DESCRIBE "Japan"', "--json")
     assert [row["target"] for row in json.loads(out)] == ["Asia", "Tokyo"], "one array, of the last result"
+    assert err == "note: the last result is written, the result before it is not: --format jsonl writes all\n"
+    _, out, err = call(
+        "sql", "-c", "SELECT 1 AS a; CREATE TABLE t AS SELECT 1; SELECT 2 AS a; SELECT 3 AS b", "--csv"
+    )
+    assert out == "b\n3\n" and "the 2 results before it are not" in err
+    _, out, err = call("sql", "-c", "CREATE TABLE t AS SELECT 4 AS a; FROM t", "--csv")
+    assert (out, err) == ("a\n4\n", "")
     _, out, _ = call("lql", world, "SHOW LAYERS 1; SHOW LAYERS 2", "--format", "line")
     assert out.count("layer = ") == 2
     for short in (["--csv"], ["--format", "csv"]):
@@ -92,6 +99,8 @@ def test_text_comes_from_argument_file_or_stdin(call, world: Path, tmp_path: Pat
             2,
             "error: line 1, column 23: layer 99 is out of range",
         ),
+        (["lql", "W", "STATS; SHOW FOO"], 2, "found FOO; nothing of the text was run"),
+        (["sql", "-c", "SELECT 1; SELEC 2"], 1, 'at or near "SELEC"; nothing of the text was run'),
         (["lql", "W", "SELECT nope FROM EDGES"], 2, "unknown column nope"),
         (["lql", "W", "SELECT 'a'::INT"], 2, "Could not convert"),
         (["lql", "W", 'INFER "x"'], 1, "error: "),

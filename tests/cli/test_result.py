@@ -53,6 +53,28 @@ def test_repr_of_much_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines[2] == "   ".join(["x" * 19 + "…"] * 2 + ["…"])
 
 
+def test_repr_folds_a_few_columns_of_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [f"word{i}" for i in range(40)]
+    rows = pa.table(
+        {
+            "macro": ["lq_features(p_prompt, p_target)", None],
+            "answers": [f"{' '.join(words)} (all)", "b" * 99],
+        }
+    )
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = repr(Result(rows)).splitlines()
+    assert max(map(len, lines)) <= 80 and not any("…" in line for line in lines)
+    assert [w for line in lines for w in line.split() if w.startswith("word")] == words
+    # Behind a bracket and between words, never within one.
+    assert [line.split()[0] for line in lines[2:5]] == ["lq_features(", "p_prompt,", "p_target)"]
+    assert "(all)" in repr(Result(rows)) and sum(line.count("b") for line in lines) == 99
+    assert lines[-1] == "(2 rows, 2 columns)" and "" in lines and any(x.startswith("NULL") for x in lines)
+    # A table with numbers keeps to a line a row, and so do texts that fit.
+    assert len(repr(Result(rows.append_column("n", [[1, 2]]))).splitlines()) == 5
+    monkeypatch.setenv("COLUMNS", "400")
+    assert len(repr(Result(rows)).splitlines()) == 5
+
+
 def test_show_prints_as_many_rows_as_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     Result(TABLE).show(max_rows=1)
     assert capsys.readouterr().out.splitlines()[2:] == ["日本   1", "(3 rows, 1 shown, 2 columns)"]

@@ -237,7 +237,10 @@ def test_no_rows_for_a_misspelt_relation_is_remarked(s: Session) -> None:
     assert s.lql('SELECT * FROM EDGES WHERE relation = "capitol"').notices == [
         'no relation "capitol"; did you mean capital?'
     ]
-    assert s.lql('SELECT * FROM EDGES WHERE relation = "capital" AND entity = "nobody"').notices == []
+    assert (
+        s.lql('SELECT * FROM EDGES WHERE relation = "capital" AND entity = "France" AND layer = 0').notices
+        == []
+    )
 
 
 def test_queries_that_sqlglot_cannot_take_apart_find_their_tables(
@@ -465,6 +468,28 @@ def test_a_misspelt_name_is_guessed(s: Session) -> None:
         'nothing is known about "Frnace" and "Jpan"; did you mean "France" and "Japan"? Else'
     )
     assert "did you mean" not in s.lql('DESCRIBE "Xyzzy" STORED').notices[0]
+    france = (
+        'nothing is known about "Frnace"; did you mean "France"? Else ask the model: PROBE ENTITIES "Frnace"'
+    )
+    for text in (
+        'EDGES WHERE entity = "Frnace"',
+        "ENTITIES WHERE 'a' < 'b' AND entity = 'Frnace'",
+        'EDGES WHERE target = "Frnace"',
+    ):
+        assert s.lql(f"SELECT * FROM {text}").notices == [france], text
+    for text in (
+        "explain_fact('Frnace', 'capital')", "describe_entity( 'Frnace' )", "who('capital', 'Frnace')", "who(NULL, 'Frnace')",
+        "neighbors('Frnace')", "paths('Frnace', 'Japan')", "paths('Japan', 'Frnace')",
+        "model_graph WHERE subject = 'Frnace' AND relationship = 'capital'",
+    ):  # fmt: skip
+        assert s.sql(f"FROM {text}").notices == [france], text
+    assert "Côte d'Ivoir" in s.sql("FROM explain_fact('Côte d''Ivoir', NULL)").notices[0]
+    # Of a name that is known nothing is said, and nothing where rows come back.
+    for text in (
+        "explain_fact('France', 'currency')",
+        "facts WHERE subject = 'France' OR subject = 'Frnace'",
+    ):
+        assert s.sql(f"FROM {text}").notices == [], text
     assert s.sql("SELECT entity, distance FROM entities_near('GERMANI')").rows() == [
         ("Germany", 1),
         ("German", 1),

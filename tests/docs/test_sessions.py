@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from itertools import islice
@@ -13,7 +14,7 @@ import pytest
 import typer
 
 from larql_duck.cli.app import app
-from larql_duck.editing import background_corpus
+from larql_duck.editing import background_corpus, evaluate, solve, value
 from larql_duck.lql import parse
 from tests.docs.__main__ import PAGES, ROOT
 from tests.docs.sessions import KINDS, MARKS, Step, rewritten, run_page, same, steps, steps_of
@@ -128,6 +129,10 @@ def test_slow_blocks_run_on_a_tiny_model(
     page: Path, quick_vindex: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(background_corpus, "POSITIONS", 4)
+    monkeypatch.setattr(evaluate, "TOKENS", 256)
+    # A random model never says what it is taught: every form is run once, not until all steps are taken three times.
+    monkeypatch.setattr(value, "DONE", math.inf)
+    monkeypatch.setattr(solve, "_UNSAID", math.inf)
     (tmp_path / "smollm2.vindex").symlink_to(quick_vindex)
     for _ in run_page(page.read_text(encoding="utf-8"), tmp_path, marks=("slow",)):
         pass

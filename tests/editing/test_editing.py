@@ -117,7 +117,12 @@ def test_what_cannot_be_set_is_said(probed_vindex) -> None:
                 session.lql(f"UPDATE EDGES {text}")
         for statement in ("DELETE FROM EDGES", "UPDATE EDGES SET target = 'x'"):
             nobody = session.lql(f"{statement} WHERE entity = 'Nobody'")
-            assert (len(nobody.rows()), nobody.notices) == (0, ["no facts match: nothing is changed"])
+            (said,) = nobody.notices
+            assert not nobody.rows() and said.startswith(
+                "no facts match: nothing is changed; nothing is known about"
+            )
+            (said,) = session.lql(f"{statement} WHERE entity = 'Frnace'").notices
+            assert 'did you mean "France"?' in said
         assert not session.patches.overlay
 
 

@@ -260,7 +260,13 @@ def test_a_csv_of_any_dialect(content: str, names: list[str], said: str, tmp_pat
     ("content", "names", "said"),
     [
         ("country\nFrance\nvan Gogh Land\n" + "Peru\n" * 9, ["France", "van Gogh Land", "Peru"], "one column, header country; 11 rows, 3 names: France, van Gogh Land, Peru; if country is a name too: --no-header"),
-        ("Country\nFrance\nJapan\n", ["Country", "France", "Japan"], "no header; 3 rows, 3 names: Country, France, Japan; if Country is a heading: --header"),
+        ("Country\nFrance\nJapan\n", ["France", "Japan"], "header Country; 2 rows, 2 names: France, Japan; if Country is a name too: --no-header"),
+        ("country\nfrance\njapan\n", ["france", "japan"], "header country; 2 rows, 2 names: france, japan; if country is a name too: --no-header"),
+        ("\"CITIES\"\nParis\n", ["Paris"], "header CITIES; 1 rows, 1 names: Paris; if CITIES is a name too: --no-header"),
+        # Nouns that may all be asked about, one name alone, and a word that is more than a heading.
+        ("city\nvillage\ntown\nriver\n", ["city", "village", "town", "river"], "if city is a heading: --header"),
+        ("Person\n", ["Person"], "if Person is a heading: --header"),
+        ("Countryside\nSea\n", ["Countryside", "Sea"], "if Countryside is a heading: --header"),
         ("water\nfire\nEarth\n", ["water", "fire", "Earth"], "if water is a heading: --header"),
         ("国\n法国\n", ["国", "法国"], "if 国 is a heading: --header"),
         ("FR;Country\nx;France\n", ["FR", "x"], "if FR is a heading: --header"),

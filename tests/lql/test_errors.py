@@ -17,6 +17,14 @@ def error(text: str) -> LqlSyntaxError:
     return caught.value
 
 
+def test_what_stands_before_a_faulty_statement_is_said_not_to_have_run() -> None:
+    for text in ("STATS; SHOW FOO", "STATS;\r\nSTATS;\r\nDESCRIBE", 'STATS; DESCRIBE "x'):
+        assert str(error(text)).endswith("; nothing of the text was run"), text
+        assert error(text).highlight().startswith(f"{error(text)}\n")
+    for text in ("SHOW FOO", "SHOW FOO; STATS", "-- a;\n"):
+        assert "nothing of the text" not in str(error(text)), text
+
+
 @pytest.mark.parametrize(
     ("text", "line", "column", "message"),
     [

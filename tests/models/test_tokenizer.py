@@ -19,7 +19,7 @@ from larql_duck.extraction.job import prepare
 from larql_duck.extraction.options import Options
 from larql_duck.models.gguf_tokenizer import tokenizer_files
 from larql_duck.models.opening import open_model
-from larql_duck.models.tokenizer import load_tokenizer
+from larql_duck.models.tokenizer import load_tokenizer, token_text
 from tests.models.conftest import Make
 from tests.tiny import TINY_FAMILIES
 
@@ -115,6 +115,19 @@ def test_entries_of_the_vocabulary(family: str, tiny: Make) -> None:
         assert tokenizer.entity_ids(name) == tokenizer.entity_ids(f" {name} ") == [i]
     assert entries["Paris"][2] is True
     assert len(tokenizer.entity_ids("capital of France")) == 3
+    assert all(text.strip() for i, token, text, _ in tokenizer.vocabulary() if token)
+
+
+def test_tokens_of_blanks_are_shown_as_their_bytes() -> None:
+    shown = {
+        " the ": "the",
+        " ": "<0x20>",
+        " \n": "<0x20><0x0A>",
+        "\u00a0": "<0xC2><0xA0>",
+        "\u3000": "<0xE3><0x80><0x80>",
+    }
+    assert {token: token_text(token) for token in shown} == shown
+    assert token_text("") == ""
 
 
 def test_a_piece_of_several_words_keeps_its_blanks() -> None:
