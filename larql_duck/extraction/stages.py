@@ -202,8 +202,8 @@ class Extraction:
             else:
                 inputs = EmbeddingInputs(self.source, ids)
                 k = min(self.options.top_k, len(ids))
-                for layer in self.layers:
-                    self._save_top(layer, vars(inputs.layer(layer, k, features)))
+                for layer, top in inputs.features(self.layers, k, features):
+                    self._save_top(layer, vars(top))
                     self._layer_done(TOP_ACTIVATING, layer)
             self.staging.save("token-features", features.state() | {"ids": ids})
             self.staging.record("top")
