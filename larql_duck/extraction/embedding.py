@@ -45,6 +45,7 @@ class EmbeddingInputs:
     def __init__(self, source: WeightSource, ids: np.ndarray, dtype: torch.dtype | None = None) -> None:
         self.source, self.ids = source, ids
         self._dtype = dtype
+        self._statistics: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         scale = source.family.embed_scale(source.config)
         embeddings = source.tensor(source.family.embed)
         self.rows = embeddings[torch.from_numpy(ids).long()].float().mul_(scale)
@@ -77,7 +78,9 @@ class EmbeddingInputs:
     def _gates(self, layer: int) -> LayerGates:
         """A layer's gate rows, with the mean and std of their values over the tokens."""
         gates = ffn_matrix(self.source, layer, "gate").float().contiguous()
-        return LayerGates(gates, *self.moments.project(gates))
+        if layer not in self._statistics:
+            self._statistics[layer] = self.moments.project(gates)
+        return LayerGates(gates, *self._statistics[layer])
 
     def _layer(self, layer: int, k: int, screen: TokenScreen) -> TopActivating:
         """The top activating tokens of a layer, whose pairs `screen` sees."""
@@ -105,7 +108,7 @@ class EmbeddingInputs:
 
         def decide(block: tuple[int, int]) -> Tops:
             which, rows = products.candidates(*block, k, 1)
-            values = dots(self.rows.numpy(), rows, gates[part].numpy(), which + block[0])
+            values = dots(gates[part][slice(*block)], which, self.rows, rows)
             return first_of_each(block[1] - block[0], k, which, rows, values)
 
         with workers() as pool:
@@ -125,6 +128,6 @@ def fill_activations(
     value = act(torch.from_numpy(top.scores))
     if up is not None:
         features = np.repeat(np.arange(len(columns)), columns.shape[1])
-        ups = dots(rows.numpy(), columns.ravel(), up.float().numpy(), features)
+        ups = dots(up.float().contiguous(), features, rows, columns.ravel())
         value *= torch.from_numpy(ups).view(value.shape)
     top.activations[:] = value.numpy()

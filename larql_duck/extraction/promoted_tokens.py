@@ -154,7 +154,7 @@ class OutputHead:
             own, ids, scores = directions[slice(*span)], [], []
             for sign in (1, -1):
                 which, rows = products.candidates(*span, k, sign)
-                values = np.float32(sign) * self._dots(rows, own.numpy(), which)
+                values = np.float32(sign) * self._dots(own, which, rows)
                 top = first_of_each(len(own), k, which, rows, values)
                 ids.append(self.candidates[torch.from_numpy(top.rows)])
                 scores.append(torch.from_numpy(sign * top.values))
@@ -176,9 +176,9 @@ class OutputHead:
         lost = self.head.shape[1] * torch.finfo(torch.float32).eps
         return torch.full((len(self.candidates),), lost), torch.full((len(self.candidates),), 1.01)
 
-    def _dots(self, rows: np.ndarray, directions: np.ndarray, which: np.ndarray) -> np.ndarray:
-        """The scores of pairs: of the candidates at the positions `rows` with directions[which]."""
+    def _dots(self, directions: torch.Tensor, which: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """The scores of pairs: of directions[which], ascending, with the candidates at the positions `rows`."""
         if self._unit is not None:
-            return dots(self._unit.numpy(), rows, directions, which)
+            return dots(directions, which, self._unit, rows)
         wanted, at = np.unique(rows, return_inverse=True)
-        return dots(self._unit_rows(torch.from_numpy(wanted)).numpy(), at, directions, which)
+        return dots(directions, which, self._unit_rows(torch.from_numpy(wanted)), at)

@@ -7,6 +7,7 @@ that no result depends on what found it. Values are compared as integers: number
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,6 +15,9 @@ import numpy as np
 import torch
 
 from larql_duck.inference.topk import by_row_and_value, row_blocks, scratch
+
+# The one format of which torch computes chosen pairs without copies of their rows.
+warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
 
 # Bytes of the cheap products that are held at a time, and numbers of a block of them: it must stay in the cache.
 _HELD, _BLOCK = 64 << 20, 1 << 19
@@ -177,13 +181,16 @@ def rows_at_a_time(m: int) -> int:
     return max(4, min(256, _BLOCK // (GROUP * m))) * GROUP
 
 
-def dots(left: np.ndarray, i: np.ndarray, right: np.ndarray, j: np.ndarray) -> np.ndarray:
-    """left[i] . right[j] for every pair, f32; each in the same way, whatever the others are."""
-    out = np.empty(len(i), np.float32)
-    # Copies of a chunk stay in the cache.
-    for start, stop in row_blocks(len(i), max(1, (1 << 17) // right.shape[1])):
-        np.vecdot(left[i[start:stop]], right[j[start:stop]], out=out[start:stop])
-    return out
+def dots(left: torch.Tensor, i: np.ndarray, right: torch.Tensor, j: np.ndarray) -> np.ndarray:
+    """left[i] . right[j] for every pair, f32, `i` ascending; each in the same way, whatever the others are.
+
+    `left` and `right` are f32 matrices [n, hidden], contiguous.
+    """
+    starts = torch.from_numpy(np.searchsorted(i, np.arange(len(left) + 1)))
+    columns = torch.from_numpy(j.astype(np.int64))
+    shape = (len(left), len(right))
+    wanted = torch.sparse_csr_tensor(starts, columns, torch.zeros(len(i)), shape, check_invariants=False)
+    return torch.sparse.sampled_addmm(wanted, left, right.t(), beta=0.0).values().numpy()
 
 
 def first_of_each(m: int, k: int, vectors: np.ndarray, rows: np.ndarray, values: np.ndarray) -> Tops:
