@@ -21,8 +21,9 @@ warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
 
 # Bytes of the cheap products that are held at a time, and numbers of a block of them: it must stay in the cache.
 _HELD, _BLOCK = 64 << 20, 1 << 19
-# Rows of which the largest value is kept. Fewer cost more to keep, more of them cost more to look through.
-GROUP = 16
+# Rows of which the largest value is kept (fewer cost more to keep, more of them cost more to look through), and groups
+# that are taken together where a threshold is looked for.
+GROUP, _WIDE = 16, 4
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,10 @@ class CheapProducts:
         largest = np.ascontiguousarray(self._largest[sign][:, first:last].T)
         if sign < 0:
             largest = negated(largest)
-        threshold = kth_largest(largest.copy(), k, self._dtype)
+        # A few groups as one: there are fewer to sort, and hardly ever are two of the k best in the same.
+        wide = largest.shape[1] // _WIDE
+        few = largest if wide < 8 * k else largest[:, : wide * _WIDE].reshape(-1, _WIDE, wide).max(axis=1)
+        threshold = kth_largest(few.copy() if few is largest else few, k, self._dtype)
         slack = self._slack[first:last]
         limit = limit_of(threshold, slack, self._dtype)
         # Only numbers above zero are in order: where the limit is not, everything may be.
@@ -137,7 +141,8 @@ class CheapProducts:
         least[nothing] = np.iinfo(largest.dtype).max
         vectors, groups = np.divmod(np.flatnonzero(largest >= least[:, None]), largest.shape[1])
         rows = groups[:, None] * GROUP + np.arange(GROUP)
-        keys = self._keys[np.minimum(rows, len(self._lost) - 1), vectors[:, None] + first]
+        at = np.minimum(rows, len(self._lost) - 1) * self._keys.shape[1] + (vectors[:, None] + first)
+        keys = self._keys.reshape(-1).take(at)
         if sign < 0:
             keys = negated(keys)
         hits = (keys >= least[vectors, None]) & (rows < len(self._lost))

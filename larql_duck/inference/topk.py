@@ -134,4 +134,5 @@ def row_blocks(n: int, size: int) -> list[tuple[int, int]]:
 
 def block_rows(columns: int, budget: int = 1 << 20) -> int:
     """How many rows of `columns` f32 values make a block of about `budget` values, 4 MB: it must stay in the cache."""
-    return max(64, min(4096, budget // max(columns, 1)))
+    # Products of odd numbers of rows are slower.
+    return max(64, min(4096, budget // max(columns, 1) // 32 * 32))
