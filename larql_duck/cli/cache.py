@@ -8,7 +8,9 @@ from larql_duck.cli.errors import say
 from larql_duck.cli.options import OutputOptions, command, epilog
 
 app = typer.Typer(
-    name="cache", help="List or clear what edits and extractions measured.", epilog=epilog("cache list", "cache clear")
+    name="cache",
+    help="List or clear what edits and extractions measured.",
+    epilog=epilog("cache list", "cache clear"),
 )
 
 

@@ -24,6 +24,8 @@ from larql_duck.models.source import WeightSource
 from larql_duck.models.tokenizer import load_tokenizer
 
 TOKEN_FEATURES = 32
+# Values of a block of the FFN: larger products are faster, and their memory is used again.
+_BLOCK = 1 << 21
 
 Blocks: TypeAlias = Sequence[tuple[int, int]]
 Visitor: TypeAlias = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None]
@@ -139,7 +141,7 @@ def run_layer(
     layer nobody reads the stream: what its FFN writes is not computed.
     """
     with torch.no_grad(), workers() as pool, stream.layer(layer, pool) as part:
-        blocks = row_blocks(len(stream.residual), block_rows(part.down_rows().shape[0]))
+        blocks = row_blocks(len(stream.residual), block_rows(part.down_rows().shape[0], _BLOCK))
         visit = None if begin is None else begin(part, blocks, pool)
         act_fn = activation_function(part)
 

@@ -8,12 +8,13 @@ all tokens, each with its weights loaded for just that time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from inspect import signature
 from typing import Any
 
 import torch
 
+from larql_duck.extraction.attention import one_query
 from larql_duck.extraction.parallel import Workers
 from larql_duck.inference.loading import load_parameters, skeleton, unload_parameters
 from larql_duck.inference.modules import LayerModules, find_modules
@@ -129,18 +130,16 @@ class TokenStream:
                     part.block(self.prefix_residual.to(self.dtype), **before)
                 ).float()
             last = _cut(self._arguments[i], slice(n, n + 1), n + 1, cache if n else None)
-            ffn = part.ffn.forward
-            part.ffn.forward = lambda x, *_, **__: torch.zeros_like(x)
 
             def attend(span: tuple[int, int]) -> None:
                 start, stop = span
                 hidden = self.residual[start:stop, None].to(self.dtype)
                 self.residual[start:stop] = _tensor(part.block(hidden, **last))[:, 0]
 
-            try:
+            # Of other families it is not known what their attention does besides.
+            own = one_query(self.model.config) if self.source.family.listed else nullcontext()
+            with own, _without_ffn(part, self.source.family.listed):
                 pool.each(attend, row_blocks(len(self.residual), self.block))
-            finally:
-                part.ffn.forward = ffn
             yield part
         unload_parameters(self.model, names)
 
@@ -155,6 +154,21 @@ class TokenStream:
         if self.parts.residual_scale != 1.0:
             out = out * self.parts.residual_scale
         self.residual[start:stop] += out
+
+
+@contextmanager
+def _without_ffn(part: LayerModules, norms: bool) -> Iterator[None]:
+    """A context in which a layer's FFN adds nothing; with `norms`, those that it alone has are left out too."""
+    idle = [m for m in (part.ffn_norm, part.ffn_post) if m is not None] if norms else []
+    originals = [(module, module.forward) for module in (part.ffn, *idle)]
+    part.ffn.forward = lambda x, *_, **__: x.new_zeros(1).expand_as(x)
+    for module in idle:
+        module.forward = lambda x: x
+    try:
+        yield
+    finally:
+        for module, forward in originals:
+            module.forward = forward
 
 
 def _tensor(out: Any) -> torch.Tensor:
