@@ -23,6 +23,7 @@ from larql_duck.extraction.parallel import workers
 from larql_duck.extraction.processor import product_dtype
 from larql_duck.extraction.screen import (
     CheapProducts,
+    Memory,
     Rounded,
     Tops,
     dots,
@@ -44,7 +45,7 @@ class EmbeddingInputs:
 
     def __init__(self, source: WeightSource, ids: np.ndarray, dtype: torch.dtype | None = None) -> None:
         self.source, self.ids = source, ids
-        self._dtype = dtype
+        self._dtype, self._memory = dtype, Memory()
         self._statistics: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         scale = source.family.embed_scale(source.config)
         embeddings = source.tensor(source.family.embed)
@@ -101,7 +102,7 @@ class EmbeddingInputs:
         cheap, n = self._cheap, len(self.rows)
         part = slice(*span)
         own = Rounded(vectors.rows[part], vectors.lost[part], vectors.length[part])
-        products = CheapProducts(cheap.lost, cheap.length, own, (1,))
+        products = CheapProducts(cheap.lost, cheap.length, own, (1,), self._memory)
 
         def fill(block: tuple[int, int]) -> None:
             see(block[0], span[0], products.fill(*block, cheap.rows[slice(*block)]))

@@ -18,6 +18,7 @@ from larql_duck.extraction.parallel import workers
 from larql_duck.extraction.processor import product_dtype
 from larql_duck.extraction.screen import (
     CheapProducts,
+    Memory,
     Rounded,
     dots,
     first_of_each,
@@ -92,6 +93,7 @@ class OutputHead:
         self._mean = (total / len(head)).float()
         self._unit: torch.Tensor | None = None
         self._cheap: Rounded | None = None
+        self._memory = Memory()
         if not keep:
             return
         unit = torch.empty(len(candidates), head.shape[1])
@@ -140,7 +142,7 @@ class OutputHead:
         """
         n = len(self.candidates)
         lost, length = self._bounds()
-        products = CheapProducts(lost, length, Rounded.of(directions, dtype), (1, -1))
+        products = CheapProducts(lost, length, Rounded.of(directions, dtype), (1, -1), self._memory)
 
         def fill(span: tuple[int, int]) -> torch.Tensor:
             at = slice(*span)

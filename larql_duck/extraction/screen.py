@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from larql_duck.inference.topk import by_row_and_value, row_blocks, scratch
+from larql_duck.inference.topk import by_row_and_value, row_blocks
 
 # The one format of which torch computes chosen pairs without copies of their rows.
 warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
@@ -86,6 +86,19 @@ def kth_largest(keys: np.ndarray, k: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.from_numpy(np.maximum(keys[:, at], 0)).view(dtype).float()
 
 
+class Memory:
+    """Memory for products that is used again while this object lives: new pages cost as much as looking through them."""
+
+    def __init__(self) -> None:
+        self._values = torch.empty(0)
+
+    def take(self, n: int, m: int, dtype: torch.dtype) -> torch.Tensor:
+        """An uninitialised matrix [n, m]; the one given before it is gone."""
+        if self._values.dtype != dtype or len(self._values) < n * m:
+            self._values = torch.empty(n * m, dtype=dtype)
+        return self._values[: n * m].view(n, m)
+
+
 class CheapProducts:
     """The products of rows [n, hidden] with some vectors in a cheap dtype, with the largest and smallest of every group of rows.
 
@@ -94,12 +107,17 @@ class CheapProducts:
     """
 
     def __init__(
-        self, lost: torch.Tensor, length: torch.Tensor, vectors: Rounded, signs: tuple[int, ...]
+        self,
+        lost: torch.Tensor,
+        length: torch.Tensor,
+        vectors: Rounded,
+        signs: tuple[int, ...],
+        memory: Memory,
     ) -> None:
         self.vectors, self._dtype, n = vectors, vectors.rows.dtype, len(lost)
         self._lost, self._length = lost.numpy(), length.numpy()
         self._slack = float(lost.max()) * vectors.length + float(length.max()) * vectors.lost
-        self.values = scratch("products", (n, len(vectors.rows)), self._dtype)
+        self.values = memory.take(n, len(vectors.rows), self._dtype)
         self._keys = keys_of(self.values)
         groups = -(-n // GROUP)
         self._largest = {sign: np.empty((groups, self._keys.shape[1]), self._keys.dtype) for sign in signs}

@@ -20,7 +20,7 @@ Seen: TypeAlias = Callable[[int, int, torch.Tensor], None]
 # z's are counted in levels of this height, up to the last one.
 _LEVEL, _LEVELS = 0.125, 128
 # Pairs that may be kept beside each that will stay, before those are dropped that no longer may.
-_KEPT = 8
+_KEPT = 4
 # Features of which the largest z is taken, before any token's are known.
 _GROUP = 8
 

@@ -76,7 +76,7 @@ def test_half_precision_gives_the_results_of_f32_bit_for_bit(measure: Any) -> No
 def first_rows(rows: torch.Tensor, vectors: torch.Tensor, k: int) -> np.ndarray:
     """The first k rows of each vector by products in bf16 and exact ones, [vectors, k]."""
     cheap, own = (screen.Rounded.of(matrix, torch.bfloat16) for matrix in (rows, vectors))
-    products = screen.CheapProducts(cheap.lost, cheap.length, own, (1,))
+    products = screen.CheapProducts(cheap.lost, cheap.length, own, (1,), screen.Memory())
     products.fill(0, len(rows), cheap.rows)
     which, at = products.candidates(0, len(vectors), k, 1)
     return screen.first_of_each(len(vectors), k, which, at, screen.dots(vectors, which, rows, at)).rows
