@@ -161,15 +161,23 @@ class OutputHead:
                 ids.append(self.candidates[torch.from_numpy(top.rows)])
                 scores.append(torch.from_numpy(sign * top.values))
             tokens = torch.stack(ids, 1)
-            heads = self.head[tokens.flatten(1)].float().numpy()
-            logits = np.vecdot(heads, columns[slice(*span), None].numpy())
-            return tokens, torch.stack(scores, 1), torch.from_numpy(logits).view(tokens.shape)
+            logits = self._logits(columns[slice(*span)], tokens)
+            return tokens, torch.stack(scores, 1), logits
 
         with workers() as pool:
             sums = sum(pool.map(fill, row_blocks(n, rows_at_a_time(len(directions)))))
             found = list(pool.map(decide, row_blocks(len(directions), _DECIDED)))
         ids, scores, logits = (torch.cat(part) for part in zip(*found, strict=True))
         return ids, scores, logits, torch.as_tensor(sums).expand(len(ids), 2)
+
+    def _logits(self, columns: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """The dot products of each column [features, hidden] with its tokens' head rows, f32, of the shape of `tokens`."""
+        which, ids = np.repeat(np.arange(len(columns)), tokens[0].numel()), tokens.numpy().ravel()
+        head = self.head
+        if head.dtype != torch.float32 or not head.is_contiguous():
+            wanted, ids = np.unique(ids, return_inverse=True)
+            head = head[torch.from_numpy(wanted)].float().contiguous()
+        return torch.from_numpy(dots(columns, which, head, ids)).view(tokens.shape)
 
     def _bounds(self) -> tuple[torch.Tensor, torch.Tensor]:
         """What each candidate's unit row loses in a product, and how long it is at most."""
