@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from benchmarks.cases import Case, Row, peak_memory, run, smollm2, tool
 
@@ -18,8 +19,14 @@ extract(sys.argv[1], sys.argv[2], probe=False, in_basis=sys.argv[3], force=True)
 _IMPORTS = "import torch, transformers, pyarrow, duckdb; from transformers import AutoModelForCausalLM"
 
 
-def _products() -> tuple[float, float]:
-    """Seconds of the f32 products of browse extraction, and of the context pass per token, on the real shapes."""
+_DTYPES = ("float32", "bfloat16")
+
+
+def _products() -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds of the products of browse extraction, and of the context pass per token, on the real shapes, by torch's dtype.
+
+    f32 and bf16 take turns, layer by layer: what else the machine does must not decide their ratio.
+    """
     import torch
 
     from larql_duck.models.opening import open_model
@@ -27,72 +34,59 @@ def _products() -> tuple[float, float]:
 
     source = open_model(smollm2())
     sizes = source.sizes()
-    embeddings = head_matrix(source).float()
-    gate, down = ffn_matrix(source, 0, "gate").float(), ffn_matrix(source, 0, "down").float()
-    embeddings @ gate.t()
-    began = time.perf_counter()
-    for _ in range(sizes.n_layers):
-        embeddings @ gate.t()
-        embeddings @ down
-    search = time.perf_counter() - began
     q, kv = sizes.n_heads * sizes.head_dim, sizes.n_kv_heads * sizes.head_dim
-    hidden, features = sizes.hidden, sizes.intermediate[0]
-    rows = 8192
-    matrices = [
-        (hidden, q),
-        (hidden, kv),
-        (hidden, kv),
-        (q, hidden),
-        (hidden, features),
-        (hidden, features),
-        (features, hidden),
-    ]
-    pairs = [(torch.rand(rows, a), torch.rand(a, b)) for a, b in matrices]
-    for x, w in pairs:
-        x @ w
-    began = time.perf_counter()
-    for _ in range(sizes.n_layers):
-        for x, w in pairs:
-            x @ w
-    return search, (time.perf_counter() - began) / rows
+    hidden, features, rows = sizes.hidden, sizes.intermediate[0], 8192
+    of_context = [(hidden, q), (hidden, kv), (hidden, kv), (q, hidden)]
+    of_context += [(hidden, features), (hidden, features), (features, hidden)]
+    random = [(torch.rand(rows, a), torch.rand(a, b)) for a, b in of_context]
+    head = head_matrix(source).float()
+    search, context = dict.fromkeys(_DTYPES, 0.0), dict.fromkeys(_DTYPES, 0.0)
+    for layer in range(-1, sizes.n_layers):
+        gate, down = (ffn_matrix(source, max(layer, 0), which).float() for which in ("gate", "down"))
+        for name in _DTYPES:
+            dtype = getattr(torch, name)
+            of_search = [(head.to(dtype), gate.t().to(dtype)), (head.to(dtype), down.to(dtype))]
+            pairs = [(x.to(dtype), w.to(dtype)) for x, w in random]
+            began = time.perf_counter()
+            for x, w in of_search:
+                x @ w
+            between = time.perf_counter()
+            for x, w in pairs:
+                x @ w
+            if layer >= 0:  # the first round warms up
+                search[name] += between - began
+                context[name] += (time.perf_counter() - between) / rows
+    return search, context
 
 
 def extraction(work: Path) -> Iterator[Row]:
-    """Browse extraction, context pass and default extraction of SmolLM2."""
+    """Browse extraction, the context pass in f32 and bf16, and default extraction of SmolLM2, without facts and with them."""
     search, per_token = _products()
-    out = work / "bench-browse.vindex"
-    command: list[str | Path] = [
-        tool("larql-duck"),
-        "extract",
-        smollm2(),
-        "-o",
-        out,
-        "--force",
-        "--level",
-        "browse",
-    ]
-    seconds, _ = run([*command, "--in-basis", "embedding", "--no-probe"])
-    yield Row(
-        "browse extraction, wall",
-        seconds,
-        search,
-        "s",
-        "products + 15 s",
-        f"{seconds - search:.1f} s above the products",
+    f32, bf16 = (search[name] for name in _DTYPES)
+    ratio = bf16 / f32
+    yield Row("products of browse extraction, bf16", bf16, f32, "s", "reported", "beside f32, in turns")
+    seconds, _ = _extract(
+        work / "bench-browse.vindex", "--level", "browse", "--in-basis", "embedding", "--no-probe"
     )
+    limit = f"{min(ratio, 1) + 0.3:.2f}"
+    yield Row("browse extraction, wall", seconds, f32, "s", limit, f"products in bf16: {ratio:.2f}")
+    for precision, name, most in (("f32", "float32", "75 s"), ("bf16", "bfloat16", "45 s")):
+        out = work / f"bench-{precision}.vindex"
+        seconds, section = _extract(out, "--no-probe", "--in-basis", "context", "--precision", precision)
+        statistics = section["statistics"]
+        tokens = section["tables"]["token_features"]["rows"] / 32
+        bare, taken = per_token[name] * tokens, statistics["seconds"]["top activating tokens"]
+        yield Row(f"context pass, {precision}", taken, bare, "s", "1.15", f"{tokens:.0f} tokens")
+        note = _parts(statistics["seconds"])
+        yield Row(f"default extraction without facts, {precision}, wall", seconds, None, "s", most, note)
+        if agreement := statistics.get("agreement_with_f32"):
+            note = f"first tokens: {100 * agreement['first']:.1f} %, of {agreement['tokens']} tokens"
+            yield Row("the same top tokens in bf16", 100 * agreement["overlap"], None, "%", "reported", note)
     out = work / "bench-default.vindex"
-    seconds, _ = run([tool("larql-duck"), "extract", smollm2(), "-o", out, "--force"])
-    statistics = json.loads((out / "index.json").read_text())["larql_duck"]["statistics"]["seconds"]
-    tokens = _rows(out, "token_features") / 32
+    seconds, section = _extract(out)
     yield Row(
-        "context pass",
-        statistics["top activating tokens"],
-        per_token * tokens,
-        "s",
-        "1.4",
-        f"{tokens:.0f} tokens",
+        "default extraction, wall", seconds, None, "s", "300 s", _parts(section["statistics"]["seconds"])
     )
-    yield Row("default extraction, wall", seconds, None, "s", "300 s", _parts(statistics))
     arrays = sum(p.stat().st_size for p in out.glob("*.bin"))
     tables = sum(p.stat().st_size for p in (out / "tables").iterdir()) + (out / "model.duckdb").stat().st_size
     yield Row("tables and model.duckdb", tables / 1e6, arrays / 1e6, "MB", "0.45")
@@ -105,8 +99,10 @@ def extraction(work: Path) -> Iterator[Row]:
     yield Row("the same, level browse", tables / 1e6, arrays / 1e6, "MB", "reported")
 
 
-def _rows(directory: Path, table: str) -> int:
-    return int(json.loads((directory / "index.json").read_text())["larql_duck"]["tables"][table]["rows"])
+def _extract(out: Path, *options: str) -> tuple[float, dict[str, Any]]:
+    """Seconds that the command line took to make `out`, and larql-duck's section of its manifest."""
+    seconds, _ = run([tool("larql-duck"), "extract", smollm2(), "-o", out, "--force", *options])
+    return seconds, json.loads((out / "index.json").read_text())["larql_duck"]
 
 
 def _parts(statistics: dict[str, float]) -> str:

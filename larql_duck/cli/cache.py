@@ -8,7 +8,9 @@ from larql_duck.cli.errors import say
 from larql_duck.cli.options import OutputOptions, command, epilog
 
 app = typer.Typer(
-    name="cache", help="List or clear what edits measured.", epilog=epilog("cache list", "cache clear")
+    name="cache",
+    help="List or clear what edits and extractions measured.",
+    epilog=epilog("cache list", "cache clear"),
 )
 
 
@@ -28,7 +30,7 @@ def list_entries(output: OutputOptions) -> None:
 
 @command(app, "cache clear")
 def clear() -> None:
-    """Delete all entries; they are measured again when an edit needs them."""
+    """Delete all entries; they are measured again when they are needed."""
     from larql_duck import cache
 
     say(f"freed {cache.clear() / 2**20:,.0f} MiB in {cache.cache_dir()}")

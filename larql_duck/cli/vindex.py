@@ -53,6 +53,10 @@ def extract(
     names: Annotated[
         int | None, Option(min=0, help="Ask about N names of the vocabulary; default: by the model's size.")
     ] = None,
+    precision: Annotated[
+        Literal["f32", "bf16"],
+        Option(help="What the context pass computes in; bf16 is faster and less exact."),
+    ] = "f32",
     estimate: Annotated[
         bool, Option("--estimate", help="Print time, disk and memory; write nothing.")
     ] = False,
@@ -73,6 +77,7 @@ def extract(
         "pack": pack,
         "relations": tuple(relation) if relation else None,
         "names": names,
+        "precision": precision,
     }
     if estimate:
         _print_estimate(pipeline.estimate(model, **options))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,6 +24,8 @@ from larql_duck.models.source import WeightSource
 from larql_duck.models.tokenizer import load_tokenizer
 
 TOKEN_FEATURES = 32
+# Values of a block of the FFN: larger products are faster, and their memory is used again.
+_BLOCK = 1 << 21
 
 Blocks: TypeAlias = Sequence[tuple[int, int]]
 Visitor: TypeAlias = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None]
@@ -120,34 +123,52 @@ def _at(matrix: np.ndarray | None, i: np.ndarray, j: np.ndarray, like: np.ndarra
     return np.full_like(like, np.nan) if matrix is None else matrix[i, j]
 
 
-def token_stream(source: WeightSource, ids: np.ndarray) -> TokenStream:
-    """A TokenStream of the tokens `ids` behind the neutral context."""
-    return TokenStream(source, load_tokenizer(source).encode(NEUTRAL), torch.from_numpy(ids))
+def token_stream(source: WeightSource, ids: np.ndarray, dtype: torch.dtype = torch.float32) -> TokenStream:
+    """A TokenStream of the tokens `ids` behind the neutral context, which computes in `dtype`."""
+    return TokenStream(source, load_tokenizer(source).encode(NEUTRAL), torch.from_numpy(ids), dtype)
 
 
 def run_layer(
-    stream: TokenStream, layer: int, begin: Callable[[LayerModules, Blocks, Workers], Visitor] | None = None
+    stream: TokenStream,
+    layer: int,
+    begin: Callable[[LayerModules, Blocks, Workers], Visitor] | None = None,
+    *,
+    last: bool = False,
 ) -> None:
     """Advance the stream through `layer`; what `begin` returns sees every block of tokens in the FFN.
 
-    `begin` gets the layer's modules, the blocks (start and stop of tokens) and the threads that run them.
+    `begin` gets the layer's modules, the blocks (start and stop of tokens) and the threads that run them. Behind the `last`
+    layer nobody reads the stream: what its FFN writes is not computed.
     """
     with torch.no_grad(), workers() as pool, stream.layer(layer, pool) as part:
-        blocks = row_blocks(len(stream.residual), block_rows(part.down_rows().shape[0]))
+        blocks = row_blocks(len(stream.residual), block_rows(part.down_rows().shape[0], _BLOCK))
         visit = None if begin is None else begin(part, blocks, pool)
         act_fn = activation_function(part)
 
         def ffn(block: tuple[int, int]) -> None:
-            x = part.ffn_norm(stream.residual[slice(*block)])
-            gate = part.gate(x)
+            x = stream.ffn_input(part, *block)
+            gate = _product(part.gate, part, x, "gate")
             act = act_fn(gate)
             if part.up is not None:
-                act = act * part.up(x) if act is gate else act.mul_(part.up(x))
+                up = _product(part.up, part, x, "up")
+                act = act * up if act is gate else act.mul_(up)
             if visit is not None:
-                visit(block[0], x, gate, act)
-            stream.add_ffn(part, *block, part.down(act))
+                visit(block[0], x.float(), gate.float(), act.float())
+            if not last:
+                stream.add_ffn(part, *block, _product(part.down, part, act, "down"))
 
         pool.each(ffn, blocks)
+
+
+def _product(module: Any, part: LayerModules, x: torch.Tensor, name: str) -> torch.Tensor:
+    """What a linear module makes of x [n, width], in memory that this thread uses again: new pages cost as much as other passes."""
+    if not (part.transposed or type(module) is torch.nn.Linear):
+        return torch.as_tensor(module(x))
+    weight = module.weight if part.transposed else module.weight.t()
+    out = scratch(name, (len(x), weight.shape[1]), x.dtype)
+    return (
+        torch.mm(x, weight, out=out) if module.bias is None else torch.addmm(module.bias, x, weight, out=out)
+    )
 
 
 def activation_function(part: LayerModules) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -157,9 +178,9 @@ def activation_function(part: LayerModules) -> Callable[[torch.Tensor], torch.Te
 
 
 def collect_layer(
-    stream: TokenStream, layer: int, ids: np.ndarray, k: int, tokens: TokenFeatures
+    stream: TokenStream, layer: int, ids: np.ndarray, k: int, tokens: TokenFeatures, *, last: bool = False
 ) -> TopActivating:
-    """The top activating tokens of `layer`, after the stream (of the tokens `ids`) was advanced through it."""
+    """The top activating tokens of `layer`, after the stream (of the tokens `ids`) was advanced through it (see run_layer)."""
     collectors: list[LayerCollector] = []
 
     def begin(part: LayerModules, blocks: Blocks, pool: Workers) -> Visitor:
@@ -167,7 +188,7 @@ def collect_layer(
         collectors.append(collector)
         return lambda start, x, gate, act: collector.add(start, gate, act)
 
-    run_layer(stream, layer, begin)
+    run_layer(stream, layer, begin, last=last)
     return collectors[0].finish(ids)
 
 
@@ -178,10 +199,11 @@ def _gate_statistics(
 
     They follow from the moments of the FFN's input, so that z is exact in the one pass over the gates.
     """
-    moments = Moments(part.ffn_norm(stream.residual[slice(*blocks[0])]).mean(0))
-    for sums in pool.map(lambda block: moments.sums(part.ffn_norm(stream.residual[slice(*block)])), blocks):
+    inputs = partial(stream.ffn_input, part)
+    moments = Moments(inputs(*blocks[0]).float().mean(0))
+    for sums in pool.map(lambda block: moments.sums(inputs(*block).float()), blocks):
         moments.add(sums)
     weight: Any = part.gate.weight
-    mean, std = moments.project(weight.t() if part.transposed else weight)
+    mean, std = moments.project((weight.t() if part.transposed else weight).float())
     bias: Any = getattr(part.gate, "bias", None)
-    return (mean if bias is None else mean + bias), std
+    return (mean if bias is None else mean + bias.float()), std

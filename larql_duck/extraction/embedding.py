@@ -3,29 +3,50 @@
 How a feature activates on a token is the dot product of its gate row with the token's scaled embedding, as the reference
 system has it. It says little about when the feature fires (README, "How it works"); the tables say `embedding` as
 their basis.
+
+Products of the centred embeddings with gate rows in units of the standard deviation are the z of every pair. They are
+computed cheaply (`screen`); pairs that may be among a feature's first tokens, or among a token's most specific features, are
+computed again in f32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
 import torch
 
-from larql_duck.extraction.context import LayerCollector, TokenFeatures, TopActivating
+from larql_duck.extraction.context import TokenFeatures, TopActivating
 from larql_duck.extraction.moments import Moments
 from larql_duck.extraction.parallel import workers
+from larql_duck.extraction.processor import product_dtype
+from larql_duck.extraction.screen import (
+    CheapProducts,
+    Memory,
+    Rounded,
+    Tops,
+    dots,
+    first_of_each,
+    rows_at_a_time,
+    vectors_at_a_time,
+)
+from larql_duck.extraction.token_screen import LayerGates, Seen, TokenScreen
 from larql_duck.inference.modules import ACTIVATIONS
-from larql_duck.inference.topk import block_rows, row_blocks, scratch
+from larql_duck.inference.topk import row_blocks
 from larql_duck.models.source import WeightSource, ffn_matrix
+
+# Features whose candidates are decided at a time.
+_DECIDED = 64
 
 
 class EmbeddingInputs:
-    """Scaled embeddings of the word-like tokens, f32 [tokens, hidden]."""
+    """Scaled embeddings of the word-like tokens, f32 [tokens, hidden]; `dtype` is that of the cheap products."""
 
-    def __init__(self, source: WeightSource, ids: np.ndarray) -> None:
+    def __init__(self, source: WeightSource, ids: np.ndarray, dtype: torch.dtype | None = None) -> None:
         self.source, self.ids = source, ids
+        self._dtype, self._memory = dtype, Memory()
+        self._statistics: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         scale = source.family.embed_scale(source.config)
         embeddings = source.tensor(source.family.embed)
         self.rows = embeddings[torch.from_numpy(ids).long()].float().mul_(scale)
@@ -36,25 +57,65 @@ class EmbeddingInputs:
         """Mean and covariance of the rows."""
         return Moments.of_rows(self.rows)
 
-    def layer(self, layer: int, k: int, tokens: TokenFeatures) -> TopActivating:
-        """The top activating tokens of `layer`, k a feature; `tokens` takes each token's most specific features."""
-        gates = ffn_matrix(self.source, layer, "gate").float()
-        up = ffn_matrix(self.source, layer, "up")
-        mean, std = self.moments.project(gates)
-        collector = LayerCollector(layer, k, tokens, mean, std)
-        blocks = row_blocks(len(self.rows), block_rows(len(gates)))
+    @cached_property
+    def _cheap(self) -> Rounded:
+        """The rows less their mean, for products whose results are z."""
+        mean = self.moments.mean.float()
+        rounded = Rounded.of(self.rows - mean, self._dtype or product_dtype())
+        # The exact products are of the rows with their mean, and lose as much in f32 as those are long.
+        longest = float(self.rows.norm(dim=1).max() + mean.norm()) if len(self.rows) else 0.0
+        off = self.rows.shape[1] * torch.finfo(torch.float32).eps * longest
+        return Rounded(rounded.rows, rounded.lost + off, rounded.length)
 
-        def search(block: tuple[int, int]) -> None:
-            start, stop = block
-            values = scratch("product", (stop - start, len(gates)))
-            torch.mm(self.rows[start:stop], gates.t(), out=values)
-            collector.add(start, values, None)
+    def features(
+        self, layers: Sequence[int], k: int, tokens: TokenFeatures
+    ) -> Iterator[tuple[int, TopActivating]]:
+        """Each of `layers` with its top activating tokens, k a feature; after the last one `tokens` has each token's features."""
+        screen = TokenScreen(tokens, self._cheap)
+        for layer in layers:
+            yield layer, self._layer(layer, k, screen)
+        screen.finish(layers, self.rows, self._gates)
+
+    def _gates(self, layer: int) -> LayerGates:
+        """A layer's gate rows, with the mean and std of their values over the tokens."""
+        gates = ffn_matrix(self.source, layer, "gate").float().contiguous()
+        if layer not in self._statistics:
+            self._statistics[layer] = self.moments.project(gates)
+        return LayerGates(gates, *self._statistics[layer])
+
+    def _layer(self, layer: int, k: int, screen: TokenScreen) -> TopActivating:
+        """The top activating tokens of a layer, whose pairs `screen` sees."""
+        gates = self._gates(layer)
+        scaled = gates.rows / torch.where(gates.std > 0, gates.std, 1)[:, None]
+        vectors = Rounded.of(scaled, self._cheap.rows.dtype)
+        see = screen.layer(layer, vectors, gates.std > 0)
+        spans = row_blocks(len(scaled), vectors_at_a_time(len(self.rows), self._cheap.rows.dtype))
+        found = [self._tops(gates.rows, vectors, span, k, see) for span in spans]
+        rows, scores = (np.concatenate(part) for part in zip(*found, strict=True))
+        nothing = np.empty(scores.shape, np.float32)
+        top = TopActivating(self.ids[rows], scores, nothing, gates.mean.numpy(), gates.std.numpy())
+        fill_activations(self.rows, rows, top, ffn_matrix(self.source, layer, "up"), self.act)
+        return top
+
+    def _tops(self, gates: torch.Tensor, vectors: Rounded, span: tuple[int, int], k: int, see: Seen) -> Tops:
+        """The first k tokens (by row) of the features of a span, each block of whose products `see` gets."""
+        cheap, n = self._cheap, len(self.rows)
+        part = slice(*span)
+        own = Rounded(vectors.rows[part], vectors.lost[part], vectors.length[part])
+        products = CheapProducts(cheap.lost, cheap.length, own, (1,), self._memory)
+
+        def fill(block: tuple[int, int]) -> None:
+            see(block[0], span[0], products.fill(*block, cheap.rows[slice(*block)]))
+
+        def decide(block: tuple[int, int]) -> Tops:
+            which, rows = products.candidates(*block, k, 1)
+            values = dots(gates[part][slice(*block)], which, self.rows, rows)
+            return first_of_each(block[1] - block[0], k, which, rows, values)
 
         with workers() as pool:
-            pool.each(search, blocks)
-        top = collector.finish(self.ids)
-        fill_activations(self.rows, collector.top.columns, top, up, self.act)
-        return top
+            pool.each(fill, row_blocks(n, rows_at_a_time(span[1] - span[0])))
+            found = list(pool.map(decide, row_blocks(span[1] - span[0], _DECIDED)))
+        return Tops(*(np.concatenate(part) for part in zip(*found, strict=True)))
 
 
 def fill_activations(
@@ -67,10 +128,7 @@ def fill_activations(
     """Write act(gate) * up into `top.activations` for the kept pairs (act(gate) alone where the FFN is plain)."""
     value = act(torch.from_numpy(top.scores))
     if up is not None:
-        ups = up.float()
-        for start, stop in row_blocks(
-            len(columns), max(1, (1 << 22) // max(rows.shape[1] * columns.shape[1], 1))
-        ):
-            at = torch.from_numpy(columns[start:stop]).clamp_min(0).long()
-            value[start:stop] *= (rows[at] @ ups[start:stop, :, None])[..., 0]
-    top.activations[:] = np.where(columns >= 0, value.numpy(), np.nan)
+        features = np.repeat(np.arange(len(columns)), columns.shape[1])
+        ups = dots(up.float().contiguous(), features, rows, columns.ravel())
+        value *= torch.from_numpy(ups).view(value.shape)
+    top.activations[:] = value.numpy()

@@ -71,7 +71,7 @@ def layer_inputs(
         return keep
 
     for layer in range(max(layers) + 1):
-        run_layer(stream, layer, begin if layer in layers else None)
+        run_layer(stream, layer, begin if layer in layers else None, last=layer == max(layers))
         report("tokens through the layers", layer + 1, max(layers) + 1)
     return out
 

@@ -21,9 +21,16 @@ def index_json(
     basis: str,
     packs: list[dict[str, Any]],
     seconds: Mapping[str, float],
+    agreement: Mapping[str, float] | None,
     extracted_at: str,
 ) -> dict[str, Any]:
-    """index.json as a dict; `layers` are its rows of layers, `files` and `tables` the entries of what was written."""
+    """index.json as a dict; `layers` are its rows of layers, `files` and `tables` the entries of what was written.
+
+    `agreement` is what a context pass in half precision keeps of one in f32.
+    """
+    statistics: dict[str, Any] = {"seconds": {name: round(value, 3) for name, value in seconds.items()}}
+    if agreement is not None:
+        statistics["agreement_with_f32"] = dict(agreement)
     sizes, options, family = job.sizes, job.options, job.source.family
     return {
         "version": 2,
@@ -57,7 +64,7 @@ def index_json(
             "seal": "",
             "options": options.as_dict() | {"in_basis": basis, "dtype": job.dtype},
             "packs": packs,
-            "statistics": {"seconds": {name: round(value, 3) for name, value in seconds.items()}},
+            "statistics": statistics,
             "files": {name: dict(entry) for name, entry in files.items()},
             "tables": {name: dict(entry) for name, entry in tables.items()},
         },

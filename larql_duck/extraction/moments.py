@@ -6,6 +6,9 @@ import torch
 
 from larql_duck.inference.topk import row_blocks
 
+# Strips in which symmetric products are computed, and how narrow they may be.
+_STRIPS, _LEAST_STRIP = 4, 128
+
 Sums = tuple[int, torch.Tensor, torch.Tensor]
 """Of some rows about the pilot: their number, their sum and the sum of their outer products."""
 
@@ -35,7 +38,7 @@ class Moments:
     def sums(self, rows: torch.Tensor) -> Sums:
         """What `add` takes, of rows [n, hidden], f32; safe to call from several threads."""
         shifted = rows - self._pilot
-        return len(rows), shifted.sum(0, dtype=torch.float64), shifted.t() @ shifted
+        return len(rows), shifted.sum(0, dtype=torch.float64), _gram(shifted)
 
     def add(self, sums: Sums) -> None:
         """Take in the sums of some rows; the order of the calls decides the last bits of the results."""
@@ -53,7 +56,10 @@ class Moments:
     def covariance(self) -> torch.Tensor:
         """The covariance, f64 [hidden, hidden]."""
         offset = self._sum / max(self.n, 1)
-        return self._products / max(self.n, 1) - torch.outer(offset, offset)
+        # Of the products those below the diagonal, and a few above it, were computed.
+        below = self._products.tril()
+        products = below + below.tril(-1).t()
+        return products / max(self.n, 1) - torch.outer(offset, offset)
 
     def project(self, directions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of the vectors' dot products with each of `directions` [m, hidden]; f32 [m]."""
@@ -64,3 +70,12 @@ class Moments:
             means[start:stop] = (rows @ mean).float()
             stds[start:stop] = ((rows @ covariance) * rows).sum(1).clamp_min(0).sqrt().float()
         return means, stds
+
+
+def _gram(rows: torch.Tensor) -> torch.Tensor:
+    """rows.t() @ rows on and below the diagonal, in strips; what is above it is the same, and mostly left out."""
+    hidden = rows.shape[1]
+    out = torch.zeros(hidden, hidden)
+    for start, stop in row_blocks(hidden, max(_LEAST_STRIP, -(-hidden // _STRIPS))):
+        torch.mm(rows[:, start:stop].t(), rows[:, :stop], out=out[start:stop, :stop])
+    return out

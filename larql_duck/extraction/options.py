@@ -28,10 +28,12 @@ class Options:
     pack: str = "core"
     relations: tuple[str, ...] | None = None
     names: int | None = None
+    precision: str = "f32"
 
     def __post_init__(self) -> None:
         _choice("level", self.level, LEVELS)
         _choice("dtype", self.dtype, ("source", "f16", "f32"))
+        _choice("precision", self.precision, ("f32", "bf16"))
         _choice("in_basis", self.in_basis, ("auto", "context", "embedding"))
         if not 1 <= self.top_k <= 1000:
             raise LarqlError(f"top_k is {self.top_k}; it must lie between 1 and 1000")

@@ -42,6 +42,7 @@ def extract(
     pack: str = "core",
     relations: tuple[str, ...] | None = None,
     names: int | None = None,
+    precision: str = "f32",
     resume: bool = False,
     force: bool = False,
     progress: Progress | None = None,
@@ -54,7 +55,8 @@ def extract(
     'source', 'f16' or 'f32'. `layers` (first, last; from 0, inclusive) limits which layers' features are described;
     `top_k` tokens are kept per feature and side. `in_basis` says how top activating tokens are found: 'context' runs
     the word-like tokens (the `context_tokens` with the lowest ids) through the model, 'embedding' reads them off the
-    embedding, 'auto' takes context below half an hour. `probe` runs the relation `pack` (its `relations`, or all),
+    embedding, 'auto' takes context below half an hour. The context pass computes in `precision`, 'f32' or 'bf16'; the
+    manifest says how far the tops of bf16 are those of f32. `probe` runs the relation `pack` (its `relations`, or all),
     and with it what it takes to ask about any name later; so many `names` of the vocabulary are asked about (default: by
     the model's size with the pack core, else none; 0: only the pack is asked).
 
@@ -65,7 +67,9 @@ def extract(
     error or Ctrl-C finished steps are kept for `resume`, and say so; without any nothing is left behind.
     """
     chosen = None if relations is None else tuple(relations)
-    options = Options(level, dtype, layers, top_k, in_basis, context_tokens, probe, pack, chosen, names)
+    options = Options(
+        level, dtype, layers, top_k, in_basis, context_tokens, probe, pack, chosen, names, precision
+    )
     target = real_place(out)
     say = notice or (lambda _line: None)
     if bring_back(target):

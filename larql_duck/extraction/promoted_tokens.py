@@ -6,26 +6,31 @@ norm's weight, centred over the vocabulary, scaled to unit length.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from larql_duck.extraction.moments import Moments
 from larql_duck.extraction.parallel import workers
+from larql_duck.extraction.processor import product_dtype
+from larql_duck.extraction.screen import (
+    CheapProducts,
+    Memory,
+    Rounded,
+    dots,
+    first_of_each,
+    rows_at_a_time,
+    vectors_at_a_time,
+)
 from larql_duck.extraction.vocabulary import Vocabulary
-from larql_duck.inference.topk import TopK, block_rows, row_blocks, scratch
+from larql_duck.inference.topk import row_blocks
 from larql_duck.models.source import WeightSource, final_norm_multiplier, head_matrix
 
-# Kept beyond k while candidates are found, so that rounding at the border cannot cost a true member.
-_SPARE = 6
-# A bf16 result is rounded to 8 bits of significand; a cosine is at most 1.
-_BF16_ROUNDING = 2.0**-9
-# How much faster bf16 products must be before their extra candidates pay (measured: at 1.6 they do not).
-_WORTH = 2.0
+# Features whose candidates are decided at a time.
+_DECIDED = 64
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -87,8 +92,8 @@ class OutputHead:
             total += head[start:stop].float().sum(0, dtype=torch.float64)
         self._mean = (total / len(head)).float()
         self._unit: torch.Tensor | None = None
-        self._half: torch.Tensor | None = None
-        self._half_error = 0.0
+        self._cheap: Rounded | None = None
+        self._memory = Memory()
         if not keep:
             return
         unit = torch.empty(len(candidates), head.shape[1])
@@ -96,9 +101,7 @@ class OutputHead:
             unit[start:stop] = self._unit_rows(slice(start, stop))
         self._unit = unit
         self._moments = Moments.of_rows(unit if bool(self._words.all()) else unit[self._words])
-        if (dtype or _faster_dtype(unit)) == torch.bfloat16:
-            self._half = unit.to(torch.bfloat16)
-            self._half_error = float(_rounding_error(unit, self._half).max())
+        self._cheap = Rounded.of(unit, dtype or product_dtype())
 
     @classmethod
     def of(cls, source: WeightSource, vocabulary: Vocabulary, *, keep: bool = True) -> OutputHead:
@@ -118,122 +121,74 @@ class OutputHead:
         columns = down.t().float().contiguous()
         norms = columns.norm(dim=1)
         directions = columns / norms.clamp_min(_TINY)[:, None]
-        k = min(k, len(self.candidates))
-        width = min(k + _SPARE, len(self.candidates))
-        best, worst = TopK(len(directions), width), TopK(len(directions), width)
-        half = None if self._half is None else directions.to(torch.bfloat16)
-        # |a.b - a'.b'| <= |a - a'| |b| + |a'| |b - b'|, all lengths being 1 but for rounding.
-        slack = 0.0 if half is None else self._half_error + _rounding_error(directions, half) * 1.01
-        blocks = row_blocks(len(self.candidates), block_rows(len(directions)))
-
-        def offer(span: tuple[int, int]) -> torch.Tensor | None:
-            start, stop = span
-            if half is not None and self._half is not None and start > 0:
-                block = self._half[start:stop] @ half.t()
-                self._offer_half(best, block, directions, slack, start, 1.0)
-                self._offer_half(worst, block.neg_(), directions, slack, start, -1.0)
-                return None
-            block = scratch("product", (stop - start, len(directions)))
-            torch.mm(self._unit_rows(slice(start, stop)), directions.t(), out=block)
-            words = None if self._unit is not None else block[self._words[start:stop]].double()
-            _offer(best, block, start)
-            _offer(worst, block.neg_(), start)
-            return None if words is None else torch.stack([words.sum(0), words.square().sum(0)])
-
-        # The first block alone: it sets the thresholds that keep the others' candidates few.
-        sums_of_blocks = [offer(blocks[0])]
-        with workers() as pool:
-            sums_of_blocks += pool.map(offer, blocks[1:])
+        n, k = len(self.candidates), min(k, len(self.candidates))
+        dtype = torch.float32 if self._cheap is None else self._cheap.rows.dtype
+        spans = row_blocks(len(directions), vectors_at_a_time(n, dtype))
+        parts = [self._search(directions[slice(*span)], columns[slice(*span)], k, dtype) for span in spans]
+        ids, scores, logits, sums = (torch.cat(part) for part in zip(*parts, strict=True))
         if self._unit is not None:
             mean, std = self._moments.project(directions)
         else:
-            n_words = max(int(self._words.sum()), 1)
-            sums = torch.stack([part for part in sums_of_blocks if part is not None]).sum(0) / n_words
-            mean, std = sums[0].float(), (sums[1] - sums[0].square()).clamp_min(0).sqrt().float()
-        sides = [self._exact(directions, top, sign, k) for top, sign in ((best, 1.0), (worst, -1.0))]
-        ids, scores = (torch.stack(part, 1) for part in zip(*sides, strict=True))
+            first, second = (sums / max(int(self._words.sum()), 1)).unbind(1)
+            mean, std = first.float(), (second - first.square()).clamp_min(0).sqrt().float()
         z = (scores - mean[:, None, None]) / torch.where(std > 0, std, torch.nan)[:, None, None]
-        logits = _row_dots(lambda at: self.head[at].float(), ids.flatten(1), columns).view_as(scores)
         return PromotedTokens(ids, scores, z, logits, norms)
 
-    def _offer_half(
-        self,
-        top: TopK,
-        block: torch.Tensor,
-        directions: torch.Tensor,
-        slack: torch.Tensor | float,
-        start: int,
-        sign: float,
-    ) -> None:
-        """Offer a bf16 block [tokens, features]: whatever its rounding leaves possible, recomputed in f32."""
-        threshold = top.threshold()
-        # The limit itself is rounded too, hence twice the rounding of a result.
-        limit = (threshold - slack - 2 * _BF16_ROUNDING * threshold.abs().clamp_min(1e-3)).to(torch.bfloat16)
-        tokens, features = np.divmod(np.flatnonzero((block > limit).numpy()), block.shape[1])
-        at, which = torch.from_numpy(tokens + start), torch.from_numpy(features)
-        values = sign * _dots(self._unit_rows, at, directions, which).numpy()
-        enters = values >= top.values[features, -1]
-        top.offer(features[enters], tokens[enters] + start, values[enters])
+    def _search(
+        self, directions: torch.Tensor, columns: torch.Tensor, k: int, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, ...]:
+        """ids, scores and logits [features, 2, k] of a few features; of the scores' sums over the words, plain and of squares,
+        f64 [features, 2], those that are needed.
+        """
+        n = len(self.candidates)
+        lost, length = self._bounds()
+        products = CheapProducts(lost, length, Rounded.of(directions, dtype), (1, -1), self._memory)
 
-    def _exact(
-        self, directions: torch.Tensor, top: TopK, sign: float, k: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids and scores, [features, k], after every positions pair was computed anew in one way."""
-        top.settle()
-        positions = torch.from_numpy(top.columns)
-        scores = _row_dots(self._unit_rows, positions.long(), directions)
-        # Ties go to the lower token id: order by column first, then stably by score.
-        columns, order = positions.sort(dim=1)
-        scores, rank = (sign * scores.gather(1, order)).sort(dim=1, descending=True, stable=True)
-        return self.candidates[columns.gather(1, rank)[:, :k].long()], sign * scores[:, :k]
+        def fill(span: tuple[int, int]) -> torch.Tensor:
+            at = slice(*span)
+            block = products.fill(*span, self._unit_rows(at) if self._cheap is None else self._cheap.rows[at])
+            if self._unit is not None:
+                return torch.zeros(1, 2, dtype=torch.float64)
+            words = block[self._words[slice(*span)]].double()
+            return torch.stack([words.sum(0), words.square().sum(0)], 1)
 
+        def decide(span: tuple[int, int]) -> tuple[torch.Tensor, ...]:
+            own, ids, scores = directions[slice(*span)], [], []
+            for sign in (1, -1):
+                which, rows = products.candidates(*span, k, sign)
+                values = np.float32(sign) * self._dots(own, which, rows)
+                top = first_of_each(len(own), k, which, rows, values)
+                ids.append(self.candidates[torch.from_numpy(top.rows)])
+                scores.append(torch.from_numpy(sign * top.values))
+            tokens = torch.stack(ids, 1)
+            logits = self._logits(columns[slice(*span)], tokens)
+            return tokens, torch.stack(scores, 1), logits
 
-def _offer(top: TopK, block: torch.Tensor, start: int) -> None:
-    """Offer a block [tokens, features], its first token being column `start`, to the rows = features."""
-    features, tokens = top.candidates(block, row_axis=1)
-    top.offer(features, tokens + start, block.numpy()[tokens, features])
+        with workers() as pool:
+            sums = sum(pool.map(fill, row_blocks(n, rows_at_a_time(len(directions)))))
+            found = list(pool.map(decide, row_blocks(len(directions), _DECIDED)))
+        ids, scores, logits = (torch.cat(part) for part in zip(*found, strict=True))
+        return ids, scores, logits, torch.as_tensor(sums).expand(len(ids), 2)
 
+    def _logits(self, columns: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """The dot products of each column [features, hidden] with its tokens' head rows, f32, of the shape of `tokens`."""
+        which, ids = np.repeat(np.arange(len(columns)), tokens[0].numel()), tokens.numpy().ravel()
+        head = self.head
+        if head.dtype != torch.float32 or not head.is_contiguous():
+            wanted, ids = np.unique(ids, return_inverse=True)
+            head = head[torch.from_numpy(wanted)].float().contiguous()
+        return torch.from_numpy(dots(columns, which, head, ids)).view(tokens.shape)
 
-def _rounding_error(rows: torch.Tensor, half: torch.Tensor) -> torch.Tensor:
-    """The length of what each row [n, hidden] lost in bf16, f32 [n]."""
-    out = torch.empty(len(rows))
-    for start, stop in row_blocks(len(rows), 4096):
-        out[start:stop] = (rows[start:stop] - half[start:stop].float()).norm(dim=1)
-    return out
+    def _bounds(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What each candidate's unit row loses in a product, and how long it is at most."""
+        if self._cheap is not None:
+            return self._cheap.lost, self._cheap.length
+        lost = self.head.shape[1] * torch.finfo(torch.float32).eps
+        return torch.full((len(self.candidates),), lost), torch.full((len(self.candidates),), 1.01)
 
-
-RowsAt: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
-"""Rows of a matrix, f32 [..., hidden], by their positions [...]."""
-
-
-def _dots(left: RowsAt, i: torch.Tensor, right: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
-    """left(i) . right[j] for every pair, f32, in chunks whose gathered copies are 4 MB each and stay in the cache."""
-    out = torch.empty(len(i))
-    for start, stop in row_blocks(len(i), max(1, (1 << 20) // right.shape[1])):
-        out[start:stop] = (left(i[start:stop]) * right[j[start:stop]]).sum(1)
-    return out
-
-
-def _row_dots(left: RowsAt, ids: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
-    """left(ids[i, j]) . vectors[i] for ids [n, k] and vectors [n, hidden], f32 [n, k], in chunks of 4 MB."""
-    out = torch.empty(ids.shape)
-    for start, stop in row_blocks(len(ids), max(1, (1 << 20) // max(ids.shape[1] * vectors.shape[1], 1))):
-        out[start:stop] = (left(ids[start:stop]) @ vectors[start:stop, :, None])[..., 0]
-    return out
-
-
-def _faster_dtype(rows: torch.Tensor) -> torch.dtype:
-    """torch.bfloat16 where this processor multiplies it clearly faster than f32, else torch.float32."""
-    if rows.shape[0] < 4096 or rows.shape[1] < 128:
-        return torch.float32
-    sample = rows[:2048]
-    taken: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
-    # In turns, and the best of each: whatever else runs on the machine must not decide it.
-    for _ in range(5):
-        for dtype, times in taken.items():
-            a = sample.to(dtype)
-            began = time.perf_counter()
-            a @ a.t()
-            times.append(time.perf_counter() - began)
-    best = {dtype: min(times) for dtype, times in taken.items()}
-    return torch.bfloat16 if best[torch.float32] > _WORTH * best[torch.bfloat16] else torch.float32
+    def _dots(self, directions: torch.Tensor, which: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """The scores of pairs: of directions[which], ascending, with the candidates at the positions `rows`."""
+        if self._unit is not None:
+            return dots(directions, which, self._unit, rows)
+        wanted, at = np.unique(rows, return_inverse=True)
+        return dots(directions, which, self._unit_rows(torch.from_numpy(wanted)), at)

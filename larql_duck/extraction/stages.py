@@ -27,6 +27,7 @@ from larql_duck.extraction.estimate import estimate_cost, matrix_speed
 from larql_duck.extraction.index_json import index_json
 from larql_duck.extraction.job import Job
 from larql_duck.extraction.options import PROMOTED, TOP_ACTIVATING
+from larql_duck.extraction.precision import DTYPES, agreement
 from larql_duck.extraction.promoted_tokens import OutputHead
 from larql_duck.extraction.provenance import provenance
 from larql_duck.extraction.state import Staging
@@ -202,14 +203,18 @@ class Extraction:
             else:
                 inputs = EmbeddingInputs(self.source, ids)
                 k = min(self.options.top_k, len(ids))
-                for layer in self.layers:
-                    self._save_top(layer, vars(inputs.layer(layer, k, features)))
+                for layer, top in inputs.features(self.layers, k, features):
+                    self._save_top(layer, vars(top))
                     self._layer_done(TOP_ACTIVATING, layer)
             self.staging.save("token-features", features.state() | {"ids": ids})
             self.staging.record("top")
 
     def _context_pass(self, ids: np.ndarray, features: TokenFeatures) -> None:
-        stream = token_stream(self.source, ids)
+        precision = self.options.precision
+        if precision != "f32" and self.staging.done("agreement") is None:
+            measured = agreement(self.source, ids, self.layers, self.options.top_k, precision)
+            self.staging.record("agreement", measured)
+        stream = token_stream(self.source, ids, DTYPES[precision])
         k = min(self.options.top_k, len(ids))
         first = 0
         if self.staging.has("context"):
@@ -221,7 +226,8 @@ class Extraction:
         last_saved, cost = time.perf_counter(), 0.0
         for layer in range(first, self.layers.stop):
             if layer in self.layers:
-                self._save_top(layer, vars(collect_layer(stream, layer, ids, k, features)))
+                last = layer + 1 == self.layers.stop
+                self._save_top(layer, vars(collect_layer(stream, layer, ids, k, features, last=last)))
             else:
                 run_layer(stream, layer)
             now = time.perf_counter()
@@ -395,6 +401,7 @@ class Extraction:
             basis=basis,
             packs=[] if facts.pack is None else [{"name": facts.pack, "many": facts.many}],
             seconds=self.seconds,
+            agreement=self.staging.done("agreement"),
             extracted_at=self.extracted_at,
         )
         if facts.record is not None:

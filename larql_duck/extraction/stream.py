@@ -8,12 +8,13 @@ all tokens, each with its weights loaded for just that time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from inspect import signature
 from typing import Any
 
 import torch
 
+from larql_duck.extraction.attention import one_query
 from larql_duck.extraction.parallel import Workers
 from larql_duck.inference.loading import load_parameters, skeleton, unload_parameters
 from larql_duck.inference.modules import LayerModules, find_modules
@@ -21,6 +22,9 @@ from larql_duck.inference.topk import row_blocks
 from larql_duck.models.source import WeightSource
 
 LayerArguments = dict[str, Any]
+
+# Tokens that are embedded at a time.
+_EMBEDDED = 1024
 
 
 class _PrefixCache:
@@ -43,15 +47,21 @@ class TokenStream:
     """Residuals of many tokens, each standing at the last position after the same prefix, layer by layer.
 
     `residual` is [tokens, hidden] f32: the input of the next layer. Call `layer(i)` for i = 0, 1, ... in order.
-    Positions before the last are the same for every token and are computed once.
+    Positions before the last are the same for every token and are computed once. Branches are computed in `dtype`.
     """
 
     def __init__(
-        self, source: WeightSource, prefix: Sequence[int], tokens: torch.Tensor, block: int = 1024
+        self,
+        source: WeightSource,
+        prefix: Sequence[int],
+        tokens: torch.Tensor,
+        dtype: torch.dtype = torch.float32,
+        block: int = 256,
     ) -> None:
-        self.source = source
+        self.source, self.dtype = source, dtype
+        # So few that what attention makes of them stays in the cache: it is many small steps.
         self.block = block
-        self.model = skeleton(source)
+        self.model = skeleton(source, dtype=dtype)
         # Explicit masks are made only by the eager implementation, and a mask that is there can be cut to one row.
         self.model.config._attn_implementation = "eager"
         self.parts = find_modules(self.model, source.family)
@@ -64,7 +74,7 @@ class TokenStream:
     def _embed(self, prefix: list[int], tokens: torch.Tensor) -> None:
         """Fill both residuals with the layers' first inputs, and note the arguments of every layer."""
         names = [n for n in (self.source.family.embed, self.source.family.positions) if n]
-        load_parameters(self.model, self.source, names)
+        load_parameters(self.model, self.source, names, dtype=self.dtype)
         first: list[torch.Tensor] = []
 
         def recorder(i: int, positional: list[str]) -> Callable[..., torch.Tensor]:
@@ -84,14 +94,14 @@ class TokenStream:
             for i, part in enumerate(self.parts.layers):
                 part.block.forward = recorder(i, list(signature(part.block.forward).parameters)[1:])
             norm.forward = lambda hidden: hidden
-            for start, stop in row_blocks(len(tokens), self.block):
+            for start, stop in row_blocks(len(tokens), _EMBEDDED):
                 shared = torch.tensor(prefix, dtype=torch.long).expand(stop - start, -1)
                 ids = torch.cat([shared, tokens[start:stop, None].long()], 1)
                 first.clear()
                 base(input_ids=ids, attention_mask=None, use_cache=False)
                 self.residual[start:stop] = first[0][:, -1]
                 if start == 0:
-                    self.prefix_residual = first[0][:1, :-1].clone()
+                    self.prefix_residual = first[0][:1, :-1].float().clone()
                     # One row's arguments serve any number: what depends on the row is not there without padding.
                     recorded = [_first_row(a, stop) for a in self._arguments]
             self._arguments = recorded
@@ -110,27 +120,32 @@ class TokenStream:
         part = self.parts.layers[i]
         prefix = self.source.family.layer_prefix(i)
         names = [n for n in self.source.names() if n.startswith(prefix)]
-        load_parameters(self.model, self.source, names)
+        load_parameters(self.model, self.source, names, dtype=self.dtype)
         cache = _PrefixCache()
         n = self.n_prefix
         with torch.no_grad():
             if n:
                 before = _cut(self._arguments[i], slice(0, n), n + 1, cache)
-                self.prefix_residual = _tensor(part.block(self.prefix_residual, **before))
+                self.prefix_residual = _tensor(
+                    part.block(self.prefix_residual.to(self.dtype), **before)
+                ).float()
             last = _cut(self._arguments[i], slice(n, n + 1), n + 1, cache if n else None)
-            ffn = part.ffn.forward
-            part.ffn.forward = lambda x, *_, **__: torch.zeros_like(x)
 
             def attend(span: tuple[int, int]) -> None:
                 start, stop = span
-                self.residual[start:stop] = _tensor(part.block(self.residual[start:stop, None], **last))[:, 0]
+                hidden = self.residual[start:stop, None].to(self.dtype)
+                self.residual[start:stop] = _tensor(part.block(hidden, **last))[:, 0]
 
-            try:
+            # Of other families it is not known what their attention does besides.
+            own = one_query(self.model.config) if self.source.family.listed else nullcontext()
+            with own, _without_ffn(part, self.source.family.listed):
                 pool.each(attend, row_blocks(len(self.residual), self.block))
-            finally:
-                part.ffn.forward = ffn
             yield part
         unload_parameters(self.model, names)
+
+    def ffn_input(self, part: LayerModules, start: int, stop: int) -> torch.Tensor:
+        """What the FFN of a layer receives at tokens start..stop, [n, hidden]."""
+        return torch.as_tensor(part.ffn_norm(self.residual[start:stop].to(self.dtype)))
 
     def add_ffn(self, part: LayerModules, start: int, stop: int, out: torch.Tensor) -> None:
         """Add the FFN's raw output [n, hidden] of tokens start..stop to the residual, through the family's post-norm."""
@@ -139,6 +154,21 @@ class TokenStream:
         if self.parts.residual_scale != 1.0:
             out = out * self.parts.residual_scale
         self.residual[start:stop] += out
+
+
+@contextmanager
+def _without_ffn(part: LayerModules, norms: bool) -> Iterator[None]:
+    """A context in which a layer's FFN adds nothing; with `norms`, those that it alone has are left out too."""
+    idle = [m for m in (part.ffn_norm, part.ffn_post) if m is not None] if norms else []
+    originals = [(module, module.forward) for module in (part.ffn, *idle)]
+    part.ffn.forward = lambda x, *_, **__: x.new_zeros(1).expand_as(x)
+    for module in idle:
+        module.forward = lambda x: x
+    try:
+        yield
+    finally:
+        for module, forward in originals:
+            module.forward = forward
 
 
 def _tensor(out: Any) -> torch.Tensor:

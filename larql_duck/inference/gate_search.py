@@ -29,6 +29,8 @@ ORDERS = ("signed", "absolute", "activation")
 _SCAN_ERROR = {"f32": 2.0**-16, "f16": 2.0**-10 * 1.25, "bf16": 2.0**-7 * 1.25}
 # Slope bound of every activation that is known (gelu's is 1.13).
 _SLOPE = 1.2
+# Rows that are converted to float64 together: many small steps would take longer than the scan.
+_ROWS_AT_ONCE = 2048
 
 
 @dataclass(frozen=True)
@@ -194,26 +196,25 @@ class GateSearch:
 
         owner counts the layers as asked. Sums are taken in float64 and rounded once: rows that are equal tie.
         """
-        owners, features = [], []
-        gates: list[torch.Tensor] = []
+        query = torch.from_numpy(queries.astype(np.float64))
+        owners = [torch.full((len(numbers),), i) for i, numbers in enumerate(rows)]
+        features = list(rows)
+        has_up = [self._up(layer) is not None for layer in layers]
+        gates = self._stored_values([self._gate(layer) for layer in layers], rows, query)
         ups: list[torch.Tensor] = []
-        for i, (layer, numbers) in enumerate(zip(layers, rows, strict=True)):
-            query = torch.from_numpy(queries[i].astype(np.float64))
-            # By way of float32: torch converts 16 bits to 64 one number at a time.
-            owners.append(torch.full((len(numbers),), i))
-            features.append(numbers)
-            gates.append(self._gate(layer)[numbers].float().double() @ query)
-            up = self._up(layer)
-            if up is not None:
-                ups.append(up[numbers].float().double() @ query)
+        if any(has_up):
+            up_rows = [numbers for numbers, up in zip(rows, has_up, strict=True) if up]
+            matrices = [u for u in (self._up(layer) for layer in layers) if u is not None]
+            ups = self._stored_values(matrices, up_rows, query[torch.tensor(has_up)])
+        for i, layer in enumerate(layers):
             edits = self._edits(layer)
             if edits is not None and len(edits.features):
                 owners.append(torch.full((len(edits.features),), i))
                 features.append(torch.from_numpy(edits.features.astype(np.int64)))
                 new_gate, new_up = edits.exact
-                gates.append(new_gate @ query)
-                if up is not None and new_up is not None:
-                    ups.append(new_up @ query)
+                gates.append(new_gate @ query[i])
+                if has_up[i] and new_up is not None:
+                    ups.append(new_up @ query[i])
         if not owners:
             nothing = np.zeros(0, np.int64)
             return nothing, nothing, np.zeros(0, np.float32), None
@@ -226,6 +227,26 @@ class GateSearch:
             gate.float().numpy(),
             None if activation is None else activation.float().numpy(),
         )
+
+    @staticmethod
+    def _stored_values(
+        matrices: list[torch.Tensor], rows: list[torch.Tensor], queries: torch.Tensor
+    ) -> list[torch.Tensor]:
+        """The products of the rows of each matrix with its query [matrices, hidden], float64; in as many pieces as it takes."""
+        out: list[torch.Tensor] = []
+        part: list[torch.Tensor] = []
+        of: list[int] = []
+        for i, (matrix, numbers) in enumerate(zip(matrices, rows, strict=True)):
+            part.append(matrix[numbers])
+            of.append(i)
+            if i + 1 == len(matrices) or sum(map(len, part)) >= _ROWS_AT_ONCE:
+                # By way of float32: torch converts 16 bits to 64 one number at a time.
+                exact = torch.cat(part).float().double()
+                counts = torch.tensor([len(p) for p in part])
+                own = queries[of].repeat_interleave(counts, 0)
+                out.append(torch.linalg.vecdot(exact, own))
+                part, of = [], []
+        return out
 
     def _activation(
         self,
@@ -265,10 +286,13 @@ class GateSearch:
     def _act(self) -> Callable[[torch.Tensor], torch.Tensor]:
         return ACTIVATIONS[self._vindex.family.activation(self._vindex.config)]
 
+    def _bias_name(self, layer: int, which: str) -> str:
+        family = self._vindex.family
+        return bias_of(family.layer_prefix(layer) + (family.gate if which == "gate" else family.up))
+
     def _bias(self, layer: int, which: str) -> torch.Tensor:
         """The bias of a layer's gate or up matrix, float32 [features]; zeros where the model has none."""
-        family = self._vindex.family
-        name = bias_of(family.layer_prefix(layer) + (family.gate if which == "gate" else family.up))
+        name = self._bias_name(layer, which)
         key = (layer, f"{which}_bias")
         with self._lock:
             if key not in self._tensors:
@@ -282,6 +306,8 @@ class GateSearch:
     ) -> torch.Tensor:
         """The bias of each row, float64; rows that an edit appended behind the model's own have none."""
         biases = torch.zeros(len(feature), dtype=torch.float64)
+        if not any(self._bias_name(layer, which) in self._names for layer in layers):
+            return biases
         for i in owner.unique().tolist():
             bias = self._bias(layers[i], which)
             in_layer = (owner == i) & (feature < len(bias))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import numpy as np
+import torch
 
 from larql_duck.errors import SemanticError
 from larql_duck.inference.engine import Engine
@@ -27,6 +28,11 @@ class QueryVectors:
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
         return load_tokenizer(self._vindex.tokenizer_files(), self._vindex.vocab)
+
+    @cached_property
+    def _embeddings(self) -> torch.Tensor:
+        """The mapped embedding matrix."""
+        return self._vindex.embeddings()
 
     def prompt(self, prompt: str, basis: str, layers: Sequence[int]) -> np.ndarray:
         """The vector of a prompt: float32 [hidden] for 'embedding' (its last token's, scaled), [layers, hidden] for
@@ -55,7 +61,7 @@ class QueryVectors:
         return ids[-1]
 
     def _embedding(self, ids: Sequence[int]) -> np.ndarray:
-        rows = self._vindex.embeddings()
+        rows = self._embeddings
         known = [i for i in ids if i < len(rows)]
         if not known:
             raise SemanticError("none of its tokens has an embedding; write another word")
