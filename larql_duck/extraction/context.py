@@ -72,6 +72,7 @@ class TokenFeatures:
         """Take over what `state` of an object of the same size returned."""
         current = self.state()
         for name, array in current.items():
+            # One after another: `state` may read each from a file.
             array[:] = state[name]
 
 
@@ -120,9 +121,17 @@ def _at(matrix: np.ndarray | None, i: np.ndarray, j: np.ndarray, like: np.ndarra
     return np.full_like(like, np.nan) if matrix is None else matrix[i, j]
 
 
-def token_stream(source: WeightSource, ids: np.ndarray) -> TokenStream:
-    """A TokenStream of the tokens `ids` behind the neutral context."""
-    return TokenStream(source, load_tokenizer(source).encode(NEUTRAL), torch.from_numpy(ids))
+def token_stream(
+    source: WeightSource,
+    ids: np.ndarray,
+    *,
+    prefix: Sequence[int] | None = None,
+    room: torch.Tensor | None = None,
+    device: str = "cpu",
+) -> TokenStream:
+    """A TokenStream of the tokens `ids` behind the neutral context, whose tokens are `prefix` where they are known."""
+    before = load_tokenizer(source).encode(NEUTRAL) if prefix is None else prefix
+    return TokenStream(source, before, torch.from_numpy(ids), room=room, device=device)
 
 
 def run_layer(
@@ -138,7 +147,7 @@ def run_layer(
         act_fn = activation_function(part)
 
         def ffn(block: tuple[int, int]) -> None:
-            x = part.ffn_norm(stream.residual[slice(*block)])
+            x = part.ffn_norm(stream.tokens(*block))
             gate = part.gate(x)
             act = act_fn(gate)
             if part.up is not None:
@@ -165,7 +174,7 @@ def collect_layer(
     def begin(part: LayerModules, blocks: Blocks, pool: Workers) -> Visitor:
         collector = LayerCollector(layer, k, tokens, *_gate_statistics(stream, part, blocks, pool))
         collectors.append(collector)
-        return lambda start, x, gate, act: collector.add(start, gate, act)
+        return lambda start, x, gate, act: collector.add(start, gate.cpu(), act.cpu())
 
     run_layer(stream, layer, begin)
     return collectors[0].finish(ids)
@@ -178,10 +187,10 @@ def _gate_statistics(
 
     They follow from the moments of the FFN's input, so that z is exact in the one pass over the gates.
     """
-    moments = Moments(part.ffn_norm(stream.residual[slice(*blocks[0])]).mean(0))
-    for sums in pool.map(lambda block: moments.sums(part.ffn_norm(stream.residual[slice(*block)])), blocks):
+    moments = Moments(part.ffn_norm(stream.tokens(*blocks[0])).mean(0).cpu())
+    for sums in pool.map(lambda block: moments.sums(part.ffn_norm(stream.tokens(*block))), blocks):
         moments.add(sums)
     weight: Any = part.gate.weight
     mean, std = moments.project(weight.t() if part.transposed else weight)
     bias: Any = getattr(part.gate, "bias", None)
-    return (mean if bias is None else mean + bias), std
+    return (mean if bias is None else mean + bias.cpu()), std

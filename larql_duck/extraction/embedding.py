@@ -18,17 +18,19 @@ from larql_duck.extraction.moments import Moments
 from larql_duck.extraction.parallel import workers
 from larql_duck.inference.modules import ACTIVATIONS
 from larql_duck.inference.topk import block_rows, row_blocks, scratch
-from larql_duck.models.source import WeightSource, ffn_matrix
+from larql_duck.models.source import WeightSource, ffn_matrix, matrix_rows
 
 
 class EmbeddingInputs:
-    """Scaled embeddings of the word-like tokens, f32 [tokens, hidden]."""
+    """Scaled embeddings of the word-like tokens, f32 [tokens, hidden]; in `room`, where it is given."""
 
-    def __init__(self, source: WeightSource, ids: np.ndarray) -> None:
+    def __init__(self, source: WeightSource, ids: np.ndarray, room: torch.Tensor | None = None) -> None:
         self.source, self.ids = source, ids
         scale = source.family.embed_scale(source.config)
-        embeddings = source.tensor(source.family.embed)
-        self.rows = embeddings[torch.from_numpy(ids).long()].float().mul_(scale)
+        embeddings = matrix_rows(source, source.family.embed)
+        self.rows = torch.empty(len(ids), embeddings.shape[1]) if room is None else room
+        for start, stop in row_blocks(len(ids), 4096):
+            self.rows[start:stop] = embeddings[torch.from_numpy(ids[start:stop]).long()].float().mul_(scale)
         self.act = ACTIVATIONS[source.family.activation(source.config)]
 
     @cached_property

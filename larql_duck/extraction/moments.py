@@ -33,9 +33,9 @@ class Moments:
         return moments
 
     def sums(self, rows: torch.Tensor) -> Sums:
-        """What `add` takes, of rows [n, hidden], f32; safe to call from several threads."""
-        shifted = rows - self._pilot
-        return len(rows), shifted.sum(0, dtype=torch.float64), shifted.t() @ shifted
+        """What `add` takes, of rows [n, hidden], f32 on any device; safe to call from several threads."""
+        shifted = rows - self._pilot.to(rows.device)
+        return len(rows), shifted.sum(0, dtype=torch.float64).cpu(), (shifted.t() @ shifted).cpu()
 
     def add(self, sums: Sums) -> None:
         """Take in the sums of some rows; the order of the calls decides the last bits of the results."""
@@ -60,7 +60,7 @@ class Moments:
         covariance, mean = self.covariance, self.mean
         means, stds = torch.empty(len(directions)), torch.empty(len(directions))
         for start, stop in row_blocks(len(directions), 4096):
-            rows = directions[start:stop].double()
+            rows = directions[start:stop].cpu().double()
             means[start:stop] = (rows @ mean).float()
             stds[start:stop] = ((rows @ covariance) * rows).sum(1).clamp_min(0).sqrt().float()
         return means, stds

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import torch
 
 from larql_duck.errors import VindexError, first_line, out_of_memory
 from larql_duck.extraction.estimate import Estimate, estimate_cost, matrix_speed
 from larql_duck.extraction.job import Job, prepare
+from larql_duck.extraction.memory_plan import plan_memory
 from larql_duck.extraction.options import Options
+from larql_duck.extraction.resources import Resources
 from larql_duck.extraction.stages import Extraction
 from larql_duck.extraction.state import Staging, bring_back, open_staging
 from larql_duck.files import next_step_after, real_place, with_parents
@@ -44,6 +47,8 @@ def extract(
     names: int | None = None,
     resume: bool = False,
     force: bool = False,
+    memory: int | None = None,
+    device: str | None = None,
     progress: Progress | None = None,
     notice: Callable[[str], None] | None = None,
 ) -> Path:
@@ -73,6 +78,9 @@ def extract(
     if os.path.exists(target) and not force and not target.is_symlink():
         raise VindexError.at(target, "exists already; choose another -o or replace it with --force")
     check_replaceable(target)
+    resources = Resources(memory, device)
+    settings = resources.settings()
+    settings.torch_device()
     job = prepare(model, options)
     check_replaceable(target, job.source.path)
     for line in job.notices:
@@ -87,7 +95,8 @@ def extract(
             if not resumed:
                 _check_space(job, staging)
             if not staging.complete:
-                Extraction(job, staging, progress or report, say).run()
+                plan = plan_memory(job, resources.limit(), torch.get_num_threads())
+                Extraction(job, staging, plan, settings, progress or report, say).run()
             staging.publish(replace=force)
         except (OSError, MemoryError, RuntimeError, duckdb.Error) as error:
             if out_of_memory(error):

@@ -18,7 +18,7 @@ from larql_duck.extraction.moments import Moments
 from larql_duck.extraction.parallel import workers
 from larql_duck.extraction.vocabulary import Vocabulary
 from larql_duck.inference.topk import TopK, block_rows, row_blocks, scratch
-from larql_duck.models.source import WeightSource, final_norm_multiplier, head_matrix
+from larql_duck.models.source import Rows, WeightSource, final_norm_multiplier, head_rows
 
 # Kept beyond k while candidates are found, so that rounding at the border cannot cost a true member.
 _SPARE = 6
@@ -66,22 +66,25 @@ class OutputHead:
 
     `head` is [vocab, hidden] in any float dtype, `multiplier` the final norm's weight [hidden], `candidates` the
     token ids that may be answers (ascending), `words` a mask over the vocabulary of the tokens that z refers to. For
-    many features, `keep` holds one vocabulary x hidden f32 array besides the head; without it each search makes the
-    array anew, a block at a time, and z comes from the scores themselves.
+    many features, `keep` holds one vocabulary x hidden array besides the head, in f32 or bf16; without it each search makes
+    the array anew, a block at a time. z comes from moments of the rows with `moments` (None: as `keep` says), which pays
+    for many features, else from the scores themselves. `device` is where blocks of the head are multiplied.
     """
 
     def __init__(
         self,
-        head: torch.Tensor,
+        head: Rows,
         multiplier: torch.Tensor,
         candidates: torch.Tensor,
         words: torch.Tensor,
         dtype: torch.dtype | None = None,
         *,
         keep: bool = True,
+        moments: bool | None = None,
+        device: str = "cpu",
     ) -> None:
         self.head, self.candidates, self._multiplier = head, candidates, multiplier
-        self._words = words[candidates]
+        self._words, self._device = words[candidates], device
         total = torch.zeros(head.shape[1], dtype=torch.float64)
         for start, stop in row_blocks(len(head), 4096):
             total += head[start:stop].float().sum(0, dtype=torch.float64)
@@ -89,22 +92,50 @@ class OutputHead:
         self._unit: torch.Tensor | None = None
         self._half: torch.Tensor | None = None
         self._half_error = 0.0
+        self._moments = self._word_moments() if keep or moments else None
         if not keep:
             return
-        unit = torch.empty(len(candidates), head.shape[1])
+        if device != "cpu":
+            dtype = torch.float32
+        elif dtype is None:
+            dtype = _faster_dtype(self._unit_rows(slice(0, 4096)))
+        # One copy of the head: in bf16 it finds the candidates, whose rows are made anew for the exact scores.
+        copy = torch.empty(len(candidates), head.shape[1], dtype=dtype)
         for start, stop in row_blocks(len(candidates), 4096):
-            unit[start:stop] = self._unit_rows(slice(start, stop))
-        self._unit = unit
-        self._moments = Moments.of_rows(unit if bool(self._words.all()) else unit[self._words])
-        if (dtype or _faster_dtype(unit)) == torch.bfloat16:
-            self._half = unit.to(torch.bfloat16)
-            self._half_error = float(_rounding_error(unit, self._half).max())
+            rows = self._unit_rows(slice(start, stop))
+            copy[start:stop] = rows
+            if dtype == torch.bfloat16:
+                error = float(_rounding_error(rows, copy[start:stop]).max())
+                self._half_error = max(self._half_error, error)
+        if dtype == torch.bfloat16:
+            self._half = copy
+        else:
+            self._unit = copy
 
     @classmethod
-    def of(cls, source: WeightSource, vocabulary: Vocabulary, *, keep: bool = True) -> OutputHead:
+    def of(
+        cls,
+        source: WeightSource,
+        vocabulary: Vocabulary,
+        *,
+        keep: bool = True,
+        moments: bool | None = None,
+        device: str = "cpu",
+    ) -> OutputHead:
         """The head of a model whose tokens are in `vocabulary`."""
         words, candidates = (torch.from_numpy(a) for a in (vocabulary.is_word, vocabulary.candidate_ids))
-        return cls(head_matrix(source), final_norm_multiplier(source), candidates, words, keep=keep)
+        norm = final_norm_multiplier(source)
+        return cls(head_rows(source), norm, candidates, words, keep=keep, moments=moments, device=device)
+
+    def _word_moments(self) -> Moments:
+        """The moments of the unit rows of the tokens that z refers to, the same whether rows are kept or not."""
+        moments: Moments | None = None
+        for start, stop in row_blocks(len(self.candidates), 4096):
+            rows = self._unit_rows(slice(start, stop))[self._words[start:stop]]
+            if len(rows):
+                moments = moments or Moments(rows.mean(0))
+                moments.add(moments.sums(rows))
+        return moments or Moments(torch.zeros(self.head.shape[1]))
 
     def _unit_rows(self, at: Any) -> torch.Tensor:
         """The unit rows of the candidates at these positions, f32 [..., hidden]."""
@@ -125,6 +156,7 @@ class OutputHead:
         # |a.b - a'.b'| <= |a - a'| |b| + |a'| |b - b'|, all lengths being 1 but for rounding.
         slack = 0.0 if half is None else self._half_error + _rounding_error(directions, half) * 1.01
         blocks = row_blocks(len(self.candidates), block_rows(len(directions)))
+        there = directions.to(self._device)
 
         def offer(span: tuple[int, int]) -> torch.Tensor | None:
             start, stop = span
@@ -133,9 +165,8 @@ class OutputHead:
                 self._offer_half(best, block, directions, slack, start, 1.0)
                 self._offer_half(worst, block.neg_(), directions, slack, start, -1.0)
                 return None
-            block = scratch("product", (stop - start, len(directions)))
-            torch.mm(self._unit_rows(slice(start, stop)), directions.t(), out=block)
-            words = None if self._unit is not None else block[self._words[start:stop]].double()
+            block = self._products(slice(start, stop), there)
+            words = None if self._moments is not None else block[self._words[start:stop]].double()
             _offer(best, block, start)
             _offer(worst, block.neg_(), start)
             return None if words is None else torch.stack([words.sum(0), words.square().sum(0)])
@@ -144,7 +175,7 @@ class OutputHead:
         sums_of_blocks = [offer(blocks[0])]
         with workers() as pool:
             sums_of_blocks += pool.map(offer, blocks[1:])
-        if self._unit is not None:
+        if self._moments is not None:
             mean, std = self._moments.project(directions)
         else:
             n_words = max(int(self._words.sum()), 1)
@@ -155,6 +186,14 @@ class OutputHead:
         z = (scores - mean[:, None, None]) / torch.where(std > 0, std, torch.nan)[:, None, None]
         logits = _row_dots(lambda at: self.head[at].float(), ids.flatten(1), columns).view_as(scores)
         return PromotedTokens(ids, scores, z, logits, norms)
+
+    def _products(self, at: slice, directions: torch.Tensor) -> torch.Tensor:
+        """f32 [tokens, features], in memory of this thread: the unit rows of candidates times directions on the device."""
+        block = scratch("product", (at.stop - at.start, len(directions)))
+        rows = self._unit_rows(at)
+        if directions.device.type == "cpu":
+            return torch.mm(rows, directions.t(), out=block)
+        return block.copy_(rows.to(directions.device) @ directions.t())
 
     def _offer_half(
         self,
@@ -226,7 +265,7 @@ def _faster_dtype(rows: torch.Tensor) -> torch.dtype:
     """torch.bfloat16 where this processor multiplies it clearly faster than f32, else torch.float32."""
     if rows.shape[0] < 4096 or rows.shape[1] < 128:
         return torch.float32
-    sample = rows[:2048]
+    sample = rows[:2048].contiguous()
     taken: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
     # In turns, and the best of each: whatever else runs on the machine must not decide it.
     for _ in range(5):
