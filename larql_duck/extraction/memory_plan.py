@@ -12,8 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from larql_duck.errors import LarqlError
-from larql_duck.extraction.context import TOKEN_FEATURES
-from larql_duck.extraction.counts import token_count
+from larql_duck.extraction.counts import TOKEN_BYTES, token_count
 from larql_duck.extraction.job import Job
 from larql_duck.extraction.options import ARRAYS, FACTS, NAMES, PROMOTED, TABLES, TOP_ACTIVATING
 from larql_duck.inference.topk import block_rows
@@ -48,6 +47,11 @@ class StagePlan:
     workers: int
     kept: bool = True
     share: float = 1.0
+
+    def __str__(self) -> str:
+        """What it gives up, in words; '' where that is nothing."""
+        batches = "" if self.share == 1 else f"batches of {self.share:.0%}"
+        return ", ".join(filter(None, ("" if self.kept else "largest array in a file", batches)))
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,7 @@ class _Needs:
         return self.base + tokenizer + weights + _BATCH + int(share * _BATCHES)
 
     def _token_features(self) -> int:
-        return 16 * TOKEN_FEATURES * self.n_tokens
+        return TOKEN_BYTES * self.n_tokens
 
     def _thread(self) -> int:
         hidden, features = self.sizes.hidden, self.features

@@ -22,17 +22,24 @@ from larql_duck.catalog.ddl import model_sql
 from larql_duck.extraction import table_rows as rows
 from larql_duck.extraction import weight_arrays as arrays
 from larql_duck.extraction.context import TokenFeatures, collect_layer, run_layer, token_stream
-from larql_duck.extraction.counts import CONTEXT_LIMIT, context_operations, usual_basis
+from larql_duck.extraction.counts import (
+    CONTEXT_LIMIT,
+    MAX_PROMPTS,
+    array_numbers,
+    context_operations,
+    usual_basis,
+)
 from larql_duck.extraction.embedding import EmbeddingInputs
+from larql_duck.extraction.estimate import Estimate, learn
 from larql_duck.extraction.index_json import index_json
 from larql_duck.extraction.job import Job
-from larql_duck.extraction.memory_plan import MemoryPlan
 from larql_duck.extraction.options import ARRAYS, FACTS, NAMES, PROMOTED, TABLES, TOP_ACTIVATING
 from larql_duck.extraction.promoted_tokens import OutputHead
 from larql_duck.extraction.provenance import provenance
 from larql_duck.extraction.scratch_weights import ScratchWeights
 from larql_duck.extraction.state import Staging
 from larql_duck.extraction.stream import TokenStream
+from larql_duck.extraction.whole_progress import WholeProgress
 from larql_duck.files import open_replacing
 from larql_duck.inference.attribution import parts_problem
 from larql_duck.inference.engine import Engine
@@ -67,9 +74,6 @@ from larql_duck.vindex.manifest import INDEX, SECTION, timestamp
 from larql_duck.vindex.publish import MODEL_SQL, rebuild_database, seal_manifest, write_table
 from larql_duck.vindex.publish import TABLES as TABLES_FOLDER
 
-# Extraction asks no more than this; PROBE asks the rest.
-MAX_PROMPTS = 2000
-
 
 @dataclass(frozen=True)
 class _Facts:
@@ -92,43 +96,52 @@ class Extraction:
         self,
         job: Job,
         staging: Staging,
-        plan: MemoryPlan,
+        cost: Estimate,
         settings: Settings,
         progress: Progress,
         notice: Callable[[str], None],
     ) -> None:
-        self.job, self.staging, self.plan, self.notice = job, staging, plan, notice
-        self.settings, self.device, self.progress = settings, settings.torch_device(), progress
+        self.job, self.staging, self.plan, self.notice = job, staging, cost.plan, notice
+        self.settings, self.device = settings, settings.torch_device()
+        self.progress = WholeProgress(cost.seconds, progress)
         self.source, self.sizes, self.options = job.source, job.sizes, job.options
         self.layers = job.layers
+        # Those that are measured: of a vindex that describes some already, the others.
+        self.new = list(self.layers)
         self.bands = layer_bands(job.source.family.name, self.sizes.n_layers)
         self.extracted_at = timestamp()
         self.seconds: dict[str, float] = dict(staging.done("seconds") or {})
 
     def run(self) -> None:
         """Run what is not finished yet."""
-        self._arrays()
-        self._promoted_tokens()
-        basis = self._basis()
-        self._top_activating_tokens(basis)
-        facts = self._facts()
-        entries = self._tables(basis, facts)
-        self._complete(basis, entries, facts)
+        try:
+            self._arrays()
+            self._promoted_tokens()
+            basis = self._basis()
+            self._top_activating_tokens(basis)
+            facts = self._facts()
+            entries = self._tables(basis, facts)
+            self._complete(basis, entries, facts)
+        finally:
+            self.progress.finish()
 
     @contextmanager
-    def _stage(self, name: str) -> Iterator[None]:
-        began, threads = time.perf_counter(), torch.get_num_threads()
+    def _stage(self, name: str, *, whole: bool = True) -> Iterator[None]:
+        began, worked, threads = time.perf_counter(), time.process_time(), torch.get_num_threads()
         torch.set_num_threads(min(threads, self.plan[name].workers))
         try:
             yield
         finally:
             torch.set_num_threads(threads)
+        if whole:
+            # Seconds of a processor, shared by the threads: others that keep the machine busy do not count.
+            learn(self.job, name, (time.process_time() - worked) / threads, self.device)
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
         self.staging.record("seconds", self.seconds)
         self.job.release()
 
     def _layer_done(self, stage: str, layer: int) -> None:
-        self.progress(stage, layer + 1 - self.layers.start, len(self.layers))
+        self.progress(stage, self.new.index(layer) + 1, len(self.new))
         self.job.release()
 
     # -- arrays -------------------------------------------------------------------------------------------
@@ -138,7 +151,7 @@ class Extraction:
             return
         directory, dtype, n = self.staging.directory, self.job.dtype, self.sizes.n_layers
         browse = self.options.level == "browse"
-        total, written = _elements(self.job, browse), 0.0
+        total, written = float(array_numbers(self.job)), 0.0
 
         def step(elements: float) -> None:
             nonlocal written
@@ -158,10 +171,10 @@ class Extraction:
     # -- promoted tokens ----------------------------------------------------------------------------------
 
     def _promoted_tokens(self) -> None:
-        missing = [i for i in self.layers if self.staging.done(f"promoted-{i}") is None]
+        missing = [i for i in self.new if self.staging.done(f"promoted-{i}") is None]
         if not missing:
             return
-        with self._stage(PROMOTED):
+        with self._stage(PROMOTED, whole=len(missing) == len(self.layers)):
             keep = self.plan[PROMOTED].kept
             head = OutputHead.of(
                 self.source, self.job.vocabulary, keep=keep, moments=True, device=self.device
@@ -212,17 +225,15 @@ class Extraction:
     def _top_activating_tokens(self, basis: str) -> None:
         if self.staging.done("top"):
             return
-        ids = self.job.vocabulary.word_ids
-        if basis == "context":
-            ids = ids[: self.options.context_tokens]
+        ids = self._token_ids(basis)
         features = self._token_features(len(ids))
-        with self._stage(TOP_ACTIVATING):
+        with self._stage(TOP_ACTIVATING, whole=not self.staging.has("context")):
             if basis == "context":
                 self._context_pass(ids, features)
             else:
                 inputs = EmbeddingInputs(self.source, ids, self._token_room(len(ids)))
                 k = min(self.options.top_k, len(ids))
-                for layer in self.layers:
+                for layer in self.new:
                     self._save_top(layer, vars(inputs.layer(layer, k, features)))
                     self._layer_done(TOP_ACTIVATING, layer)
             self.staging.save("token-features", features.state() | {"ids": ids})
@@ -245,14 +256,15 @@ class Extraction:
                 stream.prefix_residual = torch.from_numpy(checkpoint["prefix"]).to(self.device)
                 features.restore(checkpoint)
             stream.residual.numpy()[:] = self.staging.rows(f"residual-{first}")
-        for layer in range(first, self.layers.stop):
-            if layer in self.layers:
+        stop = max(self.new) + 1
+        for layer in range(first, stop):
+            if layer in self.new:
                 self._save_top(layer, vars(collect_layer(stream, layer, ids, k, features)))
             else:
                 run_layer(stream, layer)
-            if layer + 1 < self.layers.stop:
+            if layer + 1 < stop:
                 self._checkpoint(layer + 1, stream, features)
-            self.progress(TOP_ACTIVATING, layer + 1, self.layers.stop)
+            self.progress(TOP_ACTIVATING, layer + 1, stop)
             self.job.release()
 
     def _checkpoint(self, layer: int, stream: TokenStream, features: TokenFeatures) -> None:
@@ -270,6 +282,11 @@ class Extraction:
 
     def _save_top(self, layer: int, measured: dict[str, np.ndarray]) -> None:
         self.staging.save(f"top-{layer}", {f"top_{name}": values for name, values in measured.items()})
+
+    def _token_ids(self, basis: str) -> np.ndarray:
+        """Ids of the tokens whose activations are measured, ascending."""
+        ids = self.job.vocabulary.word_ids
+        return ids[: self.options.context_tokens] if basis == "context" else ids
 
     def _token_features(self, n_tokens: int) -> TokenFeatures:
         counts = [self.sizes.intermediate[i] for i in self.layers]
@@ -422,10 +439,10 @@ class Extraction:
         done = self.staging.done("arrays")
         files = dict(done["files"])
         counts = self.sizes.intermediate
-        measured = [self._measured(i) if i in self.layers else n for i, n in enumerate(counts)]
+        # One layer after another: memory does not grow with the model's depth.
+        measured = (self._measured(i) if i in self.layers else n for i, n in enumerate(counts))
         with open_replacing(directory / layout.DOWN_META, error=None) as file:
-            file.writelines(rows.down_meta_bytes(measured, self.options.top_k))
-        del measured
+            file.writelines(rows.down_meta_bytes(measured, len(counts), self.options.top_k))
         files[layout.DOWN_META] = hash_file(directory / layout.DOWN_META)
         files[MODEL_SQL] = write_file(directory / MODEL_SQL, model_sql().encode())
         if facts.record is not None:
@@ -446,11 +463,3 @@ class Extraction:
             raw[SECTION]["probe"] = facts.record
         write_file(directory / INDEX, seal_manifest(raw))
         rebuild_database(directory)
-
-
-def _elements(job: Job, browse: bool) -> float:
-    """How many numbers will be written; tensors are not read for it."""
-    family = job.source.family
-    gates = {family.gate_name(i) for i in range(job.sizes.n_layers)} | {family.embed}
-    shapes = family.expected(job.source.config)
-    return float(sum(np.prod(shape) for name, shape in shapes.items() if not browse or name in gates))
