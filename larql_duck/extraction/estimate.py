@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
+from larql_duck.errors import LarqlError
 from larql_duck.extraction import counts
 from larql_duck.extraction.job import Job
 from larql_duck.extraction.machine import Speed, learn_factor, machine_speed, stage_factor
@@ -57,7 +59,9 @@ def estimate_cost(job: Job, plan: MemoryPlan, device: str = "cpu", *, measure: b
 def learn(job: Job, stage: str, spent: float, device: str = "cpu") -> None:
     """Keep what a stage took on this machine, in seconds of all threads, for later estimates."""
     if stage in _USUAL and spent >= _TELLING_S:
-        learn_factor(stage, spent, bare_seconds(job, _speed(job, device, True))[stage], device)
+        # A cache that cannot be used must not end the work of hours.
+        with suppress(LarqlError):
+            learn_factor(stage, spent, bare_seconds(job, _speed(job, device, True))[stage], device)
 
 
 def _speed(job: Job, device: str, measure: bool) -> Speed:

@@ -227,14 +227,17 @@ class Extraction:
             return
         ids = self._token_ids(basis)
         features = self._token_features(len(ids))
-        with self._stage(TOP_ACTIVATING, whole=not self.staging.has("context")):
+        whole = not self.staging.has("reached") and len(self.new) == len(self.layers)
+        with self._stage(TOP_ACTIVATING, whole=whole):
             if basis == "context":
                 self._context_pass(ids, features)
             else:
                 inputs = EmbeddingInputs(self.source, ids, self._token_room(len(ids)))
                 k = min(self.options.top_k, len(ids))
-                for layer in self.new:
+                first, _ = self._reached(features)
+                for layer in (layer for layer in self.new if layer >= first):
                     self._save_top(layer, vars(inputs.layer(layer, k, features)))
+                    self.staging.save("reached", {"next": np.array([layer + 1])} | features.state())
                     self._layer_done(TOP_ACTIVATING, layer)
             self.staging.save("token-features", features.state() | {"ids": ids})
             self.staging.record("top")
@@ -249,12 +252,9 @@ class Extraction:
             device=self.device,
         )
         k = min(self.options.top_k, len(ids))
-        first = 0
-        if self.staging.has("context"):
-            with self.staging.opened("context") as checkpoint:
-                first = int(checkpoint["next"][0])
-                stream.prefix_residual = torch.from_numpy(checkpoint["prefix"]).to(self.device)
-                features.restore(checkpoint)
+        first, prefix = self._reached(features)
+        if prefix is not None:
+            stream.prefix_residual = torch.from_numpy(prefix).to(self.device)
             stream.residual.numpy()[:] = self.staging.rows(f"residual-{first}")
         stop = max(self.new) + 1
         for layer in range(first, stop):
@@ -271,8 +271,19 @@ class Extraction:
         """Keep what the pass needs to go on at `layer`: a run that is killed loses one layer."""
         self.staging.save_rows(f"residual-{layer}", stream.residual.numpy())
         prefix = stream.prefix_residual.cpu().numpy()
-        self.staging.save("context", {"next": np.array([layer]), "prefix": prefix} | features.state())
+        self.staging.save("reached", {"next": np.array([layer]), "prefix": prefix} | features.state())
         self.staging.drop(f"residual-{layer - 1}.npy")
+
+    def _reached(self, features: TokenFeatures) -> tuple[int, np.ndarray | None]:
+        """The layer at which an interrupted search goes on, and the stream's constant positions in the context pass.
+
+        `features` become those that it had by then. 0 and None where none was interrupted.
+        """
+        if not self.staging.has("reached"):
+            return 0, None
+        with self.staging.opened("reached") as checkpoint:
+            features.restore(checkpoint)
+            return int(checkpoint["next"][0]), checkpoint.get("prefix")
 
     def _token_room(self, n_tokens: int) -> torch.Tensor | None:
         """Where the tokens' vectors lie, f32 [tokens, hidden]: in a scratch file where memory is too small; None: there."""
