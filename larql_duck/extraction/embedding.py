@@ -15,17 +15,26 @@ import torch
 
 from larql_duck.extraction.context import LayerCollector, TokenFeatures, TopActivating
 from larql_duck.extraction.moments import Moments
-from larql_duck.extraction.parallel import workers
+from larql_duck.extraction.parallel import products, workers
 from larql_duck.inference.modules import ACTIVATIONS
-from larql_duck.inference.topk import block_rows, row_blocks, scratch
+from larql_duck.inference.topk import block_rows, row_blocks
 from larql_duck.models.source import WeightSource, ffn_matrix, matrix_rows
 
 
 class EmbeddingInputs:
-    """Scaled embeddings of the word-like tokens, f32 [tokens, hidden]; in `room`, where it is given."""
+    """Scaled embeddings of the word-like tokens, f32 [tokens, hidden]; in `room`, where it is given. They are multiplied on
+    `device`.
+    """
 
-    def __init__(self, source: WeightSource, ids: np.ndarray, room: torch.Tensor | None = None) -> None:
-        self.source, self.ids = source, ids
+    def __init__(
+        self,
+        source: WeightSource,
+        ids: np.ndarray,
+        *,
+        room: torch.Tensor | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.source, self.ids, self._device = source, ids, device
         scale = source.family.embed_scale(source.config)
         embeddings = matrix_rows(source, source.family.embed)
         self.rows = torch.empty(len(ids), embeddings.shape[1]) if room is None else room
@@ -46,11 +55,11 @@ class EmbeddingInputs:
         collector = LayerCollector(layer, k, tokens, mean, std)
         blocks = row_blocks(len(self.rows), block_rows(len(gates)))
 
+        there = gates.to(self._device)
+
         def search(block: tuple[int, int]) -> None:
             start, stop = block
-            values = scratch("product", (stop - start, len(gates)))
-            torch.mm(self.rows[start:stop], gates.t(), out=values)
-            collector.add(start, values, None)
+            collector.add(start, products(self.rows[start:stop], there), None)
 
         with workers() as pool:
             pool.each(search, blocks)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from larql_duck import cache
-from larql_duck.extraction.parallel import Workers, workers
+from larql_duck.extraction.parallel import Workers, products, workers
 from larql_duck.inference.topk import TopK, block_rows, scratch
 
 _SPEED, _FACTOR = "machine-speed", "stage-factor"
@@ -85,19 +85,16 @@ def _measured(hidden: int, features: int, device: str) -> Speed:
     top.values[:] = hidden
 
     def product(_: int) -> None:
-        if device == "cpu":
-            torch.mm(block, matrix.t(), out=scratch("product", (rows, features)))
-        else:
-            scratch("product", (rows, features)).copy_(block.to(device) @ matrix.t())
+        products(block, matrix)
 
     def scan(_: int) -> None:
         top.candidates(scratch("product", (rows, features)), row_axis=1)
 
     data = bytes(1 << 24)
     with torch.no_grad(), workers() as pool:
-        products = _rate(pool, product) * 2 * rows * features * hidden
+        operations = _rate(pool, product) * 2 * rows * features * hidden
         scans = _rate(pool, scan) * rows * features
-    return Speed(products, scans, _best(lambda: hashlib.sha256(data)) * len(data))
+    return Speed(operations, scans, _best(lambda: hashlib.sha256(data)) * len(data))
 
 
 def _rate(pool: Workers, work: Callable[[int], None]) -> float:

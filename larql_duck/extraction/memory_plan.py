@@ -70,12 +70,12 @@ class MemoryPlan:
         return self.stages[stage]
 
 
-def plan_memory(job: Job, limit: int, threads: int) -> MemoryPlan:
-    """The MemoryPlan of a job within `limit` bytes, on at most so many threads.
+def plan_memory(job: Job, limit: int, threads: int, device: str = "cpu") -> MemoryPlan:
+    """The MemoryPlan of a job within `limit` bytes, on at most so many threads; the model is asked on `device`.
 
     LarqlError, with the least that suffices, where no plan fits.
     """
-    needs = _Needs(job)
+    needs = _Needs(job, device)
     fewer = [n for n in (threads, threads // 2, threads // 4, 2, 1) if 1 <= n <= threads]
     workers = sorted(set(fewer), reverse=True)
     tried = {
@@ -111,8 +111,8 @@ def _stage_of(tried: dict[str, list[StagePlan]], least: int) -> str:
 class _Needs:
     """Bytes that the stages of a job hold."""
 
-    def __init__(self, job: Job) -> None:
-        self.job, self.sizes = job, job.sizes
+    def __init__(self, job: Job, device: str) -> None:
+        self.job, self.sizes, self.device = job, job.sizes, device
         self.features = max(self.sizes.intermediate)
         self.n_tokens = token_count(job)
         self.base = _IMPORTS + _TEXTS * self.sizes.vocab
@@ -121,8 +121,8 @@ class _Needs:
 
     @property
     def converted(self) -> int:
-        """Bytes of the whole model in f32 that are no views of the file."""
-        return 0 if self.job.stored == "f32" else 4 * self.sizes.parameters
+        """Bytes of the whole model in f32 that are no views of the file and lie in the machine's own memory."""
+        return 0 if self.job.stored == "f32" or self.device != "cpu" else 4 * self.sizes.parameters
 
     def arrays(self) -> int:
         return max(_IMPORTS + _READING * self.sizes.vocab, self.base + self.layer + 64 * _MB)

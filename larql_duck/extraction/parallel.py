@@ -10,6 +10,8 @@ from typing import TypeVar
 
 import torch
 
+from larql_duck.inference.topk import scratch
+
 Given = TypeVar("Given")
 Made = TypeVar("Made")
 
@@ -42,6 +44,14 @@ class Workers:
     def each(self, function: Callable[[Given], object], items: Iterable[Given]) -> None:
         """Call `function` with each item."""
         deque(self.map(function, items), maxlen=0)
+
+
+def products(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """rows [n, hidden] times the rows of matrix [m, hidden], f32 [n, m] in memory of this thread, computed where matrix lies."""
+    block = scratch("product", (len(rows), len(matrix)))
+    if matrix.device.type == "cpu":
+        return torch.mm(rows, matrix.t(), out=block)
+    return block.copy_(rows.to(matrix.device) @ matrix.t())
 
 
 @contextmanager

@@ -177,7 +177,8 @@ def _identity(source: WeightSource) -> dict[str, Any]:
 
 
 def _planned(job: Job, resources: Resources) -> MemoryPlan:
-    return plan_memory(job, resources.limit(), torch.get_num_threads())
+    device = resources.settings().torch_device()
+    return plan_memory(job, resources.limit(), torch.get_num_threads(), device)
 
 
 def _check_space(cost: Estimate, staging: Staging) -> None:

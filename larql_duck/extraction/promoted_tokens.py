@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from larql_duck.extraction.moments import Moments
-from larql_duck.extraction.parallel import workers
+from larql_duck.extraction.parallel import products, workers
 from larql_duck.extraction.vocabulary import Vocabulary
-from larql_duck.inference.topk import TopK, block_rows, row_blocks, scratch
+from larql_duck.inference.topk import TopK, block_rows, row_blocks
 from larql_duck.models.source import Rows, WeightSource, final_norm_multiplier, head_rows
 
 # Kept beyond k while candidates are found, so that rounding at the border cannot cost a true member.
@@ -165,7 +165,7 @@ class OutputHead:
                 self._offer_half(best, block, directions, slack, start, 1.0)
                 self._offer_half(worst, block.neg_(), directions, slack, start, -1.0)
                 return None
-            block = self._products(slice(start, stop), there)
+            block = products(self._unit_rows(slice(start, stop)), there)
             words = None if self._moments is not None else block[self._words[start:stop]].double()
             _offer(best, block, start)
             _offer(worst, block.neg_(), start)
@@ -186,14 +186,6 @@ class OutputHead:
         z = (scores - mean[:, None, None]) / torch.where(std > 0, std, torch.nan)[:, None, None]
         logits = _row_dots(lambda at: self.head[at].float(), ids.flatten(1), columns).view_as(scores)
         return PromotedTokens(ids, scores, z, logits, norms)
-
-    def _products(self, at: slice, directions: torch.Tensor) -> torch.Tensor:
-        """f32 [tokens, features], in memory of this thread: the unit rows of candidates times directions on the device."""
-        block = scratch("product", (at.stop - at.start, len(directions)))
-        rows = self._unit_rows(at)
-        if directions.device.type == "cpu":
-            return torch.mm(rows, directions.t(), out=block)
-        return block.copy_(rows.to(directions.device) @ directions.t())
 
     def _offer_half(
         self,

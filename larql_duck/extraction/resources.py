@@ -39,9 +39,8 @@ class Resources:
     device: str | None = None
 
     def settings(self) -> Settings:
-        """How forward passes are computed: as the environment says, on the device that was chosen."""
-        usual = Settings.from_environment()
-        return Settings(usual.compute_dtype, self.device or usual.device, usual.threads)
+        """How forward passes are computed: in f32, on the device that was chosen."""
+        return Settings(device=self.device or Settings.from_environment().device)
 
     def limit(self) -> int:
         """The bytes that the process may take: those that were given, else half of what is free and what it has already."""

@@ -16,10 +16,14 @@ from larql_duck.vindex.arrays import map_tensor
 class ScratchWeights:
     """The tensors of `source` in f32, written to `path` once and mapped from there. A WeightSource.
 
-    The file is a scratch file: nothing says what is in it but this object. `step` is called after each tensor.
+    The file is a scratch file: nothing says what is in it but this object. `step` is called after each tensor. VindexError
+    for a vindex whose weights changed since they were written.
     """
 
     def __init__(self, source: WeightSource, path: Path, step: Callable[[], None] = lambda: None) -> None:
+        check = getattr(source, "check_weights", None)
+        if callable(check):
+            check()
         self._source, self._file = source, path
         self.path, self.config, self.family = source.path, source.config, source.family
         self._places: dict[str, tuple[int, tuple[int, ...]]] = {}

@@ -232,7 +232,8 @@ class Extraction:
             if basis == "context":
                 self._context_pass(ids, features)
             else:
-                inputs = EmbeddingInputs(self.source, ids, self._token_room(len(ids)))
+                room = self._token_room(len(ids))
+                inputs = EmbeddingInputs(self.source, ids, room=room, device=self.device)
                 k = min(self.options.top_k, len(ids))
                 first, _ = self._reached(features)
                 for layer in (layer for layer in self.new if layer >= first):
@@ -345,7 +346,7 @@ class Extraction:
     def _engine(self) -> Engine:
         """The model, with weights and batches as the plan of memory has them."""
         weights = None
-        if not self.plan[FACTS].kept and self.device == "cpu":
+        if not self.plan[FACTS].kept:
             weights = ScratchWeights(self.source, self.staging.work / "weights.f32", self.job.release)
         engine = Engine.load(self.source, self.settings, weights=weights)
         engine.share = self.plan[FACTS].share

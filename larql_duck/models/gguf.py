@@ -88,7 +88,10 @@ class GgufSource(ModelSource):
         """A matrix's rows; of a quantised one those are dequantised that are asked for."""
         self.shape(name)
         place = self._places[name]
-        if place.kind.name in FLOATS or self._layout.heads(name) is not None or self._layout.is_turned(name):
+        plain = (
+            len(place.shape) == 2 and self._layout.heads(name) is None and not self._layout.is_turned(name)
+        )
+        if place.kind.name in FLOATS or not plain:
             return self.tensor(name)
         return _QuantisedRows(self._file, place, self.path, name)
 
