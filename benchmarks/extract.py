@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from benchmarks.cases import Case, Row, run, smollm2, tool
 from benchmarks.random_models import RandomModel
@@ -169,7 +170,7 @@ def estimates(work: Path) -> Iterator[Row]:
     from larql_duck.extraction.pipeline import estimate
 
     other = RandomModel(64_000, 512, 2048, 6).write(work / "estimated")
-    cases = {
+    cases: dict[str, tuple[Path, dict[str, Any]]] = {
         "SmolLM2": (smollm2(), {"in_basis": "context"}),
         "SmolLM2, embedding, browse": (smollm2(), {"in_basis": "embedding", "level": "browse"}),
         "SmolLM2, layers 0-9": (smollm2(), {"in_basis": "context", "layers": [0, 9]}),

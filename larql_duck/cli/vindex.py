@@ -43,7 +43,9 @@ def extract(
     dtype: Annotated[
         Literal["source", "f16", "f32"], Option(help="The arrays' dtype; source is the model's own.")
     ] = "source",
-    layers: Annotated[str | None, Option(help="Describe the features of layers A-B only.")] = None,
+    layers: Annotated[
+        str | None, Option(help="Describe the features of layers A-B only; added where OUT exists.")
+    ] = None,
     top_k: Annotated[int, Option(help="Tokens per feature and side.")] = 10,
     in_basis: Annotated[
         Literal["auto", "context", "embedding"], Option(help="Where activating tokens are measured.")

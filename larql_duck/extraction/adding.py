@@ -116,7 +116,7 @@ class Addition(Extraction):
             triples = derive_triples(files / "facts.parquet", edges, many)
             with self.staging.opened("token-features") as checkpoint:
                 ids = checkpoint["ids"]
-                token_features = self._token_features(len(ids))
+                token_features = super()._token_features(len(ids))
                 token_features.restore(checkpoint)
             named: dict[str, pa.Table | Iterator[pa.Table]] = {
                 "feature_tokens": _pieces(feature_tokens),
@@ -144,17 +144,13 @@ class Addition(Extraction):
     def _token_features(self, n_tokens: int) -> TokenFeatures:
         """The tokens' features over the layers that are described already."""
         features = super()._token_features(n_tokens)
-        table = pq.read_table(self.vindex.tables_dir / "token_features.parquet", columns=_TOKEN_COLUMNS)
-        token, rank, layer, feature, *values = (table[name].to_numpy() for name in _TOKEN_COLUMNS)
-        ids = self._token_ids(self._basis())
-        row, place = np.searchsorted(ids, token), rank - 1
-        top = features.top
-        # Of the model's features there may be fewer than are kept of a token.
-        fits = place < top.k
-        at = row[fits], place[fits]
-        top.columns[at] = (features.offsets[layer - self.layers.start] + feature)[fits]
-        for array, column in zip((top.values, *top.companions), values, strict=True):
-            array[at] = column[fits]
+        ids, top = self._token_ids(self._basis()), features.top
+        for table in _pieces(self.vindex.tables_dir / "token_features.parquet", _TOKEN_COLUMNS):
+            token, rank, layer, feature, *values = (table[name].to_numpy() for name in _TOKEN_COLUMNS)
+            at = np.searchsorted(ids, token), rank - 1
+            top.columns[at] = features.offsets[layer - self.layers.start] + feature
+            for array, column in zip((top.values, *top.companions), values, strict=True):
+                array[at] = column
         return features
 
     def _down_meta(self) -> Path:
@@ -187,7 +183,8 @@ class Addition(Extraction):
 _TOKEN_COLUMNS = ["token_id", "rank", "layer", "feature", "z", "gate", "activation"]
 
 
-def _pieces(path: Path) -> Iterator[pa.Table]:
-    file = pq.ParquetFile(path)
-    for group in range(file.num_row_groups):
-        yield file.read_row_group(group)
+def _pieces(path: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """A table of a file, piece by piece."""
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group, columns)

@@ -12,13 +12,13 @@ from typing import Any
 import duckdb
 import torch
 
-from larql_duck.errors import VindexError, first_line, out_of_memory
+from larql_duck.errors import LarqlError, VindexError, first_line, out_of_memory
 from larql_duck.extraction.adding import Addition, check_same_model, options_for
 from larql_duck.extraction.estimate import Estimate, estimate_cost
 from larql_duck.extraction.job import Job, prepare
 from larql_duck.extraction.memory_plan import MemoryPlan, plan_memory
 from larql_duck.extraction.options import Options
-from larql_duck.extraction.resources import Resources
+from larql_duck.extraction.resources import Resources, free_memory, own_memory
 from larql_duck.extraction.stages import Extraction
 from larql_duck.extraction.state import Staging, bring_back, open_staging
 from larql_duck.files import next_step_after, real_place, with_parents
@@ -151,7 +151,8 @@ def _add_layers(
     check_database(target)
     options = options_for(vindex, asked)
     if options.layer_range(vindex.n_layers) == vindex.manifest.described_layers:
-        say(f"layers {options.layers[0]}-{options.layers[1]} are described already" if options.layers else "")
+        wanted = asked.layer_range(vindex.n_layers)
+        say(f"layers {wanted.start}-{wanted.stop - 1} are described already")
         return target
     job = prepare(model, options)
     check_same_model(vindex, job)
@@ -177,8 +178,14 @@ def _identity(source: WeightSource) -> dict[str, Any]:
 
 
 def _planned(job: Job, resources: Resources) -> MemoryPlan:
-    device = resources.settings().torch_device()
-    return plan_memory(job, resources.limit(), torch.get_num_threads(), device)
+    """The plan of memory within what was given; else within half of what is free, or within all of it where half is too little."""
+    device, threads = resources.settings().torch_device(), torch.get_num_threads()
+    try:
+        return plan_memory(job, resources.limit(), threads, device)
+    except LarqlError:
+        if resources.memory is not None:
+            raise
+    return plan_memory(job, free_memory() + own_memory(), threads, device)
 
 
 def _check_space(cost: Estimate, staging: Staging) -> None:
