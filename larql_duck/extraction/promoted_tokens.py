@@ -18,7 +18,7 @@ from larql_duck.extraction.moments import Moments
 from larql_duck.extraction.parallel import products, workers
 from larql_duck.extraction.vocabulary import Vocabulary
 from larql_duck.inference.topk import TopK, block_rows, row_blocks
-from larql_duck.models.source import Rows, WeightSource, final_norm_multiplier, head_rows
+from larql_duck.models.source import MatrixRows, WeightSource, final_norm_multiplier, head_rows
 
 # Kept beyond k while candidates are found, so that rounding at the border cannot cost a true member.
 _SPARE = 6
@@ -73,7 +73,7 @@ class OutputHead:
 
     def __init__(
         self,
-        head: Rows,
+        head: MatrixRows,
         multiplier: torch.Tensor,
         candidates: torch.Tensor,
         words: torch.Tensor,
@@ -234,7 +234,7 @@ def _rounding_error(rows: torch.Tensor, half: torch.Tensor) -> torch.Tensor:
 
 
 RowsAt: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
-"""Rows of a matrix, f32 [..., hidden], by their positions [...]."""
+"""MatrixRows of a matrix, f32 [..., hidden], by their positions [...]."""
 
 
 def _dots(left: RowsAt, i: torch.Tensor, right: torch.Tensor, j: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from larql_duck.extraction.parallel import Workers
 from larql_duck.inference.loading import load_parameters, skeleton, unload_parameters
 from larql_duck.inference.modules import LayerModules, find_modules
 from larql_duck.inference.topk import row_blocks
-from larql_duck.models.source import Rows, WeightSource, matrix_rows
+from larql_duck.models.source import MatrixRows, WeightSource, matrix_rows
 
 LayerArguments = dict[str, Any]
 # Numbers in one array of a block of tokens, of which attention makes about ten.
@@ -114,7 +114,7 @@ class TokenStream:
         unload_parameters(self.model, names)
 
     @contextmanager
-    def _embedding_of(self, ids: list[int], vectors: Rows) -> Iterator[None]:
+    def _embedding_of(self, ids: list[int], vectors: MatrixRows) -> Iterator[None]:
         """A context in which the model's embedding has the rows of these tokens alone: their number stands for the id."""
         module: Any = self.model.get_input_embeddings()
         weight, padding = module.weight, module.padding_idx

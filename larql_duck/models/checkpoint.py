@@ -12,7 +12,7 @@ import torch
 
 from larql_duck.errors import ModelError
 from larql_duck.models.family import Family, ModelSizes
-from larql_duck.models.source import Rows
+from larql_duck.models.source import MatrixRows
 from larql_duck.models.tokenizer import load_tokenizer
 
 _NAMED = 3  # how many problems an error spells out
@@ -87,7 +87,7 @@ class ModelSource:
             self._checked.add(name)
         return out
 
-    def rows(self, name: str) -> Rows:
+    def rows(self, name: str) -> MatrixRows:
         """A matrix's rows, to be read as they are needed: never all of a quantised matrix at once. Checked as `tensor` does."""
         return self.tensor(name)
 

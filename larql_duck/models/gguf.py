@@ -17,7 +17,7 @@ from larql_duck.models.gguf_file import GgufFile, GgufTensor
 from larql_duck.models.gguf_layout import POSITIONS, GgufLayout, parted
 from larql_duck.models.gguf_tokenizer import tokenizer_files
 from larql_duck.models.mapped import FLOATS
-from larql_duck.models.source import Rows
+from larql_duck.models.source import MatrixRows
 
 # What only steers llama.cpp, or is part of the config here.
 _IGNORED = re.compile(r"rope_freqs\.weight|rope_factors_(long|short)\.weight|blk\.\d+\.attn_rot_embd\.weight")
@@ -84,7 +84,7 @@ class GgufSource(ModelSource):
         """Drop the pages that reading has made resident."""
         self._file.release()
 
-    def rows(self, name: str) -> Rows:
+    def rows(self, name: str) -> MatrixRows:
         """A matrix's rows; of a quantised one those are dequantised that are asked for."""
         self.shape(name)
         place = self._places[name]

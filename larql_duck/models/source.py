@@ -30,7 +30,7 @@ class WeightSource(Protocol):
         """File name -> content of tokenizer.json, tokenizer_config.json and their companions, where present."""
 
 
-class Rows(Protocol):
+class MatrixRows(Protocol):
     """A matrix [n, columns] whose rows are read as they are asked for, by a slice or by a tensor of numbers; a tensor is one."""
 
     @property
@@ -41,10 +41,10 @@ class Rows(Protocol):
     def __getitem__(self, at: Any, /) -> torch.Tensor: ...
 
 
-def matrix_rows(source: WeightSource, name: str) -> Rows:
+def matrix_rows(source: WeightSource, name: str) -> MatrixRows:
     """The rows of a matrix in its stored dtype: the mapped tensor, or what dequantises as many rows as are asked for."""
     reader = getattr(source, "rows", None)
-    rows: Rows = source.tensor(name) if reader is None else reader(name)
+    rows: MatrixRows = source.tensor(name) if reader is None else reader(name)
     return rows
 
 
@@ -71,7 +71,7 @@ def head_matrix(source: WeightSource) -> torch.Tensor:
     return source.tensor(_head_name(source))
 
 
-def head_rows(source: WeightSource) -> Rows:
+def head_rows(source: WeightSource) -> MatrixRows:
     """The rows of `head_matrix`, as `matrix_rows` gives them."""
     return matrix_rows(source, _head_name(source))
 
