@@ -234,7 +234,7 @@ def _rounding_error(rows: torch.Tensor, half: torch.Tensor) -> torch.Tensor:
 
 
 RowsAt: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
-"""MatrixRows of a matrix, f32 [..., hidden], by their positions [...]."""
+"""Rows of a matrix, f32 [..., hidden], by their positions [...]."""
 
 
 def _dots(left: RowsAt, i: torch.Tensor, right: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
