@@ -121,7 +121,8 @@ def _parts(statistics: dict[str, float]) -> str:
 def memory(work: Path) -> Iterator[Row]:
     """Peak of the process's own memory without probing, beside what the plan expects and what was allowed.
 
-    Random weights: as large as Gemma 3 270M, and as Qwen 0.5B; and SmolLM2.
+    Random weights: as large as Gemma 3 270M, and as Qwen 0.5B; and SmolLM2. One layer's features are described: depth does
+    not show in the peak, as `growth` says.
     """
     gemma = RandomModel(262_144, 640, 2048, 18, 4, 1).write(work / "gemma-like")
     yield from _within(work, "as large as Gemma 3 270M", gemma, None, 1500)
@@ -135,8 +136,9 @@ def _within(work: Path, name: str, model: Path, memory: int | None, limit: int) 
     """The peak of one extraction, beside the plan's."""
     from larql_duck.extraction.pipeline import estimate
 
-    plan = estimate(model, probe=False, in_basis="context", memory=memory).plan
-    taken = watched(_EXTRACT, model, work / "memory.vindex", _options(in_basis="context", memory=memory))
+    options: dict[str, Any] = {"in_basis": "context", "memory": memory}
+    plan = estimate(model, probe=False, layers=(0, 0), **options).plan
+    taken = watched(_EXTRACT, model, work / "memory.vindex", _options(layers=[0, 0], **options))
     note = f"{taken.processor:.0f} s of processors"
     yield Row(f"peak memory, {name}", taken.peak / 1e6, plan.peak / 1e6, "MB", f"{limit} MB", note)
 
