@@ -220,7 +220,7 @@ class Extraction:
         # Tests hold the listed families to transformers' own passes.
         if self.source.family.listed:
             return None
-        return parts_problem(Engine.load(self.source))
+        return parts_problem(Engine.load(self.source, weights=self._scratch_weights()))
 
     def _top_activating_tokens(self, basis: str) -> None:
         if self.staging.done("top"):
@@ -345,12 +345,16 @@ class Extraction:
 
     def _engine(self) -> Engine:
         """The model, with weights and batches as the plan of memory has them."""
-        weights = None
-        if not self.plan[FACTS].kept:
-            weights = ScratchWeights(self.source, self.staging.work / "weights.f32", self.job.release)
+        weights = None if self.plan[FACTS].kept else self._scratch_weights()
         engine = Engine.load(self.source, self.settings, weights=weights)
         engine.share = self.plan[FACTS].share
         return engine
+
+    def _scratch_weights(self) -> ScratchWeights | None:
+        """The weights in f32 in a scratch file; None where the model's own file has them so."""
+        if self.job.stored == "f32":
+            return None
+        return ScratchWeights(self.source, self.staging.work / "weights.f32", self.job.release)
 
     def _names(
         self, engine: Engine, tables: dict[str, pa.Table], known: Knowledge, n: int
