@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks.random_models import RandomModel
+from benchmarks.sampling import watched
 from larql_duck.catalog import SCHEMAS
 from larql_duck.cli.app import run
 from larql_duck.errors import LarqlError
-from larql_duck.extraction import extract, memory_plan
+from larql_duck.extraction import extract, memory_plan, pipeline
 from larql_duck.extraction.job import prepare
 from larql_duck.extraction.memory_plan import plan_memory
 from larql_duck.extraction.options import FACTS, PROMOTED, TOP_ACTIVATING, Options
@@ -42,6 +45,8 @@ def test_what_is_no_size_or_too_little_is_refused(tiny_model, capsys: pytest.Cap
     assert said.count("\n") == 1 and "cannot be extracted in 50 MB" in said
     least = said.split("--memory ")[1].split()[0]
     assert run(["extract", str(tiny_model("llama")), "--estimate", "--memory", least]) == 0
+    planned = capsys.readouterr().out
+    assert f" MB of {least.removesuffix('M')} MB that it may take" in planned and "batches of 10%" in planned
 
 
 def test_control_groups_bound_what_is_free(tmp_path: Path) -> None:
@@ -100,6 +105,21 @@ def test_arrays_in_files_make_the_same_tables(
         left, right = Vindex.open(usual), Vindex.open(files)
         for name in set(SCHEMAS) - {"meta"}:
             assert left.table(name).equals(right.table(name)), name
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_least_that_is_asked_for_suffices(tmp_path: Path) -> None:
+    model = RandomModel(40_000, 256, 512, 2).write(tmp_path / "m")
+    with pytest.raises(LarqlError) as caught:
+        pipeline.estimate(model, probe=False, memory=1)
+    least = int(str(caught.value).split("--memory ")[1].split("M")[0]) * MB
+    code = (
+        "import sys; from larql_duck.extraction import extract\n"
+        "extract(sys.argv[1], sys.argv[2], probe=False, in_basis='context', memory=int(sys.argv[3]))"
+    )
+    taken = watched(code, model, tmp_path / "x.vindex", str(least))
+    assert 0.5 * least < taken.peak <= least
 
 
 def test_weights_in_a_file_answer_alike(tmp_path: Path, tiny_model) -> None:
