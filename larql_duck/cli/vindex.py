@@ -122,9 +122,8 @@ def verify(vindex: VindexArgument) -> int:
 
 def _print_estimate(estimate: Estimate) -> None:
     for stage, seconds in estimate.seconds.items():
-        print(
-            f"{stage:<22} {in_words(seconds):>8} {estimate.plan[stage].peak / 1e6:>6.0f} MB  {estimate.plan[stage]}"
-        )
+        plan = estimate.plan[stage]
+        print(f"{stage:<22} {in_words(seconds):>8} {plan.peak / 1e6:>6.0f} MB  {plan}".rstrip())
     print(f"{'time':<22} {in_words(estimate.total_seconds):>8} (basis {estimate.basis})")
     if estimate.names:
         print(f"{'names':<22} {estimate.names:>8} of the vocabulary")
