@@ -104,14 +104,13 @@ def extract(
     check_replaceable(target, job.source.path)
     for line in job.notices:
         say(line)
+    cost = estimate_cost(job, _planned(job, resources), settings.torch_device(), measure=False)
     key = {"model": _identity(job.source), "options": options.as_dict()}
     with with_parents(target), open_staging(target, key) as staging, _failures_of(target):
         resumed = staging.begin(resume)
         if resume and not resumed:
             say("nothing to resume: no interrupted extraction to this path; starting from the beginning")
         staging.try_place()
-        plan = _planned(job, resources)
-        cost = estimate_cost(job, plan, settings.torch_device(), measure=False)
         if not resumed:
             _check_space(cost, staging)
         if not staging.complete:
@@ -156,14 +155,13 @@ def _add_layers(
         return target
     job = prepare(model, options)
     check_same_model(vindex, job)
+    settings = resources.settings()
+    cost = estimate_cost(job, _planned(job, resources), settings.torch_device(), measure=False)
     key = {"model": _identity(job.source), "options": options.as_dict(), "added": vindex.manifest.options}
     with open_staging(target, key) as staging, _failures_of(target):
         staging.begin(resume)
-        cost = estimate_cost(
-            job, _planned(job, resources), resources.settings().torch_device(), measure=False
-        )
         _check_space(cost, staging)
-        addition = Addition(vindex, job, staging, cost, resources.settings(), progress, say)
+        addition = Addition(vindex, job, staging, cost, settings, progress, say)
         addition.run()
         addition.commit()
     return target

@@ -37,12 +37,15 @@ def test_sizes_are_read(text: str, expected: int) -> None:
     assert memory_size(text) == expected
 
 
-def test_what_is_no_size_or_too_little_is_refused(tiny_model, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_no_size_or_too_little_is_refused(
+    tiny_model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(LarqlError, match="'two' is no size"):
         memory_size("two")
-    assert run(["extract", str(tiny_model("llama")), "--estimate", "--memory", "50M"]) == 1
+    assert run(["extract", str(tiny_model("llama")), "-o", str(tmp_path / "x"), "--memory", "50M"]) == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "cannot be extracted in 50 MB" in said
+    assert not list(tmp_path.iterdir())
     least = said.split("--memory ")[1].split()[0]
     assert run(["extract", str(tiny_model("llama")), "--estimate", "--memory", least]) == 0
     planned = capsys.readouterr().out
