@@ -242,7 +242,8 @@ class Extraction:
                     self._layer_done(TOP_ACTIVATING, layer)
             self.staging.save("token-features", features.state() | {"ids": ids})
             self.staging.record("top")
-        self.staging.drop("residual-*")
+        for pattern in ("residual-*", "*.scratch"):
+            self.staging.drop(pattern)
 
     def _context_pass(self, ids: np.ndarray, features: TokenFeatures) -> None:
         stream = token_stream(
