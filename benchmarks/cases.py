@@ -75,19 +75,6 @@ def run(command: Sequence[str | Path], **environment: str) -> tuple[float, str]:
     return seconds, process.stdout
 
 
-# The peak that wait4 gives for a child begins with what its parent held: the child has to say its own.
-_PEAK = """
-import re
-print("\\n", re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
-"""
-
-
-def peak_memory(code: str, *arguments: str | Path) -> int:
-    """Peak resident bytes of a fresh process that runs Python code with arguments (Linux)."""
-    _, output = run([sys.executable, "-c", code + _PEAK, *arguments])
-    return int(output.split()[-1]) * 1024
-
-
 def tool(name: str) -> str:
     """The path of a command that lies beside this Python."""
     return str(Path(sys.executable).with_name(name))

@@ -1,4 +1,4 @@
-"""Extraction beside the bare matrix products that it contains, and its memory beside its stated bound."""
+"""Extraction beside the bare matrix products that it contains, beside its plan of memory, its estimate, and its growth."""
 
 from __future__ import annotations
 
@@ -8,15 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import Case, Row, peak_memory, run, smollm2, tool
+import numpy as np
 
-# Peak memory of an extraction without probing, in its own process.
+from benchmarks.cases import Case, Row, run, smollm2, tool
+from benchmarks.random_models import RandomModel
+from benchmarks.sampling import watched
+
+# An extraction without probing, with options as JSON.
 _EXTRACT = """
-import sys
+import json, sys
 from larql_duck.extraction import extract
-extract(sys.argv[1], sys.argv[2], probe=False, in_basis=sys.argv[3], force=True)
+options = json.loads(sys.argv[3])
+options["layers"] = tuple(options["layers"]) if options.get("layers") else None
+extract(sys.argv[1], sys.argv[2], probe=False, force=True, **options)
 """
-_IMPORTS = "import torch, transformers, pyarrow, duckdb; from transformers import AutoModelForCausalLM"
 
 
 _DTYPES = ("float32", "bfloat16")
@@ -110,35 +115,85 @@ def _parts(statistics: dict[str, float]) -> str:
 
 
 def memory(work: Path) -> Iterator[Row]:
-    """Peak resident memory without probing, and what twice the depth adds."""
-    import sys
+    """Peak of the process's own memory without probing, beside what the plan expects and what was allowed.
 
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from tests.tiny import make_tiny
-
-    imports = peak_memory(_IMPORTS)
-    peaks = {}
-    for layers in (12, 24):
-        model = make_tiny(
-            "llama", work / f"deep{layers}", layers=layers, hidden=512, intermediate=2048, vocab=40_000
-        )
-        peak = peak_memory(_EXTRACT, model, work / f"deep{layers}.vindex", "context")
-        peaks[layers] = peak
-    array = 40_000 * 512 * 4
-    layer = 4 * (4 * 512 * 512 + 3 * 512 * 2048)
-    yield Row(
-        "peak memory, 24 layers",
-        peaks[24] / 1e6,
-        (3 * array + layer + 2**30) / 1e6,
-        "MB",
-        "1.00",
-        f"imports alone {imports / 1e6:.0f} MB",
-    )
-    yield Row("twice the depth", peaks[24] / 1e6, peaks[12] / 1e6, "MB", "1.05")
-    peak = peak_memory(_EXTRACT, smollm2(), work / "memory.vindex", "embedding")
-    array = 49_152 * 576 * 4
-    layer = 4 * (2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536)
-    yield Row("peak memory, SmolLM2", peak / 1e6, (3 * array + layer + 2**30) / 1e6, "MB", "1.00")
+    Random weights: as large as Gemma 3 270M, and as Qwen 0.5B; and SmolLM2. One layer's features are described: depth does
+    not show in the peak, as `growth` says.
+    """
+    gemma = RandomModel(262_144, 640, 2048, 18, 4, 1).write(work / "gemma-like")
+    yield from _within(work, "as large as Gemma 3 270M", gemma, None, 1500)
+    yield from _within(work, "the same, --memory 1G", gemma, 1_000_000_000, 1000)
+    qwen = RandomModel(151_936, 896, 4864, 24, 14, 2).write(work / "qwen-like")
+    yield from _within(work, "as large as Qwen 0.5B", qwen, None, 2500)
+    yield from _within(work, "SmolLM2", smollm2(), None, 1000)
 
 
-CASES: dict[str, Case] = {"extraction": extraction, "memory": memory}
+def _within(work: Path, name: str, model: Path, memory: int | None, limit: int) -> Iterator[Row]:
+    """The peak of one extraction, beside the plan's."""
+    from larql_duck.extraction.pipeline import estimate
+
+    options: dict[str, Any] = {"in_basis": "context", "memory": memory}
+    plan = estimate(model, probe=False, layers=(0, 0), **options).plan
+    taken = watched(_EXTRACT, model, work / "memory.vindex", _options(layers=[0, 0], **options))
+    note = f"{taken.processor:.0f} s of processors"
+    yield Row(f"peak memory, {name}", taken.peak / 1e6, plan.peak / 1e6, "MB", f"{limit} MB", note)
+
+
+def growth(work: Path) -> Iterator[Row]:
+    """Seconds of processors of 1, 2, 4 and 8 times the layers, and the vocabulary, beside a straight line through them.
+
+    The line has a constant: imports, and what every vindex takes. Peaks are beside that of the first.
+    """
+    for what in ("layers", "vocabulary"):
+        taken = {}
+        for times in (1, 2, 4, 8):
+            layers, vocab = (4 * times, 16_000) if what == "layers" else (4, 16_000 * times)
+            model = RandomModel(vocab, 256, 1024, layers).write(work / f"{what}-{times}")
+            taken[times] = watched(_EXTRACT, model, work / "growth.vindex", _options(in_basis="context"))
+        slope, constant = np.polyfit(list(taken), [one.processor for one in taken.values()], 1)
+        for times, one in taken.items():
+            on_line = slope * times + constant
+            yield Row(f"seconds of processors, {times} x {what}", one.processor, on_line, "s", "0.90 to 1.10")
+            flat = "1.05" if what == "layers" else ""
+            yield Row(f"peak memory, {times} x {what}", one.peak / 1e6, taken[1].peak / 1e6, "MB", flat)
+
+
+def estimates(work: Path) -> Iterator[Row]:
+    """What was estimated of time, memory and disk beside what it came to, of SmolLM2 and of random weights.
+
+    Time is seconds of processors, shared by the threads, so that other work on the machine counts little.
+    """
+    import torch
+
+    from larql_duck.extraction.pipeline import estimate
+
+    other = RandomModel(64_000, 512, 2048, 6).write(work / "estimated")
+    cases: dict[str, tuple[Path, dict[str, Any]]] = {
+        "SmolLM2": (smollm2(), {"in_basis": "context"}),
+        "SmolLM2, embedding, browse": (smollm2(), {"in_basis": "embedding", "level": "browse"}),
+        "SmolLM2, layers 0-9": (smollm2(), {"in_basis": "context", "layers": [0, 9]}),
+        "random": (other, {"in_basis": "context"}),
+    }
+    for name, (model, options) in cases.items():
+        layers = options.get("layers")
+        given = options | ({"layers": tuple(layers)} if isinstance(layers, list) else {})
+        expected = estimate(model, probe=False, **given)
+        out = work / "estimated.vindex"
+        taken = watched(_EXTRACT, model, out, _options(**options))
+        disk = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
+        seconds = taken.processor / torch.get_num_threads()
+        yield Row(f"seconds, {name}", seconds, expected.total_seconds, "s", "0.75 to 1.25")
+        yield Row(f"memory, {name}", taken.peak / 1e6, expected.memory / 1e6, "MB", "0.85 to 1.15")
+        yield Row(f"disk, {name}", disk / 1e6, expected.disk / 1e6, "MB", "0.85 to 1.15")
+
+
+def _options(**options: object) -> str:
+    return json.dumps(options)
+
+
+CASES: dict[str, Case] = {
+    "extraction": extraction,
+    "memory": memory,
+    "growth": growth,
+    "estimates": estimates,
+}

@@ -1,4 +1,4 @@
-"""The cache directory: what is costly to measure about a model's weights, kept between sessions and never inside a vindex.
+"""The cache directory: what is costly to measure of a model's weights, and of the machine; kept between sessions, never in a vindex.
 
 An entry is one file, named after what it was measured from; it is written whole and carries a checksum, so that a
 damaged one counts as missing. Above the limit the entries that were not read for longest go first.

@@ -31,6 +31,8 @@ PROGRESS_VARIABLE = "LARQL_DUCK_PROGRESS"
 """Where this environment variable is 0, nothing is shown."""
 # Seconds between two looks at what goes on, and between what people are shown: in a terminal or notebook, and elsewhere.
 _LOOK, _SHORT, _LONG = 0.2, 1.0, 10.0
+# What is left is said once this share of a stage is done, and so many seconds have passed.
+_TELLING, _LEAST = 0.02, 3.0
 
 _watcher: ContextVar[Progress | None] = ContextVar("watcher", default=None)
 # What shows the work of this process, in threads that no watcher knows of, too.
@@ -77,12 +79,23 @@ def watched(progress: Progress | None) -> Iterator[None]:
 
 @dataclass
 class Stage:
-    """One stage that goes on: when it began (seconds of the display's clock) and how far it is."""
+    """One stage that goes on: when it began (seconds of the display's clock) and how far it is.
+
+    `counted` is when its total was first known and how far it was then, which may be some way: work that is resumed.
+    """
 
     name: str
     began: float
     done: float
     total: float
+    counted: tuple[float, float] = (0.0, 0.0)
+
+    def left(self, now: float) -> float | None:
+        """Seconds that it will still take if it goes on as it has gone; None where too little of it is done to say."""
+        gone, spent = self.done - self.counted[1], now - self.counted[0]
+        if self.total in (0, 1) or gone < _TELLING * self.total or spent < _LEAST:
+            return None
+        return spent * (self.total - self.done) / gone
 
     @property
     def title(self) -> str:
@@ -112,7 +125,10 @@ class Display:
     def __call__(self, stage: str, done: float, total: float) -> None:
         with self._lock:
             if done < total:
-                known = self._stages.setdefault(stage, Stage(stage, self._clock(), done, total))
+                now = self._clock()
+                known = self._stages.setdefault(stage, Stage(stage, now, done, total, (now, done)))
+                if known.total != total:
+                    known.counted = now, done
                 known.done, known.total = done, total
                 self.busy.set()
             elif stage in self._stages:
@@ -184,8 +200,17 @@ def shown(paint: Painter | None = None) -> Iterator[None]:
 
 
 def described(stages: Sequence[Stage], now: float) -> str:
-    """The stages in one line, with the seconds since the outermost one began."""
-    return f"{': '.join(stage.title for stage in stages)}, {now - stages[0].began:.0f} s"
+    """The stages in one line, with the seconds since the outermost one began, and about how much is left of it."""
+    line = f"{': '.join(stage.title for stage in stages)}, {now - stages[0].began:.0f} s"
+    left = stages[0].left(now)
+    return line if left is None else f"{line}, about {in_words(left)} left"
+
+
+def in_words(seconds: float) -> str:
+    """A duration in the unit that suits it: '45 s', '12 min', '3.4 h'."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def write_line(stages: Sequence[Stage], now: float) -> None:
@@ -217,7 +242,8 @@ class Bars:
             total = stage.total if stage.total > 1 else None
             if stage.name not in self._tasks:
                 self._tasks[stage.name] = live.add_task(stage.name, total=None, seconds="")
-            seconds = f"{now - stage.began:.0f} s"
+            left = stage.left(now)
+            seconds = f"{now - stage.began:.0f} s" + ("" if left is None else f", {in_words(left)} left")
             live.update(self._tasks[stage.name], completed=stage.done, total=total, seconds=seconds)
 
     def _begun(self) -> RichProgress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -64,6 +65,28 @@ def test_a_line_every_ten_seconds_says_what_goes_on(lines: Callable[[], list[str
         assert after(9) == []
 
 
+def test_what_is_left_is_told_from_how_it_went(lines: Callable[[], list[str]]) -> None:
+    clock = Clock()
+    display = Display(write_line, silence=10, pause=10, clock=clock)
+    with watched(display), doing("extract"):
+        clock.now += 60
+        # Resumed when half of it was done: what was done before tells nothing of how fast it goes.
+        report("extract", 500, 1000)
+        clock.now += 10
+        display.look()
+        report("extract", 600, 1000)
+        clock.now += 10
+        display.look()
+        report("extract", 900, 1000)
+        clock.now += 220
+        display.look()
+    assert lines() == [
+        "extract 50%, 70 s",
+        "extract 60%, 80 s, about 80 s left",
+        "extract 90%, 300 s, about 60 s left",
+    ]
+
+
 def test_what_is_shown_goes_with_the_work() -> None:
     clock, painted = Clock(), []
     display = Display(lambda stages, now: painted.append(len(stages)), silence=1, pause=0, clock=clock)
@@ -110,8 +133,9 @@ def test_commands_and_statements_say_what_they_do(
     out = tmp_path / "v.vindex"
     assert run(["extract", str(tiny_model("llama")), "-o", str(out), "--no-probe"]) == 0
     said = lines()
-    assert any(line.startswith("extract: promoted tokens ") for line in said)
-    assert any(line.startswith("extract: top activating tokens ") for line in said)
+    # How far the whole is, and the stage in it.
+    assert any(re.match(r"extract \d+%: promoted tokens \d+%, ", line) for line in said)
+    assert any(re.match(r"extract \d+%: top activating tokens \d+%, ", line) for line in said)
     assert run(["lql", str(out), 'INFER "The capital"', "--json"]) == 0
     said = lines()
     assert any(line.startswith("INFER: loading the model, ") for line in said)

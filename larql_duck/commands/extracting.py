@@ -30,6 +30,7 @@ def extract(session: Session, request: Request) -> Result:
         s.into,
         level=s.level,
         layers=request.arguments["layers"],
+        device=session.options.settings.device,
         notice=notices.append,
     )
     session.use(path)

@@ -75,6 +75,7 @@ class TokenFeatures:
         """Take over what `state` of an object of the same size returned."""
         current = self.state()
         for name, array in current.items():
+            # One after another: `state` may read each from a file.
             array[:] = state[name]
 
 
@@ -92,18 +93,17 @@ class LayerCollector:
         self._scale = torch.where(std > 0, 1 / std, 0.0)
         self._shift = torch.where(std > 0, -mean / std, -torch.inf)
 
-    def add(self, start: int, gate: torch.Tensor, activation: torch.Tensor | None) -> None:
+    def add(self, start: int, gate: torch.Tensor, activation: torch.Tensor) -> None:
         """Take in the values of tokens start.. : gate and activation [tokens, features], f32."""
-        acts = None if activation is None else activation.numpy()
-        gates = gate.numpy()
+        acts, gates = activation.numpy(), gate.numpy()
         features, rows = self.top.candidates(gate, row_axis=1)
         values = gates[rows, features]
-        self.top.offer(features, rows + start, values, _at(acts, rows, features, values))
+        self.top.offer(features, rows + start, values, acts[rows, features])
         z = scratch("z", gate.shape)
         torch.addcmul(self._shift, gate, self._scale, out=z)
         rows, features = self.tokens.top.candidates(z, row_axis=0, start=start)
         values = gates[rows, features]
-        specific, firing = z.numpy()[rows, features], _at(acts, rows, features, values)
+        specific, firing = z.numpy()[rows, features], acts[rows, features]
         self.tokens.top.offer(rows + start, features + self._first, specific, values, firing)
 
     def finish(self, ids: np.ndarray) -> TopActivating:
@@ -119,13 +119,23 @@ class LayerCollector:
         )
 
 
-def _at(matrix: np.ndarray | None, i: np.ndarray, j: np.ndarray, like: np.ndarray) -> np.ndarray:
-    return np.full_like(like, np.nan) if matrix is None else matrix[i, j]
+def token_stream(
+    source: WeightSource,
+    ids: np.ndarray,
+    dtype: torch.dtype = torch.float32,
+    *,
+    prefix: Sequence[int] | None = None,
+    room: torch.Tensor | None = None,
+    device: str = "cpu",
+) -> TokenStream:
+    """A TokenStream, which computes in `dtype`, of the tokens `ids` behind the neutral context, whose tokens are `prefix` where they are known."""
+    before = load_tokenizer(source).encode(NEUTRAL) if prefix is None else prefix
+    return TokenStream(source, before, torch.from_numpy(ids), dtype, room=room, device=device)
 
 
-def token_stream(source: WeightSource, ids: np.ndarray, dtype: torch.dtype = torch.float32) -> TokenStream:
-    """A TokenStream of the tokens `ids` behind the neutral context, which computes in `dtype`."""
-    return TokenStream(source, load_tokenizer(source).encode(NEUTRAL), torch.from_numpy(ids), dtype)
+def ffn_rows(features: int) -> int:
+    """How many tokens make a block of an FFN with so many features."""
+    return block_rows(features, _BLOCK)
 
 
 def run_layer(
@@ -141,7 +151,7 @@ def run_layer(
     layer nobody reads the stream: what its FFN writes is not computed.
     """
     with torch.no_grad(), workers() as pool, stream.layer(layer, pool) as part:
-        blocks = row_blocks(len(stream.residual), block_rows(part.down_rows().shape[0], _BLOCK))
+        blocks = row_blocks(len(stream.residual), ffn_rows(part.down_rows().shape[0]))
         visit = None if begin is None else begin(part, blocks, pool)
         act_fn = activation_function(part)
 
@@ -162,7 +172,7 @@ def run_layer(
 
 def _product(module: Any, part: LayerModules, x: torch.Tensor, name: str) -> torch.Tensor:
     """What a linear module makes of x [n, width], in memory that this thread uses again: new pages cost as much as other passes."""
-    if not (part.transposed or type(module) is torch.nn.Linear):
+    if x.device.type != "cpu" or not (part.transposed or type(module) is torch.nn.Linear):
         return torch.as_tensor(module(x))
     weight = module.weight if part.transposed else module.weight.t()
     out = scratch(name, (len(x), weight.shape[1]), x.dtype)
@@ -186,7 +196,7 @@ def collect_layer(
     def begin(part: LayerModules, blocks: Blocks, pool: Workers) -> Visitor:
         collector = LayerCollector(layer, k, tokens, *_gate_statistics(stream, part, blocks, pool))
         collectors.append(collector)
-        return lambda start, x, gate, act: collector.add(start, gate, act)
+        return lambda start, x, gate, act: collector.add(start, gate.cpu(), act.cpu())
 
     run_layer(stream, layer, begin, last=last)
     return collectors[0].finish(ids)
@@ -200,10 +210,10 @@ def _gate_statistics(
     They follow from the moments of the FFN's input, so that z is exact in the one pass over the gates.
     """
     inputs = partial(stream.ffn_input, part)
-    moments = Moments(inputs(*blocks[0]).float().mean(0))
+    moments = Moments(inputs(*blocks[0]).float().mean(0).cpu())
     for sums in pool.map(lambda block: moments.sums(inputs(*block).float()), blocks):
         moments.add(sums)
     weight: Any = part.gate.weight
     mean, std = moments.project((weight.t() if part.transposed else weight).float())
     bias: Any = getattr(part.gate, "bias", None)
-    return (mean if bias is None else mean + bias.float()), std
+    return (mean if bias is None else mean + bias.float().cpu()), std

@@ -11,7 +11,7 @@ computed again in f32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -22,6 +22,7 @@ from larql_duck.extraction.moments import Moments
 from larql_duck.extraction.parallel import workers
 from larql_duck.extraction.processor import product_dtype
 from larql_duck.extraction.screen import (
+    DECIDED,
     CheapProducts,
     Memory,
     Rounded,
@@ -34,22 +35,32 @@ from larql_duck.extraction.screen import (
 from larql_duck.extraction.token_screen import LayerGates, Seen, TokenScreen
 from larql_duck.inference.modules import ACTIVATIONS
 from larql_duck.inference.topk import row_blocks
-from larql_duck.models.source import WeightSource, ffn_matrix
-
-# Features whose candidates are decided at a time.
-_DECIDED = 64
+from larql_duck.models.source import WeightSource, ffn_matrix, matrix_rows
 
 
 class EmbeddingInputs:
-    """Scaled embeddings of the word-like tokens, f32 [tokens, hidden]; `dtype` is that of the cheap products."""
+    """Scaled embeddings of the word-like tokens, f32 [tokens, hidden]; in `room`, where it is given. They are multiplied on
+    `device`. `dtype` is that of the cheap products (None: as the processor is faster; f32 with a room and on other devices).
+    """
 
-    def __init__(self, source: WeightSource, ids: np.ndarray, dtype: torch.dtype | None = None) -> None:
-        self.source, self.ids = source, ids
-        self._dtype, self._memory = dtype, Memory()
+    def __init__(
+        self,
+        source: WeightSource,
+        ids: np.ndarray,
+        dtype: torch.dtype | None = None,
+        *,
+        room: torch.Tensor | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.source, self.ids, self._device = source, ids, device
+        self._dtype = torch.float32 if room is not None or device != "cpu" else dtype or product_dtype()
+        self._memory = Memory()
         self._statistics: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         scale = source.family.embed_scale(source.config)
-        embeddings = source.tensor(source.family.embed)
-        self.rows = embeddings[torch.from_numpy(ids).long()].float().mul_(scale)
+        embeddings = matrix_rows(source, source.family.embed)
+        self.rows = torch.empty(len(ids), embeddings.shape[1]) if room is None else room
+        for start, stop in row_blocks(len(ids), 4096):
+            self.rows[start:stop] = embeddings[torch.from_numpy(ids[start:stop]).long()].float().mul_(scale)
         self.act = ACTIVATIONS[source.family.activation(source.config)]
 
     @cached_property
@@ -59,21 +70,54 @@ class EmbeddingInputs:
 
     @cached_property
     def _cheap(self) -> Rounded:
-        """The rows less their mean, for products whose results are z."""
-        mean = self.moments.mean.float()
-        rounded = Rounded.of(self.rows - mean, self._dtype or product_dtype())
+        """The rows less their mean, for products whose results are z; in f32 they are made anew for each block."""
+        mean, n = self._mean, len(self.rows)
+        half = self._dtype != torch.float32
+        rows = torch.empty(self.rows.shape if half else (0, 0), dtype=self._dtype)
+        lost, length, longest = torch.empty(n), torch.empty(n), 0.0
+        for start, stop in row_blocks(n, 4096):
+            block = self.rows[start:stop]
+            rounded = Rounded.of(block - mean, self._dtype)
+            if half:
+                rows[start:stop] = rounded.rows
+            lost[start:stop], length[start:stop] = rounded.lost, rounded.length
+            longest = max(longest, float(block.norm(dim=1).max()))
         # The exact products are of the rows with their mean, and lose as much in f32 as those are long.
-        longest = float(self.rows.norm(dim=1).max() + mean.norm()) if len(self.rows) else 0.0
-        off = self.rows.shape[1] * torch.finfo(torch.float32).eps * longest
-        return Rounded(rounded.rows, rounded.lost + off, rounded.length)
+        off = self.rows.shape[1] * torch.finfo(torch.float32).eps * (longest + float(mean.norm()))
+        return Rounded(rows, lost + off, length)
 
-    def features(
-        self, layers: Sequence[int], k: int, tokens: TokenFeatures
-    ) -> Iterator[tuple[int, TopActivating]]:
-        """Each of `layers` with its top activating tokens, k a feature; after the last one `tokens` has each token's features."""
-        screen = TokenScreen(tokens, self._cheap)
-        for layer in layers:
-            yield layer, self._layer(layer, k, screen)
+    def _cheap_rows(self, start: int, stop: int) -> torch.Tensor:
+        """Rows of `_cheap`."""
+        if self._dtype != torch.float32:
+            return self._cheap.rows[start:stop]
+        return self.rows[start:stop] - self._mean
+
+    @cached_property
+    def _mean(self) -> torch.Tensor:
+        return self.moments.mean.float()
+
+    def screen(self, tokens: TokenFeatures) -> TokenScreen:
+        """What gathers the features that may be among each token's most specific, of `tokens`, layer by layer."""
+        return TokenScreen(tokens, self._cheap)
+
+    def layer(self, layer: int, k: int, screen: TokenScreen) -> TopActivating:
+        """The top activating tokens of `layer`, k a feature; `screen` gathers the tokens' features."""
+        gates = self._gates(layer)
+        scaled = gates.rows / torch.where(gates.std > 0, gates.std, 1)[:, None]
+        vectors = Rounded.of(scaled, self._dtype).to(self._device)
+        see = screen.layer(layer, vectors, gates.std > 0)
+        found = []
+        for span in row_blocks(len(scaled), vectors_at_a_time(len(self.rows), self._dtype)):
+            found.append(self._tops(gates.rows, vectors, span, k, see))
+            screen.trim()
+        rows, scores = (np.concatenate(part) for part in zip(*found, strict=True))
+        nothing = np.empty(scores.shape, np.float32)
+        top = TopActivating(self.ids[rows], scores, nothing, gates.mean.numpy(), gates.std.numpy())
+        fill_activations(self.rows, rows, top, ffn_matrix(self.source, layer, "up"), self.act)
+        return top
+
+    def finish(self, layers: Sequence[int], screen: TokenScreen) -> None:
+        """Give the tokens of `screen` their features, after it has seen `layers`."""
         screen.finish(layers, self.rows, self._gates)
 
     def _gates(self, layer: int) -> LayerGates:
@@ -83,29 +127,15 @@ class EmbeddingInputs:
             self._statistics[layer] = self.moments.project(gates)
         return LayerGates(gates, *self._statistics[layer])
 
-    def _layer(self, layer: int, k: int, screen: TokenScreen) -> TopActivating:
-        """The top activating tokens of a layer, whose pairs `screen` sees."""
-        gates = self._gates(layer)
-        scaled = gates.rows / torch.where(gates.std > 0, gates.std, 1)[:, None]
-        vectors = Rounded.of(scaled, self._cheap.rows.dtype)
-        see = screen.layer(layer, vectors, gates.std > 0)
-        spans = row_blocks(len(scaled), vectors_at_a_time(len(self.rows), self._cheap.rows.dtype))
-        found = [self._tops(gates.rows, vectors, span, k, see) for span in spans]
-        rows, scores = (np.concatenate(part) for part in zip(*found, strict=True))
-        nothing = np.empty(scores.shape, np.float32)
-        top = TopActivating(self.ids[rows], scores, nothing, gates.mean.numpy(), gates.std.numpy())
-        fill_activations(self.rows, rows, top, ffn_matrix(self.source, layer, "up"), self.act)
-        return top
-
     def _tops(self, gates: torch.Tensor, vectors: Rounded, span: tuple[int, int], k: int, see: Seen) -> Tops:
         """The first k tokens (by row) of the features of a span, each block of whose products `see` gets."""
-        cheap, n = self._cheap, len(self.rows)
+        n, made = len(self.rows), self.rows.shape[1] if self._dtype == torch.float32 else 0
         part = slice(*span)
         own = Rounded(vectors.rows[part], vectors.lost[part], vectors.length[part])
-        products = CheapProducts(cheap.lost, cheap.length, own, (1,), self._memory)
+        products = CheapProducts(self._cheap.lost, self._cheap.length, own, (1,), self._memory)
 
         def fill(block: tuple[int, int]) -> None:
-            see(block[0], span[0], products.fill(*block, cheap.rows[slice(*block)]))
+            see(block[0], span[0], products.fill(*block, self._cheap_rows(*block)))
 
         def decide(block: tuple[int, int]) -> Tops:
             which, rows = products.candidates(*block, k, 1)
@@ -113,8 +143,8 @@ class EmbeddingInputs:
             return first_of_each(block[1] - block[0], k, which, rows, values)
 
         with workers() as pool:
-            pool.each(fill, row_blocks(n, rows_at_a_time(span[1] - span[0])))
-            found = list(pool.map(decide, row_blocks(span[1] - span[0], _DECIDED)))
+            pool.each(fill, row_blocks(n, rows_at_a_time(span[1] - span[0], made)))
+            found = list(pool.map(decide, row_blocks(span[1] - span[0], DECIDED)))
         return Tops(*(np.concatenate(part) for part in zip(*found, strict=True)))
 
 

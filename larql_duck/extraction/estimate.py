@@ -2,46 +2,44 @@
 
 from __future__ import annotations
 
-import time
+from contextlib import suppress
 from dataclasses import dataclass
 
-import torch
-
-from larql_duck.extraction.context import TOKEN_FEATURES
+from larql_duck.errors import LarqlError
+from larql_duck.extraction import counts
 from larql_duck.extraction.job import Job
-from larql_duck.extraction.options import PROMOTED, TOP_ACTIVATING
-from larql_duck.vindex.manifest import DTYPE_BYTES
+from larql_duck.extraction.machine import Speed, learn_factor, machine_speed, stage_factor
+from larql_duck.extraction.memory_plan import MemoryPlan
+from larql_duck.extraction.options import ARRAYS, FACTS, NAMES, PROMOTED, TABLES, TOP_ACTIVATING
+from larql_duck.extraction.token_screen import SCREEN_BYTES
 
-# `auto` takes the context basis when its pass is expected to stay below this.
-CONTEXT_LIMIT_S = 30 * 60
-# Measured ratios of whole stages to the bare matrix products that they contain.
-_CONTEXT_OVERHEAD, _SEARCH_OVERHEAD = 1.35, 1.4
-# Bytes of one row in both forms (Parquet and DuckDB) together, measured on SmolLM2.
-_FEATURE_TOKEN_BYTES, _TOKEN_FEATURE_BYTES = 34, 36
-_DISK_SPEED = 400e6
-_FIXED_S = 8.0
-_GIB = 1 << 30
-# A probe prompt costs its own pass and, for the effects, about twice that again.
-_PROMPT_TOKENS, _PROBE_FACTOR, _PROBE_PROMPTS = 8, 3.0, 2000
-# Prompts that teach how any name is asked, on SmolLM2 with the pack core; their features are not measured.
-_TAUGHT_PROMPTS, _TAUGHT_TOKENS = 2100, 15
-# A name costs its own question and a share of whole pages; what its types are learnt from costs as much as so many tokens.
-_NAME_TOKENS, _TYPED_TOKENS = 20, 12_000
+# Stages as a multiple of the bare work that is counted (measured on SmolLM2), where no extraction here has told better.
+_USUAL = {PROMOTED: 1.15, TOP_ACTIVATING: 1.35, FACTS: 1.0, NAMES: 1.0}
+# Seconds below which a stage says little about the machine.
+_TELLING_S = 20.0
+# Seconds that rows of tables take in both forms, and what takes as long for every model.
+_ROW_S, _FIXED_S = 3.5e-6, 4.0
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Expected cost: `seconds` per stage, bytes on `disk`, bytes of `memory` at the peak, and the `basis` taken.
+    """Expected cost: `seconds` per stage, bytes on `disk`, bytes of `memory` at the peak by `plan`, and the `basis` taken.
 
-    `names` of the vocabulary are asked about. `scratch` is what the work needs on the disk beside that: checkpoints, and the database's log while it is built.
+    `names` of the vocabulary are asked about. `scratch` is what the work needs on the disk beside that: checkpoints, and the
+    database's log while it is built.
     """
 
     seconds: dict[str, float]
     disk: int
-    memory: int
+    plan: MemoryPlan
     basis: str
     scratch: int
     names: int = 0
+
+    @property
+    def memory(self) -> int:
+        """Expected peak of memory in bytes."""
+        return self.plan.peak
 
     @property
     def total_seconds(self) -> float:
@@ -49,58 +47,57 @@ class Estimate:
         return sum(self.seconds.values())
 
 
-def matrix_speed(hidden: int) -> float:
-    """f32 operations per second of this machine in products of the model's width (a few hundred milliseconds)."""
-    rows, columns = 2048, 1024
-    a, b = torch.rand(rows, hidden), torch.rand(hidden, columns)
-    a @ b
-    best, spent = float("inf"), 0.0
-    while spent < 0.2:
-        began = time.perf_counter()
-        a @ b
-        took = time.perf_counter() - began
-        best, spent = min(best, took), spent + took
-    return 2 * rows * hidden * columns / best
+def estimate_cost(job: Job, plan: MemoryPlan, device: str = "cpu", *, measure: bool = True) -> Estimate:
+    """The Estimate of a job on this machine, within a plan of memory; `measure`: its speed, where it is not known yet."""
+    bare = bare_seconds(job, _speed(job, device, measure))
+    factors = {stage: stage_factor(stage, usual, device) for stage, usual in _USUAL.items()}
+    seconds = {stage: factors.get(stage, 1.0) * value for stage, value in bare.items()}
+    names = job.options.n_names(job.sizes.parameters)
+    basis = counts.planned_basis(job)
+    return Estimate(seconds, counts.disk_bytes(job), plan, basis, scratch_bytes(job, plan), names)
 
 
-def estimate_cost(job: Job, speed: float) -> Estimate:
-    """The Estimate for a job on a machine of `speed` f32 operations per second."""
-    sizes, options, width = job.sizes, job.options, DTYPE_BYTES[job.dtype]
-    n_words = int(job.vocabulary.is_word.sum())
-    layers = options.layer_range(sizes.n_layers)
-    features = sum(sizes.intermediate[i] for i in layers)
-    n_context = min(n_words, options.context_tokens or n_words)
-    attention = sizes.hidden * sizes.head_dim * 2 * (sizes.n_heads + sizes.n_kv_heads)
-    per_layer = [attention + 3 * sizes.hidden * n for n in sizes.intermediate]
-    context_s = 2 * n_context * sum(per_layer[: layers.stop]) / speed * _CONTEXT_OVERHEAD
-    embedding_s = 2 * n_words * sizes.hidden * features / speed * _SEARCH_OVERHEAD
-    basis = options.in_basis
-    if basis == "auto":
-        basis = "context" if context_s < CONTEXT_LIMIT_S else "embedding"
-    embedding = sizes.vocab * sizes.hidden
-    parameters = 2 * embedding + sum(per_layer)
-    stored = parameters - embedding
-    if options.level == "browse":
-        stored = embedding + sizes.hidden * sum(sizes.intermediate)
+def learn(job: Job, stage: str, spent: float, device: str = "cpu") -> None:
+    """Keep what a stage took on this machine, in seconds of all threads, for later estimates."""
+    if stage in _USUAL and spent >= _TELLING_S:
+        # A cache that cannot be used must not end the work of hours.
+        with suppress(LarqlError):
+            learn_factor(stage, spent, bare_seconds(job, _speed(job, device, True))[stage], device)
+
+
+def _speed(job: Job, device: str, measure: bool) -> Speed:
+    return machine_speed(job.sizes.hidden, max(job.sizes.intermediate), device, measure=measure)
+
+
+def bare_seconds(job: Job, speed: Speed) -> dict[str, float]:
+    """Seconds of each stage's counted work, in the order of the stages, at a machine's speed, without what else the stages do."""
+    numbers = counts.token_count(job) * counts.described_features(job)
+    activating = counts.activating_operations(job) / speed.products + 2 * numbers / speed.scans
+    candidates = job.sizes.vocab * counts.described_features(job)
+    operations = 2.0 * candidates * job.sizes.hidden
     seconds = {
-        "arrays": stored * width / _DISK_SPEED + _FIXED_S,
-        PROMOTED: 2 * embedding * features / speed * _SEARCH_OVERHEAD,
-        TOP_ACTIVATING: context_s if basis == "context" else embedding_s,
+        ARRAYS: counts.bytes_hashed(job) / speed.hashed,
+        PROMOTED: operations / speed.products + 2 * candidates / speed.scans,
+        TOP_ACTIVATING: activating,
     }
-    names = options.n_names(sizes.parameters)
-    if options.probe:
-        seconds["facts"] = 2 * parameters * _PROBE_PROMPTS * _PROMPT_TOKENS * _PROBE_FACTOR / speed
-        if names:
-            seconds["facts"] += 2 * parameters * _TAUGHT_PROMPTS * _TAUGHT_TOKENS / speed
-    if names:
-        seconds["names"] = 2 * parameters * (names * _NAME_TOKENS + _TYPED_TOKENS) / speed + _FIXED_S
-    rows = features * 3 * options.top_k
-    token_rows = n_context * TOKEN_FEATURES
-    tables = rows * _FEATURE_TOKEN_BYTES + token_rows * _TOKEN_FEATURE_BYTES
-    disk = stored * width + tables
-    # Tables as checkpoints (about a third of both their forms), the residual of the context pass, the log (WAL).
-    scratch = tables + 4 * n_context * sizes.hidden
-    memory = 3 * 4 * embedding + 4 * max(per_layer) + _GIB
-    if options.probe:
-        memory += 4 * parameters
-    return Estimate(seconds, int(disk), int(memory), basis, int(scratch), names)
+    if job.options.probe:
+        seconds[FACTS] = counts.asking_operations(job) / speed.products
+        if job.options.n_names(job.sizes.parameters):
+            seconds[NAMES] = counts.naming_operations(job) / speed.products
+    return seconds | {TABLES: counts.table_rows(job) * _ROW_S + _FIXED_S}
+
+
+def scratch_bytes(job: Job, plan: MemoryPlan) -> int:
+    """Bytes that the work needs on the disk beside the vindex: checkpoints, what the plan keeps out of memory, the log."""
+    tokens, hidden, k = counts.token_count(job), job.sizes.hidden, job.options.top_k
+    stream, features = 4 * tokens * hidden, counts.described_features(job)
+    measured = features * (2 * k * 16 + k * 12 + 32)
+    context = (
+        2 * (stream + counts.TOKEN_BYTES * tokens)
+        if counts.planned_basis(job) == "context"
+        else (counts.TOKEN_BYTES + 2 * SCREEN_BYTES) * tokens
+    )
+    scratch = 0 if plan[TOP_ACTIVATING].kept else stream
+    if FACTS in plan.stages and not plan[FACTS].kept:
+        scratch += 4 * (job.sizes.parameters + job.sizes.vocab * hidden)
+    return measured + context + scratch + counts.table_bytes(job)

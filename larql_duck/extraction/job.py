@@ -10,6 +10,8 @@ from larql_duck.errors import LevelError, ModelError
 from larql_duck.extraction.options import Options
 from larql_duck.extraction.tokenizer_check import tokenizer_notices
 from larql_duck.extraction.vocabulary import Vocabulary, vocabulary_of
+from larql_duck.inference.loading import return_memory
+from larql_duck.inference.query_vectors import NEUTRAL
 from larql_duck.models.family import ModelSizes
 from larql_duck.models.opening import open_model
 from larql_duck.models.source import WeightSource
@@ -20,14 +22,20 @@ from larql_duck.vindex.store import Vindex
 
 @dataclass(frozen=True)
 class Job:
-    """A model opened and checked for extraction, with everything that the stages ask of it."""
+    """A model opened and checked for extraction, with everything that the stages ask of it.
+
+    `stored` is the model's own dtype, 'f32' only where its tensors are f32; `dtype` is that of the arrays to write.
+    `context` are the tokens of the neutral words before every token of the context pass.
+    """
 
     source: WeightSource
     name: str
     dtype: str
+    stored: str
     origin: dict[str, Any]
     sizes: ModelSizes
     vocabulary: Vocabulary
+    context: tuple[int, ...]
     options: Options
     notices: list[str]
 
@@ -36,11 +44,18 @@ class Job:
         """The layers whose features are described."""
         return self.options.layer_range(self.sizes.n_layers)
 
+    @property
+    def n_context(self) -> int:
+        """The tokens that the context pass takes."""
+        words = int(self.vocabulary.is_word.sum())
+        return min(words, self.options.context_tokens or words)
+
     def release(self) -> None:
-        """Let go of mapped model pages, so that memory does not grow with the model's depth."""
+        """Let go of mapped model pages and of what was freed, so that memory does not grow with the model's depth."""
         release = getattr(self.source, "release", None)
         if release is not None:
             release()
+        return_memory()
 
 
 def prepare(model: str | Path, options: Options) -> Job:
@@ -71,7 +86,11 @@ def prepare(model: str | Path, options: Options) -> Job:
         )
     notices += tokenizer_notices(source, tokenizer)
     dtype = own_dtype if options.dtype == "source" else options.dtype
-    return Job(source, name, dtype, origin, sizes, vocabulary, options, notices)
+    context = tuple(tokenizer.encode(NEUTRAL))
+    # A tokenizer is as large as a layer, and until the model is asked nobody needs it.
+    del tokenizer
+    return_memory()
+    return Job(source, name, dtype, own_dtype, origin, sizes, vocabulary, context, options, notices)
 
 
 def _open_vindex(path: Path) -> Vindex:

@@ -36,9 +36,9 @@ class Moments:
         return moments
 
     def sums(self, rows: torch.Tensor) -> Sums:
-        """What `add` takes, of rows [n, hidden], f32; safe to call from several threads."""
-        shifted = rows - self._pilot
-        return len(rows), shifted.sum(0, dtype=torch.float64), _gram(shifted)
+        """What `add` takes, of rows [n, hidden], f32 on any device; safe to call from several threads."""
+        shifted = rows - self._pilot.to(rows.device)
+        return len(rows), shifted.sum(0, dtype=torch.float64).cpu(), _gram(shifted).cpu()
 
     def add(self, sums: Sums) -> None:
         """Take in the sums of some rows; the order of the calls decides the last bits of the results."""
@@ -57,16 +57,17 @@ class Moments:
         """The covariance, f64 [hidden, hidden]."""
         offset = self._sum / max(self.n, 1)
         # Of the products those below the diagonal, and a few above it, were computed.
-        below = self._products.tril()
-        products = below + below.tril(-1).t()
-        return products / max(self.n, 1) - torch.outer(offset, offset)
+        products = self._products.tril()
+        products += self._products.tril(-1).t()
+        products /= max(self.n, 1)
+        return products.sub_(torch.outer(offset, offset))
 
     def project(self, directions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of the vectors' dot products with each of `directions` [m, hidden]; f32 [m]."""
         covariance, mean = self.covariance, self.mean
         means, stds = torch.empty(len(directions)), torch.empty(len(directions))
         for start, stop in row_blocks(len(directions), 4096):
-            rows = directions[start:stop].double()
+            rows = directions[start:stop].cpu().double()
             means[start:stop] = (rows @ mean).float()
             stds[start:stop] = ((rows @ covariance) * rows).sum(1).clamp_min(0).sqrt().float()
         return means, stds
@@ -75,7 +76,7 @@ class Moments:
 def _gram(rows: torch.Tensor) -> torch.Tensor:
     """rows.t() @ rows on and below the diagonal, in strips; what is above it is the same, and mostly left out."""
     hidden = rows.shape[1]
-    out = torch.zeros(hidden, hidden)
+    out = torch.zeros(hidden, hidden, device=rows.device)
     for start, stop in row_blocks(hidden, max(_LEAST_STRIP, -(-hidden // _STRIPS))):
         torch.mm(rows[:, start:stop].t(), rows[:, :stop], out=out[start:stop, :stop])
     return out

@@ -10,8 +10,9 @@ from larql_duck.errors import LarqlError
 from larql_duck.probing.budget import default_names
 from larql_duck.vindex.manifest import LEVELS
 
-# The stages that measure, as progress and estimates name them.
-PROMOTED, TOP_ACTIVATING = "promoted tokens", "top activating tokens"
+# The stages, as progress, plans and estimates name them.
+ARRAYS, PROMOTED, TOP_ACTIVATING = "arrays", "promoted tokens", "top activating tokens"
+FACTS, NAMES, TABLES = "facts", "names", "tables"
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,13 @@ class Workers:
         deque(self.map(function, items), maxlen=0)
 
 
+def products(rows: torch.Tensor, matrix: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """rows [n, hidden] times the rows of matrix [m, hidden], in `out` [n, m] on the CPU, computed where matrix lies."""
+    if matrix.device.type == "cpu":
+        return torch.mm(rows, matrix.t(), out=out)
+    return out.copy_(rows.to(matrix.device) @ matrix.t())
+
+
 @contextmanager
 def workers() -> Iterator[Workers]:
     """Workers on as many threads as torch uses; inside the block torch itself runs each operation on one.

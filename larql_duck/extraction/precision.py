@@ -17,20 +17,21 @@ DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 """A context pass's precision by name -> its dtype."""
 
 # Tokens of the sample, evenly spaced.
-_SAMPLE = 1024
+SAMPLE = 1024
 
 
 def agreement(
-    source: WeightSource, ids: np.ndarray, layers: Sequence[int], k: int, precision: str
+    source: WeightSource, ids: np.ndarray, layers: Sequence[int], k: int, precision: str, device: str = "cpu"
 ) -> dict[str, float]:
     """What a pass in `precision` keeps of one in f32, over the features of `layers` (from 0) and some of the tokens `ids`.
 
     'overlap' is the mean share of a feature's k top tokens that are the same ones, 'first' the share of features whose
     first token is the same; 'tokens' and 'top_k' say among how many, and how many, there were.
     """
-    sample = ids[np.linspace(0, len(ids) - 1, min(_SAMPLE, len(ids))).astype(np.int64)]
+    sample = ids[np.linspace(0, len(ids) - 1, min(SAMPLE, len(ids))).astype(np.int64)]
     k = min(k, len(sample))
-    streams = [token_stream(source, sample, dtype) for dtype in (torch.float32, DTYPES[precision])]
+    dtypes = torch.float32, DTYPES[precision]
+    streams = [token_stream(source, sample, dtype, device=device) for dtype in dtypes]
     same = first = features = 0
     for layer in range(layers[-1] + 1):
         tops = [_tops(stream, layer, k, last=layer == layers[-1]) for stream in streams]

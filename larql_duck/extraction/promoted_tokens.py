@@ -17,6 +17,7 @@ from larql_duck.extraction.moments import Moments
 from larql_duck.extraction.parallel import workers
 from larql_duck.extraction.processor import product_dtype
 from larql_duck.extraction.screen import (
+    DECIDED,
     CheapProducts,
     Memory,
     Rounded,
@@ -27,10 +28,10 @@ from larql_duck.extraction.screen import (
 )
 from larql_duck.extraction.vocabulary import Vocabulary
 from larql_duck.inference.topk import row_blocks
-from larql_duck.models.source import WeightSource, final_norm_multiplier, head_matrix
+from larql_duck.models.source import MatrixRows, WeightSource, final_norm_multiplier, head_rows
 
-# Features whose candidates are decided at a time.
-_DECIDED = 64
+# Rows that are prepared at a time.
+_MADE = 1024
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -71,43 +72,65 @@ class OutputHead:
 
     `head` is [vocab, hidden] in any float dtype, `multiplier` the final norm's weight [hidden], `candidates` the
     token ids that may be answers (ascending), `words` a mask over the vocabulary of the tokens that z refers to. For
-    many features, `keep` holds one vocabulary x hidden f32 array besides the head; without it each search makes the
-    array anew, a block at a time, and z comes from the scores themselves.
+    many features, `keep` holds one vocabulary x hidden f32 array besides the head, and one in `dtype`, that of cheap products
+    (None: as the processor is faster; f32 on other devices); without it each search makes the array anew, a block at a
+    time, and multiplies in f32. z comes from moments of the rows with `moments` (None: as `keep` says), which pays for many
+    features, else from the scores themselves. `device` is where blocks of the head are multiplied.
     """
 
     def __init__(
         self,
-        head: torch.Tensor,
+        head: MatrixRows,
         multiplier: torch.Tensor,
         candidates: torch.Tensor,
         words: torch.Tensor,
         dtype: torch.dtype | None = None,
         *,
         keep: bool = True,
+        moments: bool | None = None,
+        device: str = "cpu",
     ) -> None:
         self.head, self.candidates, self._multiplier = head, candidates, multiplier
-        self._words = words[candidates]
+        self._words, self._device = words[candidates], device
         total = torch.zeros(head.shape[1], dtype=torch.float64)
-        for start, stop in row_blocks(len(head), 4096):
+        for start, stop in row_blocks(len(head), _MADE):
             total += head[start:stop].float().sum(0, dtype=torch.float64)
         self._mean = (total / len(head)).float()
         self._unit: torch.Tensor | None = None
         self._cheap: Rounded | None = None
         self._memory = Memory()
-        if not keep:
-            return
-        unit = torch.empty(len(candidates), head.shape[1])
-        for start, stop in row_blocks(len(candidates), 4096):
-            unit[start:stop] = self._unit_rows(slice(start, stop))
-        self._unit = unit
-        self._moments = Moments.of_rows(unit if bool(self._words.all()) else unit[self._words])
-        self._cheap = Rounded.of(unit, dtype or product_dtype())
+        if keep:
+            dtype = torch.float32 if device != "cpu" else dtype or product_dtype()
+            unit = torch.empty(len(candidates), head.shape[1])
+            for start, stop in row_blocks(len(candidates), _MADE):
+                unit[start:stop] = self._unit_rows(slice(start, stop))
+            self._unit, self._cheap = unit, Rounded.of(unit, dtype).to(device)
+        self._moments = self._word_moments() if keep or moments else None
 
     @classmethod
-    def of(cls, source: WeightSource, vocabulary: Vocabulary, *, keep: bool = True) -> OutputHead:
+    def of(
+        cls,
+        source: WeightSource,
+        vocabulary: Vocabulary,
+        *,
+        keep: bool = True,
+        moments: bool | None = None,
+        device: str = "cpu",
+    ) -> OutputHead:
         """The head of a model whose tokens are in `vocabulary`."""
         words, candidates = (torch.from_numpy(a) for a in (vocabulary.is_word, vocabulary.candidate_ids))
-        return cls(head_matrix(source), final_norm_multiplier(source), candidates, words, keep=keep)
+        norm = final_norm_multiplier(source)
+        return cls(head_rows(source), norm, candidates, words, keep=keep, moments=moments, device=device)
+
+    def _word_moments(self) -> Moments:
+        """The moments of the unit rows of the tokens that z refers to, the same whether rows are kept or not."""
+        moments: Moments | None = None
+        for start, stop in row_blocks(len(self.candidates), _MADE):
+            rows = self._unit_rows(slice(start, stop))[self._words[start:stop]]
+            if len(rows):
+                moments = moments or Moments(rows.mean(0))
+                moments.add(moments.sums(rows))
+        return moments or Moments(torch.zeros(self.head.shape[1]))
 
     def _unit_rows(self, at: Any) -> torch.Tensor:
         """The unit rows of the candidates at these positions, f32 [..., hidden]."""
@@ -126,7 +149,7 @@ class OutputHead:
         spans = row_blocks(len(directions), vectors_at_a_time(n, dtype))
         parts = [self._search(directions[slice(*span)], columns[slice(*span)], k, dtype) for span in spans]
         ids, scores, logits, sums = (torch.cat(part) for part in zip(*parts, strict=True))
-        if self._unit is not None:
+        if self._moments is not None:
             mean, std = self._moments.project(directions)
         else:
             first, second = (sums / max(int(self._words.sum()), 1)).unbind(1)
@@ -142,12 +165,14 @@ class OutputHead:
         """
         n = len(self.candidates)
         lost, length = self._bounds()
-        products = CheapProducts(lost, length, Rounded.of(directions, dtype), (1, -1), self._memory)
+        vectors = Rounded.of(directions, dtype).to(self._device)
+        products = CheapProducts(lost, length, vectors, (1, -1), self._memory)
+        made = self.head.shape[1] if self._cheap is None else 0
 
         def fill(span: tuple[int, int]) -> torch.Tensor:
             at = slice(*span)
             block = products.fill(*span, self._unit_rows(at) if self._cheap is None else self._cheap.rows[at])
-            if self._unit is not None:
+            if self._moments is not None:
                 return torch.zeros(1, 2, dtype=torch.float64)
             words = block[self._words[slice(*span)]].double()
             return torch.stack([words.sum(0), words.square().sum(0)], 1)
@@ -165,8 +190,8 @@ class OutputHead:
             return tokens, torch.stack(scores, 1), logits
 
         with workers() as pool:
-            sums = sum(pool.map(fill, row_blocks(n, rows_at_a_time(len(directions)))))
-            found = list(pool.map(decide, row_blocks(len(directions), _DECIDED)))
+            sums = sum(pool.map(fill, row_blocks(n, rows_at_a_time(len(directions), made))))
+            found = list(pool.map(decide, row_blocks(len(directions), DECIDED)))
         ids, scores, logits = (torch.cat(part) for part in zip(*found, strict=True))
         return ids, scores, logits, torch.as_tensor(sums).expand(len(ids), 2)
 
@@ -174,10 +199,11 @@ class OutputHead:
         """The dot products of each column [features, hidden] with its tokens' head rows, f32, of the shape of `tokens`."""
         which, ids = np.repeat(np.arange(len(columns)), tokens[0].numel()), tokens.numpy().ravel()
         head = self.head
-        if head.dtype != torch.float32 or not head.is_contiguous():
-            wanted, ids = np.unique(ids, return_inverse=True)
-            head = head[torch.from_numpy(wanted)].float().contiguous()
-        return torch.from_numpy(dots(columns, which, head, ids)).view(tokens.shape)
+        if isinstance(head, torch.Tensor) and head.dtype == torch.float32 and head.is_contiguous():
+            return torch.from_numpy(dots(columns, which, head, ids)).view(tokens.shape)
+        wanted, at = np.unique(ids, return_inverse=True)
+        rows = head[torch.from_numpy(wanted)].float().contiguous()
+        return torch.from_numpy(dots(columns, which, rows, at)).view(tokens.shape)
 
     def _bounds(self) -> tuple[torch.Tensor, torch.Tensor]:
         """What each candidate's unit row loses in a product, and how long it is at most."""

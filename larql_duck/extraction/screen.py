@@ -8,12 +8,13 @@ that no result depends on what found it. Values are compared as integers: number
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from larql_duck.extraction.parallel import products
 from larql_duck.inference.topk import by_row_and_value, row_blocks
 
 # The one format of which torch computes chosen pairs without copies of their rows.
@@ -21,6 +22,8 @@ warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
 
 # Bytes of the cheap products that are held at a time, and numbers of a block of them: it must stay in the cache.
 _HELD, _BLOCK = 64 << 20, 1 << 19
+# Numbers of a block of rows that are made for it alone, and vectors whose candidates are decided at a time.
+MADE_NUMBERS, DECIDED = 1 << 20, 64
 # Rows of which the largest value is kept (fewer cost more to keep, more of them cost more to look through), and groups
 # that are taken together where a threshold is looked for.
 GROUP, _WIDE = 16, 4
@@ -48,6 +51,10 @@ class Rounded:
         # The lengths are rounded themselves; a sum of f32 products is off by at most its length times this.
         off = rows.shape[1] * torch.finfo(torch.float32).eps / 2
         return cls(cheap, (lost + off * length) * 1.001, (length + lost) * 1.001)
+
+    def to(self, device: str) -> Rounded:
+        """The same with `rows` on a device, where they are multiplied."""
+        return replace(self, rows=self.rows.to(device))
 
 
 class Tops(NamedTuple):
@@ -125,7 +132,7 @@ class CheapProducts:
     def fill(self, start: int, stop: int, rows: torch.Tensor) -> torch.Tensor:
         """The products of rows start..stop (start: of a group) with the vectors, after their groups were seen."""
         block = self.values[start:stop]
-        torch.mm(rows, self.vectors.rows.t(), out=block)
+        products(rows, self.vectors.rows, out=block)
         keys = keys_of(block)
         whole = len(keys) // GROUP
         for sign, largest in self._largest.items():
@@ -199,9 +206,15 @@ def vectors_at_a_time(n: int, dtype: torch.dtype) -> int:
     return max(32, _HELD // (n * dtype.itemsize) // 32 * 32)
 
 
-def rows_at_a_time(m: int) -> int:
-    """How many rows' products with m vectors make a block, in whole groups."""
-    return max(4, min(256, _BLOCK // (GROUP * m))) * GROUP
+def rows_at_a_time(m: int, made: int = 0) -> int:
+    """How many rows' products with m vectors make a block, in whole groups; `made`: how wide rows are that are made for it alone."""
+    most = min(256, MADE_NUMBERS // (GROUP * made)) if made else 256
+    return max(4, min(most, _BLOCK // (GROUP * m))) * GROUP
+
+
+def held_bytes(n: int, m: int, dtype: torch.dtype) -> int:
+    """Bytes that the products of n rows with m vectors hold, those of a few vectors at a time, and the largest of their groups."""
+    return n * min(m, vectors_at_a_time(n, dtype)) * dtype.itemsize * (GROUP + 2) // GROUP
 
 
 def dots(left: torch.Tensor, i: np.ndarray, right: torch.Tensor, j: np.ndarray) -> np.ndarray:

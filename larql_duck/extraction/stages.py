@@ -22,22 +22,34 @@ from larql_duck.catalog.ddl import model_sql
 from larql_duck.extraction import table_rows as rows
 from larql_duck.extraction import weight_arrays as arrays
 from larql_duck.extraction.context import TokenFeatures, collect_layer, run_layer, token_stream
+from larql_duck.extraction.counts import (
+    CONTEXT_LIMIT,
+    MAX_PROMPTS,
+    array_numbers,
+    context_operations,
+    usual_basis,
+)
 from larql_duck.extraction.embedding import EmbeddingInputs
-from larql_duck.extraction.estimate import estimate_cost, matrix_speed
+from larql_duck.extraction.estimate import Estimate, learn
 from larql_duck.extraction.index_json import index_json
 from larql_duck.extraction.job import Job
-from larql_duck.extraction.options import PROMOTED, TOP_ACTIVATING
+from larql_duck.extraction.options import ARRAYS, FACTS, NAMES, PROMOTED, TABLES, TOP_ACTIVATING
 from larql_duck.extraction.precision import DTYPES, agreement
 from larql_duck.extraction.promoted_tokens import OutputHead
 from larql_duck.extraction.provenance import provenance
+from larql_duck.extraction.scratch_weights import ScratchWeights
 from larql_duck.extraction.state import Staging
+from larql_duck.extraction.stream import TokenStream
+from larql_duck.extraction.token_screen import TokenScreen
+from larql_duck.extraction.whole_progress import WholeProgress
 from larql_duck.files import open_replacing
 from larql_duck.inference.attribution import parts_problem
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.query_vectors import NEUTRAL
+from larql_duck.inference.settings import Settings
 from larql_duck.inference.topk import row_blocks
 from larql_duck.knowledge.entities import members
-from larql_duck.models.source import ffn_matrix
+from larql_duck.models.source import ffn_matrix, matrix_rows
 from larql_duck.probing.checkpoint import Checkpoint
 from larql_duck.probing.choosing import Knowledge
 from larql_duck.probing.entity_types import fit_types, types_table
@@ -61,12 +73,8 @@ from larql_duck.vindex.derive import (
     weight_edges,
 )
 from larql_duck.vindex.manifest import INDEX, SECTION, timestamp
-from larql_duck.vindex.publish import MODEL_SQL, TABLES, rebuild_database, seal_manifest, write_table
-
-# A checkpoint may cost this share of the time since the last one.
-_CHECKPOINT_SHARE = 0.04
-# Extraction asks no more than this; PROBE asks the rest.
-MAX_PROMPTS = 2000
+from larql_duck.vindex.publish import MODEL_SQL, rebuild_database, seal_manifest, write_table
+from larql_duck.vindex.publish import TABLES as TABLES_FOLDER
 
 
 @dataclass(frozen=True)
@@ -86,34 +94,56 @@ class _Facts:
 class Extraction:
     """One run: `run()` fills the staging directory stage by stage."""
 
-    def __init__(self, job: Job, staging: Staging, progress: Progress, notice: Callable[[str], None]) -> None:
-        self.job, self.staging, self.progress, self.notice = job, staging, progress, notice
+    def __init__(
+        self,
+        job: Job,
+        staging: Staging,
+        cost: Estimate,
+        settings: Settings,
+        progress: Progress,
+        notice: Callable[[str], None],
+    ) -> None:
+        self.job, self.staging, self.plan, self.notice = job, staging, cost.plan, notice
+        self.settings, self.device = settings, settings.torch_device()
+        self.progress = WholeProgress(cost.seconds, progress)
         self.source, self.sizes, self.options = job.source, job.sizes, job.options
         self.layers = job.layers
+        # Those that are measured: of a vindex that describes some already, the others.
+        self.new = list(self.layers)
         self.bands = layer_bands(job.source.family.name, self.sizes.n_layers)
         self.extracted_at = timestamp()
         self.seconds: dict[str, float] = dict(staging.done("seconds") or {})
 
     def run(self) -> None:
         """Run what is not finished yet."""
-        self._arrays()
-        self._promoted_tokens()
-        basis = self._basis()
-        self._top_activating_tokens(basis)
-        facts = self._facts()
-        entries = self._tables(basis, facts)
-        self._complete(basis, entries, facts)
+        try:
+            self._arrays()
+            self._promoted_tokens()
+            basis = self._basis()
+            self._top_activating_tokens(basis)
+            facts = self._facts()
+            entries = self._tables(basis, facts)
+            self._complete(basis, entries, facts)
+        finally:
+            self.progress.finish()
 
     @contextmanager
-    def _stage(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
+    def _stage(self, name: str, *, whole: bool = True) -> Iterator[None]:
+        began, worked, threads = time.perf_counter(), time.process_time(), torch.get_num_threads()
+        torch.set_num_threads(min(threads, self.plan[name].workers))
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+        if whole:
+            # Seconds of a processor, shared by the threads: others that keep the machine busy do not count.
+            learn(self.job, name, (time.process_time() - worked) / threads, self.device)
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
         self.staging.record("seconds", self.seconds)
         self.job.release()
 
     def _layer_done(self, stage: str, layer: int) -> None:
-        self.progress(stage, layer + 1 - self.layers.start, len(self.layers))
+        self.progress(stage, self.new.index(layer) + 1, len(self.new))
         self.job.release()
 
     # -- arrays -------------------------------------------------------------------------------------------
@@ -123,15 +153,15 @@ class Extraction:
             return
         directory, dtype, n = self.staging.directory, self.job.dtype, self.sizes.n_layers
         browse = self.options.level == "browse"
-        total, written = _elements(self.job, browse), 0.0
+        total, written = float(array_numbers(self.job)), 0.0
 
         def step(elements: float) -> None:
             nonlocal written
             written += elements
-            self.progress("arrays", written, total)
+            self.progress(ARRAYS, written, total)
             self.job.release()
 
-        with self._stage("arrays"):
+        with self._stage(ARRAYS):
             origin = provenance(self.job)
             files = arrays.write_config_files(self.source, directory)
             files[layout.GATE], layers = arrays.write_gates(self.source, n, dtype, directory, step)
@@ -143,11 +173,14 @@ class Extraction:
     # -- promoted tokens ----------------------------------------------------------------------------------
 
     def _promoted_tokens(self) -> None:
-        missing = [i for i in self.layers if self.staging.done(f"promoted-{i}") is None]
+        missing = [i for i in self.new if self.staging.done(f"promoted-{i}") is None]
         if not missing:
             return
-        with self._stage(PROMOTED):
-            head = OutputHead.of(self.source, self.job.vocabulary)
+        with self._stage(PROMOTED, whole=len(missing) == len(self.layers)):
+            keep = self.plan[PROMOTED].kept
+            head = OutputHead.of(
+                self.source, self.job.vocabulary, keep=keep, moments=True, device=self.device
+            )
             for layer in missing:
                 promoted = head.search(ffn_matrix(self.source, layer, "down"), self.options.top_k)
                 gate = ffn_matrix(self.source, layer, "gate").float()
@@ -168,11 +201,12 @@ class Extraction:
         if basis is None:
             basis = self.options.in_basis
             if basis == "auto":
-                basis = estimate_cost(self.job, matrix_speed(self.sizes.hidden)).basis
+                basis = usual_basis(self.job)
                 if basis == "embedding":
                     self.notice(
-                        "the context pass would take more than 30 minutes here, so top activating tokens are read off "
-                        "the embedding; --in-basis context runs it all the same"
+                        f"the context pass would take {context_operations(self.job):.1e} operations, more than "
+                        f"{CONTEXT_LIMIT:.0e}, so top activating tokens are read off the embedding; "
+                        "--in-basis context runs it all the same"
                     )
             if basis == "context" and (problem := self._stream_problem()):
                 self.notice(
@@ -188,59 +222,94 @@ class Extraction:
         # Tests hold the listed families to transformers' own passes.
         if self.source.family.listed:
             return None
-        return parts_problem(Engine.load(self.source))
+        return parts_problem(Engine.load(self.source, weights=self._scratch_weights()))
 
     def _top_activating_tokens(self, basis: str) -> None:
         if self.staging.done("top"):
             return
-        ids = self.job.vocabulary.word_ids
-        if basis == "context":
-            ids = ids[: self.options.context_tokens]
+        ids = self._token_ids(basis)
         features = self._token_features(len(ids))
-        with self._stage(TOP_ACTIVATING):
+        whole = not self.staging.has("reached") and len(self.new) == len(self.layers)
+        with self._stage(TOP_ACTIVATING, whole=whole):
             if basis == "context":
                 self._context_pass(ids, features)
             else:
-                inputs = EmbeddingInputs(self.source, ids)
+                room = self._token_room(len(ids))
+                inputs = EmbeddingInputs(self.source, ids, room=room, device=self.device)
                 k = min(self.options.top_k, len(ids))
-                for layer, top in inputs.features(self.layers, k, features):
-                    self._save_top(layer, vars(top))
+                screen = inputs.screen(features)
+                first, _ = self._reached(screen)
+                for layer in (layer for layer in self.new if layer >= first):
+                    self._save_top(layer, vars(inputs.layer(layer, k, screen)))
+                    self.staging.save("reached", {"next": np.array([layer + 1])} | screen.state())
                     self._layer_done(TOP_ACTIVATING, layer)
+                inputs.finish(self.new, screen)
             self.staging.save("token-features", features.state() | {"ids": ids})
             self.staging.record("top")
+        for pattern in ("residual-*", "*.scratch"):
+            self.staging.drop(pattern)
 
     def _context_pass(self, ids: np.ndarray, features: TokenFeatures) -> None:
-        precision = self.options.precision
-        if precision != "f32" and self.staging.done("agreement") is None:
-            measured = agreement(self.source, ids, self.layers, self.options.top_k, precision)
+        precision, whole = self.options.precision, len(self.new) == len(self.layers)
+        if precision != "f32" and whole and self.staging.done("agreement") is None:
+            measured = agreement(self.source, ids, self.new, self.options.top_k, precision, self.device)
             self.staging.record("agreement", measured)
-        stream = token_stream(self.source, ids, DTYPES[precision])
+        stream = token_stream(
+            self.source,
+            ids,
+            DTYPES[precision],
+            prefix=self.job.context,
+            room=self._token_room(len(ids)),
+            device=self.device,
+        )
         k = min(self.options.top_k, len(ids))
-        first = 0
-        if self.staging.has("context"):
-            checkpoint = self.staging.load("context")
-            first = int(checkpoint["next"][0])
-            stream.residual.copy_(torch.from_numpy(checkpoint["residual"]))
-            stream.prefix_residual = torch.from_numpy(checkpoint["prefix"])
-            features.restore(checkpoint)
-        last_saved, cost = time.perf_counter(), 0.0
-        for layer in range(first, self.layers.stop):
-            if layer in self.layers:
-                last = layer + 1 == self.layers.stop
+        first, prefix = self._reached(features)
+        if prefix is not None:
+            stream.prefix_residual = torch.from_numpy(prefix).to(self.device)
+            stream.residual.numpy()[:] = self.staging.rows(f"residual-{first}")
+        stop = max(self.new) + 1
+        for layer in range(first, stop):
+            if layer in self.new:
+                last = layer + 1 == stop
                 self._save_top(layer, vars(collect_layer(stream, layer, ids, k, features, last=last)))
             else:
                 run_layer(stream, layer)
-            now = time.perf_counter()
-            if layer + 1 < self.layers.stop and cost <= _CHECKPOINT_SHARE * (now - last_saved):
-                reached = {"residual": stream.residual.numpy(), "prefix": stream.prefix_residual.numpy()}
-                self.staging.save("context", {"next": np.array([layer + 1])} | reached | features.state())
-                last_saved = time.perf_counter()
-                cost = last_saved - now
-            self.progress(TOP_ACTIVATING, layer + 1, self.layers.stop)
+            if layer + 1 < stop:
+                self._checkpoint(layer + 1, stream, features)
+            self.progress(TOP_ACTIVATING, layer + 1, stop)
             self.job.release()
+
+    def _checkpoint(self, layer: int, stream: TokenStream, features: TokenFeatures) -> None:
+        """Keep what the pass needs to go on at `layer`: a run that is killed loses one layer."""
+        self.staging.save_rows(f"residual-{layer}", stream.residual.numpy())
+        prefix = stream.prefix_residual.cpu().numpy()
+        self.staging.save("reached", {"next": np.array([layer]), "prefix": prefix} | features.state())
+        self.staging.drop(f"residual-{layer - 1}.npy")
+
+    def _reached(self, found: TokenFeatures | TokenScreen) -> tuple[int, np.ndarray | None]:
+        """The layer at which an interrupted search goes on, and the stream's constant positions in the context pass.
+
+        `found` becomes what it was by then. 0 and None where none was interrupted.
+        """
+        if not self.staging.has("reached"):
+            return 0, None
+        with self.staging.opened("reached") as checkpoint:
+            found.restore(checkpoint)
+            return int(checkpoint["next"][0]), checkpoint.get("prefix")
+
+    def _token_room(self, n_tokens: int) -> torch.Tensor | None:
+        """Where the tokens' vectors lie, f32 [tokens, hidden]: in a scratch file where memory is too small; None: there."""
+        if self.plan[TOP_ACTIVATING].kept:
+            return None
+        return torch.from_numpy(self.staging.scratch("tokens", (n_tokens, self.sizes.hidden)))
 
     def _save_top(self, layer: int, measured: dict[str, np.ndarray]) -> None:
         self.staging.save(f"top-{layer}", {f"top_{name}": values for name, values in measured.items()})
+
+    def _token_ids(self, basis: str) -> np.ndarray:
+        """Ids of the tokens whose activations are measured, ascending."""
+        ids = self.job.vocabulary.word_ids
+        return ids[: self.options.context_tokens] if basis == "context" else ids
 
     def _token_features(self, n_tokens: int) -> TokenFeatures:
         counts = [self.sizes.intermediate[i] for i in self.layers]
@@ -252,8 +321,8 @@ class Extraction:
         if not self.options.probe:
             return _Facts()
         pack = load_pack(self.options.pack, self.options.relations)
-        with self._stage("facts"):
-            engine = Engine.load(self.source)
+        with self._stage(FACTS):
+            engine = self._engine()
             said, kept = partial(self.progress, "facts"), self.staging.work / "facts"
             own = {r.name for r in pack.relations}
             n_names = self.options.n_names(self.sizes.parameters)
@@ -279,11 +348,24 @@ class Extraction:
             tables = without_taught(run.tables, further)
         many = {r.name for r in whole.relations if r.many}
         if n_names:
-            with self._stage("names"):
+            with self._stage(NAMES):
                 known = knowledge_in(tables, run.calibration, types)
                 tables, more = self._names(engine, tables, known, n_names)
                 many |= more
         return _Facts(tables, sorted(many), pack.name, record)
+
+    def _engine(self) -> Engine:
+        """The model, with weights and batches as the plan of memory has them."""
+        weights = None if self.plan[FACTS].kept else self._scratch_weights()
+        engine = Engine.load(self.source, self.settings, weights=weights)
+        engine.share = self.plan[FACTS].share
+        return engine
+
+    def _scratch_weights(self) -> ScratchWeights | None:
+        """The weights in f32 in a scratch file; None where the model's own file has them so."""
+        if self.job.stored == "f32":
+            return None
+        return ScratchWeights(self.source, self.staging.work / "weights.f32", self.job.release)
 
     def _names(
         self, engine: Engine, tables: dict[str, pa.Table], known: Knowledge, n: int
@@ -309,16 +391,16 @@ class Extraction:
 
     def _tables(self, basis: str, facts: _Facts) -> dict[str, dict[str, Any]]:
         """The manifest entries of all tables, after they were written."""
-        directory = self.staging.directory / TABLES
+        directory = self.staging.directory / TABLES_FOLDER
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir()
         entries: dict[str, dict[str, Any]] = {}
 
         def put(name: str, table: pa.Table | Iterator[pa.Table]) -> None:
             entries[name] = write_table(directory / f"{name}.parquet", name, table)
-            self.progress("tables", len(entries), len(FILES))
+            self.progress(TABLES, len(entries), len(FILES))
 
-        with self._stage("tables"):
+        with self._stage(TABLES):
             vocabulary = self.job.vocabulary
             put("tokens", rows.tokens_table(vocabulary, self._embedding_norms()))
             bands = [band_of(i, self.bands) for i in range(self.sizes.n_layers)]
@@ -330,11 +412,12 @@ class Extraction:
             )
             features = label_features(features, facts.table("feature_relations"))
             put("features", features)
-            checkpoint = self.staging.load("token-features")
-            ids = checkpoint["ids"]
-            token_features = self._token_features(len(ids))
-            token_features.restore(checkpoint)
+            with self.staging.opened("token-features") as checkpoint:
+                ids = checkpoint["ids"]
+                token_features = self._token_features(len(ids))
+                token_features.restore(checkpoint)
             put("token_features", rows.token_features_tables(token_features, ids, vocabulary, basis))
+            del token_features, checkpoint
             weights = weight_edges(directory / "feature_tokens.parquet")
             edges = pa.concat_tables([facts.table("edges"), weights])
             put("edges", edges)
@@ -350,9 +433,9 @@ class Extraction:
         return entries
 
     def _embedding_norms(self) -> np.ndarray:
-        matrix = self.source.tensor(self.source.family.embed)
+        matrix = matrix_rows(self.source, self.source.family.embed)
         norms = np.empty(len(matrix), np.float32)
-        for start, stop in row_blocks(len(matrix), 8192):
+        for start, stop in row_blocks(len(matrix), 4096):
             norms[start:stop] = matrix[start:stop].float().norm(dim=1).numpy()
         return norms
 
@@ -383,14 +466,14 @@ class Extraction:
         done = self.staging.done("arrays")
         files = dict(done["files"])
         counts = self.sizes.intermediate
-        measured = [self._measured(i) if i in self.layers else n for i, n in enumerate(counts)]
+        # One layer after another: memory does not grow with the model's depth.
+        measured = (self._measured(i) if i in self.layers else n for i, n in enumerate(counts))
         with open_replacing(directory / layout.DOWN_META, error=None) as file:
-            file.writelines(rows.down_meta_bytes(measured, self.options.top_k))
-        del measured
+            file.writelines(rows.down_meta_bytes(measured, len(counts), self.options.top_k))
         files[layout.DOWN_META] = hash_file(directory / layout.DOWN_META)
         files[MODEL_SQL] = write_file(directory / MODEL_SQL, model_sql().encode())
         if facts.record is not None:
-            features = pq.read_table(directory / TABLES / "features.parquet")
+            features = pq.read_table(directory / TABLES_FOLDER / "features.parquet")
             files[LABELS] = write_file(directory / LABELS, feature_labels(features))
         raw = index_json(
             self.job,
@@ -408,11 +491,3 @@ class Extraction:
             raw[SECTION]["probe"] = facts.record
         write_file(directory / INDEX, seal_manifest(raw))
         rebuild_database(directory)
-
-
-def _elements(job: Job, browse: bool) -> float:
-    """How many numbers will be written; tensors are not read for it."""
-    family = job.source.family
-    gates = {family.gate_name(i) for i in range(job.sizes.n_layers)} | {family.embed}
-    shapes = family.expected(job.source.config)
-    return float(sum(np.prod(shape) for name, shape in shapes.items() if not browse or name in gates))

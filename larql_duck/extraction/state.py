@@ -92,6 +92,34 @@ class Staging:
         """Whether there is a checkpoint `name`."""
         return (self.work / f"{name}.npz").is_file()
 
+    @contextmanager
+    def opened(self, name: str) -> Iterator[Mapping[str, np.ndarray]]:
+        """The checkpoint `name`, each array of which is read when it is asked for."""
+        with np.load(self.work / f"{name}.npz", allow_pickle=False) as arrays:
+            yield arrays
+
+    def save_rows(self, name: str, rows: np.ndarray) -> None:
+        """Keep one large array as `name`, replacing an older one at once or not at all."""
+        with open_replacing(self.work / f"{name}.npy", error=None, sync=False) as file:
+            np.save(file, rows, allow_pickle=False)
+
+    def rows(self, name: str) -> np.ndarray:
+        """The array `name` that was saved, mapped from its file."""
+        rows: np.ndarray = np.load(self.work / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        return rows
+
+    def drop(self, pattern: str) -> None:
+        """Forget the checkpoints whose file names match."""
+        for path in self.work.glob(pattern):
+            path.unlink()
+
+    def scratch(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """An array of zeros, f32, that lies in a file and not in memory; nothing of it is kept for later runs."""
+        rows: np.ndarray = np.lib.format.open_memmap(
+            self.work / f"{name}.scratch", mode="w+", dtype=np.float32, shape=shape
+        )
+        return rows
+
     @property
     def complete(self) -> bool:
         """Whether nothing but `publish` is left to do."""

@@ -19,12 +19,12 @@ from larql_duck.extraction.parallel import Workers
 from larql_duck.inference.loading import load_parameters, skeleton, unload_parameters
 from larql_duck.inference.modules import LayerModules, find_modules
 from larql_duck.inference.topk import row_blocks
-from larql_duck.models.source import WeightSource
+from larql_duck.models.source import MatrixRows, WeightSource, matrix_rows
 
 LayerArguments = dict[str, Any]
-
-# Tokens that are embedded at a time.
-_EMBEDDED = 1024
+# Tokens of a block, and numbers in one array of it, of which attention makes about ten: so few that they stay in the
+# cache, as attention is many small steps.
+_TOKENS, _NUMBERS = 256, 1 << 20
 
 
 class _PrefixCache:
@@ -46,8 +46,9 @@ class _PrefixCache:
 class TokenStream:
     """Residuals of many tokens, each standing at the last position after the same prefix, layer by layer.
 
-    `residual` is [tokens, hidden] f32: the input of the next layer. Call `layer(i)` for i = 0, 1, ... in order.
-    Positions before the last are the same for every token and are computed once. Branches are computed in `dtype`.
+    `residual` is [tokens, hidden] f32 on the CPU, in `room` where it is given: the input of the next layer. Call
+    `layer(i)` for i = 0, 1, ... in order. Positions before the last are the same for every token and are computed once.
+    Layers run on `device`, a block of tokens at a time; branches are computed in `dtype`.
     """
 
     def __init__(
@@ -56,25 +57,29 @@ class TokenStream:
         prefix: Sequence[int],
         tokens: torch.Tensor,
         dtype: torch.dtype = torch.float32,
-        block: int = 256,
+        *,
+        room: torch.Tensor | None = None,
+        device: str = "cpu",
     ) -> None:
-        self.source, self.dtype = source, dtype
-        # So few that what attention makes of them stays in the cache: it is many small steps.
-        self.block = block
-        self.model = skeleton(source, dtype=dtype)
+        self.source, self.dtype, self.device = source, dtype, device
+        self.model = skeleton(source, device=device, dtype=dtype)
         # Explicit masks are made only by the eager implementation, and a mask that is there can be cut to one row.
         self.model.config._attn_implementation = "eager"
         self.parts = find_modules(self.model, source.family)
         self._arguments: list[LayerArguments] = [{} for _ in self.parts.layers]
         self.n_prefix = len(prefix)
-        self.residual = torch.empty(len(tokens), self.model.config.hidden_size)
+        hidden = self.model.config.hidden_size
+        self.block = max(64, min(_TOKENS, _NUMBERS // hidden))
+        self.residual = torch.empty(len(tokens), hidden) if room is None else room
         self.prefix_residual: torch.Tensor
         self._embed(list(prefix), tokens)
 
     def _embed(self, prefix: list[int], tokens: torch.Tensor) -> None:
         """Fill both residuals with the layers' first inputs, and note the arguments of every layer."""
-        names = [n for n in (self.source.family.embed, self.source.family.positions) if n]
-        load_parameters(self.model, self.source, names, dtype=self.dtype)
+        family = self.source.family
+        names = [family.positions] if family.positions else []
+        load_parameters(self.model, self.source, names, device=self.device, dtype=self.dtype)
+        vectors = matrix_rows(self.source, family.embed)
         first: list[torch.Tensor] = []
 
         def recorder(i: int, positional: list[str]) -> Callable[..., torch.Tensor]:
@@ -94,11 +99,12 @@ class TokenStream:
             for i, part in enumerate(self.parts.layers):
                 part.block.forward = recorder(i, list(signature(part.block.forward).parameters)[1:])
             norm.forward = lambda hidden: hidden
-            for start, stop in row_blocks(len(tokens), _EMBEDDED):
-                shared = torch.tensor(prefix, dtype=torch.long).expand(stop - start, -1)
-                ids = torch.cat([shared, tokens[start:stop, None].long()], 1)
+            for start, stop in row_blocks(len(tokens), self.block):
                 first.clear()
-                base(input_ids=ids, attention_mask=None, use_cache=False)
+                with self._embedding_of([*prefix, *tokens[start:stop].tolist()], vectors):
+                    rows = torch.arange(len(prefix), len(prefix) + stop - start)[:, None]
+                    ids = torch.cat([torch.arange(len(prefix)).expand(len(rows), -1), rows], 1)
+                    base(input_ids=ids.to(self.device), attention_mask=None, use_cache=False)
                 self.residual[start:stop] = first[0][:, -1]
                 if start == 0:
                     self.prefix_residual = first[0][:1, :-1].float().clone()
@@ -111,6 +117,18 @@ class TokenStream:
         unload_parameters(self.model, names)
 
     @contextmanager
+    def _embedding_of(self, ids: list[int], vectors: MatrixRows) -> Iterator[None]:
+        """A context in which the model's embedding has the rows of these tokens alone: their number stands for the id."""
+        module: Any = self.model.get_input_embeddings()
+        weight, padding = module.weight, module.padding_idx
+        rows = vectors[torch.tensor(ids)].to(self.device, self.dtype)
+        module.weight, module.padding_idx = torch.nn.Parameter(rows, requires_grad=False), None
+        try:
+            yield
+        finally:
+            module.weight, module.padding_idx = weight, padding
+
+    @contextmanager
     def layer(self, i: int, pool: Workers) -> Iterator[LayerModules]:
         """Layer i's modules with their weights, after attention has been added to `residual`; the FFN is the caller's.
 
@@ -120,7 +138,7 @@ class TokenStream:
         part = self.parts.layers[i]
         prefix = self.source.family.layer_prefix(i)
         names = [n for n in self.source.names() if n.startswith(prefix)]
-        load_parameters(self.model, self.source, names, dtype=self.dtype)
+        load_parameters(self.model, self.source, names, device=self.device, dtype=self.dtype)
         cache = _PrefixCache()
         n = self.n_prefix
         with torch.no_grad():
@@ -133,8 +151,8 @@ class TokenStream:
 
             def attend(span: tuple[int, int]) -> None:
                 start, stop = span
-                hidden = self.residual[start:stop, None].to(self.dtype)
-                self.residual[start:stop] = _tensor(part.block(hidden, **last))[:, 0]
+                inputs = self.tokens(start, stop)[:, None]
+                self.residual[start:stop] = _tensor(part.block(inputs, **last))[:, 0]
 
             # Of other families it is not known what their attention does besides.
             own = one_query(self.model.config) if self.source.family.listed else nullcontext()
@@ -143,9 +161,13 @@ class TokenStream:
             yield part
         unload_parameters(self.model, names)
 
+    def tokens(self, start: int, stop: int) -> torch.Tensor:
+        """The residual of tokens start..stop on the device, in `dtype`, [n, hidden]."""
+        return self.residual[start:stop].to(self.device, self.dtype)
+
     def ffn_input(self, part: LayerModules, start: int, stop: int) -> torch.Tensor:
         """What the FFN of a layer receives at tokens start..stop, [n, hidden]."""
-        return torch.as_tensor(part.ffn_norm(self.residual[start:stop].to(self.dtype)))
+        return torch.as_tensor(part.ffn_norm(self.tokens(start, stop)))
 
     def add_ffn(self, part: LayerModules, start: int, stop: int, out: torch.Tensor) -> None:
         """Add the FFN's raw output [n, hidden] of tokens start..stop to the residual, through the family's post-norm."""
@@ -153,7 +175,7 @@ class TokenStream:
             out = part.ffn_post(out)
         if self.parts.residual_scale != 1.0:
             out = out * self.parts.residual_scale
-        self.residual[start:stop] += out
+        self.residual[start:stop] += out.cpu()
 
 
 @contextmanager

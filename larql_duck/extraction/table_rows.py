@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -159,13 +159,19 @@ def token_features_tables(
         )
 
 
-def down_meta_bytes(layers: Sequence[Mapping[str, np.ndarray] | int], top_k: int) -> Iterator[bytes]:
-    """down_meta.bin in pieces; a layer that was not measured is given as its number of features and stays zero.
+def down_meta_bytes(
+    layers: Iterable[Mapping[str, np.ndarray] | np.ndarray | int], n_layers: int, top_k: int
+) -> Iterator[bytes]:
+    """down_meta.bin in pieces; a layer that was not measured is given as its number of features and stays zero, or as the
+    records that `read_down_meta` gave of it.
 
     It holds the tokens of positive activations, whatever a feature's usual sign: that is how LARQL reads it.
     """
-    yield down_meta_header(len(layers), top_k)
+    yield down_meta_header(n_layers, top_k)
     for layer in layers:
+        if isinstance(layer, np.ndarray):
+            yield down_meta_layer(layer["top"]["id"], layer["top"]["logit"])
+            continue
         n = layer if isinstance(layer, int) else len(layer["promoted_logits"])
         ids, logits = np.zeros((n, top_k), np.uint32), np.zeros((n, top_k), np.float32)
         if not isinstance(layer, int):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 
-from larql_duck.extraction.context import TokenFeatures
+from larql_duck.extraction.context import TOKEN_FEATURES, TokenFeatures
 from larql_duck.extraction.parallel import workers
 from larql_duck.extraction.screen import Rounded, dots, keys_of, kth_largest
 from larql_duck.inference.topk import row_blocks, scratch
@@ -21,6 +21,8 @@ Seen: TypeAlias = Callable[[int, int, torch.Tensor], None]
 _LEVEL, _LEVELS = 0.125, 128
 # Pairs that may be kept beside each that will stay, before those are dropped that no longer may.
 _KEPT = 4
+# Bytes a token of the screen: what was counted, and pairs, which may double before they are dropped.
+SCREEN_BYTES = 4 * _LEVELS + 2 * _KEPT * TOKEN_FEATURES * 12
 # Features of which the largest z is taken, before any token's are known.
 _GROUP = 8
 
@@ -57,6 +59,8 @@ class TokenScreen:
     def __init__(self, tokens: TokenFeatures, rows: Rounded) -> None:
         self._tokens, self._lost, self._length = tokens, rows.lost.numpy(), rows.length.numpy()
         self._eps = np.float32(torch.finfo(rows.rows.dtype).eps / 2)
+        # Pairs are dropped where they are more than this.
+        self._kept, self._most = 0, _KEPT * tokens.top.values.size
         n, self._k = tokens.top.values.shape
         self._counts = np.zeros((n, _LEVELS), np.int32)
         self._least = np.full(n, -np.inf, np.float32)
@@ -66,7 +70,7 @@ class TokenScreen:
     def layer(self, layer: int, vectors: Rounded, varies: torch.Tensor) -> Seen:
         """What takes in the z's of a layer with these vectors; features that do not vary are left out."""
         self._raise()
-        pairs = self._pairs[layer] = []
+        self._pairs[layer] = []
         lost, length, counts = vectors.lost.numpy(), vectors.length.numpy(), varies.numpy()
         most = float(lost[counts].max(initial=0)), float(length[counts].max(initial=0))
 
@@ -93,7 +97,10 @@ class TokenScreen:
             rows, columns, values, off = (a[enters] for a in (rows, columns, values, off))
             self._count(rows, values - off)
             with self._lock:
-                pairs.append(Pairs(rows.astype(np.int32), columns.astype(np.int32), values + off))
+                self._kept += len(rows)
+                self._pairs[layer].append(
+                    Pairs(rows.astype(np.int32), columns.astype(np.int32), values + off)
+                )
 
         return see
 
@@ -121,10 +128,36 @@ class TokenScreen:
             level = np.float32(_LEVEL) * (_LEVELS - 1 - enough.argmax(axis=1))
             least = np.where(enough[:, -1], level, -np.inf).astype(np.float32)
             np.maximum(self._least[start:stop], least, out=self._least[start:stop])
-        kept = sum(len(pairs.tokens) for parts in self._pairs.values() for pairs in parts)
-        if kept > _KEPT * len(self._least) * self._k:
+        if self._kept > self._most:
             for layer, parts in self._pairs.items():
                 self._pairs[layer] = [self._left(pairs) for pairs in parts]
+            self._kept = sum(len(pairs.tokens) for parts in self._pairs.values() for pairs in parts)
+
+    def trim(self) -> None:
+        """Drop pairs that no longer may be among the most specific, where they are many; between blocks of features."""
+        if self._kept > self._most:
+            self._raise()
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything that was gathered, as named arrays, for `restore`."""
+        parts = [(layer, pairs) for layer, kept in self._pairs.items() for pairs in kept]
+        lengths = np.array([(layer, len(pairs.tokens)) for layer, pairs in parts]).reshape(-1, 2)
+        pairs = {
+            name: np.concatenate([np.empty(0, dtype), *(getattr(pairs, name) for _, pairs in parts)])
+            for name, dtype in (("tokens", np.int32), ("features", np.int32), ("most", np.float32))
+        }
+        return pairs | {"parts": lengths, "counts": self._counts, "least": self._least}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take over what `state` of an object of the same tokens returned."""
+        self._counts[:], self._least[:] = state["counts"], state["least"]
+        arrays = Pairs(state["tokens"], state["features"], state["most"])
+        self._pairs, start = {}, 0
+        for layer, length in state["parts"].tolist():
+            pairs = Pairs(*(array[start : start + length] for array in arrays))
+            self._pairs.setdefault(layer, []).append(pairs)
+            start += length
+        self._kept = start
 
     def _left(self, pairs: Pairs) -> Pairs:
         """Those that still may be among their tokens' k best."""
@@ -136,15 +169,11 @@ class TokenScreen:
     ) -> None:
         """Give `tokens` their features, after the exact products of f32 rows [tokens, hidden] with the kept ones' gate rows."""
         self._raise()
-        found: list[tuple[np.ndarray, ...]] = []
         for layer in layers:
-            found += self._exact(layer, rows, gates_of(layer))
-        tokens, numbers, z, values = (np.concatenate(part) for part in zip(*found, strict=True))
-        # A gate alone says nothing of the activation.
-        self._tokens.top.offer(tokens, numbers, z, values, np.full_like(values, np.nan))
+            self._decide(layer, rows, gates_of(layer))
 
-    def _exact(self, layer: int, rows: torch.Tensor, gates: LayerGates) -> list[tuple[np.ndarray, ...]]:
-        """Tokens, feature numbers, z and gate values of a layer's kept pairs, in parts."""
+    def _decide(self, layer: int, rows: torch.Tensor, gates: LayerGates) -> None:
+        """Offer a layer's kept pairs to `tokens`: feature numbers, z and gate values."""
         number = self._number(layer)
 
         def values_of(kept: Pairs) -> tuple[np.ndarray, ...]:
@@ -154,7 +183,9 @@ class TokenScreen:
             return tokens, features + np.int32(number), gates.z(features, values), values
 
         with workers() as pool:
-            return list(pool.map(values_of, self._pairs.pop(layer)))
+            for tokens, numbers, z, values in pool.map(values_of, self._pairs.pop(layer, [])):
+                # A gate alone says nothing of the activation.
+                self._tokens.top.offer(tokens, numbers, z, values, np.full_like(values, np.nan))
 
     def _number(self, layer: int) -> int:
         """The number of a layer's first feature."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -32,8 +33,16 @@ class Vocabulary:
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
     """The Vocabulary of a tokenizer, an entry for each row of the embedding."""
-    ids, tokens, texts, is_word = zip(*tokenizer.vocabulary(), strict=True)
-    # Rows of the embedding that no token uses are padding: they can be nobody's answer.
-    special = [tokenizer.is_special(i) or not token for i, token in zip(ids, tokens, strict=True)]
-    decoded, trimmed = (pa.array(column, pa.string()) for column in (tokens, texts))
-    return Vocabulary(decoded, trimmed, np.array(is_word), np.array(special))
+    pieces: list[list[pa.Array]] = [[], []]
+    flags: list[list[bool]] = [[], []]
+    entries = tokenizer.entries()
+    # A piece at a time: as Python's objects all of them would take more than as Arrow's.
+    while rows := list(islice(entries, 1 << 14)):
+        ids, tokens, texts, words = zip(*rows, strict=True)
+        for parts, column in zip(pieces, (tokens, texts), strict=True):
+            parts.append(pa.array(column, pa.string()))
+        flags[0] += words
+        # Rows of the embedding that no token uses are padding: they can be nobody's answer.
+        flags[1] += [tokenizer.is_special(i) or not token for i, token in zip(ids, tokens, strict=True)]
+    decoded, trimmed = map(pa.concat_arrays, pieces)
+    return Vocabulary(decoded, trimmed, *(np.array(column, bool) for column in flags))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from larql_duck.models.source import WeightSource, ffn_matrix
+import torch
+
+from larql_duck.inference.topk import row_blocks
+from larql_duck.models.source import WeightSource, ffn_matrix, matrix_rows
 from larql_duck.models.tokenizer import TOKENIZER_FILES
 from larql_duck.vindex import layout
 from larql_duck.vindex.arrays import ArrayWriter, FileEntry, write_file
@@ -30,12 +34,22 @@ def write_gates(
     return writer.entry, layers
 
 
+def append_matrix(writer: ArrayWriter, source: WeightSource, name: str) -> tuple[int, int]:
+    """Byte offset and length of the matrix after it was written, a block of rows at a time where it is dequantised."""
+    rows = matrix_rows(source, name)
+    if isinstance(rows, torch.Tensor):
+        return writer.append(rows, name, source.path)
+    spans = [
+        writer.append(rows[start:stop], name, source.path) for start, stop in row_blocks(len(rows), 4096)
+    ]
+    return spans[0][0], sum(length for _, length in spans)
+
+
 def write_embeddings(source: WeightSource, dtype: str, directory: Path, step: Step) -> FileEntry:
     """The manifest entry of embeddings.bin after it was written."""
     with ArrayWriter(directory / layout.EMBED, dtype) as writer:
-        tensor = source.tensor(source.family.embed)
-        writer.append(tensor, source.family.embed, source.path)
-        step(tensor.numel())
+        append_matrix(writer, source, source.family.embed)
+        step(math.prod(source.family.expected(source.config)[source.family.embed]))
     return writer.entry
 
 
@@ -50,16 +64,21 @@ def write_weights(
     files: dict[str, ArrayWriter] = {}
     with ExitStack() as stack:
         for place in layout.places(source.family, source.names(), n_layers):
-            tensor = source.tensor(place.name)
-            if place.transposed:
-                tensor = tensor.t()
             if place.file not in files:
                 files[place.file] = stack.enter_context(ArrayWriter(directory / place.file, dtype))
-            offset, length = files[place.file].append(tensor, place.name, source.path)
-            kind = "vector" if tensor.dim() == 1 else "tensor"
+            writer = files[place.file]
+            if place.name == source.family.head:
+                shape = [*matrix_rows(source, place.name).shape]
+                offset, length = append_matrix(writer, source, place.name)
+            else:
+                tensor = source.tensor(place.name)
+                tensor = tensor.t() if place.transposed else tensor
+                shape = [*tensor.shape]
+                offset, length = writer.append(tensor, place.name, source.path)
+            kind = "vector" if len(shape) == 1 else "tensor"
             at = {"offset": offset, "length": length, "file": place.file}
-            rows.append({"key": place.key, "kind": kind, "shape": list(tensor.shape), **at})
-            step(tensor.numel())
+            rows.append({"key": place.key, "kind": kind, "shape": shape, **at})
+            step(math.prod(shape))
     entries = {name: writer.entry for name, writer in files.items()}
     manifest = write_file(directory / layout.WEIGHT_MANIFEST, json.dumps(rows, indent=2).encode())
     return entries | {layout.WEIGHT_MANIFEST: manifest}

@@ -91,7 +91,8 @@ def ablated_log_probability(
     order = sorted(range(len(ablations)), key=lambda i: (first[i], i))
     out = torch.empty(len(ablations), device=residual.device)
     row_bytes = engine.cache_bytes * (int(prefix.positions.max()) + 1)
-    for chunk in _chunks(order, first, engine.n_layers, engine.vocab, row_bytes):
+    most = max(8, min(256, engine.room(_LOGITS) // engine.vocab))
+    for chunk in _chunks(order, first, engine.n_layers, most, engine.room(_CACHE) / row_bytes):
         layer = first[chunk[0]]
         picked = [ablations[i] for i in chunk]
         rows = torch.tensor([r.row for r in picked], device=residual.device)
@@ -105,13 +106,13 @@ def ablated_log_probability(
 
 
 def _chunks(
-    order: Sequence[int], first: Sequence[int], n_layers: int, vocab: int, row_bytes: int
+    order: Sequence[int], first: Sequence[int], n_layers: int, most: int, caches: float
 ) -> Iterator[list[int]]:
-    """Ablations, given by ascending first layer, in the chunks that run together, within the memory bounds.
+    """Ablations, given by ascending first layer, in the chunks that run together: at most so many, and as many as have room
+    for so many whole caches.
 
     A chunk of some size ends where the next ablation could skip many more layers than its first one.
     """
-    most = max(8, min(256, _LOGITS // vocab))
     chunk: list[int] = []
     size = most
     for i in order:
@@ -124,7 +125,7 @@ def _chunks(
         if not chunk:
             # Only the layers from the first one on are copied for every row.
             share = (n_layers - first[i]) / n_layers
-            size = max(8, min(most, int(_CACHE / (row_bytes * share))))
+            size = max(8, min(most, int(caches / share)))
         chunk.append(i)
     if chunk:
         yield chunk

@@ -36,7 +36,7 @@ class Engine:
     Public attributes: model, modules (where its layers' parts are), tokenizer, config (the source's, a dict), family,
     n_layers, n_features (one a layer), hidden, vocab, context (longest prompt in tokens, None where the config sets
     none, or where rotary frequencies follow the length), rope (which ones a length has), window (sliding window or None), device, fingerprint (names the weights), overlay (the edits that they are
-    under, None where there are none). Safe to use from several threads: passes wait for each other.
+    under, None where there are none), share (which part of the usual memory batches may take). Safe to use from several threads: passes wait for each other.
     """
 
     def __init__(
@@ -59,12 +59,16 @@ class Engine:
         window = getattr(model.config, "sliding_window", None)
         self.window: int | None = int(window) if window else None
         self.fingerprint = self._loaded_fingerprint = fingerprint
+        self.share = 1.0
         self._starts: torch.Tensor | None = None
         self._weights = WeightOverlay(self.modules)
 
     @classmethod
-    def load(cls, source: WeightSource, settings: Settings | None = None) -> Engine:
-        """An Engine on the weights of `source` (a model, or a vindex of level inference or all).
+    def load(
+        cls, source: WeightSource, settings: Settings | None = None, *, weights: WeightSource | None = None
+    ) -> Engine:
+        """An Engine on the weights of `source` (a model, or a vindex of level inference or all); `weights` are the same in
+        another form, where they are read from that.
 
         Tensors that are stored in the settings' dtype are used where they lie, others are converted one by one. Raises
         LevelError for a vindex without weights, ModelError for weights that do not make a model.
@@ -77,7 +81,9 @@ class Engine:
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         with doing("loading the model"):
-            model = loading.build_model(source, dtype=torch_dtype(settings.compute_dtype), device=device)
+            model = loading.build_model(
+                weights or source, dtype=torch_dtype(settings.compute_dtype), device=device
+            )
             return cls(model, load_tokenizer(source), source, fingerprint=loading.fingerprint(source))
 
     def __del__(self) -> None:
@@ -202,6 +208,10 @@ class Engine:
         one = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
         self.run_body(one, None, one, cache)
         return sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
+
+    def room(self, usual: int) -> int:
+        """What a batch may take where `usual` is the usual limit, in whatever unit: the engine's share of it, at least 1."""
+        return max(1, int(usual * self.share))
 
     def new_cache(self) -> DynamicCache:
         """An empty cache. It keeps every position, so that the mask alone decides what a sliding window hides."""

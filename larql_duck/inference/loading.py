@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from larql_duck.errors import ModelError, reason
+from larql_duck.models.source import matrix_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -157,7 +159,9 @@ def fingerprint(source: WeightSource) -> str:
     digest = hashlib.sha256(json.dumps(source.config, sort_keys=True, default=str).encode())
     family = source.family
     for name in (family.embed, family.gate_name(0), family.down_name(0), family.final_norm):
-        sample = source.tensor(name).reshape(-1)[:4096].contiguous()
+        rows = matrix_rows(source, name)
+        # As many rows as hold the sample: a quantised matrix is not dequantised for it.
+        sample = rows[: -(-4096 // math.prod(rows.shape[1:]))].reshape(-1)[:4096].contiguous()
         digest.update(name.encode())
         digest.update(sample.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

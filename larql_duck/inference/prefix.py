@@ -206,7 +206,7 @@ class Heads:
         nearest = [max(known, key=lambda head: common_length(head.ids, text), default=None) for text in texts]
         run = dict(zip(texts, run_heads(self._engine, texts, nearest), strict=True))
         n_tokens = sum(map(len, texts))
-        if self._n_tokens + n_tokens > _HEADS // self._engine.cache_bytes:
+        if self._n_tokens + n_tokens > self._engine.room(_HEADS) // self._engine.cache_bytes:
             self._heads.clear()
             self._n_tokens = 0
         self._heads |= run

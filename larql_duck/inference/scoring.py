@@ -73,7 +73,7 @@ def score_targets(
     out: dict[int, TargetProbability] = {}
     longest = max((len(target) for _, target in rows), default=0)
     lengths = [len(prompt) + len(target) for prompt, target in rows]
-    for part in length_groups(lengths, rows=_LOGITS // (engine.vocab * (longest + 1))):
+    for part in length_groups(lengths, rows=engine.room(_LOGITS) // (engine.vocab * (longest + 1))):
         batch = pad([[*rows[i][0], *rows[i][1]] for i in part], device=engine.device)
         keep = max(len(rows[i][1]) for i in part) + 1
         slots = [(j, slot) for j, i in enumerate(part) if i < len(zeroed) and (slot := zeroed[i]) is not None]
@@ -102,7 +102,7 @@ def next_token_probabilities(engine: Engine, prompts: Sequence[str]) -> torch.Te
         return torch.zeros(0, engine.vocab)
     rows = engine.tokenizer.encode_batch(list(prompts))
     out = torch.empty(len(rows), engine.vocab)
-    for part in length_groups([len(r) for r in rows], rows=_LOGITS // engine.vocab):
+    for part in length_groups([len(r) for r in rows], rows=engine.room(_LOGITS) // engine.vocab):
         logits = engine.logits(pad([rows[i] for i in part], device=engine.device))
         out[torch.tensor(part)] = torch.softmax(logits, -1).cpu()
     return out

@@ -9,6 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+# Entries that wait, and that are sorted at a time: the memory of either does not grow with the rows (about 30 and 90
+# bytes an entry).
+_WAITING, _SORTED = 1 << 19, 1 << 18
+
 
 class TopK:
     """The k largest values of each of `rows` rows, with the column of each and any number of companions.
@@ -25,7 +29,7 @@ class TopK:
         self.companions = [np.zeros((rows, k), np.float32) for _ in range(companions)]
         self._pending: list[tuple[np.ndarray, ...]] = []
         self._count = 0
-        self._limit = max(rows * k, 1 << 14)
+        self._limit = min(max(rows * k, 1 << 14), _WAITING)
         self._lock = threading.Lock()
         self._merging = threading.Lock()
 
@@ -78,7 +82,33 @@ class TopK:
     def _merge(self, taken: list[tuple[np.ndarray, ...]]) -> None:
         rows, columns, values, *companions = (np.concatenate(part) for part in zip(*taken, strict=True))
         taken.clear()
-        touched = np.flatnonzero(np.bincount(rows))
+        counts = np.bincount(rows)
+        touched = np.flatnonzero(counts)
+        # As many rows at a time as bring `_SORTED` entries, those kept included.
+        ends = np.cumsum(counts[touched] + self.k)
+        if ends[-1] <= _SORTED:
+            self._merge_rows(touched, rows, columns, values, companions)
+            return
+        by_row = np.argsort(rows, kind="stable")
+        rows, columns, values = rows[by_row], columns[by_row], values[by_row]
+        companions = [companion[by_row] for companion in companions]
+        cuts = np.searchsorted(ends, np.arange(_SORTED, ends[-1] + _SORTED, _SORTED), side="right")
+        first = 0
+        for last in np.unique(np.maximum(cuts, 1)).tolist():
+            part = touched[first:last]
+            at = slice(*np.searchsorted(rows, [part[0], part[-1] + 1]).tolist())
+            self._merge_rows(part, rows[at], columns[at], values[at], [c[at] for c in companions])
+            first = last
+
+    def _merge_rows(
+        self,
+        touched: np.ndarray,
+        rows: np.ndarray,
+        columns: np.ndarray,
+        values: np.ndarray,
+        companions: Sequence[np.ndarray],
+    ) -> None:
+        """Merge entries, all those that wait for the rows `touched`, ascending."""
         rows = np.concatenate([np.repeat(touched, self.k), rows])
         columns = np.concatenate([self.columns[touched].ravel(), columns])
         values = np.concatenate([self.values[touched].ravel(), values])

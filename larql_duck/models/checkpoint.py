@@ -12,6 +12,7 @@ import torch
 
 from larql_duck.errors import ModelError
 from larql_duck.models.family import Family, ModelSizes
+from larql_duck.models.source import MatrixRows
 from larql_duck.models.tokenizer import load_tokenizer
 
 _NAMED = 3  # how many problems an error spells out
@@ -82,9 +83,13 @@ class ModelSource:
         self.shape(name)
         out = self._read(name)
         if check and name not in self._checked:
-            _check_finite(out, self._file_of(name), name)
+            check_finite(out, self._file_of(name), name)
             self._checked.add(name)
         return out
+
+    def rows(self, name: str) -> MatrixRows:
+        """A matrix's rows, to be read as they are needed: never all of a quantised matrix at once. Checked as `tensor` does."""
+        return self.tensor(name)
 
     def sizes(self) -> ModelSizes:
         """The model's sizes as its config states them."""
@@ -153,7 +158,7 @@ def main_dtype(sizes: Iterable[tuple[str, int]]) -> str:
     return max(("f32", "bf16", "f16"), key=lambda d: total[d]) if total else "f32"
 
 
-def _check_finite(tensor: torch.Tensor, path: Path, name: str) -> None:
+def check_finite(tensor: torch.Tensor, path: Path, name: str) -> None:
     if tensor.numel() == 0:
         return
     # The extremes carry NaN and infinity along, in one pass without a temporary.

@@ -36,8 +36,13 @@ class ModelSizes:
     @property
     def parameters(self) -> int:
         """Roughly how many parameters a token's pass multiplies by: those of the layers and of the output head."""
-        attention = 2 * self.hidden * self.head_dim * (self.n_heads + self.n_kv_heads)
-        return sum(attention + 3 * self.hidden * n for n in self.intermediate) + self.vocab * self.hidden
+        layers = sum(self.attention + 3 * self.hidden * n for n in self.intermediate)
+        return layers + self.vocab * self.hidden
+
+    @property
+    def attention(self) -> int:
+        """Parameters of one layer's attention."""
+        return 2 * self.hidden * self.head_dim * (self.n_heads + self.n_kv_heads)
 
 
 @dataclass(frozen=True)

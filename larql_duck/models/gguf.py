@@ -5,17 +5,19 @@ from __future__ import annotations
 import re
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from larql_duck.errors import ModelError
-from larql_duck.models.checkpoint import ModelSource, main_dtype
+from larql_duck.models.checkpoint import ModelSource, check_finite, main_dtype
 from larql_duck.models.families import complete
 from larql_duck.models.gguf_config import GgufConfig
 from larql_duck.models.gguf_file import GgufFile, GgufTensor
 from larql_duck.models.gguf_layout import POSITIONS, GgufLayout, parted
 from larql_duck.models.gguf_tokenizer import tokenizer_files
 from larql_duck.models.mapped import FLOATS
+from larql_duck.models.source import MatrixRows
 
 # What only steers llama.cpp, or is part of the config here.
 _IGNORED = re.compile(r"rope_freqs\.weight|rope_factors_(long|short)\.weight|blk\.\d+\.attn_rot_embd\.weight")
@@ -82,6 +84,17 @@ class GgufSource(ModelSource):
         """Drop the pages that reading has made resident."""
         self._file.release()
 
+    def rows(self, name: str) -> MatrixRows:
+        """A matrix's rows; of a quantised one those are dequantised that are asked for."""
+        self.shape(name)
+        place = self._places[name]
+        plain = (
+            len(place.shape) == 2 and self._layout.heads(name) is None and not self._layout.is_turned(name)
+        )
+        if place.kind.name in FLOATS or not plain:
+            return self.tensor(name)
+        return _QuantisedRows(self._file, place, self.path, name)
+
     def _read(self, name: str) -> torch.Tensor:
         tensor = self._file.tensor(self._places[name].name)
         heads = self._layout.heads(name)
@@ -96,6 +109,22 @@ class GgufSource(ModelSource):
         if offset:
             return tensor - offset
         return tensor.t() if self._layout.is_turned(name) else tensor
+
+
+class _QuantisedRows:
+    """The rows of a quantised matrix, dequantised and checked as they are asked for."""
+
+    def __init__(self, file: GgufFile, place: GgufTensor, path: Path, name: str) -> None:
+        self.shape = place.shape
+        self._file, self._stored, self._path, self._name = file, place.name, path, name
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, at: Any) -> torch.Tensor:
+        rows = self._file.rows(self._stored, at)
+        check_finite(rows, self._path, self._name)
+        return rows
 
 
 def _dtype(file: GgufFile) -> str:

@@ -56,11 +56,29 @@ class GgufFile:
             return self._mapped.tensor(entry.offset, FLOATS[entry.kind.name], entry.shape)
         return self._dequantised(entry)
 
-    def _dequantised(self, entry: GgufTensor) -> torch.Tensor:
+    def rows(self, name: str, at: Any) -> torch.Tensor:
+        """The rows `at` (a slice, or numbers in a tensor of any shape) of a quantised matrix, f32 [..., columns]."""
+        import numpy as np
+
+        raw = self._raw(self.tensors[name])
+        chosen = raw[at] if isinstance(at, slice) else raw[at.numpy()]
+        flat = self._values(self.tensors[name], np.ascontiguousarray(chosen).reshape(-1, raw.shape[1]))
+        return flat.reshape(*chosen.shape[:-1], -1)
+
+    def _raw(self, entry: GgufTensor) -> Any:
+        """The bytes of a tensor's rows, uint8 [rows, bytes], mapped."""
         import numpy as np
 
         raw = np.frombuffer(self._mapped.map, dtype=np.uint8, count=entry.n_bytes, offset=entry.offset)
-        raw = raw.reshape(math.prod(entry.shape[:-1]), -1)
+        return raw.reshape(math.prod(entry.shape[:-1]), -1)
+
+    def _dequantised(self, entry: GgufTensor) -> torch.Tensor:
+        return self._values(entry, self._raw(entry)).reshape(entry.shape)
+
+    def _values(self, entry: GgufTensor, raw: Any) -> torch.Tensor:
+        """f32 [rows, columns] of the bytes of some of its rows, uint8 [rows, bytes]."""
+        import numpy as np
+
         out = torch.empty((len(raw), entry.shape[-1]), dtype=torch.float32)
         try:
             # The package holds every piece and their concatenation at once, so large tensors go in blocks of rows.
@@ -82,7 +100,7 @@ class GgufFile:
                 f"tensor {entry.name} ({entry.kind.name}) cannot be dequantised: {str(error)[:100]}",
                 tensor=entry.name,
             ) from None
-        return out.reshape(entry.shape)
+        return out
 
     def release(self) -> None:
         """Drop the pages that reading has made resident."""

@@ -30,6 +30,24 @@ class WeightSource(Protocol):
         """File name -> content of tokenizer.json, tokenizer_config.json and their companions, where present."""
 
 
+class MatrixRows(Protocol):
+    """A matrix [n, columns] whose rows are read as they are asked for, by a slice or by a tensor of numbers; a tensor is one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, at: Any, /) -> torch.Tensor: ...
+
+
+def matrix_rows(source: WeightSource, name: str) -> MatrixRows:
+    """The rows of a matrix in its stored dtype: the mapped tensor, or what dequantises as many rows as are asked for."""
+    reader = getattr(source, "rows", None)
+    rows: MatrixRows = source.tensor(name) if reader is None else reader(name)
+    return rows
+
+
 @overload
 def ffn_matrix(source: WeightSource, layer: int, which: Literal["gate", "down"]) -> torch.Tensor: ...
 @overload
@@ -50,9 +68,17 @@ def ffn_matrix(source: WeightSource, layer: int, which: Literal["gate", "up", "d
 
 def head_matrix(source: WeightSource) -> torch.Tensor:
     """The output head [vocab, hidden] in its stored dtype; the embedding where the two are tied."""
+    return source.tensor(_head_name(source))
+
+
+def head_rows(source: WeightSource) -> MatrixRows:
+    """The rows of `head_matrix`, as `matrix_rows` gives them."""
+    return matrix_rows(source, _head_name(source))
+
+
+def _head_name(source: WeightSource) -> str:
     family = source.family
-    tied = family.tied(source.config, source.names())
-    return source.tensor(family.embed if tied else family.head)
+    return family.embed if family.tied(source.config, source.names()) else family.head
 
 
 def final_norm_multiplier(source: WeightSource) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from larql_duck.errors import ModelError
@@ -147,8 +147,12 @@ class Tokenizer:
 
     def vocabulary(self) -> list[tuple[int, str, str, bool]]:
         """(token_id, token, text, is_word) for every id from 0 to vocab_size - 1; text is what `token_text` gives."""
-        tokens = map(self.token, range(self.vocab_size))
-        return [(i, token, token_text(token), self._is_word(i, token)) for i, token in enumerate(tokens)]
+        return list(self.entries())
+
+    def entries(self) -> Iterator[tuple[int, str, str, bool]]:
+        """The rows of `vocabulary`, one after another."""
+        for i, token in enumerate(map(self.token, range(self.vocab_size))):
+            yield i, token, token_text(token), self._is_word(i, token)
 
     @property
     def highest_learned_id(self) -> int:

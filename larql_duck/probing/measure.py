@@ -73,11 +73,12 @@ def measure(
     counts = Counter(begins)
     begins = [begin if counts[begin] > 1 else "" for begin in begins]
     features: dict[int, FactFeatures] = {}
-    most = max(8, min(BATCH_FACTS, BATCH_CONTRIBUTIONS // sum(engine.n_features)))
+    most = max(8, min(BATCH_FACTS, engine.room(BATCH_CONTRIBUTIONS) // sum(engine.n_features)))
     # Answers of one variant share their prompts' beginning.
     for variant in sorted({a.variant for a in answers}):
         rows = [i for i, a in enumerate(answers) if a.variant == variant]
-        for chunk in chunks(rows, [(0, len(row)) for row in ids], most, BATCH_CACHE // engine.cache_bytes):
+        room = engine.room(BATCH_CACHE) // engine.cache_bytes
+        for chunk in chunks(rows, [(0, len(row)) for row in ids], most, room):
             batch = [ids[i] for i in chunk], [answers[i].first for i in chunk]
             # Also where the batch is found: see `replies`.
             own = heads.of([begins[i] for i in chunk], batch[0])

@@ -66,7 +66,7 @@ def read_names(
     for some in filter(None, together):
         lengths = [len(row.rest) for row in some]
         for group in groups_of(engine, lengths, [row.begun for row in some]):
-            most = _LOGITS // (engine.vocab * max(lengths[i] for i in group))
+            most = engine.room(_LOGITS) // (engine.vocab * max(lengths[i] for i in group))
             for start in range(0, len(group), max(1, min(_BATCH, most))):
                 part = [some[i] for i in group[start : start + max(1, min(_BATCH, most))]]
                 for row, told in zip(part, _pass(engine, contexts, part), strict=True):

@@ -74,12 +74,13 @@ class Asker:
             for i in items
         ]
         means = _means(items, priors or {})
-        most = max(8, min(BATCH_PROMPTS, BATCH_LOGITS // self.engine.vocab))
+        most = max(8, min(BATCH_PROMPTS, self.engine.room(BATCH_LOGITS) // self.engine.vocab))
         lengths = [
             (len(head), len(row)) for head, row in zip(self._heads.beginnings(begins, ids), ids, strict=True)
         ]
         out: list[Reply | None] = [None] * len(items)
-        for chunk in chunks(fits, lengths, most, BATCH_CACHE // self.engine.cache_bytes):
+        room = self.engine.room(BATCH_CACHE) // self.engine.cache_bytes
+        for chunk in chunks(fits, lengths, most, room):
             own = [self._how(items[i], means) for i in chunk]
             forms = [form if several else f"{form}, one" for form, several, _ in own]
             # Also where the batch is found: what later ones are like, to the last bit, depends on heads run together.

@@ -6,7 +6,7 @@ Pure functions of tables, run in DuckDB, so that extraction, probing and editing
 from __future__ import annotations
 
 import glob
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -22,6 +22,8 @@ from larql_duck.errors import VindexError, first_line, out_of_memory
 from larql_duck.knowledge.keys import name_key
 
 UNLABELLED = "associated with"
+# Memory of a query over files, which are as large as the model has layers.
+_MEMORY = "200MB"
 
 
 @dataclass(frozen=True)
@@ -152,17 +154,32 @@ def model_graph(triples: pa.Table) -> pa.Table:
 
 
 def _run(query: str, table: str, many: Collection[str] | None = None, /, **sources: Source) -> pa.Table:
-    """The rows of sql/queries/QUERY.sql over the sources, with the schema of `table`."""
+    """The rows of sql/queries/QUERY.sql over the sources, with the schema of `table`.
+
+    Over files in little memory, with the rest on the disk beside them; where that fails, in what DuckDB takes by itself.
+    """
+    paths = [s if isinstance(s, Path) else s.path for s in sources.values() if not isinstance(s, pa.Table)]
+    little = {"memory_limit": _MEMORY, "temp_directory": str(paths[0].parent / ".spill")} if paths else {}
     try:
-        with in_memory(preserve_insertion_order="true") as con:
-            for name, source in sources.items():
-                _show(con, name, source)
-            parameters = None if many is None else {"many": sorted(many)}
-            rows = con.sql(sql_query(query, "temp"), params=parameters).to_arrow_table()
-            return as_schema(table, rows)
+        try:
+            rows = _rows(query, many, sources, little)
+        except duckdb.OutOfMemoryException:
+            rows = _rows(query, many, sources, {})
+        return as_schema(table, rows)
     except duckdb.Error as error:
         why = "out of memory" if out_of_memory(error) else first_line(error)
         raise VindexError(f"the table {table} cannot be made ({why})") from error
+
+
+def _rows(
+    query: str, many: Collection[str] | None, sources: Mapping[str, Source], settings: Mapping[str, str]
+) -> pa.Table:
+    """The rows of the query in a database with these settings."""
+    with in_memory(preserve_insertion_order="true", **settings) as con:
+        for name, source in sources.items():
+            _show(con, name, source)
+        parameters = None if many is None else {"many": sorted(many)}
+        return con.sql(sql_query(query, "temp"), params=parameters).to_arrow_table()
 
 
 def _show(con: duckdb.DuckDBPyConnection, name: str, source: Source) -> None:

@@ -162,7 +162,7 @@ def write_table(path: Path, name: str, table: pa.Table | Iterator[pa.Table]) -> 
 
 def commit_tables(
     directory: Path,
-    tables: Mapping[str, pa.Table],
+    tables: Mapping[str, pa.Table | Iterator[pa.Table]],
     change: Callable[[dict[str, Any]], None] | None = None,
     files: Mapping[str, bytes | Path] | None = None,
 ) -> None:
@@ -180,12 +180,16 @@ def commit_tables(
         section = raw[SECTION]
         pending = directory / TABLES / _NEXT
         pending.mkdir()
-        graph = {"model_graph": model_graph(tables["triples"])} if "triples" in tables else {}
+        triples = tables.get("triples")
+        graph = {"model_graph": model_graph(triples)} if isinstance(triples, pa.Table) else {}
         for name, table in (*tables.items(), *graph.items()):
             section["tables"][name] = write_table(pending / f"{name}.parquet", name, table)
         for name, data in {MODEL_SQL: model_sql().encode(), **(files or {})}.items():
             (pending / name).parent.mkdir(parents=True, exist_ok=True)
-            section["files"][name] = _write_or_copy(pending / name, data)
+            section["files"][name] = entry = _write_or_copy(pending / name, data)
+            # LARQL reads those of arrays here.
+            if name in raw.get("checksums", {}):
+                raw["checksums"] = {**raw["checksums"], name: entry["sha256"]}
         if change is not None:
             change(section)
         sync_directory(pending)

@@ -13,6 +13,7 @@ import pytest
 from larql_duck.catalog import SCHEMAS
 from larql_duck.errors import LarqlError, VindexError
 from larql_duck.extraction import extract
+from larql_duck.extraction.embedding import EmbeddingInputs
 from larql_duck.vindex.layout import staging_of
 from larql_duck.vindex.store import Vindex
 from larql_duck.vindex.verify import verify
@@ -66,8 +67,29 @@ def test_kill_at_random_moments_then_resume(model: Path, whole: Path, tmp_path: 
         layers = [line.split() for line in output if line.startswith("top activating tokens")]
         if reached[at].startswith("top activating tokens") and layers:
             killed_after = int(reached[at].split()[3])
-            # At most the layers since the last checkpoint run again; the first layer leaves one.
-            assert killed_after == 1 or int(layers[0][3]) > 1, "the context pass began again at layer 0"
+            # Each layer leaves a checkpoint before it is told: only the one that was at work runs again.
+            assert int(layers[0][3]) > killed_after
+
+
+def test_in_the_embedding_basis_the_layers_behind_are_not_searched_again(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"probe": False, "in_basis": "embedding", "layers": (6, 9)}
+    uninterrupted = extract(model, tmp_path / "whole.vindex", **options)
+    searched: list[int] = []
+    real = EmbeddingInputs.layer
+
+    def stopped(self, layer, *rest):
+        searched.append(layer)
+        if searched == [6, 7, 8]:
+            raise KeyboardInterrupt
+        return real(self, layer, *rest)
+
+    monkeypatch.setattr(EmbeddingInputs, "layer", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        extract(model, tmp_path / "x.vindex", **options)
+    same(uninterrupted, extract(model, tmp_path / "x.vindex", resume=True, **options))
+    assert searched == [6, 7, 8, 8, 9]
 
 
 def test_resume_refuses_other_options_and_other_models(model: Path, tmp_path: Path) -> None:

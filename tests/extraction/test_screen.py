@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from larql_duck.extraction import extract, processor, screen
+from larql_duck.extraction import extract, processor, screen, token_screen
 from larql_duck.extraction.context import TokenFeatures
 from larql_duck.extraction.embedding import EmbeddingInputs
 from larql_duck.extraction.promoted_tokens import OutputHead
@@ -44,20 +44,27 @@ def source() -> Any:
     )
 
 
-def promoted(dtype: torch.dtype) -> dict[str, np.ndarray]:
+def promoted(dtype: torch.dtype, *, keep: bool = True) -> dict[str, np.ndarray]:
     down = torch.randn(HIDDEN, FEATURES, generator=torch.Generator().manual_seed(5))
     down[:, 7] = 0
     words = torch.arange(TOKENS) % 3 > 0
-    head = OutputHead(crowded(TOKENS, HIDDEN, 1), torch.ones(HIDDEN), torch.arange(2, TOKENS), words, dtype)
+    rows, candidates = crowded(TOKENS, HIDDEN, 1), torch.arange(2, TOKENS)
+    head = OutputHead(rows, torch.ones(HIDDEN), candidates, words, dtype, keep=keep, moments=True)
     return {name: values.numpy() for name, values in vars(head.search(down, TOP)).items()}
 
 
-def activating(dtype: torch.dtype) -> dict[str, np.ndarray]:
+def activating(dtype: torch.dtype, room: torch.Tensor | None = None) -> dict[str, np.ndarray]:
     ids = np.arange(0, TOKENS, 2)
     tokens = TokenFeatures(len(ids), [FEATURES] * LAYERS)
-    tops = [
-        vars(top) for _, top in EmbeddingInputs(source(), ids, dtype).features(range(LAYERS), TOP, tokens)
-    ]
+    inputs = EmbeddingInputs(source(), ids, dtype, room=room)
+    gathered = inputs.screen(tokens)
+    tops = []
+    for layer in range(LAYERS):
+        tops.append(vars(inputs.layer(layer, TOP, gathered)))
+        # As a run does that goes on behind this layer.
+        state, gathered = gathered.state(), inputs.screen(tokens)
+        gathered.restore(state)
+    inputs.finish(range(LAYERS), gathered)
     return {name: np.stack([top[name] for top in tops]) for name in tops[0]} | {
         f"token {name}": values for name, values in tokens.state().items()
     }
@@ -71,6 +78,18 @@ def equal(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> bool:
 @pytest.mark.parametrize("measure", [promoted, activating])
 def test_half_precision_gives_the_results_of_f32_bit_for_bit(measure: Any) -> None:
     assert equal(measure(torch.bfloat16), measure(torch.float32))
+
+
+def test_rows_that_are_not_kept_give_the_same() -> None:
+    assert equal(promoted(torch.bfloat16), promoted(torch.bfloat16, keep=False))
+    assert equal(activating(torch.bfloat16), activating(torch.bfloat16, torch.empty(TOKENS // 2, HIDDEN)))
+
+
+def test_few_pairs_kept_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = activating(torch.bfloat16)
+    monkeypatch.setattr(token_screen, "_KEPT", 0)
+    monkeypatch.setattr(screen, "_HELD", 1)
+    assert equal(activating(torch.bfloat16), usual)
 
 
 def first_rows(rows: torch.Tensor, vectors: torch.Tensor, k: int) -> np.ndarray:
