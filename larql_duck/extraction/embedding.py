@@ -32,7 +32,7 @@ from larql_duck.extraction.screen import (
     rows_at_a_time,
     vectors_at_a_time,
 )
-from larql_duck.extraction.token_screen import LayerGates, Seen, TokenScreen
+from larql_duck.extraction.token_screen import BlockSeen, LayerGates, TokenScreen
 from larql_duck.inference.modules import ACTIVATIONS
 from larql_duck.inference.topk import row_blocks
 from larql_duck.models.source import WeightSource, ffn_matrix, matrix_rows
@@ -127,7 +127,9 @@ class EmbeddingInputs:
             self._statistics[layer] = self.moments.project(gates)
         return LayerGates(gates, *self._statistics[layer])
 
-    def _tops(self, gates: torch.Tensor, vectors: Rounded, span: tuple[int, int], k: int, see: Seen) -> Tops:
+    def _tops(
+        self, gates: torch.Tensor, vectors: Rounded, span: tuple[int, int], k: int, see: BlockSeen
+    ) -> Tops:
         """The first k tokens (by row) of the features of a span, each block of whose products `see` gets."""
         n, made = len(self.rows), self.rows.shape[1] if self._dtype == torch.float32 else 0
         part = slice(*span)

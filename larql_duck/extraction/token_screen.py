@@ -14,7 +14,7 @@ from larql_duck.extraction.parallel import workers
 from larql_duck.extraction.screen import Rounded, dots, keys_of, kth_largest
 from larql_duck.inference.topk import row_blocks, scratch
 
-Seen: TypeAlias = Callable[[int, int, torch.Tensor], None]
+BlockSeen: TypeAlias = Callable[[int, int, torch.Tensor], None]
 """Called with a block's first token and first feature, and the cheap z's [tokens, features]."""
 
 # z's are counted in levels of this height, up to the last one.
@@ -67,7 +67,7 @@ class TokenScreen:
         self._pairs: dict[int, list[Pairs]] = {}
         self._lock = threading.Lock()
 
-    def layer(self, layer: int, vectors: Rounded, varies: torch.Tensor) -> Seen:
+    def layer(self, layer: int, vectors: Rounded, varies: torch.Tensor) -> BlockSeen:
         """What takes in the z's of a layer with these vectors; features that do not vary are left out."""
         self._raise()
         self._pairs[layer] = []

@@ -86,11 +86,11 @@ def test_an_addition_that_was_stopped_goes_on(
     collected: list[int] = []
     real = stages.collect_layer
 
-    def stopped(stream, layer, *rest):
+    def stopped(stream, layer, *rest, **options):
         collected.append(layer)
         if collected == [1, 2, 3]:
             raise KeyboardInterrupt
-        return real(stream, layer, *rest)
+        return real(stream, layer, *rest, **options)
 
     monkeypatch.setattr(stages, "collect_layer", stopped)
     with pytest.raises(KeyboardInterrupt):
