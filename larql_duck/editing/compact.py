@@ -39,8 +39,6 @@ LAMBDA, _TEXT = 0.001, 100_000
 _WHOLE, _NEIGHBOURS, _PROMPTS = 6, 256, 1024
 # Contexts of a subject.
 _CONTEXTS = 40
-# Texts that begin with a subject, of each.
-_BEHIND = 16
 
 
 # -- MINOR ----------------------------------------------------------------------------------------------------
@@ -263,7 +261,7 @@ def _activations(
 def _starts(engine: Engine, frames: Sequence[str], text: str) -> list[tuple[int, ...]]:
     """The tokens up to a subject's last one in every frame; where that is the first of all, up to the next."""
     places = [subject_position(engine.tokenizer, frame, text) for frame in frames]
-    return [place.start for place in places if place.at > 0] + first_starts(engine, text)[:_BEHIND]
+    return [place.start for place in places if place.at > 0] + first_starts(engine, text)
 
 
 @torch.no_grad()

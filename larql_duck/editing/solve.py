@@ -41,8 +41,8 @@ from larql_duck.vindex.arrays import rounded
 CONTEXTS, EARLIER, TOGETHER = 40, 6, 10
 # What a key behind the words of the fact's own templates weighs.
 _STATED = 4.0
-# The same behind a subject with which a text begins; of other subjects so many of these are held at zero, and looked at.
-_FIRST_WEIGHT, _FIRST_HELD, _FIRST_SEEN = 2.0, 4, 24
+# Of other subjects with which a text begins, so many places behind them are held at zero.
+_FIRST_HELD = 4
 # Other subjects in the fit of a relation, and contexts of each.
 _OTHERS, _EACH = 32, 4
 # The share of a full answer from which on a key of something else is told apart by name.
@@ -242,7 +242,7 @@ def _own_rows(
             if len(found) < CONTEXTS and (place := _place(engine, frame, w.text)) is not None:
                 found.setdefault(place.start, _STATED if frame in w.templates else 1.0)
         for start in first_starts(engine, w.text):
-            found.setdefault(start, _FIRST_WEIGHT)
+            found.setdefault(start, 1.0)
         kept = list(found.items())
         if not kept:
             raise SemanticError(
@@ -269,7 +269,7 @@ def _zero_rows(
                 rows.append(place.start)
         first = first_starts(engine, text)
         rows.extend(chance.sample(first, min(_FIRST_HELD, len(first))))
-        prompts.extend(chance.sample(first, min(_FIRST_SEEN, len(first))))
+        prompts.extend(first)
 
     for relation in {w.prompts.relation: w for w in requests}.values():
         subjects = [s for s in relation.prompts.subjects if _plain(s) not in named]

@@ -87,7 +87,7 @@ def test_where_a_text_begins_with_its_subject_a_fact_is_written_behind_it(sessio
     rows, _, _ = _own_rows(engine, [fact])
     behind = {row[1] for row in rows if row[0] == paris}
     assert {engine.tokenizer.encode("Paris" + word)[1] for word in (" is", " has", "'s")} <= behind
-    assert len(behind) > 12
+    assert len(behind) > 5
     prompts = _rewrite_prompts(engine, [fact])
     first = [p for p in prompts if p.ids[0] == paris]
     assert first and all(p.at == 1 for p in first)
