@@ -35,8 +35,8 @@ def default_vindex(smollm2_gguf: Path, made_once: MadeOnce) -> Path:
     """SmolLM2 as `larql-duck extract` makes it on a machine that is not busy, but for what no page prints and what takes
     most of the time. Only to be read.
 
-    Every relation of the pack is asked about everybody, as always. Less is asked to learn what confidence means of other
-    relations and of names that nobody has; features are described in the last layers alone, by the embedding; one name of the
+    Every relation of the pack is asked about everybody, as always, and names that nobody has are asked about: they decide what
+    confidence means. Of the other relations less is asked, and types are learnt from fewer names; features are described in the last layers alone, by the embedding; one name of the
     vocabulary is asked about; France's facts alone have features. Set LARQL_DUCK_TEST_DEFAULT_VINDEX to a vindex made
     without all that to see the pages checked against it.
     """
@@ -44,7 +44,7 @@ def default_vindex(smollm2_gguf: Path, made_once: MadeOnce) -> Path:
     if ready:
         return Path(ready)
     from larql_duck.extraction import extract, stages
-    from larql_duck.probing import facts, learning, nobody
+    from larql_duck.probing import facts, learning
     from larql_duck.probing.measure import FactFeatures
 
     measure, fit_types = facts.measure, stages.fit_types
@@ -62,8 +62,6 @@ def default_vindex(smollm2_gguf: Path, made_once: MadeOnce) -> Path:
             patch.setattr(facts, "measure", measure_france)
             patch.setattr(stages, "fit_types", fit_some_types)
             patch.setattr(learning, "TAUGHT", 3)
-            patch.setattr(nobody, "INVENTED", 1)
-            patch.setattr(nobody, "UNSUITED", 1)
             extract(smollm2_gguf, path, layers=(22, 29), in_basis="embedding", names=1)
 
     return made_once("default.vindex", build)
