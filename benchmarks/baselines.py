@@ -235,7 +235,7 @@ def _with_added(
         return out
 
     with engine.modules.pass_lock, starting_at(engine.modules, layer, entering):
-        handle = engine.modules.layers[layer].ffn.register_forward_hook(hook)
+        handle = engine.modules.layers[layer].down.register_forward_hook(hook)
         try:
             return _body(engine, batch)
         finally:

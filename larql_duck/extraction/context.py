@@ -135,10 +135,10 @@ def run_layer(
     with torch.no_grad(), workers() as pool, stream.layer(layer, pool) as part:
         blocks = row_blocks(len(stream.residual), block_rows(part.down_rows().shape[0]))
         visit = None if begin is None else begin(part, blocks, pool)
-        act_fn = activation_function(part)
+        act_fn = part.act
 
         def ffn(block: tuple[int, int]) -> None:
-            x = part.ffn_norm(stream.residual[slice(*block)])
+            x = stream.ffn_input(part, *block)
             gate = part.gate(x)
             act = act_fn(gate)
             if part.up is not None:
@@ -148,12 +148,6 @@ def run_layer(
             stream.add_ffn(part, *block, part.down(act))
 
         pool.each(ffn, blocks)
-
-
-def activation_function(part: LayerModules) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What a layer's FFN applies to its gate values."""
-    function: Any = getattr(part.ffn, "act_fn", None) or part.ffn.act
-    return function
 
 
 def collect_layer(
@@ -178,8 +172,8 @@ def _gate_statistics(
 
     They follow from the moments of the FFN's input, so that z is exact in the one pass over the gates.
     """
-    moments = Moments(part.ffn_norm(stream.residual[slice(*blocks[0])]).mean(0))
-    for sums in pool.map(lambda block: moments.sums(part.ffn_norm(stream.residual[slice(*block)])), blocks):
+    moments = Moments(stream.ffn_input(part, *blocks[0]).mean(0))
+    for sums in pool.map(lambda block: moments.sums(stream.ffn_input(part, *block)), blocks):
         moments.add(sums)
     weight: Any = part.gate.weight
     mean, std = moments.project(weight.t() if part.transposed else weight)

@@ -16,8 +16,8 @@ import torch
 from larql_duck.extraction.context import LayerCollector, TokenFeatures, TopActivating
 from larql_duck.extraction.moments import Moments
 from larql_duck.extraction.parallel import workers
-from larql_duck.inference.modules import ACTIVATIONS
 from larql_duck.inference.topk import block_rows, row_blocks, scratch
+from larql_duck.models.activations import activation_function
 from larql_duck.models.source import WeightSource, ffn_matrix
 
 
@@ -29,7 +29,7 @@ class EmbeddingInputs:
         scale = source.family.embed_scale(source.config)
         embeddings = source.tensor(source.family.embed)
         self.rows = embeddings[torch.from_numpy(ids).long()].float().mul_(scale)
-        self.act = ACTIVATIONS[source.family.activation(source.config)]
+        self.act = activation_function(source.family.activation(source.config))
 
     @cached_property
     def moments(self) -> Moments:

@@ -57,6 +57,7 @@ def index_json(
             "seal": "",
             "options": options.as_dict() | {"in_basis": basis, "dtype": job.dtype},
             "packs": packs,
+            **({} if (record := family.record()) is None else {"modules": record}),
             "statistics": {"seconds": {name: round(value, 3) for name, value in seconds.items()}},
             "files": {name: dict(entry) for name, entry in files.items()},
             "tables": {name: dict(entry) for name, entry in tables.items()},

@@ -28,10 +28,10 @@ from larql_duck.extraction.index_json import index_json
 from larql_duck.extraction.job import Job
 from larql_duck.extraction.options import PROMOTED, TOP_ACTIVATING
 from larql_duck.extraction.promoted_tokens import OutputHead
+from larql_duck.extraction.proof import prove, stream_problem
 from larql_duck.extraction.provenance import provenance
 from larql_duck.extraction.state import Staging
 from larql_duck.files import open_replacing
-from larql_duck.inference.attribution import parts_problem
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.query_vectors import NEUTRAL
 from larql_duck.inference.topk import row_blocks
@@ -95,6 +95,8 @@ class Extraction:
 
     def run(self) -> None:
         """Run what is not finished yet."""
+        if self.source.family.measured is not None and self.options.level != "browse":
+            prove(self.source)
         self._arrays()
         self._promoted_tokens()
         basis = self._basis()
@@ -187,7 +189,7 @@ class Extraction:
         # Tests hold the listed families to transformers' own passes.
         if self.source.family.listed:
             return None
-        return parts_problem(Engine.load(self.source))
+        return stream_problem(self.source, self.job.vocabulary.word_ids)
 
     def _top_activating_tokens(self, basis: str) -> None:
         if self.staging.done("top"):

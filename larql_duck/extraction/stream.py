@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from inspect import signature
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -21,6 +21,8 @@ from larql_duck.inference.topk import row_blocks
 from larql_duck.models.source import WeightSource
 
 LayerArguments = dict[str, Any]
+# What layers call the cache.
+_CACHES = ("past_key_values", "layer_past", "past_key_value")
 
 
 class _PrefixCache:
@@ -56,14 +58,16 @@ class TokenStream:
         self.model.config._attn_implementation = "eager"
         self.parts = find_modules(self.model, source.family)
         self._arguments: list[LayerArguments] = [{} for _ in self.parts.layers]
-        self.n_prefix = len(prefix)
+        self.n_prefix, self.prefix_ids = len(prefix), list(prefix)
         self.residual = torch.empty(len(tokens), self.model.config.hidden_size)
         self.prefix_residual: torch.Tensor
+        self._read: torch.Tensor | None = None
         self._embed(list(prefix), tokens)
 
     def _embed(self, prefix: list[int], tokens: torch.Tensor) -> None:
         """Fill both residuals with the layers' first inputs, and note the arguments of every layer."""
-        names = [n for n in (self.source.family.embed, self.source.family.positions) if n]
+        family = self.source.family
+        names = [n for n in self.source.names() if family.relative(n)[0] is None and n != family.head]
         load_parameters(self.model, self.source, names)
         first: list[torch.Tensor] = []
 
@@ -83,7 +87,7 @@ class TokenStream:
         try:
             for i, part in enumerate(self.parts.layers):
                 part.block.forward = recorder(i, list(signature(part.block.forward).parameters)[1:])
-            norm.forward = lambda hidden: hidden
+            norm.forward = lambda hidden, *_, **__: hidden
             for start, stop in row_blocks(len(tokens), self.block):
                 shared = torch.tensor(prefix, dtype=torch.long).expand(stop - start, -1)
                 ids = torch.cat([shared, tokens[start:stop, None].long()], 1)
@@ -118,19 +122,22 @@ class TokenStream:
                 before = _cut(self._arguments[i], slice(0, n), n + 1, cache)
                 self.prefix_residual = _tensor(part.block(self.prefix_residual, **before))
             last = _cut(self._arguments[i], slice(n, n + 1), n + 1, cache if n else None)
-            ffn = part.ffn.forward
-            part.ffn.forward = lambda x, *_, **__: torch.zeros_like(x)
+            self._read = torch.empty_like(self.residual) if part.parallel else None
 
             def attend(span: tuple[int, int]) -> None:
                 start, stop = span
+                if part.parallel and self._read is not None:
+                    self._read[start:stop] = _normed(part, self.residual[start:stop])
                 self.residual[start:stop] = _tensor(part.block(self.residual[start:stop, None], **last))[:, 0]
 
-            try:
+            with _silent(part):
                 pool.each(attend, row_blocks(len(self.residual), self.block))
-            finally:
-                part.ffn.forward = ffn
             yield part
         unload_parameters(self.model, names)
+
+    def ffn_input(self, part: LayerModules, start: int, stop: int) -> torch.Tensor:
+        """What the FFN of the layer that is in memory reads of tokens start..stop, f32 [n, hidden]."""
+        return _normed(part, self.residual[start:stop]) if self._read is None else self._read[start:stop]
 
     def add_ffn(self, part: LayerModules, start: int, stop: int, out: torch.Tensor) -> None:
         """Add the FFN's raw output [n, hidden] of tokens start..stop to the residual, through the family's post-norm."""
@@ -139,6 +146,25 @@ class TokenStream:
         if self.parts.residual_scale != 1.0:
             out = out * self.parts.residual_scale
         self.residual[start:stop] += out
+
+
+def _normed(part: LayerModules, residual: torch.Tensor) -> torch.Tensor:
+    return residual if part.ffn_norm is None else cast(torch.Tensor, part.ffn_norm(residual))
+
+
+@contextmanager
+def _silent(part: LayerModules) -> Iterator[None]:
+    """A context in which the layer's FFN computes nothing and adds zeros."""
+    readers = [m for m in (part.gate, part.up) if m is not None]
+    originals = [(m, m.forward) for m in (*readers, part.down)]
+    for module in readers:
+        module.forward = lambda x: x
+    part.down.forward = torch.zeros_like
+    try:
+        yield
+    finally:
+        for module, forward in originals:
+            module.forward = forward
 
 
 def _tensor(out: Any) -> torch.Tensor:
@@ -170,4 +196,5 @@ def _cut(arguments: LayerArguments, at: slice, length: int, cache: _PrefixCache 
         return value[at] if axis == 0 else value[:, at]
 
     new = {name: _mapped(value, cut) for name, value in arguments.items()}
-    return new | {"past_key_values": cache, "use_cache": False}
+    held = next((n for n in _CACHES if n in arguments), _CACHES[0])
+    return new | {held: cache, "use_cache": False}
