@@ -5,10 +5,20 @@
 
 from __future__ import annotations
 
+import sys
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from larql_duck.patches.operations import InsertOp
+from tests.edits import some
 from tests.tiny import write_tokenizer
+
+if TYPE_CHECKING:
+    from larql_duck.inference.engine import Engine
+    from larql_duck.models.family import Family
+    from larql_duck.vindex.store import Vindex
 
 # Names that configs have for one size -> its number in a tiny model.
 _SIZES: dict[tuple[str, ...], Any] = {
@@ -93,6 +103,226 @@ def make_family(
     return directory
 
 
+# -- what works ----------------------------------------------------------------------------------------------
+
+PROMPTS = (
+    "The capital of France is",
+    " of",
+    "The language of Japan is French and the currency of Germany is the euro in",
+    "Paris is the capital",
+    "Москва is hot and cold",
+)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a family's tiny model showed. Numbers are the largest differences; a text says why something is refused.
+
+    infer: probabilities from transformers'; batch: those of padded prompts from those alone; activations: from what
+    hooks on transformers' modules see; parts: the parts of logits from the logits; basis: of top activating tokens.
+    compiled: the same bits in transformers, unedited; edited: logits of the compiled edited model from the session's.
+    """
+
+    family: Family
+    infer: float
+    batch: float
+    activations: float
+    parts: float | str
+    basis: str
+    compiled: bool
+    edited: float | str
+
+
+def check_family(model_type: str, root: Path, **overrides: Any) -> Checked:
+    """What the tiny model of that type shows; LarqlError where it is refused."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    import larql_duck as lq
+    from larql_duck.extraction import extract
+    from larql_duck.models.families import FAMILIES
+    from larql_duck.models.finding import find_family
+    from larql_duck.vindex.store import Vindex
+
+    if model_type not in FAMILIES:
+        # What is refused is refused before there are weights: a mixture of experts has many.
+        find_family(tiny_config(model_type, 300, **overrides).to_dict())
+    model = make_family(model_type, root / "model", **overrides)
+    vindex = extract(model, root / "model.vindex", probe=False, in_basis="context", context_tokens=30)
+    theirs = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    source = Vindex.open(vindex)
+    with lq.connect(vindex) as session:
+        engine = session.model.engine
+        ids = [engine.encode(prompt).row(0) for prompt in PROMPTS]
+        alone = torch.cat([engine.logits(prompt) for prompt in PROMPTS])
+        batch = engine.logits(list(PROMPTS))
+        with torch.inference_mode():
+            wanted = torch.stack([theirs(torch.tensor([row])).logits[0, -1].float() for row in ids])
+        basis = session.sql("SELECT DISTINCT basis FROM lq.token_features").rows()[0][0]
+        infer, batched = (_apart(x, y) for x, y in ((alone, wanted), (batch, alone)))
+        activations, parts = _activations(engine, theirs, ids[2]), _parts(engine)
+        session.lql(f'COMPILE CURRENT INTO MODEL "{root / "plain"}" FORMAT SAFETENSORS')
+        edited = _edited(session, source, root / "edited")
+    plain = AutoModelForCausalLM.from_pretrained(root / "plain", dtype=torch.float32).state_dict()
+    mine = theirs.state_dict()
+    compiled = plain.keys() == mine.keys() and all(torch.equal(plain[name], mine[name]) for name in mine)
+    return Checked(source.family, infer, batched, activations, parts, str(basis), compiled, edited)
+
+
+def _apart(a: Any, b: Any) -> float:
+    return float((a.softmax(-1) - b.softmax(-1)).abs().max())
+
+
+def _activations(engine: Engine, theirs: Any, ids: list[int]) -> float:
+    """The largest difference between captured activations and what transformers' own down projections read."""
+    import torch
+
+    seen: list[torch.Tensor] = []
+    hooks = [
+        theirs.get_submodule(engine.family.down_name(i).removesuffix(".weight")).register_forward_pre_hook(
+            lambda _, args: seen.append(args[0].reshape(1, -1, args[0].shape[-1]).float())
+        )
+        for i in range(engine.n_layers)
+    ]
+    with torch.inference_mode():
+        theirs(torch.tensor([ids]))
+    for hook in hooks:
+        hook.remove()
+    captured = engine.capture(engine.pad(ids), {"activation"}, positions="all").need("activation")
+    size = max(1.0, max(float(x.abs().max()) for x in seen))
+    return (
+        max(float((mine[..., : x.shape[-1]] - x).abs().max()) for mine, x in zip(captured, seen, strict=True))
+        / size
+    )
+
+
+def _parts(engine: Engine) -> float | str:
+    """How far the parts of three tokens' logits are from them, as a share of the largest; why where they are refused."""
+    from larql_duck.inference.attribution import attribute, parts_problem
+
+    if problem := parts_problem(engine):
+        return problem
+    parts = attribute(engine, engine.capture(PROMPTS[0]), [5, 17, 40], rows=[0, 0, 0])
+    return float((parts.summed() - parts.total).abs().max() / max(1.0, float(parts.total.abs().max())))
+
+
+def _edited(session: Any, source: Vindex, out: Path) -> float | str:
+    """How far the compiled edited model's probabilities are from the session's; why where no edit is compiled."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from larql_duck.errors import LarqlError
+
+    grows = (
+        bool(source.family.keys.get("intermediate_size", "intermediate_size")) and not source.family.between
+    )
+    try:
+        session.patches.append([op for op in some(source) if grows or not isinstance(op, InsertOp)])
+        engine = session.model.engine
+        mine = torch.cat([engine.logits(prompt) for prompt in PROMPTS])
+        session.lql(f'COMPILE CURRENT INTO MODEL "{out}" FORMAT SAFETENSORS')
+    except LarqlError as error:
+        return str(error)
+    theirs = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        rows = [engine.encode(prompt).row(0) for prompt in PROMPTS]
+        wanted = torch.stack([theirs(torch.tensor([row])).logits[0, -1].float() for row in rows])
+    return _apart(mine, wanted)
+
+
 def _made(directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     return directory
+
+
+def listed_types() -> list[str]:
+    """Every model type for which transformers has a causal model that is no other one's text model, by name."""
+    from transformers import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
+
+    return sorted(name for name in KNOWN if "text_config" not in CONFIG_MAPPING[name].sub_configs)
+
+
+# -- docs/families.md -----------------------------------------------------------------------------------------
+
+_HEAD = """# Families
+
+Which models are read, and what works with them. A family is found among the modules that transformers builds for a
+config: in each layer the FFN (gate and up apart or in one matrix; plain: its first matrix is the gate), its activation and its
+norm, what attention and FFN add to the residual, then the final norm and the output head. Nothing is taken from names alone:
+`extract` runs random tokens and refuses a model whose FFN gives something else than features times down columns.
+
+The families of `models/families.toml` (the first table's in **bold**) are read without asking transformers, from GGUF
+files too, and are written as GGUF; the others are read from Hugging Face directories and written as safetensors.
+
+This page is made by `python -m tests.families docs/families.md`, which makes a tiny random model of every causal model type of
+transformers {version}, extracts it and compares. INFER: the largest difference of a probability from transformers' own
+over five prompts. Activations: that of what the down projections read, as hooks on transformers' modules see it, as a share
+of the largest. EXPLAIN INFER and TRACE: how far a logit's parts are from it, as a share of it, or refused where parts do not add
+up. Top activating tokens: `context`, or `embedding` where layers cannot be run one by one. Edited: the largest difference of a
+probability between the session under edits (a changed, a deleted and, where INSERT works, an added feature) and the model that
+COMPILE wrote for transformers. Without edits every weight that COMPILE wrote has the bits of the original.
+
+"""
+_COLUMNS = (
+    "family", "FFN", "beside attention", "INFER", "activations", "EXPLAIN, TRACE", "tokens", "INSERT", "safetensors", "GGUF",
+)  # fmt: skip
+_REFUSED = """
+## Refused
+
+In one line, which is what `larql-duck extract` prints. Model types that are a text model inside another one (`text_config`) are
+read as that text model.
+
+"""
+
+
+def page(results: dict[str, Checked | str], version: str) -> str:
+    """docs/families.md of what each model type showed: Checked, or the line that refuses it."""
+    from larql_duck.models.families import FAMILIES
+
+    def share(value: float | str) -> str:
+        return f"{value:.0e}" if isinstance(value, float) else "refused"
+
+    rows = []
+    for name, c in results.items():
+        if isinstance(c, str):
+            continue
+        family = c.family
+        ffn = "plain" if not family.up else "gate and up in one matrix" if family.fused else "gate, up"
+        if family.between:
+            ffn += ", norm or cut between"
+        edit = "no: plain" if not family.up else "no" if family.between else "yes"
+        compiled = f"yes, edited {share(c.edited)}" if c.compiled else "no"
+        rows.append(
+            (
+                f"**{name}**" if name in FAMILIES else name, ffn, "yes" if family.parallel else "", share(c.infer),
+                share(c.activations), share(c.parts), c.basis, edit, compiled, "yes" if name in FAMILIES else "no",
+            )
+        )  # fmt: skip
+    table = [_COLUMNS, ("---",) * len(_COLUMNS), *rows]
+    lines = [f"| {' | '.join(row)} |" for row in table]
+    refused = [f"* {said}" for said in dict.fromkeys(c for c in results.values() if isinstance(c, str))]
+    return _HEAD.format(version=version) + "\n".join(lines) + "\n" + _REFUSED + "\n".join(refused) + "\n"
+
+
+def main(path: Path) -> None:
+    """Write the page of families to `path`."""
+    import transformers
+
+    from larql_duck.errors import LarqlError
+
+    results: dict[str, Checked | str] = {}
+    for name in listed_types():
+        with tempfile.TemporaryDirectory() as root:
+            try:
+                results[name] = check_family(name, Path(root))
+            except LarqlError as refusal:
+                results[name] = str(refusal).replace(f"{root}/model: ", "")
+            except Exception as error:
+                # Where transformers' own defaults cannot be shrunk, nothing is known of the family.
+                print(f"{name}: not tried: {type(error).__name__}: {str(error)[:200]}", file=sys.stderr)
+    path.write_text(page(results, transformers.__version__))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -183,15 +183,11 @@ class Engine:
         starts = None if mask is None else mask[:, -ids.shape[1] :].long().argmax(dim=1)
         with self.modules.pass_lock, loading.quiet():
             outer, self._starts = self._starts, starts
+            # Families whose attention knows distances alone take no positions.
+            options |= {"position_ids": positions, "past_key_values": cache, "use_cache": cache is not None}
+            accepted = loading.accepted(module, options)
             try:
-                return module(
-                    input_ids=ids,
-                    attention_mask=None if mask is None else mask.long(),
-                    position_ids=positions,
-                    past_key_values=cache,
-                    use_cache=cache is not None,
-                    **options,
-                )
+                return module(input_ids=ids, attention_mask=None if mask is None else mask.long(), **accepted)
             finally:
                 self._starts = outer
 

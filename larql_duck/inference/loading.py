@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -100,6 +101,18 @@ def _size_features(model: nn.Module, source: WeightSource) -> None:
                 module.nx, module.nf = shape
             else:
                 module.out_features, module.in_features = shape
+
+
+def accepted(module: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
+    """Those of the options that the module's forward has a parameter for."""
+    parameters = _parameters(type(module))
+    return options if parameters is None else {k: v for k, v in options.items() if k in parameters}
+
+
+def _parameters(kind: type[nn.Module]) -> frozenset[str] | None:
+    """Names of the parameters of a class's forward; None where it takes any."""
+    found = inspect.signature(kind.forward).parameters.values()
+    return None if any(p.kind is p.VAR_KEYWORD for p in found) else frozenset(p.name for p in found)
 
 
 def return_memory() -> None:

@@ -443,7 +443,7 @@ def check_layers(family: Family, config: Config, names: Mapping[str, object]) ->
     if stored and stated != stored:
         key = family.keys.get("num_hidden_layers", "num_hidden_layers")
         raise ModelError(
-            f"config.json says {stated} layers ({key}), the files have {stored}: the config is another model's, or "
+            f"the config says {stated} layers ({key}), the files have {stored}: the config is another model's, or "
             "files are missing"
         )
 
