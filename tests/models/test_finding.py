@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from larql_duck.cli.app import run
 from larql_duck.errors import ModelError
 from larql_duck.models.activations import ACTIVATIONS, activation_function, name_of_activation
 from larql_duck.models.family import Family
@@ -246,3 +247,24 @@ def test_a_stray_file_beside_an_index_is_named(copied: Make) -> None:
     assert source.notices == [
         "model.safetensors is not read: model.safetensors.index.json names other files, and they count"
     ]
+
+
+def test_inspect_says_what_a_model_is_and_which_keys_nobody_reads(
+    copied: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = copied("llama")
+    _rewrite(directory, {"rope_tehta": 5})
+    assert run(["inspect", str(directory)]) == 0
+    shown = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    said = {name.strip(): value.strip() for name, value in shown.items()}
+    assert said["family"] == "llama (families.toml)"
+    assert (said["layers"], said["features"]) == ("3", "64 a layer, 192 in all")
+    assert (
+        said["parameters"]
+        == f"{sum(t.numel() for t in load_file(directory / 'model.safetensors').values()):,}"
+    )
+    assert said["config keys that nobody reads"] == "rope_tehta"
+    assert run(["inspect", str(make_family("phi3", tmp_path / "phi3"))]) == 0
+    out = capsys.readouterr().out
+    assert "phi3 (found among transformers' modules)" in out
+    assert "second half of mlp.gate_up_proj.weight" in out
