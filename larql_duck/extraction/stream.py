@@ -71,12 +71,12 @@ class TokenStream:
         load_parameters(self.model, self.source, names)
         first: list[torch.Tensor] = []
 
-        def recorder(i: int, positional: list[str]) -> Callable[..., torch.Tensor]:
-            def record(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        def recorder(i: int, positional: list[str], tuples: bool) -> Callable[..., Any]:
+            def record(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
                 if i == 0:
                     first.append(hidden)
                 self._arguments[i] = dict(zip(positional, args, strict=False)) | kwargs
-                return hidden
+                return (hidden, None) if tuples else hidden
 
             return record
 
@@ -86,7 +86,9 @@ class TokenStream:
         originals.append((norm, norm.forward))
         try:
             for i, part in enumerate(self.parts.layers):
-                part.block.forward = recorder(i, list(signature(part.block.forward).parameters)[1:])
+                part.block.forward = recorder(
+                    i, list(signature(part.block.forward).parameters)[1:], part.tuples
+                )
             norm.forward = lambda hidden, *_, **__: hidden
             for start, stop in row_blocks(len(tokens), self.block):
                 shared = torch.tensor(prefix, dtype=torch.long).expand(stop - start, -1)

@@ -66,18 +66,18 @@ def _skeleton(source: WeightSource, dtype: torch.dtype, device: str | torch.devi
         part_halves(model, source.family)
         _size_features(model, source)
         # Buffers first: the initialisers that write them also write parameters, which must not be the source's yet.
+        _load_buffers(model, torch.device(device), source)
         _restore_buffers(model, torch.device(device), source)
-        _load_buffers(model, source)
     return model.eval()
 
 
-def _load_buffers(model: nn.Module, source: WeightSource) -> None:
+def _load_buffers(model: nn.Module, device: torch.device, source: WeightSource) -> None:
     """Give buffers that the source stores its values: they count, whatever an initialiser writes."""
     stored = set(source.names()) if source.family.measured else set()
     for name, buffer in list(model.named_buffers()):
         if name in stored:
             module, _, key = name.rpartition(".")
-            model.get_submodule(module)._buffers[key] = source.tensor(name).to(buffer.device, buffer.dtype)
+            model.get_submodule(module)._buffers[key] = source.tensor(name).to(device, buffer.dtype)
 
 
 def _size_features(model: nn.Module, source: WeightSource) -> None:

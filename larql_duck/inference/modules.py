@@ -31,7 +31,7 @@ class LayerModules:
 
     ffn_norm is None where the FFN reads the residual itself. parallel: what the FFN reads, attention has not added to.
     act is the activation function, which gets what `gate` gives; plain: down reads its output (times up's, where there
-    is one) and nothing else.
+    is one) and nothing else; tuples: the block gives a tuple, the hidden states first.
     """
 
     block: nn.Module
@@ -47,6 +47,7 @@ class LayerModules:
     transposed: bool
     parallel: bool
     plain: bool
+    tuples: bool
 
     def down_rows(self) -> torch.Tensor:
         """The down matrix as [features, hidden], a view: row f is what feature f writes."""
@@ -124,6 +125,7 @@ def find_modules(model: PreTrainedModel, family: Family) -> ModelModules:
                 transposed=family.transposed,
                 parallel=family.parallel,
                 plain=not family.between,
+                tuples=family.tuples,
             )
         )
     head = model.get_output_embeddings()
@@ -231,17 +233,21 @@ def linear_norm(norm: nn.Module, x: torch.Tensor) -> LinearNorm:
 def _read_off(
     norm: nn.Module, width: int, device: torch.device
 ) -> tuple[torch.Tensor | None, torch.Tensor, bool]:
-    """A norm's bias (None for none), effective weight [width] and whether it centres, from what it does to large vectors."""
+    """A norm's bias (None for none), effective weight [width] and whether it centres, from what it does to large vectors.
+
+    Hooks on the norm see nothing of it: this may run within one.
+    """
+    run = norm.forward
     dtype = next((p.dtype for p in norm.parameters()), torch.float32)
     flat = torch.full((1, width), _PROBE, device=device, dtype=dtype)
-    level = norm(flat)[0].float()
-    if bool((level - norm(-flat)[0].float()).abs().max() > 1e-3):
+    level = run(flat)[0].float()
+    if bool((level - run(-flat)[0].float()).abs().max() > 1e-3):
         return None, level, False
     # A constant vector has no part of its own in a norm that centres: one of mean 0 has.
     signs = torch.ones_like(flat)
     signs[:, 1::2] = -1
     signs -= signs.mean()
-    up, down = norm(signs * _PROBE)[0].float(), norm(-signs * _PROBE)[0].float()
+    up, down = run(signs * _PROBE)[0].float(), run(-signs * _PROBE)[0].float()
     bias = (up + down) / 2
     weight = (up - down) / 2 / (signs / signs.square().mean().sqrt())[0].float()
     return (bias if bool(bias.abs().max() > 1e-6) else None), weight, True
@@ -265,6 +271,8 @@ def _centred_and_scale(norm: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, 
 
 
 def _centres(norm: nn.Module, width: int, device: torch.device) -> bool:
+    if "RMS" in type(norm).__name__:
+        return False
     return _read_off(norm, width, device)[2]
 
 
@@ -309,8 +317,8 @@ def skipped_layers(modules: ModelModules, count: int) -> Iterator[None]:
     """A context in which a forward pass leaves the first `count` layers out."""
     skipped = [parts.block for parts in modules.layers[:count]]
     with modules.pass_lock:
-        for block in skipped:
-            block.forward = _pass_through
+        for parts in modules.layers[:count]:
+            parts.block.forward = partial(_pass_through, parts.tuples)
         try:
             yield
         finally:
@@ -329,5 +337,6 @@ def changed_input(block: torch.nn.Module, change: Callable[[torch.Tensor], torch
     return block.register_forward_pre_hook(hook, with_kwargs=True)
 
 
-def _pass_through(*args: Any, **kwargs: Any) -> Any:
-    return args[0] if args else kwargs["hidden_states"]
+def _pass_through(tuples: bool, *args: Any, **kwargs: Any) -> Any:
+    hidden = args[0] if args else kwargs["hidden_states"]
+    return (hidden, None) if tuples else hidden

@@ -79,7 +79,8 @@ class Family:
     Names are Hugging Face state-dict names; per-layer ones are relative to `layer`. Where gate and up are halves of one
     stored matrix, `fused` is its name, and theirs are that name with `.gate` and `.up` in it. attn and act are paths of
     modules ('' where they are what o's name begins with, and the FFN's act_fn or act); parallel: the FFN reads what
-    attention reads; between: down reads more than activation(gate) times up, a norm of it for instance.
+    attention reads; between: down reads more than activation(gate) times up, a norm of it for instance; tuples: a layer
+    gives a tuple, the hidden states first.
     """
 
     name: str
@@ -108,6 +109,7 @@ class Family:
     fused: str = ""
     parallel: bool = False
     between: bool = False
+    tuples: bool = False
     norm: Literal["rms", "layer"] = "rms"
     norm_offset: float = 0.0
     norm_biases: bool = False

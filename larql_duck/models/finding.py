@@ -41,13 +41,17 @@ _FEATURES = ("intermediate_size", "n_inner", "ffn_hidden_size", "ffn_dim")
 
 @dataclass(frozen=True)
 class _Call:
-    """A module that ran: its path, the storages of what it read and wrote, and where in its storage the read began."""
+    """A module that ran: its path, the storages of what it read and wrote, and where in its storage the read began.
+
+    tuples: it gave a tuple.
+    """
 
     path: str
     module: nn.Module
     read: int
     begin: int
     wrote: int
+    tuples: bool = False
 
     @property
     def is_norm(self) -> bool:
@@ -156,7 +160,7 @@ def _traced(model: PreTrainedModel, name: str) -> list[_Call]:
             if read is None or wrote is None:
                 return
             alive.extend((read, wrote))  # a storage that is given back may become another tensor's
-            at = (_storage(read), int(read.storage_offset()), _storage(wrote))
+            at = (_storage(read), int(read.storage_offset()), _storage(wrote), isinstance(out, tuple | list))
             calls.extend(_Call(path, module, *at) for path in paths)
 
         return hook
@@ -279,6 +283,7 @@ def _layer(calls: Sequence[_Call], block: _Call, module: nn.Module, where: str) 
 
     ffn_norm = next((c for c in reversed(norms) if c.wrote == gate.read), None)
     fields["ffn_norm"] = "" if ffn_norm is None else _weight(ffn_norm)
+    fields["tuples"] = block.tuples
     fields["parallel"] = (gate if ffn_norm is None else ffn_norm).read == block.read
     fields["attn_norm"] = next((_weight(c) for c in norms if c.wrote == attended[0].read), "")
     fields["post_attn_norm"] = norm(read=out.wrote)
