@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from larql_duck.models.family import outside
 from larql_duck.patches.operations import InsertOp
 from tests.edits import some
 from tests.tiny import write_tokenizer
@@ -60,7 +61,7 @@ def tiny_config(model_type: str, vocab: int, **overrides: Any) -> Any:
 
     stated = CONFIG_MAPPING[model_type]().to_dict()
     values = {key: size for keys, size in _SIZES.items() for key in keys if key in stated}
-    for key in ("n_inner", "ffn_hidden_size", "sliding_window", "num_key_value_heads"):
+    for key in ("n_inner", "ffn_hidden_size", "sliding_window"):
         if key in stated and stated[key] is None:
             del values[key]
     if isinstance(stated.get("layer_types"), list):
@@ -179,7 +180,7 @@ def _activations(engine: Engine, theirs: Any, ids: list[int]) -> float:
 
     seen: list[torch.Tensor] = []
     hooks = [
-        theirs.get_submodule(engine.family.down_name(i).removesuffix(".weight")).register_forward_pre_hook(
+        theirs.get_submodule(outside(engine.family.down_name(i)).removesuffix(".weight")).register_forward_pre_hook(
             lambda _, args: seen.append(args[0].reshape(1, -1, args[0].shape[-1]).float())
         )
         for i in range(engine.n_layers)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from larql_duck.errors import ModelError
-from larql_duck.models.family import Family, bias_of
+from larql_duck.models.family import Family, bias_of, outside
 from larql_duck.patches.overlay import Overlay, Which
 from larql_duck.vindex.store import Vindex
 
@@ -100,16 +100,16 @@ class EditedWeights:
 
 
 class JoinedWeights:
-    """The weights of `source` as files for transformers hold them: gate and up are one matrix where the family has it so."""
+    """The weights of `source` as files for transformers hold them: under its names, gate and up in one where it has them so."""
 
     def __init__(self, source: EditedWeights) -> None:
         self.source, self.path, self.family = source, source.path, source.family
         self.config = source.config
         stored = source.names()
         self._parts: dict[str, tuple[str, ...]] = {}
-        for i in range(source.vindex.n_layers if self.family.fused else 0):
-            whole = self.family.layer_prefix(i) + self.family.fused
-            for name in (whole, bias_of(whole)):
+        whole = self.family.fused or (outside(self.family.down) if self.family.flat else "")
+        for prefix in map(self.family.layer_prefix, range(source.vindex.n_layers if whole else 0)):
+            for name in (prefix + whole, bias_of(prefix + whole)):
                 halves = self.family.halves(name)
                 if halves[0] in stored:
                     self._parts[name] = halves

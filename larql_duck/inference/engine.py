@@ -212,8 +212,11 @@ class Engine:
     ) -> Capture:
         """One forward pass with its insides recorded: see Capture for parts, shapes and positions ('last', 'all')."""
         batch = self.batch(prompts)
+        # Where only the last position's logits are asked for, some families run late layers on that position alone.
+        keep = 0 if positions == "all" and self.family.measured is not None else 1
         with self.recording(parts, positions=positions) as capture:
-            capture.values["logits"] = self.logits(batch)
+            logits = self.run(batch.ids, batch.mask if batch.padded else None, batch.positions, keep=keep)
+            capture.values["logits"] = logits if keep else logits[:, -1]
         return capture
 
     @contextlib.contextmanager

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import inspect
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -226,13 +226,11 @@ def _restore_buffers(model: Any, device: torch.device, source: WeightSource) -> 
         unset_buffers = {k: b for k, b in module._buffers.items() if b is not None and b.is_meta}
         if not unset_buffers:
             continue
-        for key, buffer in unset_buffers.items():
-            module._buffers[key] = torch.full_like(buffer, _unset(buffer.dtype), device=device)
-        with torch.no_grad():
-            model._init_weights(module)
+        # What an initialiser writes does not depend on what was there before.
+        written = [_initialised(model, module, unset_buffers, device, fill) for fill in (0, 1)]
         for key in unset_buffers:
-            restored = module._buffers[key]
-            if restored is None or bool((restored == _unset(restored.dtype)).any()):
+            one, other = (values[key] for values in written)
+            if one is None or other is None or not torch.equal(one, other):
                 raise ModelError.at(
                     source.path,
                     f"buffer {name}.{key} of model_type {source.family.name!r} cannot be "
@@ -241,6 +239,14 @@ def _restore_buffers(model: Any, device: torch.device, source: WeightSource) -> 
                 )
 
 
-def _unset(dtype: torch.dtype) -> float:
-    # A value that no frequency, scale or mask takes; it must survive f16.
-    return -31337.0 if dtype.is_floating_point else 0
+def _initialised(
+    model: Any, module: nn.Module, buffers: Mapping[str, torch.Tensor], device: torch.device, fill: int
+) -> dict[str, torch.Tensor | None]:
+    """The buffers after the model's initialiser ran over them, each full of another value for another `fill`."""
+    for key, buffer in buffers.items():
+        # A value that no frequency, scale or mask takes; it must survive f16.
+        value = -31337.0 - 16 * fill if buffer.dtype.is_floating_point else fill
+        module._buffers[key] = torch.full_like(buffer, value, device=device)
+    with torch.no_grad():
+        model._init_weights(module)
+    return {key: module._buffers[key] for key in buffers}

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from larql_duck.errors import ModelError
+from larql_duck.models.family import outside
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -156,8 +157,42 @@ class Halves(nn.Module):
         return torch.cat([self.gate(x), self.up(x)], -1)
 
 
+class Flattened(nn.Module):
+    """A matrix of a layer that runs its FFN on rows of one axis: everybody else sees prompts and positions apart."""
+
+    def __init__(self, inner: nn.Module, block: nn.Module, gate: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self._shape = threading.local()
+        block.register_forward_pre_hook(self._enter, with_kwargs=True)
+        block.register_forward_hook(self._leave, always_call=True)
+        gate.register_forward_pre_hook(self._apart)
+
+    def _enter(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._shape.value = (args[0] if args else kwargs["hidden_states"]).shape[:-1]
+
+    def _leave(self, *_: Any) -> None:
+        self._shape.value = None
+
+    def _apart(self, gate: nn.Module, args: tuple[torch.Tensor, ...]) -> Any:
+        shape = getattr(self._shape, "value", None)
+        return None if shape is None or args[0].dim() > 2 else (args[0].unflatten(0, shape), *args[1:])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """What the matrix gives, on the rows that the layer goes on with."""
+        out: torch.Tensor = self.inner(x)
+        return out.flatten(0, -2)
+
+
 def part_halves(model: nn.Module, family: Family) -> None:
-    """Put two matrices in the place of each that holds gate and up, so that either is hooked and edited by itself."""
+    """Put two matrices in the place of each that holds gate and up, so that either is hooked and edited by itself, and
+    give down the shapes of other families where a layer runs its FFN on rows of one axis.
+    """
+    if family.flat:
+        for i in range(0 if family.measured is None else family.measured.n_layers):
+            name, block = outside(family.down).split(".")[0], model.get_submodule(family.layer_prefix(i)[:-1])
+            gate = block.get_submodule(family.gate.removesuffix(".weight"))
+            setattr(block, name, Flattened(block.get_submodule(name), block, gate))
     if not family.fused or family.measured is None:
         return
     path = family.fused.removesuffix(".weight")

@@ -111,7 +111,7 @@ class ModelSource:
             check_layers(family, config, self.shapes)
             expected = family.expected(config)
         except ModelError as error:
-            raise self.error(f"{error}") from None
+            raise self.error(f"{error}", tensor=error.tensor) from None
         if family.head in self.shapes:
             expected[family.head] = (size.vocab, size.hidden)
         elif family.ties(config) is False:

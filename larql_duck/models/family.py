@@ -80,7 +80,8 @@ class Family:
     stored matrix, `fused` is its name, and theirs are that name with `.gate` and `.up` in it. attn and act are paths of
     modules ('' where they are what o's name begins with, and the FFN's act_fn or act); parallel: the FFN reads what
     attention reads; between: down reads more than activation(gate) times up, a norm of it for instance; tuples: a layer
-    gives a tuple, the hidden states first.
+    gives a tuple, the hidden states first; flat: it runs its FFN on rows of one axis, so that the matrix that is stored
+    without `.inner` in its name is inside of one that makes them.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Family:
     parallel: bool = False
     between: bool = False
     tuples: bool = False
+    flat: bool = False
     norm: Literal["rms", "layer"] = "rms"
     norm_offset: float = 0.0
     norm_biases: bool = False
@@ -171,8 +173,12 @@ class Family:
         return {self.layer_prefix(i) + n: (i, k) for i in range(n_layers) for k, n in kinds.items() if n}
 
     def halves(self, name: str) -> tuple[str, ...]:
-        """The names of gate and up for the matrix (or its bias) that holds both; none for any other."""
+        """The names of gate and up for the matrix (or its bias) that holds both, and that of down for one that is stored
+        under another name; none for any other."""
         i, relative = self.relative(name)
+        if self.flat and i is not None:
+            own = {outside(n): n for n in (self.down, bias_of(self.down))}
+            return (self.layer_prefix(i) + own[relative],) if relative in own else ()
         if not self.fused or i is None or relative not in (self.fused, bias_of(self.fused)):
             return ()
         parts = (self.gate, self.up) if relative == self.fused else (bias_of(self.gate), bias_of(self.up))
@@ -446,8 +452,14 @@ def check_layers(family: Family, config: Config, names: Mapping[str, object]) ->
         key = family.keys.get("num_hidden_layers", "num_hidden_layers")
         raise ModelError(
             f"the config says {stated} layers ({key}), the files have {stored}: the config is another model's, or "
-            "files are missing"
+            "files are missing",
+            tensor=family.gate_name(min(stated, stored)),
         )
+
+
+def outside(name: str) -> str:
+    """The stored name of a matrix (or bias) that a flat FFN's down matrix is inside of."""
+    return name.replace(".inner.", ".")
 
 
 def as_mapping(value: Any) -> Mapping[str, Any]:

@@ -20,7 +20,7 @@ from larql_duck.errors import ModelError, reason
 from larql_duck.models import kinds
 from larql_duck.models.activations import name_of_activation
 from larql_duck.models.architecture import config_object, empty_model, quiet
-from larql_duck.models.family import WRAPPED, Config, Family, Measured, bias_of
+from larql_duck.models.family import WRAPPED, Config, Family, Measured, bias_of, outside
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,6 +52,7 @@ class _Call:
     begin: int
     wrote: int
     tuples: bool = False
+    axes: int = 3
 
     @property
     def is_norm(self) -> bool:
@@ -160,7 +161,13 @@ def _traced(model: PreTrainedModel, name: str) -> list[_Call]:
             if read is None or wrote is None:
                 return
             alive.extend((read, wrote))  # a storage that is given back may become another tensor's
-            at = (_storage(read), int(read.storage_offset()), _storage(wrote), isinstance(out, tuple | list))
+            at = (
+                _storage(read),
+                int(read.storage_offset()),
+                _storage(wrote),
+                isinstance(out, tuple | list),
+                read.dim(),
+            )
             calls.extend(_Call(path, module, *at) for path in paths)
 
         return hook
@@ -223,7 +230,9 @@ def _from_calls(
         for key, value in found.items():
             if value == fields[key]:
                 continue
-            if key in _QKV:  # layers may read the keys and values of others
+            if key == "between":
+                fields[key] = True
+            elif key in _QKV:  # layers may read the keys and values of others
                 fields |= dict.fromkeys(_QKV, "")
             else:
                 raise ModelError(
@@ -284,6 +293,8 @@ def _layer(calls: Sequence[_Call], block: _Call, module: nn.Module, where: str) 
     ffn_norm = next((c for c in reversed(norms) if c.wrote == gate.read), None)
     fields["ffn_norm"] = "" if ffn_norm is None else _weight(ffn_norm)
     fields["tuples"] = block.tuples
+    if gate.axes < block.axes:
+        fields |= {"flat": True, "down": f"{down.path}.inner.weight"}
     fields["parallel"] = (gate if ffn_norm is None else ffn_norm).read == block.read
     fields["attn_norm"] = next((_weight(c) for c in norms if c.wrote == attended[0].read), "")
     fields["post_attn_norm"] = norm(read=out.wrote)
@@ -396,14 +407,14 @@ def _measured(model: PreTrainedModel, family: Family, first: str) -> Measured:
     config = model.config
     shapes = {n: tuple(p.shape) for n, p in model.named_parameters(remove_duplicate=False)}
     shapes.pop(family.head, None)
-    if family.fused:
+    if family.fused or family.flat:
         shapes = _halved(shapes, family)
     buffers = tuple(
         n for n in model.state_dict() if n not in dict(model.named_parameters(remove_duplicate=False))
     )
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     vocab, hidden = (int(n) for n in embedding.shape)
-    down = model.get_submodule(f"{first}.{family.down.removesuffix('.weight')}").weight
+    down = model.get_submodule(f"{first}.{outside(family.down).removesuffix('.weight')}").weight
     written = int(down.shape[1 if family.transposed else 0])
     if (int(head.shape[1]), written) != (hidden, hidden):
         raise ModelError(
@@ -431,11 +442,11 @@ def _measured(model: PreTrainedModel, family: Family, first: str) -> Measured:
 
 
 def _halved(shapes: Mapping[str, tuple[int, ...]], family: Family) -> dict[str, tuple[int, ...]]:
-    """The shapes with those of gate and up in the place of the matrix that holds both, and their biases'."""
+    """The shapes under the names that gate, up and down have here, where files have others."""
     out: dict[str, tuple[int, ...]] = {}
     for name, shape in shapes.items():
         halves = family.halves(name)
-        out |= dict.fromkeys(halves, (shape[0] // 2, *shape[1:])) if halves else {name: shape}
+        out |= dict.fromkeys(halves, (shape[0] // len(halves), *shape[1:])) if halves else {name: shape}
     return out
 
 
@@ -460,7 +471,7 @@ def _keys(model: PreTrainedModel, family: Family, name: str) -> dict[str, str]:
     ]:
         try:
             other = empty_model(config_object({**values, key: 2 * count}, name))
-            grown = other.get_parameter(family.down_name(0)).shape
+            grown = other.get_parameter(outside(family.down_name(0))).shape
         except (ModelError, AttributeError):
             continue
         if grown[0 if family.transposed else 1] == 2 * count:

@@ -46,7 +46,11 @@ def read_names(config: Config, names: Iterable[str]) -> Reading:
         if not name or stored in beside:
             continue
         halves = family.halves(name)
-        parts = {half: i for i, half in enumerate(halves)} if halves else {name: None}
+        parts = (
+            {half: i if len(halves) > 1 else None for i, half in enumerate(halves)}
+            if halves
+            else {name: None}
+        )
         for part, half in parts.items():
             if part in places:
                 raise ModelError(f"{places[part][0]} and {stored} are the same tensor {name}", tensor=name)
