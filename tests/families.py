@@ -49,6 +49,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "gemma3n_text": {"activation_sparsity_pattern": [0.5, 0.0, 0.0], "layer_types": None},
     "gemma4_text": {"layer_types": ["sliding_attention", "full_attention", "full_attention"]},
     "modernbert-decoder": {"pad_token_id": 0},
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
     "youtu": {"num_key_value_heads": 4},
     "minicpm3": {"num_key_value_heads": 4},
     "deepseek_v3": {"num_key_value_heads": 4},
@@ -119,7 +120,8 @@ PROMPTS = (
 class Checked:
     """What a family's tiny model showed. Numbers are the largest differences; a text says why something is refused.
 
-    infer: probabilities from transformers'; batch: those of padded prompts from those alone; activations: from what
+    infer: probabilities from transformers'; batch: those of padded prompts from those alone; cached: those of a prompt that is
+    read in two parts, the first into a cache; activations: from what
     hooks on transformers' modules see; parts: the parts of logits from the logits; basis: of top activating tokens.
     compiled: the same bits in transformers, unedited; edited: logits of the compiled edited model from the session's.
     """
@@ -127,6 +129,7 @@ class Checked:
     family: Family
     infer: float
     batch: float
+    cached: float
     activations: float
     parts: float | str
     basis: str
@@ -161,13 +164,25 @@ def check_family(model_type: str, root: Path, **overrides: Any) -> Checked:
             wanted = torch.stack([theirs(torch.tensor([row])).logits[0, -1].float() for row in ids])
         basis = session.sql("SELECT DISTINCT basis FROM lq.token_features").rows()[0][0]
         infer, batched = (_apart(x, y) for x, y in ((alone, wanted), (batch, alone)))
+        cached = _apart(torch.cat([_in_two(engine, row) for row in ids]), alone)
         activations, parts = _activations(engine, theirs, ids[2]), _parts(engine)
         session.lql(f'COMPILE CURRENT INTO MODEL "{root / "plain"}" FORMAT SAFETENSORS')
         edited = _edited(session, source, root / "edited")
     plain = AutoModelForCausalLM.from_pretrained(root / "plain", dtype=torch.float32).state_dict()
     mine = theirs.state_dict()
     compiled = plain.keys() == mine.keys() and all(torch.equal(plain[name], mine[name]) for name in mine)
-    return Checked(source.family, infer, batched, activations, parts, str(basis), compiled, edited)
+    return Checked(source.family, infer, batched, cached, activations, parts, str(basis), compiled, edited)
+
+
+def _in_two(engine: Engine, ids: list[int]) -> Any:
+    """The logits of a prompt whose tokens but the last are read into a cache first."""
+    import torch
+
+    row, places = torch.tensor([ids]), torch.arange(len(ids))[None]
+    cache = engine.new_cache()
+    if len(ids) > 1:
+        engine.run_body(row[:, :-1], None, places[:, :-1], cache)
+    return engine.run(row[:, -1:], None, places[:, -1:], cache)
 
 
 def _apart(a: Any, b: Any) -> float:
@@ -180,7 +195,9 @@ def _activations(engine: Engine, theirs: Any, ids: list[int]) -> float:
 
     seen: list[torch.Tensor] = []
     hooks = [
-        theirs.get_submodule(outside(engine.family.down_name(i)).removesuffix(".weight")).register_forward_pre_hook(
+        theirs.get_submodule(
+            outside(engine.family.down_name(i)).removesuffix(".weight")
+        ).register_forward_pre_hook(
             lambda _, args: seen.append(args[0].reshape(1, -1, args[0].shape[-1]).float())
         )
         for i in range(engine.n_layers)

@@ -88,7 +88,7 @@ class _Recorder:
 
     def output(self, name: str, layer: int, module: torch.nn.Module, args: Any, output: Any) -> None:
         """A forward hook that keeps what the module gives."""
-        self.keep(name, layer, output[0] if isinstance(output, tuple) else output)
+        self.keep(name, layer, output[0] if isinstance(output, tuple | list) else output)
 
     def input(
         self, name: str, layer: int, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

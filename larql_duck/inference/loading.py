@@ -222,12 +222,15 @@ def _restore_buffers(model: Any, device: torch.device, source: WeightSource) -> 
 
     transformers' own initialiser of the owning module writes them, as from_pretrained has it do.
     """
+    owners: dict[str, Any] = {}
     for name, module in model.named_modules():
+        # As transformers does, the innermost model's initialiser.
+        owners[name] = module if hasattr(module, "_init_weights") else owners[name.rpartition(".")[0]]
         unset_buffers = {k: b for k, b in module._buffers.items() if b is not None and b.is_meta}
         if not unset_buffers:
             continue
         # What an initialiser writes does not depend on what was there before.
-        written = [_initialised(model, module, unset_buffers, device, fill) for fill in (0, 1)]
+        written = [_initialised(owners[name], module, unset_buffers, device, fill) for fill in (0, 1)]
         for key in unset_buffers:
             one, other = (values[key] for values in written)
             if one is None or other is None or not torch.equal(one, other):
@@ -242,7 +245,7 @@ def _restore_buffers(model: Any, device: torch.device, source: WeightSource) -> 
 def _initialised(
     model: Any, module: nn.Module, buffers: Mapping[str, torch.Tensor], device: torch.device, fill: int
 ) -> dict[str, torch.Tensor | None]:
-    """The buffers after the model's initialiser ran over them, each full of another value for another `fill`."""
+    """The buffers after their model's initialiser ran over them, each full of another value for another `fill`."""
     for key, buffer in buffers.items():
         # A value that no frequency, scale or mask takes; it must survive f16.
         value = -31337.0 - 16 * fill if buffer.dtype.is_floating_point else fill

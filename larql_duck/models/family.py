@@ -52,7 +52,7 @@ class ModelSizes:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredModel:
     """What transformers' modules have for one config, of a family that is read off them.
 
     shapes are those of every parameter but the output head, with gate and up apart; buffers are names of what a
@@ -135,7 +135,7 @@ class Family:
     gguf_arch: str = ""
     gguf_permuted: bool = False
     listed: bool = True
-    measured: Measured | None = None
+    measured: MeasuredModel | None = None
 
     # -- names -------------------------------------------------------------------------------------------
 
@@ -227,7 +227,7 @@ class Family:
             measured["shapes"] = {n: tuple(shape) for n, shape in measured["shapes"].items()}
             measured["buffers"] = tuple(measured.get("buffers", ()))
             values["prefixes"] = tuple((old, new) for old, new in values.get("prefixes", ()))
-            return cls(**{"name": name, **values, "measured": Measured(**measured)})
+            return cls(**{"name": name, **values, "measured": MeasuredModel(**measured)})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ModelError(f"the record of family {name!r} cannot be read: {error}") from None
 
@@ -271,7 +271,7 @@ class Family:
         vocab = self._int(config, "vocab_size")
         return ModelSizes(n_layers, hidden, intermediate, vocab, n_heads, n_kv, head_dim)
 
-    def _measured_sizes(self, config: Config, measured: Measured) -> ModelSizes:
+    def _measured_sizes(self, config: Config, measured: MeasuredModel) -> ModelSizes:
         gates = (measured.shapes[self.gate_name(i)] for i in range(measured.n_layers))
         intermediate = [shape[1 if self.transposed else 0] for shape in gates]
         # An edited model's config says another number than the model did that was measured.
@@ -395,7 +395,7 @@ class Family:
             out[self.final_norm_bias] = (size.hidden,)
         return out
 
-    def _measured_shapes(self, measured: Measured, features: list[int]) -> dict[str, tuple[int, ...]]:
+    def _measured_shapes(self, measured: MeasuredModel, features: list[int]) -> dict[str, tuple[int, ...]]:
         out = dict(measured.shapes)
         for name, (i, kind) in self.ffn_names(measured.n_layers).items():
             axis = int((kind == "down") != self.transposed)

@@ -20,7 +20,7 @@ from larql_duck.errors import ModelError, reason
 from larql_duck.models import kinds
 from larql_duck.models.activations import name_of_activation
 from larql_duck.models.architecture import config_object, empty_model, quiet
-from larql_duck.models.family import WRAPPED, Config, Family, Measured, bias_of, outside
+from larql_duck.models.family import WRAPPED, Config, Family, MeasuredModel, bias_of, outside
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -232,6 +232,8 @@ def _from_calls(
                 continue
             if key == "between":
                 fields[key] = True
+            elif key == "attn_norm":
+                fields[key] = ""
             elif key in _QKV:  # layers may read the keys and values of others
                 fields |= dict.fromkeys(_QKV, "")
             else:
@@ -247,9 +249,10 @@ def _from_calls(
         raise ModelError(f"model_type {name!r} has no output head")
     paths = {id(module): path for path, module in model.named_modules()}
     at = next((c for c in calls if c.module is head), None)
-    norm = (
-        None if at is None else next((c for c in reversed(calls) if c.wrote == at.read and c.is_norm), None)
-    )
+    # Behind it the model may scale what the head reads; then it is the last norm behind the layers.
+    last = [c for c in calls if c.is_norm and not c.path.startswith(f"{stem}.")][-1:]
+    read = [c for c in calls if at is not None and c.wrote == at.read and c.is_norm]
+    norm = next(iter(reversed(last + read)), None)
     if norm is None:
         raise ModelError(f"model_type {name!r}: no norm is in front of the output head")
     embed = paths[id(model.get_input_embeddings())] + ".weight"
@@ -403,7 +406,7 @@ def _norm_offset(norm: nn.Module) -> float:
 # -- sizes ----------------------------------------------------------------------------------------------------
 
 
-def _measured(model: PreTrainedModel, family: Family, first: str) -> Measured:
+def _measured(model: PreTrainedModel, family: Family, first: str) -> MeasuredModel:
     config = model.config
     shapes = {n: tuple(p.shape) for n, p in model.named_parameters(remove_duplicate=False)}
     shapes.pop(family.head, None)
@@ -414,6 +417,11 @@ def _measured(model: PreTrainedModel, family: Family, first: str) -> Measured:
     )
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     vocab, hidden = (int(n) for n in embedding.shape)
+    if len(head) != vocab:
+        raise ModelError(
+            f"model_type {family.name!r}: the embedding has {vocab} tokens and the output head {len(head)}; read are "
+            "models in which the two are of one vocabulary"
+        )
     down = model.get_submodule(f"{first}.{outside(family.down).removesuffix('.weight')}").weight
     written = int(down.shape[1 if family.transposed else 0])
     if (int(head.shape[1]), written) != (hidden, hidden):
@@ -427,7 +435,7 @@ def _measured(model: PreTrainedModel, family: Family, first: str) -> Measured:
     kv_heads = getattr(config, "num_key_value_heads", None)
     act = model.get_submodule(f"{first}.{family.act}")
     n_layers = int(config.num_hidden_layers)
-    return Measured(
+    return MeasuredModel(
         n_layers=n_layers,
         hidden=hidden,
         vocab=vocab,

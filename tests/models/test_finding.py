@@ -74,6 +74,7 @@ def test_every_family_computes_what_transformers_does_or_is_refused(name: str, t
 def holds(checked: Checked) -> None:
     assert checked.infer <= 1e-4
     assert checked.batch <= 1e-4
+    assert checked.cached <= 1e-4
     assert checked.activations <= 1e-5
     assert isinstance(checked.parts, str) or checked.parts <= 1e-4
     assert checked.compiled
