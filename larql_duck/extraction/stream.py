@@ -81,15 +81,12 @@ class TokenStream:
             return record
 
         base = self.model.base_model
-        norm = self.parts.final_norm
         originals = [(part.block, part.block.forward) for part in self.parts.layers]
-        originals.append((norm, norm.forward))
         try:
             for i, part in enumerate(self.parts.layers):
                 part.block.forward = recorder(
                     i, list(signature(part.block.forward).parameters)[1:], part.tuples
                 )
-            norm.forward = lambda hidden, *_, **__: hidden
             for start, stop in row_blocks(len(tokens), self.block):
                 shared = torch.tensor(prefix, dtype=torch.long).expand(stop - start, -1)
                 ids = torch.cat([shared, tokens[start:stop, None].long()], 1)

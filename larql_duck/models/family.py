@@ -149,7 +149,8 @@ class Family:
 
     def name_of(self, key: str) -> str:
         """The state-dict name for one of LARQL's keys."""
-        return key if key in (self.head, bias_of(self.head)) else self._prefix + key
+        own = () if self.measured is None else (*self.measured.shapes, *self.measured.buffers)
+        return key if key == self.head or key in own else self._prefix + key
 
     @property
     def _prefix(self) -> str:

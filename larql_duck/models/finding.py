@@ -7,6 +7,7 @@ module that reads what another one wrote is known by it; names decide nothing bu
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -97,6 +98,11 @@ def find_family(config: Config) -> tuple[Family, PreTrainedModel]:
     layers = _layers(model, name)
     if kind := kinds.other_layers(name, layers.values()):
         raise ModelError(kind)
+    for module in (model, model.base_model):
+        if "past_key_values" not in inspect.signature(module.forward).parameters:
+            raise ModelError(
+                f"model_type {name!r} keeps no keys and values between passes, without which nothing is asked"
+            )
     calls = _traced(model, name)
     family = _from_calls(model, layers, calls, name)
     return replace(family, keys=_keys(model, family, name)), model
