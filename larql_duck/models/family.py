@@ -149,8 +149,10 @@ class Family:
 
     def name_of(self, key: str) -> str:
         """The state-dict name for one of LARQL's keys."""
-        own = () if self.measured is None else (*self.measured.shapes, *self.measured.buffers)
-        return key if key == self.head or key in own else self._prefix + key
+        own = self.measured
+        if key == self.head or (own is not None and (key in own.shapes or key in own.buffers)):
+            return key
+        return self._prefix + key
 
     @property
     def _prefix(self) -> str:

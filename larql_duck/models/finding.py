@@ -302,7 +302,7 @@ def _layer(calls: Sequence[_Call], block: _Call, module: nn.Module, where: str) 
     ffn_norm = next((c for c in reversed(norms) if c.wrote == gate.read), None)
     fields["ffn_norm"] = "" if ffn_norm is None else _weight(ffn_norm)
     fields["tuples"] = block.tuples
-    if gate.axes < block.axes:
+    if gate.axes == 2:
         fields |= {"flat": True, "down": f"{down.path}.inner.weight"}
     fields["parallel"] = (gate if ffn_norm is None else ffn_norm).read == block.read
     fields["attn_norm"] = next((_weight(c) for c in norms if c.wrote == attended[0].read), "")
