@@ -29,7 +29,7 @@ def index_json(
         "version": 2,
         "model": job.name,
         # LARQL knows one Gemma 3.
-        "family": "gemma3" if family.name.startswith("gemma3") else family.name,
+        "family": "gemma3" if family.name == "gemma3_text" else family.name,
         "source": {
             "huggingface_repo": job.origin.get("huggingface_repo") or job.name,
             "huggingface_revision": job.origin.get("revision"),

@@ -219,7 +219,8 @@ class Family:
             return None
         plain = Family(self.name)
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "measured"}
-        return {k: v for k, v in own.items() if v != getattr(plain, k)} | {"measured": asdict(self.measured)}
+        changed = {k: v for k, v in own.items() if v != getattr(plain, k)}
+        return {"name": self.name, **changed, "measured": asdict(self.measured)}
 
     @classmethod
     def from_record(cls, name: str, record: Mapping[str, Any]) -> Family:
