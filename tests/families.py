@@ -150,7 +150,7 @@ def check_family(model_type: str, root: Path, **overrides: Any) -> Checked:
 
     if model_type not in FAMILIES:
         # What is refused is refused before there are weights: a mixture of experts has many.
-        find_family(tiny_config(model_type, 300, **overrides).to_dict())
+        find_family(_some_config(model_type, **overrides).to_dict())
     model = make_family(model_type, root / "model", **overrides)
     vindex = extract(model, root / "model.vindex", probe=False, in_basis="context", context_tokens=30)
     theirs = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
@@ -172,6 +172,17 @@ def check_family(model_type: str, root: Path, **overrides: Any) -> Checked:
     mine = theirs.state_dict()
     compiled = plain.keys() == mine.keys() and all(torch.equal(plain[name], mine[name]) for name in mine)
     return Checked(source.family, infer, batched, cached, activations, parts, str(basis), compiled, edited)
+
+
+def _some_config(model_type: str, **overrides: Any) -> Any:
+    """The tiny config, or the family's own where sizes have to fit each other in ways that are not known here."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import CONFIG_MAPPING
+
+    try:
+        return tiny_config(model_type, 300, **overrides)
+    except (ValueError, StrictDataclassError):
+        return CONFIG_MAPPING[model_type]()
 
 
 def _in_two(engine: Engine, ids: list[int]) -> Any:
