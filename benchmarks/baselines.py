@@ -72,7 +72,7 @@ def rome(
     inverse = torch.linalg.inv(_regular(moment(layer)))
     for edit in edits:
         key = mean_keys(engine, [edit], layer, contexts)[0]
-        value = _written(engine, edit, layer) + best_change(engine, edit, layer, contexts, settings, "ffn")
+        value = _written(engine, edit, layer) + best_change(engine, edit, layer, contexts, settings, "down")
         rows = engine.modules.layers[layer].down_rows().double()
         direction = inverse @ key
         change = (value.double() - key @ rows) / (direction @ key)
@@ -144,12 +144,12 @@ def mean_keys(engine: Engine, edits: Sequence[Edit], layer: int, contexts: Seque
 
 def _written(engine: Engine, edit: Edit, layer: int) -> torch.Tensor:
     """What the FFN writes at the subject's last token of the plain prompt, f32 [hidden]."""
-    return _output(engine, edit, layer, "ffn")
+    return _output(engine, edit, layer, "down")
 
 
 @torch.no_grad()
 def _output(engine: Engine, edit: Edit, layer: int, part: str) -> torch.Tensor:
-    """The output of a layer's 'ffn', or of all of it ('block'), at the subject's last token of the plain prompt."""
+    """The output of a layer's 'down', or of all of it ('block'), at the subject's last token of the plain prompt."""
     start = subject_position(engine.tokenizer, edit.template, edit.text).start
     found: list[torch.Tensor] = []
 
@@ -171,7 +171,7 @@ def best_change(
     """What, added to the layer's output at the subject, makes the model say the target: f32 [hidden], by Adam.
 
     The loss is the target's mean nats a token behind the contexts, a KL term on "{} is a", and weight decay; the length is
-    at most `clamp` times that of what stands there: the output of 'ffn' (ROME) or of the 'block' (MEMIT, AlphaEdit).
+    at most `clamp` times that of what stands there: the output of 'down' (ROME) or of the 'block' (MEMIT, AlphaEdit).
     """
     tokenizer, target = engine.tokenizer, answer_ids(engine.tokenizer, edit.template, edit.target)
     places = [subject_position(tokenizer, c + edit.template, edit.text, target) for c in contexts]
@@ -235,7 +235,7 @@ def _with_added(
         return out
 
     with engine.modules.pass_lock, starting_at(engine.modules, layer, entering):
-        handle = engine.modules.layers[layer].ffn.register_forward_hook(hook)
+        handle = engine.modules.layers[layer].down.register_forward_hook(hook)
         try:
             return _body(engine, batch)
         finally:

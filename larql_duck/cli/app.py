@@ -32,7 +32,7 @@ app = typer.Typer(
 # What those who type another program's command may want.
 _STATS = "What a vindex holds: larql-duck lql X.vindex STATS"
 _MEANT = {
-    **dict.fromkeys(("info", "inspect", "status", "summary", "ls"), _STATS),
+    **dict.fromkeys(("info", "status", "summary", "ls"), _STATS),
     **dict.fromkeys(("shell", "cli", "interactive"), "The prompt: larql-duck repl X.vindex"),
     **dict.fromkeys(("query", "ask"), "Statements are run by larql-duck lql and larql-duck sql"),
     **dict.fromkeys(

@@ -1,4 +1,4 @@
-"""The commands that make and check a vindex: extract, verify."""
+"""The commands that make and check a vindex: inspect, extract, verify."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from larql_duck.extraction.estimate import Estimate
 
 app = typer.Typer()
+# Names longer than this do not decide how wide the column of names is.
+_WIDE = 20
 
 
 @command(
@@ -106,6 +108,35 @@ def extract(
         else as_typed("lql", str(path), 'DESCRIBE "France"')
     )
     say(f"made {path}; ask it: {ask}")
+
+
+@command(app, "inspect models/name", "inspect model.gguf")
+def inspect(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="Hugging Face directory, .gguf file, hf://org/name or pkg:PYTHON_PACKAGE."
+        ),
+    ],
+) -> None:
+    """Say what a model is and what works with it.
+
+    From its headers alone; nothing is written. Refuses what extract refuses.
+    """
+    from larql_duck.models.inspecting import facts_of
+    from larql_duck.models.opening import open_model
+    from larql_duck.vindex.manifest import INDEX
+
+    if (Path(model) / INDEX).is_file():
+        raise UsageError(f"{model} is a vindex; what it holds: {as_typed('lql', model, 'STATS')}")
+    source = open_model(model)
+    source.validate()
+    facts = facts_of(source)
+    width = max(len(name) for name in facts if len(name) < _WIDE)
+    for name, value in facts.items():
+        print(f"{name:<{width}}  {value}")
+    for notice in source.notices:
+        note(notice)
 
 
 @command(app, "verify X.vindex")

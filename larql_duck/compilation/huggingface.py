@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from larql_duck.compilation.safetensors import SHARD_BYTES, write_model
-from larql_duck.compilation.source import EditedWeights
+from larql_duck.compilation.source import EditedWeights, JoinedWeights
 from larql_duck.files import write_whole
 from larql_duck.vindex.arrays import torch_dtype
 
@@ -26,7 +26,9 @@ def write_directory(source: EditedWeights, directory: Path, limit: int = SHARD_B
         documents["generation_config.json"] = _json(generation)
     for name, data in documents.items():
         write_whole(directory / name, data, error=None)
-    write_model(source, shapes_of(source), source.vindex.dtype, directory, limit)
+    joined, known = JoinedWeights(source), source.family.expected(source.config)
+    shapes = {name: joined.shape(name, known) for name in joined.names()}
+    write_model(joined, shapes, source.vindex.dtype, directory, limit)
 
 
 def shapes_of(source: EditedWeights) -> dict[str, tuple[int, ...]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from larql_duck.models.family import Family, bias_of
+from larql_duck.errors import ModelError
+from larql_duck.models.family import Family, bias_of, outside
 from larql_duck.patches.overlay import Overlay, Which
 from larql_duck.vindex.store import Vindex
 
@@ -38,6 +40,12 @@ class EditedWeights:
         self.config: dict[str, Any] = dict(vindex.config)
         if self.n_features != vindex.n_features:
             key = self.family.keys.get("intermediate_size", "intermediate_size")
+            if not key:
+                raise ModelError.at(
+                    self.path,
+                    f"no key of a {self.family.name} config says how many features a layer has, so inserted ones have no "
+                    "place in a model of that family; compile INTO SLOTS",
+                )
             self.config.pop("intermediate_size", None)
             same = len(set(self.n_features)) == 1
             self.config[key] = self.n_features[0] if same else list(self.n_features)
@@ -89,6 +97,45 @@ class EditedWeights:
     def tokenizer_files(self) -> dict[str, bytes]:
         """File name -> content of the tokenizer files that are there."""
         return self.vindex.tokenizer_files()
+
+
+class JoinedWeights:
+    """The weights of `source` as files for transformers hold them: under its names, gate and up in one where it has them so."""
+
+    def __init__(self, source: EditedWeights) -> None:
+        self.source, self.path, self.family = source, source.path, source.family
+        self.config = source.config
+        stored = source.names()
+        self._parts: dict[str, tuple[str, ...]] = {}
+        whole = self.family.fused or (outside(self.family.down) if self.family.flat else "")
+        for prefix in map(self.family.layer_prefix, range(source.vindex.n_layers if whole else 0)):
+            for name in (prefix + whole, bias_of(prefix + whole)):
+                halves = self.family.halves(name)
+                if halves[0] in stored:
+                    self._parts[name] = halves
+
+    def names(self) -> list[str]:
+        """State-dict names of everything that is stored."""
+        inside = {half: name for name, halves in self._parts.items() for half in halves}
+        return list(dict.fromkeys(inside.get(name, name) for name in self.source.names()))
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor with this state-dict name in Hugging Face layout."""
+        if name not in self._parts:
+            return self.source.tensor(name)
+        return torch.cat([self.source.tensor(half) for half in self._parts[name]])
+
+    def shape(self, name: str, known: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+        """The tensor's shape, by the shapes that are `known`; read where there is none."""
+        shapes = [
+            known[n] if n in known else tuple(self.source.tensor(n).shape)
+            for n in self._parts.get(name, (name,))
+        ]
+        return (sum(shape[0] for shape in shapes), *shapes[0][1:]) if len(shapes) > 1 else shapes[0]
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """File name -> content of the tokenizer files that are there."""
+        return self.source.tokenizer_files()
 
 
 def _grown(tensor: torch.Tensor, rows: int) -> torch.Tensor:

@@ -283,7 +283,7 @@ def measure_second_moment(
             same = [row for row in rows if len(row) == length]
             for start in range(0, len(same), per_pass):
                 batch = same[start : start + per_pass]
-                x = layer_input(engine, batch, layer, part="ffn" if which == "ffn_in" else "down")
+                x = layer_input(engine, batch, layer, part="gate" if which == "ffn_in" else "down")
                 # Sums in f64: W_down's inputs span many orders of magnitude.
                 x = x.reshape(-1, width).double().cpu()
                 total.addmm_(x.t(), x)

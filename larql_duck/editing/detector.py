@@ -285,9 +285,9 @@ def _missing(
 
 @torch.no_grad()
 def layer_input(
-    engine: Engine, rows: Sequence[Sequence[int]], layer: int, *, part: str = "ffn"
+    engine: Engine, rows: Sequence[Sequence[int]], layer: int, *, part: str = "gate"
 ) -> torch.Tensor:
-    """What a module of `layer` ('ffn' or 'down') reads at every position, [n, t, width], from rows of token ids padded
+    """What a matrix of `layer` ('gate' or 'down') reads at every position, [n, t, width], from rows of token ids padded
     on the left. The layers above do not run.
     """
     batch = pad(rows, device=engine.device)

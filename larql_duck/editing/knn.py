@@ -270,8 +270,7 @@ def _spot(engine: Engine, frame: str, text: str) -> SubjectPosition:
 
 def _act(engine: Engine, layer: int) -> Any:
     """The activation function of a layer's FFN."""
-    ffn: Any = engine.modules.layers[layer].ffn
-    return getattr(ffn, "act_fn", None) or ffn.act
+    return engine.modules.layers[layer].act
 
 
 def _name(fact: EditedFact) -> tuple[object, ...]:

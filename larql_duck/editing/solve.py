@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -120,6 +120,11 @@ class Solved:
 
 def need_gated(engine: Engine) -> None:
     """Raise NotSupportedError where the FFN has no up matrix, so that no detector can be made."""
+    if not all(parts.plain for parts in engine.modules.layers):
+        raise NotSupportedError(
+            f"{engine.family.name} changes what its features say before it writes them, each by all the others, so that a "
+            "fact cannot be inserted as a feature; write MODE KNN"
+        )
     if any(parts.up is None for parts in engine.modules.layers):
         raise NotSupportedError(
             f"{engine.family.name} has plain feed-forward networks, in which a fact cannot be inserted as a feature; "
@@ -224,9 +229,7 @@ def _without_subjects(
 def _fires(
     engine: Engine, layer: int, gate: torch.Tensor, up: torch.Tensor, keys: torch.Tensor
 ) -> torch.Tensor:
-    ffn: Any = engine.modules.layers[layer].ffn
-    act = getattr(ffn, "act_fn", None) or ffn.act
-    return fired(gate, up, keys, act)
+    return fired(gate, up, keys, engine.modules.layers[layer].act)
 
 
 def _own_rows(

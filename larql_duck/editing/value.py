@@ -355,7 +355,7 @@ def _written(engine: Engine, layer: int, g: _Group, d: torch.Tensor, active: tor
         return out + torch.nn.functional.pad(add[:, None].to(out), (0, 0, 0, out.shape[1] - 1))
 
     with engine.modules.pass_lock, starting_at(engine.modules, layer, g.hidden[active]):
-        handle = engine.modules.layers[layer].ffn.register_forward_hook(hook)
+        handle = engine.modules.layers[layer].down.register_forward_hook(hook)
         try:
             return _pass(
                 engine, g.ids[active], g.mask[active], g.positions[active], fork_cache(g.cache, active, layer)
@@ -388,7 +388,7 @@ def _unit(engine: Engine, layer: int, groups: Sequence[_Group]) -> float:
     found: list[torch.Tensor] = []
     g = groups[0]
     with engine.modules.pass_lock, starting_at(engine.modules, layer, g.hidden):
-        handle = parts.ffn.register_forward_hook(lambda module, args, out: found.append(out[:, 0].float()))
+        handle = parts.down.register_forward_hook(lambda module, args, out: found.append(out[:, 0].float()))
         try:
             _pass(engine, g.ids, g.mask, g.positions, fork_cache(g.cache))
         finally:

@@ -153,7 +153,7 @@ def run_layer(
     with torch.no_grad(), workers() as pool, stream.layer(layer, pool) as part:
         blocks = row_blocks(len(stream.residual), ffn_rows(part.down_rows().shape[0]))
         visit = None if begin is None else begin(part, blocks, pool)
-        act_fn = activation_function(part)
+        act_fn = part.act
 
         def ffn(block: tuple[int, int]) -> None:
             x = stream.ffn_input(part, *block)
@@ -179,12 +179,6 @@ def _product(module: Any, part: LayerModules, x: torch.Tensor, name: str) -> tor
     return (
         torch.mm(x, weight, out=out) if module.bias is None else torch.addmm(module.bias, x, weight, out=out)
     )
-
-
-def activation_function(part: LayerModules) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What a layer's FFN applies to its gate values."""
-    function: Any = getattr(part.ffn, "act_fn", None) or part.ffn.act
-    return function
 
 
 def collect_layer(

@@ -33,8 +33,8 @@ from larql_duck.extraction.screen import (
     vectors_at_a_time,
 )
 from larql_duck.extraction.token_screen import BlockSeen, LayerGates, TokenScreen
-from larql_duck.inference.modules import ACTIVATIONS
 from larql_duck.inference.topk import row_blocks
+from larql_duck.models.activations import activation_function
 from larql_duck.models.source import WeightSource, ffn_matrix, matrix_rows
 
 
@@ -61,7 +61,7 @@ class EmbeddingInputs:
         self.rows = torch.empty(len(ids), embeddings.shape[1]) if room is None else room
         for start, stop in row_blocks(len(ids), 4096):
             self.rows[start:stop] = embeddings[torch.from_numpy(ids[start:stop]).long()].float().mul_(scale)
-        self.act = ACTIVATIONS[source.family.activation(source.config)]
+        self.act = activation_function(source.family.activation(source.config))
 
     @cached_property
     def moments(self) -> Moments:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from larql_duck.extraction.context import Blocks, Visitor, activation_function, run_layer, token_stream
+from larql_duck.extraction.context import Blocks, Visitor, run_layer, token_stream
 from larql_duck.extraction.embedding import EmbeddingInputs
 from larql_duck.extraction.parallel import Workers
 from larql_duck.inference.modules import LayerModules
@@ -61,9 +62,8 @@ def layer_inputs(
     def begin(part: LayerModules, blocks: Blocks, pool: Workers) -> Visitor:
         bias: Any = getattr(part.gate, "bias", None)
         x = torch.empty_like(stream.residual)
-        out[layer] = LayerInputs(
-            x, activation_function(part), None if bias is None else bias.detach().clone()
-        )
+        # A function with numbers of its own loses them with the layer's other weights.
+        out[layer] = LayerInputs(x, copy.deepcopy(part.act), None if bias is None else bias.detach().clone())
 
         def keep(start: int, inputs: torch.Tensor, *_: torch.Tensor) -> None:
             x[start : start + len(inputs)] = inputs

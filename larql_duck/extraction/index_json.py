@@ -36,7 +36,7 @@ def index_json(
         "version": 2,
         "model": job.name,
         # LARQL knows one Gemma 3.
-        "family": "gemma3" if family.name.startswith("gemma3") else family.name,
+        "family": "gemma3" if family.name == "gemma3_text" else family.name,
         "source": {
             "huggingface_repo": job.origin.get("huggingface_repo") or job.name,
             "huggingface_revision": job.origin.get("revision"),
@@ -64,6 +64,7 @@ def index_json(
             "seal": "",
             "options": options.as_dict() | {"in_basis": basis, "dtype": job.dtype},
             "packs": packs,
+            **({} if (record := family.record()) is None else {"modules": record}),
             "statistics": statistics,
             "files": {name: dict(entry) for name, entry in files.items()},
             "tables": {name: dict(entry) for name, entry in tables.items()},

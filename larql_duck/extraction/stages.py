@@ -36,6 +36,7 @@ from larql_duck.extraction.job import Job
 from larql_duck.extraction.options import ARRAYS, FACTS, NAMES, PROMOTED, TABLES, TOP_ACTIVATING
 from larql_duck.extraction.precision import DTYPES, agreement
 from larql_duck.extraction.promoted_tokens import OutputHead
+from larql_duck.extraction.proof import prove, stream_problem
 from larql_duck.extraction.provenance import provenance
 from larql_duck.extraction.scratch_weights import ScratchWeights
 from larql_duck.extraction.state import Staging
@@ -43,7 +44,6 @@ from larql_duck.extraction.stream import TokenStream
 from larql_duck.extraction.token_screen import TokenScreen
 from larql_duck.extraction.whole_progress import WholeProgress
 from larql_duck.files import open_replacing
-from larql_duck.inference.attribution import parts_problem
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.query_vectors import NEUTRAL
 from larql_duck.inference.settings import Settings
@@ -117,6 +117,8 @@ class Extraction:
     def run(self) -> None:
         """Run what is not finished yet."""
         try:
+            if self.source.family.measured is not None and self.options.level != "browse":
+                prove(self.source)
             self._arrays()
             self._promoted_tokens()
             basis = self._basis()
@@ -222,7 +224,7 @@ class Extraction:
         # Tests hold the listed families to transformers' own passes.
         if self.source.family.listed:
             return None
-        return parts_problem(Engine.load(self.source, weights=self._scratch_weights()))
+        return stream_problem(self.source, self.job.vocabulary.word_ids)
 
     def _top_activating_tokens(self, basis: str) -> None:
         if self.staging.done("top"):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from inspect import signature
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -25,6 +25,8 @@ LayerArguments = dict[str, Any]
 # Tokens of a block, and numbers in one array of it, of which attention makes about ten: so few that they stay in the
 # cache, as attention is many small steps.
 _TOKENS, _NUMBERS = 256, 1 << 20
+# What layers call the cache.
+_CACHES = ("past_key_values", "layer_past", "past_key_value")
 
 
 class _PrefixCache:
@@ -67,38 +69,40 @@ class TokenStream:
         self.model.config._attn_implementation = "eager"
         self.parts = find_modules(self.model, source.family)
         self._arguments: list[LayerArguments] = [{} for _ in self.parts.layers]
-        self.n_prefix = len(prefix)
+        self.n_prefix, self.prefix_ids = len(prefix), list(prefix)
         hidden = self.model.config.hidden_size
         self.block = max(64, min(_TOKENS, _NUMBERS // hidden))
         self.residual = torch.empty(len(tokens), hidden) if room is None else room
         self.prefix_residual: torch.Tensor
+        self._read: torch.Tensor | None = None
         self._embed(list(prefix), tokens)
 
     def _embed(self, prefix: list[int], tokens: torch.Tensor) -> None:
         """Fill both residuals with the layers' first inputs, and note the arguments of every layer."""
         family = self.source.family
-        names = [family.positions] if family.positions else []
+        # The embedding's rows are read as they are needed; whatever else stands outside of the layers is there.
+        left_out = (family.head, family.embed)
+        names = [n for n in self.source.names() if family.relative(n)[0] is None and n not in left_out]
         load_parameters(self.model, self.source, names, device=self.device, dtype=self.dtype)
         vectors = matrix_rows(self.source, family.embed)
         first: list[torch.Tensor] = []
 
-        def recorder(i: int, positional: list[str]) -> Callable[..., torch.Tensor]:
-            def record(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        def recorder(i: int, positional: list[str], tuples: bool) -> Callable[..., Any]:
+            def record(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
                 if i == 0:
                     first.append(hidden)
                 self._arguments[i] = dict(zip(positional, args, strict=False)) | kwargs
-                return hidden
+                return (hidden, None) if tuples else hidden
 
             return record
 
         base = self.model.base_model
-        norm = self.parts.final_norm
         originals = [(part.block, part.block.forward) for part in self.parts.layers]
-        originals.append((norm, norm.forward))
         try:
             for i, part in enumerate(self.parts.layers):
-                part.block.forward = recorder(i, list(signature(part.block.forward).parameters)[1:])
-            norm.forward = lambda hidden: hidden
+                part.block.forward = recorder(
+                    i, list(signature(part.block.forward).parameters)[1:], part.tuples
+                )
             for start, stop in row_blocks(len(tokens), self.block):
                 first.clear()
                 with self._embedding_of([*prefix, *tokens[start:stop].tolist()], vectors):
@@ -148,15 +152,18 @@ class TokenStream:
                     part.block(self.prefix_residual.to(self.dtype), **before)
                 ).float()
             last = _cut(self._arguments[i], slice(n, n + 1), n + 1, cache if n else None)
+            self._read = torch.empty_like(self.residual) if part.parallel else None
 
             def attend(span: tuple[int, int]) -> None:
                 start, stop = span
-                inputs = self.tokens(start, stop)[:, None]
-                self.residual[start:stop] = _tensor(part.block(inputs, **last))[:, 0]
+                inputs = self.tokens(start, stop)
+                if self._read is not None:
+                    self._read[start:stop] = _normed(part, inputs)
+                self.residual[start:stop] = _tensor(part.block(inputs[:, None], **last))[:, 0]
 
             # Of other families it is not known what their attention does besides.
-            own = one_query(self.model.config) if self.source.family.listed else nullcontext()
-            with own, _without_ffn(part, self.source.family.listed):
+            listed = self.source.family.listed
+            with one_query(self.model.config) if listed else nullcontext(), _silent(part, norms=listed):
                 pool.each(attend, row_blocks(len(self.residual), self.block))
             yield part
         unload_parameters(self.model, names)
@@ -166,8 +173,10 @@ class TokenStream:
         return self.residual[start:stop].to(self.device, self.dtype)
 
     def ffn_input(self, part: LayerModules, start: int, stop: int) -> torch.Tensor:
-        """What the FFN of a layer receives at tokens start..stop, [n, hidden]."""
-        return torch.as_tensor(part.ffn_norm(self.tokens(start, stop)))
+        """What the FFN of the layer that is in memory reads of tokens start..stop, [n, hidden]."""
+        if self._read is not None:
+            return self._read[start:stop].to(self.device, self.dtype)
+        return _normed(part, self.tokens(start, stop))
 
     def add_ffn(self, part: LayerModules, start: int, stop: int, out: torch.Tensor) -> None:
         """Add the FFN's raw output [n, hidden] of tokens start..stop to the residual, through the family's post-norm."""
@@ -178,14 +187,19 @@ class TokenStream:
         self.residual[start:stop] += out.cpu()
 
 
+def _normed(part: LayerModules, residual: torch.Tensor) -> torch.Tensor:
+    return residual if part.ffn_norm is None else cast(torch.Tensor, part.ffn_norm(residual))
+
+
 @contextmanager
-def _without_ffn(part: LayerModules, norms: bool) -> Iterator[None]:
-    """A context in which a layer's FFN adds nothing; with `norms`, those that it alone has are left out too."""
+def _silent(part: LayerModules, *, norms: bool) -> Iterator[None]:
+    """A context in which the layer's FFN computes nothing and adds zeros; with `norms`, those that it alone has rest too."""
+    readers = [m for m in (part.gate, part.up) if m is not None]
     idle = [m for m in (part.ffn_norm, part.ffn_post) if m is not None] if norms else []
-    originals = [(module, module.forward) for module in (part.ffn, *idle)]
-    part.ffn.forward = lambda x, *_, **__: x.new_zeros(1).expand_as(x)
-    for module in idle:
+    originals = [(m, m.forward) for m in (*readers, *idle, part.down)]
+    for module in (*readers, *idle):
         module.forward = lambda x: x
+    part.down.forward = torch.zeros_like
     try:
         yield
     finally:
@@ -222,4 +236,5 @@ def _cut(arguments: LayerArguments, at: slice, length: int, cache: _PrefixCache 
         return value[at] if axis == 0 else value[:, at]
 
     new = {name: _mapped(value, cut) for name, value in arguments.items()}
-    return new | {"past_key_values": cache, "use_cache": False}
+    held = next((n for n in _CACHES if n in arguments), _CACHES[0])
+    return new | {held: cache, "use_cache": False}

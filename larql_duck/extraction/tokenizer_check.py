@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from larql_duck.errors import reason
-from larql_duck.inference.loading import quiet
+from larql_duck.models.architecture import quiet
 from larql_duck.models.hf import HfSource
 from larql_duck.models.source import WeightSource
 from larql_duck.models.tokenizer import Tokenizer

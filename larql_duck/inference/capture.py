@@ -83,12 +83,12 @@ class _Recorder:
     values: dict[str, dict[int, torch.Tensor]] = field(default_factory=lambda: defaultdict(dict))
 
     def keep(self, name: str, layer: int, value: torch.Tensor) -> None:
-        # A copy of the last position, not a view: a view would keep every position alive until the end.
-        self.values[name][layer] = value[:, -1].clone() if self.last else value
+        # A copy: a view of the last position would keep all of them alive, and some families add to outputs in place.
+        self.values[name][layer] = (value[:, -1] if self.last else value).clone()
 
     def output(self, name: str, layer: int, module: torch.nn.Module, args: Any, output: Any) -> None:
         """A forward hook that keeps what the module gives."""
-        self.keep(name, layer, output[0] if isinstance(output, tuple) else output)
+        self.keep(name, layer, output[0] if isinstance(output, tuple | list) else output)
 
     def input(
         self, name: str, layer: int, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -156,7 +156,7 @@ def _install(
     input_of("residual", modules.layers[0].block, 0)
     for i, parts in enumerate(modules.layers):
         output_of("residual", parts.block, "residual", i + 1)
-        input_of("ffn_input", parts.ffn, i)
+        input_of("ffn_input", parts.gate, i)
         output_of("gate", parts.gate, "gate", i)
         input_of("activation", parts.down, i)
         input_of("heads", parts.attn_out, i)

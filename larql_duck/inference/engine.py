@@ -189,15 +189,11 @@ class Engine:
         starts = None if mask is None else mask[:, -ids.shape[1] :].long().argmax(dim=1)
         with self.modules.pass_lock, loading.quiet():
             outer, self._starts = self._starts, starts
+            # Families whose attention knows distances alone take no positions.
+            options |= {"position_ids": positions, "past_key_values": cache, "use_cache": cache is not None}
+            accepted = loading.accepted(module, options)
             try:
-                return module(
-                    input_ids=ids,
-                    attention_mask=None if mask is None else mask.long(),
-                    position_ids=positions,
-                    past_key_values=cache,
-                    use_cache=cache is not None,
-                    **options,
-                )
+                return module(input_ids=ids, attention_mask=None if mask is None else mask.long(), **accepted)
             finally:
                 self._starts = outer
 
@@ -226,8 +222,11 @@ class Engine:
     ) -> Capture:
         """One forward pass with its insides recorded: see Capture for parts, shapes and positions ('last', 'all')."""
         batch = self.batch(prompts)
+        # Where only the last position's logits are asked for, some families run late layers on that position alone.
+        keep = 0 if positions == "all" and self.family.measured is not None else 1
         with self.recording(parts, positions=positions) as capture:
-            capture.values["logits"] = self.logits(batch)
+            logits = self.run(batch.ids, batch.mask if batch.padded else None, batch.positions, keep=keep)
+            capture.values["logits"] = logits if keep else logits[:, -1]
         return capture
 
     @contextlib.contextmanager

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from larql_duck.errors import SemanticError
-from larql_duck.inference.modules import ACTIVATIONS
 from larql_duck.inference.search_overlay import LayerEdits, SearchOverlay
+from larql_duck.models.activations import activation_function
 from larql_duck.models.family import bias_of
 from larql_duck.vindex.store import Vindex
 
@@ -62,7 +62,7 @@ class GateSearch:
     @property
     def has_activation(self) -> bool:
         """Whether activations can be computed from what the vindex stores."""
-        return self._vindex.has_weights
+        return self._vindex.has_weights and self._vindex.family.opens
 
     def search(self, layers: Sequence[int], query: np.ndarray, k: int, order: str = "absolute") -> Hits:
         """The k best features of each of `layers` (from 0) for `query`, float32 [hidden] or [layers, hidden].
@@ -284,7 +284,7 @@ class GateSearch:
 
     @cached_property
     def _act(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        return ACTIVATIONS[self._vindex.family.activation(self._vindex.config)]
+        return activation_function(self._vindex.family.activation(self._vindex.config))
 
     def _bias_name(self, layer: int, which: str) -> str:
         family = self._vindex.family
@@ -355,6 +355,9 @@ class GateSearch:
                 raise SemanticError(f"layer {layer}: the model has layers 0-{vindex.n_layers - 1}")
         if order == "activation" and not self.has_activation:
             vindex.require("inference", "ranking by activation")
+            raise SemanticError(
+                f"activations of {vindex.family.name} are known in a forward pass alone; rank by the gate value"
+            )
         queries = np.ascontiguousarray(query, np.float32)
         if not np.isfinite(queries).all():
             raise SemanticError("a query must be finite numbers")

@@ -95,9 +95,9 @@ def _reading(modules: ModelModules, point: HookPoint, seen: Callable[[torch.Tens
     if point.kind == "hook_resid_post":
         return parts.block.register_forward_hook(after)
     if point.kind in ("hook_resid_mid", "hook_mlp_in"):
-        return parts.ffn_norm.register_forward_pre_hook(before, with_kwargs=True)
+        return _reader(parts, point).register_forward_pre_hook(before, with_kwargs=True)
     if point.kind == "ln2.hook_normalized":
-        return parts.ffn_norm.register_forward_pre_hook(normed)
+        return _norm(parts, point).register_forward_pre_hook(normed)
     return _branch(parts, point).register_forward_hook(branch)
 
 
@@ -120,17 +120,34 @@ def adding(modules: ModelModules, point: HookPoint, change: torch.Tensor) -> Ite
         if point.kind == "hook_resid_pre":
             hooks.enter_context(changed_input(parts.block, lambda x: moved(x, change)))
         if point.kind in ("hook_resid_mid", "hook_mlp_in"):
-            hooks.enter_context(changed_input(parts.ffn_norm, lambda x: moved(x, change)))
+            hooks.enter_context(changed_input(_reader(parts, point), lambda x: moved(x, change)))
         if point.kind in ("hook_resid_mid", "hook_resid_post"):
             # Of the middle too: the FFN's output is added to a copy from before its norm.
             hooks.enter_context(parts.block.register_forward_hook(partial(after, change)))
         if point.kind == "ln2.hook_normalized":
-            weight = linear_norm(parts.ffn_norm, change).weight
-            hooks.enter_context(parts.ffn_norm.register_forward_hook(partial(after, change * weight)))
+            norm = _norm(parts, point)
+            weight = linear_norm(norm, change).weight
+            hooks.enter_context(norm.register_forward_hook(partial(after, change * weight)))
         if point.kind in ("hook_attn_out", "hook_mlp_out"):
             hook = partial(after, change / modules.residual_scale)
             hooks.enter_context(_branch(parts, point).register_forward_hook(hook))
         yield
+
+
+def _reader(parts: LayerModules, point: HookPoint) -> torch.nn.Module:
+    """The module that reads the residual for the FFN: its norm, or the FFN itself."""
+    if parts.parallel:
+        raise LarqlError(
+            f"{point.name}: attention and FFN of this model read the same residual, there is none between them; "
+            f"use blocks.{point.layer}.hook_resid_pre"
+        )
+    return parts.ffn_norm or parts.gate
+
+
+def _norm(parts: LayerModules, point: HookPoint) -> torch.nn.Module:
+    if parts.ffn_norm is None:
+        raise LarqlError(f"{point.name}: this model has no norm in front of its FFN")
+    return parts.ffn_norm
 
 
 def _branch(parts: LayerModules, point: HookPoint) -> torch.nn.Module:

@@ -203,7 +203,7 @@ def _hook_residual(modules: ModelModules, edit: ResidualEdit, starts: Starts) ->
         return changed_input(modules.layers[0].block, change)
 
     def after(module: torch.nn.Module, args: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
+        if isinstance(output, tuple | list):
             return (change(output[0]), *output[1:])
         return change(output)
 

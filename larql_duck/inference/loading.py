@@ -4,57 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import json
 import math
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from larql_duck.errors import ModelError, reason
+from larql_duck.errors import ModelError
+from larql_duck.inference.modules import part_halves
+from larql_duck.models.architecture import config_object, empty_model, quiet
 from larql_duck.models.source import matrix_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from larql_duck.models.source import WeightSource
-
-# What tqdm says in a notebook without ipywidgets as soon as transformers is imported; its bars are not shown anyway.
-warnings.filterwarnings("ignore", "IProgress not found")
-
-# Keys of a stored config that say how somebody ran the model, not what it computes.
-_RUNTIME_KEYS = (
-    "auto_map",
-    "quantization_config",
-    "attn_implementation",
-    "_attn_implementation",
-    "_attn_implementation_internal",
-    "torch_dtype",
-    "dtype",
-    "_name_or_path",
-    "output_attentions",
-    "output_hidden_states",
-    "use_cache",
-)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """A context in which transformers prints neither warnings nor progress bars; its settings come back after."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def build_model(
@@ -92,24 +60,26 @@ def skeleton(
 def _skeleton(source: WeightSource, dtype: torch.dtype, device: str | torch.device) -> PreTrainedModel:
     config = _config(source)
     config.tie_word_embeddings = source.family.tied(source.config, set(source.names()))
-    from transformers import AutoModelForCausalLM
-
+    try:
+        model = empty_model(config, dtype)
+    except ModelError as error:
+        raise ModelError.at(source.path, f"{error}") from error
     with quiet():
-        try:
-            with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-        except MemoryError:
-            raise
-        except Exception as error:
-            raise ModelError.at(
-                source.path,
-                f"transformers cannot build model_type {source.family.name!r} from this config: "
-                f"{reason(error)}",
-            ) from error
+        part_halves(model, source.family)
         _size_features(model, source)
         # Buffers first: the initialisers that write them also write parameters, which must not be the source's yet.
+        _load_buffers(model, torch.device(device), source)
         _restore_buffers(model, torch.device(device), source)
     return model.eval()
+
+
+def _load_buffers(model: nn.Module, device: torch.device, source: WeightSource) -> None:
+    """Give buffers that the source stores its values: they count, whatever an initialiser writes."""
+    stored = set(source.names()) if source.family.measured else set()
+    for name, buffer in list(model.named_buffers()):
+        if name in stored:
+            module, _, key = name.rpartition(".")
+            model.get_submodule(module)._buffers[key] = source.tensor(name).to(device, buffer.dtype)
 
 
 def _size_features(model: nn.Module, source: WeightSource) -> None:
@@ -135,6 +105,18 @@ def _size_features(model: nn.Module, source: WeightSource) -> None:
                 module.out_features, module.in_features = shape
 
 
+def accepted(module: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
+    """Those of the options that the module's forward has a parameter for."""
+    parameters = _parameters(type(module))
+    return options if parameters is None else {k: v for k, v in options.items() if k in parameters}
+
+
+def _parameters(kind: type[nn.Module]) -> frozenset[str] | None:
+    """Names of the parameters of a class's forward; None where it takes any."""
+    found = inspect.signature(kind.forward).parameters.values()
+    return None if any(p.kind is p.VAR_KEYWORD for p in found) else frozenset(p.name for p in found)
+
+
 def return_memory() -> None:
     """Ask the C library to give freed memory back to the system, where it can (glibc).
 
@@ -158,7 +140,10 @@ def fingerprint(source: WeightSource) -> str:
     """A short hexadecimal digest of the config and of samples of every 2-d tensor's first row: names the model."""
     digest = hashlib.sha256(json.dumps(source.config, sort_keys=True, default=str).encode())
     family = source.family
+    names = set(source.names())
     for name in (family.embed, family.gate_name(0), family.down_name(0), family.final_norm):
+        if name not in names:  # a norm without weights
+            continue
         rows = matrix_rows(source, name)
         # As many rows as hold the sample: a quantised matrix is not dequantised for it.
         sample = rows[: -(-4096 // math.prod(rows.shape[1:]))].reshape(-1)[:4096].contiguous()
@@ -168,29 +153,16 @@ def fingerprint(source: WeightSource) -> str:
 
 
 def _config(source: WeightSource) -> Any:
-    from transformers import CONFIG_MAPPING
-
-    model_type = source.config.get("model_type", source.family.name)
-    if model_type not in CONFIG_MAPPING:
-        raise ModelError.at(
-            source.path,
-            f"transformers has no architecture {model_type!r}, so the model cannot run; install a version that knows "
-            "it, or make a vindex to browse: larql-duck extract ... --no-probe --in-basis embedding",
-        )
-    values = {k: v for k, v in source.config.items() if k not in _RUNTIME_KEYS}
+    values = dict(source.config)
     key = source.family.keys.get("intermediate_size", "intermediate_size")
-    if isinstance(values.get(key), list):
+    measured = source.family.measured
+    if isinstance(values.get(key), list) and not (measured and measured.by_layer):
         # transformers builds layers of one size; `skeleton` gives each its own.
         values[key] = max(source.family.sizes(source.config).intermediate)
-    with quiet():
-        try:
-            return CONFIG_MAPPING[model_type].from_dict(values)
-        except MemoryError:
-            raise
-        except Exception as error:
-            raise ModelError.at(
-                source.path, f"config.json is not a usable {model_type} config: {reason(error)}"
-            ) from error
+    try:
+        return config_object(values, str(source.config.get("model_type", source.family.name)))
+    except ModelError as error:
+        raise ModelError.at(source.path, f"{error}") from error
 
 
 def load_parameters(
@@ -254,17 +226,18 @@ def _restore_buffers(model: Any, device: torch.device, source: WeightSource) -> 
 
     transformers' own initialiser of the owning module writes them, as from_pretrained has it do.
     """
+    owners: dict[str, Any] = {}
     for name, module in model.named_modules():
+        # As transformers does, the innermost model's initialiser.
+        owners[name] = module if hasattr(module, "_init_weights") else owners[name.rpartition(".")[0]]
         unset_buffers = {k: b for k, b in module._buffers.items() if b is not None and b.is_meta}
         if not unset_buffers:
             continue
-        for key, buffer in unset_buffers.items():
-            module._buffers[key] = torch.full_like(buffer, _unset(buffer.dtype), device=device)
-        with torch.no_grad():
-            model._init_weights(module)
+        # What an initialiser writes does not depend on what was there before.
+        written = [_initialised(owners[name], module, unset_buffers, device, fill) for fill in (0, 1)]
         for key in unset_buffers:
-            restored = module._buffers[key]
-            if restored is None or bool((restored == _unset(restored.dtype)).any()):
+            one, other = (values[key] for values in written)
+            if one is None or other is None or not torch.equal(one, other):
                 raise ModelError.at(
                     source.path,
                     f"buffer {name}.{key} of model_type {source.family.name!r} cannot be "
@@ -273,6 +246,14 @@ def _restore_buffers(model: Any, device: torch.device, source: WeightSource) -> 
                 )
 
 
-def _unset(dtype: torch.dtype) -> float:
-    # A value that no frequency, scale or mask takes; it must survive f16.
-    return -31337.0 if dtype.is_floating_point else 0
+def _initialised(
+    model: Any, module: nn.Module, buffers: Mapping[str, torch.Tensor], device: torch.device, fill: int
+) -> dict[str, torch.Tensor | None]:
+    """The buffers after their model's initialiser ran over them, each full of another value for another `fill`."""
+    for key, buffer in buffers.items():
+        # A value that no frequency, scale or mask takes; it must survive f16.
+        value = -31337.0 - 16 * fill if buffer.dtype.is_floating_point else fill
+        module._buffers[key] = torch.full_like(buffer, value, device=device)
+    with torch.no_grad():
+        model._init_weights(module)
+    return {key: module._buffers[key] for key in buffers}

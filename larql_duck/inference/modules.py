@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from larql_duck.errors import ModelError
+from larql_duck.models.family import outside
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -21,34 +22,33 @@ if TYPE_CHECKING:
 
     from larql_duck.models.family import Family
 
-ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "silu": nn.functional.silu,
-    "gelu": nn.functional.gelu,
-    "gelu_tanh": lambda x: nn.functional.gelu(x, approximate="tanh"),
-    "gelu_new": lambda x: nn.functional.gelu(x, approximate="tanh"),
-    "relu": nn.functional.relu,
-}
-"""Name of an FFN's activation, as families have it -> the function."""
-
 # A norm applied to a large constant vector returns its weight: the epsilon no longer counts.
 _PROBE = 1e4
 
 
 @dataclass(frozen=True)
 class LayerModules:
-    """One transformer layer's modules. `attn_post` and `ffn_post` are norms on a branch's output, where there are."""
+    """One transformer layer's modules. `attn_post` and `ffn_post` are norms on a branch's output, where there are.
+
+    ffn_norm is None where the FFN reads the residual itself. parallel: what the FFN reads, attention has not added to.
+    act is the activation function, which gets what `gate` gives; plain: down reads its output (times up's, where there
+    is one) and nothing else; tuples: the block gives a tuple, the hidden states first.
+    """
 
     block: nn.Module
     attn: nn.Module
     attn_out: nn.Module
     attn_post: nn.Module | None
-    ffn_norm: nn.Module
-    ffn: nn.Module
+    ffn_norm: nn.Module | None
     ffn_post: nn.Module | None
     gate: nn.Module
+    act: nn.Module
     up: nn.Module | None
     down: nn.Module
     transposed: bool
+    parallel: bool
+    plain: bool
+    tuples: bool
 
     def down_rows(self) -> torch.Tensor:
         """The down matrix as [features, hidden], a view: row f is what feature f writes."""
@@ -112,16 +112,21 @@ def find_modules(model: PreTrainedModel, family: Family) -> ModelModules:
         layers.append(
             LayerModules(
                 block=block,
-                attn=module(prefix + family.o.split(".")[0]),
+                attn=module(prefix + (family.attn or family.o.split(".")[0])),
                 attn_out=module(prefix + family.o),
                 attn_post=attn_post,
-                ffn_norm=module(prefix + family.ffn_norm),
-                ffn=module(prefix + family.down.split(".")[0]),
+                ffn_norm=module(prefix + family.ffn_norm) if family.ffn_norm else None,
                 ffn_post=ffn_post,
                 gate=module(prefix + family.gate),
+                act=module(prefix + family.act)
+                if family.act
+                else _activation(module(prefix + family.down.split(".")[0])),
                 up=module(prefix + family.up) if family.up else None,
                 down=module(prefix + family.down),
                 transposed=family.transposed,
+                parallel=family.parallel,
+                plain=not family.between,
+                tuples=family.tuples,
             )
         )
     head = model.get_output_embeddings()
@@ -132,8 +137,73 @@ def find_modules(model: PreTrainedModel, family: Family) -> ModelModules:
         final_norm=module(family.final_norm),
         head=head,
         residual_scale=float(getattr(config, "residual_multiplier", None) or 1.0),
-        n_heads=config.num_attention_heads,
+        n_heads=config.num_attention_heads if family.measured is None else family.measured.n_heads,
     )
+
+
+class Halves(nn.Module):
+    """A matrix whose first half is the gate and whose second half is up, as the two that it is made of."""
+
+    def __init__(self, whole: Any) -> None:
+        super().__init__()
+        make = partial(
+            nn.Linear, whole.in_features, whole.out_features // 2, bias=whole.bias is not None,
+            device=whole.weight.device, dtype=whole.weight.dtype,
+        )  # fmt: skip
+        self.gate, self.up = make(), make()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """What the whole matrix gives."""
+        return torch.cat([self.gate(x), self.up(x)], -1)
+
+
+class Flattened(nn.Module):
+    """A matrix of a layer that runs its FFN on rows of one axis: everybody else sees prompts and positions apart."""
+
+    def __init__(self, inner: nn.Module, block: nn.Module, gate: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self._shape = threading.local()
+        block.register_forward_pre_hook(self._enter, with_kwargs=True)
+        block.register_forward_hook(self._leave, always_call=True)
+        gate.register_forward_pre_hook(self._apart)
+
+    def _enter(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._shape.value = (args[0] if args else kwargs["hidden_states"]).shape[:-1]
+
+    def _leave(self, *_: Any) -> None:
+        self._shape.value = None
+
+    def _apart(self, gate: nn.Module, args: tuple[torch.Tensor, ...]) -> Any:
+        shape = getattr(self._shape, "value", None)
+        return None if shape is None or args[0].dim() > 2 else (args[0].unflatten(0, shape), *args[1:])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """What the matrix gives, on the rows that the layer goes on with."""
+        out: torch.Tensor = self.inner(x)
+        return out.flatten(0, -2)
+
+
+def part_halves(model: nn.Module, family: Family) -> None:
+    """Put two matrices in the place of each that holds gate and up, so that either is hooked and edited by itself, and
+    give down the shapes of other families where a layer runs its FFN on rows of one axis.
+    """
+    if family.flat:
+        for i in range(0 if family.measured is None else family.measured.n_layers):
+            name, block = outside(family.down).split(".")[0], model.get_submodule(family.layer_prefix(i)[:-1])
+            gate = block.get_submodule(family.gate.removesuffix(".weight"))
+            setattr(block, name, Flattened(block.get_submodule(name), block, gate))
+    if not family.fused or family.measured is None:
+        return
+    path = family.fused.removesuffix(".weight")
+    for i in range(family.measured.n_layers):
+        parent, _, name = (family.layer_prefix(i) + path).rpartition(".")
+        setattr(model.get_submodule(parent), name, Halves(model.get_submodule(f"{parent}.{name}")))
+
+
+def _activation(ffn: Any) -> nn.Module:
+    act: nn.Module = getattr(ffn, "act_fn", None) or ffn.act
+    return act
 
 
 def _post_norms(block: nn.Module, family: Family) -> tuple[nn.Module | None, nn.Module | None]:
@@ -142,7 +212,7 @@ def _post_norms(block: nn.Module, family: Family) -> tuple[nn.Module | None, nn.
     Of a family without a section of its own these are the two norms beside those that Llama's names are of, in the
     order in which the layer has them; a layer in which they are something else has parts that do not add up.
     """
-    if family.listed:
+    if family.listed or family.measured is not None:
         names = [name.removesuffix(".weight") for name in (family.post_attn_norm, family.post_ffn_norm)]
         first, second = (block.get_submodule(name) if name else None for name in names)
         return first, second
@@ -186,13 +256,36 @@ def linear_norm(norm: nn.Module, x: torch.Tensor) -> LinearNorm:
     The effective weight is read off the module itself, so a family's "weight + 1" needs no special case.
     """
     with torch.no_grad():
-        x, scale = _centred_and_scale(norm, x)
-        if isinstance(norm, nn.LayerNorm):
+        if type(norm) is nn.LayerNorm:
+            x, scale = _centred_and_scale(norm, x)
             weight = torch.ones_like(x[0]) if norm.weight is None else norm.weight.float()
             return LinearNorm(scale, weight, None if norm.bias is None else norm.bias.float(), True)
-        dtype = next(norm.parameters()).dtype
-        weight = norm(torch.full((1, x.shape[-1]), _PROBE, device=x.device, dtype=dtype))[0].float()
-        return LinearNorm(scale, weight, None, False)
+        shift, weight, centred = _read_off(norm, x.shape[-1], x.device)
+        x, scale = _centred_and_scale(norm, x)
+        return LinearNorm(scale, weight, shift, centred)
+
+
+def _read_off(
+    norm: nn.Module, width: int, device: torch.device
+) -> tuple[torch.Tensor | None, torch.Tensor, bool]:
+    """A norm's bias (None for none), effective weight [width] and whether it centres, from what it does to large vectors.
+
+    Hooks on the norm see nothing of it: this may run within one.
+    """
+    run = norm.forward
+    dtype = next((p.dtype for p in norm.parameters()), torch.float32)
+    flat = torch.full((1, width), _PROBE, device=device, dtype=dtype)
+    level = run(flat)[0].float()
+    if bool((level - run(-flat)[0].float()).abs().max() > 1e-3):
+        return None, level, False
+    # A constant vector has no part of its own in a norm that centres: one of mean 0 has.
+    signs = torch.ones_like(flat)
+    signs[:, 1::2] = -1
+    signs -= signs.mean()
+    up, down = run(signs * _PROBE)[0].float(), run(-signs * _PROBE)[0].float()
+    bias = (up + down) / 2
+    weight = (up - down) / 2 / (signs / signs.square().mean().sqrt())[0].float()
+    return (bias if bool(bias.abs().max() > 1e-6) else None), weight, True
 
 
 def normalized(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -204,12 +297,18 @@ def normalized(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
 def _centred_and_scale(norm: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """x [n, hidden] in f32, centred where the norm does so, and the factor [n] that the norm then multiplies it by."""
     x = x.float()
-    if isinstance(norm, nn.LayerNorm):
+    eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+    if isinstance(norm, nn.LayerNorm) or _centres(norm, x.shape[-1], x.device):
         x = x - x.mean(-1, keepdim=True)
-        eps = norm.eps
-    else:
-        eps = float(getattr(norm, "variance_epsilon", getattr(norm, "eps", 0.0)) or 0.0)
-    return x, torch.rsqrt(x.pow(2).mean(-1) + eps)
+        # Families without an epsilon to read have torch's.
+        eps = 1e-5 if eps is None else eps
+    return x, torch.rsqrt(x.pow(2).mean(-1) + float(eps or 0.0))
+
+
+def _centres(norm: nn.Module, width: int, device: torch.device) -> bool:
+    if "RMS" in type(norm).__name__:
+        return False
+    return _read_off(norm, width, device)[2]
 
 
 @contextlib.contextmanager
@@ -253,8 +352,8 @@ def skipped_layers(modules: ModelModules, count: int) -> Iterator[None]:
     """A context in which a forward pass leaves the first `count` layers out."""
     skipped = [parts.block for parts in modules.layers[:count]]
     with modules.pass_lock:
-        for block in skipped:
-            block.forward = _pass_through
+        for parts in modules.layers[:count]:
+            parts.block.forward = partial(_pass_through, parts.tuples)
         try:
             yield
         finally:
@@ -273,5 +372,6 @@ def changed_input(block: torch.nn.Module, change: Callable[[torch.Tensor], torch
     return block.register_forward_pre_hook(hook, with_kwargs=True)
 
 
-def _pass_through(*args: Any, **kwargs: Any) -> Any:
-    return args[0] if args else kwargs["hidden_states"]
+def _pass_through(tuples: bool, *args: Any, **kwargs: Any) -> Any:
+    hidden = args[0] if args else kwargs["hidden_states"]
+    return (hidden, None) if tuples else hidden

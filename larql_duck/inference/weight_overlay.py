@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from larql_duck.errors import LarqlError
 from larql_duck.inference.modules import LayerModules, ModelModules
 from larql_duck.patches.overlay import Overlay, Which
 
@@ -69,6 +70,11 @@ def _change(parts: LayerModules, overlay: Overlay, layer: int) -> None:
         made = overlay.matrix(layer, which, base)
         if made is base:
             continue
+        if not parts.plain and made.shape != base.shape:
+            raise LarqlError(
+                f"layer {layer} of this model changes what its features say before it writes them, each by all the others: "
+                "a feature more is none of its own; change or delete those that it has"
+            )
         if parts.transposed:
             made = made.t().contiguous()
         module._parameters["weight"] = nn.Parameter(made, requires_grad=False)

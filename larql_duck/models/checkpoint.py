@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from larql_duck.errors import ModelError
-from larql_duck.models.family import Family, ModelSizes
+from larql_duck.models.family import Family, ModelSizes, bias_of, check_layers
 from larql_duck.models.source import MatrixRows
 from larql_duck.models.tokenizer import load_tokenizer
 
@@ -113,14 +113,23 @@ class ModelSource:
             size = family.sizes(config)
             family.activation(config)
             family.norm_eps(config)
+            check_layers(family, config, self.shapes)
             expected = family.expected(config)
         except ModelError as error:
-            raise self.error(f"{error}") from None
-        if family.head in self.shapes or family.ties(config) is False:
+            raise self.error(f"{error}", tensor=error.tensor) from None
+        if family.head in self.shapes:
             expected[family.head] = (size.vocab, size.hidden)
+        elif family.ties(config) is False:
+            raise self.error(
+                f"{family.head} is missing, and config.json says tie_word_embeddings: false; where the embedding is the "
+                'output head, write "tie_word_embeddings": true into config.json',
+                tensor=family.head,
+            )
+        optional = {bias_of(family.head), *(() if family.measured is None else family.measured.buffers)}
         missing = [n for n in expected if n not in self.shapes]
         wrong = [n for n, shape in expected.items() if n in self.shapes and self.shapes[n] != shape]
-        extra = [n for n in self.shapes if n not in expected] if family.listed else []
+        checked = family.listed or family.measured is not None
+        extra = [n for n in self.shapes if n not in expected and n not in optional] if checked else []
         problems = [f"{n} is missing (shape {list(expected[n])})" for n in missing]
         problems += [
             f"{n} has shape {list(self.shapes[n])}, the config calls for {list(expected[n])}" for n in wrong
@@ -129,10 +138,12 @@ class ModelSource:
         if problems:
             first = (missing + wrong + extra)[0]
             more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
+            # A copy that is not complete lacks tensors; what has other ones is another model.
+            then = "get a complete copy of the model"
+            if wrong or extra:
+                then = f"is config.json that of this model, and the model one of family {family.name!r}?"
             raise self.error(
-                f"config and tensors do not fit: {'; '.join(problems[:_NAMED])}{more}; "
-                "get a complete copy of the model",
-                tensor=first,
+                f"config and tensors do not fit: {'; '.join(problems[:_NAMED])}{more}; {then}", tensor=first
             )
         self._check_tokenizer(size.vocab)
 

@@ -58,10 +58,14 @@ def family_for(config: Config, names: Collection[str] | None = None) -> tuple[Fa
 
 
 def text_config(config: Config) -> dict[str, Any]:
-    """The text model's config as a new dict: gemma3's `text_config` unwrapped, with model_type and head tying."""
-    if config.get("model_type") != "gemma3" or not isinstance(config.get("text_config"), Mapping):
+    """The text model's config as a new dict: a `text_config` unwrapped, with model_type and head tying."""
+    inner = config.get("text_config")
+    if not isinstance(inner, Mapping) or not (
+        inner.get("model_type") or config.get("model_type") == "gemma3"
+    ):
         return dict(config)
-    text = {**config["text_config"], "model_type": "gemma3_text"}
+    own = "gemma3_text" if config.get("model_type") == "gemma3" else inner["model_type"]
+    text = {**inner, "model_type": own}
     outside = {key: config[key] for key in _OUTSIDE if config.get(key) is not None}
     return text | {key: value for key, value in outside.items() if text.get(key) is None}
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeAlias
 
 from larql_duck.errors import ModelError
@@ -17,8 +17,19 @@ FfnMatrix: TypeAlias = Literal["gate", "up", "down"]
 _MAX_LAYERS = 10_000
 _MAX_DIM = 1 << 28
 
+# Prefixes that the names of a text model have inside one of images or sound, in both layouts -> the text model's own.
+WRAPPED = (
+    ("language_model.model.", "model."),
+    ("model.language_model.", "model."),
+    ("language_model.lm_head.", "lm_head."),
+)
+
 _ALIASES = {"swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_python_tanh": "gelu_tanh"}
-_ACTIVATIONS = _ALIASES | {name: name for name in ("silu", "gelu", "gelu_new", "gelu_tanh", "relu")}
+_KNOWN = (
+    "silu", "gelu", "gelu_new", "gelu_tanh", "relu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_python", "laplace",
+    "hardswish", "leaky_relu", "linear", "mish", "quick_gelu", "relu2", "relu6", "sigmoid", "sqrtsoftplus", "tanh",
+)  # fmt: skip
+_ACTIVATIONS = _ALIASES | {name: name for name in _KNOWN}
 
 
 @dataclass(frozen=True)
@@ -46,8 +57,37 @@ class ModelSizes:
 
 
 @dataclass(frozen=True)
+class MeasuredModel:
+    """What transformers' modules have for one config, of a family that is read off them.
+
+    shapes are those of every parameter but the output head, with gate and up apart; buffers are names of what a
+    checkpoint may hold beside parameters. activation is '' where it has numbers of its own; by_layer: the config has
+    a list with the features of each layer.
+    """
+
+    n_layers: int
+    hidden: int
+    vocab: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    activation: str
+    shapes: Mapping[str, tuple[int, ...]]
+    buffers: tuple[str, ...] = ()
+    by_layer: bool = False
+
+
+@dataclass(frozen=True)
 class Family:
-    """One row of the family table. Names are Hugging Face state-dict names; per-layer ones are relative to `layer`."""
+    """What a family's tensors are called and how its layers work: a section of families.toml, or read off modules.
+
+    Names are Hugging Face state-dict names; per-layer ones are relative to `layer`. Where gate and up are halves of one
+    stored matrix, `fused` is its name, and theirs are that name with `.gate` and `.up` in it. attn and act are paths of
+    modules ('' where they are what o's name begins with, and the FFN's act_fn or act); parallel: the FFN reads what
+    attention reads; between: down reads more than activation(gate) times up, a norm of it for instance; tuples: a layer
+    gives a tuple, the hidden states first; flat: it runs its FFN on rows of one axis, so that the matrix that is stored
+    without `.inner` in its name is inside of one that makes them.
+    """
 
     name: str
     embed: str = "model.embed_tokens.weight"
@@ -70,6 +110,13 @@ class Family:
     o: str = "self_attn.o_proj.weight"
     q_norm: str = ""
     k_norm: str = ""
+    attn: str = ""
+    act: str = ""
+    fused: str = ""
+    parallel: bool = False
+    between: bool = False
+    tuples: bool = False
+    flat: bool = False
     norm: Literal["rms", "layer"] = "rms"
     norm_offset: float = 0.0
     norm_biases: bool = False
@@ -93,6 +140,7 @@ class Family:
     gguf_arch: str = ""
     gguf_permuted: bool = False
     listed: bool = True
+    measured: MeasuredModel | None = None
 
     # -- names -------------------------------------------------------------------------------------------
 
@@ -106,7 +154,10 @@ class Family:
 
     def name_of(self, key: str) -> str:
         """The state-dict name for one of LARQL's keys."""
-        return key if key == self.head else self._prefix + key
+        own = self.measured
+        if key == self.head or (own is not None and (key in own.shapes or key in own.buffers)):
+            return key
+        return self._prefix + key
 
     @property
     def _prefix(self) -> str:
@@ -128,6 +179,18 @@ class Family:
         """Name -> layer and kind of the FFN matrices of layers 0 to n_layers - 1."""
         kinds: dict[FfnMatrix, str] = {"gate": self.gate, "up": self.up, "down": self.down}
         return {self.layer_prefix(i) + n: (i, k) for i in range(n_layers) for k, n in kinds.items() if n}
+
+    def halves(self, name: str) -> tuple[str, ...]:
+        """The names of gate and up for the matrix (or its bias) that holds both, and that of down for one that is stored
+        under another name; none for any other."""
+        i, relative = self.relative(name)
+        if self.flat and i is not None:
+            own = {outside(n): n for n in (self.down, bias_of(self.down))}
+            return (self.layer_prefix(i) + own[relative],) if relative in own else ()
+        if not self.fused or i is None or relative not in (self.fused, bias_of(self.fused)):
+            return ()
+        parts = (self.gate, self.up) if relative == self.fused else (bias_of(self.gate), bias_of(self.up))
+        return tuple(self.layer_prefix(i) + part for part in parts)
 
     def relative(self, name: str) -> tuple[int | None, str]:
         """Layer and name without the layer's prefix for a layer's tensor; None and the name itself for any other."""
@@ -153,6 +216,30 @@ class Family:
                 break
         return None if re.fullmatch(self.ignored, name) else name
 
+    # -- what a vindex keeps of a family that was read off modules ---------------------------------------
+
+    def record(self) -> dict[str, Any] | None:
+        """What `from_record` makes the family from, as JSON has it; None for a section of families.toml."""
+        if self.measured is None:
+            return None
+        plain = Family(self.name)
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "measured"}
+        changed = {k: v for k, v in own.items() if v != getattr(plain, k)}
+        return {"name": self.name, **changed, "measured": asdict(self.measured)}
+
+    @classmethod
+    def from_record(cls, name: str, record: Mapping[str, Any]) -> Family:
+        """The family that `record` gave; ModelError where the record is none."""
+        try:
+            values = dict(record)
+            measured = dict(values.pop("measured"))
+            measured["shapes"] = {n: tuple(shape) for n, shape in measured["shapes"].items()}
+            measured["buffers"] = tuple(measured.get("buffers", ()))
+            values["prefixes"] = tuple((old, new) for old, new in values.get("prefixes", ()))
+            return cls(**{"name": name, **values, "measured": MeasuredModel(**measured)})
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ModelError(f"the record of family {name!r} cannot be read: {error}") from None
+
     # -- what a config says ------------------------------------------------------------------------------
 
     def get(self, config: Config, key: str) -> Any:
@@ -167,6 +254,8 @@ class Family:
 
     def sizes(self, config: Config) -> ModelSizes:
         """The model's sizes as the config states them; ModelError when a value is missing or impossible."""
+        if self.measured is not None:
+            return self._measured_sizes(config, self.measured)
         hidden = self._int(config, "hidden_size")
         n_layers = self._int(config, "num_hidden_layers", _MAX_LAYERS)
         n_heads = self._int(config, "num_attention_heads")
@@ -191,6 +280,20 @@ class Family:
         vocab = self._int(config, "vocab_size")
         return ModelSizes(n_layers, hidden, intermediate, vocab, n_heads, n_kv, head_dim)
 
+    def _measured_sizes(self, config: Config, measured: MeasuredModel) -> ModelSizes:
+        gates = (measured.shapes[self.gate_name(i)] for i in range(measured.n_layers))
+        intermediate = [shape[1 if self.transposed else 0] for shape in gates]
+        # An edited model's config says another number than the model did that was measured.
+        value = config.get(self.keys.get("intermediate_size", ""))
+        if isinstance(value, list) and len(value) == measured.n_layers:
+            intermediate = list(value)
+        elif isinstance(value, int) and _is_size(value):
+            intermediate = [value] * measured.n_layers
+        return ModelSizes(
+            measured.n_layers, measured.hidden, intermediate, measured.vocab, measured.n_heads,
+            measured.n_kv_heads, measured.head_dim,
+        )  # fmt: skip
+
     def _int(self, config: Config, key: str, limit: int = _MAX_DIM, default: int | None = None) -> int:
         value = self.get(config, key)
         value = default if value is None else value
@@ -206,7 +309,9 @@ class Family:
         return math.sqrt(self.sizes(config).hidden) if self.scaled_embedding else 1.0
 
     def norm_eps(self, config: Config) -> float:
-        """The epsilon of the norms."""
+        """The epsilon of the norms; 0 where the modules alone know it."""
+        if self.measured is not None:
+            return 0.0
         value = self.get(config, self.eps_key)
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1:
             raise ModelError(f"config.json: {self.eps_key} must be a small number, found {value!r}")
@@ -236,6 +341,8 @@ class Family:
 
     def settled(self, config: Config) -> dict[str, Any]:
         """The config, with what `rope` says under each rotary key that it has."""
+        if self.measured is not None:
+            return dict(config)
         out, full = dict(config), self.rope(config)
         if "rope_theta" in out:
             out["rope_theta"] = full["rope_theta"]
@@ -250,7 +357,12 @@ class Family:
         return out
 
     def activation(self, config: Config) -> str:
-        """The FFN's activation: 'silu', 'gelu', 'gelu_tanh', 'gelu_new' or 'relu'; ModelError for another one."""
+        """The FFN's activation by transformers' name ('gelu_tanh' for gelu_pytorch_tanh); ModelError for another one.
+
+        '' for a function with numbers of its own, which the model's modules alone compute.
+        """
+        if self.measured is not None:
+            return self.measured.activation
         value = self.get(config, self.act_key)
         value = self.act_aliases.get(value, value) if isinstance(value, str) else value
         if not isinstance(value, str) or value not in _ACTIVATIONS:
@@ -259,6 +371,11 @@ class Family:
                 f"config.json: {spelling} {value!r} is not known; known: {', '.join(sorted(_ACTIVATIONS))}"
             )
         return _ACTIVATIONS[value]
+
+    @property
+    def opens(self) -> bool:
+        """Whether a feature's activation follows from its gate and up values alone, by a function that has a name."""
+        return self.measured is None or self.measured.activation != ""
 
     def tied(self, config: Config, names: Collection[str]) -> bool:
         """True when the output head is the embedding: no head is stored. (A stored head counts, whatever the config says.)"""
@@ -274,6 +391,8 @@ class Family:
     def expected(self, config: Config) -> dict[str, tuple[int, ...]]:
         """Name -> shape (Hugging Face layout) of every tensor that this config calls for; the head is left out."""
         size = self.sizes(config)
+        if self.measured is not None:
+            return self._measured_shapes(self.measured, size.intermediate)
         out: dict[str, tuple[int, ...]] = {self.embed: (size.vocab, size.hidden)}
         if self.positions:
             out[self.positions] = (self._int(config, "max_position_embeddings"), size.hidden)
@@ -283,6 +402,17 @@ class Family:
         out[self.final_norm] = (size.hidden,)
         if self.final_norm_bias:
             out[self.final_norm_bias] = (size.hidden,)
+        return out
+
+    def _measured_shapes(self, measured: MeasuredModel, features: list[int]) -> dict[str, tuple[int, ...]]:
+        out = dict(measured.shapes)
+        for name, (i, kind) in self.ffn_names(measured.n_layers).items():
+            axis = int((kind == "down") != self.transposed)
+            shape = list(out[name])
+            shape[axis] = features[i]
+            out[name] = tuple(shape)
+            if kind != "down" and bias_of(name) in out:
+                out[bias_of(name)] = (features[i],)
         return out
 
     def _layer(self, config: Config, size: ModelSizes, i: int) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -316,6 +446,29 @@ class Family:
 def bias_of(weight: str) -> str:
     """The bias's name beside a weight's name."""
     return weight.removesuffix("weight") + "bias"
+
+
+def layer_count(family: Family, names: Iterable[str]) -> int:
+    """How many layers tensors are of: one more than the highest layer's number."""
+    numbers = (family.relative(name)[0] for name in names)
+    return 1 + max((n for n in numbers if n is not None), default=-1)
+
+
+def check_layers(family: Family, config: Config, names: Mapping[str, object]) -> None:
+    """Raise ModelError where the files have more or fewer layers than the config says."""
+    stated, stored = family.sizes(config).n_layers, layer_count(family, names)
+    if stored and stated != stored:
+        key = family.keys.get("num_hidden_layers", "num_hidden_layers")
+        raise ModelError(
+            f"the config says {stated} layers ({key}), the files have {stored}: the config is another model's, or "
+            "files are missing",
+            tensor=family.gate_name(min(stated, stored)),
+        )
+
+
+def outside(name: str) -> str:
+    """The stored name of a matrix (or bias) that a flat FFN's down matrix is inside of."""
+    return name.replace(".inner.", ".")
 
 
 def as_mapping(value: Any) -> Mapping[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ import torch
 from larql_duck.errors import ModelError
 from larql_duck.files import read_regular
 from larql_duck.models.checkpoint import ModelSource, main_dtype
-from larql_duck.models.families import complete, family_for, text_config
-from larql_duck.models.family import Family
+from larql_duck.models.families import complete, text_config
 from larql_duck.models.mapped import FLOATS
 from larql_duck.models.misplaced import check_there, other_format
+from larql_duck.models.reading import read_names
 from larql_duck.models.safetensors_file import SafetensorsFile
 from larql_duck.models.tokenizer import TOKENIZER_FILES
 
@@ -58,11 +59,13 @@ class HfSource(ModelSource):
                     )
                 stored[key] = file
         try:
-            family, notices = family_for(config, stored)
+            # In the order of the layers, which the order of names as text is not.
+            reading = read_names(config, sorted(stored, key=_natural))
         except ModelError as error:
             raise ModelError.at(directory, f"{error}", tensor=error.tensor) from None
-        self._places = _canonical_names(directory, family, stored)
-        shapes = {new: file.entries[old].shape for new, (file, old) in self._places.items()}
+        family = reading.family
+        self._places = {name: _Place(stored[key], key, half) for name, (key, half) in reading.places.items()}
+        shapes = {name: place.shape for name, place in self._places.items()}
         super().__init__(
             path=directory,
             name=name or origin.get("huggingface_repo") or directory.resolve().name,
@@ -71,17 +74,16 @@ class HfSource(ModelSource):
             shapes=shapes,
             dtype=main_dtype((e.dtype.lower(), e.end - e.begin) for e in entries if e.dtype in FLOATS),
             origin=origin,
-            notices=notices,
+            notices=[*reading.notices, *_stray(directory, files)],
         )
         self._files = files
         self._settle_head(config)
 
     def _read(self, name: str) -> torch.Tensor:
-        file, stored = self._places[name]
-        return file.tensor(stored)
+        return self._places[name].tensor()
 
     def _file_of(self, name: str) -> Path:
-        return self._places[name][0].path
+        return self._places[name].file.path
 
     def release(self) -> None:
         """Drop the pages that reading has made resident."""
@@ -103,21 +105,56 @@ class HfSource(ModelSource):
         if family.head not in self.shapes:
             if "tie_word_embeddings" not in config and family.ties(config) is None:
                 self.config["tie_word_embeddings"] = True
+                self.notices.append(
+                    f"no {family.head} is stored and config.json says nothing of it: the embedding is the output head"
+                )
             return
         tied = family.ties(config) is not False and self._same_as_embedding()
         if tied:
             del self.shapes[family.head]
+        elif family.ties(config) is True:
+            self.notices.append(
+                f"config.json says tie_word_embeddings, but {family.head} is not {family.embed}: the two are kept apart"
+            )
         self.config["tie_word_embeddings"] = tied
 
     def _same_as_embedding(self) -> bool:
         head, embed = self._places[self.family.head], self._places.get(self.family.embed)
-        if embed is None or self.shapes[self.family.head] != self.shapes[self.family.embed]:
+        if embed is None or head.shape != embed.shape:
             return False
-        a, b = head[0].tensor(head[1]), embed[0].tensor(embed[1])
+        a, b = head.tensor(), embed.tensor()
         # Rows first: heads that differ mostly do so at once, and pieces keep the comparison's memory small.
         return a.dtype == b.dtype and all(
             torch.equal(x, y) for x, y in zip(a.split(4096), b.split(4096), strict=True)
         )
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor is: file, name there, and which half of the rows it is (None: all of them)."""
+
+    file: SafetensorsFile
+    key: str
+    half: int | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        shape = self.file.entries[self.key].shape
+        return shape if self.half is None or not shape else (shape[0] // 2, *shape[1:])
+
+    def tensor(self) -> torch.Tensor:
+        whole = self.file.tensor(self.key)
+        return whole if self.half is None else whole.tensor_split(2)[self.half]
+
+
+def _stray(directory: Path, files: list[SafetensorsFile]) -> list[str]:
+    """That model.safetensors lies beside an index that does not name it."""
+    alone = "model.safetensors"
+    if not (directory / _INDEX).is_file() or not (directory / alone).is_file():
+        return []
+    if any(file.path.name == alone for file in files):
+        return []
+    return [f"{alone} is not read: {_INDEX} names other files, and they count"]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -135,23 +172,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelError.at(path, "must be a JSON object")
     return value
-
-
-def _canonical_names(
-    directory: Path, family: Family, stored: Mapping[str, SafetensorsFile]
-) -> dict[str, tuple[SafetensorsFile, str]]:
-    """State-dict name -> (file, name in the file), in the family's order where the config's layers are known."""
-    out: dict[str, tuple[SafetensorsFile, str]] = {}
-    for key in sorted(stored, key=_natural):
-        name = family.canonical(key)
-        if name is None:
-            continue
-        if name in out:
-            raise ModelError.at(
-                directory, f"{out[name][1]} and {key} are the same tensor {name}", tensor=name
-            )
-        out[name] = (stored[key], key)
-    return out
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

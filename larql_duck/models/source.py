@@ -82,7 +82,10 @@ def _head_name(source: WeightSource) -> str:
 
 
 def final_norm_multiplier(source: WeightSource) -> torch.Tensor:
-    """What the final norm multiplies by, f32 [hidden]: its weight, plus 1 where the family stores weight - 1."""
+    """What the final norm multiplies by, f32 [hidden]: its weight, plus 1 where the family stores weight - 1; ones where it has none."""
+    measured = source.family.measured
+    if measured is not None and source.family.final_norm not in measured.shapes:
+        return source.tensor(source.family.embed)[0].float().fill_(1.0)
     weight = source.tensor(source.family.final_norm).float()
     if weight.ndim != 1:
         raise ModelError.at(

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from larql_duck.catalog import FILES, LATER_COLUMNS, LATER_TABLES, SCHEMAS
-from larql_duck.errors import LevelError, VindexError
+from larql_duck.errors import LevelError, ModelError, VindexError
 from larql_duck.models.families import Family, family_for
 from larql_duck.models.tokenizer import TOKENIZER_FILES
 from larql_duck.vindex import layout
@@ -100,7 +100,8 @@ class Vindex:
                 raise damaged(directory / "config.json", "not a JSON object", _AGAIN)
         else:
             config = config_of_larql(manifest, (directory / layout.HEAD).is_file())
-        family, _ = family_for(config)
+        record = manifest.section.get("modules")
+        family = family_for(config)[0] if record is None else _recorded(manifest, record)
         vindex = cls(directory, manifest, config, family)
         if vindex.has_weights:
             vindex._check_weights()
@@ -281,6 +282,14 @@ def _check_size(path: Path, expected: int) -> None:
     if size != expected:
         word = "truncated" if size < expected else "too long"
         raise damaged(path, f"{word}, {size} bytes where the manifest says {expected}", _FORCE)
+
+
+def _recorded(manifest: Manifest, record: Any) -> Family:
+    """The family that was read off transformers' modules when the model was extracted."""
+    try:
+        return Family.from_record(manifest.family, record)
+    except ModelError as error:
+        raise damaged(manifest.path, str(error), _AGAIN) from None
 
 
 def _stamp(directory: Path) -> tuple[int, int] | None:

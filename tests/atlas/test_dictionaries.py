@@ -198,7 +198,8 @@ def test_what_is_added_is_there(family: str, kind: str, tiny_of: Callable[[str],
     parts = engine.modules.layers[1]
 
     def ffn(x: torch.Tensor) -> torch.Tensor:
-        out = parts.ffn(x)
+        act = parts.act(parts.gate(x))
+        out = parts.down(act if parts.up is None else act * parts.up(x))
         return parts.ffn_post(out) if parts.ffn_post is not None else out
 
     with torch.no_grad():

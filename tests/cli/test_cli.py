@@ -136,7 +136,7 @@ def test_text_comes_from_argument_file_or_stdin(call, world: Path, tmp_path: Pat
         (
             ["inspect", "W"],
             2,
-            "No such command 'inspect'. What a vindex holds: larql-duck lql X.vindex STATS",
+            "is a vindex; what it holds: larql-duck lql",
         ),
         (["info"], 2, "What a vindex holds: larql-duck lql X.vindex STATS"),
         (["lql", "-c", "SELECT 1", "--format", "xml"], 2, "'--format': 'xml' is not one of 'table'"),

@@ -160,7 +160,7 @@ def test_a_value_is_judged_as_the_model_will_say_it(session: Session) -> None:
         out[:, first.at] += start[0]
         return out
 
-    handle = engine.modules.layers[1].ffn.register_forward_hook(add)
+    handle = engine.modules.layers[1].down.register_forward_hook(add)
     try:
         row = engine.pad(first.ids[: -len(ids)])
         log_p = torch.log_softmax(engine.logits(row)[0], -1)

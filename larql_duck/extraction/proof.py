@@ -1,0 +1,101 @@
+"""Proof that what was found among a model's modules is what they compute, before anything is written."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from larql_duck.errors import ModelError, reason
+from larql_duck.extraction.context import run_layer, token_stream
+from larql_duck.inference.attribution import parts_problem
+from larql_duck.inference.engine import Engine
+from larql_duck.inference.layered import layered_engine
+from larql_duck.inference.modules import LayerModules
+from larql_duck.inference.settings import Settings
+from larql_duck.models.source import WeightSource
+
+_TOKENS = 16
+_OFF = 1e-3
+
+
+def prove(source: WeightSource) -> None:
+    """Raise ModelError where a layer's FFN gives another output than features times down columns, with the difference.
+
+    On random tokens, one layer's weights in memory at a time.
+    """
+    engine = layered_engine(source, Settings())
+    worst: dict[str, tuple[float, int]] = {}
+    seen: dict[nn.Module, torch.Tensor] = {}
+
+    def keep(module: nn.Module, args: Any, out: torch.Tensor) -> None:
+        seen[module] = out.flatten(0, -2)
+
+    def compare(layer: int, parts: LayerModules, module: nn.Module, args: Any, out: torch.Tensor) -> None:
+        read, wrote = args[0].flatten(0, -2), out.flatten(0, -2)
+        bias = parts.down_bias()
+        written = read @ parts.down_rows() + (0 if bias is None else bias)
+        note("features times down columns", layer, written, wrote)
+        if parts.plain:
+            opened = parts.act(seen[parts.gate])
+            note(
+                "activation of gate and up",
+                layer,
+                opened if parts.up is None else opened * seen[parts.up],
+                read,
+            )
+
+    def note(what: str, layer: int, found: torch.Tensor, wanted: torch.Tensor) -> None:
+        if found.shape != wanted.shape:
+            worst[what] = (float("inf"), layer)
+            return
+        off = float((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12))
+        worst[what] = max(worst.get(what, (0.0, layer)), (off, layer))
+
+    handles = []
+    for layer, parts in enumerate(engine.modules.layers):
+        handles += [m.register_forward_hook(keep) for m in (parts.gate, parts.up) if m is not None]
+        handles.append(parts.down.register_forward_hook(partial(compare, layer, parts)))
+    ids = torch.randint(engine.vocab, (1, _TOKENS), generator=torch.Generator().manual_seed(0))
+    try:
+        engine.logits(engine.pad(ids[0].tolist()[: engine.context or _TOKENS]))
+    finally:
+        for handle in handles:
+            handle.remove()
+    for what, (off, layer) in worst.items():
+        if not off <= _OFF:
+            raise ModelError.at(
+                source.path,
+                f"model_type {source.family.name!r}: {what} is not what layer {layer} computes (off by {off:.2g} of its "
+                "largest value), so its features cannot be read",
+            )
+
+
+def stream_problem(source: WeightSource, ids: np.ndarray) -> str | None:
+    """Why the context pass, which adds a layer's branches up itself, is not the model's own; None where it is."""
+    engine = Engine.load(source)
+    name = f"model_type {source.family.name!r}"
+    if problem := parts_problem(engine):
+        return problem
+    if not all(parts.plain for parts in engine.modules.layers):
+        return f"the FFN of this model ({name}) is more than activation, gate and up"
+    few = ids[:3]
+    try:
+        stream = token_stream(source, few)
+        for layer in range(engine.n_layers):
+            run_layer(stream, layer)
+    except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as error:
+        return f"the layers of this model ({name}) do not run one by one ({reason(error)})"
+    prefix = stream.prefix_ids
+    with torch.inference_mode():
+        rows = [
+            engine.capture(engine.pad([*prefix, int(i)]), {"residual"}).need("residual")[-1, 0] for i in few
+        ]
+    wanted = torch.stack(rows).float()
+    off = float((stream.residual - wanted).abs().max() / wanted.abs().max())
+    if off <= _OFF:
+        return None
+    return f"the layers of this model ({name}) give another residual one by one (off by {off:.2g} of its largest value)"
