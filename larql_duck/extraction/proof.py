@@ -11,6 +11,7 @@ from torch import nn
 
 from larql_duck.errors import ModelError, reason
 from larql_duck.extraction.context import run_layer, token_stream
+from larql_duck.extraction.scratch_weights import ScratchWeights
 from larql_duck.inference.attribution import parts_problem
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.layered import layered_engine
@@ -74,9 +75,14 @@ def prove(source: WeightSource) -> None:
             )
 
 
-def stream_problem(source: WeightSource, ids: np.ndarray) -> str | None:
-    """Why the context pass, which adds a layer's branches up itself, is not the model's own; None where it is."""
-    engine = Engine.load(source)
+def stream_problem(
+    source: WeightSource, ids: np.ndarray, weights: ScratchWeights | None = None
+) -> str | None:
+    """Why the context pass, which adds a layer's branches up itself, is not the model's own; None where it is.
+
+    weights: those of the whole pass, where they are not to be held in memory.
+    """
+    engine = Engine.load(source, weights=weights)
     name = f"model_type {source.family.name!r}"
     if problem := parts_problem(engine):
         return problem

@@ -224,7 +224,7 @@ class Extraction:
         # Tests hold the listed families to transformers' own passes.
         if self.source.family.listed:
             return None
-        return stream_problem(self.source, self.job.vocabulary.word_ids)
+        return stream_problem(self.source, self.job.vocabulary.word_ids, self._scratch_weights())
 
     def _top_activating_tokens(self, basis: str) -> None:
         if self.staging.done("top"):
