@@ -52,7 +52,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
     "youtu": {"num_key_value_heads": 4},
     "minicpm3": {"num_key_value_heads": 4},
-    **dict.fromkeys(("deepseek_v3", "deepseek_v32", "glm_moe_dsa"), {"num_key_value_heads": 4}),
+    **{key: {"num_key_value_heads": 4} for key in ("deepseek_v3", "deepseek_v32", "glm_moe_dsa")},
 }
 
 
