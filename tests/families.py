@@ -41,7 +41,7 @@ _SIZES: dict[tuple[str, ...], Any] = {
     ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"): 128,
     ("rotary_dim", "sliding_window", "laurel_rank", "window_size"): 4,
     ("altup_num_inputs",): 2,
-    ("num_kv_shared_layers",): 1,
+    ("num_kv_shared_layers", "first_k_dense_replace"): 1,
 }
 # Settings that a model of three layers needs, or that show the kind that its family is known for.
 _OWN: dict[str, dict[str, Any]] = {
@@ -52,7 +52,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
     "youtu": {"num_key_value_heads": 4},
     "minicpm3": {"num_key_value_heads": 4},
-    "deepseek_v3": {"num_key_value_heads": 4},
+    **{key: {"num_key_value_heads": 4} for key in ("deepseek_v3", "deepseek_v32", "glm_moe_dsa")},
 }
 
 
@@ -288,13 +288,13 @@ This page is made by `python -m tests.families docs/families.md`, which makes a 
 transformers {version}, extracts it and compares. INFER: the largest difference of a probability from transformers' own
 over five prompts. Activations: that of what the down projections read, as hooks on transformers' modules see it, as a share
 of the largest. EXPLAIN INFER and TRACE: how far a logit's parts are from it, as a share of it, or refused where parts do not add
-up. Top activating tokens: `context`, or `embedding` where layers cannot be run one by one. Edited: the largest difference of a
+up. Parallel: the FFN reads what attention reads. Top activating tokens: `context`, or `embedding` where layers cannot be run one by one. Edited: the largest difference of a
 probability between the session under edits (a changed, a deleted and, where INSERT works, an added feature) and the model that
 COMPILE wrote for transformers. Without edits every weight that COMPILE wrote has the bits of the original.
 
 """
 _COLUMNS = (
-    "family", "FFN", "beside attention", "INFER", "activations", "EXPLAIN, TRACE", "tokens", "INSERT", "safetensors", "GGUF",
+    "family", "FFN", "parallel", "INFER", "activations", "EXPLAIN, TRACE", "tokens", "INSERT", "safetensors", "GGUF",
 )  # fmt: skip
 _REFUSED = """
 ## Refused
