@@ -427,7 +427,7 @@ def _joined(
     """One cache of n rows and `length` positions from those of the groups, each put at the right."""
     out = engine.new_cache()
     filled = [(torch.tensor(group), cache) for group, cache in parts if len(cache.layers)]
-    for number in range(engine.n_layers):
+    for number in range(len(filled[0][1].layers)):
         sample = filled[0][1].layers[number]
         own = []
         for name in ("keys", "values"):
