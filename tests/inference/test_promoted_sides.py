@@ -13,6 +13,7 @@ import larql_duck as lq
 from larql_duck.catalog import FILES, LATER_COLUMNS, LATER_TABLES
 from larql_duck.cli.app import run
 from larql_duck.errors import VindexError
+from larql_duck.models.tokenizer import token_text
 from larql_duck.vindex.arrays import hash_file
 from larql_duck.vindex.fields import read_json
 from larql_duck.vindex.manifest import INDEX
@@ -36,13 +37,13 @@ def vindex(probed_vindex) -> Path:
 
 
 def promoted(session, layer: int, feature: int, negative: bool, n: int) -> list[str]:
-    """The first n tokens of a feature's side."""
+    """The first n tokens of a feature's side, as tables show them."""
     side = "out_neg" if negative else "out"
     rows = session.sql(
         f"SELECT token FROM lq.feature_tokens WHERE layer = {layer} AND feature = {feature}"
         f" AND side = '{side}' AND rank <= {n} ORDER BY rank"
     )
-    return [row["token"].strip() for row in rows.dicts()]
+    return [token_text(row["token"]) for row in rows.dicts()]
 
 
 @pytest.mark.parametrize("statement", WITH_ACTIVATION)
@@ -54,8 +55,8 @@ def test_the_sign_of_the_activation_chooses_the_tokens(statement: str, vindex: P
         for r in rows[:: max(1, len(rows) // 20)]:
             slot = (r["layer"], r["feature"])
             tokens = promoted(session, *slot, r["activation"] < 0, len(r["down_tokens"]))
-            assert [t.strip() for t in r["down_tokens"]] == tokens
-            assert (r["token"] if "kind" in r else r["top_token"]).strip() == tokens[0]
+            assert [token_text(t) for t in r["down_tokens"]] == tokens
+            assert token_text(r["token"] if "kind" in r else r["top_token"]) == tokens[0]
             known = session.sql(
                 f"SELECT activates_on FROM lq.features WHERE (layer, feature) = {slot}"
             ).dicts()
@@ -145,7 +146,7 @@ def test_a_vindex_of_the_schema_before_opens(probed_vindex, capsys: pytest.Captu
         rows = session.lql(f'EXPLAIN INFER "{PROMPT}" TOP 10').dicts()
         for r in rows:
             tokens = promoted(session, r["layer"], r["feature"], r["activation"] < 0, 3)
-            assert [t.strip() for t in r["down_tokens"]] == tokens and len(r["activates_on"]) == 3
+            assert [token_text(t) for t in r["down_tokens"]] == tokens and len(r["activates_on"]) == 3
         assert session.sql("SELECT count(*) AS n FROM explain_fact('France', NULL)").dicts()[0]["n"] > 0
         session.probe(["Spain"], ["capital"])
     with lq.connect(path) as session:
