@@ -178,11 +178,6 @@ def _compared(engine: Engine) -> str | None:
         capture = engine.capture(engine.pad([engine.vocab // n for n in (7, 5, 3)]))
     logits, raw = capture.need("logits")[0], products[-1] * scale
     tokens = torch.stack([logits.argmax(), logits.argmin()])
-    if capture.need("residual").shape[2:] != (engine.hidden,):
-        return (
-            f"the residual of this model (model_type {engine.family.name!r}) has more than one stream, of shape "
-            f"{list(capture.need('residual').shape[1:])}"
-        )
     parts = attribute(engine, capture, tokens, rows=[0, 0])
     whole = raw[tokens] - raw.mean()
     layers = torch.cat([parts.features.sum(-1), parts.attention, parts.ffn_bias], dim=1)

@@ -281,6 +281,8 @@ def _from_calls(
 
 def _layer(calls: Sequence[_Call], block: _Call, module: nn.Module, where: str) -> dict[str, Any]:
     """The fields of Family that a layer's calls say; ModelError where something is not found."""
+    if block.axes > 3:
+        raise ModelError(f"{where}: its residual is of several streams at once; read are models of one")
     attention = kinds.attention_of(module)
     if attention is None:
         raise ModelError(f"{where}: no attention is among its modules")
