@@ -6,6 +6,7 @@ the place of another's, and the model is asked whether it now says the other's o
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from larql_duck.errors import SemanticError
 from larql_duck.inference.batch import pad
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.modules import starting_at, watching_input
-from larql_duck.inference.scoring import answer_ids, subject_position, target_probabilities
+from larql_duck.inference.scoring import answer_ids, subject_position, target_probabilities, unfit_target
 from larql_duck.progress import doing, report
 from larql_duck.vindex.store import weights_checksum
 from larql_duck.workspace import Workspace
@@ -63,12 +64,13 @@ def fact_layer(workspace: Workspace) -> int:
     last = max(n_layers - 2, 0)
     if not workspace.vindex.has_weights:
         return min(last, round(DEPTH * n_layers))
-    key = (weights_checksum(workspace.vindex), repr((_RELATIONS, _LOOKED_AT, _PAIRS)))
+    asked = _asked()
+    key = (weights_checksum(workspace.vindex), hashlib.sha256(repr((asked, _PAIRS)).encode()).hexdigest())
     if (entry := cache.read("layer", key)) is not None:
         effects = json.loads(entry[1])
     else:
         with doing("the layer of facts"), workspace.engine().under(None) as engine:
-            effects = layer_effects(engine, _pairs(engine))
+            effects = layer_effects(engine, _pairs(engine, asked))
         about = {"model": workspace.vindex.manifest.model}
         cache.write("layer", key, about, json.dumps(effects).encode())
     return min(last, chosen_layer(effects) if effects else round(DEPTH * n_layers))
@@ -115,24 +117,29 @@ def _states(engine: Engine, rows: Sequence[Sequence[int]]) -> list[torch.Tensor]
     return [found[0] for found in seen]
 
 
-def _pairs(engine: Engine) -> list[_Pair]:
-    """Pairs of subjects of which the model states different objects."""
+def _asked() -> list[list[tuple[str, str, str]]]:
+    """Templates, subjects as they stand in a sentence, and objects, of each relation."""
     out = []
     for relation in _RELATIONS:
         own = prompts_for(None, relation)
-        template = own.templates[0]
         known = own.known.references if own.known is not None else {}
-        rows = [(template, own.text(s), o[0]) for s, o in known.items() if o][:_LOOKED_AT]
-        rows = [r for r in rows if engine.unfit(subject_position(engine.tokenizer, *r[:2]).ids) is None]
+        out.append([(own.templates[0], own.text(s), o[0]) for s, o in known.items() if o][:_LOOKED_AT])
+    return out
+
+
+def _pairs(engine: Engine, asked: Sequence[Sequence[tuple[str, str, str]]]) -> list[_Pair]:
+    """Pairs of subjects of which the model states different objects."""
+    out = []
+    for rows in asked:
+        fit = [row for row in rows if unfit_target(engine, *row) is None]
         stated = [
-            r for r, found in zip(rows, target_probabilities(engine, rows), strict=True) if found.greedy
+            row for row, said in zip(fit, target_probabilities(engine, fit), strict=True) if said.greedy
         ]
-        found = [
-            pair
-            for (_, subject, target), (_, other, says) in itertools.pairwise(stated)
-            if (pair := _pair(engine, template, (subject, target), (other, says))) is not None
-        ]
-        out += found[:_PAIRS]
+        found = (
+            _pair(engine, template, (subject, target), (other, says))
+            for (template, subject, target), (_, other, says) in itertools.pairwise(stated)
+        )
+        out += [pair for pair in found if pair is not None][:_PAIRS]
     return out
 
 

@@ -10,7 +10,7 @@ from larql_duck.probing.choosing import MOST_VARIANTS
 from larql_duck.probing.packs import load_pack
 from larql_duck.vindex.manifest import DTYPE_BYTES
 
-# Operations up to which `auto` takes the context basis: half an hour on two cores.
+# Operations up to which `auto` takes the context basis: about half an hour at 1e11 a second.
 CONTEXT_LIMIT = 1e14
 # Extraction asks no more than this; PROBE asks the rest.
 MAX_PROMPTS = 2000

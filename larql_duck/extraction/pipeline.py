@@ -70,7 +70,7 @@ def extract(
     'source', 'f16' or 'f32'. `layers` (first, last; from 0, inclusive) limits which layers' features are described;
     `top_k` tokens are kept per feature and side. `in_basis` says how top activating tokens are found: 'context' runs
     the word-like tokens (the `context_tokens` with the lowest ids) through the model, 'embedding' reads them off the
-    embedding, 'auto' takes context up to 1e14 operations, half an hour on two cores. The context pass computes in
+    embedding, 'auto' takes context up to 1e14 operations. The context pass computes in
     `precision`, 'f32' or 'bf16'; the manifest says how far the tops of bf16 are those of f32. `probe` runs the relation `pack` (its `relations`, or all),
     and with it what it takes to ask about any name later; so many `names` of the vocabulary are asked about (default: by
     the model's size with the pack core, else none; 0: only the pack is asked).

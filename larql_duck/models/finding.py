@@ -310,7 +310,7 @@ def _layer(calls: Sequence[_Call], block: _Call, module: nn.Module, where: str) 
     fields["attn_norm"] = next((_weight(c) for c in norms if c.wrote == attended[0].read), "")
     fields["post_attn_norm"] = norm(read=out.wrote)
     fields["post_ffn_norm"] = norm(read=down.wrote)
-    fields["between"] = fields["between"] or bool(norm(wrote=down.read))
+    fields["between"] = bool(norm(wrote=down.read))
     return fields
 
 
@@ -346,9 +346,6 @@ def _ffn(calls: Sequence[_Call], attention: str, where: str) -> dict[str, Any]:
     features = down.sizes[1]
     opened = [(c, _activation_of(calls, c)) for c in readers]
     acting = [(c, act) for c, act in opened if act is not None]
-    between = not acting
-    if between and readers:
-        acting = _activation_behind(calls, readers, down)
     fused = len(readers) == 1 and readers[0].sizes[0] == 2 * features
     fits = fused or (len(readers) in (1, 2) and all(c.sizes[0] == features for c in readers))
     if not fits or len(acting) != 1:
@@ -362,7 +359,6 @@ def _ffn(calls: Sequence[_Call], attention: str, where: str) -> dict[str, Any]:
         "act": act.path,
         "down": _weight(down),
         "transposed": down.transposed,
-        "between": between,
         "fused": "",
         "up": next((_weight(c) for c in readers if c is not gate), ""),
         "gate": _weight(gate),
@@ -379,19 +375,6 @@ def _activation_of(calls: Sequence[_Call], matrix: _Call) -> _Call | None:
     """The call that read what a matrix wrote and is an activation function."""
     others = (c for c in calls if c.read == matrix.wrote and c is not matrix and c.matrix is None)
     return next((c for c in others if not c.is_norm and not isinstance(c.module, nn.Dropout)), None)
-
-
-def _activation_behind(
-    calls: Sequence[_Call], readers: Sequence[_Call], down: _Call
-) -> list[tuple[_Call, _Call]]:
-    """The FFN's one activation and the matrix that ran last before it, where something stands between the two."""
-    parent = down.path.rpartition(".")[0]
-    inside = [c for c in calls if c.path.rpartition(".")[0] == parent]
-    others = [
-        c for c in inside if c.matrix is None and not c.is_norm and not isinstance(c.module, nn.Dropout)
-    ]
-    before = [c for c in readers if others and inside.index(c) < inside.index(others[0])]
-    return [(before[-1], others[0])] if len(others) == 1 and before else []
 
 
 def _weight(call: _Call) -> str:

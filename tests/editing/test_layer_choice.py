@@ -40,10 +40,10 @@ def test_a_model_is_asked_once_and_one_that_knows_nothing_takes_a_share_of_its_d
 ) -> None:
     cache.clear()
     assert fact_layer(session.workspace) == round(0.4 * session.workspace.vindex.n_layers)
-    monkeypatch.setattr(layer_choice, "_pairs", lambda engine: pytest.fail("asked again"))
+    monkeypatch.setattr(layer_choice, "_pairs", lambda *_: pytest.fail("asked again"))
     fact_layer(session.workspace)
     # What was measured counts, but never the last layer, behind which nothing reads the subject.
     cache.clear()
-    monkeypatch.setattr(layer_choice, "_pairs", lambda engine: [])
+    monkeypatch.setattr(layer_choice, "_pairs", lambda *_: [])
     monkeypatch.setattr(layer_choice, "layer_effects", lambda engine, pairs: [0.1, 0.1, 0.9])
     assert fact_layer(session.workspace) == 1

@@ -10,26 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from larql_duck.catalog import SCHEMAS
 from larql_duck.errors import LarqlError, VindexError
 from larql_duck.extraction import extract
 from larql_duck.extraction.embedding import EmbeddingInputs
 from larql_duck.vindex.layout import staging_of
 from larql_duck.vindex.store import Vindex
 from larql_duck.vindex.verify import verify
+from tests.extraction.compare import same
 from tests.extraction.killed import Extraction
 from tests.tiny import make_tiny
 
 KILLS = int(os.environ.get("LARQL_DUCK_KILLS", "3"))
-
-
-def same(a: Path, b: Path) -> None:
-    """Arrays byte-identical, tables equal."""
-    left, right = Vindex.open(a), Vindex.open(b)
-    for path in sorted(a.glob("*.bin")):
-        assert path.read_bytes() == (b / path.name).read_bytes(), path.name
-    for name in set(SCHEMAS) - {"meta"}:
-        assert left.table(name).equals(right.table(name)), name
 
 
 @pytest.fixture(scope="module")

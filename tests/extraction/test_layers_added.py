@@ -13,22 +13,13 @@ from larql_duck.errors import VindexError
 from larql_duck.extraction import extract, stages
 from larql_duck.vindex.store import Vindex
 from larql_duck.vindex.verify import verify
+from tests.extraction.compare import same
 from tests.tiny import make_tiny
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny("llama", tmp_path_factory.mktemp("model") / "llama", layers=4)
-
-
-def same(a: Path, b: Path) -> None:
-    """Arrays byte-identical, tables equal, manifests that describe the same layers."""
-    left, right = Vindex.open(a), Vindex.open(b)
-    for path in sorted(a.glob("*.bin")):
-        assert path.read_bytes() == (b / path.name).read_bytes(), path.name
-    for name in set(SCHEMAS) - {"meta"}:
-        assert left.table(name).equals(right.table(name)), name
-    assert left.manifest.described_layers == right.manifest.described_layers
 
 
 @pytest.mark.parametrize("basis", ["context", "embedding"])
