@@ -151,9 +151,9 @@ WITH measured AS (
 )
 SELECT entity, distance, n_facts
 FROM measured
-WHERE distance <= CASE WHEN length(trim(p_entity)) < 3 THEN 0 WHEN length(trim(p_entity)) < 6 THEN 1 ELSE 2 END
+WHERE distance <= CASE WHEN length(trim(p_entity)) < 3 THEN 0 WHEN length(trim(p_entity)) < 8 THEN 1 ELSE 2 END
 ORDER BY distance, n_facts DESC, entity;
-COMMENT ON MACRO TABLE {public}.entities_near IS 'Names that are spelt almost like this one: at most two letters added, left out, changed or swapped (one in a name of less than six letters). Example: FROM entities_near(''Frnace'')';
+COMMENT ON MACRO TABLE {public}.entities_near IS 'Names that are spelt almost like this one: at most two letters added, left out, changed or swapped (one in a name of less than eight letters). Example: FROM entities_near(''Frnace'')';
 
 CREATE MACRO {public}.tokens_of(p_layer, p_feature, p_side := NULL) AS TABLE
 SELECT side, rank, token_id, token, score, z, activation, basis

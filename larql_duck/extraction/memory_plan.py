@@ -20,6 +20,7 @@ from larql_duck.extraction.job import Job
 from larql_duck.extraction.options import ARRAYS, FACTS, NAMES, PROMOTED, TABLES, TOP_ACTIVATING
 from larql_duck.extraction.precision import SAMPLE
 from larql_duck.extraction.processor import product_dtype
+from larql_duck.extraction.promoted_tokens import keeps_rows
 from larql_duck.extraction.screen import DECIDED, MADE_NUMBERS, held_bytes
 from larql_duck.extraction.token_screen import SCREEN_BYTES
 from larql_duck.models.family import ModelSizes
@@ -139,12 +140,14 @@ class _Needs:
     def promoted(self, kept: bool, workers: int) -> int:
         hidden, features = self.sizes.hidden, self.features
         dtype = self._products_in(kept)
-        # Unit rows in f32, and again in the dtype of cheap products.
-        head = (4 + self._copy(dtype)) * self.sizes.vocab * hidden if kept else 0
+        # Unit rows in the dtype of cheap products, and in f32 where they are not too many.
+        vocab = self.sizes.vocab
+        numbers = self._copy(dtype) + (4 if keeps_rows(vocab, hidden, dtype) else 0)
+        head = numbers * vocab * hidden if kept else 0
         # down, its columns and their directions, gate and up; the second moments in f64 and what they are made of.
         matrices = 4 * 6 * hidden * features + 8 * 4 * hidden * hidden
-        held = held_bytes(self.sizes.vocab, features, dtype)
-        return self.base + head + matrices + held + workers * self._deciding(self.sizes.vocab)
+        held = held_bytes(vocab, features, dtype)
+        return self.base + head + matrices + held + workers * self._deciding(vocab)
 
     def activating(self, kept: bool, workers: int) -> int:
         hidden = self.sizes.hidden

@@ -32,7 +32,15 @@ from larql_duck.models.source import MatrixRows, WeightSource, final_norm_multip
 
 # Rows that are prepared at a time.
 _MADE = 1024
+# Bytes of unit rows in f32 that are kept beside those of cheap products: of a larger head the candidates' rows are made anew,
+# for each block of features.
+_MOST_ROWS = 400 << 20
 _TINY = torch.finfo(torch.float32).tiny
+
+
+def keeps_rows(n: int, hidden: int, dtype: torch.dtype) -> bool:
+    """Whether a kept head of n tokens holds its rows in f32 too, where cheap products are in `dtype`."""
+    return dtype == torch.float32 or 4 * n * hidden <= _MOST_ROWS
 
 
 class PromotedRow(NamedTuple):
@@ -72,9 +80,9 @@ class OutputHead:
 
     `head` is [vocab, hidden] in any float dtype, `multiplier` the final norm's weight [hidden], `candidates` the
     token ids that may be answers (ascending), `words` a mask over the vocabulary of the tokens that z refers to. For
-    many features, `keep` holds one vocabulary x hidden f32 array besides the head, and one in `dtype`, that of cheap products
-    (None: as the processor is faster; f32 on other devices); without it each search makes the array anew, a block at a
-    time, and multiplies in f32. z comes from moments of the rows with `moments` (None: as `keep` says), which pays for many
+    many features, `keep` holds one vocabulary x hidden array in `dtype`, that of cheap products (None: as the processor is
+    faster; f32 on other devices), and one in f32 where that is not too large; without it each search makes the array anew, a
+    block at a time, and multiplies in f32. z comes from moments of the rows with `moments` (None: as `keep` says), which pays for many
     features, else from the scores themselves. `device` is where blocks of the head are multiplied.
     """
 
@@ -101,10 +109,14 @@ class OutputHead:
         self._memory = Memory()
         if keep:
             dtype = torch.float32 if device != "cpu" else dtype or product_dtype()
-            unit = torch.empty(len(candidates), head.shape[1])
-            for start, stop in row_blocks(len(candidates), _MADE):
-                unit[start:stop] = self._unit_rows(slice(start, stop))
-            self._unit, self._cheap = unit, Rounded.of(unit, dtype).to(device)
+            n, hidden = len(candidates), head.shape[1]
+            if keeps_rows(n, hidden, dtype):
+                self._unit = torch.empty(n, hidden)
+                for start, stop in row_blocks(n, _MADE):
+                    self._unit[start:stop] = self._made_rows(slice(start, stop))
+                self._cheap = Rounded.of(self._unit, dtype).to(device)
+            else:
+                self._cheap = Rounded.made(n, hidden, dtype, self._made_rows)
         self._moments = self._word_moments() if keep or moments else None
 
     @classmethod
@@ -134,8 +146,10 @@ class OutputHead:
 
     def _unit_rows(self, at: Any) -> torch.Tensor:
         """The unit rows of the candidates at these positions, f32 [..., hidden]."""
-        if self._unit is not None:
-            return self._unit[at]
+        return self._made_rows(at) if self._unit is None else self._unit[at]
+
+    def _made_rows(self, at: Any) -> torch.Tensor:
+        """The same, made of the head."""
         rows = (self.head[self.candidates[at]].float() - self._mean) * self._multiplier
         return rows / rows.norm(dim=-1, keepdim=True).clamp_min(_TINY)
 

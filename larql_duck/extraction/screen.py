@@ -8,6 +8,7 @@ that no result depends on what found it. Values are compared as integers: number
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -40,17 +41,28 @@ class Rounded:
     @classmethod
     def of(cls, rows: torch.Tensor, dtype: torch.dtype) -> Rounded:
         """The f32 matrix [n, hidden] rounded to `dtype`."""
-        cheap = rows if dtype == rows.dtype else torch.empty(rows.shape, dtype=dtype)
-        lost, length = torch.zeros(len(rows)), torch.empty(len(rows))
-        for start, stop in row_blocks(len(rows), 4096):
-            block = rows[start:stop]
+        into = rows if dtype == rows.dtype else torch.empty(rows.shape, dtype=dtype)
+        return cls._filled(into, rows.__getitem__)
+
+    @classmethod
+    def made(
+        cls, n: int, hidden: int, dtype: torch.dtype, rows_of: Callable[[slice], torch.Tensor]
+    ) -> Rounded:
+        """An f32 matrix [n, hidden] rounded to `dtype`, of which only some rows, those that `rows_of` gives, are there at a time."""
+        return cls._filled(torch.empty(n, hidden, dtype=dtype), rows_of)
+
+    @classmethod
+    def _filled(cls, into: torch.Tensor, rows_of: Callable[[slice], torch.Tensor]) -> Rounded:
+        lost, length = torch.zeros(len(into)), torch.empty(len(into))
+        for start, stop in row_blocks(len(into), 4096):
+            block = rows_of(slice(start, stop))
             length[start:stop] = block.norm(dim=1)
-            if cheap is not rows:
-                cheap[start:stop] = block
-                lost[start:stop] = (block - cheap[start:stop].float()).norm(dim=1)
+            if into.dtype != block.dtype:
+                into[start:stop] = block
+                lost[start:stop] = (block - into[start:stop].float()).norm(dim=1)
         # The lengths are rounded themselves; a sum of f32 products is off by at most its length times this.
-        off = rows.shape[1] * torch.finfo(torch.float32).eps / 2
-        return cls(cheap, (lost + off * length) * 1.001, (length + lost) * 1.001)
+        off = into.shape[1] * torch.finfo(torch.float32).eps / 2
+        return cls(into, (lost + off * length) * 1.001, (length + lost) * 1.001)
 
     def to(self, device: str) -> Rounded:
         """The same with `rows` on a device, where they are multiplied."""

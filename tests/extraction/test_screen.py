@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from larql_duck.extraction import extract, processor, screen, token_screen
+from larql_duck.extraction import extract, processor, promoted_tokens, screen, token_screen
 from larql_duck.extraction.context import TokenFeatures
 from larql_duck.extraction.embedding import EmbeddingInputs
 from larql_duck.extraction.promoted_tokens import OutputHead
@@ -83,6 +83,12 @@ def test_half_precision_gives_the_results_of_f32_bit_for_bit(measure: Any) -> No
 def test_rows_that_are_not_kept_give_the_same() -> None:
     assert equal(promoted(torch.bfloat16), promoted(torch.bfloat16, keep=False))
     assert equal(activating(torch.bfloat16), activating(torch.bfloat16, torch.empty(TOKENS // 2, HIDDEN)))
+
+
+def test_a_head_too_large_for_its_rows_in_f32_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = promoted(torch.bfloat16)
+    monkeypatch.setattr(promoted_tokens, "_MOST_ROWS", 0)
+    assert equal(promoted(torch.bfloat16), usual)
 
 
 def test_few_pairs_kept_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
