@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from larql_duck.lowering.browse import emptiness
-from larql_duck.lowering.types import Catalog, Query, without_facts
+from larql_duck.lowering.types import Catalog, Query, lql_name, shown_name, without_facts
 from larql_duck.spelling import did_you_mean
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ _NAMED = re.compile(
     rf"|\bpaths\s*\({_TEXT},{_TEXT}|\bwho\s*\([^,]*,{_TEXT}",
     re.IGNORECASE,
 )
+_SUBJECT = re.compile(rf"\b(?:subject|entity)\s*={_TEXT}", re.IGNORECASE)
 
 
 def why_empty(step: Query, catalog: Catalog, ask: RowsOf) -> Iterator[str]:
@@ -46,6 +47,20 @@ def why_empty_sql(sql: str, catalog: Catalog, ask: RowsOf) -> Iterator[str]:
         asked = emptiness(catalog, names, "")
         if said := asked.said(ask(asked.probe, [])):
             yield said
+        else:
+            yield from _subjects(sql, catalog, ask)
+
+
+def _subjects(sql: str, catalog: Catalog, ask: RowsOf) -> Iterator[str]:
+    """Remarks on the subjects of a query, all of them names that the vindex knows: written otherwise, or of which it has no fact."""
+    for name in dict.fromkeys(match[1].replace("''", "'") for match in _SUBJECT.finditer(sql)):
+        stored = ask(f"SELECT entity FROM {catalog.schema}.entity_named($1)", [name])
+        if stored and (name,) not in stored:
+            yield f"names are compared letter by letter here; did you mean {lql_name(str(stored[0][0]))}?"
+        elif not ask(f"FROM {catalog.schema}.triples WHERE subject = $1 LIMIT 1", [name]):
+            yield (
+                f"nothing is stored with {shown_name(name)} as its subject; ask the model: DESCRIBE {lql_name(name)}"
+            )
 
 
 def _names(sql: str) -> Iterator[str]:

@@ -458,6 +458,22 @@ def test_neighbors_and_paths(s: Session) -> None:
         ]
 
 
+def test_a_subject_in_another_case_or_without_facts_is_told(s: Session) -> None:
+    for text in (
+        "FROM EDGES WHERE entity = 'japan'",
+        "FROM model_graph WHERE subject = 'JAPAN' AND relationship = 'capital'",
+    ):
+        [said] = s.lql(f"SELECT * {text}").notices
+        assert said == 'names are compared letter by letter here; did you mean "Japan"?'
+    assert s.lql('SELECT * FROM EDGES WHERE entity = "Tokyo"').notices == [
+        'nothing is stored with "Tokyo" as its subject; ask the model: DESCRIBE "Tokyo"'
+    ]
+    # As an object it is known.
+    assert (
+        s.lql('SELECT * FROM EDGES WHERE target = "Tokyo" AND entity = "Japan" AND layer = 77').notices == []
+    )
+
+
 def test_a_misspelt_name_is_guessed(s: Session) -> None:
     assert s.lql('DESCRIBE "Frnace" STORED').notices == [
         'nothing is known about "Frnace"; did you mean "France"? Else ask the model: PROBE ENTITIES "Frnace"'
