@@ -19,6 +19,8 @@ _FALSE, _CHANCE = 0.05, 0.025
 TOKENS = "tokens"
 # Words that are tried, and contexts that must hold each.
 _WORDS, _HOLD = 8, 2
+# Letters of a word that names something: longer ones are addresses, code or letters without blanks.
+_LETTERS = 30
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ class Namer:
         rated = {}
         for word, weights in counts.items():
             share, rate = sum(weights) / max(total, 1e-12), self._rates.get(word, 0.0)
-            if word and len(weights) >= _HOLD and share > rate:
+            if 0 < len(word) <= _LETTERS and len(weights) >= _HOLD and share > rate:
                 rated[word] = share * np.log((share + 1e-4) / (rate + 1e-3))
         return sorted(rated, key=lambda word: (-rated[word], word))[:_WORDS]
 

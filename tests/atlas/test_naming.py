@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,16 @@ def test_a_group_is_named_by_what_its_contexts_share(scorer: Scorer) -> None:
     assert named.mean > 0.9 and named.shuffled < 0.6
     assert all(name.n_scored == 30 and name.source == "contexts" for name in named.names if name)
     assert named == Namer(contexts, scorer).name(groups)
+
+
+def test_letters_without_blanks_are_no_name(scorer: Scorer) -> None:
+    contexts, groups = world()
+    babble = "peglussiesdwiiejfjspeitvjznjjyzoitjbewjzilzs"
+    contexts = replace(
+        contexts, words=[tuple(babble if w == "w0" else w for w in own) for own in contexts.words]
+    )
+    names = [name.text for name in Namer(contexts, scorer).name(groups).names if name]
+    assert "w1" in " ".join(names) and not any(babble in name for name in names)
 
 
 def test_contexts_that_have_nothing_in_common_get_no_name(scorer: Scorer) -> None:
