@@ -58,12 +58,15 @@ class Job:
         return_memory()
 
 
-def prepare(model: str | Path, options: Options) -> Job:
-    """The Job for `model` (whatever `open_model` takes, or a vindex with weights) after its headers were checked."""
+def prepare(model: str | Path, options: Options, base: str | Path | None = None) -> Job:
+    """The Job for `model` (whatever `open_model` takes, or a vindex with weights) after its headers were checked.
+
+    With a `base` it is an adapter, which is merged over that.
+    """
     path = Path(model).expanduser()
     notices: list[str] = []
     source: WeightSource
-    if path.is_dir() and (path / INDEX).is_file():
+    if base is None and path.is_dir() and (path / INDEX).is_file():
         source = vindex = _open_vindex(path)
         stated = vindex.manifest.raw.get("source") or {}
         name, own_dtype = vindex.manifest.model, str(vindex.dtype)
@@ -72,7 +75,7 @@ def prepare(model: str | Path, options: Options) -> Job:
             "revision": stated.get("huggingface_revision"),
         }
     else:
-        source = opened = open_model(model)
+        source = opened = open_model(model, base)
         opened.validate()
         notices += opened.notices
         name, own_dtype, origin = opened.name, opened.dtype, dict(opened.origin)
