@@ -23,8 +23,8 @@ from larql_duck.models.dequantised import (
 )
 from larql_duck.models.mapped import READABLE
 
-Names: TypeAlias = Mapping[str, Plain]
-Settings: TypeAlias = Mapping[str, Any]
+_Parts: TypeAlias = Mapping[str, Plain]
+_Settings: TypeAlias = Mapping[str, Any]
 # Scales of activations and of the cache, and what says how rows are laid out for a kernel.
 _ASIDE = (
     "input_scale", "input_zero_point", "input_global_scale", "activation_scale", "output_scale", "k_scale", "v_scale",
@@ -60,7 +60,7 @@ class Assembled:
     notices: list[str]
 
 
-def assembled(stored: Names, settings: Settings) -> Assembled:
+def assembled(stored: _Parts, settings: _Settings) -> Assembled:
     """What the `stored` tensors are; `settings` is the config's quantization_config.
 
     ModelError for a format that is not read, which names the package that does, and for parts that do not fit.
@@ -81,7 +81,7 @@ def assembled(stored: Names, settings: Settings) -> Assembled:
     return Assembled({**rest, **whole}, formats, _notices(formats, settings))
 
 
-def _notices(formats: Mapping[str, int], settings: Settings) -> list[str]:
+def _notices(formats: Mapping[str, int], settings: _Settings) -> list[str]:
     if formats:
         kinds = ", ".join(f"{count} of {label}" for label, count in sorted(formats.items()))
         return [f"quantised tensors are dequantised as they are read: {kinds}"]
@@ -92,7 +92,7 @@ def _notices(formats: Mapping[str, int], settings: Settings) -> list[str]:
     return []
 
 
-def _check_rest(rest: Names, settings: Settings) -> None:
+def _check_rest(rest: _Parts, settings: _Settings) -> None:
     """Raise ModelError where what is no part of a format that is read is not in floats, or computes otherwise."""
     method = _method(settings)
     if method == "bitnet":
@@ -120,16 +120,16 @@ def _check_rest(rest: Names, settings: Settings) -> None:
     )
 
 
-def _method(settings: Settings) -> str:
+def _method(settings: _Settings) -> str:
     return str(settings.get("quant_method") or settings.get("quant_algo") or "unknown")[:40]
 
 
 # -- formats --------------------------------------------------------------------------------------------------
 
-Found: TypeAlias = tuple[Dequantised, list[str], str]
+_Found: TypeAlias = tuple[Dequantised, list[str], str]
 
 
-def _mxfp4(name: str, stored: Names, settings: Settings) -> Found | None:
+def _mxfp4(name: str, stored: _Parts, settings: _Settings) -> _Found | None:
     base = name.removesuffix("_blocks")
     scales = stored.get(f"{base}_scales")
     if base == name or scales is None or stored[name].dtype != "U8":
@@ -137,7 +137,7 @@ def _mxfp4(name: str, stored: Names, settings: Settings) -> Found | None:
     return Mxfp4(stored[name], "mxfp4", scales), [name, f"{base}_scales"], base
 
 
-def _packed(name: str, stored: Names, settings: Settings) -> Found | None:
+def _packed(name: str, stored: _Parts, settings: _Settings) -> _Found | None:
     base = name.removesuffix("_packed")
     scales = stored.get(f"{base}_scale")
     if base == name or scales is None:
@@ -154,7 +154,7 @@ def _packed(name: str, stored: Names, settings: Settings) -> Found | None:
     return replace(ints, label=f"int{ints.bits} (compressed-tensors)"), parts, base
 
 
-def _scaled(name: str, stored: Names, settings: Settings) -> Found | None:
+def _scaled(name: str, stored: _Parts, settings: _Settings) -> _Found | None:
     values = stored[name]
     inverse, own = stored.get(f"{name}_scale_inv"), stored.get(f"{name}_scale")
     scales = own if inverse is None else inverse
@@ -173,7 +173,7 @@ def _scaled(name: str, stored: Names, settings: Settings) -> Found | None:
     return Scaled(values, label, scales, zero, _stated_block(settings)), parts, name
 
 
-def _gptq(name: str, stored: Names, settings: Settings) -> Found | None:
+def _gptq(name: str, stored: _Parts, settings: _Settings) -> _Found | None:
     base = name.removesuffix(".qweight")
     scales, zeros = stored.get(f"{base}.scales"), stored.get(f"{base}.qzeros")
     if base == name or scales is None or zeros is None:
@@ -194,7 +194,7 @@ def _gptq(name: str, stored: Names, settings: Settings) -> Found | None:
     )
 
 
-def _bits_and_bytes(name: str, stored: Names, settings: Settings) -> Found | None:
+def _bits_and_bytes(name: str, stored: _Parts, settings: _Settings) -> _Found | None:
     values = stored[name]
     scales = stored.get(f"{name.removesuffix('.weight')}.SCB")
     if values.dtype == "I8" and scales is not None and name.endswith(".weight"):
@@ -212,7 +212,7 @@ def _bits_and_bytes(name: str, stored: Names, settings: Settings) -> Found | Non
     return BitsAndBytes4(values, f"bitsandbytes {kind}", table, largest, state, nested), parts, name
 
 
-_FINDERS: tuple[Callable[[str, Names, Settings], Found | None], ...] = (
+_FINDERS: tuple[Callable[[str, _Parts, _Settings], _Found | None], ...] = (
     _mxfp4,
     _packed,
     _scaled,
@@ -221,7 +221,7 @@ _FINDERS: tuple[Callable[[str, Names, Settings], Found | None], ...] = (
 )
 
 
-def _stated_block(settings: Settings) -> tuple[int, int] | None:
+def _stated_block(settings: _Settings) -> tuple[int, int] | None:
     """Rows and columns of a block of scales, as the config has them."""
     for key in ("weight_block_size", "block_structure"):
         for value in _values(settings, key):
@@ -232,7 +232,7 @@ def _stated_block(settings: Settings) -> tuple[int, int] | None:
     return None
 
 
-def _values(settings: Settings, key: str) -> Iterator[Any]:
+def _values(settings: _Settings, key: str) -> Iterator[Any]:
     """The values of a key at any depth."""
     for name, value in settings.items():
         if name == key:

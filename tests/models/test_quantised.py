@@ -220,3 +220,43 @@ def test_other_floats_are_read(dtype: torch.dtype, copied: Make) -> None:
 def _say(directory: Path, settings: dict[str, Any]) -> None:
     path = directory / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": settings}))
+
+
+@pytest.mark.extras
+@pytest.mark.parametrize(
+    ("pack", "compressor", "arguments"),
+    [
+        (
+            quantised.packed_ints(4, 16, True),
+            "pack-quantized",
+            {"num_bits": 4, "symmetric": False, "group_size": 16},
+        ),
+        (
+            quantised.packed_ints(8, 32, False),
+            "pack-quantized",
+            {"num_bits": 8, "symmetric": True, "group_size": 32},
+        ),
+        (
+            quantised.compressed_nvfp4,
+            "nvfp4-pack-quantized",
+            {"num_bits": 4, "type": "float", "group_size": 16},
+        ),
+    ],
+)
+def test_compressed_tensors_decompresses_to_the_same(
+    pack: Packer, compressor: str, arguments: dict[str, Any], tiny: Make, tmp_path: Path
+) -> None:
+    library = pytest.importorskip(
+        "compressed_tensors.compressors", reason="needs the package compressed-tensors"
+    )
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+
+    strategy = "tensor_group" if "nvfp4" in compressor else "group"
+    scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(strategy=strategy, **arguments))
+    meant = quantise(tiny("llama"), tmp_path / "m", pack, {"quant_method": "compressed-tensors"})
+    stored, source = load_file(tmp_path / "m" / "model.safetensors"), open_model(tmp_path / "m")
+    for name in meant:
+        base = name.removesuffix("weight")
+        own = {n.removeprefix(base): t for n, t in stored.items() if n.startswith(base)}
+        theirs = library.BaseCompressor.get_value_from_registry(compressor).decompress(own, scheme)["weight"]
+        torch.testing.assert_close(source.tensor(name), theirs.float(), rtol=1e-2, atol=1e-3)
