@@ -50,7 +50,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "gemma4_text": {"layer_types": ["sliding_attention", "full_attention", "full_attention"]},
     **{
         key: {"num_hidden_layers": 4, "layer_types": [*["sliding_attention"] * 3, "full_attention"]}
-        for key in ("cohere2", "exaone4", "olmo3")
+        for key in ("cohere2", "olmo3")
     },
     "modernbert-decoder": {"pad_token_id": 0},
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},

@@ -34,7 +34,7 @@ def express_found(
     """The metadata that say what the config says, of a family in gguf_families.toml; see `express`."""
     own = GGUF_FAMILIES[family.name]
     fields, rope_factors = _fields(own, config, family, path)
-    metadata = {"general.architecture": own.arch}
+    metadata: dict[str, Any] = {"general.architecture": own.arch}
     metadata |= {f"{own.arch}.{key}": value for key, value in fields.items() if value is not None}
     metadata |= token_ids(config)
     try:
@@ -98,12 +98,10 @@ def _key_heads(own: GgufFamily, made: Any, n_heads: int) -> int:
 def _differences(own: GgufFamily, config: Config, found: Config) -> Iterator[str]:
     """The config's keys in which the config that a reader rebuilds says something else."""
     stated, rebuilt = (config_object(c, own.name).to_dict() for c in (config, found))
-    # The tensors' shapes say how many features there are, and a window that no layer has says nothing.
+    # The tensors' shapes say how many features there are.
     aside = {own.features} | ({"num_key_value_heads"} if not own.kv_heads else set())
-    if not any(
-        "sliding_attention" in (c.get("layer_types") or ["sliding_attention"]) for c in (stated, rebuilt)
-    ):
-        aside.add("sliding_window")
+    if own.name == "falcon":  # which of its two decoders it is says which of these counts
+        aside.add("multi_query" if stated["new_decoder_architecture"] else "num_kv_heads")
     for key in sorted((stated.keys() | rebuilt.keys()) - aside):
         if not _ASIDE.fullmatch(key) and not _same(key, stated.get(key), rebuilt.get(key)):
             yield key

@@ -168,7 +168,7 @@ def _settle_falcon(out: dict[str, Any], tensors: Mapping[str, Sequence[int]]) ->
     """Falcon's decoder of 7B is one of a single key head, that of 40B and 11B one of several."""
     groups = out["num_kv_heads"]
     out["new_decoder_architecture"] = groups > 1
-    out["multi_query"] = groups == 1
+    out["multi_query"] = True
     if groups > 1:
         out["num_ln_in_parallel_attn"] = 2 if "blk.0.attn_norm_2.weight" in tensors else 1
 

@@ -189,7 +189,7 @@ def _quantisation(whole: dict[str, Any], config: dict[str, Any]) -> dict[str, An
     said = [values.get(key) for values in (whole, config) for key in keys]
     for key in keys:
         config.pop(key, None)
-    found = next((value for value in said if value), {})
+    found: Any = next((value for value in said if value), {})
     return found if isinstance(found, dict) else {"quant_method": found}
 
 

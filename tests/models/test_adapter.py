@@ -201,7 +201,7 @@ def test_an_adapter_alone_and_a_model_with_a_base(
     assert run(["inspect", str(adapter), "--base", str(tiny("llama"))]) == 0
     said = capsys.readouterr()
     assert (
-        "adapter_model.safetensors, model.safetensors" in said.out and "merged as they are read" in said.err
+        "model.safetensors, adapter_model.safetensors" in said.out and "merged as they are read" in said.err
     )
 
 
