@@ -191,11 +191,16 @@ def detect(
     pool = known.every(engine, list(dict.fromkeys(prompts)), layer)
     ordinary = torch.from_numpy(second.matrix).double()
     steady = steady_direction(torch.from_numpy(second.mean), ordinary)
+    parts = engine.modules.layers[layer]
+    if parts.up is None and steady is None:
+        raise NotSupportedError(
+            f"the FFN of layer {layer} is plain, and nothing of what it reads is the same everywhere, so that a feature would "
+            "open in part at other subjects, too; write MODE KNN, or try another layer: AT LAYER N"
+        )
     metric = 0.5 * ordinary + 0.5 * (pool.double().t() @ pool.double()) / len(pool)
     found: Detectors = detectors(own, same, zeros, metric, weights=weights)
     # Whatever else opens a detector is told apart, too: positions of other prompts and of ordinary text.
     places = torch.cat([pool, text.x])
-    parts = engine.modules.layers[layer]
     full = full_value(parts.act, parts.up is None)
     for _ in range(_ROUNDS):
         rows_of = [rows.float() for rows in feature_rows(found.w, steady)]

@@ -15,7 +15,7 @@ from larql_duck.commands.opening import connect
 from larql_duck.commands.rows import appended
 from larql_duck.editing.inserting import UpdatedFact, delete_facts, relation_prior, update_facts
 from larql_duck.editing.relation_prompts import RelationPrompts
-from larql_duck.errors import LevelError, SemanticError, interruption
+from larql_duck.errors import LevelError, NotSupportedError, SemanticError, interruption
 from larql_duck.inference.scoring import answer_ids
 from larql_duck.patches.operations import FactEdits
 from larql_duck.session import Session
@@ -175,6 +175,13 @@ def test_a_relation_that_nobody_knows_is_told(session: Session) -> None:
     assert '"The langage of {} is" was made up' in made_up and made_up.endswith("did you mean language?")
     assert "made up" in notices("zzyzx") and "did you mean" not in notices("qqqqq")
     assert notices("zzyzx", 'TEMPLATE "{} has"') == notices("Capital") == ""
+
+
+@pytest.mark.parametrize("session", ["gpt2"], indirect=True)
+def test_a_plain_network_that_reads_nothing_steady_names_the_other_mode(session: Session) -> None:
+    with pytest.raises(NotSupportedError, match=r"FFN of layer 1 is plain.*MODE KNN"):
+        insert(session, FACTS)
+    assert not session.patches.overlay
 
 
 def test_without_weights_the_statement_names_what_to_do(tiny_model, tmp_path: Path) -> None:
