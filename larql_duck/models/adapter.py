@@ -88,8 +88,9 @@ class AdaptedSource(ModelSource):
             formats=base.formats,
         )
         self._collect(config)
+        count = len(self._updates.keys() | self._whole.keys())
         self.notices.append(
-            f"the adapter changes {len(self._updates) + len(self._whole)} tensors of {base.path}: merged as they are read"
+            f"the adapter changes {count} tensor{'s' * (count != 1)} of {base.path}: merged as they are read"
         )
 
     def _read(self, name: str) -> torch.Tensor:
