@@ -12,6 +12,7 @@ from larql_duck.extraction.tokenizer_check import tokenizer_notices
 from larql_duck.extraction.vocabulary import Vocabulary, vocabulary_of
 from larql_duck.inference.loading import return_memory
 from larql_duck.inference.query_vectors import NEUTRAL
+from larql_duck.models.checkpoint import ModelSource
 from larql_duck.models.family import ModelSizes
 from larql_duck.models.opening import open_model
 from larql_duck.models.source import WeightSource
@@ -24,7 +25,7 @@ from larql_duck.vindex.store import Vindex
 class Job:
     """A model opened and checked for extraction, with everything that the stages ask of it.
 
-    `stored` is the model's own dtype, 'f32' only where its tensors are f32; `dtype` is that of the arrays to write.
+    `stored` is the model's own dtype, 'f32' only where its tensors are f32 and mapped; `dtype` is that of the arrays to write.
     `context` are the tokens of the neutral words before every token of the context pass.
     """
 
@@ -93,7 +94,9 @@ def prepare(model: str | Path, options: Options, base: str | Path | None = None)
     # A tokenizer is as large as a layer, and until the model is asked nobody needs it.
     del tokenizer
     return_memory()
-    return Job(source, name, dtype, own_dtype, origin, sizes, vocabulary, context, options, notices)
+    made = own_dtype == "f32" and isinstance(source, ModelSource) and not source.mapped
+    stored = "bf16" if made else own_dtype
+    return Job(source, name, dtype, stored, origin, sizes, vocabulary, context, options, notices)
 
 
 def _open_vindex(path: Path) -> Vindex:

@@ -103,6 +103,11 @@ class AdaptedSource(ModelSource):
         changed = name in self._updates or name in self._whole
         return self.tensor(name) if changed else self._base.rows(name)
 
+    @property
+    def mapped(self) -> bool:
+        """False: the tensors that the adapter changes are made in memory."""
+        return False
+
     def _file_of(self, name: str) -> Path:
         return self._base._file_of(name)
 

@@ -93,6 +93,11 @@ class ModelSource:
         """A matrix's rows, to be read as they are needed: never all of a quantised matrix at once. Checked as `tensor` does."""
         return self.tensor(name)
 
+    @property
+    def mapped(self) -> bool:
+        """Whether tensors are views of the files; else some are made in memory as they are read."""
+        return not self.formats
+
     def sizes(self) -> ModelSizes:
         """The model's sizes as its config states them."""
         return self.family.sizes(self.config)

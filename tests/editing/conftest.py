@@ -12,7 +12,8 @@ import pytest
 from larql_duck.commands.opening import connect
 from larql_duck.session import Session
 from tests.conftest import MadeOnce, Make
-from tests.tiny import make_tiny
+from tests.families import make_family
+from tests.tiny import TINY_FAMILIES, make_tiny
 
 
 @pytest.fixture(scope="session")
@@ -23,13 +24,13 @@ def feature_vindex(made_once: MadeOnce) -> Make:
         from larql_duck.extraction import extract
 
         def build(path: Path) -> None:
-            model = make_tiny(
-                family.removesuffix("-steady"), path.with_suffix(".model"), hidden=128, intermediate=64
-            )
+            directory = path.with_suffix(".model")
+            if family in TINY_FAMILIES:
+                model = make_tiny(family, directory, hidden=128, intermediate=64)
+            else:
+                model = make_family(family, directory, hidden_size=128, head_dim=None)
             if family == "gemma3_text":
                 _louder(model)
-            if family == "gpt2-steady":
-                _steadier(model)
             extract(model, path, level="all", in_basis="embedding", probe=False)
 
         return made_once(f"{family}-wide.vindex", build)
@@ -45,17 +46,6 @@ def _louder(model: Path) -> None:
     for name, tensor in tensors.items():
         if "post_feedforward_layernorm" in name:
             tensor += 8.0
-    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
-
-
-def _steadier(model: Path) -> None:
-    """Let what each FFN reads have a part that is the same everywhere, as in models that were trained."""
-    from safetensors.torch import load_file, save_file
-
-    tensors = load_file(model / "model.safetensors")
-    for name, tensor in tensors.items():
-        if name.endswith("ln_2.bias"):
-            tensor[:16] += 3.0
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
 
 

@@ -7,7 +7,7 @@ from larql_duck.session import Session
 
 FAMILIES = ["llama", "gemma3_text", "qwen3"]
 # Its FFNs have no up matrix, and what they read has a part that is the same everywhere.
-PLAIN = "gpt2-steady"
+PLAIN = "arcee"
 # Random attention hardly reads a subject from afar, so the prompt ends with it.
 TEMPLATE = "The capital {}"
 

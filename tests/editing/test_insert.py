@@ -177,7 +177,7 @@ def test_a_relation_that_nobody_knows_is_told(session: Session) -> None:
     assert notices("zzyzx", 'TEMPLATE "{} has"') == notices("Capital") == ""
 
 
-@pytest.mark.parametrize("session", ["gpt2"], indirect=True)
+@pytest.mark.parametrize("session", ["gpt_neox"], indirect=True)
 def test_a_plain_network_that_reads_nothing_steady_names_the_other_mode(session: Session) -> None:
     with pytest.raises(NotSupportedError, match=r"FFN of layer 1 is plain.*MODE KNN"):
         insert(session, FACTS)
