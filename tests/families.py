@@ -319,7 +319,8 @@ of the largest. EXPLAIN INFER and TRACE: how far a logit's parts are from it, as
 up. Parallel: the FFN reads what attention reads. Top activating tokens: `context`, or `embedding` where layers cannot be run one by one. Edited: the largest difference of a
 probability between the session under edits (a changed, a deleted and, where INSERT works, an added feature) and the model that
 COMPILE wrote for transformers. Without edits every weight that COMPILE wrote has the bits of the original. GGUF: how far logits
-of the model that COMPILE wrote as GGUF (F32), read back, are from transformers' own, as a share of the largest.
+of the model that COMPILE wrote as GGUF (F32), read back, are from transformers' own, as a share of the largest. INSERT, if steady:
+into a plain FFN where what it reads has a part that is the same everywhere ([Edits](edits.md)).
 
 """
 _COLUMNS = (
@@ -349,7 +350,7 @@ def page(results: dict[str, Checked | str], version: str) -> str:
         ffn = "plain" if not family.up else "gate and up in one matrix" if family.fused else "gate, up"
         if family.between:
             ffn += ", norm or cut between"
-        edit = "no" if family.between else "yes"
+        edit = "no" if family.between else "yes" if family.up else "if steady"
         compiled = f"yes, edited {share(c.edited)}" if c.compiled else "no"
         rows.append(
             (
