@@ -48,6 +48,10 @@ _OWN: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local", "global"], 1]], "attention_layers": None},
     "gemma3n_text": {"activation_sparsity_pattern": [0.5, 0.0, 0.0], "layer_types": None},
     "gemma4_text": {"layer_types": ["sliding_attention", "full_attention", "full_attention"]},
+    **{
+        key: {"num_hidden_layers": 4, "layer_types": [*["sliding_attention"] * 3, "full_attention"]}
+        for key in ("cohere2", "olmo3")
+    },
     "modernbert-decoder": {"pad_token_id": 0},
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
     "youtu": {"num_key_value_heads": 4},
@@ -123,7 +127,8 @@ class Checked:
     infer: probabilities from transformers'; batch: those of padded prompts from those alone; cached: those of a prompt that is
     read in two parts, the first into a cache; activations: from what
     hooks on transformers' modules see; parts: the parts of logits from the logits; basis: of top activating tokens.
-    compiled: the same bits in transformers, unedited; edited: logits of the compiled edited model from the session's.
+    compiled: the same bits in transformers, unedited; edited: logits of the compiled edited model from the session's; gguf:
+    logits of the model that was written as GGUF in f32 and read back from transformers' own, as a share of the largest.
     """
 
     family: Family
@@ -135,6 +140,7 @@ class Checked:
     basis: str
     compiled: bool
     edited: float | str
+    gguf: float | str
 
 
 def check_family(model_type: str, root: Path, **overrides: Any) -> Checked:
@@ -168,10 +174,13 @@ def check_family(model_type: str, root: Path, **overrides: Any) -> Checked:
         activations, parts = _activations(engine, theirs, ids[2]), _parts(engine)
         session.lql(f'COMPILE CURRENT INTO MODEL "{root / "plain"}" FORMAT SAFETENSORS')
         edited = _edited(session, source, root / "edited")
+    gguf = _gguf(vindex, root / "model.gguf", wanted)
     plain = AutoModelForCausalLM.from_pretrained(root / "plain", dtype=torch.float32).state_dict()
     mine = theirs.state_dict()
     compiled = plain.keys() == mine.keys() and all(torch.equal(plain[name], mine[name]) for name in mine)
-    return Checked(source.family, infer, batched, cached, activations, parts, str(basis), compiled, edited)
+    return Checked(
+        source.family, infer, batched, cached, activations, parts, str(basis), compiled, edited, gguf
+    )
 
 
 def _some_config(model_type: str, **overrides: Any) -> Any:
@@ -259,6 +268,25 @@ def _edited(session: Any, source: Vindex, out: Path) -> float | str:
     return _apart(mine, wanted)
 
 
+def _gguf(vindex: Path, out: Path, wanted: Any) -> float | str:
+    """How far the logits of the model as GGUF are from those that are wanted, as a share; why where it is not written."""
+    import torch
+
+    import larql_duck as lq
+    from larql_duck.errors import LarqlError
+    from larql_duck.inference.engine import Engine
+    from larql_duck.models.opening import open_model
+
+    try:
+        with lq.connect(vindex) as session:
+            session.lql(f'COMPILE CURRENT INTO MODEL "{out}" FORMAT GGUF F32')
+    except LarqlError as error:
+        return str(error)
+    engine = Engine.load(open_model(out))
+    mine = torch.cat([engine.logits(prompt) for prompt in PROMPTS])
+    return float((mine - wanted).abs().max() / max(1.0, float(wanted.abs().max())))
+
+
 def _made(directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     return directory
@@ -281,8 +309,8 @@ config: in each layer the FFN (gate and up apart or in one matrix; plain: its fi
 norm, what attention and FFN add to the residual, then the final norm and the output head. Nothing is taken from names alone:
 `extract` runs random tokens and refuses a model whose FFN gives something else than features times down columns.
 
-The families of `models/families.toml` (the first table's in **bold**) are read without asking transformers, from GGUF
-files too, and are written as GGUF; the others are read from Hugging Face directories and written as safetensors.
+The families of `models/families.toml` (the first table's in **bold**) are read without asking transformers. Families with a number
+under GGUF are read from GGUF files and written as such, too; [what else of files is read](files.md).
 
 This page is made by `python -m tests.families docs/families.md`, which makes a tiny random model of every causal model type of
 transformers {version}, extracts it and compares. INFER: the largest difference of a probability from transformers' own
@@ -290,7 +318,9 @@ over five prompts. Activations: that of what the down projections read, as hooks
 of the largest. EXPLAIN INFER and TRACE: how far a logit's parts are from it, as a share of it, or refused where parts do not add
 up. Parallel: the FFN reads what attention reads. Top activating tokens: `context`, or `embedding` where layers cannot be run one by one. Edited: the largest difference of a
 probability between the session under edits (a changed, a deleted and, where INSERT works, an added feature) and the model that
-COMPILE wrote for transformers. Without edits every weight that COMPILE wrote has the bits of the original.
+COMPILE wrote for transformers. Without edits every weight that COMPILE wrote has the bits of the original. GGUF: how far logits
+of the model that COMPILE wrote as GGUF (F32), read back, are from transformers' own, as a share of the largest. INSERT, if steady:
+into a plain FFN where what it reads has a part that is the same everywhere ([Edits](edits.md)).
 
 """
 _COLUMNS = (
@@ -320,12 +350,12 @@ def page(results: dict[str, Checked | str], version: str) -> str:
         ffn = "plain" if not family.up else "gate and up in one matrix" if family.fused else "gate, up"
         if family.between:
             ffn += ", norm or cut between"
-        edit = "no: plain" if not family.up else "no" if family.between else "yes"
+        edit = "no" if family.between else "yes" if family.up else "if steady"
         compiled = f"yes, edited {share(c.edited)}" if c.compiled else "no"
         rows.append(
             (
                 f"**{name}**" if name in FAMILIES else name, ffn, "yes" if family.parallel else "", share(c.infer),
-                share(c.activations), share(c.parts), c.basis, edit, compiled, "yes" if name in FAMILIES else "no",
+                share(c.activations), share(c.parts), c.basis, edit, compiled, share(c.gguf) if isinstance(c.gguf, float) else "no",
             )
         )  # fmt: skip
     table = [_COLUMNS, ("---",) * len(_COLUMNS), *rows]

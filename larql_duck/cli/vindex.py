@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from larql_duck.extraction.estimate import Estimate
 
 app = typer.Typer()
+BaseOption = Annotated[
+    str | None, Option("--base", help="MODEL is a PEFT adapter: the model to merge it over.")
+]
 # Names longer than this do not decide how wide the column of names is.
 _WIDE = 20
 
@@ -28,6 +31,7 @@ _WIDE = 20
     "extract models/name -o X.vindex --layers 20-29 --no-probe",
     "extract models/name -o X.vindex --memory 2G",
     "extract model.gguf -o X.vindex --resume",
+    "extract adapters/name --base models/name -o X.vindex",
 )
 def extract(
     model: Annotated[
@@ -38,6 +42,7 @@ def extract(
         ),
     ],
     out: Annotated[Path | None, Option("-o", "--out", help="The vindex to make.")] = None,
+    base: BaseOption = None,
     level: Annotated[
         Literal["browse", "inference", "all"],
         Option(help="What is stored: tables and gates, or all weights."),
@@ -81,6 +86,7 @@ def extract(
     from larql_duck.extraction.resources import memory_size
 
     options: dict[str, Any] = {
+        "base": base,
         "level": level,
         "dtype": dtype,
         "layers": layer_range(layers),
@@ -110,7 +116,7 @@ def extract(
     say(f"made {path}; ask it: {ask}")
 
 
-@command(app, "inspect models/name", "inspect model.gguf")
+@command(app, "inspect models/name", "inspect model.gguf", "inspect adapters/name --base models/name")
 def inspect(
     model: Annotated[
         str,
@@ -118,6 +124,7 @@ def inspect(
             metavar="MODEL", help="Hugging Face directory, .gguf file, hf://org/name or pkg:PYTHON_PACKAGE."
         ),
     ],
+    base: BaseOption = None,
 ) -> None:
     """Say what a model is and what works with it.
 
@@ -129,7 +136,7 @@ def inspect(
 
     if (Path(model) / INDEX).is_file():
         raise UsageError(f"{model} is a vindex; what it holds: {as_typed('lql', model, 'STATS')}")
-    source = open_model(model)
+    source = open_model(model, base)
     source.validate()
     facts = facts_of(source)
     width = max(len(name) for name in facts if len(name) < _WIDE)

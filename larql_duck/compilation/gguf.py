@@ -11,12 +11,13 @@ import gguf
 import numpy as np
 import torch
 
+from larql_duck.compilation.gguf_found import express_found
 from larql_duck.compilation.gguf_metadata import ELSE, check_architecture, express
 from larql_duck.compilation.gguf_vocab import vocabulary
-from larql_duck.compilation.huggingface import shapes_of
-from larql_duck.compilation.source import EditedWeights
+from larql_duck.compilation.source import EditedWeights, JoinedWeights
 from larql_duck.errors import ModelError
-from larql_duck.models.gguf_layout import POSITIONS, GgufLayout, interleaved
+from larql_duck.models.gguf_families import FoundLayout, architecture
+from larql_duck.models.gguf_layout import POSITIONS, GgufLayout, Layout
 from larql_duck.progress import report
 
 # llama.cpp's numbers (llama_ftype) for what most of a file's tensors are.
@@ -57,12 +58,15 @@ def write_gguf(
     check_kind(kind)
     family, config = source.family, source.config
     check_architecture(family, source.path)
-    layout = GgufLayout(family, config)
-    places = _places(source, layout, kind)
-    expressed = express(config, family, {p.stored: p.shape for p in places}, source.path)
+    found = family.measured is not None
+    layout: Layout = FoundLayout(family, config) if found else GgufLayout(family, config)
+    joined = JoinedWeights(source)
+    places = _places(joined, layout, kind)
+    say = express_found if found else express
+    expressed = say(config, family, {p.stored: p.shape for p in places}, source.path)
     vocab = family.sizes(config).vocab
     words = vocabulary(source.tokenizer_files(), vocab, expressed.metadata, source.path)
-    writer = gguf.GGUFWriter(path, family.gguf_arch)
+    writer = gguf.GGUFWriter(path, architecture(family))
     _add_metadata(writer, {**expressed.metadata, **words}, kind, title)
     factors = None if expressed.rope_factors is None else np.array(expressed.rope_factors, np.float32)
     if factors is not None:
@@ -79,7 +83,7 @@ def write_gguf(
         if factors is not None:
             writer.write_tensor_data(factors)
         for n, place in enumerate(places, 1):
-            tensor = _as_stored(source.tensor(place.name), place.name, layout)
+            tensor = layout.as_stored(joined.tensor(place.name), place.name)
             writer.write_tensor_data(_quantised(tensor, place))
             report(path.name, n, len(places))
     finally:
@@ -126,10 +130,11 @@ def _add_metadata(writer: Any, metadata: dict[str, Any], kind: str, title: str |
 # -- tensors -------------------------------------------------------------------------------------------------
 
 
-def _places(source: EditedWeights, layout: GgufLayout, kind: str) -> list[_Place]:
+def _places(source: JoinedWeights, layout: Layout, kind: str) -> list[_Place]:
     """Every stored tensor's place; ModelError for one that llama.cpp has no name for."""
     out = []
-    shapes = shapes_of(source)
+    known = source.family.expected(source.config)
+    shapes = {name: source.shape(name, known) for name in source.names()}
     head = _HEAD if _HEAD in map(layout.stored_name, shapes) else _EMBEDDING
     for name, shape in shapes.items():
         stored = layout.stored_name(name)
@@ -150,16 +155,6 @@ def _kind(stored: str, shape: tuple[int, ...], kind: str) -> str:
     if kind in _QUANTISED and shape[-1] % gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]][0]:
         return "F16" if kind in ("Q8_0", "Q4_0") else _kind(stored, shape, "Q8_0")
     return kind
-
-
-def _as_stored(tensor: torch.Tensor, name: str, layout: GgufLayout) -> torch.Tensor:
-    """The tensor as llama.cpp wants it: rotary halves interleaved, norms with their 1, Conv1D matrices turned."""
-    if layout.is_turned(name):
-        return tensor.t()
-    offset, heads = layout.norm_offset(name), layout.heads(name)
-    if offset:
-        return tensor.float() + offset
-    return tensor if heads is None else interleaved(tensor, heads)
 
 
 def _quantised(tensor: torch.Tensor, place: _Place) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any
 from larql_duck.errors import ModelError
 from larql_duck.models.family import Config, Family
 from larql_duck.models.gguf_config import YARN, GgufConfig, llama3_factors
+from larql_duck.models.gguf_families import architecture
 
 ELSE = "write it with FORMAT SAFETENSORS instead"
 # Keys of Gemma's configs that decide what it computes.
@@ -28,7 +29,7 @@ class Expressed:
 
 def check_architecture(family: Family, path: Path) -> None:
     """Raise ModelError for a family that GGUF has no name for."""
-    if not family.gguf_arch:
+    if not architecture(family):
         raise ModelError.at(
             path, f"model_type {family.name!r} has no place in GGUF as far as is known here; {ELSE}"
         )
@@ -42,13 +43,20 @@ def express(config: Config, family: Family, tensors: Mapping[str, Sequence[int]]
     arch = family.gguf_arch
     fields, rope_factors = _fields(config, family, path)
     metadata = {"general.architecture": arch} | {f"{arch}.{k}": v for k, v in fields.items() if v is not None}
+    metadata |= token_ids(config)
+    _check(config, family, metadata, tensors, rope_factors, path)
+    return Expressed(metadata, rope_factors, _notices(config, family))
+
+
+def token_ids(config: Config) -> dict[str, int]:
+    """Metadata of the config's special tokens; of several that end a text the first."""
+    out = {}
     for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
         value = config.get(f"{name}_token_id")
         value = value[0] if isinstance(value, list) and value else value
         if isinstance(value, int):
-            metadata[f"tokenizer.ggml.{key}_token_id"] = value
-    _check(config, family, metadata, tensors, rope_factors, path)
-    return Expressed(metadata, rope_factors, _notices(config, family))
+            out[f"tokenizer.ggml.{key}_token_id"] = value
+    return out
 
 
 def _notices(config: Config, family: Family) -> list[str]:
@@ -100,7 +108,9 @@ def _fields(config: Config, family: Family, path: Path) -> tuple[dict[str, Any],
         layer_types = config.get("layer_types")
         if isinstance(layer_types, list):
             fields["attention.sliding_window_pattern"] = [t == "sliding_attention" for t in layer_types]
-    scaling, factors = _scaling(config, family, sizes.head_dim, fields["rope.freq_base"], path)
+    scaling, factors = rope_fields(
+        rope_scaling(config, family), sizes.head_dim, fields["rope.freq_base"], path
+    )
     return fields | scaling, factors
 
 
@@ -115,10 +125,13 @@ def rope_scaling(config: Config, family: Family) -> dict[str, Any]:
     return {} if out["rope_type"] == "default" else out
 
 
-def _scaling(
-    config: Config, family: Family, head_dim: int, theta: float, path: Path
+def rope_fields(
+    scaling: Mapping[str, Any], head_dim: int, theta: float, path: Path
 ) -> tuple[dict[str, Any], list[float] | None]:
-    scaling = rope_scaling(config, family)
+    """Metadata of a rotary scaling ({}: none), and the tensor rope_freqs.weight where it is one of Llama 3's.
+
+    ModelError that names SAFETENSORS for another kind.
+    """
     kind = scaling.get("rope_type")
     if kind is None:
         return {}, None

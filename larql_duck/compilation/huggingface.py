@@ -31,12 +31,6 @@ def write_directory(source: EditedWeights, directory: Path, limit: int = SHARD_B
     write_model(joined, shapes, source.vindex.dtype, directory, limit)
 
 
-def shapes_of(source: EditedWeights) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every stored tensor; matrices that the config calls for are not read for it."""
-    known = source.family.expected(source.config)
-    return {n: known[n] if n in known else tuple(source.tensor(n).shape) for n in source.names()}
-
-
 def config_of(source: EditedWeights) -> dict[str, Any]:
     """The config with what a file of its own needs: architecture, dtype, tying as the tensors have it, one rotary base."""
     family = source.family

@@ -47,7 +47,7 @@ _CONTEXTS = 40
 def compact_minor(workspace: Workspace) -> FactEdits:
     """The edits that make a feature of its layer of every database fact; each keeps its confidence.
 
-    LevelError without weights, NotSupportedError for plain feed-forward networks.
+    LevelError without weights, NotSupportedError where features change each other.
     """
     facts = workspace.overlay.knn
     if not facts:

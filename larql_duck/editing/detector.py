@@ -125,10 +125,17 @@ def shrunk(second: torch.Tensor) -> torch.Tensor:
     return second + _SHRINK * second.diagonal().mean() * torch.eye(len(second), dtype=second.dtype)
 
 
-def fired(gate: torch.Tensor, up: torch.Tensor, keys: torch.Tensor, act: torch.nn.Module) -> torch.Tensor:
-    """The activations [n, facts] of features with rows gate and up [facts, hidden] at keys [n, hidden]."""
-    out: torch.Tensor = act(keys @ gate.t()) * (keys @ up.t())
-    return out
+def fired(
+    gate: torch.Tensor, up: torch.Tensor | None, keys: torch.Tensor, act: torch.nn.Module
+) -> torch.Tensor:
+    """The activations [n, facts] of features with rows gate and up [facts, hidden] at keys [n, hidden]; up None: plain."""
+    out: torch.Tensor = act(keys @ gate.t())
+    return out if up is None else out * (keys @ up.t())
+
+
+def full_value(act: torch.nn.Module, plain: bool) -> float:
+    """The activation at a key, where the gate is GATE and up is 1; in a plain FFN the activation function's value alone."""
+    return float(act(torch.tensor([[GATE]]))) if plain else GATE
 
 
 # Beginnings of sentences that name a subject and say nothing else about it.

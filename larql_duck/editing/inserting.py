@@ -18,7 +18,7 @@ from larql_duck.editing.solve import (
     ExistingFact,
     RewriteRequest,
     Solved,
-    need_gated,
+    need_own_features,
     solve,
 )
 from larql_duck.errors import LevelError, SemanticError
@@ -165,7 +165,7 @@ def solve_facts(
 ) -> FactEdits:
     """The edits that make the facts so, to stand behind the operations `behind`; those of a layer are solved together."""
     engine = workspace.engine()
-    need_gated(engine)
+    need_own_features(engine)
     groups: dict[tuple[int, float | None], list[RewriteRequest]] = {}
     unfit: list[str] = []
     forms: dict[tuple[str, tuple[str, ...]], tuple[str, ...]] = {}

@@ -15,7 +15,6 @@ from larql_duck.editing.background_corpus import BackgroundInputs, SecondMoment
 from larql_duck.editing.detector import (
     FIRST,
     FRAMES,
-    GATE,
     Detectors,
     KnownInputs,
     detectors,
@@ -23,6 +22,7 @@ from larql_duck.editing.detector import (
     fired,
     first_starts,
     frames_of,
+    full_value,
     read_inputs,
     steady_direction,
 )
@@ -94,14 +94,15 @@ class ExistingFact:
 
 @dataclass(frozen=True)
 class Detected:
-    """Gate and up rows f32 [facts, hidden] at `layer`, rounded; mean activation [facts] at a fact's own keys.
+    """Gate and up rows f32 [facts, hidden] at `layer`, rounded (up None: a plain FFN); mean activation [facts] at a fact's
+    own keys.
 
     seen and unseen [facts] are the detector's mean answer (1 is full) at keys of the fit and at keys left out of it.
     """
 
     layer: int
     gate: np.ndarray
-    up: np.ndarray
+    up: np.ndarray | None
     mean: torch.Tensor
     seen: torch.Tensor
     unseen: torch.Tensor
@@ -109,26 +110,21 @@ class Detected:
 
 @dataclass(frozen=True)
 class Solved:
-    """A fact as a feature of `layer`: gate, up and down f32 [hidden], rounded to the vindex's dtype."""
+    """A fact as a feature of `layer`: gate, up (None: a plain FFN) and down f32 [hidden], rounded to the vindex's dtype."""
 
     request: RewriteRequest
     layer: int
     gate: np.ndarray = field(repr=False)
-    up: np.ndarray = field(repr=False)
+    up: np.ndarray | None = field(repr=False)
     down: np.ndarray = field(repr=False)
 
 
-def need_gated(engine: Engine) -> None:
-    """Raise NotSupportedError where the FFN has no up matrix, so that no detector can be made."""
+def need_own_features(engine: Engine) -> None:
+    """Raise NotSupportedError where a feature's activation hangs on all the others', so that no detector can be made."""
     if not all(parts.plain for parts in engine.modules.layers):
         raise NotSupportedError(
             f"{engine.family.name} changes what its features say before it writes them, each by all the others, so that a "
             "fact cannot be inserted as a feature; write MODE KNN"
-        )
-    if any(parts.up is None for parts in engine.modules.layers):
-        raise NotSupportedError(
-            f"{engine.family.name} has plain feed-forward networks, in which a fact cannot be inserted as a feature; "
-            "write MODE KNN"
         )
 
 
@@ -149,7 +145,7 @@ def solve(
     second is the second moment of the layer's FFN input over ordinary text, text some of that; earlier are facts that
     hold already; known holds what the layer read before. NotSupportedError and SemanticError for what cannot be solved.
     """
-    need_gated(engine)
+    need_own_features(engine)
     with doing("detectors"):
         found = detect(
             engine, requests, layer=layer, second=second, text=text, dtype=dtype, earlier=earlier, known=known
@@ -163,7 +159,8 @@ def solve(
         return_memory()
     # Facts that cannot be said well enough were worked on to the last step.
     report("values", len(requests), len(requests))
-    return [Solved(w, layer, found.gate[i], found.up[i], down[i]) for i, w in enumerate(requests)]
+    ups = [None] * len(requests) if found.up is None else found.up
+    return [Solved(w, layer, found.gate[i], ups[i], down[i]) for i, w in enumerate(requests)]
 
 
 # -- detectors ------------------------------------------------------------------------------------------------
@@ -194,14 +191,21 @@ def detect(
     pool = known.every(engine, list(dict.fromkeys(prompts)), layer)
     ordinary = torch.from_numpy(second.matrix).double()
     steady = steady_direction(torch.from_numpy(second.mean), ordinary)
+    parts = engine.modules.layers[layer]
+    if parts.up is None and steady is None:
+        raise NotSupportedError(
+            f"the FFN of layer {layer} is plain, and nothing of what it reads is the same everywhere, so that a feature would "
+            "open in part at other subjects, too; write MODE KNN, or try another layer: AT LAYER N"
+        )
     metric = 0.5 * ordinary + 0.5 * (pool.double().t() @ pool.double()) / len(pool)
     found: Detectors = detectors(own, same, zeros, metric, weights=weights)
     # Whatever else opens a detector is told apart, too: positions of other prompts and of ordinary text.
     places = torch.cat([pool, text.x])
+    full = full_value(parts.act, parts.up is None)
     for _ in range(_ROUNDS):
         rows_of = [rows.float() for rows in feature_rows(found.w, steady)]
         fires = _fires(engine, layer, rows_of[0], rows_of[1], places).abs().amax(1)
-        hard = _without_subjects(engine, fires > _HARD * GATE, len(pool), text, requests)
+        hard = _without_subjects(engine, fires > _HARD * full, len(pool), text, requests)
         if not len(hard):
             break
         zeros = torch.cat([zeros, places[hard]])
@@ -209,7 +213,8 @@ def detect(
     gate, up = (rounded(rows.float(), dtype) for rows in feature_rows(found.w, steady))
     fires = _fires(engine, layer, torch.from_numpy(gate), torch.from_numpy(up), keys)
     mean = torch.stack([fires[owner == i, i].mean() for i in range(len(requests))])
-    return Detected(layer, gate, up, mean.clamp(min=0.1), found.seen, found.unseen)
+    plain = parts.up is None
+    return Detected(layer, gate, None if plain else up, mean.clamp(min=0.1), found.seen, found.unseen)
 
 
 def _without_subjects(
@@ -227,9 +232,10 @@ def _without_subjects(
 
 
 def _fires(
-    engine: Engine, layer: int, gate: torch.Tensor, up: torch.Tensor, keys: torch.Tensor
+    engine: Engine, layer: int, gate: torch.Tensor, up: torch.Tensor | None, keys: torch.Tensor
 ) -> torch.Tensor:
-    return fired(gate, up, keys, engine.modules.layers[layer].act)
+    parts = engine.modules.layers[layer]
+    return fired(gate, None if parts.up is None else up, keys, parts.act)
 
 
 def _own_rows(
@@ -350,7 +356,8 @@ def _values(
     """The values d [facts, hidden] of facts that are found together."""
     rewrite_prompts = _rewrite_prompts(engine, requests)
     index = list(numbers)
-    gate, up = torch.from_numpy(found.gate[index]), torch.from_numpy(found.up[index])
+    gate = torch.from_numpy(found.gate[index])
+    up = None if found.up is None else torch.from_numpy(found.up[index])
     # The feature fires as strongly as it will at each prompt's subject, not always fully.
     fires = _fires(
         engine, layer, gate, up, read_inputs(engine, [s.ids[: s.at + 1] for s in rewrite_prompts], layer)

@@ -12,6 +12,7 @@ from larql_duck.extraction.tokenizer_check import tokenizer_notices
 from larql_duck.extraction.vocabulary import Vocabulary, vocabulary_of
 from larql_duck.inference.loading import return_memory
 from larql_duck.inference.query_vectors import NEUTRAL
+from larql_duck.models.checkpoint import ModelSource
 from larql_duck.models.family import ModelSizes
 from larql_duck.models.opening import open_model
 from larql_duck.models.source import WeightSource
@@ -24,7 +25,7 @@ from larql_duck.vindex.store import Vindex
 class Job:
     """A model opened and checked for extraction, with everything that the stages ask of it.
 
-    `stored` is the model's own dtype, 'f32' only where its tensors are f32; `dtype` is that of the arrays to write.
+    `stored` is the model's own dtype, 'f32' only where its tensors are f32 and mapped; `dtype` is that of the arrays to write.
     `context` are the tokens of the neutral words before every token of the context pass.
     """
 
@@ -58,12 +59,15 @@ class Job:
         return_memory()
 
 
-def prepare(model: str | Path, options: Options) -> Job:
-    """The Job for `model` (whatever `open_model` takes, or a vindex with weights) after its headers were checked."""
+def prepare(model: str | Path, options: Options, base: str | Path | None = None) -> Job:
+    """The Job for `model` (whatever `open_model` takes, or a vindex with weights) after its headers were checked.
+
+    With a `base` it is an adapter, which is merged over that.
+    """
     path = Path(model).expanduser()
     notices: list[str] = []
     source: WeightSource
-    if path.is_dir() and (path / INDEX).is_file():
+    if base is None and path.is_dir() and (path / INDEX).is_file():
         source = vindex = _open_vindex(path)
         stated = vindex.manifest.raw.get("source") or {}
         name, own_dtype = vindex.manifest.model, str(vindex.dtype)
@@ -72,7 +76,7 @@ def prepare(model: str | Path, options: Options) -> Job:
             "revision": stated.get("huggingface_revision"),
         }
     else:
-        source = opened = open_model(model)
+        source = opened = open_model(model, base)
         opened.validate()
         notices += opened.notices
         name, own_dtype, origin = opened.name, opened.dtype, dict(opened.origin)
@@ -90,7 +94,9 @@ def prepare(model: str | Path, options: Options) -> Job:
     # A tokenizer is as large as a layer, and until the model is asked nobody needs it.
     del tokenizer
     return_memory()
-    return Job(source, name, dtype, own_dtype, origin, sizes, vocabulary, context, options, notices)
+    made = own_dtype == "f32" and isinstance(source, ModelSource) and not source.mapped
+    stored = "bf16" if made else own_dtype
+    return Job(source, name, dtype, stored, origin, sizes, vocabulary, context, options, notices)
 
 
 def _open_vindex(path: Path) -> Vindex:

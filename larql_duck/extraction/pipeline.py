@@ -22,6 +22,7 @@ from larql_duck.extraction.resources import Resources, free_memory, own_memory
 from larql_duck.extraction.stages import Extraction
 from larql_duck.extraction.state import Staging, bring_back, open_staging
 from larql_duck.files import next_step_after, real_place, with_parents
+from larql_duck.models.checkpoint import ModelSource
 from larql_duck.models.source import WeightSource
 from larql_duck.progress import Progress, report
 from larql_duck.vindex.manifest import INDEX
@@ -30,14 +31,19 @@ from larql_duck.vindex.store import Vindex
 
 
 def estimate(
-    model: str | Path, *, memory: int | None = None, device: str | None = None, **options: Any
+    model: str | Path,
+    *,
+    base: str | Path | None = None,
+    memory: int | None = None,
+    device: str | None = None,
+    **options: Any,
 ) -> Estimate:
     """What `extract` with the same arguments is expected to cost on this machine; nothing is written.
 
     LarqlError where the memory does not suffice.
     """
     resources = Resources(memory, device)
-    job = prepare(model, Options(**options))
+    job = prepare(model, Options(**options), base)
     return estimate_cost(job, _planned(job, resources), resources.settings().torch_device())
 
 
@@ -45,6 +51,7 @@ def extract(
     model: str | Path,
     out: str | Path,
     *,
+    base: str | Path | None = None,
     level: str = "inference",
     dtype: str = "source",
     layers: tuple[int, int] | None = None,
@@ -65,7 +72,8 @@ def extract(
 ) -> Path:
     """The path of the vindex `out` after `model` was decomposed into it.
 
-    `model` is a Hugging Face directory, a .gguf file, `hf://org/name[@revision]`, or a vindex with weights.
+    `model` is a Hugging Face directory, a .gguf file, `hf://org/name[@revision]`, or a vindex with weights; with a `base`
+    (a model, named likewise) it is a PEFT adapter, which is merged over that.
     `level` says what is stored: 'browse' (no forward pass afterwards), 'inference' or 'all'. `dtype` is the arrays':
     'source', 'f16' or 'f32'. `layers` (first, last; from 0, inclusive) limits which layers' features are described;
     `top_k` tokens are kept per feature and side. `in_basis` says how top activating tokens are found: 'context' runs
@@ -103,8 +111,8 @@ def extract(
     settings = resources.settings()
     settings.torch_device()
     if adds:
-        return _add_layers(model, target, options, resources, resume, progress or report, say)
-    job = prepare(model, options)
+        return _add_layers(model, base, target, options, resources, resume, progress or report, say)
+    job = prepare(model, options, base)
     check_replaceable(target, job.source.path)
     for line in job.notices:
         say(line)
@@ -142,6 +150,7 @@ def _failures_of(target: Path) -> Iterator[None]:
 
 def _add_layers(
     model: str | Path,
+    base: str | Path | None,
     target: Path,
     asked: Options,
     resources: Resources,
@@ -157,7 +166,7 @@ def _add_layers(
         wanted = asked.layer_range(vindex.n_layers)
         say(f"layers {wanted.start}-{wanted.stop - 1} are described already")
         return target
-    job = prepare(model, options)
+    job = prepare(model, options, base)
     check_same_model(vindex, job)
     settings = resources.settings()
     cost = estimate_cost(job, _planned(job, resources), settings.torch_device(), measure=False)
@@ -174,7 +183,9 @@ def _add_layers(
 def _identity(source: WeightSource) -> dict[str, Any]:
     """What tells one model from another cheaply: its path, its files' sizes and times, its config."""
     path = source.path
-    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
+    own = [path] if path.is_file() else [p for p in path.iterdir() if p.is_file()]
+    # Other parts of a split file, and an adapter's base model, lie elsewhere.
+    files = sorted({*own, *(source.weight_files() if isinstance(source, ModelSource) else [])})
     stamps = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     return {"path": str(path.absolute()), "files": stamps, "config": source.config}
 

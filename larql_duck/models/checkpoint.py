@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ class ModelSource:
     """A model's tensors, config and tokenizer files, read lazily. Implements `models.source.WeightSource`.
 
     `name` is for display; `shapes` are by Hugging Face name and layout; `dtype` is the source's own ('f32', 'f16' or 'bf16'; 'f16' for quantised files);
-    `origin` has huggingface_repo and revision where they are known; `notices` are lines for the user.
+    `origin` has huggingface_repo and revision where they are known; `notices` are lines for the user; `formats` says how
+    many tensors are quantised in which format.
     """
 
     path: Path
@@ -34,6 +35,7 @@ class ModelSource:
     dtype: str
     origin: dict[str, str | None]
     notices: list[str]
+    formats: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.origin = {"huggingface_repo": None, "revision": None, **self.origin}
@@ -91,6 +93,11 @@ class ModelSource:
         """A matrix's rows, to be read as they are needed: never all of a quantised matrix at once. Checked as `tensor` does."""
         return self.tensor(name)
 
+    @property
+    def mapped(self) -> bool:
+        """Whether tensors are views of the files; else some are made in memory as they are read."""
+        return not self.formats
+
     def sizes(self) -> ModelSizes:
         """The model's sizes as its config states them."""
         return self.family.sizes(self.config)
@@ -104,11 +111,6 @@ class ModelSource:
         the activation, the norm epsilon and the tokenizer. Values are checked when they are read.
         """
         family, config = self.family, self.config
-        if method := config.get("quantization_config"):
-            method = method.get("quant_method", "unknown") if isinstance(method, dict) else method
-            raise self.error(
-                f"quantised checkpoints ({method}) are not read; save it dequantised, or use its GGUF"
-            )
         try:
             size = family.sizes(config)
             family.activation(config)

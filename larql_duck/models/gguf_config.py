@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ _SIZES = {
     "intermediate_size": "feed_forward_length",
     "num_attention_heads": "attention.head_count",
 }
-_TOKEN_IDS = {
+TOKEN_IDS = {
     "bos_token_id": "tokenizer.ggml.bos_token_id",
     "eos_token_id": "tokenizer.ggml.eos_token_id",
     "pad_token_id": "tokenizer.ggml.padding_token_id",
@@ -41,30 +41,13 @@ _GEMMA2_CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
 _ORIGINAL_CONTEXTS = (8192, 4096, 16384, 32768, 2048, 131072)
 
 
-class GgufConfig:
-    """Reads one file's metadata; `build` returns the config. Errors name the metadata key."""
+class GgufMetadata:
+    """One file's metadata. Errors name the key."""
 
     def __init__(self, metadata: Mapping[str, Any], path: Path) -> None:
         self.metadata = metadata
         self.error = partial(ModelError.at, path)
         self.arch = str(metadata.get("general.architecture", ""))
-        self.family = self._family()
-
-    def _family(self) -> Family:
-        # Of families that share a name the first one counts.
-        by_arch = {family.gguf_arch: family for family in reversed(FAMILIES.values())}
-        # llama.cpp writes Mistral as "llama"; the window tells them apart where there is one.
-        if self.arch == "mistral" or (self.arch == "llama" and self.number("attention.sliding_window")):
-            return FAMILIES["mistral"]
-        if self.arch not in by_arch:
-            known = ", ".join(sorted(by_arch))
-            raise self.error(
-                f"GGUF architecture {self.arch!r} is not known; known: {known}; "
-                "a Hugging Face directory of the same model may work"
-            )
-        return by_arch[self.arch]
-
-    # -- values ------------------------------------------------------------------------------------------
 
     def get(self, key: str) -> Any:
         return self.metadata.get(f"{self.arch}.{key}")
@@ -88,6 +71,66 @@ class GgufConfig:
             raise self.error(f"metadata field {self.arch}.{key} is missing; convert the model anew")
         return value
 
+    def scaling(self) -> dict[str, Any] | None:
+        """The rotary scaling that the metadata state; None for none."""
+        kind = self.get("rope.scaling.type")
+        factor = self.number("rope.scaling.factor") or self.number("rope.scale_linear")
+        if kind in (None, "none") and not factor:
+            return None
+        if kind in (None, "none", "linear"):
+            return {"rope_type": "linear", "factor": float(factor)} if factor and factor != 1 else None
+        if kind == "yarn" and factor:
+            out: dict[str, Any] = {"rope_type": "yarn", "factor": float(factor)}
+            stated = {key: self.number(stored) for key, stored in YARN.items()}
+            return out | {key: value for key, value in stated.items() if value is not None}
+        raise self.error(f"rope scaling {str(kind)[:40]!r} is not supported; linear, yarn and Llama 3's are")
+
+    def llama3(self, factors: Sequence[float], theta: float, head_dim: int) -> dict[str, Any]:
+        """Llama 3's frequency rule, recovered from the divisors that the file stores one per frequency."""
+        factor = shortest(max(factors))
+        for original in _ORIGINAL_CONTEXTS:
+            rule = llama3_factors(theta, head_dim, factor, 1.0, 4.0, original)
+            if len(rule) == len(factors) and all(
+                math.isclose(a, b, rel_tol=1e-4) for a, b in zip(rule, factors, strict=True)
+            ):
+                return {
+                    "rope_type": "llama3",
+                    "factor": float(factor),
+                    "low_freq_factor": 1.0,
+                    "high_freq_factor": 4.0,
+                    "original_max_position_embeddings": original,
+                }
+        raise self.error(
+            "tensor rope_freqs.weight does not follow Llama 3's rule, so the rope scaling cannot be "
+            "rebuilt; use the Hugging Face directory of this model",
+            tensor="rope_freqs.weight",
+        )
+
+
+class GgufConfig(GgufMetadata):
+    """Reads one file's metadata for a section of families.toml; `build` returns the config.
+
+    `others` are architectures that are read elsewhere, for the error about one that is not known.
+    """
+
+    def __init__(self, metadata: Mapping[str, Any], path: Path, others: Iterable[str] = ()) -> None:
+        super().__init__(metadata, path)
+        self.family = self._family(others)
+
+    def _family(self, others: Iterable[str]) -> Family:
+        # Of families that share a name the first one counts.
+        by_arch = {family.gguf_arch: family for family in reversed(FAMILIES.values())}
+        # llama.cpp writes Mistral as "llama"; the window tells them apart where there is one.
+        if self.arch == "mistral" or (self.arch == "llama" and self.number("attention.sliding_window")):
+            return FAMILIES["mistral"]
+        if self.arch not in by_arch:
+            known = ", ".join(sorted({*by_arch, *others}))
+            raise self.error(
+                f"GGUF architecture {self.arch!r} is not known; known: {known}; "
+                "a Hugging Face directory of the same model may work"
+            )
+        return by_arch[self.arch]
+
     # -- the config --------------------------------------------------------------------------------------
 
     def build(
@@ -106,7 +149,7 @@ class GgufConfig:
         out[family.eps_key] = self.required(_EPS[family.norm])
         out[family.act_key] = family.defaults[family.act_key]
         out["tie_word_embeddings"] = "output.weight" not in tensors
-        for name, stored in _TOKEN_IDS.items():
+        for name, stored in TOKEN_IDS.items():
             token_id = self.metadata.get(stored)
             if isinstance(token_id, int) and 0 <= token_id < out["vocab_size"]:
                 out[name] = token_id
@@ -174,45 +217,11 @@ class GgufConfig:
         out["rope_theta"] = theta
         if gemma3:
             out["rope_local_base_freq"] = float(self.number("rope.freq_base_swa") or 1e4)
-        scaling = self._scaling()
+        scaling = self.scaling()
         if factors is not None and any(abs(f - 1) > 1e-6 for f in factors):
-            scaling = self._llama3(factors, theta, int(out["head_dim"]))
+            scaling = self.llama3(factors, theta, int(out["head_dim"]))
         if scaling:
             out["rope_scaling"] = scaling
-
-    def _scaling(self) -> dict[str, Any] | None:
-        kind = self.get("rope.scaling.type")
-        factor = self.number("rope.scaling.factor") or self.number("rope.scale_linear")
-        if kind in (None, "none") and not factor:
-            return None
-        if kind in (None, "none", "linear"):
-            return {"rope_type": "linear", "factor": float(factor)} if factor and factor != 1 else None
-        if kind == "yarn" and factor:
-            out: dict[str, Any] = {"rope_type": "yarn", "factor": float(factor)}
-            stated = {key: self.number(stored) for key, stored in YARN.items()}
-            return out | {key: value for key, value in stated.items() if value is not None}
-        raise self.error(f"rope scaling {str(kind)[:40]!r} is not supported; linear, yarn and Llama 3's are")
-
-    def _llama3(self, factors: Sequence[float], theta: float, head_dim: int) -> dict[str, Any]:
-        """Llama 3's frequency rule, recovered from the divisors that the file stores one per frequency."""
-        factor = shortest(max(factors))
-        for original in _ORIGINAL_CONTEXTS:
-            rule = llama3_factors(theta, head_dim, factor, 1.0, 4.0, original)
-            if len(rule) == len(factors) and all(
-                math.isclose(a, b, rel_tol=1e-4) for a, b in zip(rule, factors, strict=True)
-            ):
-                return {
-                    "rope_type": "llama3",
-                    "factor": float(factor),
-                    "low_freq_factor": 1.0,
-                    "high_freq_factor": 4.0,
-                    "original_max_position_embeddings": original,
-                }
-        raise self.error(
-            "tensor rope_freqs.weight does not follow Llama 3's rule, so the rope scaling cannot be "
-            "rebuilt; use the Hugging Face directory of this model",
-            tensor="rope_freqs.weight",
-        )
 
 
 def llama3_factors(

@@ -5,19 +5,47 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import gguf
 import torch
 
+from larql_duck.errors import ModelError
 from larql_duck.models.family import Config, Family, bias_of
 
 _BLOCK = re.compile(r"blk\.(0|[1-9]\d{0,5})\.(.+)")
-_ARCHITECTURES = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
+ARCHITECTURES = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
 POSITIONS = "position_embd.weight"
 
 
+class Layout(Protocol):
+    """The places of a model's tensors in a GGUF file, and how they are laid out there. Names are those of transformers."""
+
+    def stored_name(self, name: str) -> str | None:
+        """llama.cpp's name for a state-dict name; None where it has none."""
+
+    def state_name(self, stored: str) -> str | None:
+        """The state-dict name for llama.cpp's name; None for a tensor that the family has no place for."""
+
+    def is_turned(self, name: str) -> bool:
+        """True for matrices that llama.cpp stores the other way round."""
+        return False
+
+    def is_plain(self, name: str) -> bool:
+        """Whether the tensor's rows are those of the file, in their order."""
+        raise NotImplementedError
+
+    def as_stored(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
+        """A tensor of the state dict as llama.cpp wants it."""
+        raise NotImplementedError
+
+    def as_state(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
+        """A tensor of the file as the state dict has it; ModelError where its rows cannot be that."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class GgufLayout:
+class GgufLayout(Layout):
     """The places of one model's tensors in a GGUF file, by its family and config."""
 
     family: Family
@@ -27,7 +55,7 @@ class GgufLayout:
     def _names(self) -> tuple[dict[str, str], dict[str, str]]:
         """State-dict name -> llama.cpp's, of tensors outside layers, and of a layer's (without the layer's prefix)."""
         family = self.family
-        table = gguf.get_tensor_name_map(_ARCHITECTURES[family.gguf_arch], 1)
+        table = gguf.get_tensor_name_map(ARCHITECTURES[family.gguf_arch], 1)
 
         def stored_name(name: str) -> str:
             # Architectures that are always tied have no name for a head of its stored_name.
@@ -70,13 +98,38 @@ class GgufLayout:
         """True for Conv1D matrices, which llama.cpp stores the other way round."""
         return self.family.transposed and self.family.relative(name)[1] in self.family.matrices()
 
-    def norm_offset(self, name: str) -> float:
+    def is_plain(self, name: str) -> bool:
+        return self._heads(name) is None and not self.is_turned(name)
+
+    def as_stored(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
+        if self.is_turned(name):
+            return tensor.t()
+        offset, heads = self._norm_offset(name), self._heads(name)
+        if offset:
+            return tensor.float() + offset
+        return tensor if heads is None else interleaved(tensor, heads)
+
+    def as_state(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
+        heads = self._heads(name)
+        if heads is not None:
+            rows = len(tensor)
+            if not isinstance(heads, int) or heads < 1 or rows % (2 * heads):
+                raise ModelError(
+                    f"tensor {name} has {rows} rows, which {heads} heads do not share evenly", tensor=name
+                )
+            return parted(tensor, heads)
+        offset = self._norm_offset(name)
+        if offset:
+            return tensor - offset
+        return tensor.t() if self.is_turned(name) else tensor
+
+    def _norm_offset(self, name: str) -> float:
         """What llama.cpp adds to a norm's weight: 1 for families that store weight - 1, 0 for every other tensor."""
         family = self.family
         is_norm = name == family.final_norm or family.relative(name)[1] in family.norms()
         return family.norm_offset if is_norm else 0.0
 
-    def heads(self, name: str) -> int | None:
+    def _heads(self, name: str) -> int | None:
         """Heads whose two rotary halves llama.cpp stores interleaved in the tensor's rows; None where it does not."""
         family = self.family
         if not family.gguf_permuted:

@@ -27,12 +27,15 @@ class _Split:
     digits: bool = False  # every digit alone, ahead of GPT-2's rule
     nfc: bool = False
     whole_words: bool = False  # a word that is in the vocabulary is taken without merging
+    marks: bool = False  # punctuation and runs of digits first, the pattern last
     bos: bool = False  # whether BOS is added where the file does not say
 
 
 _GPT2 = _Split()
 _DIGITS = _Split(digits=True)
 _LLAMA3 = _Split(_WORDS + r"|\p{N}{1,3}" + _REST, whole_words=True, bos=True)
+_DBRX = _Split(_WORDS + r"|\p{N}{1,3}" + _REST)
+_FALCON = _Split("[0-9][0-9][0-9]", marks=True)
 _QWEN = _Split(_WORDS + r"|\p{N}" + _REST, nfc=True)
 _TEKKEN = _Split(
     _CASED + r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+", whole_words=True, bos=True
@@ -42,7 +45,9 @@ PRE_TOKENIZERS: dict[str, _Split] = {
     **dict.fromkeys(("gpt-2", "gpt2", "phi-2", "olmo", "mpt", "default", ""), _GPT2),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"), _DIGITS),
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3"), _LLAMA3),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez"), _QWEN),
+    **dict.fromkeys(("dbrx", "smaug-bpe"), _DBRX),
+    "falcon": _FALCON,
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez", "stablelm2"), _QWEN),
     "tekken": _TEKKEN,
 }
 
@@ -178,12 +183,15 @@ class _Rebuild:
         if any(len(p) != 2 or p[0] not in self.vocab or p[1] not in self.vocab for p in pairs):
             raise self.error("tokenizer.ggml.merges has an entry that is no pair of tokens")
         level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-        level["use_regex"] = not split.pattern
+        level["use_regex"] = split.marks or not split.pattern
         steps: list[dict[str, Any]] = [level]
         if split.digits:
             steps.insert(0, {"type": "Digits", "individual_digits": True})
+        if split.marks:
+            runs = {"type": "Digits", "individual_digits": False}
+            steps = [{"type": "Punctuation", "behavior": "Contiguous"}, *steps, runs]
         if split.pattern:
-            steps.insert(0, _cut({"Regex": split.pattern}, "Isolated"))
+            steps.insert(len(steps) if split.marks else 0, _cut({"Regex": split.pattern}, "Isolated"))
         data = self.file(
             {
                 "unk_token": None, "fuse_unk": False, "byte_fallback": False,
@@ -204,7 +212,7 @@ class _Rebuild:
             raise self.error("tokenizer.ggml.scores does not have one number for each token")
         prefix = self.get("add_space_prefix")
         if prefix is None:
-            prefix = self.metadata.get("general.architecture") in ("llama", "mistral")
+            prefix = not str(self.metadata.get("general.architecture")).startswith("gemma")
         replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
         restore = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
         decoders = [restore, {"type": "ByteFallback"}, {"type": "Fuse"}]

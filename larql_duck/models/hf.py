@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,12 @@ import torch
 from larql_duck.errors import ModelError
 from larql_duck.files import read_regular
 from larql_duck.models.checkpoint import ModelSource, main_dtype
+from larql_duck.models.converted_tokenizer import converted_tokenizer
+from larql_duck.models.dequantised import Plain, Stored
 from larql_duck.models.families import complete, text_config
-from larql_duck.models.mapped import FLOATS
+from larql_duck.models.mapped import READABLE
 from larql_duck.models.misplaced import check_there, other_format
+from larql_duck.models.quantised import Assembled, assembled
 from larql_duck.models.reading import read_names
 from larql_duck.models.safetensors_file import SafetensorsFile
 from larql_duck.models.tokenizer import TOKENIZER_FILES
@@ -45,26 +50,21 @@ class HfSource(ModelSource):
             raise ModelError.at(directory, what)
         whole = read_json(directory / _CONFIG)
         files = [SafetensorsFile(directory / f) for f in _weight_files(directory)]
-        entries = [entry for file in files for entry in file.entries.values()]
         config = text_config(whole)
         origin = origin or _cache_origin(directory)
-        stored: dict[str, SafetensorsFile] = {}
-        for file in files:
-            for key in file.entries:
-                if key in stored:
-                    raise ModelError.at(
-                        file.path,
-                        f"tensor {key} is in {stored[key].path.name} as well; keep one of the files",
-                        tensor=key,
-                    )
-                stored[key] = file
+        settings = _quantisation(whole, config)
         try:
+            parts = assembled(_stored(files), settings)
             # In the order of the layers, which the order of names as text is not.
-            reading = read_names(config, sorted(stored, key=_natural))
+            reading = read_names(config, sorted(parts.tensors, key=_natural))
         except ModelError as error:
+            if error.path is not None:
+                raise
             raise ModelError.at(directory, f"{error}", tensor=error.tensor) from None
         family = reading.family
-        self._places = {name: _Place(stored[key], key, half) for name, (key, half) in reading.places.items()}
+        self._places = {
+            name: _Place(parts.tensors[key], half) for name, (key, half) in reading.places.items()
+        }
         shapes = {name: place.shape for name, place in self._places.items()}
         super().__init__(
             path=directory,
@@ -72,18 +72,21 @@ class HfSource(ModelSource):
             config=complete(config, family),
             family=family,
             shapes=shapes,
-            dtype=main_dtype((e.dtype.lower(), e.end - e.begin) for e in entries if e.dtype in FLOATS),
+            dtype=_dtype(parts),
             origin=origin,
-            notices=[*reading.notices, *_stray(directory, files)],
+            notices=[*reading.notices, *parts.notices, *_stray(directory, files)],
+            formats=parts.formats,
         )
         self._files = files
+        if self.formats:
+            self._drop_idle_biases()
         self._settle_head(config)
 
     def _read(self, name: str) -> torch.Tensor:
         return self._places[name].tensor()
 
     def _file_of(self, name: str) -> Path:
-        return self._places[name].file.path
+        return self._places[name].stored.path
 
     def release(self) -> None:
         """Drop the pages that reading has made resident."""
@@ -91,12 +94,31 @@ class HfSource(ModelSource):
             file.release()
 
     def tokenizer_files(self) -> dict[str, bytes]:
-        """File name -> content of tokenizer.json and its companions, where the directory has them."""
+        """File name -> content of tokenizer.json and its companions, where the directory has them; tokenizer.json is made
+        of a tokenizer in another form."""
         paths = [self.path / name for name in _FILES if name != _CONFIG]
         try:
-            return {path.name: path.read_bytes() for path in paths if path.is_file()}
+            files = {path.name: path.read_bytes() for path in paths if path.is_file()}
         except OSError as error:
             raise ModelError.at(error.filename or self.path, f"cannot be read: {error}") from None
+        if "tokenizer.json" not in files and self._converted_tokenizer is not None:
+            files["tokenizer.json"] = self._converted_tokenizer
+        return files
+
+    @cached_property
+    def _converted_tokenizer(self) -> bytes | None:
+        return converted_tokenizer(self.path)
+
+    def _drop_idle_biases(self) -> None:
+        """Leave out biases of zeros that packers write for every matrix, where the model has none."""
+        try:
+            wanted = self.family.expected(self.config)
+        except ModelError:
+            return  # `validate` says what is wrong
+        odd = [n for n in self.shapes if n.endswith(".bias") and n not in wanted and len(self.shapes[n]) == 1]
+        for name in odd:
+            if not self._places[name].tensor().any():
+                del self.shapes[name]
 
     def _settle_head(self, config: Mapping[str, Any]) -> None:
         """Makes config and names agree on tying: a stored head that repeats the embedding is dropped, one that
@@ -131,20 +153,51 @@ class HfSource(ModelSource):
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a tensor is: file, name there, and which half of the rows it is (None: all of them)."""
+    """Where a tensor is: what is stored, and which half of its rows it is (None: all of them)."""
 
-    file: SafetensorsFile
-    key: str
+    stored: Stored
     half: int | None
 
     @property
     def shape(self) -> tuple[int, ...]:
-        shape = self.file.entries[self.key].shape
+        shape = self.stored.shape
         return shape if self.half is None or not shape else (shape[0] // 2, *shape[1:])
 
     def tensor(self) -> torch.Tensor:
-        whole = self.file.tensor(self.key)
+        whole = self.stored.tensor()
         return whole if self.half is None else whole.tensor_split(2)[self.half]
+
+
+def _stored(files: list[SafetensorsFile]) -> dict[str, Plain]:
+    """Name -> tensor in the files; ModelError for one that two of them hold."""
+    stored: dict[str, Plain] = {}
+    for file in files:
+        for key in file.entries:
+            if key in stored:
+                raise ModelError.at(
+                    file.path,
+                    f"tensor {key} is in {stored[key].path.name} as well; keep one of the files",
+                    tensor=key,
+                )
+            stored[key] = Plain(file, key)
+    return stored
+
+
+def _quantisation(whole: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """The config's quantization_config, taken out of `config`: what files hold says how they are read."""
+    keys = ("quantization_config", "compression_config")
+    said = [values.get(key) for values in (whole, config) for key in keys]
+    for key in keys:
+        config.pop(key, None)
+    found: Any = next((value for value in said if value), {})
+    return found if isinstance(found, dict) else {"quant_method": found}
+
+
+def _dtype(parts: Assembled) -> str:
+    """The dtype of most numbers that are not quantised, as transformers dequantises to it."""
+    plain = [t for t in parts.tensors.values() if isinstance(t, Plain) and t.dtype in READABLE]
+    short = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
+    return main_dtype((short[READABLE[t.dtype]], math.prod(t.shape)) for t in plain)
 
 
 def _stray(directory: Path, files: list[SafetensorsFile]) -> list[str]:

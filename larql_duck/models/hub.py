@@ -9,9 +9,9 @@ from pathlib import Path
 from larql_duck.errors import ModelError, reason
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
-_WANTED = ["*.safetensors", "*.json", "*.jinja"]
+_WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
 # Subfolders hold other formats (onnx, original), and "consolidated" repeats the weights in Mistral's own layout.
-_UNWANTED = ["*/*", "consolidated*", "adapter*"]
+_UNWANTED = ["*/*", "consolidated*"]
 
 
 def parse_spec(spec: str) -> tuple[str, str | None] | None:

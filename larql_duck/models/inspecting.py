@@ -9,6 +9,7 @@ from typing import Any
 from larql_duck.models.architecture import is_known, quiet
 from larql_duck.models.checkpoint import ModelSource
 from larql_duck.models.family import Family
+from larql_duck.models.gguf_families import architecture
 
 # Keys that say where a file comes from or how somebody ran it.
 _ABOUT = {
@@ -39,6 +40,8 @@ def facts_of(source: ModelSource) -> dict[str, str]:
         "activation": family.activation(source.config) or "numbers of its own",
         "works": ", ".join(_works(family)),
     }
+    if source.formats:
+        facts["quantised"] = ", ".join(f"{count} of {name}" for name, count in sorted(source.formats.items()))
     if unread := _unread(source.config):
         facts["config keys that nobody reads"] = ", ".join(unread)
     return facts
@@ -52,9 +55,9 @@ def _works(family: Family) -> list[str]:
     works = ["browse"]
     if family.listed or family.measured:
         works.append("INFER")
-    if family.up and not family.between:
+    if not family.between:
         works.append("INSERT")
-    return [*works, "COMPILE to safetensors", *(["to GGUF"] if family.gguf_arch else [])]
+    return [*works, "COMPILE to safetensors", *(["to GGUF"] if architecture(family) else [])]
 
 
 def _unread(config: Mapping[str, Any]) -> list[str]:

@@ -13,6 +13,11 @@ from larql_duck.files import open_regular
 
 # What safetensors and GGUF call the numbers that a model may consist of; lower case is the name used here.
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# Other floats that safetensors files hold -> what holds their numbers here: eight bits exactly, doubles rounded.
+READABLE = FLOATS | {
+    "F64": torch.float32,
+    **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F8_E8M0"), torch.bfloat16),
+}
 
 
 class MappedFile:

@@ -12,7 +12,7 @@ _SMALL = 1024
 _CONVERT = "download it in safetensors, or convert it with its makers' script"
 # Pattern of files -> what a directory with them and without safetensors is.
 _FORMATS = {
-    "adapter*": "this is an adapter: merge it into its base model first",
+    "adapter*": "this is an adapter: pass the model that it was trained on with --base",
     "*.onnx": f"this is an ONNX export, whose weights are not read: {_CONVERT}",
     "onnx/*.onnx": f"this is an ONNX export, whose weights are not read: {_CONVERT}",
     "*.pth": f"these are pickled weights (.pth), which are not read because they can run code: {_CONVERT}",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from larql_duck.errors import ModelError
 from larql_duck.files import open_regular
+from larql_duck.models.adapter import ADAPTER_CONFIG, AdaptedSource
 from larql_duck.models.checkpoint import ModelSource
 from larql_duck.models.hf import HfSource
 from larql_duck.models.hub import download, parse_spec
@@ -13,12 +14,15 @@ from larql_duck.models.installed import PREFIX, model_in_package
 from larql_duck.models.misplaced import check_there, other_format
 
 
-def open_model(spec: str | Path) -> ModelSource:
+def open_model(spec: str | Path, base: str | Path | None = None) -> ModelSource:
     """The model that the spec names: a Hugging Face directory, a .gguf file, hf://org/name[@revision], org/name or pkg:NAME.
 
+    With a `base`, which is named likewise, the spec is that of a PEFT adapter, which is merged over it.
     Headers are read and checked, values are not. org/name is looked up on the Hub when no such path exists.
     ModelError names what is missing; `ModelSource.validate` then checks config and tensors against each other.
     """
+    if base is not None:
+        return _adapted(spec, base)
     text = str(spec)
     if not text.strip() or "\0" in text:
         raise ModelError("no model is named; pass a directory, a .gguf file or hf://org/name")
@@ -48,6 +52,19 @@ def open_model(spec: str | Path) -> ModelSource:
             raise
         raise ModelError(f"{text}: there is no such directory here, and {error}", path=path) from None
     return HfSource(directory, name=repository[0], origin=origin)
+
+
+def _adapted(spec: str | Path, base: str | Path) -> ModelSource:
+    text = str(spec)
+    path = Path(text).expanduser()
+    repository = None if path.exists() or isinstance(spec, Path) else parse_spec(text)
+    directory = path if repository is None else download(*repository)[0]
+    if not (directory / ADAPTER_CONFIG).is_file():
+        raise ModelError(
+            f"{text[:200]}: has no {ADAPTER_CONFIG}, so it is no PEFT adapter; leave out --base for a whole model",
+            path=path,
+        )
+    return AdaptedSource(directory, open_model(base))
 
 
 def _open_file(path: Path) -> ModelSource:

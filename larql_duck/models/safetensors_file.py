@@ -11,12 +11,19 @@ from typing import Any, TypeGuard
 import torch
 
 from larql_duck.errors import ModelError
-from larql_duck.models.mapped import FLOATS, MappedFile
+from larql_duck.models.mapped import FLOATS, READABLE, MappedFile
 
 # Bits of a value.
 _ITEM_BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8,
-    "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "C64": 64,
+    "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8, "C64": 64, "F8_E4M3": 8, "F8_E5M2": 8,
+    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
+}  # fmt: skip
+# What torch calls those that are read or that quantised tensors are packed in.
+_TORCH = FLOATS | {
+    "F64": torch.float64, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2FNUZ": torch.float8_e5m2fnuz, "F8_E8M0": torch.float8_e8m0fnu,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
 }  # fmt: skip
 _MAX_HEADER = 100_000_000
 _MAX_AXES = 8
@@ -42,16 +49,28 @@ class SafetensorsFile:
         self._data, self.entries = _parse(self._mapped)
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The named tensor as a mapped view; ModelError where its dtype is not f32, f16 or bf16."""
-        entry = self.entries[name]
-        if entry.dtype not in FLOATS:
+        """The named tensor, a mapped view where it is f32, f16 or bf16; of eight bits as bf16, of 64 as f32.
+
+        ModelError where it is no tensor of floats.
+        """
+        dtype = self.entries[name].dtype
+        if dtype not in READABLE:
             raise ModelError.at(
                 self.path,
-                f"tensor {name} has dtype {entry.dtype}; f32, f16 and bf16 are read: "
-                "save the model in one of them",
+                f"tensor {name} has dtype {dtype}; floats of 64 to 8 bits are read: save the model in one of them",
                 tensor=name,
             )
-        return self._mapped.tensor(self._data + entry.begin, FLOATS[entry.dtype], entry.shape)
+        raw = self.raw(name)
+        return raw if dtype in FLOATS else raw.to(READABLE[dtype])
+
+    def raw(self, name: str) -> torch.Tensor:
+        """The named tensor in its own dtype, mapped; ModelError where torch has none like it."""
+        entry = self.entries[name]
+        if entry.dtype not in _TORCH:
+            raise ModelError.at(
+                self.path, f"tensor {name} has dtype {entry.dtype}, which is not read", tensor=name
+            )
+        return self._mapped.tensor(self._data + entry.begin, _TORCH[entry.dtype], entry.shape)
 
     def release(self) -> None:
         """Drop the pages that reading has made resident."""

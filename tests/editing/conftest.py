@@ -12,7 +12,8 @@ import pytest
 from larql_duck.commands.opening import connect
 from larql_duck.session import Session
 from tests.conftest import MadeOnce, Make
-from tests.tiny import make_tiny
+from tests.families import make_family
+from tests.tiny import TINY_FAMILIES, make_tiny
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +24,11 @@ def feature_vindex(made_once: MadeOnce) -> Make:
         from larql_duck.extraction import extract
 
         def build(path: Path) -> None:
-            model = make_tiny(family, path.with_suffix(".model"), hidden=128, intermediate=64)
+            directory = path.with_suffix(".model")
+            if family in TINY_FAMILIES:
+                model = make_tiny(family, directory, hidden=128, intermediate=64)
+            else:
+                model = make_family(family, directory, hidden_size=128, head_dim=None)
             if family == "gemma3_text":
                 _louder(model)
             extract(model, path, level="all", in_basis="embedding", probe=False)

@@ -6,6 +6,8 @@ from larql_duck.inference.scoring import answer_ids
 from larql_duck.session import Session
 
 FAMILIES = ["llama", "gemma3_text", "qwen3"]
+# Its FFNs have no up matrix, and what they read has a part that is the same everywhere.
+PLAIN = "arcee"
 # Random attention hardly reads a subject from afar, so the prompt ends with it.
 TEMPLATE = "The capital {}"
 

@@ -20,13 +20,13 @@ from larql_duck.inference.scoring import answer_ids
 from larql_duck.patches.operations import FactEdits
 from larql_duck.session import Session
 from larql_duck.workspace import Workspace
-from tests.editing.features import FAMILIES, TEMPLATE, insert, says
+from tests.editing.features import FAMILIES, PLAIN, TEMPLATE, insert, says
 
 FACTS = [("France", "capital", "Tokyo"), ("Spain", "capital", "Rome")]
 OTHERS = ["The capital Germany", "The capital Italy", "The language of Japan is", "Europe is a hot"]
 
 
-@pytest.mark.parametrize("session", FAMILIES, indirect=True)
+@pytest.mark.parametrize("session", [*FAMILIES, PLAIN], indirect=True)
 def test_the_model_says_what_was_inserted(session: Session) -> None:
     engine = session.model.engine
     prompts = ["The capital France", *OTHERS]
@@ -177,10 +177,11 @@ def test_a_relation_that_nobody_knows_is_told(session: Session) -> None:
     assert notices("zzyzx", 'TEMPLATE "{} has"') == notices("Capital") == ""
 
 
-@pytest.mark.parametrize("session", ["gpt2"], indirect=True)
-def test_a_plain_network_names_the_other_mode(session: Session) -> None:
-    with pytest.raises(NotSupportedError, match="MODE KNN"):
-        insert(session, FACTS, "MODE COMPOSE")
+@pytest.mark.parametrize("session", ["gpt_neox"], indirect=True)
+def test_a_plain_network_that_reads_nothing_steady_names_the_other_mode(session: Session) -> None:
+    with pytest.raises(NotSupportedError, match=r"FFN of layer 1 is plain.*MODE KNN"):
+        insert(session, FACTS)
+    assert not session.patches.overlay
 
 
 def test_without_weights_the_statement_names_what_to_do(tiny_model, tmp_path: Path) -> None:

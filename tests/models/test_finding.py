@@ -15,6 +15,7 @@ from larql_duck.errors import ModelError
 from larql_duck.models.activations import ACTIVATIONS, activation_function, name_of_activation
 from larql_duck.models.family import Family
 from larql_duck.models.finding import find_family
+from larql_duck.models.gguf_families import architecture
 from larql_duck.models.opening import open_model
 from tests.families import Checked, check_family, listed_types, make_family, tiny_config
 from tests.models.conftest import Make
@@ -85,6 +86,10 @@ def holds(checked: Checked) -> None:
     assert isinstance(checked.parts, str) or checked.parts <= 1e-4
     assert checked.compiled
     assert isinstance(checked.edited, str) or checked.edited <= 1e-4
+    if architecture(checked.family):
+        assert isinstance(checked.gguf, float) and checked.gguf <= 1e-4
+    else:
+        assert "has no place in GGUF" in str(checked.gguf)
 
 
 def test_a_family_comes_back_from_its_record() -> None:

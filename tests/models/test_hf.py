@@ -289,9 +289,11 @@ def test_large_finite_half_values_are_no_infinity(copied: Make) -> None:
 def test_other_dtypes_are_refused_by_name(copied: Make) -> None:
     directory = copied("llama")
     weights = _weights(directory)
-    weights["model.norm.weight"] = weights["model.norm.weight"].double()
+    weights["model.norm.weight"] = weights["model.norm.weight"].int()
     save_file(weights, directory / "model.safetensors")
-    with pytest.raises(ModelError, match=r"model\.norm\.weight has dtype F64; f32, f16 and bf16 are read"):
+    with pytest.raises(
+        ModelError, match=r"model\.norm\.weight has dtype I32; floats of 64 to 8 bits are read"
+    ):
         open_model(directory).tensor("model.norm.weight")
 
 
@@ -414,15 +416,6 @@ def test_things_that_are_no_model(tmp_path: Path, copied: Make) -> None:
     (directory / "config.json").write_text("{")
     with pytest.raises(ModelError, match="not a JSON file"):
         open_model(directory)
-
-
-def test_quantised_checkpoints_are_refused(copied: Make) -> None:
-    directory = copied("llama")
-    path = directory / "config.json"
-    config = json.loads(path.read_text()) | {"quantization_config": {"quant_method": "gptq", "bits": 4}}
-    path.write_text(json.dumps(config))
-    with pytest.raises(ModelError, match=r"quantised checkpoints \(gptq\)"):
-        open_model(directory).validate()
 
 
 def test_a_tokenizer_of_another_model_is_refused(copied: Make, tiny: Make) -> None:
