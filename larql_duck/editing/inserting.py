@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -40,6 +40,8 @@ from larql_duck.workspace import Workspace
 PRIORS = 2.0
 # Other subjects at which the report looks, and other openings where a relation has one template only.
 _NEIGHBOURS = 8
+# A change of an answer's probability at another subject that is told.
+_MUCH = 0.25
 _OPENINGS = ("Here is a fact. ", "As everybody knows, ")
 # Tokens that prompts are made longer by, beside what is put before them.
 _ROOM = 16
@@ -248,7 +250,20 @@ def _solved(
             replace(op, meta=replace(op.meta, score=a.p)) if op.meta is not None else op
             for op, a in zip(operations, after, strict=True)
         ]
-    return FactEdits(operations, rows, [second.notice] if second.notice else [])
+    notices = [second.notice] if second.notice else []
+    return FactEdits(operations, rows, [*notices, *_told_of_others(rows)])
+
+
+def _told_of_others(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A remark on facts that change what is said of other subjects; none where none does."""
+    changed = [row for row in rows if (row["neighbour_change"] or 0.0) > _MUCH]
+    if not changed:
+        return []
+    worst = max(changed, key=lambda row: row["neighbour_change"])
+    return [
+        f"{worst['entity']}, {worst['relation']}: an answer about another subject changed its probability by "
+        f"{worst['neighbour_change']:.2f}; ROLLBACK PATCH takes the edit back, and MODE KNN leaves the model's weights alone"
+    ]
 
 
 def _operation(engine: Engine, s: Solved, feature: int, confidence: float | None) -> InsertOp:

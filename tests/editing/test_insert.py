@@ -13,6 +13,7 @@ import torch
 from larql_duck.commands import inserting
 from larql_duck.commands.opening import connect
 from larql_duck.commands.rows import appended
+from larql_duck.editing import inserting as solving
 from larql_duck.editing.inserting import UpdatedFact, delete_facts, relation_prior, update_facts
 from larql_duck.editing.relation_prompts import RelationPrompts
 from larql_duck.errors import LevelError, NotSupportedError, SemanticError, interruption
@@ -162,6 +163,18 @@ def test_what_cannot_be_inserted_is_said(session: Session) -> None:
         with pytest.raises(SemanticError, match=words):
             session.lql(f"INSERT INTO EDGES (entity, relation, target) {text};")
     assert not session.patches.overlay
+
+
+@pytest.mark.parametrize("session", ["llama"], indirect=True)
+def test_a_fact_that_changes_what_is_said_of_others_is_told(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = insert(session, FACTS[:1])
+    [row] = result.dicts()
+    assert row["neighbour_change"] < 0.25 and not any("another subject" in n for n in result.notices)
+    monkeypatch.setattr(solving, "_MUCH", row["neighbour_change"] / 2)
+    told = insert(session, [("Spain", "capital", "Berlin"), *FACTS[:1]]).notices
+    assert any("an answer about another subject" in n and "ROLLBACK PATCH" in n for n in told)
 
 
 @pytest.mark.parametrize("session", ["llama"], indirect=True)
