@@ -17,8 +17,10 @@ from larql_duck.models.checkpoint import ModelSource, main_dtype
 from larql_duck.models.families import complete, text_config
 from larql_duck.models.mapped import FLOATS
 from larql_duck.models.misplaced import check_there, other_format
+from larql_duck.models.pieces import JoinedPlace, Place
 from larql_duck.models.reading import read_names
 from larql_duck.models.safetensors_file import SafetensorsFile
+from larql_duck.models.source import MatrixRows
 from larql_duck.models.tokenizer import TOKENIZER_FILES
 
 _CONFIG = "config.json"
@@ -60,11 +62,16 @@ class HfSource(ModelSource):
                 stored[key] = file
         try:
             # In the order of the layers, which the order of names as text is not.
-            reading = read_names(config, sorted(stored, key=_natural))
+            reading = read_names(
+                config, {key: stored[key].entries[key].shape for key in sorted(stored, key=_natural)}
+            )
         except ModelError as error:
             raise ModelError.at(directory, f"{error}", tensor=error.tensor) from None
         family = reading.family
-        self._places = {name: _Place(stored[key], key, half) for name, (key, half) in reading.places.items()}
+        self._places: dict[str, Place] = {
+            name: _Place(stored[key], key, half) for name, (key, half) in reading.places.items()
+        }
+        self._places |= {name: pieces.of(stored) for name, pieces in reading.pieces.items()}
         shapes = {name: place.shape for name, place in self._places.items()}
         super().__init__(
             path=directory,
@@ -81,6 +88,11 @@ class HfSource(ModelSource):
 
     def _read(self, name: str) -> torch.Tensor:
         return self._places[name].tensor()
+
+    def rows(self, name: str) -> MatrixRows:
+        """A matrix's rows, read piece by piece where the files hold it so; checked by whoever writes them."""
+        place = self._places[name]
+        return place if isinstance(place, JoinedPlace) else self.tensor(name)
 
     def _file_of(self, name: str) -> Path:
         return self._places[name].file.path
