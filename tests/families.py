@@ -58,7 +58,17 @@ _OWN: dict[str, dict[str, Any]] = {
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
     "youtu": {"num_key_value_heads": 4},
     "minicpm3": {"num_key_value_heads": 4},
-    **{key: {"num_key_value_heads": 4} for key in ("deepseek_v3", "deepseek_v32", "glm_moe_dsa")},
+    **{
+        key: {"num_key_value_heads": 4}
+        for key in (
+            "axk1",
+            "deepseek_v2",
+            "deepseek_v3",
+            "deepseek_v32",
+            "glm4_moe_lite",
+            "glm_moe_dsa",
+        )
+    },
 }
 
 

@@ -29,6 +29,7 @@ from larql_duck.extraction.screen import (
 from larql_duck.extraction.vocabulary import Vocabulary
 from larql_duck.inference.topk import row_blocks
 from larql_duck.models.expert_rows import feature_rows
+from larql_duck.models.family import FfnMatrix
 from larql_duck.models.source import MatrixRows, WeightSource, final_norm_multiplier, head_rows
 
 # Rows that are prepared at a time.
@@ -229,9 +230,10 @@ def promoted_span(
     measured = {f"promoted_{name}": values.numpy() for name, values in vars(found).items()}
     measured["promoted_ids"] = measured["promoted_ids"].astype(np.int32)
     has_up = source.family.up_name(layer) is not None
-    for which in ("gate", "up"):
+    read: tuple[FfnMatrix, ...] = ("gate", "up")
+    for which in read:
         norms = torch.full((end - begin,), torch.nan)
         if which == "gate" or has_up:
-            norms = feature_rows(source, layer, which, begin, end).float().norm(dim=1)  # type: ignore
+            norms = feature_rows(source, layer, which, begin, end).float().norm(dim=1)
         measured[f"{which}_norm"] = norms.numpy()
     return measured

@@ -84,9 +84,11 @@ class TokenStream:
     def _read_experts(self) -> None:
         """Have mixtures read their experts' weights as these run, one at a time."""
         for i, part in enumerate(self.parts.layers):
+            modules: Any = part
             if part.mixture is not None:
-                for which, module in (("gate", part.gate), ("up", part.up), ("down", part.down)):
-                    module.read = partial(self._expert_weights, i, which)  # type: ignore
+                modules.gate.read = partial(self._expert_weights, i, "gate")
+                modules.up.read = partial(self._expert_weights, i, "up")
+                modules.down.read = partial(self._expert_weights, i, "down")
 
     def _expert_weights(self, layer: int, which: FfnMatrix, begin: int, end: int) -> torch.Tensor:
         rows = feature_rows(self.source, layer, which, begin, end)

@@ -388,9 +388,12 @@ def _is_experts(module: Any) -> bool:
 def _matrices(module: nn.Module) -> tuple[nn.Linear, nn.Linear, nn.Linear] | None:
     """gate, up and down of an FFN whose parts have names that experts know; None of another module."""
     for names in _NAMES:
-        parts = [getattr(module, name, None) for name in names]
-        if all(isinstance(p, nn.Linear) and p.bias is None for p in parts):
-            return tuple(parts)  # type: ignore[return-value]
+        parts = [
+            p for name in names if isinstance(p := getattr(module, name, None), nn.Linear) and p.bias is None
+        ]
+        if len(parts) == len(names):
+            gate, up, down = parts
+            return gate, up, down
     return None
 
 
