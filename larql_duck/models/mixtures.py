@@ -24,6 +24,8 @@ from larql_duck.models.family import Family
 # What an FFN's matrices are called in families that have experts: gate, up, down.
 _NAMES = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
 _ACT = "act_fn"
+# Blocks that give the router's choice beside the hidden states, which nobody reads.
+_TUPLES = ("GptOssMLP", "Llama4TextMoe")
 # What configs call how many experts run for a token.
 _PICKED = ("num_experts_per_tok", "moe_topk", "moe_k", "num_experts_per_token", "moe_top_k", "top_k_experts")
 
@@ -170,6 +172,7 @@ class Mixture:
         features = experts.routed + experts.shared
         self.block, self.experts, self.choice = block, experts, Choice()
         self._run, self.gated = block.forward, _gating(inner)
+        self._tuples = type(block).__name__ in _TUPLES
         make = (features, hidden, experts, self.choice)
         self._gate, self._up, self._down, self._act = names
         for name in names[:2]:
@@ -225,7 +228,7 @@ class Mixture:
         with self.running(x) as weights:
             _, activation = self.values(x, weights)
             out = self.block.get_submodule(self._down)(activation)
-            return (out, weights) if self.experts.scaled else out
+            return (out, weights) if self._tuples else out
 
     def values(self, x: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Gate values, and activations with the router's factors, [..., features], at x while it is `running`."""
@@ -234,6 +237,8 @@ class Mixture:
 
     def active(self, gate: torch.Tensor, up: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
         """Activations of gate and up values with the router's factors."""
+        if gate.is_meta:
+            return self._opened(gate, up)
         if self.experts.scaled:
             return self._opened(gate * factors, up * factors)
         return self._opened(gate, up) * factors
@@ -241,7 +246,7 @@ class Mixture:
     def silent(self, x: torch.Tensor, *_: Any, **__: Any) -> Any:
         """What the block would give if nothing in it ran: zeros."""
         out = torch.zeros_like(x)
-        return (out, out) if self.experts.scaled else out
+        return (out, out) if self._tuples else out
 
     @contextlib.contextmanager
     def running(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
