@@ -139,6 +139,20 @@ def _within(work: Path, name: str, model: Path, memory: int | None, limit: int) 
     yield Row(f"peak memory, {name}", taken.peak / 1e6, plan.peak / 1e6, "MB", f"{limit} MB", note)
 
 
+def mixture(work: Path) -> Iterator[Row]:
+    """Peak of the process's own memory of a mixture of 64 experts, beside that of a dense model as wide as one of them.
+
+    Random weights in bf16, to browse, top activating tokens in context.
+    """
+    sizes: dict[str, int] = {"vocab": 32_000, "hidden": 512, "intermediate": 1024, "layers": 8}
+    peaks = {}
+    for experts in (0, 64):
+        model = RandomModel(**sizes, experts=experts).write(work / f"experts-{experts}")
+        options = _options(in_basis="context", level="browse")
+        peaks[experts] = watched(_EXTRACT, model, work / "experts.vindex", options).peak / 1e6
+    yield Row("peak memory, 64 experts of width 1,024", peaks[64], peaks[0], "MB", "1.5")
+
+
 def growth(work: Path) -> Iterator[Row]:
     """Seconds of processors of 1, 2, 4 and 8 times the layers, and the vocabulary, beside a straight line through them.
 
@@ -194,6 +208,7 @@ def _options(**options: object) -> str:
 CASES: dict[str, Case] = {
     "extraction": extraction,
     "memory": memory,
+    "mixture": mixture,
     "growth": growth,
     "estimates": estimates,
 }

@@ -13,7 +13,7 @@ _CONSONANTS, _VOWELS = "bcdfghjklmnprstvwz", "aeiou"
 
 @dataclass(frozen=True)
 class RandomModel:
-    """The sizes of a model of Llama's family with tied embeddings."""
+    """The sizes of a model of Llama's family with tied embeddings; of Mixtral's, with as many experts, where it has any."""
 
     vocab: int
     hidden: int
@@ -21,6 +21,7 @@ class RandomModel:
     layers: int
     heads: int = 8
     kv_heads: int = 2
+    experts: int = 0
 
     def write(self, directory: Path, dtype: str = "bf16") -> Path:
         """The directory, after the model was written into it; one that is there stays."""
@@ -33,11 +34,17 @@ class RandomModel:
         _write_tokenizer(directory, self.vocab)
         kind = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[dtype]
         generator = torch.Generator().manual_seed(0)
-        weights = {}
+        # A file a layer, and one for the rest: no more is held at once.
+        files: dict[str, dict[str, tuple[int, ...]]] = {}
         for name, shape in self._shapes().items():
-            noise = torch.randn(shape, generator=generator)
-            weights[name] = (1 + 0.1 * noise if len(shape) == 1 else 0.05 * noise).to(kind)
-        save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+            files.setdefault(name.split(".")[2] if ".layers." in name else "", {})[name] = shape
+        for number, shapes in enumerate(files.values(), 1):
+            weights = {}
+            for name, shape in shapes.items():
+                noise = torch.randn(shape, generator=generator)
+                weights[name] = (1 + 0.1 * noise if len(shape) == 1 else 0.05 * noise).to(kind)
+            file = f"model-{number:05d}-of-{len(files):05d}.safetensors"
+            save_file(weights, directory / file, metadata={"format": "pt"})
         (directory / "config.json").write_text(json.dumps(self._config(dtype), indent=2))
         return directory
 
@@ -50,19 +57,27 @@ class RandomModel:
                 "self_attn.k_proj": (narrow, wide),
                 "self_attn.v_proj": (narrow, wide),
                 "self_attn.o_proj": (wide, wide),
-                "mlp.gate_proj": (self.intermediate, wide),
-                "mlp.up_proj": (self.intermediate, wide),
-                "mlp.down_proj": (wide, self.intermediate),
                 "input_layernorm": (wide,),
                 "post_attention_layernorm": (wide,),
+                **self._ffn(),
             }
             shapes |= {f"model.layers.{i}.{name}.weight": shape for name, shape in own.items()}
         return shapes | {"model.norm.weight": (wide,)}
 
+    def _ffn(self) -> dict[str, tuple[int, ...]]:
+        read, written = (self.intermediate, self.hidden), (self.hidden, self.intermediate)
+        if not self.experts:
+            return {"mlp.gate_proj": read, "mlp.up_proj": read, "mlp.down_proj": written}
+        block, each = "block_sparse_moe", {"w1": read, "w3": read, "w2": written}
+        parts = {f"{block}.experts.{e}.{n}": shape for e in range(self.experts) for n, shape in each.items()}
+        return parts | {f"{block}.gate": (self.experts, self.hidden)}
+
     def _config(self, dtype: str) -> dict[str, object]:
-        return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
+        experts = {"num_local_experts": self.experts, "num_experts_per_tok": 2} if self.experts else {}
+        kind = "mixtral" if self.experts else "llama"
+        return experts | {
+            "architectures": [f"{kind.capitalize()}ForCausalLM"],
+            "model_type": kind,
             "vocab_size": self.vocab,
             "hidden_size": self.hidden,
             "intermediate_size": self.intermediate,

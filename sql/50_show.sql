@@ -20,6 +20,15 @@ LEFT JOIN counted AS c ON c.layer = l.layer
 LEFT JOIN frequent AS f ON f.layer = l.layer AND f.place = 1
 ORDER BY l.layer;
 
+CREATE VIEW {public}.show_experts AS
+SELECT
+    e.layer, e.expert, e.shared, e.n_features, e.first_feature, e.n_tokens, e.weight, p.share AS probes,
+    t.share AS texts, e.tokens
+FROM {schema}.experts AS e
+LEFT JOIN {schema}.routing AS p ON p.layer = e.layer AND p.expert = e.expert AND p.source = 'probes'
+LEFT JOIN {schema}.routing AS t ON t.layer = e.layer AND t.expert = e.expert AND t.source = 'texts'
+ORDER BY e.layer, e.expert;
+
 -- Rows of relations come first, those that the model was asked about before those that were found (source cluster); rows of tokens (what the features promote, by top token) are for a model without
 -- relations and for those who ask (verbose, raw).
 CREATE MACRO {public}.show_relations(p_layer := NULL, p_examples := false, p_mode := 'brief') AS TABLE

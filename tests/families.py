@@ -42,6 +42,12 @@ _SIZES: dict[tuple[str, ...], Any] = {
     ("rotary_dim", "sliding_window", "laurel_rank", "window_size"): 4,
     ("altup_num_inputs",): 2,
     ("num_kv_shared_layers", "first_k_dense_replace"): 1,
+    ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"): 4,
+    ("num_experts_per_tok", "moe_topk", "moe_k", "num_experts_per_token", "moe_top_k"): 2,
+    ("moe_intermediate_size", "expert_dim"): 16,
+    ("shared_expert_intermediate_size", "shared_intermediate_size"): 24,
+    ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts", "n_group", "topk_group"): 1,
+    ("num_dense_layers", "first_k_dense_replace", "moe_layer_start_index"): 1,
 }
 # Settings that a model of three layers needs, or that show the kind that its family is known for.
 _OWN: dict[str, dict[str, Any]] = {
@@ -56,7 +62,17 @@ _OWN: dict[str, dict[str, Any]] = {
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
     "youtu": {"num_key_value_heads": 4},
     "minicpm3": {"num_key_value_heads": 4},
-    **{key: {"num_key_value_heads": 4} for key in ("deepseek_v3", "deepseek_v32", "glm_moe_dsa")},
+    **{
+        key: {"num_key_value_heads": 4}
+        for key in (
+            "axk1",
+            "deepseek_v2",
+            "deepseek_v3",
+            "deepseek_v32",
+            "glm4_moe_lite",
+            "glm_moe_dsa",
+        )
+    },
 }
 
 
@@ -214,8 +230,11 @@ def _activations(engine: Engine, theirs: Any, ids: list[int]) -> float:
     import torch
 
     seen: list[torch.Tensor] = []
+    mixed = () if engine.family.experts is None else engine.family.experts.layers
     hooks = [
-        theirs.get_submodule(
+        _watch_experts(theirs, engine.family, i, seen)
+        if i in mixed
+        else theirs.get_submodule(
             outside(engine.family.down_name(i)).removesuffix(".weight")
         ).register_forward_pre_hook(
             lambda _, args: seen.append(args[0].reshape(1, -1, args[0].shape[-1]).float())
@@ -232,6 +251,56 @@ def _activations(engine: Engine, theirs: Any, ids: list[int]) -> float:
         max(float((mine[..., : x.shape[-1]] - x).abs().max()) for mine, x in zip(captured, seen, strict=True))
         / size
     )
+
+
+def _watch_experts(theirs: Any, family: Family, layer: int, seen: list[Any]) -> Any:
+    """A hook on a mixture of transformers that appends what its experts' down matrices read, times the router's weights.
+
+    The experts run once more, one by one, on what they got; the shared ones' activations are what their down matrix reads,
+    times what the block makes of it.
+    """
+    import torch
+
+    experts = family.experts
+    assert experts is not None
+    block = theirs.get_submodule(family.layer_prefix(layer) + experts.block)
+    inner = block.get_submodule(experts.inner)
+    given: list[Any] = []
+    always: list[torch.Tensor] = []
+    inner.register_forward_pre_hook(
+        lambda _, args, kwargs: given.append((*args, *kwargs.values())), with_kwargs=True
+    )
+    if experts.always:
+        shared = block.get_submodule(experts.always)
+        down = shared.get_submodule(family.down.removesuffix(".weight").rpartition(".")[2])
+        down.register_forward_pre_hook(lambda _, args: always.append(args[0].reshape(-1, args[0].shape[-1])))
+
+    def hook(_: Any, args: Any, out: Any) -> None:
+        if experts.scaled:
+            [routed] = given.pop()
+            rows = routed.view(experts.count, -1, routed.shape[-1])
+            gate, up = torch.bmm(rows, inner.gate_up_proj).chunk(2, -1)
+            own = (inner.act_fn(gate) * up).transpose(0, 1).flatten(1)
+            seen.append(torch.cat([own, always.pop()], 1)[None])
+            return
+        hidden, index, weights = given.pop()
+        read = torch.zeros(len(hidden), experts.routed + experts.shared)
+        for token, chosen in enumerate(index):
+            for expert, weight in zip(chosen.tolist(), weights[token], strict=True):
+                stored = inner.gate_up_proj[expert]
+                both = hidden[token] @ (stored if experts.turned else stored.t())
+                if experts.biased:
+                    both = both + inner.gate_up_proj_bias[expert]
+                begin = expert * experts.width
+                read[token, begin : begin + experts.width] = inner._apply_gate(both) * weight
+        if experts.always:
+            factor = torch.ones(len(hidden), 1)
+            if hasattr(block, "shared_expert_gate"):
+                factor = block.shared_expert_gate(hidden).sigmoid()
+            read[:, experts.routed :] = always.pop() * factor
+        seen.append(read[None])
+
+    return block.register_forward_hook(hook)
 
 
 def _parts(engine: Engine) -> float | str:
@@ -307,7 +376,7 @@ _HEAD = """# Families
 Which models are read, and what works with them. A family is found among the modules that transformers builds for a
 config: in each layer the FFN (gate and up apart or in one matrix; plain: its first matrix is the gate), its activation and its
 norm, what attention and FFN add to the residual, then the final norm and the output head. Nothing is taken from names alone:
-`extract` runs random tokens and refuses a model whose FFN gives something else than features times down columns.
+`extract` runs random tokens and refuses a model whose FFN gives something else than features times down columns. [Mixtures of experts](experts.md) are read as one wide FFN a layer.
 
 The families of `models/families.toml` (the first table's in **bold**) are read without asking transformers. Families with a number
 under GGUF are read from GGUF files and written as such, too; [what else of files is read](files.md).
@@ -350,7 +419,12 @@ def page(results: dict[str, Checked | str], version: str) -> str:
         ffn = "plain" if not family.up else "gate and up in one matrix" if family.fused else "gate, up"
         if family.between:
             ffn += ", norm or cut between"
+        mixed = family.experts
+        if mixed is not None:
+            ffn = f"experts{' and shared ones' if mixed.shared else ''}{', a gate of their own' if family.between else ''}"
         edit = "no" if family.between else "yes" if family.up else "if steady"
+        if mixed is not None and not mixed.shared:
+            edit = "no: none always runs"
         compiled = f"yes, edited {share(c.edited)}" if c.compiled else "no"
         rows.append(
             (

@@ -55,7 +55,7 @@ class Collected:
     n_tokens: int = 0
     starts: list[tuple[int, int, int]] = field(default_factory=list)
 
-    def restore(self, counts: Sequence[int], top: int) -> bool:
+    def restore(self, engine: Engine, top: int) -> bool:
         """Whether a run with the same key left its state; it is taken up then."""
         if not (self.directory / STATE).is_file():
             return False
@@ -64,7 +64,7 @@ class Collected:
             if meta["key"] != self.key:
                 return False
             self.windows, self.tokens, self.n_tokens = meta["windows"], meta["tokens"], meta["n_tokens"]
-            self.layers = [FeatureStats(n, top) for n in counts]
+            self.layers = [FeatureStats(n, top, 0, spans) for n, spans in _layers(engine)]
             for i, layer in enumerate(self.layers):
                 layer.restore({name: arrays[f"{name}_{i}"] for name in layer.arrays()})
             self.starts = [tuple(row) for row in arrays["starts"].tolist()]
@@ -103,15 +103,24 @@ def collect(
     size = checked(engine, window, top)
     key = {"texts": corpus.identity(), "model": engine.fingerprint, "top": top, "window": size}
     run = Collected(directory, key)
-    if run.restore(engine.n_features, top):
+    if run.restore(engine, top):
         notice(f"continues after {run.tokens} tokens")
     else:
         clear_own(directory)
-        run.layers = [FeatureStats(n, top, FIRST_TOKENS + size) for n in engine.n_features]
+        first = FIRST_TOKENS + size
+        run.layers = [FeatureStats(n, top, first, spans) for n, spans in _layers(engine)]
     _stream(engine, corpus, windows(corpus, engine.tokenizer, size, notice), run, progress or report)
     if not run.n_tokens:
         raise LarqlError(f"{corpus.path}: holds no text; give at least one line with a word")
     return run
+
+
+def _layers(engine: Engine) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+    """Of every layer its number of features, and the spans of its experts'."""
+    experts = engine.family.experts
+    for layer, n in enumerate(engine.n_features):
+        mixed = experts is not None and layer in experts.layers
+        yield n, [(begin, end) for _, begin, end in experts.spans(n)] if experts and mixed else []
 
 
 def checked(engine: Engine, window: int, top: int) -> int:

@@ -46,8 +46,14 @@ class FeatureStats:
     depends on features, `top` and `first` alone.
     """
 
-    def __init__(self, n_features: int, top: int, first: int = 0) -> None:
+    def __init__(
+        self, n_features: int, top: int, first: int = 0, spans: Sequence[tuple[int, int]] = ()
+    ) -> None:
+        """spans: first feature and the one behind the last of each expert, where the layer has any."""
         self.n_features = n_features
+        self._spans = spans
+        # At how many tokens each expert ran.
+        self.picked = np.zeros(len(spans), np.int64)
         self.fires_above = 0.0
         self.strongest = {sign: TopK(n_features, top) for sign in (1, -1)}
         self.histogram = np.zeros((n_features, BINS), np.int32)
@@ -67,6 +73,8 @@ class FeatureStats:
         # numpy: torch's f64 sums and its threads' waiting for each other take several times as long.
         values = activation.numpy()
         self.total += values.sum(0, dtype=np.float64)
+        for expert, (begin, end) in enumerate(self._spans):
+            self.picked[expert] += int(values[:, begin:end].any(1).sum())
         np.maximum(self.most, values.max(0), out=self.most)
         np.minimum(self.least, values.min(0), out=self.least)
         self._count(values)
@@ -185,7 +193,7 @@ class FeatureStats:
 
     # -- to and from arrays -------------------------------------------------------------------------------
 
-    _KEPT = ("histogram", "total", "fired", "most", "least", "drawn", "drawn_activation")
+    _KEPT = ("histogram", "total", "fired", "most", "least", "drawn", "drawn_activation", "picked")
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything, as arrays."""

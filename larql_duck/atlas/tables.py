@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from larql_duck.atlas.collecting import Collected
 from larql_duck.atlas.statistics import QUANTILES, FeatureStats
 from larql_duck.atlas.texts import Corpus, windows
-from larql_duck.catalog import as_table
+from larql_duck.catalog import as_table, empty_table
 from larql_duck.inference.engine import Engine
+from larql_duck.inference.routing import routing_rows
 from larql_duck.models.tokenizer import Tokenizer
 from larql_duck.progress import Progress
 
@@ -24,9 +26,10 @@ def atlas_tables(engine: Engine, corpus: Corpus, run: Collected, progress: Progr
 
     The run's layers are given up one after the other, so that they and the tables are not in memory together.
     """
-    parts = []
+    parts, picked = [], []
     for number in range(len(run.layers)):
         layer = run.layers.pop(0)
+        picked.append(layer.picked)
         parts.append((_firings(number, layer), _stats(number, layer)))
     columns, stats = (_joined(own) for own in zip(*parts, strict=True))
     del parts
@@ -55,7 +58,19 @@ def atlas_tables(engine: Engine, corpus: Corpus, run: Collected, progress: Progr
         "feature_stats": as_table("feature_stats", stats | {"histogram": histogram}),
         "feature_firings": as_table("feature_firings", firings),
         "example_texts": texts,
+        "routing": _routing(engine, run.n_tokens, picked),
     }
+
+
+def _routing(engine: Engine, n: int, picked: Sequence[np.ndarray]) -> pa.Table:
+    """Rows of `routing` for the texts' n tokens; none of a model without experts."""
+    experts = engine.family.experts
+    if experts is None:
+        return empty_table("routing")
+    counts = torch.zeros(engine.n_layers, experts.count + 1, dtype=torch.int64)
+    for layer, own in enumerate(picked):
+        counts[layer, : len(own)] = torch.from_numpy(own)
+    return routing_rows(engine, "texts", n, counts, None)
 
 
 def _joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

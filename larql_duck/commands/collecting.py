@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from larql_duck.atlas.collecting import STATE, collect
 from larql_duck.atlas.tables import atlas_tables
 from larql_duck.atlas.texts import SHIPPED, open_corpus
@@ -32,6 +35,9 @@ def collect_examples(session: Session, request: Request) -> Result:
     with unfinished_work(kept, busy, (kept / STATE).is_file, "the same command"):
         run = collect(workspace.engine(), corpus, kept, notice=notices.append, **options)
         tables = atlas_tables(workspace.engine(), corpus, run, report)
+        asked = vindex.table("routing")
+        asked = asked.filter(pc.not_equal(asked["source"], "texts"))
+        tables["routing"] = pa.concat_tables([asked, tables["routing"]])
 
         def note(section: dict[str, Any]) -> None:
             section["activations"] = {

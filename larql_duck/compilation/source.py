@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from larql_duck.errors import ModelError
+from larql_duck.models.expert_rows import expert_names, expert_shapes, expert_tensor
 from larql_duck.models.family import Family, bias_of, outside
 from larql_duck.patches.overlay import Overlay, Which
 from larql_duck.vindex.store import Vindex
@@ -34,7 +35,9 @@ class EditedWeights:
         self.family: Family = vindex.family
         counts = overlay.n_features
         self.appended = [n - base for n, base in zip(counts, vindex.n_features, strict=True)]
-        evened = padded and (any(self.appended) or len(set(counts)) > 1)
+        # Where layers have experts, no key of a config says how many features each has.
+        evens = padded and self.family.experts is None
+        evened = evens and (any(self.appended) or len(set(counts)) > 1)
         largest = -(-max(counts) // BLOCK) * BLOCK
         self.n_features = [largest] * len(counts) if evened else counts
         self.config: dict[str, Any] = dict(vindex.config)
@@ -113,20 +116,40 @@ class JoinedWeights:
                 halves = self.family.halves(name)
                 if halves[0] in stored:
                     self._parts[name] = halves
+        self._experts: dict[str, tuple[int, str]] = {}
+        mixed = () if self.family.experts is None else self.family.experts.layers
+        for i in mixed:
+            self._experts |= {name: (i, part) for part, name in expert_names(self.family, i).items()}
 
     def names(self) -> list[str]:
         """State-dict names of everything that is stored."""
-        inside = {half: name for name, halves in self._parts.items() for half in halves}
-        return list(dict.fromkeys(inside.get(name, name) for name in self.source.names()))
+        inside = {half: (name,) for name, halves in self._parts.items() for half in halves}
+        for name, (i, part) in self._experts.items():
+            for own in self._of_layer(i, part):
+                inside[own] = (*inside.get(own, ()), name)
+        return list(dict.fromkeys(n for name in self.source.names() for n in inside.get(name, (name,))))
+
+    def _of_layer(self, i: int, part: str) -> list[str]:
+        """The names here of what is in a part of layer i's mixture."""
+        gate, up, down = self.family.gate_name(i), self.family.up_name(i), self.family.down_name(i)
+        assert up is not None
+        own = {"both": [gate, up], "both_bias": [bias_of(gate), bias_of(up)], "down": [down]}
+        shared = {"shared_gate": [gate], "shared_up": [up], "shared_down": [down]}
+        return (own | shared)[part]
 
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor with this state-dict name in Hugging Face layout."""
+        if name in self._experts:
+            return expert_tensor(self.source, *self._experts[name])
         if name not in self._parts:
             return self.source.tensor(name)
         return torch.cat([self.source.tensor(half) for half in self._parts[name]])
 
     def shape(self, name: str, known: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
         """The tensor's shape, by the shapes that are `known`; read where there is none."""
+        if name in self._experts:
+            hidden = self.source.vindex.hidden
+            return expert_shapes(self.family, self._experts[name][0], hidden)[name]
         shapes = [
             known[n] if n in known else tuple(self.source.tensor(n).shape)
             for n in self._parts.get(name, (name,))

@@ -220,6 +220,9 @@ class EditedFeatures:
     ) -> dict[str, Any]:
         """The slot's row of `features`; what no edit touches is as before."""
         new: dict[str, Any] = {**before, "layer": slot[0], "feature": slot[1]}
+        experts = self.vindex.family.experts
+        if experts is not None and slot[0] in experts.layers:
+            new["expert"] = experts.expert_of(slot[1])
         has_up = not self.vindex.has_weights or self.vindex.has_up(slot[0])
         for name, vector in (("gate", row.gate), ("up", row.up if has_up else None), ("down", row.down)):
             if vector is not None:

@@ -126,6 +126,12 @@ def need_own_features(engine: Engine) -> None:
             f"{engine.family.name} changes what its features say before it writes them, each by all the others, so that a "
             "fact cannot be inserted as a feature; write MODE KNN"
         )
+    experts = engine.family.experts
+    if experts is not None and not experts.shared:
+        raise NotSupportedError(
+            f"{engine.family.name} has experts that its routers choose among and none that always runs, so that a feature more "
+            "would be no expert's; change or delete those that it has, or write MODE KNN"
+        )
 
 
 def solve(

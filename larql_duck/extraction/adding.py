@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from larql_duck.errors import VindexError
 from larql_duck.extraction import table_rows as rows
-from larql_duck.extraction.context import TokenFeatures
+from larql_duck.extraction.collecting import TokenFeatures
 from larql_duck.extraction.job import Job
 from larql_duck.extraction.options import TABLES, Options
 from larql_duck.extraction.provenance import provenance
@@ -89,7 +89,7 @@ class Addition(Extraction):
     def commit(self) -> None:
         """Put the new layers into the vindex, whole or not at all."""
         tables, files = self.staging.work, self.vindex.tables_dir
-        basis, vocabulary = self._basis(), self.job.vocabulary
+        basis, vocabulary, experts = self._basis(), self.job.vocabulary, self.source.family.experts
         with self._stage(TABLES):
             feature_tokens = tables / "feature_tokens.parquet"
             write_table(
@@ -105,7 +105,7 @@ class Addition(Extraction):
                 self._by_layer(
                     "features",
                     lambda i: label_features(
-                        rows.features_layer(i, self._measured(i), vocabulary, basis), known
+                        rows.features_layer(i, self._measured(i), vocabulary, basis, experts), known
                     ),
                 )
             )
@@ -120,6 +120,11 @@ class Addition(Extraction):
                 token_features.restore(checkpoint)
             named: dict[str, pa.Table | Iterator[pa.Table]] = {
                 "feature_tokens": _pieces(feature_tokens),
+                "experts": pa.concat_tables(
+                    self._by_layer(
+                        "experts", lambda i: rows.experts_layer(i, self._measured(i), vocabulary, experts)
+                    )
+                ),
                 "features": features,
                 "token_features": rows.token_features_tables(token_features, ids, vocabulary, basis),
                 "edges": edges,

@@ -6,117 +6,30 @@ real sentences, this predicts when a feature fires far better than the token's e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
+from larql_duck.extraction.collecting import LayerCollector, TokenFeatures, TopActivating
+from larql_duck.extraction.expert_pass import collect_experts
 from larql_duck.extraction.moments import Moments
 from larql_duck.extraction.parallel import Workers, workers
 from larql_duck.extraction.stream import TokenStream
 from larql_duck.inference.modules import LayerModules
 from larql_duck.inference.query_vectors import NEUTRAL
-from larql_duck.inference.topk import TopK, block_rows, row_blocks, scratch
+from larql_duck.inference.topk import block_rows, row_blocks, scratch
 from larql_duck.models.source import WeightSource
 from larql_duck.models.tokenizer import load_tokenizer
 
-TOKEN_FEATURES = 32
 # Values of a block of the FFN: larger products are faster, and their memory is used again.
 _BLOCK = 1 << 21
 
 Blocks: TypeAlias = Sequence[tuple[int, int]]
 Visitor: TypeAlias = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None]
 """Called with a block's first token, the FFN's input [tokens, hidden], gate values and activations [tokens, features]."""
-
-
-@dataclass(frozen=True)
-class TopActivating:
-    """The tokens on which one layer's features activate most: ids, gate values and activations [features, k].
-
-    Ids are -1 where a feature has fewer than k tokens; activations are NaN where there is no up matrix to ask. `mean`
-    and `std` [features] are those of the gate values over all tokens.
-    """
-
-    ids: np.ndarray
-    scores: np.ndarray
-    activations: np.ndarray
-    mean: np.ndarray
-    std: np.ndarray
-
-
-class TokenFeatures:
-    """Each token's most specific features so far, over all layers: z, layer and feature, gate, activation.
-
-    Features are numbered through the layers from `first_layer` on: number = offsets[layer - first_layer] + feature.
-    """
-
-    def __init__(
-        self, n_tokens: int, n_features: list[int], first_layer: int = 0, k: int = TOKEN_FEATURES
-    ) -> None:
-        self.first_layer = first_layer
-        self.offsets = np.concatenate([[0], np.cumsum(n_features)])
-        self.top = TopK(n_tokens, min(k, int(self.offsets[-1])), companions=2)
-
-    def slots(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Layer and feature (both from 0) of feature numbers."""
-        index = np.searchsorted(self.offsets, numbers, side="right") - 1
-        return index + self.first_layer, numbers - self.offsets[index]
-
-    def state(self) -> dict[str, np.ndarray]:
-        """Everything that was gathered, as named arrays, for `restore`."""
-        self.top.settle()
-        arrays = (self.top.values, self.top.columns, *self.top.companions)
-        return dict(zip(("values", "columns", "gate", "activation"), arrays, strict=True))
-
-    def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Take over what `state` of an object of the same size returned."""
-        current = self.state()
-        for name, array in current.items():
-            # One after another: `state` may read each from a file.
-            array[:] = state[name]
-
-
-class LayerCollector:
-    """Collects one layer's gate values block by block: the tokens of each feature, the features of each token."""
-
-    def __init__(
-        self, layer: int, k: int, tokens: TokenFeatures, mean: torch.Tensor, std: torch.Tensor
-    ) -> None:
-        self.tokens = tokens
-        self._first = tokens.offsets[layer - tokens.first_layer]
-        self.top = TopK(len(mean), k, companions=1)
-        self.mean, self.std = mean, std
-        # A feature that never varies is specific to no token: its z is -inf for everything.
-        self._scale = torch.where(std > 0, 1 / std, 0.0)
-        self._shift = torch.where(std > 0, -mean / std, -torch.inf)
-
-    def add(self, start: int, gate: torch.Tensor, activation: torch.Tensor) -> None:
-        """Take in the values of tokens start.. : gate and activation [tokens, features], f32."""
-        acts, gates = activation.numpy(), gate.numpy()
-        features, rows = self.top.candidates(gate, row_axis=1)
-        values = gates[rows, features]
-        self.top.offer(features, rows + start, values, acts[rows, features])
-        z = scratch("z", gate.shape)
-        torch.addcmul(self._shift, gate, self._scale, out=z)
-        rows, features = self.tokens.top.candidates(z, row_axis=0, start=start)
-        values = gates[rows, features]
-        specific, firing = z.numpy()[rows, features], acts[rows, features]
-        self.tokens.top.offer(rows + start, features + self._first, specific, values, firing)
-
-    def finish(self, ids: np.ndarray) -> TopActivating:
-        """The layer's tokens, rows translated to token `ids`. `tokens` settles when it is read, not here."""
-        self.top.settle()
-        columns = self.top.columns
-        return TopActivating(
-            ids=np.where(columns >= 0, ids[columns], -1),
-            scores=self.top.values,
-            activations=self.top.companions[0],
-            mean=self.mean.numpy(),
-            std=self.std.numpy(),
-        )
 
 
 def token_stream(
@@ -151,9 +64,19 @@ def run_layer(
     layer nobody reads the stream: what its FFN writes is not computed.
     """
     with torch.no_grad(), workers() as pool, stream.layer(layer, pool) as part:
-        blocks = row_blocks(len(stream.residual), ffn_rows(part.down_rows().shape[0]))
+        blocks = row_blocks(len(stream.residual), ffn_rows(part.features))
         visit = None if begin is None else begin(part, blocks, pool)
         act_fn = part.act
+
+        def experts(block: tuple[int, int]) -> None:
+            x = stream.ffn_input(part, *block)
+            assert part.mixture is not None
+            with part.mixture.running(x) as weights:
+                gate, act = part.mixture.values(x, weights)
+                if visit is not None:
+                    visit(block[0], x.float(), gate.float(), act.float())
+                if not last:
+                    stream.add_ffn(part, *block, part.down(act))
 
         def ffn(block: tuple[int, int]) -> None:
             x = stream.ffn_input(part, *block)
@@ -167,7 +90,7 @@ def run_layer(
             if not last:
                 stream.add_ffn(part, *block, _product(part.down, part, act, "down"))
 
-        pool.each(ffn, blocks)
+        pool.each(ffn if part.mixture is None else experts, blocks)
 
 
 def _product(module: Any, part: LayerModules, x: torch.Tensor, name: str) -> torch.Tensor:
@@ -185,6 +108,9 @@ def collect_layer(
     stream: TokenStream, layer: int, ids: np.ndarray, k: int, tokens: TokenFeatures, *, last: bool = False
 ) -> TopActivating:
     """The top activating tokens of `layer`, after the stream (of the tokens `ids`) was advanced through it (see run_layer)."""
+    if stream.parts.layers[layer].mixture is not None:
+        with torch.no_grad(), workers() as pool, stream.layer(layer, pool) as part:
+            return collect_experts(stream, layer, part, pool, k, tokens, ids, last=last)
     collectors: list[LayerCollector] = []
 
     def begin(part: LayerModules, blocks: Blocks, pool: Workers) -> Visitor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from larql_duck.extraction.context import TOKEN_FEATURES
+from larql_duck.extraction.collecting import TOKEN_FEATURES
 from larql_duck.extraction.job import Job
 from larql_duck.probing.choosing import MOST_VARIANTS
 from larql_duck.probing.packs import load_pack
@@ -30,7 +30,10 @@ _EMPTY_BYTES, _FACTS_BYTES = 4_500_000, 5_000_000
 def context_operations(job: Job) -> float:
     """Multiplications and additions of the context pass."""
     sizes = job.sizes
-    layers = sum(sizes.attention + 3 * sizes.hidden * n for n in sizes.intermediate[: job.layers.stop])
+    layers = sum(
+        sizes.attention + 3 * sizes.hidden * n
+        for n in (sizes.running or sizes.intermediate)[: job.layers.stop]
+    )
     return 2.0 * job.n_context * layers
 
 

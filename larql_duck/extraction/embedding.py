@@ -17,7 +17,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from larql_duck.extraction.context import TokenFeatures, TopActivating
+from larql_duck.extraction.collecting import TokenFeatures, TopActivating
 from larql_duck.extraction.moments import Moments
 from larql_duck.extraction.parallel import workers
 from larql_duck.extraction.processor import product_dtype
@@ -164,3 +164,12 @@ def fill_activations(
         ups = dots(up.float().contiguous(), features, rows, columns.ravel())
         value *= torch.from_numpy(ups).view(value.shape)
     top.activations[:] = value.numpy()
+
+
+def embedding_norms(source: WeightSource) -> np.ndarray:
+    """The lengths of the embedding's rows, f32 [vocab]."""
+    matrix = matrix_rows(source, source.family.embed)
+    norms = np.empty(len(matrix), np.float32)
+    for start, stop in row_blocks(len(matrix), 4096):
+        norms[start:stop] = matrix[start:stop].float().norm(dim=1).numpy()
+    return norms

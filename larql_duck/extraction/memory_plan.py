@@ -23,6 +23,7 @@ from larql_duck.extraction.processor import product_dtype
 from larql_duck.extraction.promoted_tokens import keeps_rows
 from larql_duck.extraction.screen import DECIDED, MADE_NUMBERS, held_bytes
 from larql_duck.extraction.token_screen import SCREEN_BYTES
+from larql_duck.models.experts import Experts
 from larql_duck.models.family import ModelSizes
 
 _MB = 1_000_000
@@ -123,11 +124,12 @@ class _Needs:
 
     def __init__(self, job: Job, device: str) -> None:
         self.job, self.sizes, self.device = job, job.sizes, device
-        self.features = max(self.sizes.intermediate)
+        self.experts = job.source.family.experts
+        self.features = largest_span(self.sizes, self.experts)
         self.n_tokens = token_count(job)
         self.base = _IMPORTS + _TEXTS * self.sizes.vocab
         # A layer's weights in f32: views of the file where it has them so.
-        self.layer = 0 if job.stored == "f32" else 4 * largest_layer(self.sizes)
+        self.layer = 0 if job.stored == "f32" else 4 * largest_layer(self.sizes, self.experts)
 
     @property
     def converted(self) -> int:
@@ -168,7 +170,7 @@ class _Needs:
         if self.job.options.precision == "f32":
             return self.layer + workers * self._thread()
         # The layer in half precision beside what it is compared with on a sample, and a gate matrix made f32.
-        features, layer = self.features, 4 * largest_layer(self.sizes)
+        features, layer = self.features, 4 * largest_layer(self.sizes, self.experts)
         return layer + 4 * features * (self.sizes.hidden + 4 * SAMPLE) + workers * self._thread()
 
     def _embedding(self, kept: bool, workers: int) -> int:
@@ -210,6 +212,14 @@ class _Needs:
         return _THREAD + max(block, attention)
 
 
-def largest_layer(sizes: ModelSizes) -> int:
-    """Parameters of the largest layer."""
-    return sizes.attention + 3 * sizes.hidden * max(sizes.intermediate)
+def largest_span(sizes: ModelSizes, experts: Experts | None) -> int:
+    """The most features of a layer that are in memory at once: an expert's, where layers have experts."""
+    mixed = () if experts is None else experts.layers
+    dense = [n for layer, n in enumerate(sizes.intermediate) if layer not in mixed]
+    spans = [] if experts is None else [experts.width, experts.shared]
+    return max(dense + spans)
+
+
+def largest_layer(sizes: ModelSizes, experts: Experts | None) -> int:
+    """Parameters of the largest layer, or of its attention and one expert."""
+    return sizes.attention + 3 * sizes.hidden * largest_span(sizes, experts)

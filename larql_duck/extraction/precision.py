@@ -56,7 +56,7 @@ def _tops(stream: TokenStream, layer: int, k: int, *, last: bool) -> torch.Tenso
     gates: list[torch.Tensor] = []
 
     def begin(part: LayerModules, blocks: Blocks, pool: Workers) -> Visitor:
-        whole = torch.empty(len(stream.residual), part.down_rows().shape[0])
+        whole = torch.empty(len(stream.residual), part.features)
         gates.append(whole)
 
         def keep(start: int, x: torch.Tensor, gate: torch.Tensor, act: torch.Tensor) -> None:

@@ -28,6 +28,8 @@ from larql_duck.extraction.screen import (
 )
 from larql_duck.extraction.vocabulary import Vocabulary
 from larql_duck.inference.topk import row_blocks
+from larql_duck.models.expert_rows import feature_rows
+from larql_duck.models.family import FfnMatrix
 from larql_duck.models.source import MatrixRows, WeightSource, final_norm_multiplier, head_rows
 
 # Rows that are prepared at a time.
@@ -232,3 +234,20 @@ class OutputHead:
             return dots(directions, which, self._unit, rows)
         wanted, at = np.unique(rows, return_inverse=True)
         return dots(directions, which, self._unit_rows(torch.from_numpy(wanted)), at)
+
+
+def promoted_span(
+    head: OutputHead, source: WeightSource, layer: int, begin: int, end: int, k: int
+) -> dict[str, np.ndarray]:
+    """What is measured of the down, gate and up rows of a span of a layer's features, by the names of `table_rows`."""
+    found = head.search(feature_rows(source, layer, "down", begin, end).t(), k)
+    measured = {f"promoted_{name}": values.numpy() for name, values in vars(found).items()}
+    measured["promoted_ids"] = measured["promoted_ids"].astype(np.int32)
+    has_up = source.family.up_name(layer) is not None
+    read: tuple[FfnMatrix, ...] = ("gate", "up")
+    for which in read:
+        norms = torch.full((end - begin,), torch.nan)
+        if which == "gate" or has_up:
+            norms = feature_rows(source, layer, which, begin, end).float().norm(dim=1)
+        measured[f"{which}_norm"] = norms.numpy()
+    return measured

@@ -17,6 +17,8 @@ from larql_duck.inference.engine import Engine
 from larql_duck.inference.layered import layered_engine
 from larql_duck.inference.modules import LayerModules
 from larql_duck.inference.settings import Settings
+from larql_duck.models.architecture import config_object, empty_model
+from larql_duck.models.expert_rows import expert_names, expert_tensor
 from larql_duck.models.source import WeightSource
 
 _TOKENS = 16
@@ -29,6 +31,7 @@ def prove(source: WeightSource) -> None:
     On random tokens, one layer's weights in memory at a time.
     """
     engine = layered_engine(source, Settings())
+    own = OwnMixtures(source)
     worst: dict[str, tuple[float, int]] = {}
     seen: dict[nn.Module, torch.Tensor] = {}
 
@@ -56,8 +59,17 @@ def prove(source: WeightSource) -> None:
         off = float((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12))
         worst[what] = max(worst.get(what, (0.0, layer)), (off, layer))
 
+    def compare_mixture(layer: int, module: nn.Module, args: Any, out: Any) -> None:
+        found = out[0] if isinstance(out, tuple) else out
+        wanted = own.output(layer, args[0]).view(found.shape)
+        note("the experts' features times down columns", layer, found, wanted)
+
     handles = []
     for layer, parts in enumerate(engine.modules.layers):
+        if parts.mixture is not None:
+            hook = partial(compare_mixture, layer)
+            handles.append(parts.mixture.block.register_forward_hook(hook))
+            continue
         handles += [m.register_forward_hook(keep) for m in (parts.gate, parts.up) if m is not None]
         handles.append(parts.down.register_forward_hook(partial(compare, layer, parts)))
     ids = torch.randint(engine.vocab, (1, _TOKENS), generator=torch.Generator().manual_seed(0))
@@ -73,6 +85,39 @@ def prove(source: WeightSource) -> None:
                 f"model_type {source.family.name!r}: {what} is not what layer {layer} computes (off by {off:.2g} of its "
                 "largest value), so its features cannot be read",
             )
+
+
+class OwnMixtures:
+    """The mixtures of a model as transformers runs them, with what is read here put back into its arrays."""
+
+    def __init__(self, source: WeightSource) -> None:
+        self._source = source
+        self._model: Any = None
+
+    def output(self, layer: int, x: torch.Tensor) -> torch.Tensor:
+        """What transformers' own block gives at x, in f32."""
+        source, family = self._source, self._source.family
+        if self._model is None:
+            self._model = empty_model(config_object(source.config, family.name)).eval()
+        assert family.experts is not None
+        prefix = family.layer_prefix(layer) + family.experts.block
+        block = self._model.get_submodule(prefix)
+        parts = {name: part for part, name in expert_names(family, layer).items()}
+        stored = set(source.names())
+        weights = {}
+        for name in block.state_dict():
+            full = f"{prefix}.{name}"
+            if full in parts:
+                weights[name] = expert_tensor(source, layer, parts[full]).float()
+            elif full in stored:
+                weights[name] = source.tensor(full).float()
+        block.load_state_dict(weights, strict=False, assign=True)
+        for name, buffer in block.named_buffers():
+            if buffer.is_meta:
+                raise ModelError(f"{prefix}.{name} is not stored, and what the router does hangs on it")
+        out = block(x)
+        block.to("meta")
+        return out[0] if isinstance(out, tuple) else out
 
 
 def stream_problem(

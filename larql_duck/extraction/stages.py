@@ -21,7 +21,8 @@ from larql_duck.catalog import FILES, empty_table, rows_as_table
 from larql_duck.catalog.ddl import model_sql
 from larql_duck.extraction import table_rows as rows
 from larql_duck.extraction import weight_arrays as arrays
-from larql_duck.extraction.context import TokenFeatures, collect_layer, run_layer, token_stream
+from larql_duck.extraction.collecting import TokenFeatures
+from larql_duck.extraction.context import collect_layer, run_layer, token_stream
 from larql_duck.extraction.counts import (
     CONTEXT_LIMIT,
     MAX_PROMPTS,
@@ -29,13 +30,13 @@ from larql_duck.extraction.counts import (
     context_operations,
     usual_basis,
 )
-from larql_duck.extraction.embedding import EmbeddingInputs
+from larql_duck.extraction.embedding import EmbeddingInputs, embedding_norms
 from larql_duck.extraction.estimate import Estimate, learn
 from larql_duck.extraction.index_json import index_json
 from larql_duck.extraction.job import Job
 from larql_duck.extraction.options import ARRAYS, FACTS, NAMES, PROMOTED, TABLES, TOP_ACTIVATING
 from larql_duck.extraction.precision import DTYPES, agreement
-from larql_duck.extraction.promoted_tokens import OutputHead
+from larql_duck.extraction.promoted_tokens import OutputHead, promoted_span
 from larql_duck.extraction.proof import prove, stream_problem
 from larql_duck.extraction.provenance import provenance
 from larql_duck.extraction.scratch_weights import ScratchWeights
@@ -46,10 +47,10 @@ from larql_duck.extraction.whole_progress import WholeProgress
 from larql_duck.files import open_replacing
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.query_vectors import NEUTRAL
+from larql_duck.inference.routing import routing_of
 from larql_duck.inference.settings import Settings
-from larql_duck.inference.topk import row_blocks
 from larql_duck.knowledge.entities import members
-from larql_duck.models.source import ffn_matrix, matrix_rows
+from larql_duck.models.expert_rows import feature_spans
 from larql_duck.probing.checkpoint import Checkpoint
 from larql_duck.probing.choosing import Knowledge
 from larql_duck.probing.entity_types import fit_types, types_table
@@ -184,14 +185,10 @@ class Extraction:
                 self.source, self.job.vocabulary, keep=keep, moments=True, device=self.device
             )
             for layer in missing:
-                promoted = head.search(ffn_matrix(self.source, layer, "down"), self.options.top_k)
-                gate = ffn_matrix(self.source, layer, "gate").float()
-                up = ffn_matrix(self.source, layer, "up")
-                up_norm = torch.full((len(gate),), torch.nan) if up is None else up.float().norm(dim=1)
-                measured = {f"promoted_{name}": values.numpy() for name, values in vars(promoted).items()}
-                measured["promoted_ids"] = measured["promoted_ids"].astype(np.int32)
-                norms = {"gate_norm": gate.norm(dim=1).numpy(), "up_norm": up_norm.numpy()}
-                self.staging.save(f"promoted-{layer}", measured | norms)
+                spans = feature_spans(self.source, layer)
+                parts = [promoted_span(head, self.source, layer, *span, self.options.top_k) for span in spans]
+                measured = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+                self.staging.save(f"promoted-{layer}", measured)
                 self.staging.record(f"promoted-{layer}")
                 self._layer_done(PROMOTED, layer)
 
@@ -348,6 +345,7 @@ class Extraction:
             # For later runs, whose relations may have no reference answers of their own.
             record = {"calibration": run.calibration.as_json()}
             tables = without_taught(run.tables, further)
+            tables["routing"] = routing_of(engine, tables["probes"]["prompt"].unique().to_pylist())
         many = {r.name for r in whole.relations if r.many}
         if n_names:
             with self._stage(NAMES):
@@ -404,13 +402,20 @@ class Extraction:
 
         with self._stage(TABLES):
             vocabulary = self.job.vocabulary
-            put("tokens", rows.tokens_table(vocabulary, self._embedding_norms()))
+            put("tokens", rows.tokens_table(vocabulary, embedding_norms(self.source)))
             bands = [band_of(i, self.bands) for i in range(self.sizes.n_layers)]
             put("layers", rows.layers_table(self.staging.done("arrays")["layers"], bands))
+            experts = self.source.family.experts
+            put(
+                "experts",
+                pa.concat_tables(
+                    rows.experts_layer(i, self._measured(i), vocabulary, experts) for i in self.layers
+                ),
+            )
             layers = (rows.feature_tokens_layer(i, self._measured(i), vocabulary, basis) for i in self.layers)
             put("feature_tokens", layers)
             features = pa.concat_tables(
-                rows.features_layer(i, self._measured(i), vocabulary, basis) for i in self.layers
+                rows.features_layer(i, self._measured(i), vocabulary, basis, experts) for i in self.layers
             )
             features = label_features(features, facts.table("feature_relations"))
             put("features", features)
@@ -433,13 +438,6 @@ class Extraction:
                 if name not in entries:
                     put(name, facts.table(name))
         return entries
-
-    def _embedding_norms(self) -> np.ndarray:
-        matrix = matrix_rows(self.source, self.source.family.embed)
-        norms = np.empty(len(matrix), np.float32)
-        for start, stop in row_blocks(len(matrix), 4096):
-            norms[start:stop] = matrix[start:stop].float().norm(dim=1).numpy()
-        return norms
 
     def _meta(self, basis: str) -> dict[str, object]:
         return {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from inspect import signature
 from typing import Any, cast
 
@@ -19,6 +20,8 @@ from larql_duck.extraction.parallel import Workers
 from larql_duck.inference.loading import load_parameters, skeleton, unload_parameters
 from larql_duck.inference.modules import LayerModules, find_modules
 from larql_duck.inference.topk import row_blocks
+from larql_duck.models.expert_rows import feature_rows
+from larql_duck.models.family import FfnMatrix
 from larql_duck.models.source import MatrixRows, WeightSource, matrix_rows
 
 LayerArguments = dict[str, Any]
@@ -68,6 +71,7 @@ class TokenStream:
         # Explicit masks are made only by the eager implementation, and a mask that is there can be cut to one row.
         self.model.config._attn_implementation = "eager"
         self.parts = find_modules(self.model, source.family)
+        self._read_experts()
         self._arguments: list[LayerArguments] = [{} for _ in self.parts.layers]
         self.n_prefix, self.prefix_ids = len(prefix), list(prefix)
         hidden = self.model.config.hidden_size
@@ -76,6 +80,19 @@ class TokenStream:
         self.prefix_residual: torch.Tensor
         self._read: torch.Tensor | None = None
         self._embed(list(prefix), tokens)
+
+    def _read_experts(self) -> None:
+        """Have mixtures read their experts' weights as these run, one at a time."""
+        for i, part in enumerate(self.parts.layers):
+            modules: Any = part
+            if part.mixture is not None:
+                modules.gate.read = partial(self._expert_weights, i, "gate")
+                modules.up.read = partial(self._expert_weights, i, "up")
+                modules.down.read = partial(self._expert_weights, i, "down")
+
+    def _expert_weights(self, layer: int, which: FfnMatrix, begin: int, end: int) -> torch.Tensor:
+        rows = feature_rows(self.source, layer, which, begin, end)
+        return rows.to(self.device, self.dtype)
 
     def _embed(self, prefix: list[int], tokens: torch.Tensor) -> None:
         """Fill both residuals with the layers' first inputs, and note the arguments of every layer."""
@@ -142,6 +159,10 @@ class TokenStream:
         part = self.parts.layers[i]
         prefix = self.source.family.layer_prefix(i)
         names = [n for n in self.source.names() if n.startswith(prefix)]
+        if part.mixture is not None:
+            family = self.source.family
+            ffn = {family.gate_name(i), family.up_name(i), family.down_name(i)}
+            names = [n for n in names if n not in ffn]
         load_parameters(self.model, self.source, names, device=self.device, dtype=self.dtype)
         cache = _PrefixCache()
         n = self.n_prefix
@@ -178,6 +199,12 @@ class TokenStream:
             return self._read[start:stop].to(self.device, self.dtype)
         return _normed(part, self.tokens(start, stop))
 
+    def ffn_inputs(self, part: LayerModules, at: torch.Tensor) -> torch.Tensor:
+        """The same of the tokens numbered `at`, [n, hidden]."""
+        if self._read is not None:
+            return self._read[at].to(self.device, self.dtype)
+        return _normed(part, self.residual[at].to(self.device, self.dtype))
+
     def add_ffn(self, part: LayerModules, start: int, stop: int, out: torch.Tensor) -> None:
         """Add the FFN's raw output [n, hidden] of tokens start..stop to the residual, through the family's post-norm."""
         if part.ffn_post is not None:
@@ -194,6 +221,14 @@ def _normed(part: LayerModules, residual: torch.Tensor) -> torch.Tensor:
 @contextmanager
 def _silent(part: LayerModules, *, norms: bool) -> Iterator[None]:
     """A context in which the layer's FFN computes nothing and adds zeros; with `norms`, those that it alone has rest too."""
+    if part.mixture is not None:
+        block = part.mixture.block
+        block.forward = part.mixture.silent
+        try:
+            yield
+        finally:
+            block.forward = part.mixture.forward
+        return
     readers = [m for m in (part.gate, part.up) if m is not None]
     idle = [m for m in (part.ffn_norm, part.ffn_post) if m is not None] if norms else []
     originals = [(m, m.forward) for m in (*readers, *idle, part.down)]

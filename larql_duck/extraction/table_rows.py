@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from larql_duck.catalog import as_table, nullable
-from larql_duck.extraction.context import TokenFeatures
+from larql_duck.catalog import as_table, empty_table, nullable
+from larql_duck.extraction.collecting import TokenFeatures
 from larql_duck.extraction.vocabulary import Vocabulary
+from larql_duck.models.experts import Experts
 from larql_duck.vindex.arrays import down_meta_header, down_meta_layer
 
 SIDES = ("in", "out", "out_neg")
@@ -30,8 +32,43 @@ def layers_table(entries: Sequence[Mapping[str, int]], bands: Sequence[str | Non
     return as_table("layers", columns | {"band": list(bands)})
 
 
+def experts_layer(
+    layer: int, arrays: Mapping[str, np.ndarray], vocabulary: Vocabulary, experts: Experts | None
+) -> pa.Table:
+    """One layer's rows of `experts`, none of a layer without; `arrays` as for `features_layer`."""
+    if experts is None or layer not in experts.layers:
+        return empty_table("experts")
+    spans = list(experts.spans(len(arrays["gate_norm"])))
+    known = "top_expert_count" in arrays
+    columns: dict[str, Any] = {
+        "layer": np.full(len(spans), layer, np.int32),
+        "expert": [expert for expert, _, _ in spans],
+        "n_features": [end - begin for _, begin, end in spans],
+        "first_feature": [begin for _, begin, _ in spans],
+        "shared": [expert == experts.count for expert, _, _ in spans],
+    }
+    if known:
+        columns |= {
+            "n_tokens": arrays["top_expert_count"].astype(np.int32),
+            "weight": arrays["top_expert_weight"],
+            "tokens": _texts(vocabulary, arrays["top_expert_ids"]),
+        }
+    return as_table("experts", columns)
+
+
+def _experts_of(layer: int, n: int, experts: Experts | None) -> pa.Array:
+    """The expert of each of a layer's n features, NULL in a layer without."""
+    if experts is None or layer not in experts.layers:
+        return pa.nulls(n, pa.int32())
+    return pa.array(np.minimum(np.arange(n) // experts.width, experts.count).astype(np.int32))
+
+
 def features_layer(
-    layer: int, arrays: Mapping[str, np.ndarray], vocabulary: Vocabulary, basis: str
+    layer: int,
+    arrays: Mapping[str, np.ndarray],
+    vocabulary: Vocabulary,
+    basis: str,
+    experts: Experts | None = None,
 ) -> pa.Table:
     """One layer's rows of `features`; `arrays` are PromotedTokens (promoted_...), TopActivating (top_...) and norms."""
     sign = usual_sign(arrays["top_activations"], arrays["top_ids"])
@@ -44,6 +81,7 @@ def features_layer(
         {
             "layer": np.full(n, layer, np.int32),
             "feature": np.arange(n, dtype=np.int32),
+            "expert": _experts_of(layer, n, experts),
             "gate_norm": arrays["gate_norm"],
             "up_norm": nullable(arrays["up_norm"]),
             "down_norm": arrays["promoted_norms"],
@@ -78,10 +116,14 @@ def sides_of(sign: np.ndarray) -> np.ndarray:
 
 def _first_texts(vocabulary: Vocabulary, ids: np.ndarray) -> pa.ListArray:
     """Per row of ids [n, k] the trimmed texts of the first three, as LARQL shows them; ids below 0 are no tokens."""
-    three = ids[:, :3]
-    offsets = np.concatenate([[0], (three >= 0).sum(1).cumsum()])
+    return _texts(vocabulary, ids[:, :3])
+
+
+def _texts(vocabulary: Vocabulary, ids: np.ndarray) -> pa.ListArray:
+    """Per row of ids [n, k] the trimmed texts; ids below 0 are no tokens."""
+    offsets = np.concatenate([[0], (ids >= 0).sum(1).cumsum()])
     return pa.ListArray.from_arrays(
-        pa.array(offsets, pa.int32()), vocabulary.texts.take(pa.array(three[three >= 0]))
+        pa.array(offsets, pa.int32()), vocabulary.texts.take(pa.array(ids[ids >= 0]))
     )
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import torch
 
-from larql_duck.extraction.context import TOKEN_FEATURES, TokenFeatures
+from larql_duck.extraction.collecting import TOKEN_FEATURES, TokenFeatures
 from larql_duck.extraction.parallel import workers
 from larql_duck.extraction.screen import Rounded, dots, keys_of, kth_largest
 from larql_duck.inference.topk import row_blocks, scratch

@@ -17,6 +17,9 @@ from larql_duck.models.tokenizer import TOKENIZER_FILES
 from larql_duck.vindex import layout
 from larql_duck.vindex.arrays import ArrayWriter, FileEntry, write_file
 
+# Numbers of a matrix that are read at a time.
+_NUMBERS = 1 << 22
+
 Step = Callable[[float], None]
 
 
@@ -27,10 +30,15 @@ def write_gates(
     layers = []
     with ArrayWriter(directory / layout.GATE, dtype) as writer:
         for layer in range(n_layers):
-            gate = ffn_matrix(source, layer, "gate")
-            offset, length = writer.append(gate, source.family.gate_name(layer), source.path)
-            layers.append({"layer": layer, "num_features": gate.shape[0], "offset": offset, "length": length})
-            step(gate.numel())
+            name = source.family.gate_name(layer)
+            if source.family.transposed:
+                matrix = ffn_matrix(source, layer, "gate")
+                shape, span = matrix.shape, writer.append(matrix, name, source.path)
+            else:
+                shape, span = matrix_rows(source, name).shape, append_matrix(writer, source, name)
+            offset, length = span
+            layers.append({"layer": layer, "num_features": shape[0], "offset": offset, "length": length})
+            step(math.prod(shape))
     return writer.entry, layers
 
 
@@ -40,7 +48,8 @@ def append_matrix(writer: ArrayWriter, source: WeightSource, name: str) -> tuple
     if isinstance(rows, torch.Tensor):
         return writer.append(rows, name, source.path)
     spans = [
-        writer.append(rows[start:stop], name, source.path) for start, stop in row_blocks(len(rows), 4096)
+        writer.append(rows[start:stop], name, source.path)
+        for start, stop in row_blocks(len(rows), max(1, _NUMBERS // rows.shape[-1]))
     ]
     return spans[0][0], sum(length for _, length in spans)
 
@@ -67,12 +76,12 @@ def write_weights(
             if place.file not in files:
                 files[place.file] = stack.enter_context(ArrayWriter(directory / place.file, dtype))
             writer = files[place.file]
-            if place.name == source.family.head:
+            if not place.transposed:
                 shape = [*matrix_rows(source, place.name).shape]
                 offset, length = append_matrix(writer, source, place.name)
             else:
                 tensor = source.tensor(place.name)
-                tensor = tensor.t() if place.transposed else tensor
+                tensor = tensor.t()
                 shape = [*tensor.shape]
                 offset, length = writer.append(tensor, place.name, source.path)
             kind = "vector" if len(shape) == 1 else "tensor"

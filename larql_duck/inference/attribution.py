@@ -120,6 +120,9 @@ def attribute(
         down_bias = parts.down_bias()
         if down_bias is not None:
             ffn_bias[:, i] += along @ down_bias.float()
+        if (biases := parts.expert_biases()) is not None:
+            chosen = picked("routing")[i, :, : len(biases)]
+            ffn_bias[:, i] += ((chosen @ biases.float()) * along).sum(-1)
         along = before * scale
         if parts.attn_post is not None and attn_branch is not None:
             post = linear_norm(parts.attn_post, attn_branch[i])

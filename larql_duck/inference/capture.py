@@ -15,9 +15,11 @@ import torch
 from larql_duck.errors import LarqlError
 from larql_duck.inference.modules import ModelModules
 
-PARTS = frozenset({"residual", "ffn_input", "gate", "activation", "deltas", "branches", "heads", "attention"})
+PARTS = frozenset(
+    {"residual", "ffn_input", "gate", "activation", "routing", "deltas", "branches", "heads", "attention"}
+)
 # What direct attribution reads.
-FOR_ATTRIBUTION = frozenset({"residual", "activation", "deltas", "branches"})
+FOR_ATTRIBUTION = frozenset({"residual", "activation", "routing", "deltas", "branches"})
 # What a residual's state consists of, in the order in which arrays and files keep it, and what a capture needs for it.
 STATES = ("residual", "attn_delta", "ffn_delta")
 FOR_STATES = frozenset({"residual", "deltas"})
@@ -54,6 +56,8 @@ class Capture:
     ffn_input    [L, n, hidden]      what the FFN reads (after its norm)
     gate         [L, n, features]    gate products, before the activation function
     activation   [L, n, features]    what the down projection reads
+    routing      [L, n, experts + 1] in mixtures: what each expert's output is multiplied by, the shared ones last; 0 in
+                                     layers without experts
     attn_delta, ffn_delta [L, n, hidden]  what each branch adds to the residual (after post-norms and multipliers)
     attn_branch, ffn_branch [L, n, hidden]  the projections' own outputs, before post-norms
     heads        [L, n, heads * head_dim]   what the attention's output projection reads
@@ -104,11 +108,12 @@ class _Recorder:
         # [n, heads, queries, keys]: keep() cuts the axis after n, so the queries go there first.
         self.keep("attention", layer, weights.transpose(1, 2))
 
-    def stacked(self, scale: float) -> dict[str, torch.Tensor]:
+    def stacked(self, scale: float, n_layers: int) -> dict[str, torch.Tensor]:
         """Name -> what was kept, layer by layer; what branches add to the residual is multiplied by scale."""
         out: dict[str, torch.Tensor] = {}
         for name, rows in self.values.items():
-            tensors = [rows[i] for i in sorted(rows)]
+            layers = range(n_layers) if name == "routing" else sorted(rows)
+            tensors = [rows[i] if i in rows else torch.zeros_like(next(iter(rows.values()))) for i in layers]
             width = max(t.shape[-1] for t in tensors)
             # Layers of unequal width are padded with zeros: features that are never active.
             whole = torch.stack([torch.nn.functional.pad(t, (0, width - t.shape[-1])) for t in tensors])
@@ -136,7 +141,7 @@ def recording(
     with contextlib.ExitStack() as hooks:
         _install(modules, recorder, wanted, hooks)
         yield capture
-    capture.values |= recorder.stacked(modules.residual_scale)
+    capture.values |= recorder.stacked(modules.residual_scale, len(modules.layers))
     if "normed" in capture.values:
         capture.values["normed"] = capture.values["normed"][0]
 
@@ -159,6 +164,8 @@ def _install(
         input_of("ffn_input", parts.gate, i)
         output_of("gate", parts.gate, "gate", i)
         input_of("activation", parts.down, i)
+        if parts.mixture is not None:
+            output_of("routing", parts.mixture.block.routed, "routing", i)
         input_of("heads", parts.attn_out, i)
         output_of("branches", parts.attn_out, "attn_branch", i)
         output_of("branches", parts.down, "ffn_branch", i)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from larql_duck.aliases import Slot
+from larql_duck.aliases import Slot, WrittenSlot
 from larql_duck.errors import LarqlError
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.interventions import Edit, ResidualEdit, check, feature_edits
@@ -17,7 +17,7 @@ from larql_duck.inference.reference import Reference
 class Ablate:
     """Features whose activation is zero, or its mean over reference prompts, at every position."""
 
-    slots: tuple[Slot, ...]
+    slots: tuple[WrittenSlot, ...]
     by: Literal["zero", "mean"] = "zero"
 
 
@@ -68,11 +68,12 @@ def _edits(
 ) -> Sequence[Edit]:
     if isinstance(intervention, Ablate):
         # Checked before means are looked up in a table of the model's shape.
-        zeros = feature_edits(intervention.slots)
+        slots = [slot_of(engine, slot) for slot in intervention.slots]
+        zeros = feature_edits(slots)
         check(zeros, engine.n_features)
         if intervention.by == "zero":
             return zeros
-        return feature_edits(intervention.slots, value=_needed(reference, "ABLATE BY MEAN").means)
+        return feature_edits(slots, value=_needed(reference, "ABLATE BY MEAN").means)
     layer = intervention.layer
     engine.select_layers([layer])
     if isinstance(intervention, Steer):
@@ -86,6 +87,29 @@ def _edits(
     _check_position(engine, intervention.prompt, source, "source position", repr(intervention.prompt))
     other = engine.capture(intervention.prompt, ["residual"], positions="all").need("residual")
     return [ResidualEdit(layer, other[layer + 1][0, source], "replace", None, position)]
+
+
+def slot_of(engine: Engine, written: WrittenSlot) -> Slot:
+    """The slot with the feature's number in its layer; LarqlError for an expert, or a feature of one, that is not there."""
+    layer, feature = written
+    if not isinstance(feature, tuple):
+        return layer, feature
+    engine.select_layers([layer])
+    expert, within = feature
+    experts = engine.family.experts
+    if experts is None or layer not in experts.layers:
+        raise LarqlError(
+            f"layer {layer} has no experts; name its features by their numbers, as in ({layer}, 17)"
+        )
+    spans = {number: span for number, *span in experts.spans(engine.n_features[layer])}
+    if expert not in spans:
+        raise LarqlError(f"expert {expert} is out of range; layer {layer} has experts 0 to {max(spans)}")
+    begin, end = spans[expert]
+    if not 0 <= within < end - begin:
+        raise LarqlError(
+            f"feature {within} is out of range; expert {expert} of layer {layer} has features 0 to {end - begin - 1}"
+        )
+    return layer, begin + within
 
 
 def _check_position(engine: Engine, prompt: str, position: int, what: str, where: str) -> None:

@@ -341,4 +341,4 @@ class Engine:
                 self.apply_overlay(before)
 
     def _feature_counts(self) -> list[int]:
-        return [parts.down_rows().shape[0] for parts in self.modules.layers]
+        return [parts.features for parts in self.modules.layers]

@@ -14,7 +14,9 @@ import torch
 from torch import nn
 
 from larql_duck.errors import ModelError
+from larql_duck.models import mixtures
 from larql_duck.models.family import outside
+from larql_duck.models.mixtures import Mixture, mixture_in
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -32,7 +34,8 @@ class LayerModules:
 
     ffn_norm is None where the FFN reads the residual itself. parallel: what the FFN reads, attention has not added to.
     act is the activation function, which gets what `gate` gives; plain: down reads its output (times up's, where there
-    is one) and nothing else; tuples: the block gives a tuple, the hidden states first.
+    is one) and nothing else; tuples: the block gives a tuple, the hidden states first. mixture: where the FFN is that of
+    experts, how it runs: down then reads the same times the router's factors.
     """
 
     block: nn.Module
@@ -49,6 +52,12 @@ class LayerModules:
     parallel: bool
     plain: bool
     tuples: bool
+    mixture: Mixture | None = None
+
+    @property
+    def features(self) -> int:
+        """How many features the FFN has."""
+        return int(self.down_rows().shape[0])
 
     def down_rows(self) -> torch.Tensor:
         """The down matrix as [features, hidden], a view: row f is what feature f writes."""
@@ -57,6 +66,10 @@ class LayerModules:
     def down_bias(self) -> torch.Tensor | None:
         """The down projection's bias [hidden], None where it has none."""
         return _bias(self.down)
+
+    def expert_biases(self) -> torch.Tensor | None:
+        """What each expert's down projection adds of its own, [experts, hidden]; None where they add nothing."""
+        return None if self.mixture is None else self.mixture.biases
 
     def attn_out_bias(self) -> torch.Tensor | None:
         """The attention output projection's bias [hidden], None where it has none."""
@@ -105,6 +118,7 @@ def find_modules(model: PreTrainedModel, family: Family) -> ModelModules:
 
     config = model.config
     layers = []
+    mixed = () if family.experts is None else family.experts.layers
     for i in range(config.num_hidden_layers):
         prefix = family.layer_prefix(i)
         block = module(prefix.rstrip("."))
@@ -127,6 +141,7 @@ def find_modules(model: PreTrainedModel, family: Family) -> ModelModules:
                 parallel=family.parallel,
                 plain=not family.between,
                 tuples=family.tuples,
+                mixture=mixture_in(block.get_submodule(family.experts.block)) if i in mixed else None,
             )
         )
     head = model.get_output_embeddings()
@@ -185,9 +200,12 @@ class Flattened(nn.Module):
 
 
 def part_halves(model: nn.Module, family: Family) -> None:
-    """Put two matrices in the place of each that holds gate and up, so that either is hooked and edited by itself, and
+    """Put two matrices in the place of each that holds gate and up, one FFN in that of each mixture, so that each part is hooked and edited by itself, and
     give down the shapes of other families where a layer runs its FFN on rows of one axis.
     """
+    if family.experts is not None and family.measured is not None:
+        blocks = [model.get_submodule(family.layer_prefix(i)[:-1]) for i in range(family.measured.n_layers)]
+        mixtures.install(blocks, family.experts, mixtures.names_of(family))
     if family.flat:
         for i in range(0 if family.measured is None else family.measured.n_layers):
             name, block = outside(family.down).split(".")[0], model.get_submodule(family.layer_prefix(i)[:-1])

@@ -33,18 +33,19 @@ class TopK:
         self._lock = threading.Lock()
         self._merging = threading.Lock()
 
-    def threshold(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """The smallest value kept in rows start..stop, f32 [rows]: no smaller one can enter."""
-        return torch.from_numpy(self.values[start:stop, -1].copy())
+    def threshold(self, rows: slice | np.ndarray = slice(None)) -> torch.Tensor:
+        """The smallest value kept in these rows, f32 [rows]: no smaller one can enter."""
+        return torch.from_numpy(self.values[rows, -1].copy())
 
-    def candidates(self, block: torch.Tensor, row_axis: int, start: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    def candidates(
+        self, block: torch.Tensor, row_axis: int, rows: slice | np.ndarray = slice(None)
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Row and column (int64, within the block) of those values of `block` [2-d, contiguous] that may enter.
 
-        `row_axis` says which axis holds this object's rows, the first of them being row `start`.
+        `row_axis` says which axis holds this object's `rows`.
         """
-        n = block.shape[row_axis]
         axis = 1 - row_axis
-        threshold = self.threshold(start, start + n)
+        threshold = self.threshold(rows)
         hits = scratch("hits", block.shape, torch.bool)
         if bool(torch.isneginf(threshold).all()):
             # Nothing is kept yet: the block's own k-th value bounds what can enter, ties with it included.

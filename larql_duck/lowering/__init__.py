@@ -28,6 +28,7 @@ PLANNERS: dict[str, Planner] = {
     "SHOW LAYERS": browse.show_layers,
     "SHOW RELATIONS": browse.show_relations,
     "SHOW FEATURES": browse.show_features,
+    "SHOW EXPERTS": browse.show_experts,
     "SHOW ENTITIES": browse.show_entities,
     "SHOW MODELS": requests.nothing,
     "INFER": requests.infer,

@@ -167,6 +167,24 @@ def show_features(s: st.ShowFeatures, facts: Catalog) -> Query:
     return Query(f"{head}{condition} ORDER BY feature LIMIT {limit}", not_described(facts, [s.layer]))
 
 
+def show_experts(s: st.ShowExperts, facts: Catalog) -> Query:
+    """SHOW EXPERTS: of one layer or of all."""
+    check_layer(s, facts, s.layer)
+    check_count(s, s.limit, "LIMIT", "limit")
+    query = exp.select("*").from_(view(facts.schema, "show_experts"))
+    head = text_of(query if s.layer is None else query.where(exp.column("layer").eq(s.layer)))
+    # As in `show_features`, the condition is DuckDB's own text.
+    joined = "WHERE" if s.layer is None else "AND"
+    condition = "" if s.where is None else f" {joined} ({s.where.text})"
+    limit = "" if s.limit is None else f" LIMIT {s.limit}"
+    nothing = (
+        Emptiness("SELECT true, NULL WHERE false", (), "no layer of this model chooses among experts")
+        if s.where is None
+        else None
+    )
+    return Query(f"{head}{condition} ORDER BY layer, expert{limit}", when_empty=nothing)
+
+
 def show_entities(s: st.ShowEntities, facts: Catalog) -> Query:
     """SHOW ENTITIES."""
     check_layer(s, facts, s.layer)

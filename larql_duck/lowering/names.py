@@ -41,6 +41,7 @@ _VIEWS = {
     "patches": "patches",
     "stats": "stats",
     "show_layers": "show_layers",
+    "show_experts": "show_experts",
 }
 
 TABLES: dict[str, LqlTable] = {

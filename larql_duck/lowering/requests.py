@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from larql_duck.aliases import InExpert
 from larql_duck.lowering import browse
 from larql_duck.lowering.select import lower
 from larql_duck.lowering.types import Query, Request, check_count, check_layer, check_layers, fail
@@ -53,6 +54,8 @@ def infer(s: st.Infer, catalog: Catalog) -> Resolved:
     check_count(s, s.walk_k, "WALK K", "walk_k", low=1)
     for layer, feature in (slot for clause in s.ablate for slot in clause.slots):
         check_layer(s, catalog, layer, "ablate")
+        if isinstance(feature, InExpert):
+            continue  # the model that runs knows its experts
         n = catalog.n_features[layer] if catalog.opened else None
         if feature < 0 or (n is not None and feature >= n):
             known = "features from 0" if n is None else f"features 0-{n - 1}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from larql_duck.aliases import Slot
+from larql_duck.aliases import WrittenSlot
 from larql_duck.lql.literals import Sql
 
 
@@ -30,7 +30,7 @@ class Assignment:
 class AblateClause:
     """INFER's `ABLATE (layer, feature), ... [BY ZERO|MEAN]`; by is 'zero' or 'mean'."""
 
-    slots: tuple[Slot, ...]
+    slots: tuple[WrittenSlot, ...]
     by: Literal["zero", "mean"] = "zero"
 
 

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, dataclass_transform
 
-from larql_duck.aliases import Slot
+from larql_duck.aliases import WrittenSlot
 from larql_duck.lql.clauses import (
     AblateClause,
     Assignment,
@@ -281,7 +281,7 @@ class SimilarFeatures(Statement):
     space is None, 'gate', 'up', 'down' or 'all'.
     """
 
-    slot: Slot
+    slot: WrittenSlot
     space: str | None = None
     layers: Layers | None = None
     top: int | None = None
@@ -308,6 +308,14 @@ class ShowFeatures(Statement):
     """SHOW FEATURES layer [WHERE condition] [LIMIT n]."""
 
     layer: int
+    where: Sql | None = None
+    limit: int | None = None
+
+
+class ShowExperts(Statement):
+    """SHOW EXPERTS [layer] [WHERE condition] [LIMIT n]."""
+
+    layer: int | None = None
     where: Sql | None = None
     limit: int | None = None
 

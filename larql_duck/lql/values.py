@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
-from larql_duck.aliases import Slot
+from larql_duck.aliases import InExpert, WrittenSlot
 from larql_duck.errors import LqlSyntaxError
 from larql_duck.lql.clauses import AblateClause, PatchFromClause, SteerClause
 from larql_duck.lql.literals import quote
@@ -424,20 +424,23 @@ class Side(Value):
 
 @dataclass(frozen=True)
 class SlotValue(Value):
-    """`(layer, feature)`."""
+    """`(layer, feature)`, or `(layer, expert:feature)` with the feature's number within an expert."""
 
     syntax: str = "(layer, feature)"
 
-    def read(self, c: Cursor) -> Slot:
+    def read(self, c: Cursor) -> WrittenSlot:
         c.expect("(")
         layer = c.integer("a layer")
         c.expect(",")
-        slot = (layer, c.integer("a feature"))
+        feature: int | InExpert = c.integer("a feature")
+        if c.take(":"):
+            feature = InExpert(feature, c.integer("a feature of the expert"))
         c.expect(")")
-        return slot
+        return layer, feature
 
-    def show(self, value: Slot) -> str:
-        return f"({value[0]}, {value[1]})"
+    def show(self, value: WrittenSlot) -> str:
+        layer, feature = value
+        return f"({layer}, {':'.join(map(str, feature)) if isinstance(feature, InExpert) else feature})"
 
 
 @dataclass(frozen=True)

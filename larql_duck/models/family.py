@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeAlias
 
 from larql_duck.errors import ModelError
+from larql_duck.models.experts import Experts
 
 Config = Mapping[str, Any]
 FfnMatrix: TypeAlias = Literal["gate", "up", "down"]
@@ -34,7 +35,10 @@ _ACTIVATIONS = _ALIASES | {name: name for name in _KNOWN}
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """The sizes of a model: layer count, hidden, features per layer, vocabulary, heads, kv heads, head size."""
+    """The sizes of a model: layer count, hidden, features per layer, vocabulary, heads, kv heads, head size.
+
+    running: of layers with experts how many features a token runs; None: all of them.
+    """
 
     n_layers: int
     hidden: int
@@ -43,11 +47,12 @@ class ModelSizes:
     n_heads: int
     n_kv_heads: int
     head_dim: int
+    running: list[int] | None = None
 
     @property
     def parameters(self) -> int:
         """Roughly how many parameters a token's pass multiplies by: those of the layers and of the output head."""
-        layers = sum(self.attention + 3 * self.hidden * n for n in self.intermediate)
+        layers = sum(self.attention + 3 * self.hidden * n for n in self.running or self.intermediate)
         return layers + self.vocab * self.hidden
 
     @property
@@ -86,7 +91,7 @@ class Family:
     modules ('' where they are what o's name begins with, and the FFN's act_fn or act); parallel: the FFN reads what
     attention reads; between: down reads more than activation(gate) times up, a norm of it for instance; tuples: a layer
     gives a tuple, the hidden states first; flat: it runs its FFN on rows of one axis, so that the matrix that is stored
-    without `.inner` in its name is inside of one that makes them.
+    without `.inner` in its name is inside of one that makes them. experts: where layers choose among experts, which do.
     """
 
     name: str
@@ -141,6 +146,7 @@ class Family:
     gguf_permuted: bool = False
     listed: bool = True
     measured: MeasuredModel | None = None
+    experts: Experts | None = None
 
     # -- names -------------------------------------------------------------------------------------------
 
@@ -223,9 +229,10 @@ class Family:
         if self.measured is None:
             return None
         plain = Family(self.name)
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "measured"}
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("measured", "experts")}
         changed = {k: v for k, v in own.items() if v != getattr(plain, k)}
-        return {"name": self.name, **changed, "measured": asdict(self.measured)}
+        mixed = {"experts": asdict(self.experts)} if self.experts else {}
+        return {"name": self.name, **changed, **mixed, "measured": asdict(self.measured)}
 
     @classmethod
     def from_record(cls, name: str, record: Mapping[str, Any]) -> Family:
@@ -235,6 +242,8 @@ class Family:
             measured = dict(values.pop("measured"))
             measured["shapes"] = {n: tuple(shape) for n, shape in measured["shapes"].items()}
             measured["buffers"] = tuple(measured.get("buffers", ()))
+            if mixed := values.pop("experts", None):
+                values["experts"] = Experts(**{**mixed, "layers": tuple(mixed["layers"])})
             values["prefixes"] = tuple((old, new) for old, new in values.get("prefixes", ()))
             return cls(**{"name": name, **values, "measured": MeasuredModel(**measured)})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -291,7 +300,7 @@ class Family:
             intermediate = [value] * measured.n_layers
         return ModelSizes(
             measured.n_layers, measured.hidden, intermediate, measured.vocab, measured.n_heads,
-            measured.n_kv_heads, measured.head_dim,
+            measured.n_kv_heads, measured.head_dim, self.experts.running(intermediate) if self.experts else None,
         )  # fmt: skip
 
     def _int(self, config: Config, key: str, limit: int = _MAX_DIM, default: int | None = None) -> int:

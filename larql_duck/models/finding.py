@@ -10,7 +10,7 @@ import copy
 import inspect
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,10 @@ import torch
 from torch import nn
 
 from larql_duck.errors import ModelError, reason
-from larql_duck.models import kinds
+from larql_duck.models import kinds, mixtures
 from larql_duck.models.activations import name_of_activation
 from larql_duck.models.architecture import config_object, empty_model, quiet
-from larql_duck.models.family import WRAPPED, Config, Family, MeasuredModel, bias_of, outside
+from larql_duck.models.family import Config, Family, MeasuredModel, bias_of, outside
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,13 +29,6 @@ if TYPE_CHECKING:
 _NORM = re.compile(r"Norm")
 _TOKENS = 4
 _QKV = ("q", "k", "v", "qkv")
-# Buffers that old checkpoints carry: rotary frequencies and causal masks.
-_BUFFERS = (
-    r"rotary_emb\.inv_freq$",
-    r"attn\.(masked_)?bias$",
-    r"attention\.(masked_)?bias$",
-    r"attn\.attention\.(masked_)?bias$",
-)
 # Keys that say how many features a layer has where a config leaves the number to the architecture.
 _FEATURES = ("intermediate_size", "n_inner", "ffn_hidden_size", "ffn_dim")
 
@@ -93,9 +86,13 @@ def find_family(config: Config) -> tuple[Family, PreTrainedModel]:
         if kinds.experts_in(config):
             raise ModelError(kinds.mixture(config, name)) from None
         raise
-    if kinds.is_mixture(model.named_modules(), config):
-        raise ModelError(kinds.mixture(config, name))
     layers = _layers(model, name)
+    experts = mixtures.find_experts(layers, name, made)
+    if experts is None and kinds.is_mixture(model.named_modules(), config):
+        raise ModelError(kinds.mixture(config, name))
+    if experts is not None:
+        blocks = list(layers.values())
+        mixtures.install(blocks, experts, mixtures.names_in(blocks, experts))
     if kind := kinds.other_layers(name, layers.values()):
         raise ModelError(kind)
     for module in (model, model.base_model):
@@ -104,34 +101,9 @@ def find_family(config: Config) -> tuple[Family, PreTrainedModel]:
                 f"model_type {name!r} keeps no keys and values between passes, without which nothing is asked"
             )
     calls = _traced(model, name)
-    family = _from_calls(model, layers, calls, name)
-    return replace(family, keys=_keys(model, family, name)), model
-
-
-def renamed(model: PreTrainedModel, family: Family, names: Iterable[str]) -> dict[str, str]:
-    """Stored name -> state-dict name, by transformers' own loading conversions; '' for what no model reads.
-
-    Names that nothing is known of stay as they are.
-    """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, rename_source_key
-
-    assert family.measured is not None
-    conversions = get_model_conversion_mapping(model)
-    renamings = [c for c in conversions if not isinstance(c, WeightConverter)]
-    state = model.state_dict()
-    ignored = [re.compile(p) for p in (*(model._keys_to_ignore_on_load_unexpected or ()), *_BUFFERS)]
-    out = {}
-    for name in names:
-        # A text model inside one of images or sound.
-        inner = next((new + name.removeprefix(old) for old, new in WRAPPED if name.startswith(old)), name)
-        found = name if name in state else inner
-        if found not in state:
-            found, _ = rename_source_key(found, renamings, [], model.base_model_prefix, state)
-        if found not in state and any(p.search(found) for p in ignored):
-            found = ""
-        out[name] = found
-    return out
+    family = replace(_from_calls(model, layers, calls, name), experts=experts)
+    keys = {"intermediate_size": ""} if experts else _keys(model, family, name)
+    return replace(family, keys=keys), model
 
 
 def _layers(model: nn.Module, name: str) -> dict[str, nn.Module]:
@@ -310,7 +282,8 @@ def _layer(calls: Sequence[_Call], block: _Call, module: nn.Module, where: str) 
     fields["attn_norm"] = next((_weight(c) for c in norms if c.wrote == attended[0].read), "")
     fields["post_attn_norm"] = norm(read=out.wrote)
     fields["post_ffn_norm"] = norm(read=down.wrote)
-    fields["between"] = bool(norm(wrote=down.read))
+    mixed = [m for part in module.modules() if (m := mixtures.mixture_in(part)) is not None]
+    fields["between"] = bool(norm(wrote=down.read)) or any(m.gated is not None for m in mixed)
     return fields
 
 

@@ -21,9 +21,11 @@ from larql_duck.models.dequantised import Plain, Stored
 from larql_duck.models.families import complete, text_config
 from larql_duck.models.mapped import READABLE
 from larql_duck.models.misplaced import check_there, other_format
+from larql_duck.models.pieces import JoinedPlace, Place
 from larql_duck.models.quantised import Assembled, assembled
 from larql_duck.models.reading import read_names
 from larql_duck.models.safetensors_file import SafetensorsFile
+from larql_duck.models.source import MatrixRows
 from larql_duck.models.tokenizer import TOKENIZER_FILES
 
 _CONFIG = "config.json"
@@ -56,15 +58,17 @@ class HfSource(ModelSource):
         try:
             parts = assembled(_stored(files), settings)
             # In the order of the layers, which the order of names as text is not.
-            reading = read_names(config, sorted(parts.tensors, key=_natural))
+            shapes_of_stored = {key: parts.tensors[key].shape for key in sorted(parts.tensors, key=_natural)}
+            reading = read_names(config, shapes_of_stored)
         except ModelError as error:
             if error.path is not None:
                 raise
             raise ModelError.at(directory, f"{error}", tensor=error.tensor) from None
         family = reading.family
-        self._places = {
+        self._places: dict[str, Place] = {
             name: _Place(parts.tensors[key], half) for name, (key, half) in reading.places.items()
         }
+        self._places |= {name: pieces.of(parts.tensors) for name, pieces in reading.pieces.items()}
         shapes = {name: place.shape for name, place in self._places.items()}
         super().__init__(
             path=directory,
@@ -85,8 +89,13 @@ class HfSource(ModelSource):
     def _read(self, name: str) -> torch.Tensor:
         return self._places[name].tensor()
 
+    def rows(self, name: str) -> MatrixRows:
+        """A matrix's rows, read piece by piece where the files hold it so; checked by whoever writes them."""
+        place = self._places[name]
+        return place if isinstance(place, JoinedPlace) else self.tensor(name)
+
     def _file_of(self, name: str) -> Path:
-        return self._places[name].stored.path
+        return self._places[name].path
 
     def release(self) -> None:
         """Drop the pages that reading has made resident."""
@@ -157,6 +166,10 @@ class _Place:
 
     stored: Stored
     half: int | None
+
+    @property
+    def path(self) -> Path:
+        return self.stored.path
 
     @property
     def shape(self) -> tuple[int, ...]:

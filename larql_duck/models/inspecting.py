@@ -31,6 +31,7 @@ def facts_of(source: ModelSource) -> dict[str, str]:
         "layers": str(sizes.n_layers),
         "hidden": str(sizes.hidden),
         "features": f"{shown} a layer, {sum(sizes.intermediate):,} in all",
+        **_experts(family),
         "heads": f"{sizes.n_heads} of {sizes.head_dim}, {sizes.n_kv_heads} for keys and values",
         "tokens": str(sizes.vocab),
         "output head": "the embedding" if family.tied(source.config, source.names()) else family.head,
@@ -47,6 +48,15 @@ def facts_of(source: ModelSource) -> dict[str, str]:
     return facts
 
 
+def _experts(family: Family) -> dict[str, str]:
+    experts = family.experts
+    if experts is None:
+        return {}
+    shared = f", {experts.shared} more features that always run" if experts.shared else ""
+    layers = f"in {len(experts.layers)} layers"
+    return {"experts": f"{experts.count} of {experts.width} features{shared}, {layers}"}
+
+
 def _found(family: Family) -> str:
     return "found among transformers' modules" if family.measured else "taken by Llama's tensor names"
 
@@ -55,7 +65,8 @@ def _works(family: Family) -> list[str]:
     works = ["browse"]
     if family.listed or family.measured:
         works.append("INFER")
-    if not family.between:
+    routed = family.experts is not None and not family.experts.shared
+    if not family.between and not routed:
         works.append("INSERT")
     return [*works, "COMPILE to safetensors", *(["to GGUF"] if architecture(family) else [])]
 

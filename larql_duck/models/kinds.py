@@ -55,9 +55,10 @@ def experts_in(config: Config) -> int | None:
 
 
 def mixture(config: Config, model_type: str) -> str:
-    """That a model is a mixture of experts."""
+    """That a model is a mixture of experts of a kind that is not read."""
     count = experts_in(config)
-    return _line(model_type, f"a mixture of experts{f' ({count} experts)' if count else ''}")
+    experts = f"a mixture of experts{f' ({count} experts)' if count else ''}"
+    return f"model_type {model_type!r} is {experts} of a kind that is not read: transformers keeps them in another way"
 
 
 def is_mixture(modules: Iterable[tuple[str, nn.Module]], config: Config) -> bool:

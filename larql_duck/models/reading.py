@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from larql_duck.errors import ModelError
 from larql_duck.models.architecture import is_known
 from larql_duck.models.families import FAMILIES, complete, family_for
 from larql_duck.models.family import WRAPPED, Config, Family
-from larql_duck.models.finding import find_family, renamed
+from larql_duck.models.finding import find_family
+from larql_duck.models.pieces import Pieces
+from larql_duck.models.renaming import Renamed, renamed
 
 # What stands beside a text model: towers and projectors of other senses, heads of other trainings.
 _BESIDE = re.compile(
@@ -22,20 +24,25 @@ _NAMED = 3
 
 @dataclass(frozen=True)
 class Reading:
-    """A family, the name in the file and the half (0 or 1; None: all of it) for each of the model's names, notices."""
+    """A family, the name in the file and the half (0 or 1; None: all of it) for each of the model's names, notices.
+
+    pieces are those of the model's tensors that are several stored ones, or parts of them.
+    """
 
     family: Family
     places: dict[str, tuple[str, int | None]]
     notices: list[str] = field(default_factory=list)
+    pieces: dict[str, Pieces] = field(default_factory=dict)
 
 
-def read_names(config: Config, names: Iterable[str]) -> Reading:
-    """What the stored `names` are in a model of this config.
+def read_names(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Reading:
+    """What the stored tensors of these names and `shapes` are in a model of this config.
 
     ModelError for a family that is not read, which says what it is, and for two names of one tensor.
     """
-    names = list(names)
-    family, by_name, notices = _family(config, names)
+    names = list(shapes)
+    family, known, notices = _family(config, shapes)
+    by_name = known.names
     beside = [name for name in names if by_name[name] and _is_beside(by_name[name], family, config)]
     if beside:
         more = f" and {len(beside) - _NAMED} more" if len(beside) > _NAMED else ""
@@ -55,10 +62,11 @@ def read_names(config: Config, names: Iterable[str]) -> Reading:
             if part in places:
                 raise ModelError(f"{places[part][0]} and {stored} are the same tensor {name}", tensor=name)
             places[part] = (stored, half)
-    return Reading(family, _settled_head(places, family, config, notices), notices)
+    return Reading(family, _settled_head(places, family, config, notices), notices, known.pieces)
 
 
-def _family(config: Config, names: list[str]) -> tuple[Family, dict[str, str], list[str]]:
+def _family(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Family, Renamed, list[str]]:
+    names = list(shapes)
     model_type = config.get("model_type")
     if (
         not isinstance(model_type, str)
@@ -67,10 +75,10 @@ def _family(config: Config, names: list[str]) -> tuple[Family, dict[str, str], l
         or not is_known(model_type)
     ):
         family, notices = family_for(config, names)
-        return family, {name: family.canonical(_unwrapped(name)) or "" for name in names}, notices
+        return family, Renamed({name: family.canonical(_unwrapped(name)) or "" for name in names}), notices
     family, model = find_family(config)
     notice = f"model_type {model_type!r}: its parts were found among the modules that transformers builds"
-    return family, renamed(model, family, names), [notice]
+    return family, renamed(model, family, names, shapes), [notice]
 
 
 def _unwrapped(name: str) -> str:

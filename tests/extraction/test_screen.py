@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from larql_duck.extraction import extract, processor, promoted_tokens, screen, token_screen
-from larql_duck.extraction.context import TokenFeatures
+from larql_duck.extraction.collecting import TokenFeatures
 from larql_duck.extraction.embedding import EmbeddingInputs
 from larql_duck.extraction.promoted_tokens import OutputHead
 from larql_duck.models.families import FAMILIES

@@ -113,6 +113,10 @@ SELECT layer, feature, activates_on, sign, top_token, score, down_tokens, relati
 ----
 SELECT layer, feature, activates_on, sign, top_token, score, down_tokens, relation, relation_source, example FROM lq.lql_features WHERE layer = 4 AND (token = 'Par' OR score > -1.5) ORDER BY feature LIMIT 7
 ----
+SELECT * FROM lq.show_experts ORDER BY layer, expert
+----
+SELECT * FROM lq.show_experts WHERE layer = 4 AND (n_tokens > 3) ORDER BY layer, expert LIMIT 2
+----
 SELECT * FROM lq.show_entities()
 ----
 SELECT * FROM lq.show_entities(p_layer := 4, p_limit := 3)

@@ -277,6 +277,7 @@ STATEMENTS: dict[type[Statement], st.SearchStrategy[Statement]] = {
     s.ShowRelations: st.builds(s.ShowRelations, maybe(integers), st.booleans(), st.sampled_from(MODES)),
     s.ShowLayers: st.builds(s.ShowLayers, maybe(layers)),
     s.ShowFeatures: st.builds(s.ShowFeatures, integers, maybe(where_parts), maybe(integers)),
+    s.ShowExperts: st.builds(s.ShowExperts, maybe(integers), maybe(where_parts), maybe(integers)),
     s.ShowEntities: st.builds(s.ShowEntities, maybe(integers), maybe(integers)),
     s.ShowModels: st.builds(s.ShowModels),
     s.ShowPatches: st.builds(s.ShowPatches),

@@ -88,6 +88,7 @@ def test_queries_are_valid_for_duckdb() -> None:
         ('USE MODEL "m" AUTO_EXTRACT', s.Use("m", "model", True)),
         ("SHOW LAYERS RANGE 3 - 3", s.ShowLayers(((3, 3),))),
         ("SHOW ENTITIES 3 LIMIT 5", s.ShowEntities(3, 5)),
+        ("SHOW EXPERTS 3 LIMIT 5", s.ShowExperts(3, None, 5)),
         ("SHOW ENTITIES AT LAYER 3 LIMIT 5", s.ShowEntities(3, 5)),
         ('TRACE "x" POSITIONS SAVE "f"', s.Trace("x", save="f")),
         ('TRACE "x" DIFF "y" TOP 3 FOR "z"', s.Trace("x", "z", other="y", top=3)),
