@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from larql_duck.models.opening import open_model
 from larql_duck.models.quantised import assembled
 from larql_duck.models.safetensors_file import SafetensorsFile
 from tests import quantised
+from tests.families import make_family
 from tests.models.conftest import Make
 from tests.quantised import Packer, quantise
 
@@ -99,6 +101,37 @@ def test_mxfp4_experts_are_those_of_transformers(tmp_path: Path) -> None:
     theirs = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
     assert torch.equal(experts.tensor(), theirs)
     assert torch.equal(experts.rows(2, 4), theirs[2:4])
+
+
+def test_a_mixture_in_mxfp4_is_that_of_the_numbers_that_transformers_makes_of_it(tmp_path: Path) -> None:
+    """GPT-OSS as it is published, beside the same checkpoint with its experts dequantised by transformers."""
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    generator = torch.Generator().manual_seed(0)
+    model = make_family("gpt_oss", tmp_path / "plain")
+    packed = Path(shutil.copytree(model, tmp_path / "packed"))
+    plain, bits = load_file(model / "model.safetensors"), {}
+    for name, tensor in list(plain.items()):
+        if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            bits[name] = tensor
+            continue
+        experts, inputs, outputs = tensor.shape
+        groups = (experts, outputs, inputs // 32)
+        blocks = torch.randint(0, 256, (*groups, 16), generator=generator).to(torch.uint8)
+        scales = torch.randint(119, 123, groups, generator=generator).to(torch.uint8)
+        bits |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+        plain[name] = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32).contiguous()
+    for directory, tensors in ((model, plain), (packed, bits)):
+        save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((packed / "config.json").read_text())
+    (packed / "config.json").write_text(
+        json.dumps(config | {"quantization_config": {"quant_method": "mxfp4"}})
+    )
+    theirs, ours = open_model(model), open_model(packed)
+    assert "6 of mxfp4" in " ".join(ours.notices)
+    assert list(ours.names()) == list(theirs.names())
+    for name in theirs.names():
+        assert torch.equal(ours.tensor(name).float(), theirs.tensor(name).float()), name
 
 
 def test_infer_equals_transformers_on_the_dequantised_model(tiny: Make, tmp_path: Path) -> None:
