@@ -24,6 +24,7 @@ from larql_duck.errors import (
 )
 
 if TYPE_CHECKING:
+    from larql_duck.commands.auditing import audit
     from larql_duck.commands.opening import attach, connect
     from larql_duck.commands.transpiling import transpile
     from larql_duck.extraction.pipeline import estimate, extract
@@ -42,6 +43,7 @@ _HOMES = {
     "Result": "larql_duck.result",
     "Session": "larql_duck.session",
     "attach": "larql_duck.commands.opening",
+    "audit": "larql_duck.commands.auditing",
     "connect": "larql_duck.commands.opening",
     "estimate": "larql_duck.extraction",
     "extract": "larql_duck.extraction",
@@ -71,6 +73,7 @@ __all__ = [
     "Steer",
     "VindexError",
     "attach",
+    "audit",
     "connect",
     "estimate",
     "extract",

@@ -11,10 +11,8 @@ from larql_duck.charts.saving import altair, printable
 if TYPE_CHECKING:
     import altair as alt
 
-Records = Sequence[Mapping[str, Any]]
 
-
-def retention_chart(parts: Records) -> alt.LayerChart:
+def retention_chart(parts: Sequence[Mapping[str, Any]]) -> alt.LayerChart:
     """Share of the teacher's confident facts that were kept, a bar a part, with its 95 % interval.
 
     parts are rows of the table `retention`; those without facts are left out.
@@ -38,7 +36,7 @@ def retention_chart(parts: Records) -> alt.LayerChart:
     )
 
 
-def loss_chart(bins: Records) -> alt.Chart:
+def loss_chart(bins: Sequence[Mapping[str, Any]]) -> alt.Chart:
     """What became of facts by how sure the teacher is: bins with low (confidence), kept, lost and changed as shares."""
     alt = altair()
     colours = {"kept": BLUE, "changed": GREY, "lost": ORANGE}

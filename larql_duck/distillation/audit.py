@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from larql_duck.distillation.answering import Answers, ask_party, score_answers
+from larql_duck.distillation.answering import PartyAnswers, ask_party, score_answers
 from larql_duck.distillation.parties import Party, open_party
 from larql_duck.distillation.questions import AuditQuestion, audit_questions
 from larql_duck.distillation.transfer import STATUSES, lacking, transfer_table
@@ -28,8 +28,8 @@ class Transfer:
 
     table: pa.Table
     notices: list[str] = field(default_factory=list)
-    teacher: Answers | None = field(default=None, repr=False)
-    student: Answers | None = field(default=None, repr=False)
+    teacher: PartyAnswers | None = field(default=None, repr=False)
+    student: PartyAnswers | None = field(default=None, repr=False)
 
     def counts(self) -> dict[str, int]:
         """Status -> number of facts, in a fixed order."""
@@ -37,7 +37,7 @@ class Transfer:
         return {status: found[status] for status in STATUSES}
 
 
-class Audit:
+class TeacherAudit:
     """Questions, and a teacher that is asked them once; students can be compared with it one after the other.
 
     checkpoint is a directory in which finished batches are kept and found again.
@@ -48,7 +48,7 @@ class Audit:
     ) -> None:
         self.teacher, self.asked = teacher, list(asked)
         self._directory = checkpoint
-        self._answers: Answers | None = None
+        self._answers: PartyAnswers | None = None
         self._told: NamesTold | None = None
 
     @property
@@ -98,11 +98,11 @@ def audit(
 
     Asked are the facts that either is known for (else those of the pack 'core'), or those of `pack`, or about `entities`;
     relations picks some by name, limit each relation's first subjects. LevelError for a vindex without weights, PackError
-    where nothing is left to ask. To compare several students with one teacher, make an `Audit` once.
+    where nothing is left to ask. To compare several students with one teacher, make an `TeacherAudit` once.
     """
     parties = [party if isinstance(party, Party) else open_party(party) for party in (teacher, student)]
     asked = audit_questions(parties, pack=pack, entities=entities, relations=relations, limit=limit)
-    return Audit(parties[0], asked, checkpoint=checkpoint).of(parties[1]).table
+    return TeacherAudit(parties[0], asked, checkpoint=checkpoint).of(parties[1]).table
 
 
 def _with_kinds(told: NamesTold, other: NamesTold) -> NamesTold:
@@ -122,7 +122,7 @@ class _Steps:
         report("audit", min(self._done, self._total), self._total)
 
 
-def _notices(teacher: Answers, student: Answers) -> list[str]:
+def _notices(teacher: PartyAnswers, student: PartyAnswers) -> list[str]:
     notices = []
     own, other = teacher.party.known.calibration, student.party.known.calibration
     if not own and not other:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from larql_duck.errors import LarqlError
 
@@ -54,6 +54,11 @@ class Settings:
             values.get(_PREFIX + "DEVICE") or cls.device,
             None if threads is None else int(threads),
         )
+
+
+def with_given(**given: str) -> Settings:
+    """Settings as the environment says, but for the fields that are given."""
+    return replace(Settings.from_environment(), **given)
 
 
 DEFAULT = Settings()
