@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from larql_duck.errors import LarqlError
 
@@ -56,7 +57,7 @@ class Settings:
         )
 
 
-def with_given(**given: str) -> Settings:
+def with_given(**given: Any) -> Settings:
     """Settings as the environment says, but for the fields that are given."""
     return replace(Settings.from_environment(), **given)
 
