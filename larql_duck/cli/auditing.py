@@ -27,6 +27,7 @@ StudentArgument = Annotated[str, Argument(metavar="STUDENT", help="The same.")]
     app,
     "audit teacher.vindex student.vindex -o audit",
     "audit teacher.vindex student-model/ --pack core --limit 50",
+    "audit teacher.vindex student.vindex --features -o audit",
     "audit model.gguf edited.vindex --entities people.csv --relation occupation",
 )
 def audit(
@@ -43,6 +44,9 @@ def audit(
         list[str] | None, Option("--relation", help="Ask this relation only; may be repeated.")
     ] = None,
     limit: Annotated[int | None, Option(min=1, help="Each relation's first N subjects.")] = None,
+    features: Annotated[
+        bool, Option("--features", help="Also say which features carry what was kept (slower).")
+    ] = False,
     resume: Annotated[bool, Option("--resume", help="Go on where a run that was killed stopped.")] = False,
 ) -> None:
     """Show which of a teacher's facts a student kept, and write the report.
@@ -75,6 +79,7 @@ def audit(
             entities=table,
             relations=relation,
             limit=limit,
+            features=features,
             settings=with_given(**compute.settings()),
             checkpoint=unfinished,
         )

@@ -47,6 +47,15 @@ class AuditResult(Result):
         self.retention = Result(retention_table(transfer.table))
         super().__init__(transfer.table, notices=[_summary(transfer, self.retention), *transfer.notices])
 
+    @property
+    def tables(self) -> dict[str, pa.Table]:
+        """Name -> each table of the audit; with features also matched_features and layer_shares."""
+        tables = {"transfer": self.arrow(), "retention": self.retention.arrow()}
+        where = self._transfer.where
+        if where is not None:
+            tables |= {"matched_features": where.matched, "layer_shares": where.layers}
+        return tables
+
     def page(self) -> str:
         """The report as HTML. LarqlError where the libraries that draw charts are not installed."""
         return audit_page(*self.names, self._transfer, self.retention.arrow())
@@ -78,7 +87,7 @@ class AuditResult(Result):
         # Attached under a name of our own: the file's may be any.
         with in_memory() as con:
             con.execute("ATTACH $1 AS made", [str(file)])
-            for name, rows in (("transfer", self.arrow()), ("retention", self.retention.arrow())):
+            for name, rows in self.tables.items():
                 con.register("rows", rows)
                 con.execute(f"CREATE TABLE made.main.{name} AS FROM rows")
                 con.execute(comments_on(name, "made.main"))
@@ -102,6 +111,7 @@ def audit(
     entities: Any = None,
     relations: Collection[str] | None = None,
     limit: int | None = None,
+    features: bool = False,
     settings: Settings | None = None,
     checkpoint: Path | None = None,
 ) -> AuditResult:
@@ -109,12 +119,13 @@ def audit(
 
     teacher and student are vindexes or models of any family and tokenizer. Both are asked the facts that either vindex holds
     (without any those of the pack core), or those of `pack`, or about `entities` (names or a table, as in `Session.probe`);
-    relations picks some by name, limit each relation's first subjects. checkpoint is a directory in which a run that is
+    relations picks some by name, limit each relation's first subjects; features: also which features carry what was kept
+    (`.tables` then has matched_features and layer_shares). checkpoint is a directory in which a run that is
     killed leaves finished batches. LevelError for a vindex without weights.
     """
     parties = (open_party(teacher, settings), open_party(student, settings))
     options = {"pack": pack, "entities": entities, "relations": relations, "limit": limit}
-    return _audited(parties, options, checkpoint=checkpoint)
+    return _audited(parties, options, features=features, checkpoint=checkpoint)
 
 
 def audit_statement(session: Session, request: Request) -> Result:
@@ -129,8 +140,8 @@ def audit_statement(session: Session, request: Request) -> Result:
     if s.into_report is not None:
         check_output(s.into_report, _PAGE)
     parties = (_party(session, s.teacher), _party(session, s.student))
-    result = _audited(parties, options)
-    show_tables(session, {"transfer": result.arrow(), "retention": result.retention.arrow()})
+    result = _audited(parties, options, features=s.features)
+    show_tables(session, result.tables)
     notices = [*result.notices, "FROM transfer WHERE status = 'lost' shows what was lost"]
     if s.into_report is not None:
         write_whole(s.into_report, result.page(), replaces=_PAGE)
@@ -155,11 +166,16 @@ def _party(session: Session, path: str | None) -> Party:
 
 
 def _audited(
-    parties: tuple[Party, Party], options: dict[str, Any], *, checkpoint: Path | None = None
+    parties: tuple[Party, Party],
+    options: dict[str, Any],
+    *,
+    features: bool,
+    checkpoint: Path | None = None,
 ) -> AuditResult:
     asked = audit_questions(parties, **options)
     names = parties[0].name, parties[1].name
-    return AuditResult(names, TeacherAudit(parties[0], asked, checkpoint=checkpoint).of(parties[1]))
+    run = TeacherAudit(parties[0], asked, checkpoint=checkpoint)
+    return AuditResult(names, run.of(parties[1], features=features))
 
 
 def _summary(transfer: Transfer, retention: Result) -> str:
