@@ -34,7 +34,7 @@ def schema_markdown() -> str:
 _COMPARED = """## Tables of two models
 
 A vindex does not hold them: `AUDIT` and `DIFF ... TEXTS` leave them in the session, commands write them to files
-([Distillation](distillation.md)).
+([What a student kept](audit.md)).
 """
 _MACROS = "| macro | answers | example |\n|---|---|---|\n"
 
