@@ -6,10 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from larql_duck.inference.settings import Settings
-from larql_duck.lowering.types import HOW_TO_OPEN
+from larql_duck.lowering.types import HOW_TO_OPEN, Query
 from larql_duck.progress import Progress
+
+if TYPE_CHECKING:
+    from larql_duck.inference.model import Lender
 
 BackgroundTexts = str | Path | Sequence[str]
 
@@ -34,6 +38,9 @@ class Preferences:
     texts, is what edits take for ordinary text; None: text that the model writes itself. settings say how passes
     compute. how_to_open is what a user of this tool does to open a vindex. keep_unsaved:
     edits that are given up without SAVE PATCH become a patch in the user's state directory.
+
+    For sessions that strangers ask: guard raises for a query that is not to run, most_rows are those of an answer, frames
+    says whether the caller's DataFrames can be named, lender gives the engine where several sessions share one.
     """
 
     tracer: Callable[[str], None] | None = None
@@ -42,3 +49,7 @@ class Preferences:
     settings: Settings = field(default_factory=Settings.from_environment)
     how_to_open: str = HOW_TO_OPEN
     keep_unsaved: bool = False
+    guard: Callable[[Query], None] | None = None
+    most_rows: int | None = None
+    frames: bool = True
+    lender: Lender | None = None

@@ -371,6 +371,11 @@ class Session:
 
     # -- life ---------------------------------------------------------------------------------------------
 
+    @property
+    def here(self) -> duckdb.DuckDBPyConnection:
+        """This thread's connection, on which its statements run: what `interrupt` ends."""
+        return self._connection.here
+
     def cursor(self) -> duckdb.DuckDBPyConnection:
         """A connection of its own to the same database, for another thread."""
         return self._connection.cursor()
@@ -442,13 +447,15 @@ class Session:
             return result
         if step.uses_vindex:
             need_vindex(self._catalog)
-        connection = self._connection
+        if self.options.guard is not None:
+            self.options.guard(step)
+        connection, most = self._connection, self.options.most_rows
+        # One row more tells that there are more.
+        sql = step.sql if most is None else f"FROM ({step.sql}) LIMIT {most + 1}"
         asked = self._asked_live(step)
         try:
             with watched(self.options.progress), doing(statement.syntax[0].name):
-                table = connection.fetch(
-                    step.sql, None, None if piped is None else {"_": piped}, about=step.about
-                )
+                table = connection.fetch(sql, None, None if piped is None else {"_": piped}, about=step.about)
         except duckdb.Error as error:
             raise statement_error(error, step.sql, statement, text, connection.failures) from error
         typed = text[statement.at.start : statement.at.end]
@@ -458,6 +465,9 @@ class Session:
             notices += not_described(self._catalog, sorted({*table["layer"].to_pylist()}))
         if table.num_rows == 0:
             notices += why_empty(step, self._catalog, connection.rows)
+        if most is not None and table.num_rows > most:
+            table = table.slice(0, most)
+            notices.append(f"the first {most} rows; LIMIT and OFFSET give others")
         return Result(table, con=connection, sql=step.printed, notices=notices, statement=statement)
 
     def _asked_live(self, step: Query) -> list[str]:
