@@ -17,6 +17,7 @@ from larql_duck.databases import in_memory
 from larql_duck.lowering.types import Request
 from larql_duck.result import Result
 from larql_duck.session import Session
+from larql_duck.session.preferences import tell
 from larql_duck.workspace import Workspace
 
 _open: weakref.WeakSet[Session] = weakref.WeakSet()
@@ -85,7 +86,7 @@ def _started(
         given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
         session.configure(**given)
         if isinstance(path, str) and path.startswith(("http://", "https://")):
-            session.use_remote(path)
+            tell(*session.use_remote(path).notes)
         elif path is not None:
             session.use(path)
         for patch in patches:
