@@ -212,7 +212,7 @@ class Hosted:
                 _ = session.model.engine
             return self.timed(session, statement, text)
         finally:
-            session.workspace.live.forget()
+            session.workspace.live.hide()
             if "PROBE" in _verbs(statement):
                 session.close()
                 self._model_session = None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields
 from typing import Any
 
+from larql_duck.errors import LarqlError
 from larql_duck.lowering.types import Query
 from larql_duck.lql.literals import Sql
 from larql_duck.lql.statements import Statement
@@ -109,8 +110,13 @@ class Policy:
             raise RefusedError(f"{min(found)} runs the model, and this server was started with --no-infer")
 
     def check_size(self, text: str) -> None:
-        """OversizeError for a statement that is too long."""
-        n = len(text.encode("utf-8", "surrogatepass"))
+        """OversizeError for a statement that is too long, LarqlError for one that is no valid text."""
+        try:
+            n = len(text.encode("utf-8"))
+        except UnicodeEncodeError:
+            raise LarqlError(
+                "the statement holds a lone surrogate and is no valid text; write it as UTF-8"
+            ) from None
         if n > self._limits.statement:
             raise OversizeError(
                 f"the statement has {n} bytes; at most {self._limits.statement} are served, send it in parts"

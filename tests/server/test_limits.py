@@ -125,12 +125,12 @@ def test_small_limits(probed_vindex: Make) -> None:
         assert len(few["rows"]) == 3 and few["notices"] == ["the first 3 rows; LIMIT and OFFSET give others"]
         assert len(server.lql("SELECT feature FROM features LIMIT 3").json()["notices"]) == 0
         assert server.lql("SELECT count(*) FROM features").json()["rows"][0][0] > 3
-        assert server.lql("SELECT list(feature) FROM features").status_code == 413
+        assert server.lql("SELECT list(token) FROM tokens").status_code == 413
         assert server.lql("SELECT 1" + " " * 600).status_code == 413
         assert server.post("/v1/query", {"statement": "x" * 3000}).status_code == 413
-        statuses = [server.get("/v1/stats").status_code for _ in range(20)]
+        statuses = [server.get("/v1/models").status_code for _ in range(20)]
         assert statuses.count(429) >= 5 and statuses[0] == 200
-        assert int(server.get("/v1/stats").headers["retry-after"]) > 0
+        assert int(server.get("/v1/models").headers["retry-after"]) > 0
         assert server.get("/v1/health").status_code == 200
 
 
