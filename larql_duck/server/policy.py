@@ -13,14 +13,14 @@ from larql_duck.lql.statements import Statement
 from larql_duck.server.options import Limits
 from larql_duck.server.sql_policy import RefusedError, SqlPolicy
 
-Check = Callable[[Any], str | None]
+Rule = Callable[[Any], str | None]
 
 
 def _anything(statement: Any) -> None:
     return None
 
 
-def _without(**clauses: str) -> Check:
+def _without(**clauses: str) -> Rule:
     """A check that these fields are not used; each has the clause as LQL writes it."""
 
     def check(statement: Any) -> str | None:
@@ -30,7 +30,7 @@ def _without(**clauses: str) -> Check:
     return check
 
 
-READER: dict[str, Check] = {
+READER: dict[str, Rule] = {
     "SELECT": _anything,
     "DESCRIBE": _without(save="SAVE"),
     "WALK": _anything,
@@ -49,7 +49,7 @@ READER: dict[str, Check] = {
 }
 """Verb -> what names the clause that a reader may not write, None where there is none of it."""
 
-EDITOR: dict[str, Check] = READER | {
+EDITOR: dict[str, Rule] = READER | {
     "INSERT": _without(cases="CASES"),
     "UPDATE": _anything,
     "DELETE": _anything,
