@@ -172,6 +172,27 @@ def test_a_client_that_hangs_up_or_dawdles_costs_nothing(probed_vindex: Make) ->
         assert server.lql("SELECT 1").status_code == 200
 
 
+def test_a_client_that_does_not_read_is_cut_off(probed_vindex: Make) -> None:
+    limits = Limits(stall=0.5, rows=60_000)
+    with running([probed_vindex("llama")], ServeOptions(limits=limits)) as server:
+        with socket.socket() as slow:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            slow.connect(("127.0.0.1", int(server.url.rsplit(":", 1)[1])))
+            wide = "SELECT a.*, b.* FROM feature_tokens a, feature_tokens b, feature_tokens c"
+            body = json.dumps({"statement": wide}).encode()
+            head = "POST /v1/query HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nAccept: text/csv\r\n"
+            slow.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            # Itself counts as one.
+            alone = "larql_duck_requests_running 1.0"
+            deadline = time.monotonic() + 20
+            while alone in server.get("/metrics").text and time.monotonic() < deadline:
+                time.sleep(0.05)
+            while alone not in server.get("/metrics").text:
+                assert time.monotonic() < deadline, "the answer is still being sent"
+                time.sleep(0.1)
+        assert server.lql("SELECT 1").status_code == 200
+
+
 def test_too_many_at_a_time_are_told_so(probed_vindex: Make) -> None:
     with running([probed_vindex("llama")], ServeOptions(limits=Limits(concurrent=1, stall=5))) as server:
         port = int(server.url.rsplit(":", 1)[1])
