@@ -22,7 +22,7 @@ from larql_duck.patches.overlay import Overlay
 from larql_duck.result import Result
 from larql_duck.server.model_thread import ModelThread, OutOfTurnError, TimeLimitError
 from larql_duck.server.options import Limits
-from larql_duck.server.policy import CHANGES, EDITOR, MODEL, READER, OversizeError, Policy
+from larql_duck.server.policy import CHANGES, EDITOR, MODEL, READER, OversizeError, Policy, never_saving
 from larql_duck.server.sql_policy import RefusedError
 from larql_duck.session import Session
 
@@ -153,7 +153,7 @@ class Hosted:
         """The result of one parsed statement; see `answer`."""
         self.policy.check(statement, profile)
         with self._plain_errors():
-            result = self._run(statement, text, edits)
+            result = self._run(never_saving(statement), text, edits)
             if result.arrow().nbytes > self.limits.answer_bytes:
                 raise OversizeError(
                     f"the answer has {result.arrow().nbytes >> 20} MiB; ask for fewer rows or columns"
@@ -225,9 +225,6 @@ class Hosted:
             return self.timed(session, statement, text)
         finally:
             session.workspace.live.hide()
-            if "PROBE" in _verbs(statement):
-                session.close()
-                self._model_session = None
 
     def timed(self, session: Session, statement: Any, text: str) -> Result:
         """The statement's result within the time that a request has. TimeLimitError."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from larql_duck.errors import LarqlError
@@ -121,6 +121,13 @@ class Policy:
             raise OversizeError(
                 f"the statement has {n} bytes; at most {self._limits.statement} are served, send it in parts"
             )
+
+
+def never_saving(statement: Any) -> Any:
+    """The statement; of a PROBE, and of one in a pipe, a dry run: nothing that a server runs is stored."""
+    if statement.kind == "Pipe":
+        return replace(statement, stages=tuple(map(never_saving, statement.stages)))
+    return replace(statement, dry_run=True) if statement.kind == "Probe" else statement
 
 
 class OversizeError(RefusedError):
