@@ -79,7 +79,7 @@ def _csv(result: Result, delimiter: str = ",") -> Iterator[str]:
 def _flat(value: Any) -> Any:
     """A value for CSV: lists and structs as JSON."""
     if isinstance(value, list | dict | tuple):
-        return json.dumps(_plain(value), ensure_ascii=False)
+        return json.dumps(plain_value(value), ensure_ascii=False)
     return ("true" if value else "false") if isinstance(value, bool) else value
 
 
@@ -99,7 +99,7 @@ def _jsonl(result: Result) -> Iterator[str]:
 def _lines(result: Result) -> Iterator[str]:
     names = unique(result.columns)
     for row in result.rows():
-        yield json.dumps(dict(zip(names, map(_plain, row), strict=True)), ensure_ascii=False)
+        yield json.dumps(dict(zip(names, map(plain_value, row), strict=True)), ensure_ascii=False)
 
 
 def unique(names: list[str]) -> list[str]:
@@ -115,16 +115,16 @@ def unique(names: list[str]) -> list[str]:
     return distinct
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
     """A value that JSON knows: NaN and infinities are null, whatever else is unknown is text."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Decimal):
         return int(value) if value == value.to_integral_value() else float(value)
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain_value(v) for v in value]
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain_value(v) for k, v in value.items()}
     return value if value is None or isinstance(value, str | int | bool) else str(value)
 
 

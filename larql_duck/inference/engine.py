@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -60,6 +60,8 @@ class Engine:
         self.window: int | None = int(window) if window else None
         self.fingerprint = self._loaded_fingerprint = fingerprint
         self.share = 1.0
+        # Called before every pass, where somebody wants to end long work between two of them.
+        self.before_pass: Callable[[], None] | None = None
         self._starts: torch.Tensor | None = None
         self._weights = WeightOverlay(self.modules)
 
@@ -185,6 +187,8 @@ class Engine:
         cache: DynamicCache | None,
         **options: Any,
     ) -> Any:
+        if self.before_pass is not None:
+            self.before_pass()
         # Where each row's own tokens start in this pass, for edits that name a position.
         starts = None if mask is None else mask[:, -ids.shape[1] :].long().argmax(dim=1)
         with self.modules.pass_lock, loading.quiet():

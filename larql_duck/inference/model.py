@@ -30,11 +30,14 @@ from larql_duck.models.opening import open_model
 from larql_duck.models.source import WeightSource
 from larql_duck.models.tokenizer import load_tokenizer
 from larql_duck.patches.edit_log import EditLog
-from larql_duck.patches.overlay import EditedFact
+from larql_duck.patches.overlay import EditedFact, Overlay
 from larql_duck.vindex.manifest import INDEX
 from larql_duck.vindex.store import Vindex
 
 Bands = Mapping[str, tuple[int, int]]
+
+Lender = Callable[[WeightSource, Settings, Overlay | None], Engine]
+"""Gives an engine on these weights, under this overlay, to one of several that share it."""
 
 
 def open_source(path: str | Path) -> WeightSource:
@@ -65,10 +68,12 @@ class Model:
         bands: Bands | None = None,
         edits: EditLog | None = None,
         database: Callable[[Sequence[str]], list[list[EditedFact]]] = lambda prompts: [[] for _ in prompts],
+        lender: Lender | None = None,
     ) -> None:
         """edits are those under which passes run: looked at when the engine is loaded, and on `refresh_overlay`.
 
-        database gives the database facts that each prompt asks for: additional answers, never the model's.
+        database gives the database facts that each prompt asks for: additional answers, never the model's. lender gives
+        the engine, each time it is needed, where others use it too.
         """
         self.source = source
         self.settings = settings or Settings.from_environment()
@@ -76,6 +81,7 @@ class Model:
         self.bands = bands
         self.database = database
         self._edits = edits
+        self._lender, self._lent = lender, False
         self._probes = probes
         self._lock = threading.RLock()
         self._engine: Engine | None = None
@@ -113,6 +119,11 @@ class Model:
     def engine(self) -> Engine:
         """The engine, loaded when first asked for. LevelError where no weights are stored."""
         with self._lock:
+            if self._lender is not None:
+                overlay = None if self._edits is None else self._edits.overlay
+                lent = self._lender(self.source, self.settings, overlay)
+                self._lent = True
+                return lent
             if self._engine is None:
                 engine = Engine.load(self.source, self.settings)
                 if self._edits is not None:
@@ -124,6 +135,8 @@ class Model:
         """Run later passes under what `overlay` gives now, and forget what was measured before."""
         with self._lock:
             self._reference = None
+            if self._lender is not None and self._lent:
+                _ = self.engine
             if self._engine is not None and self._edits is not None:
                 self._engine.apply_overlay(self._edits.overlay)
 

@@ -183,10 +183,14 @@ class EditLog:
         patch = read_patch(Path(path).expanduser(), self._vindex, force=force)
         if any(p.at(path) for p in self.applied):
             raise PatchError(f"{path}: is applied already; REMOVE PATCH first", path=patch.path)
-        self.check(patch.operations, f"{path}: ", ())
-        self._become([*self.applied, patch], self.live, self.recording)
+        self.hold(patch)
         self._seen[place(path)] = seen
         return patch
+
+    def hold(self, patch: PatchFile) -> None:
+        """Let a patch hold from now on, as `apply` does, wherever it came from. PatchError for one that does not fit."""
+        self.check(patch.operations, f"{patch.title}: ", ())
+        self._become([*self.applied, patch], self.live, self.recording)
 
     def remove(self, name: str) -> PatchFile:
         """The patch of that path or name, which holds no more; everything else is as if it had never been applied.

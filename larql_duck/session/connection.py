@@ -100,12 +100,31 @@ class Connection:
             self._options.tracer(sql)
         if not aside:
             try:
-                return _fetch(self.here, sql, parameters, scope)
+                return self._fetched(self.here, sql, parameters, scope)
             except duckdb.Error as error:
                 if "unfinished result" not in str(error) or not self._reads_the_vindex_alone(sql):
                     raise
         with self.cursor() as cursor:
-            return _fetch(cursor, sql, parameters, scope)
+            return self._fetched(cursor, sql, parameters, scope)
+
+    def _fetched(
+        self,
+        con: duckdb.DuckDBPyConnection,
+        sql: str,
+        parameters: Parameters | None,
+        scope: Mapping[str, Any] | None,
+    ) -> pa.Table:
+        """The rows of `sql`; where callers' frames are nobody's business, `scope` alone adds names of tables."""
+        if self._options.frames:
+            return _fetch(con, sql, parameters, scope)
+        for name, rows in (scope or {}).items():
+            con.register(name, rows)
+        try:
+            relation = con.sql(sql, params=parameters)
+            return pa.table({}) if relation is None else relation.to_arrow_table()
+        finally:
+            for name in scope or {}:
+                con.unregister(name)
 
     def rows(self, sql: str, parameters: list[Any]) -> list[tuple[Any, ...]]:
         """The rows of a query of our own as tuples, beside whatever this thread's connection is busy with. duckdb.Error."""
@@ -125,6 +144,14 @@ class Connection:
             raise query_error(error, sql, self.failures, how_to_open) from error
         return Result(table, con=self, sql=sql, notices=[] if aside else self.failures.take_remarks())
 
+    def keep(self, name: str, rows: pa.Table) -> None:
+        """Make the rows a table of the schema, in place of one of that name."""
+        with self.cursor() as cursor:
+            cursor.register("larql_kept_rows", rows)
+            table = exp.Table(this=exp.to_identifier(name), db=exp.to_identifier(self.schema))
+            cursor.execute(f"CREATE OR REPLACE TABLE {table.sql('duckdb')} AS FROM larql_kept_rows")
+            cursor.unregister("larql_kept_rows")
+
     def _reads_the_vindex_alone(self, sql: str) -> bool:
         """Whether a query gives the same rows on another connection: of no temporary table, nothing uncommitted."""
         try:
@@ -141,7 +168,7 @@ class Connection:
 
     def hidden_frames(self, text: str) -> list[str]:
         """Notices of the caller's DataFrames that a query in `text` names and that a table of the vindex stands before."""
-        frame = _caller() if self.views is not None else None
+        frame = _caller() if self.views is not None and self._options.frames else None
         if frame is None:
             return []
         found = {name: frame.f_locals.get(name, frame.f_globals.get(name)) for name in _FROM.findall(text)}

@@ -13,7 +13,7 @@ from larql_duck.editing.knn import DatabaseFacts
 from larql_duck.errors import VindexError
 from larql_duck.inference.feature_labels import query_labels
 from larql_duck.inference.gate_search import GateSearch
-from larql_duck.inference.model import Model
+from larql_duck.inference.model import Lender, Model
 from larql_duck.inference.query_vectors import QueryVectors
 from larql_duck.inference.search_overlay import SearchOverlay
 from larql_duck.inference.settings import Settings
@@ -38,8 +38,8 @@ __all__ = [
 ]
 
 
-def model_of_vindex(workspace: Workspace, settings: Settings) -> Model:
-    """The model of an open vindex; labels and probe prompts as the tables show them at the time."""
+def model_of_vindex(workspace: Workspace, settings: Settings, lender: Lender | None = None) -> Model:
+    """The model of an open vindex; labels and probe prompts as the tables show them at the time. lender is as in `Model`."""
 
     def labels(slots: Sequence[Slot] | None) -> pa.Table:
         return query_labels(
@@ -64,6 +64,7 @@ def model_of_vindex(workspace: Workspace, settings: Settings) -> Model:
         bands=workspace.vindex.bands,
         edits=workspace.edits,
         database=database,
+        lender=lender,
     )
 
 

@@ -106,7 +106,7 @@ class OpenVindex:
         """The model: forward passes, interventions, captures. Loaded when a pass first needs it."""
         with self._lock:
             if self._model is None:
-                self._model = self._parts.model_of_vindex(self, self._options.settings)
+                self._model = self._parts.model_of_vindex(self, self._options.settings, self._options.lender)
             return self._model
 
     def engine(self) -> Engine:
