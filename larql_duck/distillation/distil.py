@@ -1,0 +1,273 @@
+"""A student taught by its teacher, in rounds: what it lost is asked, then it is trained on that, then it is asked again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from larql_duck.atlas.texts import SHIPPED, open_corpus
+from larql_duck.compilation.slot_replacement import perplexity
+from larql_duck.compilation.staging import check_free
+from larql_duck.distillation.drawing import Drawn, Pool
+from larql_duck.distillation.examples import (
+    Example,
+    asked_examples,
+    fitting,
+    prompt_examples,
+    text_examples,
+)
+from larql_duck.distillation.focus import fact_weights, held_out, retention
+from larql_duck.distillation.probes import asked_of
+from larql_duck.distillation.pruning import PrunedWeights
+from larql_duck.distillation.recall import recall
+from larql_duck.distillation.settings import (
+    Lessons,
+    LossSettings,
+    Plan,
+    TrainSettings,
+    check_settings,
+    require_extra,
+)
+from larql_duck.distillation.soft_table import SoftTargets
+from larql_duck.distillation.student import facts_of, kept_layers, write_student
+from larql_duck.distillation.training import Teacher, hidden_pairs, train_until
+from larql_duck.errors import LarqlError
+from larql_duck.files import clear_own, real_place, unfinished_work, with_parents, write_whole
+from larql_duck.inference.model import Model
+from larql_duck.models.hf import HfSource
+from larql_duck.models.tokenizer import Tokenizer, load_tokenizer
+from larql_duck.progress import report
+from larql_duck.vindex.publish import publish_directory
+
+# Every so manieth piece of the texts is not trained on: the student's perplexity is measured there.
+_KEPT_BACK = 8
+_STATE, _MODEL, _CHECKPOINTS = "state.json", "model", "checkpoints"
+
+ROUNDS = pa.schema(
+    [
+        ("round", pa.int32()), ("step", pa.int32()), ("tokens", pa.int64()), ("loss", pa.float64()),
+        ("kept_trained", pa.int32()), ("trained", pa.int32()), ("kept_held_out", pa.int32()),
+        ("held_out", pa.int32()), ("perplexity", pa.float64()), ("seconds", pa.float64()),
+    ]
+)  # fmt: skip
+"""A row for the student before training (round 0) and after each round: facts kept of those about trained and held-out
+subjects, the perplexity of texts that were kept back, tokens read and the round's mean loss."""
+
+
+def distil(
+    teacher: Model,
+    student: str | Path,
+    out: Path,
+    *,
+    lessons: Lessons,
+    loss: LossSettings,
+    settings: TrainSettings,
+    plan: Plan,
+    resume: bool = False,
+) -> pa.Table:
+    """The rounds (see ROUNDS) in which the model `student` became the Hugging Face directory `out`, taught by `teacher`.
+
+    Finished steps are kept beside `out` until it is there; with `resume` they are gone on from. LarqlError for options
+    that do not go together, and where there is nothing to teach; VindexError for an `out` that is not free.
+    """
+    require_extra()
+    check_settings(lessons, loss, settings, plan)
+    out = real_place(out)
+    check_free(out, Path(student).expanduser())
+    check_free(out, teacher.source.path)
+    place = out.with_name(f".{out.name}.distil")
+    busy = f"{out}: another process is training this student; wait, or name another place"
+    with with_parents(out), unfinished_work(place, busy, (place / _STATE).is_file):
+        if not resume:
+            clear_own(place)
+        run = _Run(teacher, student, place, lessons, loss, settings, plan)
+        rounds = run.finish()
+        check_free(out, Path(student).expanduser())
+        publish_directory(place / _MODEL, out)
+    return rounds
+
+
+class _Run:
+    """One training run and what it left in its folder `place`."""
+
+    def __init__(
+        self,
+        teacher: Model,
+        student: str | Path,
+        place: Path,
+        lessons: Lessons,
+        loss: LossSettings,
+        settings: TrainSettings,
+        plan: Plan,
+    ) -> None:
+        self._teacher, self._place, self._lessons = teacher, place, lessons
+        self._loss, self._settings, self._plan = loss, settings, plan
+        begun = [str(teacher.source.path), str(student), *map(asdict, (lessons, loss, settings, plan))]
+        self._key = json.loads(json.dumps(begun, default=str))
+        self._rows: list[dict[str, Any]] = self._state()
+        self._start = self._directory(student)
+        source = HfSource(self._start)
+        self._tokenizer: Tokenizer = load_tokenizer(source)
+        self._files = source.tokenizer_files()
+        self._config = source.config
+        self._layers = source.sizes().n_layers
+        self._facts = facts_of(teacher.source, lessons.confidence)
+        self._check_tokens()
+
+    def _state(self) -> list[dict[str, Any]]:
+        """The finished rounds of a run with the same options."""
+        path = self._place / _STATE
+        if not path.is_file():
+            return []
+        state = json.loads(path.read_text("utf-8"))
+        if state["key"] != self._key:
+            raise LarqlError(
+                "the run that was interrupted had other options; give them again, or leave --resume out"
+            )
+        rows: list[dict[str, Any]] = state["rounds"]
+        return rows
+
+    def _directory(self, student: str | Path) -> Path:
+        """The Hugging Face directory that training begins with: the student's own, or one that is written of it."""
+        source = Model.open(student).source
+        if isinstance(source, HfSource):
+            return source.path
+        start = self._place / "start"
+        if not start.is_dir():
+            layers = range(source.family.sizes(source.config).n_layers)
+            write_student(PrunedWeights(source, layers), start)
+        return start
+
+    def _check_tokens(self) -> None:
+        """Raise LarqlError where distributions are to be compared over different tokens."""
+        if not self._loss.alpha and not self._loss.hidden:
+            return
+        other = load_tokenizer(self._teacher.source)
+        size = max(other.vocab_size, self._tokenizer.vocab_size)
+        if any(other.piece(i) != self._tokenizer.piece(i) for i in range(size)):
+            raise LarqlError(
+                "teacher and student have different tokenizers, so their distributions cannot be compared; --alpha 0 trains "
+                "on the teacher's answers alone"
+            )
+
+    # -- rounds ------------------------------------------------------------------------------------------
+
+    def finish(self) -> pa.Table:
+        """The rounds, after the last of them: each trains up to its step, then asks the student."""
+        if not self._rows:
+            self._ask(0, self._start, None, 0, 0.0)
+        for number in range(len(self._rows), self._plan.rounds + 1):
+            began = time.monotonic()
+            step = self._settings.steps * number // self._plan.rounds
+            before = self._rows[-1]["step"]
+            rows = self._drawn(number)
+            model = self._place / _MODEL
+            shutil.rmtree(model, ignore_errors=True)
+            loss = train_until(
+                step, self._start, self._taught, rows, self._loss, self._settings,
+                self._place / _CHECKPOINTS, model,
+            )  # fmt: skip
+            for name, data in self._files.items():
+                write_whole(model / name, data, error=None)
+            first, last = before * self._settings.batch, step * self._settings.batch
+            tokens = self._rows[-1]["tokens"] + sum(len(rows[i].ids) for i in range(first, last))
+            self._ask(step, model, loss, tokens, time.monotonic() - began)
+        return pa.Table.from_pylist(self._rows, schema=ROUNDS)
+
+    def _ask(self, step: int, model: Path, loss: float | None, tokens: int, seconds: float) -> None:
+        """Ask the student about every fact, and keep what it says as the end of a round."""
+        engine = self._opened(model)
+        number = len(self._rows)
+        row: dict[str, Any] = {
+            "round": number,
+            "step": step,
+            "tokens": tokens,
+            "loss": loss,
+            "seconds": seconds,
+        }
+        transfer = recall(engine, self._facts)
+        pq.write_table(transfer, self._place / f"round-{number}.parquet")
+        row |= retention(transfer, self._lessons.held_out)
+        row["perplexity"] = perplexity(engine, [e.ids for e in self._texts[1]])[0] if self._texts[1] else None
+        self._rows.append(row)
+        state = json.dumps({"key": self._key, "rounds": self._rows})
+        write_whole(self._place / _STATE, state, error=None)
+        report("rounds", number, self._plan.rounds + 1)
+
+    def _opened(self, model: Path) -> Any:
+        return Model.open(model, device=self._settings.device).engine
+
+    # -- what is read ------------------------------------------------------------------------------------
+
+    @cached_property
+    def _texts(self) -> tuple[list[Example], list[Example]]:
+        """Pieces of the texts that are trained on, and those that are kept back."""
+        corpus = open_corpus(self._lessons.texts or SHIPPED, self._lessons.column)
+        pieces = self._fitting(text_examples(corpus, self._tokenizer, self._lessons.size))
+        back = pieces[_KEPT_BACK - 1 :: _KEPT_BACK]
+        return [p for i, p in enumerate(pieces) if (i + 1) % _KEPT_BACK], back
+
+    def _fitting(self, examples: Sequence[Example]) -> list[Example]:
+        return fitting(examples, self._config.get("max_position_embeddings"), self._config["vocab_size"])
+
+    @cached_property
+    def _given(self) -> list[Example]:
+        """The examples of the user's own files."""
+        if self._lessons.soft_targets is not None:
+            return self._soft.examples if self._soft else []
+        if self._lessons.prompts is None:
+            return []
+        return prompt_examples(self._lessons.prompts, self._tokenizer, rationale=self._lessons.rationale)
+
+    @cached_property
+    def _soft(self) -> SoftTargets | None:
+        path = self._lessons.soft_targets
+        return None if path is None else SoftTargets.read(path)
+
+    def _drawn(self, number: int) -> Drawn:
+        """The rows of the run as the audit before this round has them drawn."""
+        settings, lessons = self._settings, self._lessons
+        pools = []
+        facts = [] if self._soft else self._facts
+        if facts:
+            asked = asked_examples(asked_of(self._tokenizer, facts))
+            transfer = pq.read_table(self._place / f"round-{number - 1}.parquet")
+            unseen = np.array([held_out(f.subject, lessons.held_out) for f in facts])
+            read = settings.batch * settings.steps // self._plan.rounds
+            weights = fact_weights(transfer.filter(pa.array(~unseen)), self._plan.focus, read)
+            trained = [e for e, away in zip(asked, unseen, strict=True) if not away]
+            pools.append(Pool(trained, weights, 1.0))
+        if given := self._fitting(self._given):
+            pools.append(Pool(given, np.ones(len(given)), 1.0))
+        taught = self._texts[0] if not self._soft and (lessons.mix or not pools) else []
+        if not pools and lessons.texts is None:
+            raise LarqlError(
+                f"{self._teacher.source.path}: holds no confident facts to teach; probe it first (larql-duck probe), or give "
+                "--prompts, --texts or --soft-targets"
+            )
+        own = lessons.mix if pools else 1.0
+        pools = [replace(pool, share=(1 - own) / len(pools)) for pool in pools]
+        if taught and own:
+            pools.append(Pool(taught, np.ones(len(taught)), own))
+        return Drawn(pools, batch=settings.batch, steps=settings.steps, seed=settings.seed)
+
+    @cached_property
+    def _taught(self) -> Teacher:
+        """The teacher as training needs it."""
+        if self._soft is not None:
+            return Teacher(stored=self._soft)
+        if not self._loss.alpha and not self._loss.hidden:
+            return Teacher()
+        engine = self._teacher.engine
+        layers = kept_layers(self._config, self._layers, engine.n_layers)
+        return Teacher(engine.model, pairs=hidden_pairs(layers, engine.n_layers))
