@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -14,14 +14,14 @@ from larql_duck.editing.relation_prompts import made_up, plain_template, stored_
 from larql_duck.errors import PackError, QueryError
 from larql_duck.knowledge.entities import members
 from larql_duck.knowledge.frames import entities_of
-from larql_duck.knowledge.relations import SLOT, Pack, Relation, relation_key
+from larql_duck.knowledge.relations import SLOT, Relation, relation_key
 from larql_duck.lowering.types import Query, Request, fail
 from larql_duck.probing.checkpoint import Checkpoint
 from larql_duck.probing.entity_types import fit_types as learn_types
 from larql_duck.probing.entity_types import types_table, without_unknown
 from larql_duck.probing.facts import MANY_P, Probed
 from larql_duck.probing.facts import probe as ask_model
-from larql_duck.probing.packs import known_relations, load_pack, pack_from_frames
+from larql_duck.probing.packs import chosen_pack, known_relations
 from larql_duck.probing.publish import publish, require_tables
 from larql_duck.probing.stored import knowledge_of
 from larql_duck.probing.vocabulary_names import ask_vocabulary
@@ -57,7 +57,7 @@ def probe(session: Session, request: Request) -> Result:
             "object": [row.objects for row in rows],
         }
         suited = _suited(session, [row.subject for row in rows])
-    pack = pack_of(entities, relations, asked, suited)
+    pack = chosen_pack(entities, relations, asked, suited)
     save = options.pop("save")
     many = {r.name for r in pack.relations if r.many}
     dry_run = getattr(request.statement, "dry_run", False)
@@ -208,26 +208,6 @@ def _suited(session: Session, names: list[str]) -> Mapping[str, list[str]]:
     world = session.workspace.live.world
     types = world.types(names)
     return {name: world.asked_about(own, name) for name, own in zip(names, types, strict=True)}
-
-
-def pack_of(
-    entities: Any, relations: Any, pack: Any, suited: Mapping[str, Collection[str]] | None = None
-) -> Pack:
-    """The pack to ask: of these entities and relations, or `pack` narrowed to them; with nothing given 'core'. suited:
-    see `pack_from_frames`.
-    """
-    if pack is None and entities is None and relations is None:
-        pack = "core"
-    if pack is None:
-        return pack_from_frames(entities, relations, suited=suited)
-    if isinstance(relations, Mapping):
-        raise PackError("templates go with a relation of your own, without a pack", field="templates")
-    whole = pack if isinstance(pack, Pack) else load_pack(pack)
-    chosen = whole.select(relations)
-    rows = entities_of(entities)
-    if rows is None:
-        return chosen
-    return Pack(chosen.name, tuple(r.over_rows(rows) for r in chosen.relations), chosen.path)
 
 
 def _best(probed: Probed, many: set[str]) -> pa.Table:

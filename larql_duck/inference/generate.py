@@ -122,6 +122,32 @@ def greedy(prefix: Prefix, *, max_tokens: int, stop: Callable[[int, list[int]], 
     return [Continuation(tuple(ids), tuple(p), tuple(doubt)) for ids, p, doubt in out]
 
 
+@torch.inference_mode()
+def forced(prefix: Prefix, tails: Sequence[Sequence[int]]) -> list[float]:
+    """For each row of `prefix`, the probability of exactly these tokens behind its waiting one; 1 for none."""
+    out = [1.0] * len(tails)
+    alive = [i for i, tail in enumerate(tails) if tail]
+    if not alive:
+        return out
+    logits, texts = prefix.advanced(None if len(alive) == len(tails) else _index(prefix, alive))
+    for at in range(max(map(len, tails))):
+        tokens = _index(prefix, [tails[i][at] for i in alive])
+        log_p = torch.log_softmax(logits, dim=-1).gather(1, tokens[:, None])[:, 0]
+        for i, p in zip(alive, log_p.exp().tolist(), strict=True):
+            out[i] *= p
+        going_on = [n for n, i in enumerate(alive) if len(tails[i]) > at + 1]
+        if not going_on:
+            break
+        alive = [alive[n] for n in going_on]
+        rows = _index(prefix, going_on)
+        logits, texts = texts.then(tokens[rows], rows).advanced()
+    return out
+
+
+def _index(prefix: Prefix, numbers: Sequence[int]) -> torch.Tensor:
+    return torch.tensor(numbers, device=prefix.ids.device)
+
+
 def entropy(log_p: torch.Tensor) -> torch.Tensor:
     """The entropy in nats [...] of distributions given as log probabilities [..., vocab]."""
     # What is impossible adds nothing; the limit keeps 0 times infinity out.

@@ -11,9 +11,9 @@ import torch
 
 from larql_duck.inference.batch import pad
 from larql_duck.inference.engine import Engine
-from larql_duck.inference.generate import entropy, greedy
+from larql_duck.inference.generate import entropy, forced, greedy
 from larql_duck.inference.prefix import Head, Prefix, TextsRead, joined, read_prompts
-from larql_duck.probing.outcomes import NO_ARTICLE, Candidate, Outcome
+from larql_duck.probing.outcomes import NO_ARTICLE, Candidate, Outcome, Scored
 from larql_duck.probing.words import (
     answer_text,
     begins_answer,
@@ -48,7 +48,8 @@ _MAX_LONG = 20
 class Asked:
     """A prompt to ask: its token ids, the Head that it begins with, the form of the answer, and how probable each token
     is on average as the beginning of the relation's answers, as far as that is known. several: all probable answers are
-    decoded, else only the most probable one and the one that stands out from the prior.
+    decoded, else only the most probable one and the one that stands out from the prior. scored are the token ids of answers
+    whose probability is asked for too; decoded=False asks for nothing else.
     """
 
     ids: Sequence[int]
@@ -56,6 +57,8 @@ class Asked:
     head: Head | None = None
     prior: Mapping[int, float] = field(default_factory=dict)
     several: bool = True
+    scored: Sequence[Sequence[int]] = ()
+    decoded: bool = True
 
 
 @dataclass(frozen=True)
@@ -115,9 +118,13 @@ def ask(engine: Engine, asked: Sequence[Asked]) -> list[Outcome]:
         totals = [_totals(row) for row in ways]
         closing = [_opened(engine, a.ids[-1]) for a in asked]
         chosen = [
-            c for i, a in enumerate(asked) for c in _choose(engine, a, i, ways[i], totals[i], closing[i])
+            c
+            for i, a in enumerate(asked)
+            if a.decoded
+            for c in _choose(engine, a, i, ways[i], totals[i], closing[i])
         ]
         _decode(engine, [a.form for a in asked], steps, chosen)
+        scored = _scored(asked, steps, ways, totals, chosen)
     answers: list[list[Candidate]] = [[] for _ in asked]
     for c in chosen:
         candidate = _candidate(engine, asked[c.prompt].form, c)
@@ -131,6 +138,7 @@ def ask(engine: Engine, asked: Sequence[Asked]) -> list[Outcome]:
             entropy=entropies[i],
             top=dict(totals[i][:TOP]),
             candidates=tuple(answers[i]),
+            scored=scored[i],
         )
         for i in range(len(asked))
     ]
@@ -249,6 +257,53 @@ def _decode(engine: Engine, forms: Sequence[str], steps: Sequence[_Step], chosen
     found = greedy(joined(starts), max_tokens=_MAX_LONG, stop=ended)
     for c, more in zip(chosen, found, strict=True):
         c.ids, c.p_tokens, c.entropies = list(more.ids), list(more.p), list(more.entropy)
+
+
+def _scored(
+    asked: Sequence[Asked],
+    steps: Sequence[_Step],
+    ways: Sequence[Sequence[_Way]],
+    totals: Sequence[Sequence[tuple[int, float]]],
+    chosen: Sequence[_Chosen],
+) -> list[tuple[Scored, ...]]:
+    """What every prompt says of the answers that were given with it, each along its first token's most probable way."""
+    direct = steps[0].probabilities
+    decoded = {(c.prompt, c.way.token): c for c in chosen}
+    firsts: dict[tuple[int, int], tuple[float, int]] = {}
+    tails: dict[tuple[int, int], float] = {}
+    read: list[tuple[tuple[int, int], _Way, Sequence[int]]] = []
+    for i, a in enumerate(asked):
+        known = dict(totals[i]) if a.scored else {}
+        for n, ids in enumerate(a.scored):
+            if not ids or max(ids) >= direct.shape[1]:
+                # Nothing that the model could say.
+                firsts[i, n] = 0.0, direct.shape[1]
+                continue
+            first, *tail = ids
+            p = known[first] if first in known else float(direct[i, first])
+            # Rarer beginnings are counted among next tokens, articles and all.
+            above = (
+                sum(other > p for other in known.values()) if first in known else int((direct[i] > p).sum())
+            )
+            firsts[i, n] = p, above + 1
+            own = decoded.get((i, first))
+            if own is not None and own.ids[: len(tail)] == tail:
+                tails[i, n] = math.prod(own.p_tokens[: len(tail)])
+            elif tail:
+                leads = (w for w in ways[i] if w.token == first)
+                way = max(leads, key=lambda w: (w.p, -w.step), default=_Way(first, p, 0, i, NO_ARTICLE))
+                read.append(((i, n), way, tail))
+    read.sort(key=lambda r: r[1].step)
+    starts = [
+        step.after(begun) for k, step in enumerate(steps) if (begun := [w for _, w, _ in read if w.step == k])
+    ]
+    if starts:
+        for (key, _, _), p in zip(read, forced(joined(starts), [tail for *_, tail in read]), strict=True):
+            tails[key] = p
+    return [
+        tuple(Scored(firsts[i, n][0] * tails.get((i, n), 1.0), firsts[i, n][1]) for n in range(len(a.scored)))
+        for i, a in enumerate(asked)
+    ]
 
 
 def _candidate(engine: Engine, form: str, c: _Chosen) -> Candidate | None:

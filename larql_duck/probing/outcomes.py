@@ -30,11 +30,22 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Scored:
+    """An answer that was given, not found: the probability of all of it, and the rank of its first token among those that
+    may begin an answer, from 1.
+    """
+
+    p_string: float
+    rank: int
+
+
+@dataclass(frozen=True)
 class Outcome:
     """The outcome of one prompt: its most probable next token (decoded; p, entropy in nats), and the answers, best first.
 
     top maps token id -> probability of beginning the answer (articles looked past), TOP entries. candidates is empty
-    when none of them begins an answer: function words, punctuation, bytes.
+    when none of them begins an answer: function words, punctuation, bytes. scored are the answers that were given with the
+    prompt, in their order.
     """
 
     predicted_id: int
@@ -43,6 +54,7 @@ class Outcome:
     entropy: float
     top: dict[int, float]
     candidates: tuple[Candidate, ...]
+    scored: tuple[Scored, ...] = ()
 
 
 @dataclass(frozen=True)

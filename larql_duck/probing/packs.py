@@ -9,6 +9,7 @@ import os
 from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from larql_duck.errors import PackError
 from larql_duck.knowledge.frames import entities_of, pack_of
@@ -83,6 +84,26 @@ def pack_from_frames(
     nothing is known of is asked what it is. Raises PackError naming the entity column, relation or template that cannot be used.
     """
     return pack_of(name, entities_of(entities), relations, load_pack("world"), suited)
+
+
+def chosen_pack(
+    entities: Any, relations: Any, pack: Any, suited: Mapping[str, Collection[str]] | None = None
+) -> Pack:
+    """The pack to ask: of these entities and relations, or `pack` narrowed to them; with nothing given 'core'. suited:
+    see `pack_from_frames`.
+    """
+    if pack is None and entities is None and relations is None:
+        pack = "core"
+    if pack is None:
+        return pack_from_frames(entities, relations, suited=suited)
+    if isinstance(relations, Mapping):
+        raise PackError("templates go with a relation of your own, without a pack", field="templates")
+    whole = pack if isinstance(pack, Pack) else load_pack(pack)
+    chosen = whole.select(relations)
+    rows = entities_of(entities)
+    if rows is None:
+        return chosen
+    return Pack(chosen.name, tuple(r.over_rows(rows) for r in chosen.relations), chosen.path)
 
 
 @cache

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.prefix import Head, Heads
+from larql_duck.inference.scoring import answer_ids
 from larql_duck.knowledge.relations import SLOT, Relation
 from larql_duck.probing.answers import MAX_TOKENS, Asked, ask
 from larql_duck.probing.checkpoint import Checkpoint
@@ -22,11 +23,16 @@ BATCH_PROMPTS, BATCH_LOGITS, BATCH_CACHE = 128, 1 << 23, 1 << 28
 
 @dataclass(frozen=True)
 class Ask:
-    """A subject to ask about in one variant of a relation."""
+    """A subject to ask about in one variant of a relation.
+
+    scored are answers whose probability is asked for too; decoded=False asks for nothing else.
+    """
 
     relation: Relation
     variant: Variant
     subject: str
+    scored: tuple[str, ...] = ()
+    decoded: bool = True
 
 
 class Asker:
@@ -81,16 +87,16 @@ class Asker:
         out: list[Reply | None] = [None] * len(items)
         room = self.engine.room(BATCH_CACHE) // self.engine.cache_bytes
         for chunk in chunks(fits, lengths, most, room):
-            own = [self._how(items[i], means) for i in chunk]
-            forms = [form if several else f"{form}, one" for form, several, _ in own]
+            own = [self._asked(items[i], prompts[i], ids[i], means) for i in chunk]
+            forms = [_form(a) for a in own]
             # Also where the batch is found: what later ones are like, to the last bit, depends on heads run together.
             heads = self._heads.of([begins[i] for i in chunk], [ids[i] for i in chunk])
             made = self._checkpoint.batch(
                 "answers",
-                [forms, [prompts[i] for i in chunk], _told_apart(m for _, _, m in own)],
+                [forms, [prompts[i] for i in chunk], _told_apart(a.prior for a in own)],
                 Outcome,
                 len(chunk),
-                partial(self._batch, [ids[i] for i in chunk], heads, own),
+                partial(self._batch, own, heads),
             )
             for i, outcome in zip(chunk, made, strict=True):
                 out[i] = Reply(items[i].subject, items[i].variant.index, prompts[i], outcome)
@@ -109,25 +115,21 @@ class Asker:
         prompt = item.variant.prompt(item.relation, item.subject)
         return self.engine.unfit(self.engine.tokenizer.encode(prompt), room=MAX_TOKENS + 2) is None
 
-    def _batch(
-        self,
-        ids: Sequence[Sequence[int]],
-        heads: Sequence[Head | None],
-        own: Sequence[tuple[str, bool, Mapping[int, float]]],
-    ) -> list[Outcome]:
-        rows = zip(ids, heads, own, strict=True)
-        return ask(
-            self.engine,
-            [Asked(row, form, head, prior, several) for row, head, (form, several, prior) in rows],
-        )
+    def _batch(self, own: Sequence[Asked], heads: Sequence[Head | None]) -> list[Outcome]:
+        return ask(self.engine, [replace(a, head=head) for a, head in zip(own, heads, strict=True)])
 
-    def _how(
-        self, item: Ask, means: Mapping[tuple[str, int], Mapping[int, float]]
-    ) -> tuple[str, bool, Mapping[int, float]]:
-        """The form of an answer, whether several are decoded, the prior."""
+    def _asked(
+        self,
+        item: Ask,
+        prompt: str,
+        ids: Sequence[int],
+        means: Mapping[tuple[str, int], Mapping[int, float]],
+    ) -> Asked:
+        """The prompt as it is asked, without its head."""
         relation = item.relation
         several = relation.many or (self._once is not None and relation.name not in self._once)
-        return relation.answer, several, means.get(_key(item), {})
+        scored = [answer_ids(self.engine.tokenizer, prompt, text)[: MAX_TOKENS + 1] for text in item.scored]
+        return Asked(ids, relation.answer, None, means.get(_key(item), {}), several, scored, item.decoded)
 
 
 def chunks(
@@ -147,6 +149,14 @@ def chunks(
         chunk.append(i)
     if chunk:
         yield chunk
+
+
+def _form(asked: Asked) -> str:
+    """What tells how a prompt is asked from other ways, beside its prior."""
+    form = asked.form if asked.several else f"{asked.form}, one"
+    if not asked.scored and asked.decoded:
+        return form
+    return f"{form}, {'' if asked.decoded else 'only '}{[list(ids) for ids in asked.scored]}"
 
 
 def _key(item: Ask) -> tuple[str, int]:
