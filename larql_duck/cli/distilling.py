@@ -9,7 +9,7 @@ import typer
 from typer import Argument, Option
 
 from larql_duck.cli.errors import as_typed, say
-from larql_duck.cli.options import ModelArgument, ModelOptions, OutputOptions, command
+from larql_duck.cli.options import ModelArgument, ModelOptions, OutputOptions, RelationOption, command
 
 app = typer.Typer()
 
@@ -84,6 +84,10 @@ def distil(
     lora: Annotated[
         int | None, Option(min=1, help="Train adapters of this rank instead of every weight.")
     ] = None,
+    pack: Annotated[
+        str | None, Option(help="Ask this relation pack; default: the teacher's own facts, else core.")
+    ] = None,
+    relation: RelationOption = None,
     texts: Annotated[
         Path | None, Option(help="Texts against forgetting: .parquet, .jsonl, .txt, a directory; else ours.")
     ] = None,
@@ -119,12 +123,12 @@ def distil(
     if report is not None:
         check_report(report)
     opened = options.open(teacher)
-    rows = taught(
+    made = taught(
         opened,
         student,
         out,
         lessons=Lessons(
-            prompts=prompts, rationale=rationale, texts=texts, column=column, soft_targets=soft_targets,
+            pack=pack, relations=tuple(relation) if relation else None, prompts=prompts, rationale=rationale, texts=texts, column=column, soft_targets=soft_targets,
             mix=mix, held_out=held_out, confidence=confidence,
         ),
         loss=LossSettings(alpha, temperature, divergence, hidden),
@@ -132,8 +136,8 @@ def distil(
         plan=Plan(focus, rounds),
         resume=resume,
     )  # fmt: skip
-    output.write([Result(rows)])
+    output.write([Result(made.rounds, notices=made.notices)])
     if report is not None:
-        write_report(rows, report, focus=focus, teacher=teacher, student=student)
+        write_report(made.rounds, report, focus=focus, teacher=teacher, student=student)
         say(f"wrote {report}")
     say(f"made {out}; look inside: {as_typed('extract', str(out), '-o', f'{out.name}.vindex')}")

@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from larql_duck.atlas.texts import SHIPPED, open_corpus
 from larql_duck.compilation.slot_replacement import perplexity
 from larql_duck.compilation.staging import check_free
+from larql_duck.distillation.audit import Audit
 from larql_duck.distillation.drawing import Drawn, Pool
 from larql_duck.distillation.examples import (
     Example,
@@ -26,10 +27,13 @@ from larql_duck.distillation.examples import (
     prompt_examples,
     text_examples,
 )
-from larql_duck.distillation.focus import fact_weights, held_out, retention
-from larql_duck.distillation.probes import asked_of
+from larql_duck.distillation.focus import confident, fact_weights, held_out, kept_facts
+from larql_duck.distillation.parties import Party
+from larql_duck.distillation.probes import StatedFact, asked_of
 from larql_duck.distillation.pruning import PrunedWeights
-from larql_duck.distillation.recall import recall
+from larql_duck.distillation.questions import audit_questions
+from larql_duck.distillation.retention import teacher_sureness
+from larql_duck.distillation.rounds import ROUNDS
 from larql_duck.distillation.settings import (
     Lessons,
     LossSettings,
@@ -39,29 +43,30 @@ from larql_duck.distillation.settings import (
     require_extra,
 )
 from larql_duck.distillation.soft_table import SoftTargets
-from larql_duck.distillation.student import facts_of, kept_layers, write_student
+from larql_duck.distillation.student import kept_layers, write_student
 from larql_duck.distillation.training import Teacher, hidden_pairs, train_until
 from larql_duck.errors import LarqlError
 from larql_duck.files import clear_own, real_place, unfinished_work, with_parents, write_whole
 from larql_duck.inference.model import Model
 from larql_duck.models.hf import HfSource
 from larql_duck.models.tokenizer import Tokenizer, load_tokenizer
+from larql_duck.probing.stored import knowledge_of
 from larql_duck.progress import report
 from larql_duck.vindex.publish import publish_directory
+from larql_duck.vindex.store import Vindex
 
 # Every so manieth piece of the texts is not trained on: the student's perplexity is measured there.
 _KEPT_BACK = 8
 _STATE, _MODEL, _CHECKPOINTS = "state.json", "model", "checkpoints"
 
-ROUNDS = pa.schema(
-    [
-        ("round", pa.int32()), ("step", pa.int32()), ("tokens", pa.int64()), ("loss", pa.float64()),
-        ("kept_trained", pa.int32()), ("trained", pa.int32()), ("kept_held_out", pa.int32()),
-        ("held_out", pa.int32()), ("perplexity", pa.float64()), ("seconds", pa.float64()),
-    ]
-)  # fmt: skip
-"""A row for the student before training (round 0) and after each round: facts kept of those about trained and held-out
-subjects, the perplexity of texts that were kept back, tokens read and the round's mean loss."""
+
+@dataclass(frozen=True)
+class Distilled:
+    """A student that was taught: its directory, the rounds (see ROUNDS), and what should be said beside them."""
+
+    path: Path
+    rounds: pa.Table
+    notices: list[str]
 
 
 def distil(
@@ -74,8 +79,8 @@ def distil(
     settings: TrainSettings,
     plan: Plan,
     resume: bool = False,
-) -> pa.Table:
-    """The rounds (see ROUNDS) in which the model `student` became the Hugging Face directory `out`, taught by `teacher`.
+) -> Distilled:
+    """The Hugging Face directory `out` that the model `student` became, taught by `teacher`, and how.
 
     Finished steps are kept beside `out` until it is there; with `resume` they are gone on from. LarqlError for options
     that do not go together, and where there is nothing to teach; VindexError for an `out` that is not free.
@@ -94,7 +99,7 @@ def distil(
         rounds = run.finish()
         check_free(out, Path(student).expanduser())
         publish_directory(place / _MODEL, out)
-    return rounds
+    return Distilled(out, rounds, run.notices)
 
 
 class _Run:
@@ -121,7 +126,7 @@ class _Run:
         self._files = source.tokenizer_files()
         self._config = source.config
         self._layers = source.sizes().n_layers
-        self._facts = facts_of(teacher.source, lessons.confidence)
+        self.notices: list[str] = []
         self._check_tokens()
 
     def _state(self) -> list[dict[str, Any]]:
@@ -195,9 +200,10 @@ class _Run:
             "loss": loss,
             "seconds": seconds,
         }
-        transfer = recall(engine, self._facts)
-        pq.write_table(transfer, self._place / f"round-{number}.parquet")
-        row |= retention(transfer, self._lessons.held_out)
+        found = self._audit.of(Party("the student", engine))
+        self.notices = found.notices
+        pq.write_table(found.table, self._place / f"round-{number}.parquet")
+        row |= kept_facts(confident(found.table, self._lessons.confidence), self._lessons.held_out)
         row["perplexity"] = perplexity(engine, [e.ids for e in self._texts[1]])[0] if self._texts[1] else None
         self._rows.append(row)
         state = json.dumps({"key": self._key, "rounds": self._rows})
@@ -206,6 +212,32 @@ class _Run:
 
     def _opened(self, model: Path) -> Any:
         return Model.open(model, device=self._settings.device).engine
+
+    @cached_property
+    def _audit(self) -> Audit:
+        """The questions, which the teacher is asked once: its answers are kept with the run."""
+        source, tables = self._teacher.source, {}
+        if isinstance(source, Vindex):
+            tables = {"known": knowledge_of(source), "table": source.table}
+        party = Party(str(source.path), self._teacher.engine, **tables)
+        asked = audit_questions([party], pack=self._lessons.pack, relations=self._lessons.relations)
+        store = self._place / "answers"
+        store.mkdir(exist_ok=True)
+        return Audit(party, asked, checkpoint=store)
+
+    def _facts(self, transfer: pa.Table) -> list[StatedFact]:
+        """The facts of an audit's rows, with the prompts in which they were asked."""
+        asked = {a.relation.name: a.question for a in self._audit.asked}
+        return [
+            StatedFact(
+                row["subject"],
+                row["relation"],
+                row["teacher_object"],
+                teacher_sureness(row),
+                asked[row["relation"]].variants[0].prompt(asked[row["relation"]].relation, row["subject"]),
+            )
+            for row in transfer.to_pylist()
+        ]
 
     # -- what is read ------------------------------------------------------------------------------------
 
@@ -237,24 +269,20 @@ class _Run:
     def _drawn(self, number: int) -> Drawn:
         """The rows of the run as the audit before this round has them drawn."""
         settings, lessons = self._settings, self._lessons
-        pools = []
-        facts = [] if self._soft else self._facts
-        if facts:
-            asked = asked_examples(asked_of(self._tokenizer, facts))
-            transfer = pq.read_table(self._place / f"round-{number - 1}.parquet")
-            unseen = np.array([held_out(f.subject, lessons.held_out) for f in facts])
+        pools: list[Pool] = []
+        if not self._soft:
+            transfer = confident(
+                pq.read_table(self._place / f"round-{number - 1}.parquet"), lessons.confidence
+            )
+            seen = [not held_out(subject, lessons.held_out) for subject in transfer["subject"].to_pylist()]
+            transfer = transfer.filter(pa.array(seen, pa.bool_()))
             read = settings.batch * settings.steps // self._plan.rounds
-            weights = fact_weights(transfer.filter(pa.array(~unseen)), self._plan.focus, read)
-            trained = [e for e, away in zip(asked, unseen, strict=True) if not away]
-            pools.append(Pool(trained, weights, 1.0))
+            facts = asked_examples(asked_of(self._tokenizer, self._facts(transfer)))
+            pools.append(Pool(facts, fact_weights(transfer, self._plan.focus, read), 1.0))
         if given := self._fitting(self._given):
             pools.append(Pool(given, np.ones(len(given)), 1.0))
         taught = self._texts[0] if not self._soft and (lessons.mix or not pools) else []
-        if not pools and lessons.texts is None:
-            raise LarqlError(
-                f"{self._teacher.source.path}: holds no confident facts to teach; probe it first (larql-duck probe), or give "
-                "--prompts, --texts or --soft-targets"
-            )
+        pools = [pool for pool in pools if len(pool.examples)]
         own = lessons.mix if pools else 1.0
         pools = [replace(pool, share=(1 - own) / len(pools)) for pool in pools]
         if taught and own:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+
+from larql_duck.distillation.retention import teacher_sureness
 
 Focus: TypeAlias = Literal["lost", "uniform", "weighted"]
 # What a student no longer says, and the part of its prompts that are other facts all the same, against forgetting them.
@@ -27,34 +27,38 @@ def held_out(subject: str, share: float) -> bool:
 def fact_weights(transfer: pa.Table, focus: Focus, drawn: int) -> np.ndarray:
     """How probable each row of an audit is to be drawn, f64, for a round in which `drawn` facts are read.
 
-    uniform: all the same. lost: three quarters are facts that the student lost or changed, by the teacher's confidence,
-    as far as each is read at most four times; the others are any. weighted: by the teacher's confidence times what the
-    student's probability of a kept answer lacks to 1, of another answer by the confidence alone.
+    uniform: all the same. lost: three quarters are facts that the student lost or changed, by how sure the teacher is,
+    as far as each is read at most four times; the others are any. weighted: by how sure the teacher is, times the
+    probability that the student does not give to the teacher's answer.
     """
-    confidence = _numbers(transfer, "confidence_teacher")
-    if focus == "uniform" or not len(confidence):
-        return np.ones(len(confidence))
+    rows = transfer.to_pylist()
+    sure = np.array([teacher_sureness(row) for row in rows])
+    if focus == "uniform" or not rows:
+        return np.ones(len(rows))
     if focus == "weighted":
-        kept = np.array(transfer.column("status").to_pylist()) == "kept"
-        weights = confidence * (1 - np.clip(_numbers(transfer, "p_student"), 0, 1) * kept)
+        weights = sure * (1 - np.clip([row["p_in_student"] or 0.0 for row in rows], 0, 1))
         return weights + 1e-3 * max(weights.max(), 1e-3)
-    lost = np.isin(transfer.column("status").to_pylist(), LOST)
-    weights = confidence * lost
+    lost = np.array([row["status"] in LOST for row in rows])
+    weights = sure * lost
     share = min(1 - _OTHERS, _OFTEN * lost.sum() / max(drawn, 1))
-    return share * weights / max(weights.sum(), 1e-12) + (1 - share) / len(weights)
+    return share * weights / max(weights.sum(), 1e-12) + (1 - share) / len(rows)
 
 
-def _numbers(table: pa.Table, name: str) -> np.ndarray:
-    return np.asarray(pc.fill_null(table.column(name).cast(pa.float64()), 0.0).to_numpy())
-
-
-def retention(transfer: pa.Table, share: float) -> dict[str, Any]:
+def kept_facts(transfer: pa.Table, share: float) -> dict[str, Any]:
     """How many of the facts in an audit were kept and how many there are, about trained and about held-out subjects."""
     out = {}
     subjects, statuses = (transfer.column(name).to_pylist() for name in ("subject", "status"))
     for name, wanted in (("trained", False), ("held_out", True)):
-        mine: Sequence[str] = [
-            s for subject, s in zip(subjects, statuses, strict=True) if held_out(subject, share) == wanted
-        ]
-        out[f"kept_{name}"], out[name] = mine.count("kept"), len(mine)
+        own = [s for subject, s in zip(subjects, statuses, strict=True) if held_out(subject, share) == wanted]
+        out[f"kept_{name}"], out[name] = own.count("kept"), len(own)
     return out
+
+
+def confident(transfer: pa.Table, least: float) -> pa.Table:
+    """The rows of an audit whose facts the teacher states with at least this confidence."""
+    rows = transfer.to_pylist()
+    return transfer.filter(
+        pa.array(
+            [row["teacher_object"] is not None and teacher_sureness(row) >= least for row in rows], pa.bool_()
+        )
+    )

@@ -7,10 +7,10 @@ from typing import Any
 
 import jinja2
 import pyarrow as pa
-from scipy.stats import binomtest
 
 from larql_duck.charts.figures import rounds_chart
 from larql_duck.charts.saving import altair, printable, svg
+from larql_duck.distillation.retention import wilson
 from larql_duck.errors import LarqlError
 from larql_duck.files import begins, check_output, with_parents, write_whole
 
@@ -41,8 +41,6 @@ def _shares(row: dict[str, Any]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for name in ("trained", "held_out"):
         kept, n = row[f"kept_{name}"], row[name]
-        interval = binomtest(kept, n).proportion_ci(method="wilson") if n else None
         out[f"share_{name}"] = kept / n if n else None
-        out[f"low_{name}"] = interval and interval.low
-        out[f"high_{name}"] = interval and interval.high
+        out[f"low_{name}"], out[f"high_{name}"] = wilson(kept, n)
     return out

@@ -47,12 +47,15 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class Lessons:
-    """What a student is taught: confident facts of the teacher's vindex, prompts, texts, or soft targets from a file.
+    """What a student is taught: what its teacher states, prompts, texts, or soft targets from a file.
 
-    mix is the share of every batch that is text, against forgetting; held_out that of the subjects whose facts training
+    The teacher is asked the facts of its vindex, else the pack 'core', or `pack`; relations picks some by name, and
+    confidence says from where on a fact counts. mix is the share of every batch that is text, against forgetting; held_out that of the subjects whose facts training
     never sees; size how many tokens of a text are read together. Without texts the shipped ones are read.
     """
 
+    pack: str | None = None
+    relations: tuple[str, ...] | None = None
     prompts: Path | None = None
     rationale: str | None = None
     texts: Path | None = None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
@@ -25,8 +26,9 @@ class SoftTargets:
     """
 
     def __init__(self, table: pa.Table, examples: Sequence[Example]) -> None:
-        """table has the columns example, position, rank, token_id, logprob."""
+        """table has the columns example, position, rank, token_id, logprob; rows of rank 0 say what all other tokens have."""
         self.examples = list(examples)
+        table = table.filter(pc.greater(table["rank"], 0))
         columns = [table.column(name).to_numpy() for name in _COLUMNS]
         order = np.lexsort(columns[2::-1])
         example, position, _, tokens, logprobs = (column[order] for column in columns)

@@ -13,7 +13,7 @@ import torch
 
 from larql_duck.distillation.drawing import Drawn, Pool, shares
 from larql_duck.distillation.examples import Example, collate, prompt_examples
-from larql_duck.distillation.focus import fact_weights, held_out, retention
+from larql_duck.distillation.focus import confident, fact_weights, held_out, kept_facts
 from larql_duck.distillation.losses import IGNORED
 from larql_duck.errors import LarqlError
 from larql_duck.models.opening import open_model
@@ -26,9 +26,10 @@ def tokenizer(tiny_model: Make) -> Tokenizer:
     return load_tokenizer(open_model(tiny_model("llama")))
 
 
-def audit(*rows: tuple[str, str, float, float]) -> pa.Table:
-    names = ("subject", "status", "confidence_teacher", "p_student")
-    return pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows])
+def audit(*rows: tuple[str, str, float | None, float]) -> pa.Table:
+    names = ("subject", "status", "confidence_teacher", "p_in_student")
+    rest = {"p_teacher": 0.4, "teacher_object": "x"}
+    return pa.Table.from_pylist([dict(zip(names, row, strict=True)) | rest for row in rows])
 
 
 def test_a_batch_is_padded_behind_and_labelled_one_ahead() -> None:
@@ -72,7 +73,10 @@ def test_what_was_lost_is_drawn_more_often_by_confidence() -> None:
     # Two lost facts are not to fill a round of a thousand.
     assert fact_weights(table, "lost", 1000)[1:3].sum() == pytest.approx(8 / 1000 + 0.992 * 2 / 4)
     weighted = fact_weights(table, "weighted", 100)
-    assert weighted == pytest.approx(np.array([0.18, 0.9, 0.6, 0.72]) + 0.0009)
+    assert weighted == pytest.approx(np.array([0.18, 0.9, 0.3, 0.72]) + 0.0009)
+    # Without a confidence p counts.
+    sure = confident(audit(("a", "kept", 0.9, 1.0), ("b", "lost", None, 0.0)), 0.3)
+    assert len(sure) == 2 and len(confident(sure, 0.5)) == 1
     kept = audit(("a", "kept", 0.9, 1.0), ("b", "kept", 0.9, 1.0))
     for focus in ("lost", "weighted"):
         weights = fact_weights(kept, focus, 10)
@@ -85,7 +89,7 @@ def test_held_out_subjects_are_the_same_everywhere() -> None:
     assert 0.17 < len(away) / 2000 < 0.23
     assert all(held_out(name.upper(), 0.2) for name in away) and not any(held_out(n, 0.0) for n in names)
     rows = audit(*[(name, "kept" if i % 2 else "lost", 1.0, 0.5) for i, name in enumerate(names)])
-    found = retention(rows, 0.2)
+    found = kept_facts(rows, 0.2)
     assert found["held_out"] == len(away) and found["trained"] == 2000 - len(away)
     assert found["kept_trained"] + found["kept_held_out"] == 1000
 
