@@ -124,10 +124,11 @@ class _Run:
         source = HfSource(self._start)
         self._tokenizer: Tokenizer = load_tokenizer(source)
         self._files = source.tokenizer_files()
-        self._config = source.config
-        self._layers = source.sizes().n_layers
+        self._config, self._sizes = source.config, source.sizes()
         self.notices: list[str] = []
         self._check_tokens()
+        # What cannot be read is said before anybody is asked.
+        self._read = (self._given, self._texts)
 
     def _state(self) -> list[dict[str, Any]]:
         """The finished rounds of a run with the same options."""
@@ -250,7 +251,7 @@ class _Run:
         return [p for i, p in enumerate(pieces) if (i + 1) % _KEPT_BACK], back
 
     def _fitting(self, examples: Sequence[Example]) -> list[Example]:
-        return fitting(examples, self._config.get("max_position_embeddings"), self._config["vocab_size"])
+        return fitting(examples, self._config.get("max_position_embeddings"), self._sizes.vocab)
 
     @cached_property
     def _given(self) -> list[Example]:
@@ -278,15 +279,20 @@ class _Run:
             transfer = transfer.filter(pa.array(seen, pa.bool_()))
             read = settings.batch * settings.steps // self._plan.rounds
             facts = asked_examples(asked_of(self._tokenizer, self._facts(transfer)))
-            pools.append(Pool(facts, fact_weights(transfer, self._plan.focus, read), 1.0))
+            fit = np.array([bool(self._fitting([example])) for example in facts], dtype=bool)
+            pools.append(Pool(facts, fact_weights(transfer, self._plan.focus, read) * fit, 1.0))
         if given := self._fitting(self._given):
             pools.append(Pool(given, np.ones(len(given)), 1.0))
         taught = self._texts[0] if not self._soft and (lessons.mix or not pools) else []
-        pools = [pool for pool in pools if len(pool.examples)]
+        pools = [pool for pool in pools if pool.weights.any()]
         own = lessons.mix if pools else 1.0
         pools = [replace(pool, share=(1 - own) / len(pools)) for pool in pools]
         if taught and own:
             pools.append(Pool(taught, np.ones(len(taught)), own))
+        if not pools:
+            raise LarqlError(
+                "there is nothing to teach: no fact is confident enough, and no prompt or text is given"
+            )
         return Drawn(pools, batch=settings.batch, steps=settings.steps, seed=settings.seed)
 
     @cached_property
@@ -297,5 +303,5 @@ class _Run:
         if not self._loss.alpha and not self._loss.hidden:
             return Teacher()
         engine = self._teacher.engine
-        layers = kept_layers(self._config, self._layers, engine.n_layers)
+        layers = kept_layers(self._config, self._sizes.n_layers, engine.n_layers)
         return Teacher(engine.model, pairs=hidden_pairs(layers, engine.n_layers))

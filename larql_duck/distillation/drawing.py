@@ -27,7 +27,7 @@ class Drawn(Dataset[Example]):
     """
 
     def __init__(self, pools: Sequence[Pool], *, batch: int, steps: int, seed: int) -> None:
-        self._pools = [pool for pool in pools if len(pool.examples) and pool.weights.sum() > 0]
+        self._pools = list(pools)
         self._batch, self._steps, self._seed = batch, steps, seed
         self._counts = shares([pool.share for pool in self._pools], batch)
         self._step = -1

@@ -96,5 +96,7 @@ def check_settings(lessons: Lessons, loss: LossSettings, settings: TrainSettings
     for name, value, low, high in ranges:
         if not low <= value <= high:
             raise LarqlError(f"{name} {value:g} is out of range; it is from {low:g} to {high:g}")
+    if loss.hidden and lessons.soft_targets is not None:
+        raise LarqlError("--hidden compares with a teacher that runs; leave it or --soft-targets out")
     if lessons.rationale is not None and lessons.prompts is None:
         raise LarqlError("--rationale names a column of the file of --prompts; give that file")

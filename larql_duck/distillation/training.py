@@ -11,9 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
-from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.pytorch_utils import Conv1D
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from larql_duck.distillation.examples import Example, collate
 from larql_duck.distillation.losses import (
@@ -28,7 +36,9 @@ from larql_duck.distillation.losses import (
 from larql_duck.distillation.settings import LossSettings, TrainSettings
 from larql_duck.distillation.soft_table import SoftTargets
 from larql_duck.models.architecture import quiet
+from larql_duck.models.hf import HfSource
 from larql_duck.progress import report
+from larql_duck.vindex.arrays import torch_dtype
 
 _PROJECTION = "distil_projection"
 _WARM_UP, _SAVE_EVERY = 0.05, 100
@@ -167,6 +177,10 @@ class DistillationTrainer(Trainer):
         """The loss of a batch."""
         return batch_loss(model, self._teacher, inputs, self._loss)
 
+    def restore(self, checkpoint: Path) -> None:
+        """Give the model the weights of a checkpoint."""
+        self._load_from_checkpoint(str(checkpoint))
+
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> SequentialSampler:
         return SequentialSampler(train_dataset or self.train_dataset)
 
@@ -184,10 +198,14 @@ class _Until(TrainerCallback):
         return control
 
 
-def steps_done(folder: Path) -> int:
-    """How many steps the last whole checkpoint in a folder has behind it; 0 without one."""
-    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    return 0 if last is None else int(last.rpartition("-")[2])
+def last_checkpoint(folder: Path) -> tuple[int, Path] | None:
+    """The steps that the last whole checkpoint in a folder has behind it, and where it is; None without one."""
+    whole = [
+        (int(path.name.rpartition("-")[2]), path)
+        for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        if (path / TRAINER_STATE_NAME).is_file()
+    ]
+    return max(whole, default=None)
 
 
 def train_until(
@@ -199,16 +217,17 @@ def train_until(
     settings: TrainSettings,
     checkpoints: Path,
     out: Path,
-) -> float:
-    """The mean loss of training the model of directory `student` up to `step`, from the last checkpoint on.
+) -> float | None:
+    """The mean loss of training the model of directory `student` up to `step`, from the last checkpoint on; None where that
+    one is there already.
 
     `out` gets the model as it is then, in its own dtype; the adapters of LoRA are merged into it.
     """
+    stored, last = torch_dtype(HfSource(student).dtype), last_checkpoint(checkpoints)
     with quiet():
         model = AutoModelForCausalLM.from_pretrained(student, dtype=torch.float32)
         if settings.device != "cpu":
             model.to(settings.device)
-        stored = getattr(torch, str(model.config.to_dict().get("dtype") or "float32").removeprefix("torch."))
         trained = _prepared(model, teacher, loss, settings)
         trainer = DistillationTrainer(
             trained,
@@ -219,12 +238,18 @@ def train_until(
             train_dataset=rows,
             callbacks=[_Until(step)],
         )
-        done = trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)))
+        # It prints to where results go.
+        trainer.remove_callback(PrinterCallback)
+        mean = None
+        if last is not None and last[0] == step:
+            trainer.restore(last[1])
+        else:
+            mean = trainer.train(resume_from_checkpoint=last and str(last[1])).training_loss
         merged = trained if settings.lora is None else trained.merge_and_unload()
         if hasattr(merged, _PROJECTION):
             delattr(merged, _PROJECTION)
         merged.to(stored).save_pretrained(out)
-    return float(done.training_loss)
+    return mean
 
 
 def _prepared(model: PreTrainedModel, teacher: Teacher, loss: LossSettings, settings: TrainSettings) -> Any:

@@ -210,6 +210,7 @@ def test_what_cannot_be_done_is_said(train: Train, tiny_model: Make, tmp_path: P
         ({"alpha": 1.5}, "--alpha 1.5 is out of range; it is from 0 to 1"),
         ({"rounds": 5}, "--rounds 5 is out of range; it is from 1 to 4"),
         ({"rationale": "why"}, "give that file"),
+        ({"hidden": 1.0, "soft_targets": tmp_path / "x"}, "leave it or --soft-targets out"),
         ({"soft_targets": tmp_path / "gone.parquet"}, "gone.parquet: cannot be read"),
     ]
     for options, said in cases:
