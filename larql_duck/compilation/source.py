@@ -32,7 +32,7 @@ class EditedWeights:
         self.vindex = vindex
         self.overlay = overlay
         self.path: Path = vindex.path
-        self.dtype = vindex.dtype
+        self.dtype: str = vindex.dtype
         self.family: Family = vindex.family
         counts = overlay.n_features
         self.appended = [n - base for n, base in zip(counts, vindex.n_features, strict=True)]

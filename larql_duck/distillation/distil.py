@@ -117,7 +117,8 @@ class _Run:
     ) -> None:
         self._teacher, self._place, self._lessons = teacher, place, lessons
         self._loss, self._settings, self._plan = loss, settings, plan
-        begun = [str(teacher.source.path), str(student), *map(asdict, (lessons, loss, settings, plan))]
+        options = [asdict(lessons), asdict(loss), asdict(settings), asdict(plan)]
+        begun = [str(teacher.source.path), str(student), *options]
         self._key = json.loads(json.dumps(begun, default=str))
         self._rows: list[dict[str, Any]] = self._state()
         self._start = self._directory(student)
@@ -209,7 +210,7 @@ class _Run:
         self._rows.append(row)
         state = json.dumps({"key": self._key, "rounds": self._rows})
         write_whole(self._place / _STATE, state, error=None)
-        report("rounds", number, self._plan.rounds + 1)
+        report("rounds", number + 1, self._plan.rounds + 1)
 
     def _opened(self, model: Path) -> Any:
         return Model.open(model, device=self._settings.device).engine
@@ -217,10 +218,10 @@ class _Run:
     @cached_property
     def _audit(self) -> Audit:
         """The questions, which the teacher is asked once: its answers are kept with the run."""
-        source, tables = self._teacher.source, {}
+        source = self._teacher.source
+        party = Party(str(source.path), self._teacher.engine)
         if isinstance(source, Vindex):
-            tables = {"known": knowledge_of(source), "table": source.table}
-        party = Party(str(source.path), self._teacher.engine, **tables)
+            party = replace(party, known=knowledge_of(source), table=source.table)
         asked = audit_questions([party], pack=self._lessons.pack, relations=self._lessons.relations)
         store = self._place / "answers"
         store.mkdir(exist_ok=True)

@@ -48,7 +48,7 @@ class Drawn(Dataset[Example]):
         for pool, count in zip(self._pools, self._counts, strict=True):
             p = pool.weights / pool.weights.sum()
             # Nothing twice in a batch, as long as there is enough.
-            numbers = rng.choice(len(p), count, replace=count > np.count_nonzero(p), p=p)
+            numbers = rng.choice(len(p), count, replace=bool(count > np.count_nonzero(p)), p=p)
             rows += [pool.examples[i] for i in numbers]
         return sorted(rows, key=lambda e: len(e.ids))
 

@@ -98,7 +98,7 @@ def _soft(
 def _counted(
     model: nn.Module, batch: Mapping[str, Any], states: bool
 ) -> tuple[Tensor, Sequence[Tensor] | None]:
-    """Logits f32 of the positions that count [m, vocab], and every hidden state where asked for.
+    """Logits of the positions that count [m, vocab], f32 at least, and every hidden state where asked for.
 
     No other position goes through the head, which takes more memory than all layers where the vocabulary is large.
     """
@@ -111,7 +111,12 @@ def _counted(
             use_cache=False,
             output_hidden_states=states,
         )
-    return out.logits[0].float(), out.hidden_states if states else None
+    return _exact(out.logits[0]), out.hidden_states if states else None
+
+
+def _exact(values: Tensor) -> Tensor:
+    """The values in f32, or in what is more exact."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _only(counts: Tensor, module: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
@@ -129,7 +134,7 @@ def _hidden(
     assert own is not None
     real = batch["attention_mask"].bool()
     project = _base(student).get_submodule(_PROJECTION)
-    each = [hidden_loss(given[j][real].float(), project(own[i][real].float())) for i, j in pairs]
+    each = [hidden_loss(_exact(given[j][real]), _exact(project(own[i][real]))) for i, j in pairs]
     return torch.stack(each).mean()
 
 
@@ -182,7 +187,8 @@ class DistillationTrainer(Trainer):
         self._load_from_checkpoint(str(checkpoint))
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> SequentialSampler:
-        return SequentialSampler(train_dataset or self.train_dataset)
+        rows: Any = train_dataset or self.train_dataset
+        return SequentialSampler(rows)
 
 
 class _Until(TrainerCallback):
