@@ -38,7 +38,7 @@ def layers(work: Path, vindex: str = "") -> Iterator[Row]:
     trial = LayerTrial(engine, asked)
     for count in (28, 24):
         removed = set(_removed(_student(work, path, count), engine.n_layers))
-        ours = trial.settle(removed)
+        ours = trial.without(removed)
         name = f"{count} layers"
         kept = 100 * _kept(engine, asked, removed)
         yield Row(
@@ -50,7 +50,7 @@ def layers(work: Path, vindex: str = "") -> Iterator[Row]:
             "block of neighbours": _blocks(engine.n_layers, count),
         }
         for what, sets in others.items():
-            best = max(map(trial.settle, sets))
+            best = max(map(trial.without, sets))
             yield Row(f"{name}: mean log p, beside the best {what}", ours, best, "nats", "24: above the peer")
 
 

@@ -74,6 +74,14 @@ class LayerTrial:
         return hidden
 
     @torch.inference_mode()
+    def without(self, removed: Iterable[int], *, few: bool = False) -> float:
+        """The mean log p without the layers `removed`; what is settled stays. few: over the first probes alone."""
+        batches = self._batches[: self._few] if few else self._batches
+        self.measured += 1
+        with skipped_layers(self._engine.modules, set(removed)):
+            return sum(self._log_p(*batch) for batch in batches) / self._count(batches)
+
+    @torch.inference_mode()
     def also_without(self, layer: int, *, few: bool = False) -> float:
         """The mean log p without `layer` and the settled ones; with `few` over the first probes alone."""
         left = [other for other in self._left() if other != layer]
@@ -184,6 +192,7 @@ def _exchanged(
 def _best_block(trial: LayerTrial, n: int, size: int) -> tuple[frozenset[int], float]:
     """The neighbouring layers that cost least together, and the mean log p without them."""
     blocks = [frozenset(range(start, start + size)) for start in range(n - size + 1)]
-    scores = {block: trial.settle(block) for block in blocks}
-    best = max(blocks, key=lambda block: scores[block])
+    first = sorted(blocks, key=lambda block: -trial.without(block, few=True))[:_BEST]
+    scores = {block: trial.without(block) for block in first}
+    best = max(first, key=lambda block: scores[block])
     return best, scores[best]

@@ -91,12 +91,12 @@ def make_student(
         effects = feature_effects(engine, [*asked, *_texts(engine)])
         chosen = strongest(effects, features_left(engine.n_features, features))
         pruned = PrunedWeights(source, kept, chosen)
-        before = LayerTrial(engine, asked).settle(())
+        before = LayerTrial(engine, asked).without(())
     pruned.config[KEPT_LAYERS] = list(kept)
     write_student(pruned, out)
     written = Model.open(out, dtype=model.settings.compute_dtype, device=model.settings.device).engine
     if layers is None:
-        after = LayerTrial(written, asked).settle(())
+        after = LayerTrial(written, asked).without(())
     share = _parameters(written) / _parameters(engine)
     gone = tuple(sorted({*range(engine.n_layers)} - {*kept}))
     return Student(out, kept, gone, written.n_features[0], share, before, after)

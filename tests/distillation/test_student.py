@@ -50,6 +50,7 @@ def test_removals_are_measured_as_whole_passes_give_them(deep: Path) -> None:
     trial = LayerTrial(engine, ASKED)
     for settled in (set(), {2}, {0, 5}):
         assert trial.settle(settled) == pytest.approx(log_p_by_hand(engine, settled), abs=1e-5)
+        assert trial.without(settled) == pytest.approx(log_p_by_hand(engine, settled), abs=1e-5)
         for layer in set(range(6)) - settled:
             found = trial.also_without(layer)
             assert found == pytest.approx(log_p_by_hand(engine, {*settled, layer}), abs=1e-5), (
