@@ -24,7 +24,9 @@ from larql_duck.errors import (
 )
 
 if TYPE_CHECKING:
+    from larql_duck.commands.auditing import audit
     from larql_duck.commands.opening import attach, connect
+    from larql_duck.commands.over_texts import diff_texts, text_scores
     from larql_duck.commands.transpiling import transpile
     from larql_duck.extraction.pipeline import estimate, extract
     from larql_duck.inference.clauses import Ablate, Patch, Steer
@@ -42,12 +44,15 @@ _HOMES = {
     "Result": "larql_duck.result",
     "Session": "larql_duck.session",
     "attach": "larql_duck.commands.opening",
+    "audit": "larql_duck.commands.auditing",
     "connect": "larql_duck.commands.opening",
+    "diff_texts": "larql_duck.commands.over_texts",
     "estimate": "larql_duck.extraction",
     "extract": "larql_duck.extraction",
     "load_ipython_extension": "larql_duck.notebook",
     "parse": "larql_duck.lql",
     "read_trace": "larql_duck.inference.trace_file",
+    "text_scores": "larql_duck.commands.over_texts",
     "transpile": "larql_duck.commands.transpiling",
     "unload_ipython_extension": "larql_duck.notebook",
     "verify": "larql_duck.vindex.verify",
@@ -71,11 +76,14 @@ __all__ = [
     "Steer",
     "VindexError",
     "attach",
+    "audit",
     "connect",
+    "diff_texts",
     "estimate",
     "extract",
     "parse",
     "read_trace",
+    "text_scores",
     "transpile",
     "verify",
 ]

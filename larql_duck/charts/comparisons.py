@@ -11,10 +11,8 @@ from larql_duck.charts.saving import altair, printable
 if TYPE_CHECKING:
     import altair as alt
 
-Records = Sequence[Mapping[str, Any]]
 
-
-def retention_chart(parts: Records) -> alt.LayerChart:
+def retention_chart(parts: Sequence[Mapping[str, Any]]) -> alt.LayerChart:
     """Share of the teacher's confident facts that were kept, a bar a part, with its 95 % interval.
 
     parts are rows of the table `retention`; those without facts are left out.
@@ -38,7 +36,7 @@ def retention_chart(parts: Records) -> alt.LayerChart:
     )
 
 
-def loss_chart(bins: Records) -> alt.Chart:
+def loss_chart(bins: Sequence[Mapping[str, Any]]) -> alt.Chart:
     """What became of facts by how sure the teacher is: bins with low (confidence), kept, lost and changed as shares."""
     alt = altair()
     colours = {"kept": BLUE, "changed": GREY, "lost": ORANGE}
@@ -54,4 +52,23 @@ def loss_chart(bins: Records) -> alt.Chart:
         y=alt.Y("share:Q", title=None, stack="zero", axis=alt.Axis(format="%")),
         color=alt.Color("status:N", scale=scale, legend=alt.Legend(title=None, orient="top")),
         tooltip=["status:N", alt.Tooltip("share:Q", format=".1%"), "facts:Q"],
+    )
+
+
+def depth_chart(shares: Sequence[Mapping[str, Any]]) -> alt.Chart:
+    """Where facts lie in both models: rows of the table `layer_shares`, their mean over the relations, by depth."""
+    alt = altair()
+    places: dict[tuple[str, float], list[float]] = {}
+    for row in shares:
+        places.setdefault((row["side"], row["depth"]), []).append(row["share"])
+    rows = [
+        {"side": side, "depth": depth, "share": sum(own) / len(own)} for (side, depth), own in places.items()
+    ]
+    scale = alt.Scale(domain=["teacher", "student"], range=[BLUE, ORANGE])
+    mark = alt.MarkDef("line", point=True)
+    return alt.Chart(alt.Data(values=rows), mark=mark, width=520, height=220).encode(
+        x=alt.X("depth:Q", title="depth", scale=alt.Scale(domain=[0, 1])),
+        y=alt.Y("share:Q", title=None, axis=alt.Axis(format="%")),
+        color=alt.Color("side:N", scale=scale, legend=alt.Legend(title=None, orient="top")),
+        tooltip=["side:N", alt.Tooltip("depth:Q", format=".2f"), alt.Tooltip("share:Q", format=".1%")],
     )

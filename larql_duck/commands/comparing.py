@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from larql_duck.commands.opening import opened
+from larql_duck.commands.over_texts import diff_over_texts
 from larql_duck.diffing.compare import Difference, compare
 from larql_duck.diffing.markdown import markdown_report
 from larql_duck.diffing.sides import DiffSide, current_side, directory_side
@@ -23,8 +24,10 @@ _ROWS = 20
 
 
 def diff(session: Session, request: Request) -> Result:
-    """DIFF a b: facts and slots that differ; INTO PATCH and INTO REPORT write them."""
+    """DIFF a b: facts and slots that differ; INTO PATCH and INTO REPORT write them. With TEXTS see `diff_over_texts`."""
     s: st.Diff = request.statement
+    if s.texts is not None:
+        return diff_over_texts(session, s)
     a, b = _side(session, s.left), _side(session, s.right)
     for side in (a, b):
         if s.layer is not None and not 0 <= s.layer < side.vindex.n_layers:

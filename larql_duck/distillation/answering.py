@@ -15,13 +15,13 @@ from larql_duck.probing.combine import Answer
 from larql_duck.probing.confidence import Calibrated, Calibration
 from larql_duck.probing.entity_types import NamesTold, told_of_names
 from larql_duck.probing.judging import judge, rank, type_index, worth_of
-from larql_duck.probing.outcomes import Reply, Scored
+from larql_duck.probing.outcomes import Reply, ScoredAnswer
 from larql_duck.probing.pilot import Piloted
 from larql_duck.probing.replies import Ask, Asker
 
 # A question: its relation and subject.
-Key: TypeAlias = tuple[str, str]
-# Answers that are kept of each model to a question.
+QuestionKey: TypeAlias = tuple[str, str]
+# PartyAnswers that are kept of each model to a question.
 TOP = 3
 # Subjects of a relation that are asked before the others, so that these are asked with a prior.
 _FIRST = 16
@@ -38,30 +38,30 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class Answers:
+class PartyAnswers:
     """What a party says: for each question its ranked answers (none where it has none), its reply, and what it says of the
     answers that were given with the question. unasked are the subjects that it cannot be asked about, with the reason.
     """
 
     party: Party
     answered: Sequence[Answered]
-    replies: Mapping[Key, Reply]
+    replies: Mapping[QuestionKey, Reply]
     unasked: Mapping[str, str]
 
-    def judged(self, calibration: Calibration, told: NamesTold) -> dict[Key, list[Judged]]:
+    def judged(self, calibration: Calibration, told: NamesTold) -> dict[QuestionKey, list[Judged]]:
         """The ranked answers of each question with an answer, judged by this calibration."""
         known = replace(self.party.known, calibration=calibration)
         judge(self.party.engine, self.answered, known, learn=False, named=told)
-        out: dict[Key, list[Judged]] = {}
+        out: dict[QuestionKey, list[Judged]] = {}
         for a in self.answered:
             for answer, (confidence, by), correct in zip(a.answers, a.confidence, a.correct, strict=True):
                 key = a.question.relation.name, answer.subject
                 out.setdefault(key, []).append(Judged(answer, confidence, by, correct))
         return out
 
-    def stated(self) -> dict[Key, list[str]]:
+    def stated(self) -> dict[QuestionKey, list[str]]:
         """The ranked answers of each question as texts."""
-        out: dict[Key, list[str]] = {}
+        out: dict[QuestionKey, list[str]] = {}
         for a in self.answered:
             for answer in a.answers:
                 out.setdefault((a.question.relation.name, answer.subject), []).append(answer.object)
@@ -76,11 +76,11 @@ class Answers:
 def ask_party(
     party: Party,
     asked: Sequence[AuditQuestion],
-    scored: Mapping[Key, Sequence[str]] | None = None,
+    scored: Mapping[QuestionKey, Sequence[str]] | None = None,
     *,
     checkpoint: Checkpoint | None = None,
     done: Callable[[int], None] = lambda n: None,
-) -> Answers:
+) -> PartyAnswers:
     """What the party says to the questions, all in shared batches; `done` is called with the prompts of each batch.
 
     scored are answers to score along with a question. Priors are those of these replies alone, so that two models with the
@@ -92,7 +92,7 @@ def ask_party(
         Answered(Piloted(a.question, worth_of(a.question, index)), Chosen({0: 1.0}, a.contrast))
         for a in asked
     ]
-    replies: dict[Key, Reply] = {}
+    replies: dict[QuestionKey, Reply] = {}
     given = scored or {}
     for part in (slice(None, _FIRST), slice(_FIRST, None)):
         items, owners = [], []
@@ -108,16 +108,16 @@ def ask_party(
             if reply is not None:
                 replies[item.relation.name, item.subject] = reply
     rank(answered, top_n=TOP)
-    return Answers(party, answered, replies, asker.unasked)
+    return PartyAnswers(party, answered, replies, asker.unasked)
 
 
 def score_answers(
-    answers: Answers,
-    given: Mapping[Key, Sequence[str]],
+    answers: PartyAnswers,
+    given: Mapping[QuestionKey, Sequence[str]],
     *,
     checkpoint: Checkpoint | None = None,
     done: Callable[[int], None] = lambda n: None,
-) -> dict[tuple[Key, str], float]:
+) -> dict[tuple[QuestionKey, str], float]:
     """(question, answer) -> the probability that the party, which was asked before, gives to that whole answer.
 
     A beginning that is not among those that its reply lists is too rare to matter and counts as 0; an answer of one token
@@ -125,7 +125,7 @@ def score_answers(
     """
     engine = answers.party.engine
     asker = Asker(engine, checkpoint, done, once=None)
-    out: dict[tuple[Key, str], float] = {}
+    out: dict[tuple[QuestionKey, str], float] = {}
     items: list[Ask] = []
     for a in answers.answered:
         relation, variant = a.question.relation, a.question.variants[0]
@@ -145,7 +145,7 @@ def score_answers(
             if left:
                 items.append(Ask(relation, variant, subject, tuple(left), decoded=False))
     for item, reply in zip(items, asker.ask(items), strict=True):
-        scored: Sequence[Scored] = () if reply is None else reply.outcome.scored
+        scored: Sequence[ScoredAnswer] = () if reply is None else reply.outcome.scored
         for text, one in zip(item.scored, scored, strict=bool(scored)):
             out[(item.relation.name, item.subject), text] = one.p_string
     return out

@@ -10,7 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from larql_duck.distillation.answering import Answers, ask_party, score_answers
+from larql_duck.distillation.answering import PartyAnswers, ask_party, score_answers
+from larql_duck.distillation.carried import WhereItWent, where_it_went
 from larql_duck.distillation.parties import Party, open_party
 from larql_duck.distillation.questions import AuditQuestion, audit_questions
 from larql_duck.distillation.transfer import STATUSES, lacking, transfer_table
@@ -24,12 +25,15 @@ _NAMED = 5
 
 @dataclass(frozen=True)
 class Transfer:
-    """An audit: the table `transfer`, what should be said beside it, and what both parties said."""
+    """An audit: the table `transfer`, what should be said beside it, what both parties said, and where what was kept went,
+    if that was asked for.
+    """
 
     table: pa.Table
     notices: list[str] = field(default_factory=list)
-    teacher: Answers | None = field(default=None, repr=False)
-    student: Answers | None = field(default=None, repr=False)
+    teacher: PartyAnswers | None = field(default=None, repr=False)
+    student: PartyAnswers | None = field(default=None, repr=False)
+    where: WhereItWent | None = field(default=None, repr=False)
 
     def counts(self) -> dict[str, int]:
         """Status -> number of facts, in a fixed order."""
@@ -37,7 +41,7 @@ class Transfer:
         return {status: found[status] for status in STATUSES}
 
 
-class Audit:
+class TeacherAudit:
     """Questions, and a teacher that is asked them once; students can be compared with it one after the other.
 
     checkpoint is a directory in which finished batches are kept and found again.
@@ -48,7 +52,7 @@ class Audit:
     ) -> None:
         self.teacher, self.asked = teacher, list(asked)
         self._directory = checkpoint
-        self._answers: Answers | None = None
+        self._answers: PartyAnswers | None = None
         self._told: NamesTold | None = None
 
     @property
@@ -56,8 +60,11 @@ class Audit:
         """How many questions each party is asked."""
         return sum(len(a.relation.entities) for a in self.asked)
 
-    def of(self, student: Party) -> Transfer:
-        """What the student kept. Its calibration is its own, else the teacher's; the teacher's likewise."""
+    def of(self, student: Party, *, features: bool = False) -> Transfer:
+        """What the student kept. Its calibration is its own, else the teacher's; the teacher's likewise.
+
+        features: also which features carry what was kept; see `carried`.
+        """
         steps = _Steps(2 * self.prompts)
         if self._answers is None:
             self._answers = ask_party(
@@ -78,7 +85,11 @@ class Audit:
         )
         by_teacher = score_answers(teacher, lacking(*judged), checkpoint=self._store(self.teacher))
         table = transfer_table(self.asked, judged, answers, by_teacher)
-        return Transfer(table, _notices(teacher, answers), teacher, answers)
+        notices = _notices(teacher, answers)
+        if not features:
+            return Transfer(table, notices, teacher, answers)
+        table, where = _with_features(table, teacher, answers)
+        return Transfer(table, [*notices, *where.notices], teacher, answers, where)
 
     def _store(self, party: Party) -> Checkpoint:
         return Checkpoint(self._directory, [party.engine.fingerprint, str(party.engine.model.dtype)])
@@ -92,17 +103,32 @@ def audit(
     entities: Any = None,
     relations: Collection[str] | None = None,
     limit: int | None = None,
+    features: bool = False,
     checkpoint: Path | None = None,
 ) -> pa.Table:
     """The table `transfer` of two vindexes or models: one row a question, with its status. See catalog/comparison.txt.
 
     Asked are the facts that either is known for (else those of the pack 'core'), or those of `pack`, or about `entities`;
-    relations picks some by name, limit each relation's first subjects. LevelError for a vindex without weights, PackError
-    where nothing is left to ask. To compare several students with one teacher, make an `Audit` once.
+    relations picks some by name, limit each relation's first subjects; features: also which features carry what was kept.
+    LevelError for a vindex without weights, PackError
+    where nothing is left to ask. To compare several students with one teacher, make an `TeacherAudit` once.
     """
     parties = [party if isinstance(party, Party) else open_party(party) for party in (teacher, student)]
     asked = audit_questions(parties, pack=pack, entities=entities, relations=relations, limit=limit)
-    return Audit(parties[0], asked, checkpoint=checkpoint).of(parties[1]).table
+    run = TeacherAudit(parties[0], asked, checkpoint=checkpoint)
+    return run.of(parties[1], features=features).table
+
+
+def _with_features(
+    table: pa.Table, teacher: PartyAnswers, student: PartyAnswers
+) -> tuple[pa.Table, WhereItWent]:
+    """The table with carried_by, and all that is told of the kept facts."""
+    keys = list(zip(table["relation"].to_pylist(), table["subject"].to_pylist(), strict=True))
+    kept = [key for key, status in zip(keys, table["status"].to_pylist(), strict=True) if status == "kept"]
+    where = where_it_went(teacher, student, kept)
+    at = table.schema.get_field_index("carried_by")
+    column = pa.array([where.carried_by.get(key) for key in keys], pa.string())
+    return table.set_column(at, table.schema.field(at), column), where
 
 
 def _with_kinds(told: NamesTold, other: NamesTold) -> NamesTold:
@@ -122,7 +148,7 @@ class _Steps:
         report("audit", min(self._done, self._total), self._total)
 
 
-def _notices(teacher: Answers, student: Answers) -> list[str]:
+def _notices(teacher: PartyAnswers, student: PartyAnswers) -> list[str]:
     notices = []
     own, other = teacher.party.known.calibration, student.party.known.calibration
     if not own and not other:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from larql_duck.charts.comparisons import loss_chart, retention_chart
+from larql_duck.charts.comparisons import depth_chart, loss_chart, retention_chart
 from larql_duck.charts.saving import printable, svg
 from larql_duck.distillation.audit import Transfer
 from larql_duck.distillation.retention import teacher_sureness
@@ -32,6 +32,8 @@ def audit_page(teacher: str, student: str, transfer: Transfer, retention: pa.Tab
     }
     bins = _bins(rows)
     charts["loss_svg"] = loss_chart(bins) if bins else None
+    shares = [] if transfer.where is None else transfer.where.layers.to_pylist()
+    charts["depth_svg"] = depth_chart(shares) if shares else None
     lost = [{**r, "sure": teacher_sureness(r)} for r in rows if r["status"] == "lost"]
     lost = sorted((r for r in lost if r["sure"] >= SURE), key=lambda r: -r["sure"])
     environment = jinja2.Environment(autoescape=True, finalize=_printable, undefined=jinja2.StrictUndefined)
@@ -49,8 +51,15 @@ def audit_page(teacher: str, student: str, transfer: Transfer, retention: pa.Tab
         lost=lost[:_LISTED],
         more_lost=max(0, len(lost) - _LISTED),
         parts=parts,
+        carried=_carried(rows),
         **{name: chart and svg(chart) for name, chart in charts.items()},
     )
+
+
+def _carried(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """same, moved and other -> kept facts that features carry so; empty where none were matched."""
+    found = [row["carried_by"] for row in rows if row["carried_by"] is not None]
+    return {name: found.count(name) for name in ("same", "moved", "other")} if found else {}
 
 
 def _bins(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from larql_duck.catalog import empty_table
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.model import open_source
 from larql_duck.inference.settings import Settings
+from larql_duck.models.source import WeightSource
 from larql_duck.probing.choosing import Knowledge
 from larql_duck.probing.stored import knowledge_of
 from larql_duck.vindex.store import Vindex
@@ -40,10 +41,19 @@ class Party:
 def open_party(path: str | Path, settings: Settings | None = None) -> Party:
     """The party that a vindex or a model at `path` is. LevelError for a vindex without weights, ModelError for no model."""
     source = open_source(path)
-    engine = Engine.load(source, settings or Settings.from_environment())
+    engine = _loaded(source, settings)
     if isinstance(source, Vindex):
         return Party(str(path), engine, knowledge_of(source), source.table)
     return Party(str(path), engine)
+
+
+def open_engine(path: str | Path, settings: Settings | None = None) -> Engine:
+    """The engine of a vindex or a model at `path`; errors as of `open_party`."""
+    return _loaded(open_source(path), settings)
+
+
+def _loaded(source: WeightSource, settings: Settings | None) -> Engine:
+    return Engine.load(source, settings or Settings.from_environment())
 
 
 def current_party(workspace: Workspace) -> Party:

@@ -13,8 +13,6 @@ from larql_duck.distillation.transfer import SURE
 
 _RANGES = ((0.5, 0.6), (0.6, 0.7), (0.7, 0.8), (0.8, 0.9), (0.9, 1.0))
 
-Row = Mapping[str, Any]
-
 
 def retention_table(transfer: pa.Table) -> pa.Table:
     """The table `retention` of a table `transfer`: all, then relations and types (most facts first), then confidence.
@@ -25,10 +23,10 @@ def retention_table(transfer: pa.Table) -> pa.Table:
     return table_of("retention", _counted(rows))
 
 
-def _counted(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
+def _counted(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     yield _part("all", "all", rows)
     for by in ("relation", "type"):
-        groups: dict[str, list[Row]] = defaultdict(list)
+        groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
         for row in rows:
             groups[row[by]].append(row)
         parts = [_part(by, name, own) for name, own in groups.items()]
@@ -38,13 +36,13 @@ def _counted(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
         yield _part("confidence", f"{low:.1f}-{high:.1f}", own)
 
 
-def teacher_sureness(row: Row) -> float:
+def teacher_sureness(row: Mapping[str, Any]) -> float:
     """The teacher's confidence in a row of `transfer`, its p where it has none, 0 without an answer."""
     stated = row["p_teacher"] if row["confidence_teacher"] is None else row["confidence_teacher"]
     return 0.0 if stated is None else float(stated)
 
 
-def _part(by: str, name: str, rows: Sequence[Row]) -> dict[str, Any]:
+def _part(by: str, name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     sure = [row for row in rows if teacher_sureness(row) >= SURE]
     kept, lost, changed = (
         sum(row["status"] == status for row in sure) for status in ("kept", "lost", "changed")

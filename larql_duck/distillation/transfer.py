@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 
 from larql_duck.catalog.comparison_tables import table_of
-from larql_duck.distillation.answering import Answers, Judged, Key
+from larql_duck.distillation.answering import Judged, PartyAnswers, QuestionKey
 from larql_duck.distillation.questions import AuditQuestion, entity_type_of
 from larql_duck.knowledge.keys import name_key
 from larql_duck.probing.splits import TEST, split_of
 
-Status: TypeAlias = Literal["neither", "gained", "kept", "lost", "changed"]
-STATUSES: tuple[Status, ...] = ("kept", "lost", "changed", "gained", "neither")
+TransferStatus: TypeAlias = Literal["neither", "gained", "kept", "lost", "changed"]
+STATUSES: tuple[TransferStatus, ...] = ("kept", "lost", "changed", "gained", "neither")
 # An answer is stated surely from here on: by its confidence, or by its p where nothing taught confidence.
 SURE = 0.5
 # No probability counts as less where it is divided by.
@@ -29,7 +29,7 @@ def sureness(judged: Judged) -> float:
     return judged.answer.p_string if judged.confidence is None else judged.confidence
 
 
-def status_of(teacher: Judged | None, student: Judged | None) -> Status:
+def status_of(teacher: Judged | None, student: Judged | None) -> TransferStatus:
     """What became of a fact: the first status that holds of neither, gained, kept, lost, changed."""
     if teacher is None and student is None:
         return "neither"
@@ -77,9 +77,9 @@ def _kl(p: np.ndarray, q: np.ndarray) -> float:
 
 def transfer_table(
     asked: Sequence[AuditQuestion],
-    sides: tuple[Mapping[Key, list[Judged]], Mapping[Key, list[Judged]]],
-    student: Answers,
-    by_teacher: Mapping[tuple[Key, str], float],
+    sides: tuple[Mapping[QuestionKey, list[Judged]], Mapping[QuestionKey, list[Judged]]],
+    student: PartyAnswers,
+    by_teacher: Mapping[tuple[QuestionKey, str], float],
 ) -> pa.Table:
     """The table `transfer`, in the order of the questions.
 
@@ -101,9 +101,9 @@ def _row(
     asked: AuditQuestion,
     subject: str,
     kind: str,
-    sides: tuple[Mapping[Key, list[Judged]], Mapping[Key, list[Judged]]],
-    student: Answers,
-    by_teacher: Mapping[tuple[Key, str], float],
+    sides: tuple[Mapping[QuestionKey, list[Judged]], Mapping[QuestionKey, list[Judged]]],
+    student: PartyAnswers,
+    by_teacher: Mapping[tuple[QuestionKey, str], float],
 ) -> dict[str, Any]:
     relation = asked.relation
     key = relation.name, subject
@@ -143,7 +143,7 @@ def _row(
 
 
 def _probabilities(own: Sequence[Judged], given: Mapping[str, float]) -> dict[str, float]:
-    """Key of an answer -> its probability: of the model's own answers as it states them, of others as they were scored."""
+    """QuestionKey of an answer -> its probability: of the model's own answers as it states them, of others as they were scored."""
     out: dict[str, float] = {}
     for judged in own:
         key = name_key(judged.answer.object)
@@ -156,14 +156,16 @@ def _probabilities(own: Sequence[Judged], given: Mapping[str, float]) -> dict[st
     return out
 
 
-def lacking(teacher: Mapping[Key, list[Judged]], student: Mapping[Key, list[Judged]]) -> dict[Key, list[str]]:
+def lacking(
+    teacher: Mapping[QuestionKey, list[Judged]], student: Mapping[QuestionKey, list[Judged]]
+) -> dict[QuestionKey, list[str]]:
     """The student's answers that the teacher does not state, by question."""
     return dict(_lacking(teacher, student))
 
 
 def _lacking(
-    teacher: Mapping[Key, list[Judged]], student: Mapping[Key, list[Judged]]
-) -> Iterator[tuple[Key, list[str]]]:
+    teacher: Mapping[QuestionKey, list[Judged]], student: Mapping[QuestionKey, list[Judged]]
+) -> Iterator[tuple[QuestionKey, list[str]]]:
     for key, judged in student.items():
         stated = {name_key(j.answer.object) for j in teacher.get(key, ())}
         if new := [j.answer.object for j in judged if name_key(j.answer.object) not in stated]:

@@ -54,6 +54,10 @@ class LayerModules:
         """The down matrix as [features, hidden], a view: row f is what feature f writes."""
         return self._rows(self.down)
 
+    def gate_rows(self) -> torch.Tensor:
+        """The gate matrix as [features, hidden], a view: row f is what feature f reads."""
+        return self._rows(self.gate).t()
+
     def down_bias(self) -> torch.Tensor | None:
         """The down projection's bias [hidden], None where it has none."""
         return _bias(self.down)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from larql_duck.errors import LarqlError
 
@@ -54,6 +55,11 @@ class Settings:
             values.get(_PREFIX + "DEVICE") or cls.device,
             None if threads is None else int(threads),
         )
+
+
+def with_given(**given: Any) -> Settings:
+    """Settings as the environment says, but for the fields that are given."""
+    return replace(Settings.from_environment(), **given)
 
 
 DEFAULT = Settings()

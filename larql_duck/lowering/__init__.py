@@ -9,7 +9,7 @@ from larql_duck.errors import NotSupportedError, SemanticError
 from larql_duck.lowering import browse, edit_requests, requests
 from larql_duck.lowering.select import select
 from larql_duck.lowering.types import Catalog, Plan, Query, Request, need_vindex
-from larql_duck.lql.statements import Compile, Diff, Stats
+from larql_duck.lql.statements import Audit, Compile, Diff, Stats
 
 if TYPE_CHECKING:
     from larql_duck.lql.statements import Pipe, Statement
@@ -42,6 +42,7 @@ PLANNERS: dict[str, Planner] = {
     "SHOW COMPACT STATUS": requests.nothing,
     "COMPILE": requests.compile,
     "DIFF": requests.diff,
+    "AUDIT": requests.audit,
     "DELETE": edit_requests.delete,
     "UPDATE": edit_requests.update,
     "BEGIN PATCH": edit_requests.with_file("path"),
@@ -86,6 +87,8 @@ def _alone(statement: Statement, verb: str) -> bool:
         return statement.source is not None
     if isinstance(statement, Diff):
         return None not in (statement.left, statement.right)
+    if isinstance(statement, Audit):
+        return None not in (statement.teacher, statement.student) and statement.query is None
     return verb in WITHOUT_VINDEX
 
 

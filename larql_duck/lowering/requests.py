@@ -100,6 +100,20 @@ def probe(s: st.Probe, catalog: Catalog) -> Resolved:
     }
 
 
+def audit(s: st.Audit, catalog: Catalog) -> Resolved:
+    """What to ask: the arguments of `distillation.questions.audit_questions`; entities is a Query where there is one."""
+    check_count(s, s.limit, "LIMIT", "limit", low=1)
+    if None in (s.teacher, s.student):
+        catalog.require("inference", "AUDIT")
+    entities: Any = lower(s, s.query, catalog) if s.query is not None else list(s.entities) or None
+    return {
+        "entities": entities,
+        "relations": list(s.relations) or None,
+        "pack": s.pack,
+        "limit": s.limit,
+    }
+
+
 def compile(s: st.Compile, catalog: Catalog) -> Resolved:
     """No arguments; the place to write to has a name, and the weights that a model needs are stored."""
     if not s.into.strip():
@@ -114,4 +128,8 @@ def diff(s: st.Diff, catalog: Catalog) -> Resolved:
     check_count(s, s.limit, "LIMIT", "limit")
     if s.layer is not None and None in (s.left, s.right):
         check_layer(s, catalog, s.layer)
+    check_count(s, s.samples, "SAMPLES", "samples", low=1)
+    check_count(s, s.tokens, "TOKENS", "tokens", low=2)
+    if s.texts is not None and None in (s.left, s.right):
+        catalog.require("inference", "DIFF ... TEXTS")
     return {}

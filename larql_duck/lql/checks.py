@@ -32,12 +32,26 @@ def check_explain(c: Cursor, values: Fields) -> None:
         raise _clash(c, "basis", "BASIS belongs to EXPLAIN WALK")
 
 
+def check_audit(c: Cursor, values: Fields) -> None:
+    _told_apart(c, values)
+
+
+def check_diff(c: Cursor, values: Fields) -> None:
+    facts = {"layer": "LAYER", "relation": "RELATION", "entity": "ENTITY"}
+    files = {"into_patch": "INTO PATCH", "into_report": "INTO REPORT"}
+    over_texts = {"column": "COLUMN", "samples": "SAMPLES", "tokens": "TOKENS"}
+    if values.get("texts") is None:
+        for name, words in over_texts.items():
+            if values.get(name) is not None:
+                raise _clash(c, name, f'{words} belongs to DIFF ... TEXTS "corpus"')
+    else:
+        for name, words in (facts | files).items():
+            if values.get(name) is not None:
+                raise _clash(c, name, f"{words} belongs to DIFF of facts and features, without TEXTS")
+
+
 def check_probe(c: Cursor, values: Fields) -> None:
-    names = values.get("entities", ())
-    if isinstance(names, Sql):
-        values["query"] = names
-        values["entities"] = ()
-        c.places["query"] = c.places.pop("entities")
+    _told_apart(c, values)
     if values.get("templates") and len(values.get("relations", ())) != 1:
         raise _clash(c, "templates", 'TEMPLATE needs exactly one relation: write RELATIONS "name"')
 
@@ -55,12 +69,23 @@ def check_trace(c: Cursor, values: Fields) -> None:
 
 CHECKS: dict[str, ClauseCheck] = {
     "ApplyPatch": check_apply,
+    "Audit": check_audit,
     "Compile": check_compile,
+    "Diff": check_diff,
     "Explain": check_explain,
     "Probe": check_probe,
     "Trace": check_trace,
 }
 """Name of a statement's class -> its check."""
+
+
+def _told_apart(c: Cursor, values: Fields) -> None:
+    """Put a query that stands for names into a field of its own."""
+    names = values.get("entities", ())
+    if isinstance(names, Sql):
+        values["query"] = names
+        values["entities"] = ()
+        c.places["query"] = c.places.pop("entities")
 
 
 def _clash(c: Cursor, name: str, message: str) -> LqlSyntaxError:

@@ -106,8 +106,26 @@ class Compile(Statement):
     slots: bool = False
 
 
+class Audit(Statement):
+    """AUDIT teacher AGAINST student [ENTITIES ...] [RELATIONS ...] [PACK "p"] [LIMIT n] [WITH FEATURES] [INTO REPORT "f"].
+
+    A side that is None is CURRENT (the session's overlay). At most one of `entities` and `query` is given.
+    """
+
+    teacher: str | None
+    student: str | None
+    entities: tuple[str, ...] = ()
+    query: Sql | None = None
+    relations: tuple[str, ...] = ()
+    pack: str | None = None
+    limit: int | None = None
+    features: bool = False
+    into_report: str | None = None
+
+
 class Diff(Statement):
-    """DIFF left right [LAYER n] [RELATION "r"] [ENTITY "e"] [LIMIT n] [INTO PATCH "p"] [INTO REPORT "f"].
+    """DIFF left right [LAYER n] [RELATION "r"] [ENTITY "e"] [LIMIT n] [INTO PATCH "p"] [INTO REPORT "f"],
+    or DIFF left right TEXTS "corpus" [COLUMN "c"] [SAMPLES n] [TOKENS n] [LIMIT n].
 
     A side that is None is CURRENT (the session's overlay).
     """
@@ -120,6 +138,10 @@ class Diff(Statement):
     limit: int | None = None
     into_patch: str | None = None
     into_report: str | None = None
+    texts: str | None = None
+    column: str | None = None
+    samples: int | None = None
+    tokens: int | None = None
 
 
 class Use(Statement):

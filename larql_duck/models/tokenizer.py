@@ -61,6 +61,11 @@ class Tokenizer:
         """Token ids of every text, as `encode` gives them."""
         return [list(e.ids) for e in self._backend.encode_batch(list(texts), add_special_tokens=special)]
 
+    def encode_spans(self, text: str) -> tuple[list[int], list[int]]:
+        """Token ids as `encode` gives them, and for each token the index behind its last character; 0 for a BOS token."""
+        found = self._backend.encode(text)
+        return list(found.ids), [end for _, end in found.offsets]
+
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
         """The text of the ids; special tokens appear as their content unless skipped."""
         return str(self._backend.decode(list(ids), skip_special_tokens=skip_special))

@@ -13,7 +13,7 @@ from larql_duck.inference.batch import pad
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.generate import entropy, forced, greedy
 from larql_duck.inference.prefix import Head, Prefix, TextsRead, joined, read_prompts
-from larql_duck.probing.outcomes import NO_ARTICLE, Candidate, Outcome, Scored
+from larql_duck.probing.outcomes import NO_ARTICLE, Candidate, Outcome, ScoredAnswer
 from larql_duck.probing.words import (
     answer_text,
     begins_answer,
@@ -265,7 +265,7 @@ def _scored(
     ways: Sequence[Sequence[_Way]],
     totals: Sequence[Sequence[tuple[int, float]]],
     chosen: Sequence[_Chosen],
-) -> list[tuple[Scored, ...]]:
+) -> list[tuple[ScoredAnswer, ...]]:
     """What every prompt says of the answers that were given with it, each along its first token's most probable way."""
     direct = steps[0].probabilities
     decoded = {(c.prompt, c.way.token): c for c in chosen}
@@ -301,7 +301,10 @@ def _scored(
         for (key, _, _), p in zip(read, forced(joined(starts), [tail for *_, tail in read]), strict=True):
             tails[key] = p
     return [
-        tuple(Scored(firsts[i, n][0] * tails.get((i, n), 1.0), firsts[i, n][1]) for n in range(len(a.scored)))
+        tuple(
+            ScoredAnswer(firsts[i, n][0] * tails.get((i, n), 1.0), firsts[i, n][1])
+            for n in range(len(a.scored))
+        )
         for i, a in enumerate(asked)
     ]
 

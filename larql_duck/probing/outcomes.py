@@ -30,7 +30,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredAnswer:
     """An answer that was given, not found: the probability of all of it, and the rank of its first token among those that
     may begin an answer, from 1.
     """
@@ -54,7 +54,7 @@ class Outcome:
     entropy: float
     top: dict[int, float]
     candidates: tuple[Candidate, ...]
-    scored: tuple[Scored, ...] = ()
+    scored: tuple[ScoredAnswer, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 from scipy.special import rel_entr
 
 from larql_duck.distillation.answering import Judged
-from larql_duck.distillation.audit import Audit, audit
+from larql_duck.distillation.audit import TeacherAudit, audit
 from larql_duck.distillation.parties import Party
 from larql_duck.distillation.questions import audit_questions
 from larql_duck.distillation.transfer import distance, status_of
@@ -24,7 +24,7 @@ from larql_duck.probing.answers import Asked, ask
 from larql_duck.probing.choosing import Knowledge
 from larql_duck.probing.confidence import Calibration
 from larql_duck.probing.evidence import COLUMNS
-from tests.probing.support import bigram_engine, reply
+from tests.probing.support import reply
 
 SEATS = Relation(
     "seat", "", ("The seat of the {}",),
@@ -32,21 +32,12 @@ SEATS = Relation(
     references={"France": ("Paris",), "Germany": ("Berlin",), "Japan": ("Tokyo",), "Italy": ("Rome",)},
 )  # fmt: skip
 PACK = Pack("seats", (SEATS,))
-TEACHER = {
-    " France": {" Paris": 0.9}, " Germany": {" Berlin": 0.8}, " Japan": {" Tokyo": 0.6}, " Spain": {" Madrid": 0.7},
-}  # fmt: skip
-STUDENT = {
-    " France": {" Paris": 0.5}, " Germany": {" Rome": 0.4}, " Japan": {" Rome": 0.9}, " Italy": {" Rome": 0.6},
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def parties(tmp_path_factory: pytest.TempPathFactory) -> tuple[Party, Party]:
-    directory = tmp_path_factory.mktemp("bigrams")
-    return (
-        Party("teacher", bigram_engine(directory / "teacher", TEACHER)),
-        Party("student", bigram_engine(directory / "student", STUDENT)),
-    )
+def parties(bigrams: tuple[Path, Path]) -> tuple[Party, Party]:
+    teacher, student = (Engine.load(open_model(path)) for path in bigrams)
+    return Party("teacher", teacher), Party("student", student)
 
 
 def test_every_fact_has_one_status(parties: tuple[Party, Party]) -> None:
@@ -137,7 +128,7 @@ def test_the_teacher_is_asked_once_and_batches_are_found_again(
     parties: tuple[Party, Party], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = audit_questions(parties, pack=PACK)
-    first = Audit(parties[0], asked, checkpoint=tmp_path)
+    first = TeacherAudit(parties[0], asked, checkpoint=tmp_path)
     table = first.of(parties[1]).table
 
     def forbidden(*_: object) -> None:
@@ -145,8 +136,8 @@ def test_the_teacher_is_asked_once_and_batches_are_found_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(type(parties[0].engine), "run", forbidden)
-        patch.setattr("larql_duck.distillation.audit.Answers.read_names", lambda self: first._told)
-        assert Audit(parties[0], asked, checkpoint=tmp_path).of(parties[1]).table == table
+        patch.setattr("larql_duck.distillation.audit.PartyAnswers.read_names", lambda self: first._told)
+        assert TeacherAudit(parties[0], asked, checkpoint=tmp_path).of(parties[1]).table == table
 
 
 def _calibration(**weights: float) -> Calibration:
@@ -163,17 +154,17 @@ def test_a_student_without_calibration_is_judged_with_the_teachers(parties: tupl
     teacher, student = parties
     asked = audit_questions(parties, pack=PACK)
     calibrated = Party("calibrated", teacher.engine, Knowledge(calibration=_calibration(string=-1.0)))
-    made = Audit(calibrated, asked).of(student)
+    made = TeacherAudit(calibrated, asked).of(student)
     assert any("teacher's calibration" in n for n in made.notices)
     rows = {r["subject"]: r for r in made.table.to_pylist()}
     # The less probable, the surer: what was lost is changed, and the other way round.
     assert (rows["Germany"]["status"], rows["Japan"]["status"]) == ("changed", "lost")
     assert rows["Japan"]["confidence_student"] == pytest.approx(1 - rows["Japan"]["p_student"], abs=1e-6)
-    neither = Audit(teacher, asked).of(student)
+    neither = TeacherAudit(teacher, asked).of(student)
     assert any("takes its place" in n for n in neither.notices)
     assert set(neither.table["confidence_teacher"].to_pylist()) == {None}
     own = Party("own", student.engine, Knowledge(calibration=_calibration(string=1.0)))
-    assert Audit(calibrated, asked).of(own).table["status"][1].as_py() == "lost"
+    assert TeacherAudit(calibrated, asked).of(own).table["status"][1].as_py() == "lost"
 
 
 def test_the_first_rule_that_holds_decides() -> None:

@@ -198,6 +198,27 @@ STATEMENTS: dict[type[Statement], st.SearchStrategy[Statement]] = {
         maybe(integers),
         maybe(texts),
         maybe(texts),
+    )
+    | st.builds(
+        s.Diff,
+        maybe(texts),
+        maybe(texts),
+        limit=maybe(integers),
+        texts=texts,
+        column=maybe(texts),
+        samples=maybe(integers),
+        tokens=maybe(integers),
+    ),
+    s.Audit: st.builds(
+        s.Audit,
+        maybe(texts),
+        maybe(texts),
+        some(texts),
+        relations=some(texts),
+        pack=maybe(texts),
+        limit=maybe(integers),
+        features=st.booleans(),
+        into_report=maybe(texts),
     ),
     s.Export: st.builds(
         s.Export,

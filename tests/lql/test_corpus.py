@@ -85,6 +85,17 @@ def test_queries_are_valid_for_duckdb() -> None:
             s.Compile("a", "model", "b", "gguf", "Q8_0", slots=True),
         ),
         ('DIFF CURRENT "b" RELATIONS "capital" LAYER 3', s.Diff(None, "b", 3, "capital")),
+        (
+            'audit CURRENT against "s" PACK "core" RELATIONS "capital" LIMIT 3 WITH FEATURES INTO REPORT "r.html"',
+            s.Audit(
+                None, "s", relations=("capital",), pack="core", limit=3, features=True, into_report="r.html"
+            ),
+        ),
+        ('AUDIT "t" AGAINST "s" ENTITIES "a", "b"', s.Audit("t", "s", ("a", "b"))),
+        (
+            'DIFF "a" "b" TEXTS "c.parquet" SAMPLES 5 TOKENS 64 COLUMN "text"',
+            s.Diff("a", "b", texts="c.parquet", column="text", samples=5, tokens=64),
+        ),
         ('USE MODEL "m" AUTO_EXTRACT', s.Use("m", "model", True)),
         ("SHOW LAYERS RANGE 3 - 3", s.ShowLayers(((3, 3),))),
         ("SHOW ENTITIES 3 LIMIT 5", s.ShowEntities(3, 5)),
