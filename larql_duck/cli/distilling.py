@@ -100,7 +100,8 @@ def distil(
         str | None, Option(help="The column of --prompts with reasons, taught as a second task.")
     ] = None,
     soft_targets: Annotated[
-        Path | None, Option(help="Learn from this table of larql-duck soft-targets; no teacher is run.")
+        Path | None,
+        Option(help="Learn from this table of larql-duck soft-targets; the teacher is only audited."),
     ] = None,
     held_out: Annotated[float, Option(help="The share of subjects whose facts training never sees.")] = 0.2,
     confidence: Annotated[float, Option(help="Facts count from this confidence of the teacher on.")] = 0.5,
@@ -132,7 +133,7 @@ def distil(
             mix=mix, held_out=held_out, confidence=confidence,
         ),
         loss=LossSettings(alpha, temperature, divergence, hidden),
-        settings=TrainSettings(steps, batch, learning_rate, lora, seed, options.device or "cpu"),
+        settings=TrainSettings(steps, batch, learning_rate, lora, seed, opened.settings.torch_device()),
         plan=Plan(focus, rounds),
         resume=resume,
     )  # fmt: skip

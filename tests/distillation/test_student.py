@@ -96,6 +96,23 @@ def test_a_student_computes_what_was_measured(family: str, tiny_model: Make, tmp
     assert made.log_p_after <= made.log_p_before + 5 and len(made.layers) == 2
 
 
+@pytest.mark.extras
+@pytest.mark.parametrize("model_type", ["phi3", "falcon", "gpt_neox", "bloom", "cohere2"])
+def test_students_of_families_that_were_found(model_type: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from tests.families import make_family
+
+    model = Model.open(make_family(model_type, tmp_path / "model"))
+    made = make_student(model, tmp_path / "student", layers=2, n_probes=4)
+    ids = torch.tensor([[5, 6, 7, 8, 9, 10]])
+    with skipped_layers(model.engine.modules, made.removed), torch.no_grad():
+        wanted = model.engine.model(input_ids=ids).logits
+    with torch.no_grad():
+        given = AutoModelForCausalLM.from_pretrained(made.path)(input_ids=ids).logits
+    torch.testing.assert_close(given, wanted, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_features_that_go_are_those_that_matter_least(family: str, tiny_model: Make, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
