@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from larql_duck.catalog.comparison_tables import COMPARISONS
 from larql_duck.catalog.ddl import create_tables, main_objects, views_and_macros
 from larql_duck.catalog.sql_files import SCHEMA
 from larql_duck.catalog.tables import TABLES, VIEWS, Table
@@ -22,6 +23,7 @@ This page is made from the catalog: `python -m larql_duck.catalog docs/schema.md
 def schema_markdown() -> str:
     """The public schema as Markdown: tables and views with their columns, and the macros."""
     parts = [_HEAD, "## Tables\n", *_tables(TABLES.values()), "## Views\n", *_tables(VIEWS.values())]
+    parts += [_COMPARED, *_tables(COMPARISONS.values())]
     rows = "\n".join(
         f"| `{macro}` | {_cell(answers)} | `{example}` |" for macro, example, answers in _macros()
     )
@@ -29,6 +31,11 @@ def schema_markdown() -> str:
     return "\n".join(parts)
 
 
+_COMPARED = """## Tables of two models
+
+A vindex does not hold them: `AUDIT` and `DIFF ... TEXTS` leave them in the session, commands write them to files
+([Distillation](distillation.md)).
+"""
 _MACROS = "| macro | answers | example |\n|---|---|---|\n"
 
 

@@ -11,7 +11,7 @@ from typer import Argument, Option
 
 from larql_duck.cli.errors import UsageError, note, say
 from larql_duck.cli.options import ComputeOptions, ModelArgument, ModelOptions, OutputOptions, command
-from larql_duck.files import clear_own, unfinished_work
+from larql_duck.files import clear_own, unfinished_work, with_parents
 
 app = typer.Typer()
 
@@ -67,9 +67,11 @@ def audit(
         table = file.table
     place = folder.resolve()
     unfinished = place.parent / f".{place.name}.audit"
-    place.parent.mkdir(parents=True, exist_ok=True)
     busy = f"{out}: another process is writing this audit; try again later, or name another place"
-    with unfinished_work(unfinished, busy, lambda: any(unfinished.glob("*.msgpack"))):
+    with (
+        with_parents(unfinished),
+        unfinished_work(unfinished, busy, lambda: any(unfinished.glob("*.msgpack"))),
+    ):
         if not resume:
             clear_own(unfinished)
         result = compare(

@@ -10,12 +10,14 @@ from typing import Any
 import pyarrow as pa
 
 from larql_duck.catalog.comparison_tables import comments_on
-from larql_duck.databases import in_memory
+from larql_duck.catalog.ddl import quoted
+from larql_duck.databases import in_memory, not_nameable
 from larql_duck.distillation.audit import TeacherAudit, Transfer
 from larql_duck.distillation.audit_page import audit_page
 from larql_duck.distillation.parties import Party, current_party, open_party
 from larql_duck.distillation.questions import audit_questions
 from larql_duck.distillation.retention import retention_table
+from larql_duck.errors import LarqlError
 from larql_duck.files import Replaces, begins, check_output, replacing, with_parents, write_whole
 from larql_duck.inference.settings import Settings
 from larql_duck.lowering.types import Query, Request, fail
@@ -86,7 +88,7 @@ class AuditResult(Result):
     def _write_database(self, file: Path) -> None:
         # Attached under a name of our own: the file's may be any.
         with in_memory() as con:
-            con.execute("ATTACH $1 AS made", [str(file)])
+            con.execute(f"ATTACH {quoted(str(file))} AS made")
             for name, rows in self.tables.items():
                 con.register("rows", rows)
                 con.execute(f"CREATE TABLE made.main.{name} AS FROM rows")
@@ -98,6 +100,8 @@ class AuditResult(Result):
 def check_folder(directory: str | Path) -> Path:
     """The directory of an audit's files; LarqlError where one of them may not be written."""
     folder = Path(directory).expanduser()
+    if reason := not_nameable(folder):
+        raise LarqlError(f"{folder}: {reason}; name another directory")
     for name, replaces in _FILES.items():
         check_output(folder / name, replaces)
     return folder

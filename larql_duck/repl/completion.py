@@ -163,7 +163,7 @@ def _in_string(before: str, mark: str, typed: str, names: NameLookup) -> Iterato
 _AFTER = {
     "entity": r"(?:DESCRIBE|WALK|OF|TO|ENTITIES|ENTITY|PATHS\s+FROM|entity|subject|target|object)\s*(?:=|\bIN\s*\()?\s*",
     "relation": r"(?:RELATIONS?|relationship)\s*(?:=|\bIN\s*\()?\s*",
-    "path": r"(?:USE|MERGE|STATS|DIFF|INTO|PATCH|SAVE|PACK|\.read|\.output)\s*",
+    "path": r"(?:USE|MERGE|STATS|DIFF|AUDIT|AGAINST|TEXTS|INTO|PATCH|SAVE|PACK|\.read|\.output)\s*",
 }
 
 
