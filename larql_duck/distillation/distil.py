@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from larql_duck.atlas.texts import SHIPPED, open_corpus
 from larql_duck.compilation.slot_replacement import perplexity
 from larql_duck.compilation.staging import check_free
-from larql_duck.distillation.audit import Audit
+from larql_duck.distillation.audit import TeacherAudit
 from larql_duck.distillation.drawing import Drawn, Pool
 from larql_duck.distillation.examples import (
     Example,
@@ -216,7 +216,7 @@ class _Run:
         return Model.open(model, device=self._settings.device).engine
 
     @cached_property
-    def _audit(self) -> Audit:
+    def _audit(self) -> TeacherAudit:
         """The questions, which the teacher is asked once: its answers are kept with the run."""
         source = self._teacher.source
         party = Party(str(source.path), self._teacher.engine)
@@ -225,7 +225,7 @@ class _Run:
         asked = audit_questions([party], pack=self._lessons.pack, relations=self._lessons.relations)
         store = self._place / "answers"
         store.mkdir(exist_ok=True)
-        return Audit(party, asked, checkpoint=store)
+        return TeacherAudit(party, asked, checkpoint=store)
 
     def _facts(self, transfer: pa.Table) -> list[StatedFact]:
         """The facts of an audit's rows, with the prompts in which they were asked."""

@@ -40,7 +40,10 @@ class LayerTrial:
     `settle` runs a set of removed layers once; `also_without` then tries one layer more, from that layer on.
     """
 
-    def __init__(self, engine: Engine, asked: Sequence[Asked]) -> None:
+    def __init__(
+        self, engine: Engine, asked: Sequence[Asked], done: Callable[[int], None] = lambda n: None
+    ) -> None:
+        """done is called with the number of sets that were measured, after each."""
         if not asked:
             raise LarqlError("there is nothing to ask: no prompt of the probes fits this model")
         self._engine = engine
@@ -50,14 +53,13 @@ class LayerTrial:
         self._batches += _batches(engine, asked[few:])
         self._removed: frozenset[int] = frozenset()
         self._inputs: list[dict[int, torch.Tensor]] = [{} for _ in self._batches]
-        self.measured = 0
+        self.measured, self._done = 0, done
 
     @torch.inference_mode()
     def settle(self, removed: Iterable[int]) -> float:
         """The mean log p without the layers `removed`, from which `also_without` goes on."""
         self._removed = frozenset(removed)
         modules = self._engine.modules
-        self.measured += 1
         total = 0.0
         for i, (batch, answers) in enumerate(self._batches):
             self._inputs[i] = {}
@@ -67,7 +69,7 @@ class LayerTrial:
                     keep = partial(self._keep, i, layer)
                     stack.enter_context(changed_input(modules.layers[layer].block, keep))
                 total += self._log_p(batch, answers)
-        return total / self._count(self._batches)
+        return self._mean(total, self._batches)
 
     def _keep(self, batch: int, layer: int, hidden: torch.Tensor) -> torch.Tensor:
         self._inputs[batch][layer] = hidden
@@ -77,9 +79,8 @@ class LayerTrial:
     def without(self, removed: Iterable[int], *, few: bool = False) -> float:
         """The mean log p without the layers `removed`; what is settled stays. few: over the first probes alone."""
         batches = self._batches[: self._few] if few else self._batches
-        self.measured += 1
         with skipped_layers(self._engine.modules, set(removed)):
-            return sum(self._log_p(*batch) for batch in batches) / self._count(batches)
+            return self._mean(sum(self._log_p(*batch) for batch in batches), batches)
 
     @torch.inference_mode()
     def also_without(self, layer: int, *, few: bool = False) -> float:
@@ -88,7 +89,6 @@ class LayerTrial:
         above = [other for other in left if other > layer]
         start, removed = above[0] if above else left[-1], {*self._removed, layer}
         batches = self._batches[: self._few] if few else self._batches
-        self.measured += 1
         total = 0.0
         for (batch, answers), inputs in zip(batches, self._inputs, strict=False):
             # What enters the removed layer passes it by.
@@ -96,7 +96,7 @@ class LayerTrial:
             beyond = {other for other in removed if other > start}
             with starting_at(self._engine.modules, start, hidden, beyond):
                 total += self._log_p(batch, answers)
-        return total / self._count(batches)
+        return self._mean(total, batches)
 
     def _left(self) -> list[int]:
         return [layer for layer in range(self._engine.n_layers) if layer not in self._removed]
@@ -111,9 +111,10 @@ class LayerTrial:
             total += float(log_p.gather(1, torch.tensor(answer, device=log_p.device)[:, None]).sum())
         return total
 
-    @staticmethod
-    def _count(batches: Sequence[tuple[Batch, Sequence[Sequence[int]]]]) -> int:
-        return sum(len(answers) for _, answers in batches)
+    def _mean(self, total: float, batches: Sequence[tuple[Batch, Sequence[Sequence[int]]]]) -> float:
+        self.measured += 1
+        self._done(self.measured)
+        return total / sum(len(answers) for _, answers in batches)
 
 
 def _batches(engine: Engine, asked: Sequence[Asked]) -> list[tuple[Batch, Sequence[Sequence[int]]]]:
@@ -132,35 +133,31 @@ def choose_layers(engine: Engine, asked: Sequence[Asked], keep: int) -> LayerCho
     n = engine.n_layers
     if not 1 <= keep < n:
         raise LarqlError(f"{keep} layers are out of range: this model has {n}, a student has 1 to {n - 1}")
-    trial, gone = LayerTrial(engine, asked), n - keep
-    steps = gone + _EXCHANGES * gone + 1
-    tick = _Steps(steps)
+    gone = n - keep
+    most = most_sets(n, gone)
+    trial = LayerTrial(engine, asked, lambda done: report("choosing layers", min(done, most - 1), most))
     before = after = trial.settle(())
     removed: frozenset[int] = frozenset()
     for _ in range(gone):
         layer, after = _cheapest(trial, set(range(n)) - removed)
         removed |= {layer}
         trial.settle(removed)
-        tick()
     if gone > 1:
-        removed, after = _exchanged(trial, removed, after, n, tick)
+        removed, after = _exchanged(trial, removed, after, n)
         block, log_p = _best_block(trial, n, gone)
         if log_p > after:
             removed, after = block, log_p
-    report("choosing layers", steps, steps)
+    report("choosing layers", most, most)
     return LayerChoice(tuple(sorted(set(range(n)) - removed)), before, after, trial.measured)
 
 
-class _Steps:
-    """Tells how many steps of the choice are done."""
-
-    def __init__(self, total: int) -> None:
-        self._done, self._total = 0, total
-        report("choosing layers", 0, total)
-
-    def __call__(self) -> None:
-        self._done += 1
-        report("choosing layers", min(self._done, self._total - 1), self._total)
+def most_sets(n: int, gone: int) -> int:
+    """How many sets of layers are measured at most until `gone` of n are chosen."""
+    one_by_one = 1 + sum(n - i + _BEST + 1 for i in range(gone))
+    if gone == 1:
+        return one_by_one
+    exchanges = _EXCHANGES * gone * (n - gone + 1 + _BEST + 1)
+    return one_by_one + exchanges + (n - gone + 1) + _BEST
 
 
 def _cheapest(trial: LayerTrial, candidates: Collection[int]) -> tuple[int, float]:
@@ -172,7 +169,7 @@ def _cheapest(trial: LayerTrial, candidates: Collection[int]) -> tuple[int, floa
 
 
 def _exchanged(
-    trial: LayerTrial, removed: frozenset[int], log_p: float, n: int, tick: Callable[[], None]
+    trial: LayerTrial, removed: frozenset[int], log_p: float, n: int
 ) -> tuple[frozenset[int], float]:
     """The removed layers after each changed places with the one that costs least instead, where that is better."""
     for _ in range(_EXCHANGES):
@@ -183,7 +180,6 @@ def _exchanged(
             best, found = _cheapest(trial, set(range(n)) - others)
             if found > log_p:
                 removed, log_p = others | {best}, found
-            tick()
         if removed == before:
             break
     return removed, log_p

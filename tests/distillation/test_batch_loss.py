@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from larql_duck.distillation.examples import Example, collate
 from larql_duck.distillation.settings import LossSettings
 from larql_duck.distillation.soft_table import SoftTargets
+from larql_duck.distillation.soft_targets import SoftExample, write_soft_targets
 from larql_duck.distillation.training import Teacher, add_projection, batch_loss, hidden_pairs
+from larql_duck.inference.engine import Engine
+from larql_duck.models.opening import open_model
 from tests.tiny import make_tiny
 
 EXAMPLES = [
@@ -92,6 +96,25 @@ def test_stored_soft_targets_teach_what_the_teacher_does(pair: tuple[Path, Path]
     online = batch_loss(student, Teacher(teacher), collate(EXAMPLES), settings)
     offline = batch_loss(student, Teacher(), collate(examples) | stored.of(examples), settings)
     assert offline.item() == pytest.approx(online.item(), abs=1e-4)
+
+
+def test_a_file_of_soft_targets_teaches_what_its_teacher_does(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    engine = Engine.load(open_model(pair[0]))
+    told = [SoftExample(e.ids, e.start, "", "") for e in EXAMPLES]
+    path = write_soft_targets(engine, told, tmp_path / "soft.parquet", k=1 << 20)
+    stored = SoftTargets.read(path)
+    assert [(e.ids, e.start) for e in stored.examples] == [(e.ids, e.start) for e in EXAMPLES]
+    student = AutoModelForCausalLM.from_pretrained(pair[1])
+    for kind in ("forward", "reverse", "jsd"):
+        settings = LossSettings(alpha=1.0, temperature=1.0, divergence=kind)
+        examples = [replace(e, weight=1.0) for e in EXAMPLES]
+        online = batch_loss(student, Teacher(engine.model), collate(examples), settings)
+        offline = batch_loss(
+            student, Teacher(), collate(stored.examples) | stored.of(stored.examples), settings
+        )
+        assert offline.item() == pytest.approx(online.item(), abs=1e-4)
 
 
 def test_hidden_states_are_projected_and_compared(pair: tuple[Path, Path]) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from larql_duck.distillation.features import feature_effects, strongest
-from larql_duck.distillation.layers import LayerTrial, choose_layers
+from larql_duck.distillation.layers import LayerTrial, choose_layers, most_sets
 from larql_duck.distillation.probes import probes, stated_facts
 from larql_duck.distillation.student import kept_layers, make_student
 from larql_duck.errors import LarqlError, VindexError
@@ -68,6 +68,7 @@ def test_the_layers_that_stay_are_among_the_best_sets(deep: Path, keep: int) -> 
         for kept in itertools.combinations(range(6), keep)
     }
     assert choice.after == pytest.approx(every[choice.kept], abs=1e-5)
+    assert choice.measured <= most_sets(6, 6 - keep)
     ranked = sorted(every.values(), reverse=True)
     assert choice.after >= ranked[len(ranked) // 5] - 1e-5
     blocks = [every[kept] for kept in every if {*range(6)} - {*kept} in _blocks(6 - keep)]
