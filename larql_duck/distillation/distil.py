@@ -129,7 +129,9 @@ class _Run:
         self.notices: list[str] = []
         self._check_tokens()
         # What cannot be read is said before anybody is asked.
-        self._read = (self._given, self._texts)
+        self._soft = None if lessons.soft_targets is None else SoftTargets.read(lessons.soft_targets)
+        self._given = self._fitting(self._files_examples())
+        self._texts, self._kept_back = self._pieces()
 
     def _state(self) -> list[dict[str, Any]]:
         """The finished rounds of a run with the same options."""
@@ -206,7 +208,7 @@ class _Run:
         self.notices = found.notices
         pq.write_table(found.table, self._place / f"round-{number}.parquet")
         row |= kept_facts(confident(found.table, self._lessons.confidence), self._lessons.held_out)
-        row["perplexity"] = perplexity(engine, [e.ids for e in self._texts[1]])[0] if self._texts[1] else None
+        row["perplexity"] = perplexity(engine, self._kept_back)[0] if self._kept_back else None
         self._rows.append(row)
         state = json.dumps({"key": self._key, "rounds": self._rows})
         write_whole(self._place / _STATE, state, error=None)
@@ -243,30 +245,23 @@ class _Run:
 
     # -- what is read ------------------------------------------------------------------------------------
 
-    @cached_property
-    def _texts(self) -> tuple[list[Example], list[Example]]:
-        """Pieces of the texts that are trained on, and those that are kept back."""
+    def _pieces(self) -> tuple[list[Example], list[tuple[int, ...]]]:
+        """Pieces of the texts that are trained on, and the token ids of those that are kept back."""
         corpus = open_corpus(self._lessons.texts or SHIPPED, self._lessons.column)
         pieces = self._fitting(text_examples(corpus, self._tokenizer, self._lessons.size))
-        back = pieces[_KEPT_BACK - 1 :: _KEPT_BACK]
+        back = [p.ids for p in pieces[_KEPT_BACK - 1 :: _KEPT_BACK]]
         return [p for i, p in enumerate(pieces) if (i + 1) % _KEPT_BACK], back
 
     def _fitting(self, examples: Sequence[Example]) -> list[Example]:
         return fitting(examples, self._config.get("max_position_embeddings"), self._sizes.vocab)
 
-    @cached_property
-    def _given(self) -> list[Example]:
+    def _files_examples(self) -> list[Example]:
         """The examples of the user's own files."""
-        if self._lessons.soft_targets is not None:
-            return self._soft.examples if self._soft else []
+        if self._soft is not None:
+            return self._soft.examples
         if self._lessons.prompts is None:
             return []
         return prompt_examples(self._lessons.prompts, self._tokenizer, rationale=self._lessons.rationale)
-
-    @cached_property
-    def _soft(self) -> SoftTargets | None:
-        path = self._lessons.soft_targets
-        return None if path is None else SoftTargets.read(path)
 
     def _drawn(self, number: int) -> Drawn:
         """The rows of the run as the audit before this round has them drawn."""
@@ -282,9 +277,9 @@ class _Run:
             facts = asked_examples(asked_of(self._tokenizer, self._facts(transfer)))
             fit = np.array([bool(self._fitting([example])) for example in facts], dtype=bool)
             pools.append(Pool(facts, fact_weights(transfer, self._plan.focus, read) * fit, 1.0))
-        if given := self._fitting(self._given):
-            pools.append(Pool(given, np.ones(len(given)), 1.0))
-        taught = self._texts[0] if not self._soft and (lessons.mix or not pools) else []
+        if self._given:
+            pools.append(Pool(self._given, np.ones(len(self._given)), 1.0))
+        taught = [] if self._soft else self._texts
         pools = [pool for pool in pools if pool.weights.any()]
         own = lessons.mix if pools else 1.0
         pools = [replace(pool, share=(1 - own) / len(pools)) for pool in pools]
