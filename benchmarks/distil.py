@@ -128,7 +128,7 @@ def _trained(work: Path, teacher: Path, student: Path, focus: Any) -> list[dict[
     import pyarrow.parquet as pq
 
     from larql_duck.distillation.distil import distil
-    from larql_duck.distillation.settings import Lessons, LossSettings, Plan, TrainSettings
+    from larql_duck.distillation.settings import LossSettings, RoundSettings, TrainingData, TrainSettings
     from larql_duck.inference.model import Model
 
     out = work / f"{student.name}-{focus}"
@@ -138,10 +138,10 @@ def _trained(work: Path, teacher: Path, student: Path, focus: Any) -> list[dict[
             Model.open(teacher),
             student,
             out,
-            lessons=Lessons(),
+            lessons=TrainingData(),
             loss=LossSettings(),
             settings=TrainSettings(steps=STEPS),
-            plan=Plan(focus, ROUNDS),
+            plan=RoundSettings(focus, ROUNDS),
             resume=True,
         )
         pq.write_table(made.rounds, rounds)

@@ -114,7 +114,13 @@ def distil(
     After every round it is asked the teacher's facts again, and what it lost decides what it reads next. One row a round.
     """
     from larql_duck.distillation.rounds_page import check_report, write_report
-    from larql_duck.distillation.settings import Lessons, LossSettings, Plan, TrainSettings, require_extra
+    from larql_duck.distillation.settings import (
+        LossSettings,
+        RoundSettings,
+        TrainingData,
+        TrainSettings,
+        require_extra,
+    )
     from larql_duck.result import Result
 
     require_extra()
@@ -128,13 +134,13 @@ def distil(
         opened,
         student,
         out,
-        lessons=Lessons(
+        lessons=TrainingData(
             pack=pack, relations=tuple(relation) if relation else None, prompts=prompts, rationale=rationale, texts=texts, column=column, soft_targets=soft_targets,
             mix=mix, held_out=held_out, confidence=confidence,
         ),
         loss=LossSettings(alpha, temperature, divergence, hidden),
         settings=TrainSettings(steps, batch, learning_rate, lora, seed, opened.settings.torch_device()),
-        plan=Plan(focus, rounds),
+        plan=RoundSettings(focus, rounds),
         resume=resume,
     )  # fmt: skip
     output.write([Result(made.rounds, notices=made.notices)])

@@ -21,7 +21,7 @@ from larql_duck.compilation.staging import check_free
 from larql_duck.distillation.audit import TeacherAudit
 from larql_duck.distillation.drawing import Drawn, Pool
 from larql_duck.distillation.examples import (
-    Example,
+    TrainingExample,
     asked_examples,
     fitting,
     prompt_examples,
@@ -29,15 +29,15 @@ from larql_duck.distillation.examples import (
 )
 from larql_duck.distillation.focus import confident, fact_weights, held_out, kept_facts
 from larql_duck.distillation.parties import Party
-from larql_duck.distillation.probes import StatedFact, asked_of
+from larql_duck.distillation.probes import TaughtFact, asked_of
 from larql_duck.distillation.pruning import PrunedWeights
 from larql_duck.distillation.questions import audit_questions
 from larql_duck.distillation.retention import teacher_sureness
 from larql_duck.distillation.rounds import ROUNDS
 from larql_duck.distillation.settings import (
-    Lessons,
     LossSettings,
-    Plan,
+    RoundSettings,
+    TrainingData,
     TrainSettings,
     check_settings,
     require_extra,
@@ -74,10 +74,10 @@ def distil(
     student: str | Path,
     out: Path,
     *,
-    lessons: Lessons,
+    lessons: TrainingData,
     loss: LossSettings,
     settings: TrainSettings,
-    plan: Plan,
+    plan: RoundSettings,
     resume: bool = False,
 ) -> Distilled:
     """The Hugging Face directory `out` that the model `student` became, taught by `teacher`, and how.
@@ -95,14 +95,14 @@ def distil(
     with with_parents(out), unfinished_work(place, busy, (place / _STATE).is_file):
         if not resume:
             clear_own(place)
-        run = _Run(teacher, student, place, lessons, loss, settings, plan)
+        run = _TrainingRun(teacher, student, place, lessons, loss, settings, plan)
         rounds = run.finish()
         check_free(out, Path(student).expanduser())
         publish_directory(place / _MODEL, out)
     return Distilled(out, rounds, run.notices)
 
 
-class _Run:
+class _TrainingRun:
     """One training run and what it left in its folder `place`."""
 
     def __init__(
@@ -110,10 +110,10 @@ class _Run:
         teacher: Model,
         student: str | Path,
         place: Path,
-        lessons: Lessons,
+        lessons: TrainingData,
         loss: LossSettings,
         settings: TrainSettings,
-        plan: Plan,
+        plan: RoundSettings,
     ) -> None:
         self._teacher, self._place, self._lessons = teacher, place, lessons
         self._loss, self._settings, self._plan = loss, settings, plan
@@ -229,11 +229,11 @@ class _Run:
         store.mkdir(exist_ok=True)
         return TeacherAudit(party, asked, checkpoint=store)
 
-    def _facts(self, transfer: pa.Table) -> list[StatedFact]:
+    def _facts(self, transfer: pa.Table) -> list[TaughtFact]:
         """The facts of an audit's rows, with the prompts in which they were asked."""
         asked = {a.relation.name: a.question for a in self._audit.asked}
         return [
-            StatedFact(
+            TaughtFact(
                 row["subject"],
                 row["relation"],
                 row["teacher_object"],
@@ -245,17 +245,17 @@ class _Run:
 
     # -- what is read ------------------------------------------------------------------------------------
 
-    def _pieces(self) -> tuple[list[Example], list[tuple[int, ...]]]:
+    def _pieces(self) -> tuple[list[TrainingExample], list[tuple[int, ...]]]:
         """Pieces of the texts that are trained on, and the token ids of those that are kept back."""
         corpus = open_corpus(self._lessons.texts or SHIPPED, self._lessons.column)
         pieces = self._fitting(text_examples(corpus, self._tokenizer, self._lessons.size))
         back = [p.ids for p in pieces[_KEPT_BACK - 1 :: _KEPT_BACK]]
         return [p for i, p in enumerate(pieces) if (i + 1) % _KEPT_BACK], back
 
-    def _fitting(self, examples: Sequence[Example]) -> list[Example]:
+    def _fitting(self, examples: Sequence[TrainingExample]) -> list[TrainingExample]:
         return fitting(examples, self._config.get("max_position_embeddings"), self._sizes.vocab)
 
-    def _files_examples(self) -> list[Example]:
+    def _files_examples(self) -> list[TrainingExample]:
         """The examples of the user's own files."""
         if self._soft is not None:
             return self._soft.examples

@@ -8,19 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 from torch.utils.data import Dataset
 
-from larql_duck.distillation.examples import Example
+from larql_duck.distillation.examples import TrainingExample
 
 
 @dataclass(frozen=True)
 class Pool:
     """Examples, how probable each is to be drawn (any scale), and the share of every batch that is drawn from here."""
 
-    examples: Sequence[Example]
+    examples: Sequence[TrainingExample]
     weights: np.ndarray
     share: float
 
 
-class Drawn(Dataset[Example]):
+class Drawn(Dataset[TrainingExample]):
     """Row after row of `steps` batches of `batch` examples. Row i belongs to step i // batch, and its seed is the step's.
 
     A batch is drawn from the pools as their shares say, and ordered by length, so that parts of it are padded little.
@@ -31,20 +31,20 @@ class Drawn(Dataset[Example]):
         self._batch, self._steps, self._seed = batch, steps, seed
         self._counts = shares([pool.share for pool in self._pools], batch)
         self._step = -1
-        self._rows: list[Example] = []
+        self._rows: list[TrainingExample] = []
 
     def __len__(self) -> int:
         return self._batch * self._steps
 
-    def __getitem__(self, row: int) -> Example:
+    def __getitem__(self, row: int) -> TrainingExample:
         step, place = divmod(row, self._batch)
         if step != self._step:
             self._step, self._rows = step, self._of(step)
         return self._rows[place]
 
-    def _of(self, step: int) -> list[Example]:
+    def _of(self, step: int) -> list[TrainingExample]:
         rng = np.random.default_rng((self._seed, step))
-        rows: list[Example] = []
+        rows: list[TrainingExample] = []
         for pool, count in zip(self._pools, self._counts, strict=True):
             p = pool.weights / pool.weights.sum()
             # Nothing twice in a batch, as long as there is enough.

@@ -15,7 +15,7 @@ import torch
 
 from larql_duck.atlas.texts import Corpus, windows
 from larql_duck.distillation.losses import IGNORED
-from larql_duck.distillation.probes import Asked
+from larql_duck.distillation.probes import PromptAnswer
 from larql_duck.errors import LarqlError
 from larql_duck.files import read_regular
 from larql_duck.inference.scoring import answer_ids
@@ -27,7 +27,7 @@ PROMPT_COLUMNS = ("prompt", "answer")
 
 
 @dataclass(frozen=True)
-class Example:
+class TrainingExample:
     """Token ids, of which those from `start` on are the answer.
 
     Every position from the one before the answer on counts: there the student is compared with its teacher, and the
@@ -41,19 +41,19 @@ class Example:
     stored: int | None = None
 
 
-def asked_examples(asked: Iterable[Asked]) -> list[Example]:
+def asked_examples(asked: Iterable[PromptAnswer]) -> list[TrainingExample]:
     """Prompts with their answers."""
-    return [Example((*prompt, *answer), len(prompt)) for prompt, answer in asked]
+    return [TrainingExample((*prompt, *answer), len(prompt)) for prompt, answer in asked]
 
 
-def text_examples(corpus: Corpus, tokenizer: Tokenizer, size: int) -> list[Example]:
+def text_examples(corpus: Corpus, tokenizer: Tokenizer, size: int) -> list[TrainingExample]:
     """The corpus in pieces of at most `size` tokens, each of which counts from its second token on."""
-    return [Example(w.ids, 1) for w in windows(corpus, tokenizer, size) if len(w.ids) > 1]
+    return [TrainingExample(w.ids, 1) for w in windows(corpus, tokenizer, size) if len(w.ids) > 1]
 
 
 def prompt_examples(
     path: Path, tokenizer: Tokenizer, *, rationale: str | None = None, share: float = 0.5
-) -> list[Example]:
+) -> list[TrainingExample]:
     """The prompts of a file (.csv, .tsv, .jsonl, .parquet) with columns prompt and, where it has one, answer.
 
     A prompt without an answer counts at its end alone. With `rationale`, the column of that name gives every row a second
@@ -67,11 +67,13 @@ def prompt_examples(
         if not ids:
             continue
         own = answer_ids(tokenizer, prompt, answer) if answer else ()
-        out.append(Example((*ids, *own), len(ids)))
+        out.append(TrainingExample((*ids, *own), len(ids)))
         if rationale and (reasons := str(row[rationale] or "").strip()):
             asking = _EXPLAIN + prompt
             ids = tokenizer.encode(asking)
-            out.append(Example((*ids, *answer_ids(tokenizer, asking, reasons)), len(ids), weight=share))
+            out.append(
+                TrainingExample((*ids, *answer_ids(tokenizer, asking, reasons)), len(ids), weight=share)
+            )
     if not out:
         raise LarqlError(f"{path}: holds no prompt; give a file with a column prompt")
     return out
@@ -100,12 +102,12 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
         raise LarqlError(f"{path}: cannot be read: {why}") from None
 
 
-def fitting(examples: Iterable[Example], context: int | None, vocab: int) -> list[Example]:
+def fitting(examples: Iterable[TrainingExample], context: int | None, vocab: int) -> list[TrainingExample]:
     """The examples that both models can read: no longer than `context`, no token beyond `vocab`."""
     return [e for e in examples if (context is None or len(e.ids) <= context) and max(e.ids) < vocab]
 
 
-def collate(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+def collate(examples: Sequence[TrainingExample]) -> dict[str, torch.Tensor]:
     """The examples as one batch, padded on the right: input_ids, attention_mask and labels int64 [n, t], counts bool
     [n, t], weights f32 [n].
 

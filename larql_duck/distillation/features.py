@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from larql_duck.distillation.probes import Asked
+from larql_duck.distillation.probes import PromptAnswer
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.loading import accepted
 from larql_duck.progress import report
@@ -17,7 +17,7 @@ from larql_duck.progress import report
 _BATCH = 512
 
 
-def feature_effects(engine: Engine, asked: Sequence[Asked]) -> list[torch.Tensor]:
+def feature_effects(engine: Engine, asked: Sequence[PromptAnswer]) -> list[torch.Tensor]:
     """By layer, f32 [features]: how much each feature changes the log p of the answers, to first order (nats, mean).
 
     A feature's activation times the gradient there is the change that setting it to zero makes, to first order

@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from larql_duck.distillation.probes import Asked
+from larql_duck.distillation.probes import PromptAnswer
 from larql_duck.errors import LarqlError
 from larql_duck.inference.batch import Batch, length_groups, pad
 from larql_duck.inference.engine import Engine
@@ -41,7 +41,7 @@ class LayerTrial:
     """
 
     def __init__(
-        self, engine: Engine, asked: Sequence[Asked], done: Callable[[int], None] = lambda n: None
+        self, engine: Engine, asked: Sequence[PromptAnswer], done: Callable[[int], None] = lambda n: None
     ) -> None:
         """done is called with the number of sets that were measured, after each."""
         if not asked:
@@ -117,13 +117,13 @@ class LayerTrial:
         return total / sum(len(answers) for _, answers in batches)
 
 
-def _batches(engine: Engine, asked: Sequence[Asked]) -> list[tuple[Batch, Sequence[Sequence[int]]]]:
+def _batches(engine: Engine, asked: Sequence[PromptAnswer]) -> list[tuple[Batch, Sequence[Sequence[int]]]]:
     whole = [[*prompt, *answer] for prompt, answer in asked]
     groups = length_groups(list(map(len, whole)), tokens=_BATCH)
     return [(pad([whole[i] for i in g], device=engine.device), [asked[i][1] for i in g]) for g in groups]
 
 
-def choose_layers(engine: Engine, asked: Sequence[Asked], keep: int) -> LayerChoice:
+def choose_layers(engine: Engine, asked: Sequence[PromptAnswer], keep: int) -> LayerChoice:
     """The `keep` layers without whose neighbours the answers stay most probable.
 
     Layers go one by one, each time the one whose removal costs least; then removed ones change places with others while

@@ -19,12 +19,12 @@ CONFIDENT = 0.5
 # What a model without facts is asked.
 _PACK = "core"
 
-Asked: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
+PromptAnswer: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
 """A prompt and the answer behind it, as token ids."""
 
 
 @dataclass(frozen=True)
-class StatedFact:
+class TaughtFact:
     """A fact that a model states, and the prompt in which it does; confidence is p where nothing was learnt about it."""
 
     subject: str
@@ -34,12 +34,12 @@ class StatedFact:
     prompt: str
 
 
-def stated_facts(vindex: Vindex, least: float = CONFIDENT) -> list[StatedFact]:
+def stated_facts(vindex: Vindex, least: float = CONFIDENT) -> list[TaughtFact]:
     """The first answers of a vindex with at least this confidence, most confident first; none where nothing was probed."""
     columns = ["subject", "relation", "object", "rank", "p", "confidence", "prompt", "source"]
     rows = vindex.table("facts").select(columns).to_pylist()
     facts = [
-        StatedFact(
+        TaughtFact(
             row["subject"],
             row["relation"],
             row["object"],
@@ -54,23 +54,23 @@ def stated_facts(vindex: Vindex, least: float = CONFIDENT) -> list[StatedFact]:
     )
 
 
-def asked_of(tokenizer: Tokenizer, facts: Iterable[StatedFact]) -> list[Asked]:
+def asked_of(tokenizer: Tokenizer, facts: Iterable[TaughtFact]) -> list[PromptAnswer]:
     """Prompt and answer of each fact."""
     return [(tuple(tokenizer.encode(f.prompt)), answer_ids(tokenizer, f.prompt, f.object)) for f in facts]
 
 
-def sampled(facts: Sequence[StatedFact], n: int) -> list[StatedFact]:
+def sampled(facts: Sequence[TaughtFact], n: int) -> list[TaughtFact]:
     """n of the facts, as a hash of their names says, so that neither an order nor a relation decides."""
     return sorted(facts, key=lambda f: order_of(f"{f.subject}\0{f.relation}"))[:n]
 
 
-def probes(engine: Engine, facts: Sequence[StatedFact], n: int, tokens: int) -> list[Asked]:
+def probes(engine: Engine, facts: Sequence[TaughtFact], n: int, tokens: int) -> list[PromptAnswer]:
     """At most n prompts of at most `tokens` tokens in all, with the answers that the model gives.
 
     Of a model without facts: the shipped prompts of pack core, with its most probable next token as the answer.
     """
     rows = asked_of(engine.tokenizer, sampled(facts, n)) if facts else _own_answers(engine, n)
-    out: list[Asked] = []
+    out: list[PromptAnswer] = []
     for prompt, answer in rows:
         tokens -= len(prompt) + len(answer)
         if tokens >= 0 and answer and engine.unfit([*prompt, *answer]) is None:
@@ -78,12 +78,12 @@ def probes(engine: Engine, facts: Sequence[StatedFact], n: int, tokens: int) -> 
     return out
 
 
-def _own_answers(engine: Engine, n: int) -> list[Asked]:
+def _own_answers(engine: Engine, n: int) -> list[PromptAnswer]:
     relations = load_pack(_PACK).relations
     prompts = [relation.prompt(subject) for relation in relations for subject in relation.entities]
     rows = [engine.tokenizer.encode(p) for p in sorted(prompts, key=order_of)[:n]]
     rows = [row for row in rows if engine.unfit(row) is None]
-    out: list[Asked] = []
+    out: list[PromptAnswer] = []
     for part in length_groups(list(map(len, rows))):
         logits = engine.logits(pad([rows[i] for i in part], device=engine.device))
         out += [(tuple(rows[i]), (int(token),)) for i, token in zip(part, logits.argmax(-1), strict=True)]

@@ -46,7 +46,7 @@ class TrainSettings:
 
 
 @dataclass(frozen=True)
-class Lessons:
+class TrainingData:
     """What a student is taught: what its teacher states, prompts, texts, or soft targets from a file.
 
     The teacher is asked the facts of its vindex, else the pack 'core', or `pack`; relations picks some by name, and
@@ -68,7 +68,7 @@ class Lessons:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RoundSettings:
     """How often the student is asked and by what its prompts are chosen."""
 
     focus: Focus = "lost"
@@ -84,10 +84,14 @@ def require_extra() -> None:
         )
 
 
-def check_settings(lessons: Lessons, loss: LossSettings, settings: TrainSettings, plan: Plan) -> None:
+def check_settings(
+    lessons: TrainingData, loss: LossSettings, settings: TrainSettings, plan: RoundSettings
+) -> None:
     """Raise LarqlError for numbers that are out of range."""
     ranges: list[tuple[str, float, float, float]] = [
         ("--alpha", loss.alpha, 0, 1),
+        ("--hidden", loss.hidden, 0, 1e6),
+        ("--learning-rate", settings.learning_rate, 0, 10),
         ("--temperature", loss.temperature, 0.01, 100),
         ("--mix", lessons.mix, 0, 1),
         ("--held-out", lessons.held_out, 0, 0.9),

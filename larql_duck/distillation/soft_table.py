@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from larql_duck.distillation.examples import Example
+from larql_duck.distillation.examples import TrainingExample
 from larql_duck.errors import LarqlError
 
 _COLUMNS = ("example", "position", "rank", "token_id", "logprob")
@@ -25,7 +25,7 @@ class SoftTargets:
     examples are the token ids that the teacher read. A position is that of the token after which a distribution stands.
     """
 
-    def __init__(self, table: pa.Table, examples: Sequence[Example]) -> None:
+    def __init__(self, table: pa.Table, examples: Sequence[TrainingExample]) -> None:
         """table has the columns example, position, rank, token_id, logprob; rows of rank 0 say what all other tokens have."""
         self.examples = list(examples)
         table = table.filter(pc.greater(table["rank"], 0))
@@ -56,9 +56,11 @@ class SoftTargets:
                 f"{path}: lacks {lacks}; make it with: larql-duck soft-targets TEACHER -o {path}"
             )
         rows = json.loads(said)
-        return cls(table, [Example(tuple(r["ids"]), r["start"], stored=i) for i, r in enumerate(rows)])
+        return cls(
+            table, [TrainingExample(tuple(r["ids"]), r["start"], stored=i) for i, r in enumerate(rows)]
+        )
 
-    def of(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+    def of(self, examples: Sequence[TrainingExample]) -> dict[str, torch.Tensor]:
         """stored_ids int64 and stored_logprobs f32, [m, k] at the positions of the examples that count; -1 where there is none."""
         places = [(e.stored, p) for e in examples for p in range(max(e.start - 1, 0), len(e.ids))]
         ids = torch.full((len(places), self.k), -1)

@@ -15,7 +15,7 @@ from larql_duck.compilation.safetensors import SHARD_BYTES
 from larql_duck.compilation.staging import check_free, staged
 from larql_duck.distillation.features import feature_effects, strongest
 from larql_duck.distillation.layers import LayerTrial, choose_layers
-from larql_duck.distillation.probes import CONFIDENT, Asked, StatedFact, probes, stated_facts
+from larql_duck.distillation.probes import CONFIDENT, PromptAnswer, TaughtFact, probes, stated_facts
 from larql_duck.distillation.pruning import PrunedWeights, features_left
 from larql_duck.errors import LarqlError
 from larql_duck.inference.engine import Engine
@@ -102,7 +102,7 @@ def make_student(
     return Student(out, kept, gone, written.n_features[0], share, before, after)
 
 
-def facts_of(source: WeightSource, least: float = CONFIDENT) -> list[StatedFact]:
+def facts_of(source: WeightSource, least: float = CONFIDENT) -> list[TaughtFact]:
     """The confident facts of a vindex; none of a model that is no vindex."""
     return stated_facts(source, least) if isinstance(source, Vindex) and source.has_tables else []
 
@@ -114,7 +114,7 @@ def write_student(source: PrunedWeights, out: Path) -> None:
         open_model(staging).validate()
 
 
-def _texts(engine: Engine) -> list[Asked]:
+def _texts(engine: Engine) -> list[PromptAnswer]:
     """The beginnings of the shipped texts, behind their first token."""
     size = min(_TEXT_TOKENS, engine.context or _TEXT_TOKENS)
     rows = windows(open_corpus(SHIPPED), engine.tokenizer, size)

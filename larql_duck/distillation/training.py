@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from larql_duck.distillation.examples import Example, collate
+from larql_duck.distillation.examples import TrainingExample, collate
 from larql_duck.distillation.losses import (
     IGNORED,
     combined,
@@ -35,6 +36,7 @@ from larql_duck.distillation.losses import (
 )
 from larql_duck.distillation.settings import LossSettings, TrainSettings
 from larql_duck.distillation.soft_table import SoftTargets
+from larql_duck.errors import LarqlError
 from larql_duck.models.architecture import quiet
 from larql_duck.models.hf import HfSource
 from larql_duck.progress import report
@@ -218,7 +220,7 @@ def train_until(
     step: int,
     student: Path,
     teacher: Teacher,
-    rows: Dataset[Example],
+    rows: Dataset[TrainingExample],
     loss: LossSettings,
     settings: TrainSettings,
     checkpoints: Path,
@@ -251,6 +253,10 @@ def train_until(
             trainer.restore(last[1])
         else:
             mean = trainer.train(resume_from_checkpoint=last and str(last[1])).training_loss
+            if not math.isfinite(mean):
+                raise LarqlError(
+                    "training diverged: the loss is no number any more; begin again without --resume, with a lower --learning-rate"
+                )
         merged = trained if settings.lora is None else trained.merge_and_unload()
         if hasattr(merged, _PROJECTION):
             delattr(merged, _PROJECTION)
@@ -268,7 +274,7 @@ def _prepared(model: PreTrainedModel, teacher: Teacher, loss: LossSettings, sett
         return model if settings.lora is None else _with_adapters(model, settings.lora, projected)
 
 
-def _collated(stored: SoftTargets | None, examples: Sequence[Example]) -> dict[str, Tensor]:
+def _collated(stored: SoftTargets | None, examples: Sequence[TrainingExample]) -> dict[str, Tensor]:
     batch = collate(examples)
     return batch if stored is None else batch | stored.of(examples)
 
@@ -286,6 +292,7 @@ def _arguments(settings: TrainSettings, folder: Path, until: int) -> TrainingArg
         save_steps=min(_SAVE_EVERY, until),
         save_total_limit=1,
         logging_strategy="no",
+        logging_nan_inf_filter=False,
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,

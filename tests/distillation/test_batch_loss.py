@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from larql_duck.distillation.examples import Example, collate
+from larql_duck.distillation.examples import TrainingExample, collate
 from larql_duck.distillation.settings import LossSettings
 from larql_duck.distillation.soft_table import SoftTargets
 from larql_duck.distillation.soft_targets import SoftExample, write_soft_targets
@@ -19,9 +19,9 @@ from larql_duck.models.opening import open_model
 from tests.tiny import make_tiny
 
 EXAMPLES = [
-    Example((9, 40, 41, 50, 51), 3),
-    Example((30, 31, 60), 1, weight=0.5),
-    Example((5, 6, 7, 8), 4),
+    TrainingExample((9, 40, 41, 50, 51), 3),
+    TrainingExample((30, 31, 60), 1, weight=0.5),
+    TrainingExample((5, 6, 7, 8), 4),
 ]
 
 
@@ -91,7 +91,7 @@ def test_stored_soft_targets_teach_what_the_teacher_does(pair: tuple[Path, Path]
                 {"example": number, "position": position, "rank": r, "token_id": int(i), "logprob": float(v)}
                 for r, (v, i) in enumerate(zip(ranked.values, ranked.indices, strict=True), start=1)
             ]
-    examples = [Example(e.ids, e.start, e.weight, stored=i) for i, e in enumerate(EXAMPLES)]
+    examples = [TrainingExample(e.ids, e.start, e.weight, stored=i) for i, e in enumerate(EXAMPLES)]
     stored = SoftTargets(pa.Table.from_pylist(rows), examples)
     online = batch_loss(student, Teacher(teacher), collate(EXAMPLES), settings)
     offline = batch_loss(student, Teacher(), collate(examples) | stored.of(examples), settings)

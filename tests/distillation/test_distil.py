@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from larql_duck.distillation import distil as module
 from larql_duck.distillation.distil import distil
 from larql_duck.distillation.focus import held_out
-from larql_duck.distillation.settings import Lessons, LossSettings, Plan, TrainSettings
+from larql_duck.distillation.settings import LossSettings, RoundSettings, TrainingData, TrainSettings
 from larql_duck.distillation.student import make_student
 from larql_duck.errors import LarqlError, VindexError
 from larql_duck.inference.model import Model
@@ -58,10 +58,10 @@ def train(teacher: Path, student: Path) -> Train:
             Model.open(by),
             start,
             out,
-            lessons=fill(Lessons(confidence=0.0, held_out=0.3, size=16)),
+            lessons=fill(TrainingData(confidence=0.0, held_out=0.3, size=16)),
             loss=fill(LossSettings()),
             settings=fill(TrainSettings(steps=4, batch=6, learning_rate=5e-3)),
-            plan=fill(Plan(rounds=2)),
+            plan=fill(RoundSettings(rounds=2)),
             resume=resume,
         ).rounds
 
@@ -147,6 +147,11 @@ def test_an_interrupted_run_goes_on_to_the_same_student(
     assert {path.name for path in tmp_path.iterdir()} == {"whole", "taught"}
 
 
+def test_training_that_diverges_is_said(train: Train, tmp_path: Path) -> None:
+    with pytest.raises(LarqlError, match=r"training diverged.*lower --learning-rate"):
+        train(tmp_path / "taught", hidden=1e6, learning_rate=10.0, steps=40, rounds=1, alpha=1.0)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -208,6 +213,7 @@ def test_models_of_other_formats_and_tokenizers(train: Train, tiny_model: Make, 
 def test_what_cannot_be_done_is_said(train: Train, tiny_model: Make, tmp_path: Path) -> None:
     cases = [
         ({"alpha": 1.5}, "--alpha 1.5 is out of range; it is from 0 to 1"),
+        ({"hidden": float("inf")}, "--hidden inf is out of range"),
         ({"rounds": 5}, "--rounds 5 is out of range; it is from 1 to 4"),
         ({"rationale": "why"}, "give that file"),
         ({"hidden": 1.0, "soft_targets": tmp_path / "x"}, "leave it or --soft-targets out"),

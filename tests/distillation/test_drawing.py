@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from larql_duck.distillation.drawing import Drawn, Pool, shares
-from larql_duck.distillation.examples import Example, collate, prompt_examples
+from larql_duck.distillation.examples import TrainingExample, collate, prompt_examples
 from larql_duck.distillation.focus import confident, fact_weights, held_out, kept_facts
 from larql_duck.distillation.losses import IGNORED
 from larql_duck.errors import LarqlError
@@ -33,7 +33,13 @@ def audit(*rows: tuple[str, str, float | None, float]) -> pa.Table:
 
 
 def test_a_batch_is_padded_behind_and_labelled_one_ahead() -> None:
-    batch = collate([Example((7, 8, 9), 2), Example((5,), 1), Example((1, 2, 3, 4), 1, weight=0.5)])
+    batch = collate(
+        [
+            TrainingExample((7, 8, 9), 2),
+            TrainingExample((5,), 1),
+            TrainingExample((1, 2, 3, 4), 1, weight=0.5),
+        ]
+    )
     assert batch["input_ids"].tolist() == [[7, 8, 9, 0], [5, 0, 0, 0], [1, 2, 3, 4]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]]
     none = IGNORED
@@ -43,8 +49,8 @@ def test_a_batch_is_padded_behind_and_labelled_one_ahead() -> None:
 
 
 def test_draws_follow_shares_and_weights_and_the_seed() -> None:
-    one = Pool([Example((i,), 1) for i in range(10)], np.array([0.0] * 5 + [1.0] * 5), 0.75)
-    two = Pool([Example((100, i), 1) for i in range(10)], np.ones(10), 0.25)
+    one = Pool([TrainingExample((i,), 1) for i in range(10)], np.array([0.0] * 5 + [1.0] * 5), 0.75)
+    two = Pool([TrainingExample((100, i), 1) for i in range(10)], np.ones(10), 0.25)
     rows = Drawn([one, two], batch=8, steps=20, seed=1)
     assert len(rows) == 160
     read = [rows[i].ids for i in range(160)]
