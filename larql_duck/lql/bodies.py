@@ -10,7 +10,7 @@ from larql_duck.lql.clauses import METRICS, RequireClause
 from larql_duck.lql.grammar import Fields, Part, Syntax
 from larql_duck.lql.literals import Sql, quote
 from larql_duck.lql.sql import QUERY_WORDS, read_condition, read_query, read_value
-from larql_duck.lql.statements import Assignment, Insert, InsertRow, Probe, Statement, Update
+from larql_duck.lql.statements import Assignment, Audit, Insert, InsertRow, Probe, Statement, Update
 from larql_duck.lql.tokens import TokenKind
 from larql_duck.lql.values import Cursor, ListOf, Text, Value
 
@@ -210,7 +210,7 @@ class InsertBody(Part):
 
 @dataclass(frozen=True)
 class Names(Value):
-    """PROBE's ENTITIES: strings, or a query in brackets; the planner sees two fields, entities and query."""
+    """ENTITIES of PROBE and AUDIT: strings, or a query in brackets; the planner sees two fields, entities and query."""
 
     syntax: str = '"entity", ... | (select)'
 
@@ -227,7 +227,7 @@ class Names(Value):
         return f"({value})" if isinstance(value, Sql) else ListOf(Text()).show(value)
 
     def of(self, statement: Statement, name: str) -> tuple[str, ...] | Sql:
-        assert isinstance(statement, Probe)
+        assert isinstance(statement, Probe | Audit)
         return statement.entities if statement.query is None else statement.query
 
 

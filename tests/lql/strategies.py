@@ -219,7 +219,8 @@ STATEMENTS: dict[type[Statement], st.SearchStrategy[Statement]] = {
         limit=maybe(integers),
         features=st.booleans(),
         into_report=maybe(texts),
-    ),
+    )
+    | st.builds(s.Audit, maybe(texts), maybe(texts), st.just(()), query_parts, pack=maybe(texts)),
     s.Export: st.builds(
         s.Export,
         texts,
