@@ -145,8 +145,10 @@ def score(
     from larql_duck.inference.settings import with_given
 
     settings = with_given(**compute.settings())
-    options = {"samples": samples, "tokens": tokens, "lens": lens}
-    output.write([text_scores(model, texts, column=column, settings=settings, **options)])
+    scores = text_scores(
+        model, texts, samples=samples, tokens=tokens, lens=lens, column=column, settings=settings
+    )
+    output.write([scores])
 
 
 @command(

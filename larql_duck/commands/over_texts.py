@@ -69,8 +69,10 @@ def text_scores(
 ) -> Result:
     """How well a model predicts texts: the table `text_scores`, all texts first; lens: also layer by layer."""
     notices: list[str] = []
-    options = {"samples": samples, "tokens": tokens, "lens": lens}
-    rows = score_texts(open_engine(model, settings), texts, column=column, notice=notices.append, **options)
+    engine = open_engine(model, settings)
+    rows = score_texts(
+        engine, texts, samples=samples, tokens=tokens, lens=lens, column=column, notice=notices.append
+    )
     return Result(rows, notices=notices)
 
 
