@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -261,6 +262,9 @@ def train_until(
         if hasattr(merged, _PROJECTION):
             delattr(merged, _PROJECTION)
         merged.to(stored).save_pretrained(out)
+    for file in out.glob("*.safetensors"):
+        # safetensors lets nobody else read them.
+        shutil.copymode(out / "config.json", file)
     return mean
 
 

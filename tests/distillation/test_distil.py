@@ -85,6 +85,7 @@ def test_a_student_learns_what_its_teacher_states(train: Train, student: Path, t
     plain = AutoModelForCausalLM.from_pretrained(out)
     assert plain.config.num_hidden_layers == 2
     assert AutoTokenizer.from_pretrained(out)("The capital of France is").input_ids
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1
     assert not any(path.suffix in (".bin", ".pt") for path in out.iterdir())
     before, after = weights(student), weights(out)
     assert (
