@@ -58,7 +58,7 @@ def test_python_gives_the_table(bigrams: tuple[Path, Path], seats: Path, tmp_pat
     with duckdb.connect(str(tmp_path / "out" / "audit.duckdb"), read_only=True) as con:
         query = "SELECT subject, teacher_object, student_object FROM transfer WHERE status = 'lost' ORDER BY subject"
         assert con.sql(query).fetchall() == LOST
-        assert con.sql("SELECT kept FROM retention LIMIT 1").fetchone() == (1,)
+        assert con.sql("SELECT kept FROM retention LIMIT 1").fetchall() == [(1,)]
     result.save(tmp_path / "out")  # what stands there is of the same kind
     (tmp_path / "out" / "report.html").write_text("a letter")
     with pytest.raises(LarqlError, match="another kind"):

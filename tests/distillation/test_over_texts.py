@@ -71,7 +71,7 @@ def test_a_model_does_not_differ_from_itself(models: tuple[Path, Path], corpus: 
     assert max(r["kl"] for r in found.dicts()) < 1e-6 and len(found.tokens) == 0
 
 
-@pytest.mark.parametrize("other", ["gemma3_text", "gpt2", "mistral"])
+@pytest.mark.parametrize("other", ["gemma3_text", "mistral"])
 def test_other_tokenizers_are_compared_where_tokens_of_both_end(tiny_model, corpus: Path, other: str) -> None:
     a, b = (Engine.load(open_model(tiny_model(family))) for family in ("llama", other))
     diff = TextDiff(a, b)
