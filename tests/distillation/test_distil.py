@@ -153,6 +153,17 @@ def test_training_that_diverges_is_said(train: Train, tmp_path: Path) -> None:
         train(tmp_path / "taught", hidden=1e6, learning_rate=10.0, steps=40, rounds=1, alpha=1.0)
 
 
+def test_the_benchmark_compares_focused_with_uniform_prompts(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks import distil as benchmark
+
+    monkeypatch.setattr(benchmark, "STEPS", 3)
+    rows = {row.name: row for row in benchmark.training(tmp_path, 2, teacher)}
+    assert {"2 layers, step 3: kept, trained subjects", "2 layers: perplexity"} <= rows.keys()
+    assert rows["2 layers: perplexity"].ratio == pytest.approx(1, abs=0.5)
+
+
 @pytest.mark.parametrize(
     "options",
     [
