@@ -3,6 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 VINDEX ?= smollm2.vindex
 INSTALLED := $(VENV)/.installed
+DISTIL := $(VENV)/.distil
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 # Some machines set it to keep images small. Here many short processes import torch, which takes twice as long without.
@@ -35,7 +36,12 @@ demo: $(INSTALLED)
 test: lint
 	$(BIN)/pytest -m 'not extras' --numprocesses logical --maxprocesses 8 --dist worksteal
 
-test-extras: $(INSTALLED)
+# Training needs libraries that nothing else does.
+$(DISTIL): $(INSTALLED)
+	$(PIP) -e '.[distil]'
+	@touch $@
+
+test-extras: $(DISTIL)
 	$(BIN)/pytest -m extras --numprocesses logical --maxprocesses 8 --dist worksteal
 
 test-lowest: $(INSTALLED)

@@ -225,6 +225,16 @@ def layers_chart(relations: Records) -> alt.Chart:
     )
 
 
+# -- students -------------------------------------------------------------------------------------------------
+
+
+def rounds_chart(rounds: Records) -> alt.Chart:
+    """The shares of facts that a student kept after each round of its training: share_trained and share_held_out."""
+    rows = [{**row, "steps": f"{row['step']}"} for row in rounds]
+    series = {"trained subjects": "share_trained", "held-out subjects": "share_held_out"}
+    return _panel("", rows, "steps", series, scale="share", x_title="training steps", format="%")
+
+
 # -- pieces ---------------------------------------------------------------------------------------------------
 
 

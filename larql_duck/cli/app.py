@@ -10,7 +10,18 @@ from typing import Annotated, Any
 import typer
 
 from larql_duck._version import __version__
-from larql_duck.cli import auditing, cache, edits, exchange, inference, knowledge, query, serving, vindex
+from larql_duck.cli import (
+    auditing,
+    cache,
+    distilling,
+    edits,
+    exchange,
+    inference,
+    knowledge,
+    query,
+    serving,
+    vindex,
+)
 from larql_duck.cli.errors import ClickError, report, say
 from larql_duck.cli.options import epilog
 from larql_duck.errors import LarqlError, cut_middle, out_of_memory
@@ -114,5 +125,5 @@ def _root(
         print(context.get_help())
 
 
-for group in (query, vindex, knowledge, inference, auditing, exchange, edits, serving, cache):
+for group in (query, vindex, knowledge, inference, auditing, distilling, exchange, edits, serving, cache):
     app.add_typer(group.app)

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from larql_duck.compilation.safetensors import SHARD_BYTES, write_model
-from larql_duck.compilation.source import EditedWeights, JoinedWeights
+from larql_duck.compilation.source import JoinedWeights
 from larql_duck.files import write_whole
+from larql_duck.models.source import WeightSource
 from larql_duck.vindex.arrays import torch_dtype
 
 # What a config may say about how or from where somebody ran the model.
 _FOREIGN = ("_name_or_path", "auto_map", "quantization_config", "torch_dtype")
 
 
-def write_directory(source: EditedWeights, directory: Path, limit: int = SHARD_BYTES) -> None:
+class WholeModel(WeightSource, Protocol):
+    """Weights of which a model is written in `dtype` ('f32', 'f16' or 'bf16')."""
+
+    dtype: str
+
+    def expected(self) -> dict[str, tuple[int, ...]]:
+        """Shapes by name, of as many tensors as are known without reading them."""
+
+
+def write_directory(source: WholeModel, directory: Path, limit: int = SHARD_BYTES) -> None:
     """Write the files of a Hugging Face directory with the weights of `source`.
 
-    Tensors are in the vindex's dtype. Shards are at most `limit` bytes.
+    Tensors are in the source's dtype. Shards are at most `limit` bytes.
     """
     documents = {"config.json": _json(config_of(source)), **source.tokenizer_files()}
     generation = _generation(source.config)
@@ -26,16 +36,16 @@ def write_directory(source: EditedWeights, directory: Path, limit: int = SHARD_B
         documents["generation_config.json"] = _json(generation)
     for name, data in documents.items():
         write_whole(directory / name, data, error=None)
-    joined, known = JoinedWeights(source), source.family.expected(source.config)
+    joined, known = JoinedWeights(source), source.expected()
     shapes = {name: joined.shape(name, known) for name in joined.names()}
-    write_model(joined, shapes, source.vindex.dtype, directory, limit)
+    write_model(joined, shapes, source.dtype, directory, limit)
 
 
-def config_of(source: EditedWeights) -> dict[str, Any]:
+def config_of(source: WholeModel) -> dict[str, Any]:
     """The config with what a file of its own needs: architecture, dtype, tying as the tensors have it, one rotary base."""
     family = source.family
     config = {k: v for k, v in family.settled(source.config).items() if k not in _FOREIGN}
-    config["dtype"] = str(torch_dtype(source.vindex.dtype)).removeprefix("torch.")
+    config["dtype"] = str(torch_dtype(source.dtype)).removeprefix("torch.")
     config["tie_word_embeddings"] = family.tied(config, set(source.names()))
     if architecture := _architecture(str(config.get("model_type"))):
         config["architectures"] = [architecture]

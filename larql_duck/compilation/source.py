@@ -10,7 +10,8 @@ import torch
 
 from larql_duck.errors import ModelError
 from larql_duck.models.expert_rows import expert_names, expert_shapes, expert_tensor
-from larql_duck.models.family import Family, bias_of, outside
+from larql_duck.models.family import Family, bias_of, layer_count, outside
+from larql_duck.models.source import WeightSource
 from larql_duck.patches.overlay import Overlay, Which
 from larql_duck.vindex.store import Vindex
 
@@ -32,6 +33,7 @@ class EditedWeights:
         self.vindex = vindex
         self.overlay = overlay
         self.path: Path = vindex.path
+        self.dtype: str = vindex.dtype
         self.family: Family = vindex.family
         counts = overlay.n_features
         self.appended = [n - base for n, base in zip(counts, vindex.n_features, strict=True)]
@@ -67,6 +69,10 @@ class EditedWeights:
     def names(self) -> list[str]:
         """State-dict names of everything that is stored."""
         return self.vindex.names()
+
+    def expected(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of what the config calls for."""
+        return self.family.expected(self.config)
 
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor with this state-dict name in Hugging Face layout; a mapped view where nothing differs."""
@@ -105,13 +111,13 @@ class EditedWeights:
 class JoinedWeights:
     """The weights of `source` as files for transformers hold them: under its names, gate and up in one where it has them so."""
 
-    def __init__(self, source: EditedWeights) -> None:
+    def __init__(self, source: WeightSource) -> None:
         self.source, self.path, self.family = source, source.path, source.family
         self.config = source.config
         stored = source.names()
         self._parts: dict[str, tuple[str, ...]] = {}
         whole = self.family.fused or (outside(self.family.down) if self.family.flat else "")
-        for prefix in map(self.family.layer_prefix, range(source.vindex.n_layers if whole else 0)):
+        for prefix in map(self.family.layer_prefix, range(layer_count(self.family, stored) if whole else 0)):
             for name in (prefix + whole, bias_of(prefix + whole)):
                 halves = self.family.halves(name)
                 if halves[0] in stored:

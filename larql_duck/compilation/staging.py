@@ -27,7 +27,7 @@ def check_free(out: Path, source: Path, file: str | None = None) -> None:
     """
     place, another = out.resolve(), "name another place"
     if source.resolve() in (place, *place.parents):
-        raise damaged(out, "is the vindex that is compiled, or lies inside it", another)
+        raise damaged(out, "is what is read for it, or lies inside it", another)
     if out.is_symlink():
         raise damaged(out, f"is a link to {os.path.realpath(out)}", another)
     if out.is_dir() and (file is not None or any(out.iterdir())):

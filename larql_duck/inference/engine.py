@@ -276,7 +276,7 @@ class Engine:
         found: list[torch.Tensor] = []
         one = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
         hook = self.modules.head.register_forward_hook(lambda _, __, out: found.append(out[0, -1].float()))
-        with hook, skipped_layers(self.modules, self.n_layers):
+        with hook, skipped_layers(self.modules, range(self.n_layers)):
             logits = self.run(one, None, one)[0]
         # Where they are small, a soft-cap leaves them as they are.
         small = logits.abs() <= logits.abs().quantile(0.1) if len(logits) < 1 << 24 else slice(1 << 20)

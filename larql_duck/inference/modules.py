@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -360,27 +360,31 @@ def watching_input(modules: ModelModules, layer: int) -> Iterator[list[torch.Ten
 
 
 @contextlib.contextmanager
-def starting_at(modules: ModelModules, layer: int, hidden: torch.Tensor) -> Iterator[None]:
+def starting_at(
+    modules: ModelModules, layer: int, hidden: torch.Tensor, skipped: Iterable[int] = ()
+) -> Iterator[None]:
     """A context in which a forward pass skips the layers below `layer` and enters it with `hidden` [n, t, hidden].
 
-    Everything else of the pass (masks, positions, later layers, norm, head) is the model's own.
+    Those of the later layers that are `skipped` are left out, too. Everything else of the pass (masks, positions, later
+    layers, norm, head) is the model's own.
     """
-    with skipped_layers(modules, layer), changed_input(modules.layers[layer].block, lambda _: hidden):
+    without = skipped_layers(modules, {*range(layer), *skipped})
+    with without, changed_input(modules.layers[layer].block, lambda _: hidden):
         yield
 
 
 @contextlib.contextmanager
-def skipped_layers(modules: ModelModules, count: int) -> Iterator[None]:
-    """A context in which a forward pass leaves the first `count` layers out."""
-    skipped = [parts.block for parts in modules.layers[:count]]
+def skipped_layers(modules: ModelModules, layers: Iterable[int]) -> Iterator[None]:
+    """A context in which a forward pass leaves these layers out."""
+    skipped = [modules.layers[layer] for layer in layers]
     with modules.pass_lock:
-        for parts in modules.layers[:count]:
+        for parts in skipped:
             parts.block.forward = partial(_pass_through, parts.tuples)
         try:
             yield
         finally:
-            for block in skipped:
-                del block.forward
+            for parts in skipped:
+                del parts.block.forward
 
 
 def changed_input(block: torch.nn.Module, change: Callable[[torch.Tensor], torch.Tensor]) -> RemovableHandle:
