@@ -20,7 +20,7 @@ from larql_duck.lql.statements import Select
 from larql_duck.repl.completion import NameLookup, complete
 from larql_duck.result import Result
 from larql_duck.server.answers import JSON, records, table_answer
-from larql_duck.server.browse_routes import Statement, Strict, json_answer
+from larql_duck.server.browse_routes import Strict, json_answer
 from larql_duck.server.service import Service, milliseconds
 from larql_duck.server.sql_policy import RefusedError
 
@@ -51,7 +51,7 @@ FEATURE = {
     "facts": "SELECT * FROM facts_of_feature($layer, $feature) WHERE source <> 'weights' LIMIT 50",
     "names": "SELECT sign, name, source, score FROM feature_names WHERE layer = $layer AND feature = $feature",
     "stats": "SELECT * FROM feature_stats WHERE layer = $layer AND feature = $feature",
-    "layer": "SELECT layer, band, n_features FROM LAYERS WHERE layer = $layer",
+    "place": "SELECT layer, band, n_features FROM LAYERS WHERE layer = $layer",
 }
 """Part of a feature's page -> the statement that gives it."""
 
@@ -75,9 +75,10 @@ class _Names(NameLookup):
         return []
 
 
-class ConsoleStatement(Statement):
+class ConsoleStatement(Strict):
     """POST /v1/explorer/run: one statement, and the language that it is in."""
 
+    statement: str
     language: Literal["lql", "sql"] = "lql"
 
 

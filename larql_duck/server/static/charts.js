@@ -1,5 +1,8 @@
 // Charts by Vega-Lite. Expressions are interpreted, so that the page's policy needs no eval.
 
+import { theme } from "./colours.js";
+import { h } from "./dom.js";
+
 let loading;
 
 function vega() {
@@ -21,10 +24,15 @@ function script(source) {
 
 const drawn = new Map();
 
-/** Draw the specification that `spec(colours)` gives into the element, and anew when the colours change. */
-export async function draw(element, spec) {
-  drawn.set(element, spec);
-  await redraw(element);
+/** A frame for a chart, which scrolls by itself; the label says in words what the chart shows. */
+export function chart(label) {
+  return h("div", { class: "chart", role: "img", tabindex: "0", "aria-label": label }, h("div", { "aria-hidden": "true" }));
+}
+
+/** Draw the specification that `spec(colours)` gives into a frame, and anew when the colours change. */
+export async function draw(frame, spec) {
+  drawn.set(frame, spec);
+  await redraw(frame);
 }
 
 /** Draw every chart that is still in the page again, in the colours of now. */
@@ -35,11 +43,13 @@ export async function recolour() {
   }
 }
 
-async function redraw(element) {
+async function redraw(frame) {
   const { vega: v, vegaLite, expressionInterpreter } = await vega();
-  const style = getComputedStyle(document.documentElement);
-  const colour = (name) => style.getPropertyValue(name).trim();
-  const colours = { text: colour("--ink"), quiet: colour("--quiet"), line: colour("--line"), paper: colour("--paper"), accent: colour("--accent"), low: colour("--heat-low"), high: colour("--heat-high"), onHigh: colour("--on-heat-high") };
+  const colour = theme();
+  const colours = {
+    text: colour("ink"), quiet: colour("quiet"), line: colour("line"), accent: colour("accent"),
+    low: colour("heat-low"), high: colour("heat-high"), onHigh: colour("on-heat-high"),
+  };
   const config = {
     background: null,
     font: "system-ui, sans-serif",
@@ -47,10 +57,10 @@ async function redraw(element) {
     legend: { labelColor: colours.text, titleColor: colours.text },
     view: { stroke: null },
   };
-  const compiled = vegaLite.compile(drawn.get(element)(colours), { config }).spec;
-  const view = new v.View(v.parse(compiled, null, { ast: true }), { expr: expressionInterpreter, renderer: "canvas", container: element, hover: true });
+  const compiled = vegaLite.compile(drawn.get(frame)(colours), { config }).spec;
+  const view = new v.View(v.parse(compiled, null, { ast: true }), { expr: expressionInterpreter, renderer: "canvas", container: frame.firstElementChild, hover: true });
   await view.runAsync();
-  element.dataset.drawn = "true";
+  frame.dataset.drawn = "true";
 }
 
 /** The logit lens: a cell for every layer and position, coloured by the probability of the token that stands in it. */

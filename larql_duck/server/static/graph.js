@@ -1,12 +1,12 @@
 // A graph of neighbours by Cytoscape; whoever cannot use it has the same triples as a list beside it.
 
+import { theme } from "./colours.js";
 import { address } from "./links.js";
 
 /** Draw triples {subject, relation, object, confidence} around a name; a click on a node opens it. */
 export async function drawGraph(element, model, centre, triples, open) {
   const { default: cytoscape } = await import("/vendor/cytoscape.esm.min.mjs");
-  const style = getComputedStyle(document.documentElement);
-  const colour = (name) => style.getPropertyValue(name).trim();
+  const colour = theme();
   const names = [...new Set([centre, ...triples.flatMap((t) => [t.subject, t.object])])];
   // Names are data, not ids with a grammar: nodes are numbered.
   const id = new Map(names.map((name, i) => [name, `n${i}`]));
@@ -18,9 +18,9 @@ export async function drawGraph(element, model, centre, triples, open) {
       ...triples.map((t, i) => ({ data: { id: `e${i}`, source: id.get(t.subject), target: id.get(t.object), label: t.relation, width: 1 + 3 * (t.confidence ?? 0) } })),
     ],
     style: [
-      { selector: "node", style: { "background-color": colour("--chip"), "border-color": colour("--accent"), "border-width": 1.5, label: "data(label)", color: colour("--ink"), "font-size": 12, "text-valign": "bottom", "text-margin-y": 4, width: 18, height: 18 } },
-      { selector: "node.centre", style: { "background-color": colour("--accent"), width: 26, height: 26, "font-weight": "bold" } },
-      { selector: "edge", style: { width: "data(width)", "line-color": colour("--line"), "target-arrow-color": colour("--line"), "target-arrow-shape": "triangle", "curve-style": "bezier", label: "data(label)", color: colour("--quiet"), "font-size": 10, "text-rotation": "autorotate", "text-background-color": colour("--paper"), "text-background-opacity": 1 } },
+      { selector: "node", style: { "background-color": colour("chip"), "border-color": colour("accent"), "border-width": 1.5, label: "data(label)", color: colour("ink"), "font-size": 12, "text-valign": "bottom", "text-margin-y": 4, width: 18, height: 18 } },
+      { selector: "node.centre", style: { "background-color": colour("accent"), width: 26, height: 26, "font-weight": "bold" } },
+      { selector: "edge", style: { width: "data(width)", "line-color": colour("line"), "target-arrow-color": colour("line"), "target-arrow-shape": "triangle", "curve-style": "bezier", label: "data(label)", color: colour("quiet"), "font-size": 10, "text-rotation": "autorotate", "text-background-color": colour("paper"), "text-background-opacity": 1 } },
     ],
     layout: { name: "cose", animate: false, randomize: true, nodeDimensionsIncludeLabels: true, nodeRepulsion: () => 90000, idealEdgeLength: () => 90, padding: 24 },
     userZoomingEnabled: false,

@@ -3,6 +3,8 @@
 import { h } from "./dom.js";
 
 const part = encodeURIComponent;
+// Characters of a name that a link shows.
+const SHOWN = 120;
 
 export const address = {
   home: () => "/",
@@ -19,7 +21,8 @@ export const address = {
 };
 
 export function entityLink(model, name) {
-  return h("a", { href: address.entity(model, name) }, name === "" ? "(empty)" : name);
+  const long = name.length > SHOWN;
+  return h("a", { href: address.entity(model, name), title: long ? name.slice(0, 2000) : null }, name === "" ? "(empty)" : long ? `${name.slice(0, SHOWN)}…` : name);
 }
 
 export function featureLink(model, layer, feature) {

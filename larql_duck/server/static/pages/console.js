@@ -27,15 +27,14 @@ export async function show(content, { model, text, signal, title }) {
   let back = 0;
   let request = new AbortController();
   let timer;
-  const field = h("textarea", { id: "statement", rows: "3", spellcheck: "false", autocomplete: "off", autocapitalize: "off", value: text, maxlength: "8000", role: "combobox",
-    "aria-expanded": "false", "aria-controls": "completions", "aria-autocomplete": "list", "aria-haspopup": "listbox" });
+  const field = h("textarea", { id: "statement", rows: "3", spellcheck: "false", autocomplete: "off", autocapitalize: "off", value: text, maxlength: "8000",
+    "aria-controls": "completions", "aria-autocomplete": "list", "aria-haspopup": "listbox" });
   const sql = h("select", { id: "language" }, h("option", { value: "lql" }, "LQL"), h("option", { value: "sql" }, "SQL"));
   const close = () => {
     clearTimeout(timer);
     request.abort();
     list.hidden = true;
     chosen = -1;
-    field.setAttribute("aria-expanded", "false");
     field.removeAttribute("aria-activedescendant");
   };
   const take = (proposal) => {
@@ -70,7 +69,6 @@ export async function show(content, { model, text, signal, title }) {
       take(p);
     } }, p.text, p.about ? h("span", { class: "quiet" }, ` ${p.about}`) : null)));
     list.hidden = proposals.length === 0;
-    field.setAttribute("aria-expanded", String(proposals.length > 0));
     choose(-1);
     return undefined;
   };

@@ -14,7 +14,7 @@ export async function show(content, context) {
   const real = stored.names[0]?.entity ?? name;
   const body = h("div");
   const types = h("p", { class: "types" });
-  content.append(h("h1", { tabindex: "-1" }, real), types, body);
+  content.append(h("h1", { tabindex: "-1" }, real.length > 300 ? `${real.slice(0, 300)}…` : real), types, body);
   const out = stored.facts.filter((row) => row.direction === "out");
   const draw = (facts, features, kinds, notices) => {
     replace(types, kinds.length ? ["Seems to be: ", kinds.map((row) => h("span", { class: "chip" }, `${row.type} `, h("span", { class: "quiet" }, percent(row.p))))] : "");
@@ -102,7 +102,7 @@ function factRows(model, name, row, features, weights) {
 }
 
 async function neighbours(section, graph, list, { model }, name, signal, open) {
-  const { rows } = await lql(model, `NEIGHBORS OF ${quoted(name)} HOPS 2 |> SELECT * FROM _ LIMIT ${NEIGHBOURS}`, signal);
+  const { rows } = await lql(model, `NEIGHBORS OF ${quoted(name)} HOPS 2 |> SELECT * FROM _ WHERE relation <> 'associated with' LIMIT ${NEIGHBOURS}`, signal);
   if (!rows.length) return;
   section.hidden = false;
   list.append(h("ul", {}, rows.map((t) => h("li", {}, entityLink(model, t.subject), ` ${t.relation} `, entityLink(model, t.object)))));

@@ -1,7 +1,7 @@
 // One feature: what makes it fire, what it promotes and suppresses, its examples, the facts it carries.
 
 import { get } from "../api.js";
-import { draw, histogramSpec } from "../charts.js";
+import { chart, draw, histogramSpec } from "../charts.js";
 import { bar, h, notes, number, percent, table, visible } from "../dom.js";
 import { address, entityLink } from "../links.js";
 
@@ -10,7 +10,7 @@ export async function show(content, { model, layer, feature, about, signal, titl
   if (!Number.isInteger(layer) || !Number.isInteger(feature)) throw new Error("a feature is named by layer and number, as in /feature/24/1005");
   const page = await get(model, "explorer/feature", { layer, feature }, signal);
   const [known] = page.about;
-  const [place] = page.layer;
+  const [place] = page.place;
   if (!known) throw new Error(place ? `layer ${layer} has features 0 to ${place.n_features - 1}` : `there is no layer ${layer}`);
   const side = (name) => page.tokens.filter((row) => row.side === name);
   const [usual, other] = known.sign < 0 ? ["out_neg", "out"] : ["out", "out_neg"];
@@ -34,15 +34,15 @@ export async function show(content, { model, layer, feature, about, signal, titl
     h("section", {}, h("h2", {}, "Texts that fire it"), page.examples.length
       ? h("ul", { class: "examples" }, page.examples.map((row) => h("li", {}, h("span", { class: "figure" }, number(row.activation)), " ", marked(row))))
       : h("p", { class: "quiet" }, "No examples are stored. larql-duck activations collects them.")));
-  const chart = h("div", { class: "chart", role: "img", "aria-label": "Histogram of its activations" });
+  const bins = chart("Histogram of its activations; the figures stand above it");
   const [stats] = page.stats;
   if (stats) {
     content.append(h("section", {}, h("h2", {}, "How it activates"),
-      h("p", {}, `It fires at ${percent(stats.density)} of ${number(stats.n)} tokens; median ${number(stats.p50)}, 99 % ${number(stats.p99)}, from ${number(stats.min)} to ${number(stats.max)}.`), chart));
+      h("p", {}, `It fires at ${percent(stats.density)} of ${number(stats.n)} tokens; median ${number(stats.p50)}, 99 % ${number(stats.p99)}, from ${number(stats.min)} to ${number(stats.max)}.`), bins));
   }
   content.append(notes(page.notices) ?? "");
   return async () => {
-    if (stats) await draw(chart, histogramSpec(stats.histogram));
+    if (stats) await draw(bins, histogramSpec(stats.histogram));
   };
 }
 

@@ -1,7 +1,7 @@
 // INFER: what comes next, layer by layer, which features wrote it, and what is said without them.
 
 import { lql, quoted } from "../api.js";
-import { draw, lensSpec } from "../charts.js";
+import { chart, draw, lensSpec } from "../charts.js";
 import { announce, bar, failure, h, number, percent, replace, table, visible } from "../dom.js";
 import { address, featureLink } from "../links.js";
 
@@ -52,7 +52,7 @@ async function run(results, { model, prompt, off, signal, open }) {
     replace(results, failure(error));
     return;
   }
-  const chart = h("div", { class: "chart wide", role: "img", tabindex: "0", "aria-label": "Logit lens: the token that each layer would predict at each position, and its probability; the last position is in the table below" });
+  const cells = chart("Logit lens: the token that each layer would predict at each position, and its probability; the last position is in the table below");
   const answers = h("div");
   const switches = new Map(explained.rows.map((row) => [`${row.layer}.${row.feature}`, row]));
   for (const slot of off) {
@@ -83,9 +83,9 @@ async function run(results, { model, prompt, off, signal, open }) {
       h("section", {}, h("h2", {}, "Answer"), answers),
       h("section", {}, h("h2", {}, "Features that wrote it"), h("p", { class: "quiet" }, "Switch one off to see the answer change."),
         h("ul", { class: "switches" }, [...switches].map(([slot, row]) => featureSwitch(model, slot, row, without, change))))),
-    h("section", {}, h("h2", {}, "Layer by layer"), chart, h("details", {}, h("summary", {}, "The last position as a table"), lastPosition(rows))));
+    h("section", {}, h("h2", {}, "Layer by layer"), cells, h("details", {}, h("summary", {}, "The last position as a table"), lastPosition(rows))));
   showAnswers(answers, said.rows, null, without);
-  await Promise.all([draw(chart, lensSpec(rows)), without.size ? change() : null]);
+  await Promise.all([draw(cells, lensSpec(rows)), without.size ? change() : null]);
   announce(`The model says ${said.rows[0]?.text ?? said.rows[0]?.token ?? "nothing"}`);
 }
 

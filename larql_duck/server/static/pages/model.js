@@ -28,7 +28,7 @@ export async function show(content, { model, about, signal, title }) {
             h("th", { scope: "row" }, h("a", { href: address.console(model, `FROM relation_facts('${row.relation.replaceAll("'", "''")}') LIMIT 50`) }, row.relation)),
             h("td", { class: "right" }, number(row.n_facts)),
             h("td", {}, judged ? bar(judged.share, `${percent(judged.share)} of ${judged.judged}`) : "–"),
-            h("td", {}, row.examples?.[0] ?? "–"));
+            h("td", {}, (row.examples?.[0] ?? "–").slice(0, 120)));
         }), { unseen: true })) : "",
     notes(overview.notices) ?? "");
 }
