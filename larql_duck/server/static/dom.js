@@ -48,6 +48,11 @@ export function number(value, digits = 3) {
   return String(Number(value.toPrecision(digits)));
 }
 
+/** How many of a thing: "1 row", "2 rows". */
+export function counted(n, thing) {
+  return `${number(n)} ${thing}${n === 1 ? "" : "s"}`;
+}
+
 export function percent(value) {
   if (value === null || value === undefined) return "–";
   if (value > 0 && value < 0.001) return "< 0.1 %";
@@ -67,13 +72,13 @@ export function bar(share, text) {
   return h("span", { class: "bar" }, h("span", { class: "track", "aria-hidden": "true" }, fill), h("span", { class: "figure" }, text));
 }
 
-/** A table with a caption, in a frame that scrolls by itself where the page is narrow. */
+/** A table with a caption and columns {name, right, wide: not on a phone}, in a frame that scrolls by itself where the page is narrow. */
 export function table(caption, columns, rows, { unseen = false } = {}) {
   const id = freshId("caption");
   return h("div", { class: "frame", tabindex: "0", role: "region", "aria-labelledby": id },
     h("table", {},
       h("caption", { id, class: unseen ? "unseen" : null }, caption),
-      h("thead", {}, h("tr", {}, columns.map((c) => h("th", { scope: "col", class: c.right ? "right" : null }, c.name)))),
+      h("thead", {}, h("tr", {}, columns.map((c) => h("th", { scope: "col", class: [c.right ? "right" : "", c.wide ? "wide" : ""].join(" ").trim() || null }, c.name)))),
       h("tbody", {}, rows)));
 }
 

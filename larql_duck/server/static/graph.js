@@ -20,13 +20,17 @@ export async function drawGraph(element, model, centre, triples, open) {
     style: [
       { selector: "node", style: { "background-color": colour("chip"), "border-color": colour("accent"), "border-width": 1.5, label: "data(label)", color: colour("ink"), "font-size": 12, "text-valign": "bottom", "text-margin-y": 4, width: 18, height: 18 } },
       { selector: "node.centre", style: { "background-color": colour("accent"), width: 26, height: 26, "font-weight": "bold" } },
-      { selector: "edge", style: { width: "data(width)", "line-color": colour("line"), "target-arrow-color": colour("line"), "target-arrow-shape": "triangle", "curve-style": "bezier", label: "data(label)", color: colour("quiet"), "font-size": 10, "text-rotation": "autorotate", "text-background-color": colour("paper"), "text-background-opacity": 1 } },
+      { selector: "edge", style: { width: "data(width)", "line-color": colour("quiet"), "target-arrow-color": colour("quiet"), "target-arrow-shape": "triangle", "curve-style": "bezier", label: "data(label)", color: colour("quiet"), "font-size": 10, "text-rotation": "autorotate", "text-background-color": colour("paper"), "text-background-opacity": 1 } },
     ],
     layout: { name: "cose", animate: false, randomize: true, nodeDimensionsIncludeLabels: true, nodeRepulsion: () => 90000, idealEdgeLength: () => 90, padding: 24 },
     userZoomingEnabled: false,
     minZoom: 0.2,
     maxZoom: 2,
   });
+  // Names stay readable where the whole graph had to be made small.
+  const zoom = Math.min(1, graph.zoom());
+  graph.nodes().style("font-size", Math.min(24, 12 / zoom));
+  graph.edges().style("font-size", Math.min(20, 10 / zoom));
   graph.on("tap", "node", (event) => open(address.entity(model, event.target.data("name"))));
   graph.on("mouseover", "node", () => element.classList.add("pointing"));
   graph.on("mouseout", "node", () => element.classList.remove("pointing"));

@@ -1,7 +1,7 @@
 // The field for names: a combobox whose list holds stored names that begin like what was typed.
 
 import { get } from "./api.js";
-import { h, replace } from "./dom.js";
+import { counted, h, replace } from "./dom.js";
 import { address } from "./links.js";
 
 export function search(model, open) {
@@ -46,7 +46,7 @@ export function search(model, open) {
     replace(list, options.map((row, i) => h("li", { role: "option", id: `name-${i}`, "aria-selected": "false", onmousedown: (event) => {
       event.preventDefault();
       go(row.entity);
-    } }, row.entity, h("span", { class: "quiet" }, ` ${row.n_facts} facts`))));
+    } }, row.entity, h("span", { class: "quiet" }, ` ${counted(row.n_facts, "fact")}`))));
     list.hidden = options.length === 0;
     field.setAttribute("aria-expanded", String(options.length > 0));
     choose(-1);

@@ -1,7 +1,7 @@
 // A console for LQL and SQL, with completion and history; results are tables whose names and features are links.
 
 import { post } from "../api.js";
-import { announce, failure, h, notes, number, replace, table, visible } from "../dom.js";
+import { announce, counted, failure, h, notes, number, replace, table, visible } from "../dom.js";
 import { entityLink, featureLink } from "../links.js";
 
 const HISTORY = "larql-duck-history";
@@ -89,7 +89,7 @@ export async function show(content, { model, text, signal, title }) {
     try {
       const answer = await post(model, "explorer/run", { statement, language: sql.value }, signal);
       replace(card, h("pre", {}, statement), shown(model, statement, answer));
-      announce(`${answer.rows.length} rows`);
+      announce(counted(answer.rows.length, "row"));
     } catch (error) {
       if (error.name === "AbortError") throw error;
       replace(card, h("pre", {}, statement), failure(error));
@@ -160,7 +160,7 @@ function shown(model, statement, answer) {
     replace(frame.querySelector("tbody"), body(rows.length));
     all.remove();
   } }, `Show all ${rows.length} rows`) : null;
-  return [frame, h("p", { class: "quiet" }, `${rows.length} rows, ${number(answer.latency_ms)} ms`), all, notes(answer.notices)];
+  return [frame, h("p", { class: "quiet" }, `${counted(rows.length, "row")}, ${number(answer.latency_ms)} ms`), all, notes(answer.notices)];
 }
 
 /** Put the cursor where the server says that the statement is wrong. */

@@ -69,7 +69,7 @@ function sections(model, name, facts, features, weights) {
   }
   return [
     h("section", {}, h("h2", {}, "Facts"), out.length
-      ? table(`What the model says of ${name}`, [{ name: "relation" }, { name: "answer" }, { name: "confidence" }, { name: "p", right: true }, { name: "source" }, { name: "features" }],
+      ? table(`What the model says of ${name}`, [{ name: "relation" }, { name: "answer" }, { name: "confidence" }, { name: "p", right: true, wide: true }, { name: "source", wide: true }, { name: "features" }],
         out.flatMap((row) => factRows(model, name, row, behind.get(JSON.stringify([row.relation, row.target])) ?? [], weights)), { unseen: true })
       : h("p", { class: "quiet" }, "No fact is known.")),
     into.length ? h("section", {}, h("h2", {}, "Facts that point to it"),
@@ -96,7 +96,7 @@ function factRows(model, name, row, features, weights) {
       weights ? [" ", h("a", { href: address.infer(model, `The ${row.relation} of ${name} is`, features.slice(0, 3).map((f) => `${f.layer}.${f.feature}`)) }, "Try it in INFER")] : null)));
   return [
     h("tr", {}, h("th", { scope: "row" }, row.relation), h("td", {}, entityLink(model, row.target), row.also?.length ? h("span", { class: "quiet" }, ` also ${row.also.join(", ")}`) : null),
-      h("td", {}, row.confidence === null ? "–" : bar(row.confidence, percent(row.confidence))), h("td", { class: "right" }, number(row.p)), h("td", {}, row.source), h("td", {}, button)),
+      h("td", {}, row.confidence === null ? "–" : bar(row.confidence, percent(row.confidence))), h("td", { class: "right wide" }, number(row.p)), h("td", { class: "wide" }, row.source), h("td", {}, button)),
     features.length ? more : null,
   ];
 }
