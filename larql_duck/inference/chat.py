@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from larql_duck.errors import ModelError
@@ -15,7 +15,13 @@ _GENERATION = "generation_config.json"
 
 
 def chat_prompt(files: Mapping[str, bytes], message: str, system: str | None = None) -> str:
-    """The message in the model's chat format, up to where the model's answer begins.
+    """The message in the model's chat format, up to where the model's answer begins; see `conversation`."""
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    return conversation(files, [*messages, {"role": "user", "content": message}])
+
+
+def conversation(files: Mapping[str, bytes], messages: Sequence[Mapping[str, str]]) -> str:
+    """Messages (role and content) in the model's chat format, up to where the model's answer begins.
 
     files are a source's tokenizer files. The text holds the special tokens itself: encode it without adding any.
     ModelError where the model has no chat template or its template does not work.
@@ -26,12 +32,10 @@ def chat_prompt(files: Mapping[str, bytes], message: str, system: str | None = N
         raise ModelError("this model has no chat template; run it without --chat")
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    messages = [] if system is None else [{"role": "system", "content": system}]
-    messages.append({"role": "user", "content": message})
     tokens = {k: _content(settings.get(k)) for k in ("bos_token", "eos_token", "unk_token", "pad_token")}
     try:
         rendered = render_jinja_template(
-            conversations=[messages],
+            conversations=[[dict(message) for message in messages]],
             chat_template=template,
             add_generation_prompt=True,
             # Templates that print today's date would make runs differ from day to day.

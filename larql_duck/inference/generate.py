@@ -13,11 +13,15 @@ from larql_duck.inference.prefix import Prefix, prefill
 
 @dataclass(frozen=True)
 class GeneratedToken:
-    """One generated token: its id, the text it adds, its probability."""
+    """One generated token: its id, the text it adds, its probability; the most probable tokens there, with theirs.
+
+    Probabilities are the model's own, whatever it was sampled with.
+    """
 
     token_id: int
     text: str
     p: float
+    best: tuple[tuple[int, float], ...] = ()
 
 
 def stream(
@@ -26,13 +30,16 @@ def stream(
     *,
     max_tokens: int = 64,
     temperature: float = 0.0,
+    top_p: float = 1.0,
     seed: int = 0,
     stop_ids: Sequence[int] = (),
+    alternatives: int = 0,
 ) -> Iterator[GeneratedToken]:
     """The continuation, token by token, until a special token, a stop id, the context's end or max_tokens.
 
     prompt is text, or token ids that hold their special tokens already.
-    temperature 0 takes the most probable token each time; above 0 it samples, reproducibly by seed.
+    temperature 0 takes the most probable token each time; above 0 it samples, reproducibly by seed, among the fewest
+    tokens that together have top_p. alternatives: how many most probable tokens are given beside each.
     """
     generator = torch.Generator(device="cpu").manual_seed(seed)
     batch = engine.encode(prompt) if isinstance(prompt, str) else engine.pad(prompt)
@@ -48,7 +55,7 @@ def stream(
         logits, texts = prefix.advanced()
         probabilities = torch.softmax(logits[0], dim=-1)
         if temperature > 0:
-            weights = torch.softmax(logits[0] / temperature, dim=-1).cpu()
+            weights = nucleus(torch.softmax(logits[0] / temperature, dim=-1).cpu(), top_p)
             token = int(torch.multinomial(weights, 1, generator=generator))
         else:
             token = int(logits[0].argmax())
@@ -59,8 +66,43 @@ def stream(
         whole = engine.tokenizer.continuation(ids)
         piece = "" if whole.endswith("\ufffd") else whole[len(text) :]
         text += piece
-        yield GeneratedToken(token, piece, float(probabilities[token]))
+        best = probabilities.topk(min(alternatives, len(probabilities)))
+        pairs = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+        yield GeneratedToken(token, piece, float(probabilities[token]), pairs)
         prefix = texts.then(torch.tensor([token], device=engine.device))
+
+
+def nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
+    """The probabilities [vocab] with zeros beyond the fewest that together have top_p; one stays at least."""
+    if top_p >= 1:
+        return probabilities
+    ordered, ids = probabilities.sort(descending=True)
+    # What is before it has top_p already.
+    beyond = ordered.cumsum(0) - ordered >= top_p
+    beyond[0] = False
+    return probabilities.index_fill(0, ids[beyond], 0.0)
+
+
+@dataclass(frozen=True)
+class PromptToken:
+    """One token of a prompt: its id, its probability behind those before it (None for the first), and the most probable there."""
+
+    token_id: int
+    p: float | None
+    best: tuple[tuple[int, float], ...] = ()
+
+
+def prompt_tokens(engine: Engine, prompt: str, alternatives: int = 0) -> list[PromptToken]:
+    """The tokens of a prompt with the probabilities that the model gives them, from one pass."""
+    batch = engine.encode(prompt)
+    ids = batch.row(0)
+    probabilities = torch.softmax(engine.run(batch.ids, None, batch.positions, keep=0)[0], dim=-1)
+    out = [PromptToken(ids[0], None)]
+    for row, token in zip(probabilities, ids[1:], strict=False):
+        best = row.topk(min(alternatives, len(row)))
+        pairs = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+        out.append(PromptToken(token, float(row[token]), pairs))
+    return out
 
 
 @dataclass(frozen=True)

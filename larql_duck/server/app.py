@@ -27,6 +27,7 @@ from larql_duck.server.edit_routes import add_edit_routes, add_session_routes
 from larql_duck.server.explorer_api import add_explorer_routes
 from larql_duck.server.gate import Gate, error_body
 from larql_duck.server.model_routes import add_model_routes
+from larql_duck.server.openai_routes import add_openai_routes
 from larql_duck.server.options import ServeOptions
 from larql_duck.server.service import Service
 
@@ -72,6 +73,7 @@ def create_app(vindexes: Sequence[Path], options: ServeOptions | None = None, **
         add_explorer_routes(router, service)
         if options.infer:
             add_model_routes(router, service)
+            add_openai_routes(router, service)
         if options.edits:
             add_edit_routes(router, service)
         app.include_router(router)

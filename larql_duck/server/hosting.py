@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from larql_duck.commands import carry_out
 from larql_duck.databases import in_memory
@@ -143,8 +145,9 @@ class Hosted:
                 raise OversizeError(
                     f"the answer has {result.arrow().nbytes >> 20} MiB; ask for fewer rows or columns"
                 )
-        result.notices = [self.without_places(notice) for notice in result.notices]
-        return result
+        table = self._without_places(result.arrow())
+        notices = [self.without_places(notice) for notice in result.notices]
+        return Result(table, notices=notices)
 
     def _run(self, statement: Any, text: str, edits: EditSession | None) -> Result:
         if edits is not None:
@@ -159,11 +162,28 @@ class Hosted:
         )
         return result
 
-    def _in_model_session(self, statement: Any, text: str) -> Result:
-        """The statement's result, in the model's thread; what it left in the session's tables is gone afterwards."""
+    def with_engine(self, function: Callable[[], Any]) -> Any:
+        """The function's result in the model's thread, with the engine under no edits."""
+
+        def in_turn() -> Any:
+            _ = self.engine_of(None)
+            return function()
+
+        return self.thread.call(in_turn, self.limits.seconds)
+
+    def engine_of(self, edits: EditSession | None) -> Engine:
+        """The engine under a session's edits (None: under none), in the model's thread alone."""
+        return self._for_model().model.engine if edits is None else edits.session.model.engine
+
+    def _for_model(self) -> Session:
+        """The session of the model's thread."""
         if self._model_session is None:
             self._model_session = self.open_session()
-        session = self._model_session
+        return self._model_session
+
+    def _in_model_session(self, statement: Any, text: str) -> Result:
+        """The statement's result, in the model's thread; what it left in the session's tables is gone afterwards."""
+        session = self._for_model()
         try:
             if self.vindex.has_weights:
                 _ = session.model.engine
@@ -203,6 +223,17 @@ class Hosted:
         for place in self._places:
             text = text.replace(place, self.name)
         return text
+
+    def _without_places(self, table: pa.Table) -> pa.Table:
+        """The table with the vindex's name where its path stood: STATS says where a vindex is."""
+        for at, field in enumerate(table.schema):
+            if pa.types.is_string(field.type):
+                column = table.column(at)
+                for place in self._places:
+                    if pc.any(pc.match_substring(column, place)).as_py():
+                        column = pc.replace_substring(column, place, self.name)
+                table = table.set_column(at, field, column)
+        return table
 
     @contextmanager
     def _plain_errors(self) -> Iterator[None]:

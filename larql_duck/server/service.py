@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from fastapi import Request
 
@@ -62,6 +62,12 @@ class Service:
     async def work(self, function: Callable[[], T]) -> T:
         """The function's result, from a thread of the pool."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, function)
+
+    async def iterate(self, pieces: Iterator[T]) -> AsyncIterator[T]:
+        """The pieces one by one, each made in a thread of the pool; none is made for a client that has gone."""
+        nothing = object()
+        while (piece := await self.work(lambda: next(pieces, nothing))) is not nothing:
+            yield cast("T", piece)
 
     # -- whose request ------------------------------------------------------------------------------------
 
