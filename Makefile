@@ -35,7 +35,10 @@ demo: $(INSTALLED)
 test: lint
 	$(BIN)/pytest -m 'not extras' --numprocesses logical --maxprocesses 8 --dist worksteal
 
+# A browser for the explorer's pages: without one, or without the right to install it, those tests skip.
 test-extras: $(INSTALLED)
+	$(PIP) -e '.[test,browser]'
+	$(BIN)/python -m tests.chromium
 	$(BIN)/pytest -m extras --numprocesses logical --maxprocesses 8 --dist worksteal
 
 test-lowest: $(INSTALLED)

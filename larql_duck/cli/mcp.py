@@ -16,7 +16,7 @@ app = typer.Typer()
 def mcp(vindex: VindexArgument, options: ComputeOptions) -> None:
     """Answer a client of the Model Context Protocol on standard input and output: describe, query, infer, explain.
 
-    Nothing can be changed through it. The client starts it: docs/explorer.md shows how.
+    Nothing can be changed through it. The client starts it: docs/mcp.md shows how.
     """
     if importlib.util.find_spec("mcp") is None:
         raise LarqlError(
