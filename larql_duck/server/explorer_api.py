@@ -68,6 +68,9 @@ SELECT entity, n_facts FROM ENTITIES WHERE starts_with(lower(entity), lower($sta
 """
 
 
+Name = Annotated[str, Query(max_length=16_384)]
+
+
 class _Names(NameLookup):
     """The names of a vindex that is served: what lies on the server's disk is nobody's business."""
 
@@ -112,12 +115,12 @@ def add_explorer_routes(router: APIRouter, service: Service) -> None:
         return await page(request, OVERVIEW, {})
 
     @router.get("/explorer/entity")
-    async def entity(request: Request, name: str) -> Response:
+    async def entity(request: Request, name: Name) -> Response:
         """What is stored about a name: types, facts in both directions, the features behind them."""
         return await page(request, ENTITY, {"name": name})
 
     @router.get("/explorer/live")
-    async def live(request: Request, name: str, part: Literal["facts", "types", "features"]) -> Response:
+    async def live(request: Request, name: Name, part: Literal["facts", "types", "features"]) -> Response:
         """What the model says about a name when it is asked now: one part of its page."""
         return await page(request, {part: LIVE[part]}, {"name": name})
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import anyio.to_thread
 from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
-from mcp_types import ToolAnnotations
+from mcp.types import ToolAnnotations
 from pydantic import Field
 
 from larql_duck._version import __version__
@@ -80,7 +80,7 @@ def _server(hosted: Hosted) -> MCPServer:
             except LarqlError as error:
                 raise ToolError(" ".join(str(error).split())) from None
 
-        return await anyio.to_thread.run_sync(work)
+        return await asyncio.to_thread(work)
 
     @tool
     async def describe(name: Name) -> Answer:

@@ -18,9 +18,9 @@ const main = document.getElementById("main");
 let known = [];
 let leaving = new AbortController();
 
-/** Go to an address of this site. */
-export function open(to) {
-  history.pushState(null, "", to);
+/** Go to an address of this site, in place of the one at hand if `instead`. */
+export function open(to, { instead = false } = {}) {
+  history[instead ? "replaceState" : "pushState"](null, "", to);
   show();
 }
 

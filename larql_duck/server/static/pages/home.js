@@ -6,8 +6,7 @@ import { address } from "../links.js";
 export async function show(content, { models, open, title }) {
   title("Vindexes");
   if (models.length === 1) {
-    history.replaceState(null, "", address.model(models[0].id));
-    open(address.model(models[0].id));
+    open(address.model(models[0].id), { instead: true });
     return;
   }
   content.append(
