@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
 
 import typer
 
+from larql_duck.cli.errors import say
 from larql_duck.cli.options import ComputeOptions, VindexArgument, command
 from larql_duck.errors import LarqlError
 
@@ -25,4 +28,11 @@ def mcp(vindex: VindexArgument, options: ComputeOptions) -> None:
     from larql_duck.server.mcp_server import served
 
     with served(vindex, **options.settings()) as server:
+        signal.signal(signal.SIGINT, _leave)
         server.run("stdio")
+
+
+def _leave(*_: object) -> None:
+    """End the process now: a thread waits for standard input, and nothing wakes it. There is nothing to write."""
+    say("interrupted")
+    os._exit(130)

@@ -185,8 +185,8 @@ class ScriptOptions:
         return values
 
 
-# Commands that run statements.
-_STATEMENTS = ("lql", "sql", "repl")
+# Commands that run statements, their own or those of others.
+_STATEMENTS = ("lql", "sql", "repl", "serve", "mcp")
 
 
 def epilog(*examples: str) -> str:
