@@ -112,7 +112,7 @@ def test_a_name_is_found_by_keyboard_and_its_features_are_a_step_away(visit: Vis
     page.get_by_role("link", name="5 · 9").first.click()
     page.wait_for_url("**/m/world/feature/5/9")
     page.wait_for_selector("h1:text('Layer 5 · feature 9')")
-    assert page.locator("mark").first.inner_text() == " France"
+    assert page.locator("mark").first.text_content() == " France"
     page.go_back()
     page.wait_for_selector("h1:text('France')")
     assert "Eiffel Tower" in visit(f"{WORLD}/entity/Paris", ".graph[data-drawn]").inner_text("main")
