@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from larql_duck._version import __version__
-from larql_duck.cli import cache, edits, exchange, inference, knowledge, mcp, query, vindex
+from larql_duck.cli import cache, edits, exchange, inference, knowledge, mcp, query, serving, vindex
 from larql_duck.cli.errors import ClickError, report, say
 from larql_duck.cli.options import epilog
 from larql_duck.errors import LarqlError, cut_middle, out_of_memory
@@ -114,5 +114,5 @@ def _root(
         print(context.get_help())
 
 
-for group in (query, vindex, knowledge, inference, exchange, edits, cache, mcp):
+for group in (query, vindex, knowledge, inference, exchange, edits, serving, mcp, cache):
     app.add_typer(group.app)

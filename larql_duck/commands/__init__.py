@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "USE": "opening:use",
     "USE MODEL": "opening:use_model",
+    "USE REMOTE": "opening:use_remote",
     "AUTO EXTRACT": "extracting:auto_extract",
     "EXTRACT": "extracting:extract",
     "SHOW MODELS": "extracting:show_models",

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+
+from larql_duck.errors import LarqlError
 from larql_duck.inference.clauses import Ablate, Intervention, Patch, Steer, unlike_lengths
 from larql_duck.inference.explain import TOP as EXPLAIN_TOP
 from larql_duck.inference.explain import TOP_VERBOSE
-from larql_duck.inference.predict import TOP, WALK_K
+from larql_duck.inference.predict import TOP, WALK_K, infer_tables
 from larql_duck.lowering.types import Request, not_described
 from larql_duck.lql import statements as st
 from larql_duck.result import Result
@@ -21,15 +26,52 @@ def infer(session: Session, request: Request) -> Result:
         s.prompt, top=top, compare=s.compare, walk_k=s.walk_k, verbose=s.verbose, interventions=clauses
     )
     notices = [*_remarks(session, s.prompt), *unlike_lengths(session.model.engine, s.prompt, clauses)]
+    notices += _without_text(table)
+    if s.compare and s.walk_k is None:
+        notices.append(f"walk keeps {WALK_K} features a layer; WALK K n says how many")
+    return Result(table, notices=notices)
+
+
+def is_plain(s: st.Infer) -> bool:
+    """Whether INFER has no clause but TOP, so that it can share its pass with others."""
+    return not (s.compare or s.walk_k or s.verbose or s.ablate or s.steer or s.patch)
+
+
+def infer_together(session: Session, statements: Sequence[st.Infer]) -> list[Result | LarqlError]:
+    """The results of plain INFER statements, which share passes; in place of one that cannot be run, its error.
+
+    The vindex must have no database facts: these are asked for prompt by prompt.
+    """
+    engine = session.model.engine
+    problems: list[LarqlError | None] = []
+    for s in statements:
+        try:
+            engine.encode(s.prompt)
+            problems.append(None)
+        except LarqlError as error:
+            problems.append(error)
+    fit = [s for s, problem in zip(statements, problems, strict=True) if problem is None]
+    tables = iter(
+        infer_tables(engine, [s.prompt for s in fit], [TOP if s.top is None else s.top for s in fit])
+    )
+    return [problem or _answered(session, s, tables) for s, problem in zip(statements, problems, strict=True)]
+
+
+def _answered(session: Session, s: st.Infer, tables: Iterator[pa.Table]) -> Result:
+    table = next(tables)
+    result = Result(table, notices=[*_remarks(session, s.prompt), *_without_text(table)])
+    result.statement = s
+    return result
+
+
+def _without_text(table: pa.Table) -> list[str]:
+    """What is said of predicted ids that stand for no text."""
     ranks, tokens, ids = (table.column(n).to_pylist() for n in ("rank", "token", "token_id"))
-    notices += [
+    return [
         f"rank {rank} is id {i}, which the tokenizer does not use: it has no text"
         for rank, token, i in zip(ranks, tokens, ids, strict=True)
         if not token
     ]
-    if s.compare and s.walk_k is None:
-        notices.append(f"walk keeps {WALK_K} features a layer; WALK K n says how many")
-    return Result(table, notices=notices)
 
 
 def clauses_of(s: st.Infer) -> list[Intervention]:

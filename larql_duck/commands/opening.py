@@ -17,6 +17,7 @@ from larql_duck.databases import in_memory
 from larql_duck.lowering.types import Request
 from larql_duck.result import Result
 from larql_duck.session import Session
+from larql_duck.session.preferences import tell
 from larql_duck.workspace import Workspace
 
 _open: weakref.WeakSet[Session] = weakref.WeakSet()
@@ -31,7 +32,8 @@ def connect(
     device: str | None = None,
     compute_dtype: str | None = None,
 ) -> Session:
-    """A Session on a connection of its own (in memory), with the vindex at `path` opened if one is given.
+    """A Session on a connection of its own (in memory), with the vindex at `path` opened if one is given; an address
+    (http://, https://) is that of a server, as in USE REMOTE.
 
     patches are .vlp files that are applied to it, in order; PatchError where one does not fit. texts, a file or
     texts, is what edits take for ordinary text; None: text that the model writes itself.
@@ -83,7 +85,9 @@ def _started(
     try:
         given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
         session.configure(**given)
-        if path is not None:
+        if isinstance(path, str) and path.startswith(("http://", "https://")):
+            tell(*session.use_remote(path).notes)
+        elif path is not None:
             session.use(path)
         for patch in patches:
             session.patches.apply(patch)
@@ -108,6 +112,13 @@ def use(session: Session, request: Request) -> Result:
     columns = {"path": TEXT, "model": TEXT, "level": TEXT, "layers": INT, "features": BIG, "relations": BIG}
     counts = (vindex.n_layers, sum(vindex.n_features), relations)
     return result_of(columns, [(str(vindex.path), vindex.manifest.model, vindex.level, *counts)])
+
+
+def use_remote(session: Session, request: Request) -> Result:
+    """USE REMOTE: statements run on the server's vindex from now on."""
+    remote = session.use_remote(request.statement.target)
+    said = "SQL runs here, over tables that are fetched when it first names them"
+    return result_of({"url": TEXT, "model": TEXT}, [(remote.url, remote.name)], [*remote.notes, said])
 
 
 def use_model(session: Session, request: Request) -> Result:

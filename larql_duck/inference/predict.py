@@ -14,8 +14,9 @@ from larql_duck.errors import LarqlError
 from larql_duck.inference.batch import length_groups
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.interventions import Edit, Sparse
+from larql_duck.inference.prefix import read_prompts
 from larql_duck.inference.targets import top_tokens
-from larql_duck.inference.whole_words import whole_words
+from larql_duck.inference.whole_words import whole_words, words_begun
 from larql_duck.models.tokenizer import Tokenizer
 
 TOP = 5
@@ -84,6 +85,31 @@ def infer_table(
     unknown: dict[str, list[Any]] = {key: [None] * len(more) for key in parts[0]}
     parts.append(unknown | {"token": [*more], "text": [*more], "source": ["patch"] * len(more)})
     return as_table("infer", {key: [v for part in parts for v in part[key]] for key in parts[0]})
+
+
+def infer_tables(engine: Engine, prompts: Sequence[str], tops: Sequence[int]) -> list[pa.Table]:
+    """What `infer_table` gives for each prompt and its number of tokens, without further options; prompts of like length
+    share their passes.
+    """
+    out: dict[int, pa.Table] = {}
+    for group in prompt_groups(engine, prompts):
+        logits, read = read_prompts(engine, engine.encode([prompts[i] for i in group]))
+        found = [prediction(row, tops[i]) for row, i in zip(logits, group, strict=True)]
+        rows = torch.tensor([at for at, each in enumerate(found) if len(each.ids)], dtype=torch.int64)
+        first = torch.tensor([int(found[at].ids[0]) for at in rows], dtype=torch.int64)
+        words = dict(
+            zip(
+                rows.tolist(),
+                words_begun(read, first.to(engine.device), rows.to(engine.device)),
+                strict=True,
+            )
+        )
+        for at, (i, each) in enumerate(zip(group, found, strict=True)):
+            n = len(each.ids)
+            texts = [words[at], *[None] * (n - 1)] if n else []
+            columns = each.columns(engine.tokenizer) | {"text": texts, "source": ["dense"] * n}
+            out[i] = as_table("infer", columns)
+    return [out[i] for i in range(len(prompts))]
 
 
 def prediction(logits: torch.Tensor, top: int) -> Prediction:

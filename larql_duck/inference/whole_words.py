@@ -26,14 +26,19 @@ def whole_words(engine: Engine, batch: Batch, cache: DynamicCache, first: torch.
     batch is the prompt, one row; cache holds it, and stays as it is. Each word goes on with the most probable tokens, at
     most MOST. What begins no word, such as a comma, stays alone.
     """
+    rows = torch.zeros(len(first), dtype=torch.int64, device=first.device)
+    return words_begun(TextsRead(engine, cache, None, batch.positions[:, -1:] + 1, batch.ids), first, rows)
+
+
+def words_begun(read: TextsRead, first: torch.Tensor, rows: torch.Tensor) -> list[str]:
+    """For each token of first int64 [k], the word that it begins behind the text of rows int64 [k]; see `whole_words`."""
+    engine = read.engine
     words = [[int(token)] for token in first]
     texts = [engine.tokenizer.text(ids) for ids in words]
     begun = [i for i, text in enumerate(texts) if _open(text)]
     if begun:
-        rows = torch.zeros(len(begun), dtype=torch.int64, device=first.device)
-        picked = first[torch.tensor(begun, device=first.device)]
-        prompt = TextsRead(engine, cache, None, batch.positions[:, -1:] + 1, batch.ids)
-        prefix = prompt.then(picked, rows)
+        at = torch.tensor(begun, device=first.device)
+        prefix = read.then(first[at], rows[at])
 
         def ended(row: int, more: list[int]) -> bool:
             return engine.tokenizer.is_special(more[-1]) or not _open(

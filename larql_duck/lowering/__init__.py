@@ -19,6 +19,7 @@ Planner = Callable[[Any, Catalog], Plan | requests.Resolved]
 PLANNERS: dict[str, Planner] = {
     "USE": requests.nothing,
     "USE MODEL": requests.nothing,
+    "USE REMOTE": requests.nothing,
     "EXTRACT": requests.extract,
     "STATS": requests.stats,
     "SELECT": select,
@@ -56,7 +57,7 @@ PLANNERS: dict[str, Planner] = {
 }
 """Verb -> what checks its statements: the function gives a Query, or the arguments of a Request."""
 
-WITHOUT_VINDEX = frozenset({"USE", "USE MODEL", "EXTRACT", "SHOW MODELS", "SELECT"})
+WITHOUT_VINDEX = frozenset({"USE", "USE MODEL", "USE REMOTE", "EXTRACT", "SHOW MODELS", "SELECT"})
 """Verbs that make sense before a vindex is open."""
 
 WITH_MODEL = frozenset({"INFER", "EXPLAIN INFER", "TRACE", "STATS"})

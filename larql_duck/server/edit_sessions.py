@@ -65,13 +65,14 @@ class EditSession:
     def call(self, function: Callable[[], Any]) -> Any:
         """The function's result in the model's thread, with the engine under the edits."""
 
-        def in_turn() -> Any:
-            with self._in_use():
-                if self.hosted.vindex.has_weights:
-                    _ = self.session.model.engine
-                return function()
+        return self.hosted.thread.call(lambda: self.in_turn(function), self.hosted.limits.seconds)
 
-        return self.hosted.thread.call(in_turn, self.hosted.limits.seconds)
+    def in_turn(self, function: Callable[[], Any]) -> Any:
+        """The function's result with the engine under the edits, for those who have the model's thread."""
+        with self._in_use():
+            if self.hosted.vindex.has_weights:
+                _ = self.session.model.engine
+            return function()
 
     def apply(self, patch: Mapping[str, Any], name: str | None) -> dict[str, Any]:
         """What the session holds after an inline patch was applied. PatchError for one that does not fit."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from larql_duck.commands import carry_out
 from larql_duck.databases import in_memory
 from larql_duck.errors import LarqlError, out_of_memory
+from larql_duck.lowering import plan
 from larql_duck.lql import parse
 from larql_duck.patches.overlay import Overlay
 from larql_duck.result import Result
@@ -150,6 +151,13 @@ class Hosted:
         return Result(table, notices=notices)
 
     def _run(self, statement: Any, text: str, edits: EditSession | None) -> Result:
+        session = self.tables if edits is None else edits.session
+        if statement.kind == "Infer" and not session.patches.overlay.knn:
+            from larql_duck.commands.inferring import is_plain
+
+            plan(statement, session.catalog)
+            if is_plain(statement):
+                return self._together(statement, edits)
         if edits is not None:
             return edits.run(statement, text)
         if not _verbs(statement) & MODEL:
@@ -160,6 +168,21 @@ class Hosted:
         result: Result = self.thread.call(
             lambda: self._in_model_session(statement, text), self.limits.seconds
         )
+        return result
+
+    def _together(self, statement: Any, edits: EditSession | None) -> Result:
+        """The result of a plain INFER, which shares its pass with others that wait for the same model under the same edits."""
+
+        def run(statements: Sequence[Any]) -> Sequence[Any]:
+            from larql_duck.commands.inferring import infer_together
+
+            def infer() -> Sequence[Any]:
+                return infer_together(self._for_model() if edits is None else edits.session, statements)
+
+            return infer() if edits is None else edits.in_turn(infer)
+
+        key = (self.name, None if edits is None else edits.id)
+        result: Result = self.thread.put(run, statement, key, self.limits.seconds).result()
         return result
 
     def with_engine(self, function: Callable[[], Any]) -> Any:

@@ -144,6 +144,14 @@ class Connection:
             raise query_error(error, sql, self.failures, how_to_open) from error
         return Result(table, con=self, sql=sql, notices=[] if aside else self.failures.take_remarks())
 
+    def keep(self, name: str, rows: pa.Table) -> None:
+        """Make the rows a table of the schema, in place of one of that name."""
+        with self.cursor() as cursor:
+            cursor.register("larql_kept_rows", rows)
+            table = exp.Table(this=exp.to_identifier(name), db=exp.to_identifier(self.schema))
+            cursor.execute(f"CREATE OR REPLACE TABLE {table.sql('duckdb')} AS FROM larql_kept_rows")
+            cursor.unregister("larql_kept_rows")
+
     def _reads_the_vindex_alone(self, sql: str) -> bool:
         """Whether a query gives the same rows on another connection: of no temporary table, nothing uncommitted."""
         try:

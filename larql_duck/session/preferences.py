@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import pyarrow as pa
 
 from larql_duck.inference.settings import Settings
 from larql_duck.lowering.types import HOW_TO_OPEN, Query
@@ -53,3 +56,21 @@ class Preferences:
     most_rows: int | None = None
     frames: bool = True
     lender: Lender | None = None
+
+    def limited(self, sql: str) -> str:
+        """The query with no more rows than one above `most_rows`, which tells that there are more."""
+        return sql if self.most_rows is None else f"FROM ({sql}) LIMIT {self.most_rows + 1}"
+
+    def cut(self, table: pa.Table) -> tuple[pa.Table, list[str]]:
+        """The first `most_rows` rows of a table, and what is said where there were more."""
+        if self.most_rows is None or table.num_rows <= self.most_rows:
+            return table, []
+        return table.slice(0, self.most_rows), [
+            f"the first {self.most_rows} rows; LIMIT and OFFSET give others"
+        ]
+
+
+def tell(*notices: str | None) -> None:
+    """Write remarks to stderr, a line each."""
+    for notice in filter(None, notices):
+        print(f"note: {notice}", file=sys.stderr)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -27,7 +26,7 @@ from larql_duck.session.empty_results import why_empty, why_empty_sql
 from larql_duck.session.feature_card import FeatureCard, feature_card
 from larql_duck.session.mount import Mount
 from larql_duck.session.open_vindex import OpenVindex
-from larql_duck.session.preferences import UNCHANGED, BackgroundTexts, Preferences, Unchanged
+from larql_duck.session.preferences import UNCHANGED, BackgroundTexts, Preferences, Unchanged, tell
 from larql_duck.session.query_errors import statement_error
 from larql_duck.session.udfs import register_functions
 from larql_duck.session.unsaved_edits import told_of_unsaved
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from larql_duck.inference.model import Model
     from larql_duck.inference.trace import TraceResult
     from larql_duck.models.checkpoint import ModelSource
+    from larql_duck.session.remote_vindex import RemoteVindex
 
 NamedValues = Mapping[str, Any]
 FileName = str | Path | None
@@ -50,9 +50,8 @@ CarryOut = Callable[["Session", Request], Result]
 class Session:
     """A vindex in a DuckDB connection, asked in LQL (`lql`, `script`) or SQL (`sql`, or `con` directly).
 
-    con is the DuckDB connection: query it, join with it, create tables in it. Views and macros are in the schema
-    `schema`. Safe to use from several threads: each gets its own cursor of the connection. Made by `connect` and
-    `attach`; a context manager that closes itself.
+    con is the DuckDB connection: query it, join with it, create tables in it. Views and macros are in the schema `schema`. Safe
+    to use from several threads: each gets its own cursor. Made by `connect` and `attach`; a context manager.
     """
 
     def __init__(
@@ -65,8 +64,7 @@ class Session:
         tracer: Callable[[str], None] | None = None,
         texts: BackgroundTexts | None = None,
     ) -> None:
-        """carry_out runs a Request of this session (`larql_duck.commands.carry_out`). own: the connection is closed
-        with the session. tracer and texts are as in `configure`."""
+        """carry_out runs this session's Requests (`larql_duck.commands.carry_out`). own: the connection is closed with it."""
         self.con = con
         self.schema = schema
         self.options = Preferences(tracer=tracer, texts=texts)
@@ -76,6 +74,7 @@ class Session:
         self._lock = threading.RLock()
         self._opened: OpenVindex | None = None
         self._model: Model | None = None
+        self.remote: RemoteVindex | None = None
         self._catalog: Catalog = EmptyCatalog(schema, self.options.how_to_open)
         self._registered = False
 
@@ -85,8 +84,7 @@ class Session:
     def lql(self, text: str, parameters: NamedValues | None = None) -> Result:
         """The result of the last statement of an LQL text; all of them run, in order.
 
-        `$name` in the text stands for parameters['name'], always as a value. Tables that neither the vindex nor the
-        connection has are looked up among the caller's DataFrames.
+        `$name` stands for parameters['name'], always as a value. Tables that are not there are looked up among the caller's DataFrames.
         """
         return self.script(text, parameters)[-1]
 
@@ -104,6 +102,8 @@ class Session:
     def run(self, statement: Statement, text: str = "") -> list[Result]:
         """The results of one parsed statement: one, or several for a pipe whose stages do not use each other."""
         text, catalog = text or str(statement), self._catalog
+        if self.remote is not None and statement.kind != "Use":
+            return [self.remote.run(statement, text)]
         if isinstance(catalog, ModelCatalog) and catalog.auto_extract and needs_vindex(statement, catalog):
             made = self._carry_out(Request("AUTO EXTRACT", arguments={"source": catalog.source}))
             results = self.run(statement, text)
@@ -124,6 +124,8 @@ class Session:
         """
         if self._opened is not None:
             self._opened.live.show()
+        if self.remote is not None:
+            self.remote.provide(self._connection, query)
         with watched(self.options.progress), doing("SQL"):
             result = self._connection.query(query, parameters)
         # In a connection of the user's, what `lq.` does not stand before is theirs.
@@ -170,8 +172,7 @@ class Session:
         with self._lock:
             self._forget()
             self._mount.show(opened)
-            for notice in filter(None, (opened.notice, self._mount.notice)):
-                print(f"note: {notice}", file=sys.stderr)
+            tell(opened.notice, self._mount.notice)
             if not self._registered:
                 register_functions(self._mount, self._connection, lambda: self.model, lambda: self.workspace)
                 self._registered = True
@@ -194,6 +195,17 @@ class Session:
             self._model = model
             self._catalog = ModelCatalog(source, self.schema, auto_extract)
         return source
+
+    def use_remote(self, url: str) -> RemoteVindex:
+        """The vindex of a server, which answers from now on; a key comes from LARQL_DUCK_API_KEY. VindexError for none."""
+        from larql_duck.session.remote_vindex import RemoteVindex
+
+        remote = RemoteVindex(url)
+        with self._lock:
+            self._forget()
+            self._mount.clear()
+            self.remote = remote
+            return remote
 
     # -- commands -----------------------------------------------------------------------------------------
 
@@ -244,9 +256,8 @@ class Session:
         that may be run, those of the pilot too.
         The facts are shown at once; with save they are published in the vindex, where they replace earlier rows of
         the same subject and relation. specific compares effects with other facts of the relation; ablation says what a
-        feature is set to; top_n answers a subject are kept; checkpoint is a directory in which a run that is killed leaves
-        finished batches. names asks, instead of all that, about the next so many names of the tokenizer's own vocabulary.
-        LevelError where the vindex has no weights, PackError for what cannot be asked.
+        feature is set to; top_n answers a subject are kept; a run that is killed leaves finished batches in the directory checkpoint. names
+        asks, instead of all that, about so many next names of the vocabulary. LevelError; PackError for what cannot be asked.
         """
         if names is not None:
             if not isinstance(names, int) or names < 1:
@@ -274,8 +285,7 @@ class Session:
 
         texts is a Parquet file (column `column`, else 'text'), JSON lines (a field of that name), a text file (a text a
         line) or a directory of these; None: the hundred short texts of all kinds that come with larql-duck. They are cut into windows of `window` tokens; the `top` strongest tokens of
-        each sign are kept, with a sample of weaker ones and exact figures: tables feature_stats, feature_firings, example_texts.
-        An interrupted run is continued by the same call.
+        each sign are kept, with a sample of weaker ones and exact figures: tables feature_stats, feature_firings, example_texts. The same call continues an interrupted run.
         """
         arguments = {"texts": texts, "top": top, "window": window, "column": column}
         return self._carry_out(Request("COLLECT EXAMPLES", arguments=arguments))
@@ -405,17 +415,18 @@ class Session:
             raise AttributeError(f"'Session' object has no attribute {name!r}{meant}")
 
     def __repr__(self) -> str:
-        return f"<Session: {'no vindex' if self.vindex is None else self.vindex.path}, schema {self.schema}>"
+        opened = self.remote or ("no vindex" if self.vindex is None else self.vindex.path)
+        return f"<Session: {opened}, schema {self.schema}>"
 
     def _repr_html_(self) -> str:
         return f"<code>{html.escape(repr(self))}</code>"
 
     def _forget(self) -> None:
-        if self._opened is not None and self._opened.edits.dirty:
-            opened = self._opened
-            said = told_of_unsaved(opened.edits, opened.vindex.path, self.options.keep_unsaved)
-            print(f"note: {said}", file=sys.stderr)
-        self._opened = self._model = self._connection.views = None
+        if (opened := self._opened) is not None and opened.edits.dirty:
+            tell(told_of_unsaved(opened.edits, opened.vindex.path, self.options.keep_unsaved))
+        if self.remote is not None:
+            self.remote.close()
+        self._opened = self._model = self._connection.views = self.remote = None
         self._catalog = EmptyCatalog(self.schema, self.options.how_to_open)
 
     # -- statements ---------------------------------------------------------------------------------------
@@ -437,7 +448,7 @@ class Session:
 
     def _explain_sql(self, statement: Any) -> Result:
         query = transpiled(statement.statement, self._catalog, running=True)
-        table = pa.table({"sql": pa.array([query.printed], pa.string())})
+        table = pa.table({"sql": [query.printed]}, schema=pa.schema({"sql": pa.string()}))
         return Result(table, con=self._connection, notices=query.notices, statement=statement)
 
     def _answer(self, step: Plan, statement: Statement, text: str, piped: pa.Table | None) -> Result:
@@ -449,9 +460,7 @@ class Session:
             need_vindex(self._catalog)
         if self.options.guard is not None:
             self.options.guard(step)
-        connection, most = self._connection, self.options.most_rows
-        # One row more tells that there are more.
-        sql = step.sql if most is None else f"FROM ({step.sql}) LIMIT {most + 1}"
+        connection, sql = self._connection, self.options.limited(step.sql)
         asked = self._asked_live(step)
         try:
             with watched(self.options.progress), doing(statement.syntax[0].name):
@@ -465,10 +474,8 @@ class Session:
             notices += not_described(self._catalog, sorted({*table["layer"].to_pylist()}))
         if table.num_rows == 0:
             notices += why_empty(step, self._catalog, connection.rows)
-        if most is not None and table.num_rows > most:
-            table = table.slice(0, most)
-            notices.append(f"the first {most} rows; LIMIT and OFFSET give others")
-        return Result(table, con=connection, sql=step.printed, notices=notices, statement=statement)
+        table, cut = self.options.cut(table)
+        return Result(table, con=connection, sql=step.printed, notices=[*notices, *cut], statement=statement)
 
     def _asked_live(self, step: Query) -> list[str]:
         """The model asked about the names of which the query speaks, where it is to be; what is to be said of it."""

@@ -1,0 +1,71 @@
+"""A server that runs until it is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from larql_duck.errors import LarqlError
+from larql_duck.server.app import create_app
+from larql_duck.server.options import ServeOptions
+
+# Seconds for requests under way when the server is told to stop.
+_GRACE = 10
+
+
+def serve(
+    vindexes: Sequence[Path],
+    options: ServeOptions,
+    *,
+    certificate: tuple[Path, Path] | None = None,
+    **settings: Any,
+) -> None:
+    """Serve these vindexes until SIGTERM or Ctrl-C; requests under way are answered first.
+
+    certificate: files of the chain and its key, for HTTPS. LarqlError where the address cannot be had.
+    """
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    # The address first: opening a vindex takes longer than finding that another server has it.
+    listener = _listen(options.host, options.port)
+    try:
+        app = create_app(vindexes, options, **settings)
+        files = {} if certificate is None else {"ssl_certfile": certificate[0], "ssl_keyfile": certificate[1]}
+        config = uvicorn.Config(
+            app,
+            # The gate writes the log, without names that people asked about.
+            access_log=False,
+            log_level="warning",
+            server_header=False,
+            timeout_graceful_shutdown=_GRACE,
+            timeout_keep_alive=int(options.limits.stall),
+            h11_max_incomplete_event_size=64 << 10,
+            proxy_headers=False,
+            **files,
+        )
+        host, port = listener.getsockname()[:2]
+        scheme = "http" if certificate is None else "https"
+        shown = f"[{host}]" if ":" in host else host
+        what = "for reading and, in sessions, editing" if options.edits else "for reading"
+        print(
+            f"serving {', '.join(app.state.service.hosted)} {what} at {scheme}://{shown}:{port}",
+            file=sys.stderr,
+        )
+        uvicorn.Server(config).run(sockets=[listener])
+    finally:
+        listener.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=512)
+    except OSError as error:
+        raise LarqlError(
+            f"cannot listen on {host}:{port} ({error.strerror or error}); choose another with --host and --port"
+        ) from None
