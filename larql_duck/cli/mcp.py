@@ -23,7 +23,7 @@ def mcp(vindex: VindexArgument, options: ComputeOptions) -> None:
     """
     if importlib.util.find_spec("mcp") is None:
         raise LarqlError(
-            "larql-duck mcp needs the package mcp; install it with: pip install 'larql-duck[mcp]'"
+            "mcp needs the extra [mcp]: in a clone of larql-duck, pip install '.[mcp]' (the package mcp)"
         )
     from larql_duck.server.mcp_server import served
 
