@@ -18,11 +18,11 @@ ROOT = Path(larql_duck.__file__).parent
 LINES = 500
 SHARE_INSIDE = 0.08
 # Packages that may name the class Session: its own, and those above it.
-ABOVE_SESSION = {"session", "commands", "cli", "repl", "notebook.py", "__init__.py"}
+ABOVE_SESSION = {"session", "commands", "cli", "repl", "notebook.py", "server", "__init__.py"}
 # What users and the packages above have of a Session. A name more is a promise more: docs, tests, CHANGELOG.
 SESSION = {
     "con", "schema", "options", "vindex", "catalog", "workspace", "model", "patches",
-    "lql", "script", "stream", "run", "sql", "use", "use_model", "insert", "probe", "describe", "fit_types", "feature", "collect_examples", "evaluate_edits", "evaluate", "trace",
+    "lql", "script", "stream", "run", "sql", "use", "use_model", "use_remote", "remote", "here", "insert", "probe", "describe", "fit_types", "feature", "collect_examples", "evaluate_edits", "evaluate", "trace",
     "refresh", "configure", "cursor", "close",
 }  # fmt: skip
 

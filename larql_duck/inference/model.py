@@ -81,7 +81,7 @@ class Model:
         self.bands = bands
         self.database = database
         self._edits = edits
-        self._lender = lender
+        self._lender, self._lent = lender, False
         self._probes = probes
         self._lock = threading.RLock()
         self._engine: Engine | None = None
@@ -120,9 +120,10 @@ class Model:
         """The engine, loaded when first asked for. LevelError where no weights are stored."""
         with self._lock:
             if self._lender is not None:
-                return self._lender(
-                    self.source, self.settings, None if self._edits is None else self._edits.overlay
-                )
+                overlay = None if self._edits is None else self._edits.overlay
+                lent = self._lender(self.source, self.settings, overlay)
+                self._lent = True
+                return lent
             if self._engine is None:
                 engine = Engine.load(self.source, self.settings)
                 if self._edits is not None:
@@ -134,7 +135,8 @@ class Model:
         """Run later passes under what `overlay` gives now, and forget what was measured before."""
         with self._lock:
             self._reference = None
-            # A lent engine is put under the edits when it is next asked for.
+            if self._lender is not None and self._lent:
+                _ = self.engine
             if self._engine is not None and self._edits is not None:
                 self._engine.apply_overlay(self._edits.overlay)
 

@@ -52,7 +52,7 @@ class Selection(Strict):
     order: Literal["asc", "desc"] = "desc"
 
 
-class Statement(Strict):
+class StatementBody(Strict):
     """POST /v1/query: one LQL statement."""
 
     statement: str
@@ -170,7 +170,7 @@ def add_browse_routes(router: APIRouter, service: Service) -> None:
         return _answer(request, result, members, began, edits)
 
     @router.post("/query")
-    async def query(request: Request, body: Annotated[Statement, Body()]) -> Response:
+    async def query(request: Request, body: Annotated[StatementBody, Body()]) -> Response:
         """The result of one LQL statement."""
         began = time.perf_counter()
         hosted, profile = service.vindex(request), service.profile(request)

@@ -59,7 +59,7 @@ class Tally:
 
 
 @dataclass
-class Completion:
+class TextWriter:
     """A text being written: `pieces` gives its tokens, in a thread that may wait; `tally` is filled by then."""
 
     writing: Writing

@@ -86,7 +86,9 @@ class Gate:
         headers = {name.lower(): value for name, value in scope["headers"]}
         path = scope["path"]
         self._check_host(headers)
-        scope["state"]["client"] = client = self._client(headers, path)
+        if not path.isprintable():
+            raise RefusedRequestError(400, "the address holds a control character")
+        scope.setdefault("state", {})["client"] = client = self._client(headers, path)
         if path in OPEN:
             await self._app(scope, receive, send)
             return

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import duckdb
 import pyarrow as pa
@@ -22,7 +22,7 @@ from larql_duck.patches.overlay import Overlay
 from larql_duck.result import Result
 from larql_duck.server.model_thread import ModelThread, OutOfTurnError, TimeLimitError
 from larql_duck.server.options import Limits
-from larql_duck.server.policy import CHANGES, EDITOR, MODEL, READER, OversizeError, Policy
+from larql_duck.server.policy import CHANGES, EDITOR, MODEL, READER, OversizeError, Policy, never_saving
 from larql_duck.server.sql_policy import RefusedError
 from larql_duck.session import Session
 
@@ -30,10 +30,22 @@ if TYPE_CHECKING:
     from larql_duck.inference.engine import Engine
     from larql_duck.inference.settings import Settings
     from larql_duck.models.source import WeightSource
-    from larql_duck.server.edit_sessions import EditSession
 
 # Said last, when everything is mounted: from here on nothing of the process can be reached through SQL.
 _LOCKED = "SET enable_external_access = false; SET lock_configuration = true"
+
+
+class Edited(Protocol):
+    """A session with edits, as what it is hosted by uses it."""
+
+    id: str
+    session: Session
+
+    def run(self, statement: Any, text: str) -> Result:
+        """The result of a checked statement under the edits."""
+
+    def in_turn(self, function: Callable[[], Any]) -> Any:
+        """The function's result under the edits, for those who have the model's thread."""
 
 
 class SharedEngine:
@@ -126,7 +138,7 @@ class Hosted:
 
     # -- asking -------------------------------------------------------------------------------------------
 
-    def answer(self, text: str, profile: str, edits: EditSession | None = None) -> Result:
+    def answer(self, text: str, profile: str, edits: Edited | None = None) -> Result:
         """The result of one LQL statement, for this profile and under the session's edits.
 
         Errors as of `Session.lql`; RefusedError for what is not served, TimeLimitError for what takes too long.
@@ -137,11 +149,11 @@ class Hosted:
             raise RefusedError("send one statement at a time")
         return self.run(statements[0], text, profile, edits)
 
-    def run(self, statement: Any, text: str, profile: str, edits: EditSession | None = None) -> Result:
+    def run(self, statement: Any, text: str, profile: str, edits: Edited | None = None) -> Result:
         """The result of one parsed statement; see `answer`."""
         self.policy.check(statement, profile)
         with self._plain_errors():
-            result = self._run(statement, text, edits)
+            result = self._run(never_saving(statement), text, edits)
             if result.arrow().nbytes > self.limits.answer_bytes:
                 raise OversizeError(
                     f"the answer has {result.arrow().nbytes >> 20} MiB; ask for fewer rows or columns"
@@ -150,7 +162,7 @@ class Hosted:
         notices = [self.without_places(notice) for notice in result.notices]
         return Result(table, notices=notices)
 
-    def _run(self, statement: Any, text: str, edits: EditSession | None) -> Result:
+    def _run(self, statement: Any, text: str, edits: Edited | None) -> Result:
         session = self.tables if edits is None else edits.session
         if statement.kind == "Infer" and not session.patches.overlay.knn:
             from larql_duck.commands.inferring import is_plain
@@ -170,7 +182,7 @@ class Hosted:
         )
         return result
 
-    def _together(self, statement: Any, edits: EditSession | None) -> Result:
+    def _together(self, statement: Any, edits: Edited | None) -> Result:
         """The result of a plain INFER, which shares its pass with others that wait for the same model under the same edits."""
 
         def run(statements: Sequence[Any]) -> Sequence[Any]:
@@ -194,7 +206,7 @@ class Hosted:
 
         return self.thread.call(in_turn, self.limits.seconds)
 
-    def engine_of(self, edits: EditSession | None) -> Engine:
+    def engine_of(self, edits: Edited | None) -> Engine:
         """The engine under a session's edits (None: under none), in the model's thread alone."""
         return self._for_model().model.engine if edits is None else edits.session.model.engine
 
@@ -212,10 +224,7 @@ class Hosted:
                 _ = session.model.engine
             return self.timed(session, statement, text)
         finally:
-            session.workspace.live.forget()
-            if "PROBE" in _verbs(statement):
-                session.close()
-                self._model_session = None
+            session.workspace.live.hide()
 
     def timed(self, session: Session, statement: Any, text: str) -> Result:
         """The statement's result within the time that a request has. TimeLimitError."""

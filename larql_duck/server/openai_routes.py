@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field
 from larql_duck.errors import LarqlError
 from larql_duck.server.answers import one_line
 from larql_duck.server.browse_routes import Strict, json_answer
-from larql_duck.server.completions import Completion, Writing, Written
+from larql_duck.server.completions import TextWriter, Writing, Written
 from larql_duck.server.service import NoModelError, Service
 
 _NOT_SERVED = "n, best_of and tools are not served: one text a request, without tools"
@@ -54,7 +54,7 @@ class CompletionRequest(_Shared):
     echo: bool = False
 
 
-class Message(Strict):
+class ChatMessage(Strict):
     """One message of a chat."""
 
     role: Literal["system", "user", "assistant"]
@@ -64,7 +64,7 @@ class Message(Strict):
 class ChatRequest(_Shared):
     """POST /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1, max_length=200)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=200)
     max_completion_tokens: int | None = Field(None, ge=0)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
@@ -73,7 +73,7 @@ class ChatRequest(_Shared):
 def add_openai_routes(router: APIRouter, service: Service) -> None:
     """Let the router write texts."""
 
-    def completion(request: Request, body: _Shared, writing: Writing) -> Completion:
+    def completion(request: Request, body: _Shared, writing: Writing) -> TextWriter:
         hosted = (
             service.vindex(request) if "model" in request.path_params or len(service.hosted) == 1 else None
         )
@@ -82,7 +82,7 @@ def add_openai_routes(router: APIRouter, service: Service) -> None:
                 raise NoModelError(f"model is {body.model!r:.60}; served are {', '.join(service.hosted)}")
             hosted = service.hosted[body.model]
         hosted.vindex.require("inference", "writing a text")
-        return Completion(writing, hosted, service.edits(request, hosted))
+        return TextWriter(writing, hosted, service.edits(request, hosted))
 
     def new_tokens(asked: int | None) -> int:
         return min(16 if asked is None else asked, service.options.limits.new_tokens)
@@ -164,7 +164,7 @@ def add_openai_routes(router: APIRouter, service: Service) -> None:
         }
         return json_answer({**about, "choices": [choice], "usage": _usage(asked)})
 
-    async def streamed(asked: Completion, chunk: Any, last: Any) -> Response:
+    async def streamed(asked: TextWriter, chunk: Any, last: Any) -> Response:
         pieces = asked.pieces()
         # The first token is waited for, so that an error has a status of its own.
         first = await service.work(lambda: next(pieces, None))
@@ -188,7 +188,7 @@ def _and_then(first: Written, rest: Iterator[Written]) -> Iterator[Written]:
     yield from rest
 
 
-def _about(prefix: str, kind: str, asked: Completion) -> dict[str, Any]:
+def _about(prefix: str, kind: str, asked: TextWriter) -> dict[str, Any]:
     return {
         "id": f"{prefix}-{secrets.token_hex(12)}",
         "object": kind,
@@ -201,7 +201,7 @@ def _joined(tokens: Sequence[Written]) -> str:
     return "".join(token.text for token in tokens)
 
 
-def _usage(asked: Completion) -> dict[str, int]:
+def _usage(asked: TextWriter) -> dict[str, int]:
     read, written = asked.tally.prompt_tokens, asked.tally.completion_tokens
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 

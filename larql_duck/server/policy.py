@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
+from larql_duck.errors import LarqlError
 from larql_duck.lowering.types import Query
 from larql_duck.lql.literals import Sql
 from larql_duck.lql.statements import Statement
 from larql_duck.server.options import Limits
 from larql_duck.server.sql_policy import RefusedError, SqlPolicy
 
-Check = Callable[[Any], str | None]
+Rule = Callable[[Any], str | None]
 
 
 def _anything(statement: Any) -> None:
     return None
 
 
-def _without(**clauses: str) -> Check:
+def _without(**clauses: str) -> Rule:
     """A check that these fields are not used; each has the clause as LQL writes it."""
 
     def check(statement: Any) -> str | None:
@@ -29,7 +30,7 @@ def _without(**clauses: str) -> Check:
     return check
 
 
-READER: dict[str, Check] = {
+READER: dict[str, Rule] = {
     "SELECT": _anything,
     "DESCRIBE": _without(save="SAVE"),
     "WALK": _anything,
@@ -48,7 +49,7 @@ READER: dict[str, Check] = {
 }
 """Verb -> what names the clause that a reader may not write, None where there is none of it."""
 
-EDITOR: dict[str, Check] = READER | {
+EDITOR: dict[str, Rule] = READER | {
     "INSERT": _without(cases="CASES"),
     "UPDATE": _anything,
     "DELETE": _anything,
@@ -109,12 +110,24 @@ class Policy:
             raise RefusedError(f"{min(found)} runs the model, and this server was started with --no-infer")
 
     def check_size(self, text: str) -> None:
-        """OversizeError for a statement that is too long."""
-        n = len(text.encode("utf-8", "surrogatepass"))
+        """OversizeError for a statement that is too long, LarqlError for one that is no valid text."""
+        try:
+            n = len(text.encode("utf-8"))
+        except UnicodeEncodeError:
+            raise LarqlError(
+                "the statement holds a lone surrogate and is no valid text; write it as UTF-8"
+            ) from None
         if n > self._limits.statement:
             raise OversizeError(
                 f"the statement has {n} bytes; at most {self._limits.statement} are served, send it in parts"
             )
+
+
+def never_saving(statement: Any) -> Any:
+    """The statement; of a PROBE, and of one in a pipe, a dry run: nothing that a server runs is stored."""
+    if statement.kind == "Pipe":
+        return replace(statement, stages=tuple(map(never_saving, statement.stages)))
+    return replace(statement, dry_run=True) if statement.kind == "Probe" else statement
 
 
 class OversizeError(RefusedError):

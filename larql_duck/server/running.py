@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -56,7 +57,11 @@ def serve(
             f"serving {', '.join(app.state.service.hosted)} {what} at {scheme}://{shown}:{port}",
             file=sys.stderr,
         )
+        # uvicorn ends by these signals and then raises them again, which is no news by then.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: None)
         uvicorn.Server(config).run(sockets=[listener])
+        print("stopped: requests under way were answered, sessions with edits are gone", file=sys.stderr)
     finally:
         listener.close()
 

@@ -134,6 +134,11 @@ class LiveFacts:
         """Show no answers any more: the model is another."""
         with self._lock:
             self._world = None
+            self.hide()
+
+    def hide(self) -> None:
+        """Show no answers any more, and ask anew: who comes next is somebody else."""
+        with self._lock:
             self._asked.clear()
             self._waiting.clear()
             self._mount.drop_live()

@@ -70,15 +70,12 @@ def _json(choose: random.Random, _: list[str]) -> Sent:
     """Members of another type, left out, or of odd values."""
     path = choose.choice(list(_GOOD))
     body = json.loads(json.dumps(_GOOD[path]))
-    key = choose.choice(list(body))
-    wrong = [None, [], {}, True, -5, 1e308, 2**70, [[[]]], {"a": {}}, choose.choice(_ODD)]
-    if choose.random() < 0.3:
-        del body[next(iter(body))]
+    first = next(iter(body))
+    if choose.random() < 0.3 and path != "select":
+        del body[first]
     else:
-        body[key] = choose.choice(
-            [w for w in wrong if not isinstance(w, type(body[key])) or w in _ODD[:3]] or [None]
-        )
-        body["prompt" if "prompt" in body else next(iter(body))] = choose.choice([None, 7, [], {}])
+        body[first] = choose.choice([7, -5, 1e308, 2**70, [], [[[]]], {}, {"a": {}}, True, "\ud800"])
+    body[choose.choice(_ODD)] = choose.choice(_ODD)
     return _post(path, body)
 
 
@@ -124,7 +121,7 @@ def _lql(choose: random.Random, statements: list[str]) -> Sent:
     broken = choose.choice(
         [text[:at] + '"' * (text[:at].count('"') % 2 == 0), text[:at] + " ~~~ " + choose.choice(_ODD)]
     )
-    return _post("query", {"statement": broken + " ]["})
+    return _post("query", {"statement": broken + "\n]["})
 
 
 def _sql(choose: random.Random, _: list[str]) -> Sent:
@@ -162,7 +159,7 @@ def _ids(choose: random.Random, _: list[str]) -> Sent:
             f"/v1/{MODEL}/describe",
             f"/v1/{MODEL}/describe?entity=x&limit=-1",
             f"/v1/{MODEL}/relations?source={odd}",
-            f"/m/{odd}/../../etc/passwd%00",
+            f"/{odd}/../../etc/passwd%00",
             f"/v1/{MODEL}//{odd}",
             f"/%2e%2e/%2e%2e/etc/passwd/{odd}",
         ]

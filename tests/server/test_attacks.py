@@ -115,6 +115,27 @@ def test_edits_are_those_of_one_session_of_one_key(editor: Running) -> None:
     assert editor.lql(seen, headers=mine | {"X-Session-Id": id}).status_code == 404
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        'PROBE ENTITIES "Spain", "Nowhere" RELATIONS "capital"',
+        'PROBE ENTITIES "Spain" RELATIONS "motto" TEMPLATE "The motto of {} is"',
+        'PROBE ENTITIES (SELECT subject FROM facts LIMIT 1) RELATIONS "capital" |> SELECT count(*) FROM _',
+        'DESCRIBE "Nowhere" LIVE WITH EFFECTS',
+    ],
+)
+def test_nothing_that_is_asked_is_stored(reader: Running, statement: str) -> None:
+    vindex = reader.app.state.service.hosted[MODEL].vindex.path
+    before = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in vindex.rglob("*")}
+    count = "SELECT count(*) FROM facts"
+    facts = reader.lql(count, MODEL).json()["rows"]
+    answer = reader.lql(statement, MODEL)
+    assert answer.status_code == 200, answer.text
+    assert {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in vindex.rglob("*")} == before
+    assert reader.lql(count, MODEL).json()["rows"] == facts
+    assert reader.lql(f'INFER "x" TOP 1 |> {count}, _', MODEL).json()["rows"] == facts
+
+
 def test_ids_that_can_be_guessed_make_no_session(editor: Running) -> None:
     fact = {"entity": "Atlantis", "relation": "capital", "target": "Poseidon"}
     for id in ("1", "abc", "x" * 31, "../../" + "x" * 40, "x" * 200):

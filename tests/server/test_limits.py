@@ -125,12 +125,12 @@ def test_small_limits(probed_vindex: Make) -> None:
         assert len(few["rows"]) == 3 and few["notices"] == ["the first 3 rows; LIMIT and OFFSET give others"]
         assert len(server.lql("SELECT feature FROM features LIMIT 3").json()["notices"]) == 0
         assert server.lql("SELECT count(*) FROM features").json()["rows"][0][0] > 3
-        assert server.lql("SELECT list(feature) FROM features").status_code == 413
+        assert server.lql("SELECT list(token) FROM tokens").status_code == 413
         assert server.lql("SELECT 1" + " " * 600).status_code == 413
         assert server.post("/v1/query", {"statement": "x" * 3000}).status_code == 413
-        statuses = [server.get("/v1/stats").status_code for _ in range(20)]
+        statuses = [server.get("/v1/models").status_code for _ in range(20)]
         assert statuses.count(429) >= 5 and statuses[0] == 200
-        assert int(server.get("/v1/stats").headers["retry-after"]) > 0
+        assert int(server.get("/v1/models").headers["retry-after"]) > 0
         assert server.get("/v1/health").status_code == 200
 
 
@@ -169,6 +169,27 @@ def test_a_client_that_hangs_up_or_dawdles_costs_nothing(probed_vindex: Make) ->
         assert all(b"408" in each.recv(100) for each in slow)
         for each in slow:
             each.close()
+        assert server.lql("SELECT 1").status_code == 200
+
+
+def test_a_client_that_does_not_read_is_cut_off(probed_vindex: Make) -> None:
+    limits = Limits(stall=0.5, rows=60_000)
+    with running([probed_vindex("llama")], ServeOptions(limits=limits)) as server:
+        with socket.socket() as slow:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            slow.connect(("127.0.0.1", int(server.url.rsplit(":", 1)[1])))
+            wide = "SELECT a.*, b.* FROM feature_tokens a, feature_tokens b, feature_tokens c"
+            body = json.dumps({"statement": wide}).encode()
+            head = "POST /v1/query HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nAccept: text/csv\r\n"
+            slow.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            # Itself counts as one.
+            alone = "larql_duck_requests_running 1.0"
+            deadline = time.monotonic() + 20
+            while alone in server.get("/metrics").text and time.monotonic() < deadline:
+                time.sleep(0.05)
+            while alone not in server.get("/metrics").text:
+                assert time.monotonic() < deadline, "the answer is still being sent"
+                time.sleep(0.1)
         assert server.lql("SELECT 1").status_code == 200
 
 
