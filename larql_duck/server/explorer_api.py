@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Query, Request
@@ -17,6 +18,7 @@ from larql_duck.lql import parse
 from larql_duck.lql.duckdb_syntax import duckdb_syntax_error, sql_statements
 from larql_duck.lql.literals import Sql
 from larql_duck.lql.statements import Select
+from larql_duck.models.tokenizer import Tokenizer, load_tokenizer
 from larql_duck.repl.completion import NameLookup, complete
 from larql_duck.result import Result
 from larql_duck.server.answers import JSON, records, table_answer
@@ -95,6 +97,10 @@ def add_explorer_routes(router: APIRouter, service: Service) -> None:
     """Let the router answer what the explorer's pages ask."""
     names = {name: _Names(hosted.tables) for name, hosted in service.hosted.items()}
 
+    @cache
+    def tokenizer(name: str) -> Tokenizer:
+        return load_tokenizer(service.hosted[name].vindex)
+
     async def ask(request: Request, text: str, values: Mapping[str, Any]) -> Result:
         hosted = service.vindex(request)
         edits, profile = service.edits(request, hosted), service.profile(request)
@@ -137,6 +143,17 @@ def add_explorer_routes(router: APIRouter, service: Service) -> None:
     async def suggest(request: Request, start: Annotated[str, Query(max_length=200)]) -> Response:
         """Names that begin so, those with most facts first."""
         return await page(request, {"entities": _STARTING}, {"start": start})
+
+    @router.get("/explorer/tokens")
+    async def tokens(request: Request, prompt: Annotated[str, Query(max_length=8192)]) -> Response:
+        """The tokens that the model reads of a prompt, in their order; a BOS token that the tokenizer adds counts."""
+        hosted = service.vindex(request)
+
+        def pieces() -> list[str]:
+            known = tokenizer(hosted.name)
+            return [known.token(id) for id in known.encode(prompt)]
+
+        return json_answer({"prompt": prompt, "tokens": await service.work(pieces)})
 
     @router.post("/explorer/complete")
     async def completions(request: Request, body: Annotated[Typed, Body()]) -> Response:

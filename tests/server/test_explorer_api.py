@@ -61,6 +61,14 @@ def test_names_are_suggested_most_facts_first(reader: Running) -> None:
     assert reader.get(f"{WORLD}/suggest", params={"start": "%"}).json()["entities"][0]["entity"] == "%"
 
 
+def test_the_tokens_of_a_prompt_are_those_that_a_trace_has_positions_for(reader: Running) -> None:
+    prompt = "The capital of France is"
+    tokens = reader.get(f"{MODEL}/tokens", params={"prompt": prompt}).json()["tokens"]
+    assert tokens == ["The", " capital", " of", " France", " is"]
+    traced = reader.lql(f'TRACE "{prompt}" POSITIONS ALL', "llama-probed").json()
+    assert {row[traced["columns"].index("position")] for row in traced["rows"]} == set(range(len(tokens)))
+
+
 def test_completion_knows_names_and_nothing_of_the_servers_disk(reader: Running) -> None:
     def complete(text: str) -> list[str]:
         answer = reader.post(f"{WORLD}/complete", {"text": text}).json()

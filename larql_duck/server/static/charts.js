@@ -65,16 +65,17 @@ async function redraw(frame) {
 
 /** The logit lens: a cell for every layer and position, coloured by the probability of the token that stands in it. */
 export function lensSpec(rows) {
-  const positions = [...new Set(rows.map((row) => row.position))];
+  const positions = new Set(rows.map((row) => row.position));
   return (colours) => ({
     data: { values: rows },
-    width: { step: Math.max(64, Math.min(96, 900 / positions.length)) },
+    width: { step: Math.max(64, Math.min(96, 900 / positions.size)) },
     height: { step: 17 },
     encoding: {
-      x: { field: "position", type: "ordinal", title: null, axis: { orient: "top", labelAngle: 0, labelLimit: 90 }, sort: null },
-      y: { field: "layer", type: "ordinal", title: "layer", sort: "descending" },
+      // Each position is its own column, whatever token stands there twice.
+      x: { field: "column", type: "ordinal", sort: null, title: null, axis: { orient: "top", labelAngle: 0, labelLimit: 90 } },
+      y: { field: "layer", type: "ordinal", sort: "descending", title: "layer", axis: { labelExpr: "datum.value < 0 ? 'embedding' : datum.label" } },
       tooltip: [
-        { field: "layer", title: "layer" }, { field: "at", title: "position" }, { field: "shown", title: "would say" },
+        { field: "layer", title: "layer" }, { field: "column", title: "behind" }, { field: "shown", title: "would say" },
         { field: "probability", title: "probability", format: ".3p" },
       ],
     },

@@ -1,6 +1,6 @@
 // INFER: what comes next, layer by layer, which features wrote it, and what is said without them.
 
-import { lql, quoted } from "../api.js";
+import { get, lql, quoted } from "../api.js";
 import { chart, draw, lensSpec } from "../charts.js";
 import { announce, bar, failure, h, number, percent, replace, table, visible } from "../dom.js";
 import { address, featureLink } from "../links.js";
@@ -40,12 +40,13 @@ export async function show(content, context) {
 
 async function run(results, { model, prompt, off, signal, open }) {
   const text = quoted(prompt);
-  let said, traced, explained;
+  let said, traced, explained, read;
   try {
-    [said, traced, explained] = await Promise.all([
+    [said, traced, explained, read] = await Promise.all([
       lql(model, `INFER ${text} TOP ${TOP}`, signal),
       lql(model, `TRACE ${text} POSITIONS ALL`, signal),
       lql(model, `EXPLAIN INFER ${text} TOP 3 |> SELECT * FROM _ WHERE kind = 'feature' ORDER BY contribution DESC LIMIT ${FEATURES}`, signal),
+      get(model, "explorer/tokens", { prompt }, signal),
     ]);
   } catch (error) {
     if (error.name === "AbortError") throw error;
@@ -77,7 +78,7 @@ async function run(results, { model, prompt, off, signal, open }) {
       if (mine === changes) answers.removeAttribute("aria-busy");
     }
   };
-  const rows = lens(traced.rows);
+  const rows = lens(traced.rows, read.tokens);
   replace(results,
     h("div", { class: "columns two" },
       h("section", {}, h("h2", {}, "Answer"), answers),
@@ -112,16 +113,16 @@ function showAnswers(element, before, after, without) {
   if (after) announce(`Without ${without.size} features: ${rows[0]?.text ?? rows[0]?.token}, ${percent(rows[0]?.probability)}`);
 }
 
-/** Cells of the heat map: the last positions. */
-function lens(rows) {
+/** Cells of the heat map: the last positions, each under the token that was read there. */
+function lens(rows, tokens) {
   const last = Math.max(...rows.map((row) => row.position));
   return rows.filter((row) => row.position > last - POSITIONS).map((row) => ({
-    layer: row.layer < 0 ? "embedding" : row.layer, order: row.layer, at: row.position, position: `${row.position}`, shown: visible(row.top_token), probability: row.probability,
+    layer: row.layer, position: row.position, column: `${row.position} ${visible(tokens[row.position])}`, shown: visible(row.top_token), probability: row.probability,
   }));
 }
 
 function lastPosition(rows) {
-  const last = Math.max(...rows.map((row) => row.at));
+  const last = Math.max(...rows.map((row) => row.position));
   return table("Logit lens of the last position", [{ name: "layer" }, { name: "would say" }, { name: "probability" }],
-    rows.filter((row) => row.at === last).map((row) => h("tr", {}, h("th", { scope: "row" }, row.layer), h("td", {}, h("code", {}, row.shown)), h("td", {}, bar(row.probability, percent(row.probability))))), { unseen: true });
+    rows.filter((row) => row.position === last).map((row) => h("tr", {}, h("th", { scope: "row" }, row.layer < 0 ? "embedding" : row.layer), h("td", {}, h("code", {}, row.shown)), h("td", {}, bar(row.probability, percent(row.probability))))), { unseen: true });
 }
