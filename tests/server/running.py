@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
-import uvicorn
+import pytest
 
-from larql_duck.server.app import create_app
 from larql_duck.server.options import ServeOptions
+
+uvicorn = pytest.importorskip("uvicorn", reason="needs the extra [server]: FastAPI and uvicorn")
 
 
 @dataclass
@@ -42,6 +43,8 @@ class Running:
 @contextmanager
 def running(vindexes: Sequence[Path], options: ServeOptions) -> Iterator[Running]:
     """The server of these vindexes while the block runs."""
+    from larql_duck.server.app import create_app
+
     app = create_app(vindexes, options)
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("fastapi", reason="needs the extra [server]: FastAPI and uvicorn")
+
 from larql_duck.server.app import STATIC
 from tests.server.running import Running
 from tests.world import NASTY
