@@ -99,9 +99,9 @@ class Policy:
             raise RefusedError(f"{verb} ... {clause} is not served to profile {profile}")
         if verb in MODEL and not self._infer:
             raise RefusedError(f"{verb} runs the model, and this server was started with --no-infer")
-        if statement.kind != "Select":
-            for part in _sql_parts(statement):
-                self._sql.check(part.text if part.query else f"SELECT ({part.text})", piped=True)
+        # As it was sent; as it is to run, `guard` looks at it again.
+        for part in _sql_parts(statement):
+            self._sql.check(part.text if part.query else f"SELECT ({part.text})", piped=True)
 
     def guard(self, query: Query) -> None:
         """RefusedError for a query, as it is to run, that calls or reads what the lists do not name."""
