@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 VINDEX ?= smollm2.vindex
 INSTALLED := $(VENV)/.installed
-DISTIL := $(VENV)/.distil
+EXTRAS := $(VENV)/.extras
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 # Some machines set it to keep images small. Here many short processes import torch, which takes twice as long without.
@@ -36,12 +36,14 @@ demo: $(INSTALLED)
 test: lint
 	$(BIN)/pytest -m 'not extras' --numprocesses logical --maxprocesses 8 --dist worksteal
 
-# Training needs libraries that nothing else does.
-$(DISTIL): $(INSTALLED)
-	$(PIP) -e '.[distil]'
+# What only the long tests need: libraries of training, and a browser for the explorer's pages; without one, or without the right to
+# install it, those tests skip.
+$(EXTRAS): $(INSTALLED)
+	$(PIP) -e '.[browser,distil]'
+	$(BIN)/python -m tests.chromium
 	@touch $@
 
-test-extras: $(DISTIL)
+test-extras: $(EXTRAS)
 	$(BIN)/pytest -m extras --numprocesses logical --maxprocesses 8 --dist worksteal
 
 test-lowest: $(INSTALLED)

@@ -18,6 +18,7 @@ from larql_duck.cli import (
     exchange,
     inference,
     knowledge,
+    mcp,
     query,
     serving,
     vindex,
@@ -125,5 +126,17 @@ def _root(
         print(context.get_help())
 
 
-for group in (query, vindex, knowledge, inference, auditing, distilling, exchange, edits, serving, cache):
+for group in (
+    query,
+    vindex,
+    knowledge,
+    inference,
+    auditing,
+    distilling,
+    exchange,
+    edits,
+    serving,
+    mcp,
+    cache,
+):
     app.add_typer(group.app)

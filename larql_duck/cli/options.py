@@ -186,7 +186,7 @@ class ScriptOptions:
 
 
 # Commands that run statements, their own or those of others.
-_STATEMENTS = ("lql", "sql", "repl", "serve")
+_STATEMENTS = ("lql", "sql", "repl", "serve", "mcp")
 
 
 def epilog(*examples: str) -> str:

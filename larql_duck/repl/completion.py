@@ -77,6 +77,10 @@ class NameLookup:
         )
         return self._ask(sql, {"start": start})
 
+    def paths(self, typed: str) -> list[str]:
+        """Directories and files that begin like this."""
+        return _paths(typed)
+
     def _list(self, name: str, sql: str) -> list[str]:
         if self._vindex is not self.session.vindex:
             self._lists.clear()
@@ -149,7 +153,7 @@ def _in_string(before: str, mark: str, typed: str, names: NameLookup) -> Iterato
     if kind == "relation":
         candidates = names.relations()
     elif kind == "path":
-        candidates = _paths(typed)
+        candidates = names.paths(typed)
     elif kind == "entity" and typed:
         candidates = names.entities(typed)
     for candidate in candidates:

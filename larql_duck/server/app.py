@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.staticfiles import StaticFiles
 
 from larql_duck._version import __version__
@@ -23,6 +24,7 @@ from larql_duck.errors import LarqlError
 from larql_duck.server.answers import error_answer, one_line
 from larql_duck.server.browse_routes import add_browse_routes, json_answer
 from larql_duck.server.edit_routes import add_edit_routes, add_session_routes
+from larql_duck.server.explorer_api import add_explorer_routes
 from larql_duck.server.gate import Gate, error_body
 from larql_duck.server.model_routes import add_model_routes
 from larql_duck.server.openai_routes import add_openai_routes
@@ -68,6 +70,7 @@ def create_app(vindexes: Sequence[Path], options: ServeOptions | None = None, **
     for prefix in ("/v1", "/v1/{model}"):
         router = APIRouter(prefix=prefix)
         add_browse_routes(router, service)
+        add_explorer_routes(router, service)
         if options.infer:
             add_model_routes(router, service)
             add_openai_routes(router, service)
@@ -134,7 +137,7 @@ def _add_page(app: FastAPI) -> None:
     async def page(place: str) -> Response:
         return FileResponse(STATIC / _PAGE)
 
-    app.mount("/", StaticFiles(directory=STATIC, html=True), name="static")
+    app.mount("/", GZipMiddleware(StaticFiles(directory=STATIC, html=True)), name="static")
 
 
 def _add_errors(app: FastAPI) -> None:
