@@ -45,6 +45,7 @@ COMMANDS = {
     "MERGE": "patching:merge",
     "COMPILE": "compiling:compile",
     "DIFF": "comparing:diff",
+    "EXPORT": "exporting:export",
 }
 """Verb of a Request -> "module:function" of this package. A verb comes to life by a row here and one in lowering."""
 

@@ -41,6 +41,7 @@ PLANNERS: dict[str, Planner] = {
     "COMPACT MAJOR": edit_requests.compact_major,
     "SHOW COMPACT STATUS": requests.nothing,
     "COMPILE": requests.compile,
+    "EXPORT": requests.export,
     "DIFF": requests.diff,
     "DELETE": edit_requests.delete,
     "UPDATE": edit_requests.update,

@@ -21,7 +21,7 @@ from larql_duck.vindex.fields import Natural, Positive, damaged, read_json, read
 INDEX = "index.json"
 # The field of index.json under which stands what LARQL does not know: tables, sizes, options.
 SECTION = "larql_duck"
-SCHEMA_VERSION = "3.2"
+SCHEMA_VERSION = "3.3"
 # What can be read, by the number before the point.
 _READ = ("2", "3")
 DTYPE_BYTES = {"f32": 4, "f16": 2, "bf16": 2}

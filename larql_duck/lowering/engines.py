@@ -1,0 +1,390 @@
+"""What other engines say otherwise than DuckDB: rewrites of a query's tree before sqlglot writes it.
+
+The trees are those of `dialects`: macros written out, columns resolved, types known where it matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, TypeAlias
+
+from sqlglot import exp
+from sqlglot.dialects.postgres import Postgres
+
+from larql_duck.errors import NotSupportedError
+
+Rewrite: TypeAlias = Callable[[exp.Expr, str], exp.Expr]
+
+_LARGEST = "1.7976931348623157E308"
+# A range of layers that is written out as a list.
+_LONGEST = 1000
+
+
+class DataFusion(Postgres):
+    """PostgreSQL's SQL, with DataFusion's functions on lists and structs."""
+
+    class Generator(Postgres.Generator):
+        """Writes lists as make_array, structs as named_struct."""
+
+        TRANSFORMS: ClassVar[dict[type[exp.Expr], Any]] = {
+            **Postgres.Generator.TRANSFORMS,
+            exp.Array: lambda self, e: self.func("make_array", *e.expressions),
+            exp.ArrayContains: lambda self, e: self.func("array_has", e.this, e.expression),
+            exp.ArrayConcat: lambda self, e: self.func("array_concat", e.this, *e.expressions),
+            exp.ArrayAppend: lambda self, e: self.func("array_append", e.this, e.expression),
+            exp.ArrayPrepend: lambda self, e: self.func("array_prepend", e.expression, e.this),
+            exp.ArrayDistinct: lambda self, e: self.func("array_distinct", e.this),
+            exp.ArraySort: lambda self, e: self.func("array_sort", e.this),
+            exp.First: lambda self, e: self.func("first_value", e.this),
+            exp.Struct: lambda self, e: self.func("named_struct", *_names_and_values(e)),
+            exp.Dot: lambda self, e: self.func("get_field", e.this, exp.Literal.string(e.expression.name)),
+            exp.TryCast: lambda self, e: f"TRY_CAST({self.sql(e, 'this')} AS {self.sql(e, 'to')})",
+            exp.Qualify: lambda self, e: f"{self.seg('QUALIFY')} {self.sql(e, 'this')}",
+        }
+        # It has QUALIFY itself; PostgreSQL's transformation of SELECT would take it out.
+        TRANSFORMS.pop(exp.Select, None)
+
+
+ENGINES: Mapping[str, str | type[DataFusion]] = {"spark": "spark", "trino": "trino", "datafusion": DataFusion}
+"""Dialect -> who writes it."""
+
+
+def rewritten(tree: exp.Expr, engine: str) -> exp.Expr:
+    """The query as `engine` can say it. NotSupportedError for what it cannot, by name."""
+    # Parts before what they are in.
+    for node in reversed(list(tree.walk())):
+        rewrite = _REWRITES.get(type(node)) or _BY_NAME.get(_function(node))
+        if rewrite is None:
+            continue
+        new = rewrite(node, engine)
+        if new is not node:
+            node.replace(new)
+    return tree
+
+
+def refused(what: str, engine: str) -> NotSupportedError:
+    """The error of what an engine cannot say."""
+    return NotSupportedError(f"{what} is not translated to {engine}; run it in DuckDB")
+
+
+def _function(node: exp.Expr) -> str:
+    return node.name.lower() if isinstance(node, exp.Anonymous) else ""
+
+
+def _names_and_values(struct: exp.Expr) -> list[exp.Expr]:
+    parts: list[exp.Expr] = []
+    for field in struct.expressions:
+        parts += [exp.Literal.string(field.name), field.expression]
+    return parts
+
+
+def _call(name: str, *arguments: exp.Expr) -> exp.Expr:
+    return exp.Anonymous(this=name, expressions=list(arguments))
+
+
+# -- queries --------------------------------------------------------------------------------------------------
+
+
+def _cte(node: exp.Expr, engine: str) -> exp.Expr:
+    node.set("materialized", None)
+    return node
+
+
+def _join(node: exp.Expr, engine: str) -> exp.Expr:
+    """SEMI and ANTI JOIN have a side elsewhere; Trino has neither."""
+    kind = str(node.args.get("kind") or "").upper()
+    if kind in ("SEMI", "ANTI"):
+        if engine == "trino":
+            return _join_as_exists(node, kind)
+        node.set("side", "LEFT")
+    return node
+
+
+def _join_as_exists(node: exp.Expr, kind: str) -> exp.Expr:
+    select = node.parent
+    condition = node.args.get("on")
+    if not isinstance(select, exp.Select) or condition is None:
+        raise refused(f"{kind} JOIN", "trino")
+    there: exp.Expr = exp.Exists(this=exp.select("1").from_(node.this.copy()).where(condition.copy()))
+    node.pop()
+    select.where(there if kind == "SEMI" else exp.not_(there), copy=False)
+    return node
+
+
+def _order(node: exp.Expr, engine: str) -> exp.Expr:
+    """ORDER BY ALL as the columns by their places."""
+    parts = node.expressions
+    if len(parts) == 1 and isinstance(parts[0].this, exp.Var) and isinstance(node.parent, exp.Select):
+        wanted = parts[0]
+        node.set(
+            "expressions",
+            [
+                exp.Ordered(
+                    this=exp.column(column.alias_or_name, quoted=True),
+                    desc=wanted.args.get("desc"),
+                    nulls_first=wanted.args.get("nulls_first"),
+                )
+                for column in node.parent.expressions
+            ],
+        )
+    return node
+
+
+# -- numbers and text -----------------------------------------------------------------------------------------
+
+
+def _round(node: exp.Expr, engine: str) -> exp.Expr:
+    """Digits that depend on the row are no argument elsewhere: the number is scaled instead."""
+    digits = node.args.get("decimals")
+    if digits is None or isinstance(digits, exp.Literal | exp.Neg):
+        return node
+    scale = _call("power", exp.cast(exp.Literal.number("10"), "DOUBLE"), digits)
+    scaled = exp.Mul(this=exp.paren(node.this.copy()), expression=scale)
+    return exp.paren(exp.Div(this=exp.Round(this=scaled), expression=scale.copy(), typed=False, safe=True))
+
+
+def _is_finite(node: exp.Expr, engine: str) -> exp.Expr:
+    # NaN is above every number there.
+    return exp.paren(
+        exp.LTE(
+            this=exp.Abs(this=node.expressions[0]),
+            expression=exp.cast(exp.Literal.number(_LARGEST), "DOUBLE"),
+        )
+    )
+
+
+def _log(node: exp.Expr, engine: str) -> exp.Expr:
+    return _call("log10", node.expression) if node.this.name == "10" else node
+
+
+def _composed(node: exp.Expr, engine: str) -> exp.Expr:
+    # The names of a vindex that were asked about are composed; the look-ups' keys are in any case.
+    argument: exp.Expr = node.expressions[0]
+    return argument
+
+
+def _replaced(node: exp.Expr, engine: str) -> exp.Expr:
+    """regexp_replace: Java's replacement is written $1, and its \\v is more than a vertical tab."""
+    everywhere = "g" in (node.args.get("modifiers").name if node.args.get("modifiers") else "")
+    anchored = node.expression.name.startswith("^")
+    if not everywhere and not anchored:
+        raise refused("regexp_replace of the first match alone", engine)
+    if engine == "datafusion":
+        return _call(
+            "regexp_replace", node.this, node.expression, node.args["replacement"], exp.Literal.string("g")
+        )
+    replacement = node.args["replacement"].name
+    for number in "12":
+        replacement = replacement.replace(f"\\{number}", f"${number}")
+    pattern = node.expression.name.replace("\\v", "\\x0B")
+    return _call("regexp_replace", node.this, exp.Literal.string(pattern), exp.Literal.string(replacement))
+
+
+def _full_match(node: exp.Expr, engine: str) -> exp.Expr:
+    return exp.RegexpLike(this=node.this, expression=exp.Literal.string(f"^(?:{node.expression.name})$"))
+
+
+def _hex(node: exp.Expr, engine: str) -> exp.Expr:
+    text = node.this.this if isinstance(node.this, exp.Encode) else node.this
+    if engine == "spark":
+        return _call("hex", text)
+    if engine == "trino":
+        return _call("to_hex", _call("to_utf8", text))
+    return _call("upper", _call("encode", text, exp.Literal.string("hex")))
+
+
+def _joined_text(node: exp.Expr, engine: str) -> exp.Expr:
+    for side in ("this", "expression"):
+        part = node.args[side]
+        if part.type is not None and part.type.is_type(*exp.DataType.NUMERIC_TYPES):
+            node.set(side, exp.cast(part.copy(), "VARCHAR"))
+    return node
+
+
+# -- aggregates -----------------------------------------------------------------------------------------------
+
+
+def _ignore_nulls(node: exp.Expr, engine: str) -> exp.Expr:
+    return exp.Max(this=node.this.this) if isinstance(node.this, exp.AnyValue) else node
+
+
+def _any_value(node: exp.Expr, engine: str) -> exp.Expr:
+    # Any is as good as the largest, which every engine has.
+    return node if isinstance(node.parent, exp.IgnoreNulls) else exp.Max(this=node.this)
+
+
+def _filter(node: exp.Expr, engine: str) -> exp.Expr:
+    return node if node.expression else node.this
+
+
+def _first(node: exp.Expr, engine: str) -> exp.Expr:
+    """first(x ORDER BY ...): the one with the least key."""
+    if not isinstance(node.this, exp.Order) or engine == "datafusion":
+        return node
+    if engine == "trino":
+        return _call("element_at", exp.ArrayAgg(this=node.this), exp.Literal.number(1))
+    return _call("min_by", node.this.this, _key(node.this.expressions, engine))
+
+
+def _list(node: exp.Expr, engine: str) -> exp.Expr:
+    """list(x ORDER BY ...), which Spark makes by sorting keys with values."""
+    if not isinstance(node.this, exp.Order) or engine != "spark":
+        return node
+    # The value stands behind its keys in the same struct, so that it is sorted with them.
+    pair = exp.Struct(
+        expressions=[
+            exp.PropertyEQ(this=exp.to_identifier("k"), expression=_key(node.this.expressions, engine)),
+            exp.PropertyEQ(this=exp.to_identifier("v"), expression=node.this.this),
+        ]
+    )
+    collected = exp.ArrayAgg(this=pair)
+    if isinstance(node.parent, exp.Filter):
+        raise refused("list(... ORDER BY ...) FILTER", "spark")
+    return _values(collected)
+
+
+def _values(collected: exp.Expr) -> exp.Expr:
+    item = exp.to_identifier("item")
+    value = exp.Dot(this=exp.to_identifier("item"), expression=exp.to_identifier("v"))
+    return _call("transform", _call("array_sort", collected), exp.Lambda(this=value, expressions=[item]))
+
+
+def _key(ordered: list[exp.Expr], engine: str) -> exp.Expr:
+    """The columns of an ORDER BY as a struct that sorts as they do, NULLs last."""
+    parts: list[exp.Expr] = []
+    for part in ordered:
+        value = part.this
+        if part.args.get("nulls_first"):
+            raise refused("ORDER BY ... NULLS FIRST in an aggregate", engine)
+        if part.args.get("desc"):
+            if value.type is None or not value.type.is_type(*exp.DataType.NUMERIC_TYPES):
+                raise refused("ORDER BY text DESC in an aggregate", engine)
+            parts += [exp.Is(this=value.copy(), expression=exp.null()), exp.Neg(this=exp.paren(value.copy()))]
+        else:
+            parts += [exp.Is(this=value.copy(), expression=exp.null()), value.copy()]
+    return _call("struct", *parts)
+
+
+# -- lists and structs ----------------------------------------------------------------------------------------
+
+
+def _contains(node: exp.Expr, engine: str) -> exp.Expr:
+    if isinstance(node.this, exp.Array):
+        return exp.In(this=node.expression, expressions=list(node.this.expressions))
+    return node
+
+
+def _array(node: exp.Expr, engine: str) -> exp.Expr:
+    """[expression FOR x IN list IF condition]."""
+    [part] = node.expressions if len(node.expressions) == 1 else [None]
+    if not isinstance(part, exp.Comprehension):
+        return node
+    name, items, condition = part.expression.name, part.args["iterator"], part.args.get("condition")
+    if engine == "datafusion":
+        return _without(part, name, items, condition)
+    if condition is not None:
+        items = _call("filter", items, _lambda(name, condition))
+    same = isinstance(part.this, exp.Column) and part.this.name == name
+    return items if same else _call("transform", items, _lambda(name, part.this))
+
+
+def _lambda(name: str, body: exp.Expr) -> exp.Expr:
+    inner = body.copy().transform(
+        lambda n: (
+            exp.to_identifier(name) if isinstance(n, exp.Column) and n.name == name and not n.table else n
+        )
+    )
+    return exp.Lambda(this=inner, expressions=[exp.to_identifier(name)])
+
+
+def _without(part: exp.Expr, name: str, items: exp.Expr, condition: exp.Expr | None) -> exp.Expr:
+    """DataFusion has no lambdas: a list without one value it can say."""
+    if isinstance(condition, exp.NEQ) and isinstance(part.this, exp.Column) and part.this.name == name:
+        sides = condition.this, condition.expression
+        if isinstance(sides[0], exp.Column) and sides[0].name == name and not sides[0].table:
+            return _call("array_remove_all", items, sides[1])
+    raise refused("a list comprehension", "datafusion")
+
+
+def _length(node: exp.Expr, engine: str) -> exp.Expr:
+    """len(list_filter(layers, ...)) as a number of items."""
+    if isinstance(node.this, exp.Anonymous) and node.this.name in ("array_intersect", "list_intersect"):
+        return exp.ArraySize(this=node.this)
+    if not isinstance(node.this, exp.ArrayFilter):
+        return node
+    if engine != "datafusion":
+        return exp.ArraySize(this=node.this)
+    return exp.case().when(_any_of(node.this), "1").else_("0")
+
+
+def _any_of(found: exp.Expr) -> exp.Expr:
+    """Whether a list has an item for which a lambda holds: =, IN or BETWEEN numbers."""
+    items, condition = found.this, found.expression.this
+    if isinstance(condition, exp.EQ):
+        return exp.ArrayContains(this=items, expression=condition.expression)
+    if isinstance(condition, exp.In) and condition.expressions:
+        return _call("array_has_any", items, exp.Array(expressions=list(condition.expressions)))
+    if isinstance(condition, exp.Between):
+        low, high = (int(condition.args[side].name) for side in ("low", "high"))
+        if high - low < _LONGEST:
+            numbers = [exp.Literal.number(n) for n in range(low, high + 1)]
+            return _call("array_has_any", items, exp.Array(expressions=numbers))
+    raise refused("this condition on the layers of ENTITIES", "datafusion")
+
+
+def _bracket(node: exp.Expr, engine: str) -> exp.Expr:
+    """list[n], NULL where the list is shorter; sqlglot counts from 0."""
+    [index] = node.expressions
+    if not isinstance(index, exp.Literal) or index.is_string:
+        return node
+    place = exp.Literal.number(int(index.name) + 1 - (node.args.get("offset") or 0))
+    if engine == "spark":
+        return _call("try_element_at", node.this, place)
+    return _call("element_at" if engine == "trino" else "array_element", node.this, place)
+
+
+def _tuple(node: exp.Expr, engine: str) -> exp.Expr:
+    """count(DISTINCT (a, b))."""
+    if isinstance(node.parent, exp.Distinct) and isinstance(node.parent.parent, exp.Count):
+        if engine == "spark":
+            return _call("struct", *node.expressions)
+        return _call("row" if engine == "trino" else "struct", *node.expressions)
+    return node
+
+
+def _explode(node: exp.Expr, engine: str) -> exp.Expr:
+    """unnest of a column, in Spark with the places of its items; a list of constants every engine takes apart."""
+    if isinstance(node.this, exp.Array):
+        return node
+    select = node.find_ancestor(exp.Select)
+    if engine != "spark" or select is None:
+        raise refused("PATHS (a list of structs taken apart)", engine)
+    items = _call("posexplode", node.this)
+    names = exp.TableAlias(
+        this=exp.to_identifier("taken"), columns=[exp.to_identifier("place_of"), exp.to_identifier("item")]
+    )
+    select.append("laterals", exp.Lateral(this=items, view=True, alias=names))
+    return exp.column("item", table="taken")
+
+
+def _places(node: exp.Expr, engine: str) -> exp.Expr:
+    # Behind `_explode`, which counts from 0.
+    return exp.Add(this=exp.column("place_of", table="taken"), expression=exp.Literal.number(1))
+
+
+def _intersect(node: exp.Expr, engine: str) -> exp.Expr:
+    return _call("array_intersect", *node.expressions)
+
+
+_REWRITES: Mapping[type[exp.Expr], Rewrite] = {
+    exp.CTE: _cte, exp.Join: _join, exp.Order: _order, exp.Round: _round, exp.Log: _log, exp.RegexpReplace: _replaced,
+    exp.RegexpFullMatch: _full_match, exp.Hex: _hex, exp.DPipe: _joined_text, exp.IgnoreNulls: _ignore_nulls,
+    exp.AnyValue: _any_value, exp.Filter: _filter, exp.First: _first, exp.ArrayAgg: _list, exp.ArrayContains: _contains,
+    exp.Array: _array, exp.Length: _length, exp.Bracket: _bracket, exp.Tuple: _tuple, exp.Explode: _explode,
+}  # fmt: skip
+_BY_NAME: Mapping[str, Rewrite] = {
+    "isfinite": _is_finite,
+    "nfc_normalize": _composed,
+    "generate_subscripts": _places,
+    "list_intersect": _intersect,
+}
