@@ -3,6 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 VINDEX ?= smollm2.vindex
 INSTALLED := $(VENV)/.installed
+INSTALLED_EXTRAS := $(VENV)/.installed-extras
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 # Some machines set it to keep images small. Here many short processes import torch, which takes twice as long without.
@@ -13,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help:
 	@echo 'make demo    set everything up, extract SmolLM2, then ask it, trace it and edit it'
 	@echo 'make test    set everything up, run the linters and all tests on every core'
-	@echo 'make test-extras  the long tests: kills at random moments, damaged bytes, other tools'
+	@echo 'make test-extras  the long tests: kills at random moments, damaged bytes, other tools and engines'
 	@echo 'make test-lowest  the fast tests under the lowest versions that pyproject.toml allows'
 	@echo 'make lint    ruff, mypy and the contracts of imports'
 	@echo 'make format  let ruff mend what it can'
@@ -35,7 +36,12 @@ demo: $(INSTALLED)
 test: lint
 	$(BIN)/pytest -m 'not extras' --numprocesses logical --maxprocesses 8 --dist worksteal
 
-test-extras: $(INSTALLED)
+# Ray, Spark and other engines: too much for those who only run the other tests.
+$(INSTALLED_EXTRAS): $(INSTALLED)
+	$(PIP) -e '.[extras]'
+	@touch $@
+
+test-extras: $(INSTALLED_EXTRAS)
 	$(BIN)/pytest -m extras --numprocesses logical --maxprocesses 8 --dist worksteal
 
 test-lowest: $(INSTALLED)

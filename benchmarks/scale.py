@@ -20,7 +20,14 @@ with lq.connect(vindex) as session:
     rows = session.lql(f"EXPORT CURRENT INTO '{out}' FORMAT {form}").dicts()
 pathlib.Path(said).write_text(json.dumps(rows))
 """
-_FORMATS = {"turtle": "ttl", "nquads": "nq", "graphml": "graphml", "neo4j": "csv", "parquet": "parquet"}
+_FORMATS = {
+    "turtle": "ttl",
+    "nquads": "nq",
+    "jsonld": "jsonld",
+    "graphml": "graphml",
+    "neo4j": "csv",
+    "parquet": "parquet",
+}
 
 
 def big_vindex(work: Path) -> Path:
@@ -52,7 +59,7 @@ def exports(work: Path) -> Iterator[Row]:
         records, size = (sum(file[name] for file in files) for name in ("records", "bytes"))
         for file in files:
             Path(file["file"]).unlink()
-        rdf = form in ("turtle", "nquads")
+        rdf = form in ("turtle", "nquads", "jsonld")
         what = "RDF statements" if rdf else "records"
         limit = "100,000 or more" if form == "turtle" else ""
         note = f"{records:,} in {taken.seconds:.0f} s, {size / 1e9:.2f} GB"

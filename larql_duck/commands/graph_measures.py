@@ -22,7 +22,7 @@ def measure_graph(session: Session, hubs: int = HUBS) -> Result:
     """
     workspace = session.workspace
     require_tables(workspace.vindex)
-    if workspace.views.fingerprint() is not None:
+    if workspace.edits.patch_rows():
         raise LarqlError(
             "the graph of the stored facts is measured, and this session has edits: COMPILE CURRENT INTO VINDEX, then open that one"
         )

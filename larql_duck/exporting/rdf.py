@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import chain, count
+from operator import itemgetter
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -95,26 +97,12 @@ def write_rdf(facts: FactStream, path: Path, form: str, names: RdfNames) -> int:
     """The number of RDF statements that were written to `path` as `form`: turtle, nquads or jsonld."""
     ox = pyoxigraph()
     kind = getattr(ox.RdfFormat, RDF_FORMATS[form])
-    counted = _Counted(_statements(facts, ox, names, quads=form == "nquads"))
+    statements, numbers = _statements(facts, ox, names, quads=form == "nquads"), count()
     options: dict[str, Any] = {} if form == "nquads" else {"prefixes": names.prefixes}
     with path.open("xb") as file:
-        ox.serialize(counted, file, kind, **options)
-    return counted.n
-
-
-class _Counted:
-    """An iterator that counts what it gave."""
-
-    def __init__(self, items: Iterator[Any]) -> None:
-        self._items, self.n = items, 0
-
-    def __iter__(self) -> _Counted:
-        return self
-
-    def __next__(self) -> Any:
-        item = next(self._items)
-        self.n += 1
-        return item
+        # zip stops before it takes a number for which there is no statement.
+        ox.serialize(map(itemgetter(0), zip(statements, numbers, strict=False)), file, kind, **options)
+    return next(numbers)
 
 
 def _statements(facts: FactStream, ox: ModuleType, names: RdfNames, *, quads: bool) -> Iterator[Any]:
@@ -122,12 +110,17 @@ def _statements(facts: FactStream, ox: ModuleType, names: RdfNames, *, quads: bo
     iri: Callable[[str], Any] = lru_cache(_KEPT)(ox.NamedNode)
     text: Callable[[str], Any] = lru_cache(_KEPT)(ox.Literal)
     model, label = iri(names.graph), iri(f"{_RDFS}label")
-    about = _about(ox, names, facts.relations())
-    labels = ((iri(f"{names.entities}{quote(name, safe='')}"), label, text(name)) for name in facts.names())
-    every = (about, labels, _facts(facts, ox, names, iri, text))
-    if quads:
-        return (ox.Quad(s, p, o, model) for part in every for s, p, o in part)
-    return (ox.Triple(s, p, o) for part in every for s, p, o in part)
+    # Made where they are needed, since there are tens of millions.
+    make: Callable[..., Any] = partial(_quad, ox.Quad, model) if quads else ox.Triple
+    labels = (
+        make(iri(f"{names.entities}{quote(name, safe='')}"), label, text(name)) for name in facts.names()
+    )
+    about = (make(*statement) for statement in _about(ox, names, facts.relations()))
+    return chain(about, labels, _facts(facts, ox, names, iri, text, make))
+
+
+def _quad(quad: Callable[..., Any], graph: Any, subject: Any, predicate: Any, value: Any) -> Any:
+    return quad(subject, predicate, value, graph)
 
 
 def _about(ox: ModuleType, names: RdfNames, relations: list[str]) -> Iterator[tuple[Any, Any, Any]]:
@@ -139,16 +132,21 @@ def _about(ox: ModuleType, names: RdfNames, relations: list[str]) -> Iterator[tu
     for key in _PROVENANCE:
         if names.meta.get(key):
             yield model, iri(f"{TERMS}{key}"), text(names.meta[key])
+    for node in dict.fromkeys(map(names.relation, relations)):
+        yield iri(node), kind, iri(f"{_RDF}Property")
     for relation in relations:
-        node = iri(names.relation(relation))
-        yield node, kind, iri(f"{_RDF}Property")
-        yield node, label, text(relation)
+        yield iri(names.relation(relation)), label, text(relation)
 
 
 def _facts(
-    facts: FactStream, ox: ModuleType, names: RdfNames, iri: Callable[[str], Any], text: Callable[[str], Any]
-) -> Iterator[tuple[Any, Any, Any]]:
-    """Each fact as a triple, and what is known of it: at an rdf:Statement, or at an RDF 1.2 reifier."""
+    facts: FactStream,
+    ox: ModuleType,
+    names: RdfNames,
+    iri: Callable[[str], Any],
+    text: Callable[[str], Any],
+    make: Callable[[Any, Any, Any], Any],
+) -> Iterator[Any]:
+    """Each fact as a triple, and what is known of it: at an rdf:Statement, or at an RDF 1.2 reifier. make makes a statement."""
     a, statement = iri(f"{_RDF}type"), iri(f"{_RDF}Statement")
     of_subject, of_predicate, of_object = (
         iri(f"{_RDF}{name}") for name in ("subject", "predicate", "object")
@@ -162,20 +160,20 @@ def _facts(
     rows = facts.iri_facts(names.entities)
     for i, (subject_iri, name, object_iri, p_value, sure, origin) in enumerate(rows):
         s, predicate, o = iri(subject_iri), predicates[name], iri(object_iri)
-        yield s, predicate, o
+        yield make(s, predicate, o)
         node = blank(f"f{i}")
         if names.reifiers:
-            yield node, reifies, triple(s, predicate, o)
+            yield make(node, reifies, triple(s, predicate, o))
         else:
-            yield node, a, statement
-            yield node, of_subject, s
-            yield node, of_predicate, predicate
-            yield node, of_object, o
-        yield node, relation, text(name)
+            yield make(node, a, statement)
+            yield make(node, of_subject, s)
+            yield make(node, of_predicate, predicate)
+            yield make(node, of_object, o)
+        yield make(node, relation, text(name))
         if p_value is not None:
-            yield node, p, number(repr(p_value), datatype=double)
+            yield make(node, p, number(repr(p_value), datatype=double))
         if sure is not None:
-            yield node, confidence, number(repr(sure), datatype=double)
+            yield make(node, confidence, number(repr(sure), datatype=double))
         if origin is not None:
-            yield node, source, text(origin)
-        yield node, derived, model
+            yield make(node, source, text(origin))
+        yield make(node, derived, model)

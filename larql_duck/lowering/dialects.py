@@ -188,4 +188,4 @@ def _unwrapped(tree: exp.Expr) -> exp.Expr:
         return tree
     for key in ("limit", "offset"):
         inner.set(key, tree.args.get(key))
-    return inner  # type: ignore[no-any-return]
+    return inner

@@ -10,39 +10,45 @@ from typing import Any, ClassVar, TypeAlias
 
 from sqlglot import exp
 from sqlglot.dialects.postgres import Postgres
+from sqlglot.generators.postgres import PostgresGenerator
 
 from larql_duck.errors import NotSupportedError
 
 Rewrite: TypeAlias = Callable[[exp.Expr, str], exp.Expr]
 
 _LARGEST = "1.7976931348623157E308"
+# Lists that have three items at most, whatever the model.
+_THREE_TOKENS = frozenset({"activates_on", "down_tokens", "opposite_tokens"})
 # A range of layers that is written out as a list.
 _LONGEST = 1000
+
+
+class DataFusionGenerator(PostgresGenerator):
+    """Writes lists as make_array, structs as named_struct."""
+
+    TRANSFORMS: ClassVar[dict[type[exp.Expr], Any]] = {
+        **PostgresGenerator.TRANSFORMS,
+        exp.Array: lambda self, e: self.func("make_array", *e.expressions),
+        exp.ArrayContains: lambda self, e: self.func("array_has", e.this, e.expression),
+        exp.ArrayConcat: lambda self, e: self.func("array_concat", e.this, *e.expressions),
+        exp.ArrayAppend: lambda self, e: self.func("array_append", e.this, e.expression),
+        exp.ArrayPrepend: lambda self, e: self.func("array_prepend", e.expression, e.this),
+        exp.ArrayDistinct: lambda self, e: self.func("array_distinct", e.this),
+        exp.ArraySort: lambda self, e: self.func("array_sort", e.this),
+        exp.First: lambda self, e: self.func("first_value", e.this),
+        exp.Struct: lambda self, e: self.func("named_struct", *_names_and_values(e)),
+        exp.Dot: lambda self, e: self.func("get_field", e.this, exp.Literal.string(e.expression.name)),
+        exp.TryCast: lambda self, e: f"TRY_CAST({self.sql(e, 'this')} AS {self.sql(e, 'to')})",
+        exp.Qualify: lambda self, e: f"{self.seg('QUALIFY')} {self.sql(e, 'this')}",
+    }
+    # It has QUALIFY itself; PostgreSQL's transformation of SELECT would take it out.
+    TRANSFORMS.pop(exp.Select, None)
 
 
 class DataFusion(Postgres):
     """PostgreSQL's SQL, with DataFusion's functions on lists and structs."""
 
-    class Generator(Postgres.Generator):
-        """Writes lists as make_array, structs as named_struct."""
-
-        TRANSFORMS: ClassVar[dict[type[exp.Expr], Any]] = {
-            **Postgres.Generator.TRANSFORMS,
-            exp.Array: lambda self, e: self.func("make_array", *e.expressions),
-            exp.ArrayContains: lambda self, e: self.func("array_has", e.this, e.expression),
-            exp.ArrayConcat: lambda self, e: self.func("array_concat", e.this, *e.expressions),
-            exp.ArrayAppend: lambda self, e: self.func("array_append", e.this, e.expression),
-            exp.ArrayPrepend: lambda self, e: self.func("array_prepend", e.expression, e.this),
-            exp.ArrayDistinct: lambda self, e: self.func("array_distinct", e.this),
-            exp.ArraySort: lambda self, e: self.func("array_sort", e.this),
-            exp.First: lambda self, e: self.func("first_value", e.this),
-            exp.Struct: lambda self, e: self.func("named_struct", *_names_and_values(e)),
-            exp.Dot: lambda self, e: self.func("get_field", e.this, exp.Literal.string(e.expression.name)),
-            exp.TryCast: lambda self, e: f"TRY_CAST({self.sql(e, 'this')} AS {self.sql(e, 'to')})",
-            exp.Qualify: lambda self, e: f"{self.seg('QUALIFY')} {self.sql(e, 'this')}",
-        }
-        # It has QUALIFY itself; PostgreSQL's transformation of SELECT would take it out.
-        TRANSFORMS.pop(exp.Select, None)
+    Generator = DataFusionGenerator
 
 
 ENGINES: Mapping[str, str | type[DataFusion]] = {"spark": "spark", "trino": "trino", "datafusion": DataFusion}
@@ -165,7 +171,8 @@ def _composed(node: exp.Expr, engine: str) -> exp.Expr:
 
 def _replaced(node: exp.Expr, engine: str) -> exp.Expr:
     """regexp_replace: Java's replacement is written $1, and its \\v is more than a vertical tab."""
-    everywhere = "g" in (node.args.get("modifiers").name if node.args.get("modifiers") else "")
+    modifiers = node.args.get("modifiers")
+    everywhere = modifiers is not None and "g" in modifiers.name
     anchored = node.expression.name.startswith("^")
     if not everywhere and not anchored:
         raise refused("regexp_replace of the first match alone", engine)
@@ -284,26 +291,49 @@ def _array(node: exp.Expr, engine: str) -> exp.Expr:
         return _without(part, name, items, condition)
     if condition is not None:
         items = _call("filter", items, _lambda(name, condition))
-    same = isinstance(part.this, exp.Column) and part.this.name == name
+    same = _is_bound(part.this, name)
     return items if same else _call("transform", items, _lambda(name, part.this))
 
 
+def _is_bound(node: exp.Expr, name: str) -> bool:
+    """Whether a node is the variable of a comprehension."""
+    if isinstance(node, exp.Column):
+        return node.name == name and not node.table
+    return isinstance(node, exp.Identifier) and node.name == name and not isinstance(node.parent, exp.Column)
+
+
+def _with(body: exp.Expr, name: str, value: exp.Expr) -> exp.Expr:
+    """A copy of the body of a comprehension with a value in place of its variable."""
+    return body.copy().transform(lambda node: value.copy() if _is_bound(node, name) else node)
+
+
 def _lambda(name: str, body: exp.Expr) -> exp.Expr:
-    inner = body.copy().transform(
-        lambda n: (
-            exp.to_identifier(name) if isinstance(n, exp.Column) and n.name == name and not n.table else n
-        )
-    )
-    return exp.Lambda(this=inner, expressions=[exp.to_identifier(name)])
+    variable = exp.to_identifier(name)
+    return exp.Lambda(this=_with(body, name, variable), expressions=[variable.copy()])
 
 
 def _without(part: exp.Expr, name: str, items: exp.Expr, condition: exp.Expr | None) -> exp.Expr:
     """DataFusion has no lambdas: a list without one value it can say."""
-    if isinstance(condition, exp.NEQ) and isinstance(part.this, exp.Column) and part.this.name == name:
-        sides = condition.this, condition.expression
-        if isinstance(sides[0], exp.Column) and sides[0].name == name and not sides[0].table:
-            return _call("array_remove_all", items, sides[1])
+    if isinstance(condition, exp.NEQ) and _is_bound(part.this, name) and _is_bound(condition.this, name):
+        return _call("array_remove_all", items, condition.expression)
+    if condition is not None and all(value.name in _THREE_TOKENS for value in _values_of(items)):
+        return _call(
+            "array_compact", exp.Array(expressions=[_kept(part, name, items, place) for place in (1, 2, 3)])
+        )
     raise refused("a list comprehension", "datafusion")
+
+
+def _values_of(node: exp.Expr) -> list[exp.Expr]:
+    """What an expression can be: itself, or the values of a CASE."""
+    if not isinstance(node, exp.Case):
+        return [node]
+    return [branch.args["true"] for branch in node.args["ifs"]] + [node.args.get("default") or exp.null()]
+
+
+def _kept(part: exp.Expr, name: str, items: exp.Expr, place: int) -> exp.Expr:
+    """The value of a comprehension for the item at a place, NULL where its condition does not hold."""
+    item = _call("array_element", items.copy(), exp.Literal.number(place))
+    return exp.case().when(_with(part.args["condition"], name, item), _with(part.this, name, item))
 
 
 def _length(node: exp.Expr, engine: str) -> exp.Expr:

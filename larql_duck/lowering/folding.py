@@ -25,7 +25,9 @@ def folded(tree: exp.Expr) -> exp.Expr:
     for _ in range(_ROUNDS):
         before = tree.copy()
         _compute(tree)
-        tree = tree.transform(_decided)
+        decided = tree.transform(_decided)
+        assert decided is not None
+        tree = decided
         if tree == before:
             break
     return tree
@@ -89,8 +91,8 @@ def _duckdb() -> duckdb.DuckDBPyConnection:
     return in_memory()
 
 
-def _decided(node: exp.Expr) -> exp.Expr:
-    """A condition or choice without the parts that are decided."""
+def _decided(node: exp.Expr) -> exp.Expr | None:
+    """A condition or choice without the parts that are decided; None where nothing of it is left."""
     if isinstance(node, exp.And | exp.Or):
         ends = isinstance(node, exp.Or)
         sides = [node.this.unnest(), node.expression.unnest()]
@@ -115,11 +117,11 @@ def _decided(node: exp.Expr) -> exp.Expr:
         and isinstance(node.this.unnest(), exp.Boolean)
         and node.this.unnest().this
     ):
-        return None  # type: ignore[return-value]
+        return None
     elif isinstance(node, exp.Order):
         kept = [part for part in node.expressions if not _orders_nothing(part)]
         if not kept:
-            return None  # type: ignore[return-value]
+            return None
         node.set("expressions", kept)
     return node
 
@@ -130,14 +132,14 @@ def _orders_nothing(part: exp.Expr) -> bool:
 
 
 def _decided_case(node: exp.Case) -> exp.Expr:
-    branches = []
+    branches: list[exp.Expr] = []
     for branch in node.args["ifs"]:
         condition = branch.this.unnest()
         if is_false(condition):
             continue
         if isinstance(condition, exp.Boolean):
             if not branches:
-                return branch.args["true"]  # type: ignore[no-any-return]
+                return branch.args["true"]
             node.set("default", branch.args["true"])
             break
         branches.append(branch)

@@ -78,7 +78,7 @@ def _source(table: exp.Table) -> exp.Expr:
     name, alias = table.this.name if called else table.name, table.alias or table.this.name
     if not called and name in STORED:
         bare = exp.to_table(name)
-        return bare if alias.lower() == name and not table.alias else exp.alias_(bare, alias, table=True)
+        return bare if alias.lower() == name else exp.alias_(bare, alias, table=True)
     body = _macro(name).call(list(table.this.expressions)) if called else _view(name)
     inner = exp.Subquery(this=written_out(body))
     for key in ("joins", "pivots", "sample"):

@@ -89,7 +89,7 @@ def test_iceberg_reads_it_back(world: Path, s: Session, tmp_path: Path) -> None:
         )
         == 0
     )
-    catalog = sql.SqlCatalog("x", uri=f"sqlite:///{out}/catalog.db", warehouse=out.as_uri())
+    catalog = sql.SqlCatalog("larql-duck", uri=f"sqlite:///{out}/catalog.db", warehouse=out.as_uri())
     assert {name for _, name in catalog.list_tables("lq")} == set(stored_names())
     assert [field.name for field in catalog.load_table("lq.features").spec().fields] == ["layer"]
     for name in ("features", "facts", "entity_names"):

@@ -105,7 +105,7 @@ def test_edits_and_no_facts_are_refused(tiny_vindex, measured: Path) -> None:
     with lq.connect(tiny_vindex("llama")) as s, pytest.raises(LarqlError, match="holds no facts yet"):
         measure_graph(s)
     with lq.connect(measured) as s:
-        s.insert([("France", "capital", "Rome")], mode="KNN")
+        s.insert([("France", "capital", "Rome")], mode="knn")
         assert "Rome" in s.graph().nodes()
         with pytest.raises(LarqlError, match="this session has edits"):
             measure_graph(s)
