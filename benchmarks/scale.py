@@ -77,16 +77,17 @@ def engines(work: Path) -> Iterator[Row]:
     tables = work / "world-tables"
     if not tables.exists():
         export(vindex, tables)
-    with lq.connect(vindex) as session:
-        statements = browse_statements(session)
+    session = lq.connect(vindex)
+    statements = browse_statements(session)
     for dialect, open_engine in ENGINES.items():
         with open_engine(tables) as run:
-            found = failures(statements, dialect, run)
+            found = failures(session, statements, dialect, run)
         for text, why in found.items():
             print(f"  {dialect}: {text}: {why}")
         share = 100 * (1 - len(found) / len(statements))
         note = f"{len(statements) - len(found)} of {len(statements)} browse statements"
         yield Row(f"{dialect}: statements with equal rows", share, None, "%", "95 or more", note)
+    session.close()
 
 
 def scale(work: Path) -> Iterator[Row]:

@@ -21,7 +21,7 @@ from larql_duck.catalog import LOOKUPS, TABLES, VIEWS
 from larql_duck.errors import NotSupportedError
 from larql_duck.lowering.engines import ENGINES, rewritten
 from larql_duck.lowering.folding import folded
-from larql_duck.lowering.macros import SCHEMA, STORED, written_out
+from larql_duck.lowering.macros import SCHEMA, STORED, with_own_names, written_out
 
 if TYPE_CHECKING:
     from larql_duck.lowering.types import Query
@@ -43,7 +43,7 @@ _KNOWN = frozenset((*_NODES, *_FUNCTIONS))
 # Casts to integers round in DuckDB and truncate elsewhere, casts to text format numbers differently.
 _TYPES = frozenset({"FLOAT", "DOUBLE"})
 _JOINS = frozenset({"", "INNER", "CROSS", "OUTER", "SEMI", "ANTI"})
-_COLUMNS = {
+_COLUMNS: dict[str, object] = {
     name: {column.name: column.type for column in table.columns}
     for name, table in {**TABLES, **LOOKUPS, **VIEWS}.items()
     if name in STORED
@@ -70,7 +70,7 @@ def translated(query: Query, dialect: str) -> str:
         tree = sqlglot.parse_one(query.sql, read="duckdb")
         _check(tree, dialect)
         needs = any(_unplain(tree))
-        tree = _unwrapped(folded(written_out(tree)))
+        tree = with_own_names(_unwrapped(folded(written_out(tree))))
         if needs:
             tree = annotate_types(
                 qualify(tree, dialect="duckdb", schema=_COLUMNS, quote_identifiers=True),
@@ -110,14 +110,14 @@ def _unplain(tree: exp.Expr) -> Iterator[bool]:
 
 def _check(tree: exp.Expr, dialect: str) -> None:
     """Raise NotSupportedError for what the user's own part of a query says that is not known to mean the same."""
-    for node in tree.find_all(exp.Table):
-        if isinstance(node.this, exp.Anonymous) and node.db != SCHEMA:
-            raise _refused(f"function {node.this.name.lower()}", dialect)
-        if node.db not in ("", SCHEMA) or node.catalog:
-            raise _refused(f"the table {node.sql('duckdb')}, which is of another database,", dialect)
-        if extra := [k for k in ("pivots", "sample", "ordinality", "when") if node.args.get(k)]:
+    for table in tree.find_all(exp.Table):
+        if isinstance(table.this, exp.Anonymous) and table.db != SCHEMA:
+            raise _refused(f"function {table.this.name.lower()}", dialect)
+        if table.db not in ("", SCHEMA) or table.catalog:
+            raise _refused(f"the table {table.sql('duckdb')}, which is of another database,", dialect)
+        if extra := [k for k in ("pivots", "sample", "ordinality", "when") if table.args.get(k)]:
             raise _refused(f"{extra[0]} of a table", dialect)
-    for node in tree.walk(prune=lambda n: _of_lowering(n)):
+    for node in tree.walk(prune=_of_lowering):
         if _of_lowering(node):
             continue
         if type(node) not in _KNOWN and not (isinstance(node, exp.Var) and node.name.upper() == "ALL"):

@@ -58,6 +58,8 @@ ENGINES: Mapping[str, str | type[DataFusion]] = {"spark": "spark", "trino": "tri
 def rewritten(tree: exp.Expr, engine: str) -> exp.Expr:
     """The query as `engine` can say it. NotSupportedError for what it cannot, by name."""
     # Parts before what they are in.
+    if engine == "datafusion":
+        tree = _keys_projected(tree)
     for node in reversed(list(tree.walk())):
         rewrite = _REWRITES.get(type(node)) or _BY_NAME.get(_function(node))
         if rewrite is None:
@@ -114,6 +116,55 @@ def _join_as_exists(node: exp.Expr, kind: str) -> exp.Expr:
     there: exp.Expr = exp.Exists(this=exp.select("1").from_(node.this.copy()).where(condition.copy()))
     node.pop()
     select.where(there if kind == "SEMI" else exp.not_(there), copy=False)
+    return node
+
+
+def _keys_projected(tree: exp.Expr) -> exp.Expr:
+    """The query with what it sorts by in columns of their own: DataFusion takes a key for the column of that name which is
+    shown.
+    """
+    for select in reversed(list(tree.find_all(exp.Select))):
+        order = select.args.get("order")
+        if order is None or all(_is_shown(part.this, select) for part in order.expressions):
+            continue
+        outer = exp.select(*(exp.column(name, quoted=True) for name in select.named_selects))
+        inner = select.copy()
+        for i, part in enumerate(inner.args["order"].expressions):
+            key = exp.to_identifier(f"key_{i}", quoted=True)
+            inner.append("expressions", exp.alias_(part.this.copy(), key))
+            part.set("this", exp.column(key.copy()))
+        outer.set("order", inner.args["order"].pop())
+        for clause in ("limit", "offset", "with_"):
+            if inner.args.get(clause) is not None:
+                outer.set(clause, inner.args[clause].pop())
+        outer.set(
+            "from_",
+            exp.From(this=exp.Subquery(this=inner, alias=exp.TableAlias(this=exp.to_identifier("sorted")))),
+        )
+        if select is tree:
+            tree = outer
+        else:
+            select.replace(outer)
+    return tree
+
+
+def _is_shown(key: exp.Expr, select: exp.Select) -> bool:
+    """Whether a key is a column that the query shows as it is."""
+    if not isinstance(key, exp.Column):
+        return False
+    shown = {column.alias_or_name: column.unalias() for column in select.expressions}
+    return key.name in shown and (not key.table or shown[key.name] == key)
+
+
+def _union(node: exp.Expr, engine: str) -> exp.Expr:
+    """The columns of both sides under the names of the first."""
+    right = node.expression
+    if isinstance(right, exp.Select) and not right.is_star:
+        columns = [
+            exp.alias_(c.unalias(), n, quoted=True)
+            for c, n in zip(right.selects, node.named_selects, strict=True)
+        ]
+        right.set("expressions", columns)
     return node
 
 
@@ -387,6 +438,8 @@ def _explode(node: exp.Expr, engine: str) -> exp.Expr:
     if isinstance(node.this, exp.Array):
         return node
     select = node.find_ancestor(exp.Select)
+    if engine == "datafusion":
+        return node
     if engine != "spark" or select is None:
         raise refused("PATHS (a list of structs taken apart)", engine)
     items = _call("posexplode", node.this)
@@ -398,8 +451,27 @@ def _explode(node: exp.Expr, engine: str) -> exp.Expr:
 
 
 def _places(node: exp.Expr, engine: str) -> exp.Expr:
+    if engine == "datafusion":
+        # Lists that are taken apart side by side go together.
+        last = exp.Add(this=_call("array_length", node.expressions[0]), expression=exp.Literal.number(1))
+        return _call("unnest", _call("range", exp.Literal.number(1), last))
     # Behind `_explode`, which counts from 0.
     return exp.Add(this=exp.column("place_of", table="taken"), expression=exp.Literal.number(1))
+
+
+def _cast(node: exp.Expr, engine: str) -> exp.Expr:
+    """An empty list of structs: DataFusion has no name for the type, and cuts it off a list of one."""
+    kind = node.args["to"]
+    if engine != "datafusion" or not (isinstance(node.this, exp.Array) and not node.this.expressions):
+        return node
+    if not (kind.expressions and kind.expressions[0].is_type("struct")):
+        return node
+    fields = [
+        exp.PropertyEQ(this=exp.to_identifier(f.name), expression=exp.cast(exp.null(), f.args["kind"]))
+        for f in kind.expressions[0].expressions
+    ]
+    one = exp.Array(expressions=[exp.Struct(expressions=fields)])
+    return _call("array_slice", one, exp.Literal.number(2), exp.Literal.number(1))
 
 
 def _intersect(node: exp.Expr, engine: str) -> exp.Expr:
@@ -407,10 +479,10 @@ def _intersect(node: exp.Expr, engine: str) -> exp.Expr:
 
 
 _REWRITES: Mapping[type[exp.Expr], Rewrite] = {
-    exp.CTE: _cte, exp.Join: _join, exp.Order: _order, exp.Round: _round, exp.Log: _log, exp.RegexpReplace: _replaced,
+    exp.Union: _union, exp.CTE: _cte, exp.Join: _join, exp.Order: _order, exp.Round: _round, exp.Log: _log, exp.RegexpReplace: _replaced,
     exp.RegexpFullMatch: _full_match, exp.Hex: _hex, exp.DPipe: _joined_text, exp.IgnoreNulls: _ignore_nulls,
     exp.AnyValue: _any_value, exp.Filter: _filter, exp.First: _first, exp.ArrayAgg: _list, exp.ArrayContains: _contains,
-    exp.Array: _array, exp.Length: _length, exp.Bracket: _bracket, exp.Tuple: _tuple, exp.Explode: _explode,
+    exp.Array: _array, exp.Length: _length, exp.Bracket: _bracket, exp.Tuple: _tuple, exp.Cast: _cast, exp.Explode: _explode,
 }  # fmt: skip
 _BY_NAME: Mapping[str, Rewrite] = {
     "isfinite": _is_finite,

@@ -6,6 +6,7 @@ For engines that have neither: DuckDB expands its own.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -64,6 +65,37 @@ def written_out(tree: exp.Expr) -> exp.Expr:
     return tree.transform(_written)
 
 
+def with_own_names(tree: exp.Expr) -> exp.Expr:
+    """The query, each of whose WITH parts has a name of its own: Spark has one list of them for the whole query."""
+    _rename(tree, {}, set())
+    return tree
+
+
+def _rename(node: exp.Expr, known: Mapping[str, str], taken: set[str]) -> None:
+    """Give the WITH parts in `node` names that are not in `taken`; known: name in the text -> that in force around it."""
+    named = node.args.get("with_")
+    if named is not None:
+        known = dict(known)
+        for cte in named.expressions:
+            _rename(cte.this, known, taken)
+            name = cte.alias.lower()
+            free = next(
+                n for i in itertools.count(1) if (n := name if i == 1 else f"{name}_{i}") not in taken
+            )
+            taken.add(free)
+            known[name] = free
+            cte.args["alias"].set("this", exp.to_identifier(free))
+    if isinstance(node, exp.Table) and isinstance(node.this, exp.Identifier) and not node.db:
+        name = known.get(node.name.lower(), node.name)
+        if name != node.name:
+            alias = node.alias or node.name
+            node.set("this", exp.to_identifier(name))
+            node.set("alias", exp.TableAlias(this=exp.to_identifier(alias)))
+    for part in node.iter_expressions():
+        if part is not named:
+            _rename(part, known, taken)
+
+
 def _written(node: exp.Expr) -> exp.Expr:
     if isinstance(node, exp.Table) and node.db == SCHEMA:
         return _source(node)
@@ -89,7 +121,7 @@ def _source(table: exp.Table) -> exp.Expr:
 
 def _view(name: str) -> exp.Expr:
     found = _definitions()[0].get(name)
-    if found is None or name == "patches":
+    if found is None:
         raise NotSupportedError(f"{name} is of the session alone and in no file; run it in DuckDB")
     return found.copy()
 

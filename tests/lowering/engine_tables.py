@@ -99,17 +99,19 @@ def _cell(value: Any) -> Any:
     return number if not math.isfinite(number) or number == 0 else float(f"{number:.{_DIGITS}g}")
 
 
-def failures(statements: Mapping[str, list[dict[str, Any]]], dialect: str, run: Runner) -> dict[str, str]:
+def failures(
+    session: Session, statements: Mapping[str, list[dict[str, Any]]], dialect: str, run: Runner
+) -> dict[str, str]:
     """Statement -> why it has not the same rows in an engine."""
     found = {}
     for text, rows in statements.items():
         try:
-            other = list(run(lq.transpile(text, dialect=dialect)))
+            other = list(run(lq.transpile(text, session, dialect)))
         except LarqlError as error:
             found[text] = str(error)
             continue
         except Exception as error:
-            found[text] = f"refused by the engine: {str(error).splitlines()[0][:300]}"
+            found[text] = f"refused by the engine: {' '.join(str(error).split())[:300]}"
             continue
         if comparable(rows) != comparable(other):
             found[text] = f"other rows: {len(rows)} in DuckDB, {len(other)} there"

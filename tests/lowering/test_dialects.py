@@ -96,7 +96,6 @@ def test_what_is_written_is_its_own_grammar(dialect: str) -> None:
         ('WALK "The capital of France is"', "needs the model"),
         ("SELECT [1, 2] AS l FROM FACTS", "a list"),
         ("SELECT * FROM mine.facts", "another database"),
-        ("SELECT * FROM PATCHES", "of the session alone"),
         ("SELECT concat(subject, object) FROM FACTS", "function concat"),
         ("SELECT greatest(p, 1) FROM FACTS", "function greatest"),
         ("SELECT md5(subject) FROM FACTS", "function"),

@@ -23,7 +23,7 @@ def test_the_golden_corpus_has_equal_rows(dialect: str, package: str, s: Session
     pytest.importorskip(package, reason=f"pip install {package}")
     statements = browse_statements(s)
     with ENGINES[dialect](tables) as run:
-        found = failures(statements, dialect, run)
+        found = failures(s, statements, dialect, run)
     assert len(statements) > 45
     assert 1 - len(found) / len(statements) >= SHARE, "\n".join(
         f"{text}: {why}" for text, why in found.items()
