@@ -159,6 +159,7 @@ def _is_shown(key: exp.Expr, select: exp.Select) -> bool:
 def _union(node: exp.Expr, engine: str) -> exp.Expr:
     """The columns of both sides under the names of the first."""
     right = node.expression
+    assert isinstance(node, exp.Union)
     if isinstance(right, exp.Select) and not right.is_star:
         columns = [
             exp.alias_(c.unalias(), n, quoted=True)
@@ -453,7 +454,10 @@ def _explode(node: exp.Expr, engine: str) -> exp.Expr:
 def _places(node: exp.Expr, engine: str) -> exp.Expr:
     if engine == "datafusion":
         # Lists that are taken apart side by side go together.
-        last = exp.Add(this=_call("array_length", node.expressions[0]), expression=exp.Literal.number(1))
+        last = exp.Add(
+            this=exp.cast(_call("array_length", node.expressions[0]), "BIGINT"),
+            expression=exp.Literal.number(1),
+        )
         return _call("unnest", _call("range", exp.Literal.number(1), last))
     # Behind `_explode`, which counts from 0.
     return exp.Add(this=exp.column("place_of", table="taken"), expression=exp.Literal.number(1))
