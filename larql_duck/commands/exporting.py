@@ -65,14 +65,18 @@ def _written(
     if s.format in ("csv", "parquet"):
         return (write_table(workspace, sql, places[0], s.format),), []
     facts = FactStream.of(workspace, sql)
-    notices = [f"{facts.n_facts} facts"]
+    notices = [_counted(facts.n_facts, "fact")]
     if facts.n_left_out:
-        notices.append(f"{facts.n_left_out} rows without a subject, relation or object were left out")
+        notices.append(f"left out: {_counted(facts.n_left_out, 'row')} without a subject, relation or object")
     if s.format == "neo4j":
         return write_neo4j(facts, *places), notices
     if s.format == "graphml":
         return (write_graphml(facts, places[0]),), notices
     return (write_rdf(facts, places[0], s.format, _names(workspace, s)),), notices
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _names(workspace: OpenVindex, s: st.Export) -> RdfNames:

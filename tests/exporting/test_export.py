@@ -153,7 +153,7 @@ def test_tables_of_the_callers(s: Session, tmp_path: Path) -> None:
     mine = pd.DataFrame({"Entity": ["a", None], "relation": "r", "target": ["b", "c"]})
     assert len(mine) == 2
     result = s.lql(f"EXPORT SELECT * FROM mine INTO '{tmp_path}/mine.graphml' FORMAT GRAPHML")
-    assert result.notices == ["1 facts", "1 rows without a subject, relation or object were left out"]
+    assert result.notices == ["1 fact", "left out: 1 row without a subject, relation or object"]
     assert sorted(
         n["label"] for _, n in networkx.read_graphml(tmp_path / "mine.graphml").nodes(data=True)
     ) == ["a", "b"]
