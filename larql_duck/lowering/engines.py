@@ -59,7 +59,7 @@ def rewritten(tree: exp.Expr, engine: str) -> exp.Expr:
     """The query as `engine` can say it. NotSupportedError for what it cannot, by name."""
     # Parts before what they are in.
     if engine == "datafusion":
-        tree = _keys_projected(tree)
+        tree = _keys_projected(_structs_apart(tree))
     for node in reversed(list(tree.walk())):
         rewrite = _REWRITES.get(type(node)) or _BY_NAME.get(_function(node))
         if rewrite is None:
@@ -119,6 +119,39 @@ def _join_as_exists(node: exp.Expr, kind: str) -> exp.Expr:
     return node
 
 
+def _structs_apart(tree: exp.Expr) -> exp.Expr:
+    """The query with first({'a': x, 'b': y} ORDER BY ...) as a column a field: DataFusion 55 loses itself in fields that it
+    takes out of structs below joins.
+    """
+    structs: set[str] = set()
+    for first in list(tree.find_all(exp.First)):
+        named, order = first.parent, first.this
+        select = named.parent if isinstance(named, exp.Alias) else None
+        if not (
+            isinstance(select, exp.Select)
+            and isinstance(order, exp.Order)
+            and isinstance(order.this, exp.Struct)
+        ):
+            continue
+        columns: list[exp.Expr] = []
+        for field in order.this.expressions:
+            part = exp.Order(
+                this=field.expression.copy(), expressions=[key.copy() for key in order.expressions]
+            )
+            columns.append(exp.alias_(exp.First(this=part), f"{named.alias}_{field.name}", quoted=True))
+        kept = [[column] if column is not named else columns for column in select.expressions]
+        select.set("expressions", [column for group in kept for column in group])
+        structs.add(named.alias)
+    for dot in list(tree.find_all(exp.Dot)):
+        if isinstance(dot.this, exp.Column) and dot.this.name in structs:
+            dot.replace(
+                exp.column(
+                    f"{dot.this.name}_{dot.expression.name}", table=dot.this.args.get("table"), quoted=True
+                )
+            )
+    return tree
+
+
 def _keys_projected(tree: exp.Expr) -> exp.Expr:
     """The query with what it sorts by in columns of their own: DataFusion takes a key for the column of that name which is
     shown.
@@ -151,7 +184,7 @@ def _keys_projected(tree: exp.Expr) -> exp.Expr:
 def _is_shown(key: exp.Expr, select: exp.Select) -> bool:
     """Whether a key is a column that the query shows as it is."""
     if not isinstance(key, exp.Column):
-        return False
+        return isinstance(key, exp.Var)
     shown = {column.alias_or_name: column.unalias() for column in select.expressions}
     return key.name in shown and (not key.table or shown[key.name] == key)
 
