@@ -36,7 +36,7 @@ demo: $(INSTALLED)
 test: lint
 	$(BIN)/pytest -m 'not extras' --numprocesses logical --maxprocesses 8 --dist worksteal
 
-# Ray, Spark and other engines: too much for those who only run the other tests.
+# Spark and other engines: too much for those who only run the other tests.
 $(INSTALLED_EXTRAS): $(INSTALLED)
 	$(PIP) -e '.[extras]'
 	-command -v npm >/dev/null && npm install --silent --prefix $(VENV)/npm dt-sql-parser

@@ -70,13 +70,6 @@ def extract(
         str | None,
         Option(envvar="LARQL_DUCK_DEVICE", help="cpu (default), cuda, cuda:1 or auto."),
     ] = None,
-    ray: Annotated[
-        str | None,
-        Option(
-            metavar="auto|ADDRESS",
-            help="Let the nodes of a Ray cluster find promoted tokens, layer by layer.",
-        ),
-    ] = None,
     estimate: Annotated[
         bool, Option("--estimate", help="Print time, disk and memory; write nothing.")
     ] = False,
@@ -107,7 +100,7 @@ def extract(
         return
     if out is None:
         raise UsageError("Missing option '-o': where the vindex is to be made")
-    path = pipeline.extract(model, out, **options, resume=resume, force=force, ray=ray, notice=note)
+    path = pipeline.extract(model, out, **options, resume=resume, force=force, notice=note)
     # Without facts there is nothing to describe yet.
     ask = (
         as_typed("probe", str(path))

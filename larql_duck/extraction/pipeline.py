@@ -18,7 +18,6 @@ from larql_duck.extraction.estimate import Estimate, estimate_cost
 from larql_duck.extraction.job import Job, prepare
 from larql_duck.extraction.memory_plan import MemoryPlan, plan_memory
 from larql_duck.extraction.options import Options
-from larql_duck.extraction.over_ray import RayLayers
 from larql_duck.extraction.resources import Resources, free_memory, own_memory
 from larql_duck.extraction.stages import Extraction
 from larql_duck.extraction.state import Staging, bring_back, open_staging
@@ -61,7 +60,6 @@ def extract(
     force: bool = False,
     memory: int | None = None,
     device: str | None = None,
-    ray: str | None = None,
     progress: Progress | None = None,
     notice: Callable[[str], None] | None = None,
 ) -> Path:
@@ -80,9 +78,6 @@ def extract(
     `memory` is how many bytes the process and its children may take (None: half of what is free, control groups
     respected): blocks, copies and batches are planned by it, or LarqlError says how much is needed. `device` is where
     products are computed and the model runs: 'cpu', 'cuda', 'cuda:1' or 'auto' (None: what LARQL_DUCK_DEVICE says, else cpu).
-
-    `ray` is 'auto' or the address of a Ray cluster, whose nodes find promoted tokens, a layer a task; they open the model
-    by the same name. The arrays are the same, and a run that was stopped goes on with or without it.
 
     Where `out` is a vindex of the model and `layers` are given, those are added to what it describes, and nothing else changes.
 
@@ -108,8 +103,7 @@ def extract(
     settings = resources.settings()
     settings.torch_device()
     if adds:
-        with _cluster(ray, model, options) as cluster:
-            return _add_layers(model, target, options, resources, resume, progress or report, say, cluster)
+        return _add_layers(model, target, options, resources, resume, progress or report, say)
     job = prepare(model, options)
     check_replaceable(target, job.source.path)
     for line in job.notices:
@@ -124,23 +118,9 @@ def extract(
         if not resumed:
             _check_space(cost, staging)
         if not staging.complete:
-            with _cluster(ray, model, options) as cluster:
-                Extraction(job, staging, cost, settings, progress or report, say, cluster).run()
+            Extraction(job, staging, cost, settings, progress or report, say).run()
         staging.publish(replace=force)
     return target
-
-
-@contextmanager
-def _cluster(address: str | None, model: str | Path, options: Options) -> Iterator[RayLayers | None]:
-    """The cluster at an address for the block; None where none is asked for."""
-    if address is None:
-        yield None
-        return
-    cluster = RayLayers(address, model, options)
-    try:
-        yield cluster
-    finally:
-        cluster.close()
 
 
 @contextmanager
@@ -168,7 +148,6 @@ def _add_layers(
     resume: bool,
     progress: Progress,
     say: Callable[[str], None],
-    cluster: RayLayers | None,
 ) -> Path:
     """The path of the vindex after it describes the layers that are asked for, too."""
     vindex = Vindex.open(target)
@@ -186,7 +165,7 @@ def _add_layers(
     with open_staging(target, key) as staging, _failures_of(target):
         staging.begin(resume)
         _check_space(cost, staging)
-        addition = Addition(vindex, job, staging, cost, settings, progress, say, cluster)
+        addition = Addition(vindex, job, staging, cost, settings, progress, say)
         addition.run()
         addition.commit()
     return target

@@ -33,10 +33,9 @@ from larql_duck.extraction.embedding import EmbeddingInputs
 from larql_duck.extraction.estimate import Estimate, learn
 from larql_duck.extraction.index_json import index_json
 from larql_duck.extraction.job import Job
-from larql_duck.extraction.layer_products import promoted_of_layers
 from larql_duck.extraction.options import ARRAYS, FACTS, NAMES, PROMOTED, TABLES, TOP_ACTIVATING
-from larql_duck.extraction.over_ray import RayLayers
 from larql_duck.extraction.precision import DTYPES, agreement
+from larql_duck.extraction.promoted_tokens import OutputHead
 from larql_duck.extraction.proof import prove, stream_problem
 from larql_duck.extraction.provenance import provenance
 from larql_duck.extraction.scratch_weights import ScratchWeights
@@ -50,7 +49,7 @@ from larql_duck.inference.query_vectors import NEUTRAL
 from larql_duck.inference.settings import Settings
 from larql_duck.inference.topk import row_blocks
 from larql_duck.knowledge.entities import members
-from larql_duck.models.source import matrix_rows
+from larql_duck.models.source import ffn_matrix, matrix_rows
 from larql_duck.probing.checkpoint import Checkpoint
 from larql_duck.probing.choosing import Knowledge
 from larql_duck.probing.entity_types import fit_types, types_table
@@ -103,9 +102,7 @@ class Extraction:
         settings: Settings,
         progress: Progress,
         notice: Callable[[str], None],
-        cluster: RayLayers | None = None,
     ) -> None:
-        self.cluster = cluster
         self.job, self.staging, self.plan, self.notice = job, staging, cost.plan, notice
         self.settings, self.device = settings, settings.torch_device()
         self.progress = WholeProgress(cost.seconds, progress)
@@ -140,7 +137,7 @@ class Extraction:
             yield
         finally:
             torch.set_num_threads(threads)
-        if whole and self.cluster is None:
+        if whole:
             # Seconds of a processor, shared by the threads: others that keep the machine busy do not count.
             learn(self.job, name, (time.process_time() - worked) / threads, self.device)
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
@@ -182,20 +179,21 @@ class Extraction:
         if not missing:
             return
         with self._stage(PROMOTED, whole=len(missing) == len(self.layers)):
-            for done, (layer, measured) in enumerate(
-                self._promoted_of(missing), len(self.new) - len(missing) + 1
-            ):
-                self.staging.save(f"promoted-{layer}", measured)
+            keep = self.plan[PROMOTED].kept
+            head = OutputHead.of(
+                self.source, self.job.vocabulary, keep=keep, moments=True, device=self.device
+            )
+            for layer in missing:
+                promoted = head.search(ffn_matrix(self.source, layer, "down"), self.options.top_k)
+                gate = ffn_matrix(self.source, layer, "gate").float()
+                up = ffn_matrix(self.source, layer, "up")
+                up_norm = torch.full((len(gate),), torch.nan) if up is None else up.float().norm(dim=1)
+                measured = {f"promoted_{name}": values.numpy() for name, values in vars(promoted).items()}
+                measured["promoted_ids"] = measured["promoted_ids"].astype(np.int32)
+                norms = {"gate_norm": gate.norm(dim=1).numpy(), "up_norm": up_norm.numpy()}
+                self.staging.save(f"promoted-{layer}", measured | norms)
                 self.staging.record(f"promoted-{layer}")
-                self.progress(PROMOTED, done, len(self.new))
-                self.job.release()
-
-    def _promoted_of(self, layers: list[int]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        """(layer, its arrays) of each layer, in order; of a cluster as they are done."""
-        plan = self.plan[PROMOTED]
-        if self.cluster is not None:
-            return self.cluster.promoted(layers, plan)
-        return promoted_of_layers(self.job, layers, keep=plan.kept, device=self.device)
+                self._layer_done(PROMOTED, layer)
 
     # -- top activating tokens ----------------------------------------------------------------------------
 
