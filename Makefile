@@ -39,7 +39,6 @@ test: lint
 # Spark and other engines: too much for those who only run the other tests.
 $(INSTALLED_EXTRAS): $(INSTALLED)
 	$(PIP) -e '.[extras]'
-	-command -v npm >/dev/null && npm install --silent --prefix $(VENV)/npm dt-sql-parser
 	@touch $@
 
 test-extras: $(INSTALLED_EXTRAS)
