@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help:
 	@echo 'make demo    set everything up, extract SmolLM2, then ask it, trace it and edit it'
 	@echo 'make test    set everything up, run the linters and all tests on every core'
-	@echo 'make test-extras  the long tests: kills at random moments, damaged bytes, other tools'
+	@echo 'make test-extras  the long tests: kills at random moments, damaged bytes, other tools and engines'
 	@echo 'make test-lowest  the fast tests under the lowest versions that pyproject.toml allows'
 	@echo 'make lint    ruff, mypy and the contracts of imports'
 	@echo 'make format  let ruff mend what it can'
@@ -36,10 +36,10 @@ demo: $(INSTALLED)
 test: lint
 	$(BIN)/pytest -m 'not extras' --numprocesses logical --maxprocesses 8 --dist worksteal
 
-# What only the long tests need: libraries of training, and a browser for the explorer's pages; without one, or without the right to
-# install it, those tests skip.
+# What only the long tests need: libraries of training, Spark and other engines, and a browser for the explorer's pages; without one,
+# or without the right to install it, those tests skip.
 $(EXTRAS): $(INSTALLED)
-	$(PIP) -e '.[browser,distil]'
+	$(PIP) -e '.[extras]'
 	$(BIN)/python -m tests.chromium
 	@touch $@
 

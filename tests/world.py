@@ -288,6 +288,12 @@ def tables(seed: int = 0) -> dict[str, pa.Table]:
     out["dictionary_firings"] = _table(
         "dictionary_firings", [("res", 0, 1, 2.5, " France", "The capital of[ France] is", "texts.txt", 0, 3)]
     )
+    out["entity_ranks"] = _table(
+        "entity_ranks",
+        [("Europe", 0.4, 1, 0), ("Paris", 0.3, 2, 0), ("France", 0.2, 3, 0), ("Tokyo", 0.1, 4, 1)],
+    )
+    hub = [("France", 1, "Europe"), ("Paris", 2, "France"), ("Germany", 1, "Europe"), ("Europe", 0, None)]
+    out["hub_paths"] = _table("hub_paths", [("Europe", *row) for row in hub])
     out["meta"] = _table("meta", [("model", "synthetic"), ("family", "llama"), ("level", "browse")])
     return out
 

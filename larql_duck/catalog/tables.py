@@ -90,7 +90,7 @@ LATER_TABLES = {
     "entity_types": (3, 1),
     **dict.fromkeys(("feature_stats", "feature_firings", "example_texts", "feature_names"), (3, 2)),
     **dict.fromkeys(("dictionaries", "dictionary_features", "dictionary_firings"), (3, 2)),
-    **dict.fromkeys(("experts", "routing"), (3, 3)),
+    **dict.fromkeys(("experts", "routing", "entity_ranks", "hub_paths"), (3, 3)),
 }
 """Table -> the schema from which on every vindex has it."""
 

@@ -102,6 +102,25 @@ def probe(
         output.write([result])
 
 
+@command(app, "graph X.vindex", "graph X.vindex --hubs 50")
+def graph(
+    vindex: VindexArgument,
+    options: SessionOptions,
+    output: OutputOptions,
+    hubs: Annotated[
+        int, Option(min=1, help="Names of largest PageRank from which shortest paths are stored.")
+    ] = 16,
+) -> None:
+    """Measure the graph of the facts and store it: PageRank, communities, shortest paths from hubs.
+
+    Prints the names that the facts lead to most. Again after probing.
+    """
+    from larql_duck.commands.graph_measures import measure_graph
+
+    with options.session(vindex) as session:
+        output.write([measure_graph(session, hubs)])
+
+
 @contextmanager
 def _checkpoint(vindex: Path, resume: bool) -> Iterator[Path | None]:
     """A directory beside the vindex for finished batches, gone when the run succeeds; one run at a time has it."""

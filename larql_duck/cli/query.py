@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -89,6 +89,35 @@ def sql(script: ScriptOptions, options: SessionOptions, output: OutputOptions) -
 
     with options.session(script.vindex) as session:
         output.write(results(session))
+
+
+@command(
+    app,
+    "transpile 'DESCRIBE \"France\"'",
+    "transpile 'SELECT * FROM EDGES WHERE layer = 5' --dialect spark",
+    "transpile X.vindex 'WALK \"France\"' --dialect datafusion",
+)
+def transpile(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[VINDEX] STATEMENT", help="A statement, behind the vindex if one is to check it."
+        ),
+    ],
+    dialect: Annotated[
+        Literal["duckdb", "spark", "trino", "datafusion"], typer.Option(help="Whose SQL it becomes.")
+    ] = "duckdb",
+) -> None:
+    """Print the SQL of a statement, for DuckDB or for another engine.
+
+    Other engines read the tables that export --tables (or --format delta, iceberg) writes.
+    """
+    from larql_duck.commands.transpiling import transpile as to_sql
+
+    if len(words) > 2:
+        raise UsageError("give one statement, in quotes, and at most a vindex before it")
+    *vindex, text = words
+    print(to_sql(text, vindex[0] if vindex else None, dialect))
 
 
 @command(app, "repl X.vindex", "repl X.vindex --patch atlantis.vlp")

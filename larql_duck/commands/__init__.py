@@ -47,6 +47,7 @@ COMMANDS = {
     "COMPILE": "compiling:compile",
     "DIFF": "comparing:diff",
     "AUDIT": "auditing:audit_statement",
+    "EXPORT": "exporting:export",
 }
 """Verb of a Request -> "module:function" of this package. A verb comes to life by a row here and one in lowering."""
 

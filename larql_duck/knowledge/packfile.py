@@ -21,11 +21,13 @@ _PACK_KEYS = ("pack", "description", "source", "licence", "relations")
 _RELATION_KEYS = (
     *("relation", "description", "subjects", "templates", "examples", "answer", "many"),
     *("expects", "echo", "entities", "limit", "source", "licence", "inverse", "inverse_templates"),
+    "wikidata",
     # Of packs for earlier versions, where families were calibrated alone and any name was asked general relations.
     *("family", "general"),
 )
 _USE_KEYS = ("from", "relation", "entities", "limit")
 _ENTITY_KEYS = ("subject", "text", "object")
+_PROPERTY = re.compile(r"P[1-9][0-9]{0,9}")
 
 Shipped = Callable[[str], Pack | None]
 
@@ -116,6 +118,7 @@ def _defined(fields: _PackFields, top: _PackFields) -> Relation:
         licence=fields.text("licence", top.text("licence", "")),
         inverse=_inverse(fields),
         inverse_templates=_templates(fields, "inverse_templates") if "inverse_templates" in fields else (),
+        wikidata=_wikidata(fields),
     )
     return relation.over_rows(_entities(fields)).limited(fields.count("limit"))
 
@@ -144,6 +147,13 @@ def _inverse(fields: _PackFields) -> str:
         fields.fail(
             "inverse_templates", "needs an 'inverse' beside it, the name of the relation that they state"
         )
+    return name
+
+
+def _wikidata(fields: _PackFields) -> str:
+    name = fields.text("wikidata", "")
+    if name and not _PROPERTY.fullmatch(name):
+        fields.fail("wikidata", f"{name!r} is no property of Wikidata; write P36 or the like")
     return name
 
 

@@ -33,7 +33,7 @@ class Relation:
     subjects are ('country'); `types` gives the types of single ones (see entities.py). `expects` is the type of the answers
     (see types.py), `echo` one of ECHOES: whether an answer that repeats its subject can be right. `inverse` names the
     relation that says the same the other way round ('' for none), `inverse_templates` are its prompts where no pack has
-    it: see `inverted`.
+    it: see `inverted`. `wikidata` is Wikidata's property that says the same ('P36'; '' for none).
     """
 
     name: str
@@ -54,6 +54,7 @@ class Relation:
     licence: str = ""
     inverse: str = ""
     inverse_templates: tuple[str, ...] = ()
+    wikidata: str = ""
 
     def text(self, subject: str) -> str:
         """The subject as it stands in a sentence."""

@@ -43,6 +43,7 @@ PLANNERS: dict[str, Planner] = {
     "COMPACT MAJOR": edit_requests.compact_major,
     "SHOW COMPACT STATUS": requests.nothing,
     "COMPILE": requests.compile,
+    "EXPORT": requests.export,
     "DIFF": requests.diff,
     "AUDIT": requests.audit,
     "DELETE": edit_requests.delete,

@@ -126,6 +126,17 @@ def compile(s: st.Compile, catalog: Catalog) -> Resolved:
     return {}
 
 
+def export(s: st.Export, catalog: Catalog) -> Resolved:
+    """query: what is exported, None for the facts; the file has a name, and the clauses go with the format."""
+    if not s.into.strip():
+        raise fail(s, "the file to write to has no name", "into")
+    if s.reifiers and s.format not in ("turtle", "nquads"):
+        raise fail(s, "WITH REIFIERS goes with FORMAT TURTLE or NQUADS: the others cannot say it", "reifiers")
+    if s.base is not None and s.format not in ("turtle", "nquads", "jsonld"):
+        raise fail(s, "WITH BASE goes with FORMAT TURTLE, NQUADS or JSONLD: the others have no IRIs", "base")
+    return {"query": None if s.query is None else lower(s, s.query, catalog)}
+
+
 def diff(s: st.Diff, catalog: Catalog) -> Resolved:
     """No arguments; the layer of the vindex in use exists."""
     check_count(s, s.limit, "LIMIT", "limit")

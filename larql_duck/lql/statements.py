@@ -153,14 +153,16 @@ class Use(Statement):
 
 
 class Export(Statement):
-    """EXPORT [select | CURRENT] INTO "into" FORMAT format; query None is CURRENT (everything the session knows).
+    """EXPORT [select | CURRENT] INTO "into" FORMAT format ...; query None is CURRENT (the facts that the session shows).
 
-    format is 'turtle', 'jsonld', 'graphml', 'neo4j', 'parquet' or 'csv'.
+    format is 'turtle', 'nquads', 'jsonld', 'graphml', 'neo4j', 'parquet' or 'csv'.
     """
 
     into: str
     format: str
     query: Sql | None = None
+    reifiers: bool = False
+    base: str | None = None
 
 
 # ---- queries -----------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 Parameters = Mapping[str, Any] | list[Any]
 
 _PACKAGE = "larql_duck"
+# Rows of a batch of `stream`.
+_BATCH = 20_000
 _OURS = frozenset((*TABLES, *catalog.TABLES, *catalog.VIEWS, *catalog.LOOKUPS))
 _FROM = re.compile(r"\b(?:FROM|JOIN)\s+(\w+)\b(?!\s*[.(])", re.IGNORECASE)
 _CALL = compile(
@@ -152,6 +154,19 @@ class Connection:
             cursor.execute(f"CREATE OR REPLACE TABLE {table.sql('duckdb')} AS FROM larql_kept_rows")
             cursor.unregister("larql_kept_rows")
 
+    def stream(self, sql: str) -> Iterator[pa.RecordBatch]:
+        """The rows of a query as if the caller's own code ran it, in batches, each read when it is asked for. QueryError
+        where DuckDB refuses it. Meanwhile this thread's connection runs nothing else.
+        """
+        if self.views is not None and self.views.stale:
+            self.views.refresh_for(sql)
+        if self._options.tracer is not None:
+            self._options.tracer(sql)
+        try:
+            yield from _relation(self.here, sql).to_arrow_reader(_BATCH)
+        except (duckdb.Error, pa.ArrowException) as error:
+            raise query_error(error, sql, self.failures) from error
+
     def _reads_the_vindex_alone(self, sql: str) -> bool:
         """Whether a query gives the same rows on another connection: of no temporary table, nothing uncommitted."""
         try:
@@ -191,18 +206,29 @@ def _fetch(
     parameters: Parameters | None = None,
     scope: Mapping[str, Any] | None = None,
 ) -> pa.Table:
-    """The rows of `sql`; names without a catalog entry are looked up in the caller's variables.
+    """The rows of `sql`. A statement without rows (CREATE ...) gives a table without columns."""
+    relation = _relation(con, sql, parameters, scope)
+    return pa.table({}) if relation is None else relation.to_arrow_table()
+
+
+def _relation(
+    con: duckdb.DuckDBPyConnection,
+    sql: str,
+    parameters: Parameters | None = None,
+    scope: Mapping[str, Any] | None = None,
+) -> Any:
+    """What DuckDB makes of `sql`, None for a statement without rows; names without a catalog entry are looked up in the
+    caller's variables.
 
     The caller is the nearest frame outside this package. DuckDB searches the calling frame's locals and globals, so
     the call is evaluated with those of the caller: no variable of ours can stand in the way of a DataFrame. `scope`
-    adds names that come first. A statement without rows (CREATE ...) gives a table without columns.
+    adds names that come first.
     """
     frame = _caller()
     local_names: dict[str, Any] = {} if frame is None else dict(frame.f_locals)
     local_names |= scope or {}
     local_names |= {"larql_query_con": con, "larql_query_sql": sql, "larql_query_parameters": parameters}
-    relation = eval(_CALL, {} if frame is None else frame.f_globals, local_names)
-    return pa.table({}) if relation is None else relation.to_arrow_table()
+    return eval(_CALL, {} if frame is None else frame.f_globals, local_names)
 
 
 def _caller() -> FrameType | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from larql_duck.session.vindex_catalog import VindexCatalog
 from larql_duck.vindex.store import Vindex
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from larql_duck.inference.engine import Engine
     from larql_duck.inference.gate_search import GateSearch
     from larql_duck.inference.model import Model
@@ -69,6 +72,10 @@ class OpenVindex:
     ) -> Result:
         """The result of a query of our own; see `Workspace.query`."""
         return self._connection.query(sql, parameters, stale=stale, aside=aside)
+
+    def stream(self, sql: str) -> Iterator[pa.RecordBatch]:
+        """The rows of a query of our own in batches; see `Connection.stream`."""
+        return self._connection.stream(sql)
 
     def refresh(self, *kinds: str) -> None:
         """Ask the facts that edits touched again, and measure the tokens of new features; see `Workspace.refresh`."""

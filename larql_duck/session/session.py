@@ -14,6 +14,7 @@ import duckdb
 import pyarrow as pa
 
 from larql_duck.errors import SemanticError
+from larql_duck.graphs.fact_graph import session_graph
 from larql_duck.lowering import Plan, Query, Request, joined, needs_vindex, plan, transpiled
 from larql_duck.lowering.types import Catalog, EmptyCatalog, need_vindex, not_described
 from larql_duck.lql import parse
@@ -35,6 +36,8 @@ from larql_duck.spelling import did_you_mean, told_arguments
 from larql_duck.vindex.store import Vindex
 
 if TYPE_CHECKING:
+    from rustworkx import PyDiGraph
+
     from larql_duck.editing.evaluate import Check
     from larql_duck.inference.clauses import Intervention
     from larql_duck.inference.model import Model
@@ -277,6 +280,12 @@ class Session:
         """The FeatureCard of one feature: tokens, figures, examples, facts; a page in a notebook. LarqlError for none."""
         need_vindex(self._catalog)
         return feature_card(self._connection, self.schema, layer, feature)
+
+    def graph(self, relations: Sequence[str] | None = None) -> PyDiGraph[str, dict[str, Any]]:
+        """The facts (of these relations; None: all) as a rustworkx graph: a node a name, an edge a fact, whose weight has
+        relation, p, confidence and source. Edits of the session count.
+        """
+        return session_graph(self.workspace, relations)
 
     def collect_examples(
         self, texts: str | Path | None = None, *, top: int = 20, window: int = 256, column: str | None = None

@@ -224,8 +224,10 @@ STATEMENTS: dict[type[Statement], st.SearchStrategy[Statement]] = {
     s.Export: st.builds(
         s.Export,
         texts,
-        st.sampled_from(["turtle", "jsonld", "graphml", "neo4j", "parquet", "csv"]),
+        st.sampled_from(["turtle", "nquads", "jsonld", "graphml", "neo4j", "parquet", "csv"]),
         maybe(query_parts),
+        st.booleans(),
+        maybe(texts),
     ),
     s.Walk: st.builds(
         s.Walk,
