@@ -154,7 +154,7 @@ class JoinedWeights:
     def shape(self, name: str, known: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
         """The tensor's shape, by the shapes that are `known`; read where there is none."""
         if name in self._experts:
-            hidden = self.source.vindex.hidden
+            hidden = self.family.sizes(self.config).hidden
             return expert_shapes(self.family, self._experts[name][0], hidden)[name]
         shapes = [
             known[n] if n in known else tuple(self.source.tensor(n).shape)
