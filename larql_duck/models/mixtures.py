@@ -227,7 +227,7 @@ class Mixture:
         """What the block gives for x [..., hidden]."""
         with self.running(x) as weights:
             _, activation = self.values(x, weights)
-            out = self.block.get_submodule(self._down)(activation)
+            out: torch.Tensor = self.block.get_submodule(self._down)(activation)
             return (out, weights) if self._tuples else out
 
     def values(self, x: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -393,12 +393,9 @@ def _is_experts(module: Any) -> bool:
 def _matrices(module: nn.Module) -> tuple[nn.Linear, nn.Linear, nn.Linear] | None:
     """gate, up and down of an FFN whose parts have names that experts know; None of another module."""
     for names in _NAMES:
-        parts = [
-            p for name in names if isinstance(p := getattr(module, name, None), nn.Linear) and p.bias is None
-        ]
-        if len(parts) == len(names):
-            gate, up, down = parts
-            return gate, up, down
+        found: list[Any] = [getattr(module, name, None) for name in names]
+        if all(isinstance(part, nn.Linear) and part.bias is None for part in found):
+            return found[0], found[1], found[2]
     return None
 
 
@@ -408,8 +405,8 @@ def names_in(layers: Sequence[nn.Module], experts: Experts) -> Names:
         if i in experts.layers:
             continue
         like = next((m for path, m in layer.named_modules() if path == experts.block), None)
-        for names in _NAMES if like is not None else ():
-            if all(hasattr(like, name) for name in names):
+        for names in _NAMES:
+            if like is not None and all(hasattr(like, name) for name in names):
                 act = next((n for n, _ in like.named_children() if n not in names), _ACT)
                 return (*names, act)
     return (*_NAMES[0], _ACT)
