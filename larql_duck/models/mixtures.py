@@ -226,7 +226,7 @@ class Mixture:
     def forward(self, x: torch.Tensor, *_: Any, **__: Any) -> Any:
         """What the block gives for x [..., hidden]."""
         with self.running(x) as weights:
-            _, activation = self.values(x, weights)
+            activation = self.values(x, weights)[1]
             out: torch.Tensor = self.block.get_submodule(self._down)(activation)
             return (out, weights) if self._tuples else out
 
