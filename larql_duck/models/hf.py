@@ -17,7 +17,7 @@ from larql_duck.models.checkpoint import ModelSource, main_dtype
 from larql_duck.models.families import complete, text_config
 from larql_duck.models.mapped import FLOATS
 from larql_duck.models.misplaced import check_there, other_format
-from larql_duck.models.pieces import JoinedPlace, Place
+from larql_duck.models.pieces import JoinedPlace, TensorPlace
 from larql_duck.models.reading import read_names
 from larql_duck.models.safetensors_file import SafetensorsFile
 from larql_duck.models.source import MatrixRows
@@ -68,7 +68,7 @@ class HfSource(ModelSource):
         except ModelError as error:
             raise ModelError.at(directory, f"{error}", tensor=error.tensor) from None
         family = reading.family
-        self._places: dict[str, Place] = {
+        self._places: dict[str, TensorPlace] = {
             name: _Place(stored[key], key, half) for name, (key, half) in reading.places.items()
         }
         self._places |= {name: pieces.of(stored) for name, pieces in reading.pieces.items()}

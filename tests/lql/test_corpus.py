@@ -28,6 +28,7 @@ def test_the_corpus_is_whole() -> None:
     } - {
         "Statement",
         "CheckEdits",
+        "ShowExperts",
         "ExplainSql",
         "Export",
         "Probe",
