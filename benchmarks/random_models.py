@@ -65,7 +65,8 @@ class RandomModel:
         return shapes | {"model.norm.weight": (wide,)}
 
     def _ffn(self) -> dict[str, tuple[int, ...]]:
-        read, written = (self.intermediate, self.hidden), (self.hidden, self.intermediate)
+        read: tuple[int, ...] = (self.intermediate, self.hidden)
+        written: tuple[int, ...] = (self.hidden, self.intermediate)
         if not self.experts:
             return {"mlp.gate_proj": read, "mlp.up_proj": read, "mlp.down_proj": written}
         block, each = "block_sparse_moe", {"w1": read, "w3": read, "w2": written}

@@ -298,7 +298,9 @@ def _watch_experts(theirs: Any, family: Family, layer: int, seen: list[Any]) -> 
             if hasattr(block, "shared_expert_gate"):
                 factor = block.shared_expert_gate(hidden).sigmoid()
             read[:, experts.routed :] = always.pop() * factor
-        seen.append(read[None])
+        # One family takes the mean of both kinds instead of their sum.
+        average = getattr(block, "shared_expert_combination_strategy", "sum") == "average"
+        seen.append(read[None] / (2 if average else 1))
 
     return block.register_forward_hook(hook)
 

@@ -262,6 +262,18 @@ def tables(seed: int = 0) -> dict[str, pa.Table]:
     out["example_texts"] = _table(
         "example_texts", [(0, 0, "texts.txt", 0, "The capital of France is", [3, 11, 14, 21, 24])]
     )
+    # A layer of two experts and shared ones.
+    out["experts"] = _table(
+        "experts",
+        [
+            (4, 0, 4, 0, False, 3, 0.6, ["France", "Paris"]),
+            (4, 1, 4, 4, False, 1, 0.4, ["Rome"]),
+            (4, 2, 4, 8, True, 4, 1.0, ["France"]),
+        ],
+    )
+    out["routing"] = _table(
+        "routing", [(4, 0, "probes", 20, 15, 0.75, 0.6), (4, 1, "texts", 10, 2, 0.2, None)]
+    )
     out["dictionaries"] = _table(
         "dictionaries",
         [

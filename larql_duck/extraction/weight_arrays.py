@@ -33,9 +33,9 @@ def write_gates(
             name = source.family.gate_name(layer)
             if source.family.transposed:
                 matrix = ffn_matrix(source, layer, "gate")
-                shape, span = matrix.shape, writer.append(matrix, name, source.path)
+                shape, span = tuple(matrix.shape), writer.append(matrix, name, source.path)
             else:
-                shape, span = matrix_rows(source, name).shape, append_matrix(writer, source, name)
+                shape, span = tuple(matrix_rows(source, name).shape), append_matrix(writer, source, name)
             offset, length = span
             layers.append({"layer": layer, "num_features": shape[0], "offset": offset, "length": length})
             step(math.prod(shape))

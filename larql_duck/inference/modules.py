@@ -122,7 +122,6 @@ def find_modules(model: PreTrainedModel, family: Family) -> ModelModules:
 
     config = model.config
     layers = []
-    mixed = () if family.experts is None else family.experts.layers
     for i in range(config.num_hidden_layers):
         prefix = family.layer_prefix(i)
         block = module(prefix.rstrip("."))
@@ -145,7 +144,9 @@ def find_modules(model: PreTrainedModel, family: Family) -> ModelModules:
                 parallel=family.parallel,
                 plain=not family.between,
                 tuples=family.tuples,
-                mixture=mixture_in(block.get_submodule(family.experts.block)) if i in mixed else None,
+                mixture=None
+                if family.experts is None or i not in family.experts.layers
+                else mixture_in(block.get_submodule(family.experts.block)),
             )
         )
     head = model.get_output_embeddings()

@@ -432,11 +432,10 @@ class SlotValue(Value):
         c.expect("(")
         layer = c.integer("a layer")
         c.expect(",")
-        feature: int | InExpert = c.integer("a feature")
-        if c.take(":"):
-            feature = InExpert(feature, c.integer("a feature of the expert"))
+        number = c.integer("a feature")
+        within = c.integer("a feature of the expert") if c.take(":") else None
         c.expect(")")
-        return layer, feature
+        return layer, number if within is None else InExpert(number, within)
 
     def show(self, value: WrittenSlot) -> str:
         layer, feature = value

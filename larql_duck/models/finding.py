@@ -95,6 +95,8 @@ def find_family(config: Config) -> tuple[Family, PreTrainedModel]:
         mixtures.install(blocks, experts, mixtures.names_in(blocks, experts))
     if kind := kinds.other_layers(name, layers.values()):
         raise ModelError(kind)
+    if any(path.endswith(".indexer") for path, _ in model.named_modules()):
+        raise ModelError(f"model_type {name!r} caches an index beside keys and values, which is not read")
     for module in (model, model.base_model):
         if "past_key_values" not in inspect.signature(module.forward).parameters:
             raise ModelError(

@@ -21,7 +21,7 @@ from larql_duck.models.dequantised import Plain, Stored
 from larql_duck.models.families import complete, text_config
 from larql_duck.models.mapped import READABLE
 from larql_duck.models.misplaced import check_there, other_format
-from larql_duck.models.pieces import JoinedPlace, Place
+from larql_duck.models.pieces import JoinedPlace, TensorPlace
 from larql_duck.models.quantised import Assembled, assembled
 from larql_duck.models.reading import read_names
 from larql_duck.models.safetensors_file import SafetensorsFile
@@ -65,7 +65,7 @@ class HfSource(ModelSource):
                 raise
             raise ModelError.at(directory, f"{error}", tensor=error.tensor) from None
         family = reading.family
-        self._places: dict[str, Place] = {
+        self._places: dict[str, TensorPlace] = {
             name: _Place(parts.tensors[key], half) for name, (key, half) in reading.places.items()
         }
         self._places |= {name: pieces.of(parts.tensors) for name, pieces in reading.pieces.items()}

@@ -30,11 +30,11 @@ _TUPLES = ("GptOssMLP", "Llama4TextMoe")
 _PICKED = ("num_experts_per_tok", "moe_topk", "moe_k", "num_experts_per_token", "moe_top_k", "top_k_experts")
 
 Read: TypeAlias = Callable[[int, int], torch.Tensor]
-Names: TypeAlias = tuple[str, str, str, str]
+FfnNames: TypeAlias = tuple[str, str, str, str]
 """What gate, up, down and the activation of a layer's FFN are called."""
 
 
-class Choice:
+class RoutersChoice:
     """What the router chose in the pass that runs: weights [..., experts] and the shared experts' factor [..., 1]."""
 
     def __init__(self) -> None:
@@ -94,7 +94,9 @@ class ExpertRows(nn.Linear):
 
     read: Read | None = None
 
-    def __init__(self, features: int, hidden: int, experts: Experts, choice: Choice, bias: bool) -> None:
+    def __init__(
+        self, features: int, hidden: int, experts: Experts, choice: RoutersChoice, bias: bool
+    ) -> None:
         super().__init__(hidden, features, bias=bias, device="meta")
         self._experts, self._choice = experts, choice
 
@@ -122,7 +124,7 @@ class ExpertColumns(nn.Linear):
 
     read: Read | None = None
 
-    def __init__(self, features: int, hidden: int, experts: Experts, choice: Choice) -> None:
+    def __init__(self, features: int, hidden: int, experts: Experts, choice: RoutersChoice) -> None:
         super().__init__(features, hidden, bias=False, device="meta")
         # Gives experts' own biases [experts, hidden], which the block holds.
         self.biases: Callable[[], torch.Tensor | None] = lambda: None
@@ -165,12 +167,12 @@ def _running(
 class Mixture:
     """How one layer's mixture runs as one FFN; `forward` stands in the place of its block's."""
 
-    def __init__(self, block: Any, experts: Experts, names: Names) -> None:
+    def __init__(self, block: Any, experts: Experts, names: FfnNames) -> None:
         inner = block.get_submodule(experts.inner)
         always = block.get_submodule(experts.always) if experts.always else None
         hidden = _hidden(inner)
         features = experts.routed + experts.shared
-        self.block, self.experts, self.choice = block, experts, Choice()
+        self.block, self.experts, self.choice = block, experts, RoutersChoice()
         self._run, self.gated = block.forward, _gating(inner)
         self._tuples = type(block).__name__ in _TUPLES
         make = (features, hidden, experts, self.choice)
@@ -226,8 +228,8 @@ class Mixture:
     def forward(self, x: torch.Tensor, *_: Any, **__: Any) -> Any:
         """What the block gives for x [..., hidden]."""
         with self.running(x) as weights:
-            _, activation = self.values(x, weights)
-            out = self.block.get_submodule(self._down)(activation)
+            activation = self.values(x, weights)[1]
+            out: torch.Tensor = self.block.get_submodule(self._down)(activation)
             return (out, weights) if self._tuples else out
 
     def values(self, x: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -393,29 +395,26 @@ def _is_experts(module: Any) -> bool:
 def _matrices(module: nn.Module) -> tuple[nn.Linear, nn.Linear, nn.Linear] | None:
     """gate, up and down of an FFN whose parts have names that experts know; None of another module."""
     for names in _NAMES:
-        parts = [
-            p for name in names if isinstance(p := getattr(module, name, None), nn.Linear) and p.bias is None
-        ]
-        if len(parts) == len(names):
-            gate, up, down = parts
-            return gate, up, down
+        found: list[Any] = [getattr(module, name, None) for name in names]
+        if all(isinstance(part, nn.Linear) and part.bias is None for part in found):
+            return found[0], found[1], found[2]
     return None
 
 
-def names_in(layers: Sequence[nn.Module], experts: Experts) -> Names:
+def names_in(layers: Sequence[nn.Module], experts: Experts) -> FfnNames:
     """What gate, up, down and the activation are called in layers that have no experts, else as most families call them."""
     for i, layer in enumerate(layers):
         if i in experts.layers:
             continue
         like = next((m for path, m in layer.named_modules() if path == experts.block), None)
-        for names in _NAMES if like is not None else ():
-            if all(hasattr(like, name) for name in names):
+        for names in _NAMES:
+            if like is not None and all(hasattr(like, name) for name in names):
                 act = next((n for n, _ in like.named_children() if n not in names), _ACT)
                 return (*names, act)
     return (*_NAMES[0], _ACT)
 
 
-def names_of(family: Family) -> Names:
+def names_of(family: Family) -> FfnNames:
     """What gate, up, down and the activation are called in a family's mixtures."""
     assert family.experts is not None
     prefix = f"{family.experts.block}."
@@ -425,7 +424,7 @@ def names_of(family: Family) -> Names:
     return gate, up, down, family.act.removeprefix(prefix)
 
 
-def install(layers: Sequence[nn.Module], experts: Experts, names: Names) -> None:
+def install(layers: Sequence[nn.Module], experts: Experts, names: FfnNames) -> None:
     """Make one FFN of each mixture among `layers`, whose gate, up, down and activation have the `names`."""
     for i in experts.layers:
         Mixture(layers[i].get_submodule(experts.block), experts, names)

@@ -13,7 +13,7 @@ import torch
 from larql_duck.models.dequantised import Stored
 
 
-class Place(Protocol):
+class TensorPlace(Protocol):
     """Where a tensor is: the file, or the first of them, its shape, and the tensor itself when it is read."""
 
     @property

@@ -126,7 +126,8 @@ def _stacked(first: str, made: _Merged) -> Pieces | None:
 
 def _own_names(family: Family) -> list[str]:
     """Names that transformers has for what is here one FFN of a layer: its experts' arrays, and the shared ones' matrices."""
-    experts, out = family.experts, []
+    experts = family.experts
+    out: list[str] = []
     for i in () if experts is None else experts.layers:
         out += expert_names(family, i).values()
     return out

@@ -29,6 +29,7 @@ def test_the_corpus_is_whole() -> None:
         "Statement",
         "Audit",
         "CheckEdits",
+        "ShowExperts",
         "ExplainSql",
         "Export",
         "Probe",

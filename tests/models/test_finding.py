@@ -45,8 +45,8 @@ KINDS = {
     "deepseek_v3": "the same behind a dense layer; a router that chooses by another score than it weighs with",
     "gpt_oss": "experts with biases and a gate of their own, stored in one array",
 }
-# Attention that needs the whole text's distances, and features that change each other: no layer by itself.
-EMBEDDED = {"bloom", "bitnet"}
+# Attention that needs the whole text's distances, features that change each other, a gate of its own: no layer by itself.
+EMBEDDED = {"bloom", "bitnet", "gpt_oss"}
 
 
 @pytest.mark.parametrize("name", TINY_FAMILIES)
