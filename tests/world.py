@@ -187,7 +187,7 @@ def tables(seed: int = 0) -> dict[str, pa.Table]:
         ],
     )  # fmt: skip
     first = [f for f in FACTS if f[3] == 1]
-    edges = []
+    edges: list[tuple[Any, ...]] = []
     for s, r, o, _, p in first:
         edges.append((s, r, o, 8, len(s) % FEATURES, 5.0 * p, 0.5 * p, None, -1.5, "probe", False))
         edges.append((s, r, o, 5, 9, 3.0 * p, 0.9 * p, None, 2.5, "probe", False))
@@ -197,7 +197,7 @@ def tables(seed: int = 0) -> dict[str, pa.Table]:
     ]
     edges.sort(key=lambda e: e[0])
     out["edges"] = _table("edges", edges)
-    triples = [
+    triples: list[tuple[Any, ...]] = [
         (s, r, o, p, p, "probe", [5, 8], 2, False, name_key(s), name_key(o)) for s, r, o, _, p in first
     ]
     triples += [
@@ -387,7 +387,7 @@ def write_vindex(directory: Path, *, dtype: str = "f32", seed: int = 0) -> Path:
     }  # fmt: skip
     # A space of its own is the marker alone, and unknown text falls to it.
     pieces = {t[1].replace(" ", "▁"): t[0] for t in tokens()}
-    model = {
+    model: dict[str, Any] = {
         "type": "BPE", "dropout": None, "unk_token": "▁", "continuing_subword_prefix": None, "end_of_word_suffix": None,
         "fuse_unk": True, "byte_fallback": False, "ignore_merges": True, "vocab": pieces, "merges": [],
     }  # fmt: skip

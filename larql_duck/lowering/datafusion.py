@@ -51,7 +51,9 @@ def structs_apart(tree: exp.Expr) -> exp.Expr:
     structs: set[str] = set()
     for first in list(tree.find_all(exp.First)):
         named, order = first.parent, first.this
-        select = named.parent if isinstance(named, exp.Alias) else None
+        if not isinstance(named, exp.Alias):
+            continue
+        select = named.parent
         if not (
             isinstance(select, exp.Select)
             and isinstance(order, exp.Order)

@@ -36,7 +36,7 @@ def serve(
     listener = _listen(options.host, options.port)
     try:
         app = create_app(vindexes, options, **settings)
-        files = {} if certificate is None else {"ssl_certfile": certificate[0], "ssl_keyfile": certificate[1]}
+        chain, key = certificate or (None, None)
         config = uvicorn.Config(
             app,
             # The gate writes the log, without names that people asked about.
@@ -47,7 +47,8 @@ def serve(
             timeout_keep_alive=int(options.limits.stall),
             h11_max_incomplete_event_size=64 << 10,
             proxy_headers=False,
-            **files,
+            ssl_certfile=chain,
+            ssl_keyfile=key,
         )
         host, port = listener.getsockname()[:2]
         scheme = "http" if certificate is None else "https"
