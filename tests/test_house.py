@@ -22,7 +22,7 @@ ABOVE_SESSION = {"session", "commands", "cli", "repl", "notebook.py", "server", 
 # What users and the packages above have of a Session. A name more is a promise more: docs, tests, CHANGELOG.
 SESSION = {
     "con", "schema", "options", "vindex", "catalog", "workspace", "model", "patches",
-    "lql", "script", "stream", "run", "sql", "use", "use_model", "use_remote", "remote", "here", "insert", "probe", "describe", "fit_types", "feature", "collect_examples", "evaluate_edits", "evaluate", "trace",
+    "lql", "script", "stream", "run", "sql", "use", "use_model", "use_remote", "remote", "here", "insert", "probe", "describe", "fit_types", "feature", "graph", "collect_examples", "evaluate_edits", "evaluate", "trace",
     "refresh", "configure", "cursor", "close",
 }  # fmt: skip
 

@@ -30,10 +30,10 @@ _NEEDED = ("subject", "relation", "object")
 # Facts in a file between two reports of how far it is.
 _REPORTED = 10_000
 
-Fact = tuple[str, str, str, float | None, float | None, str | None]
+ExportedFact = tuple[str, str, str, float | None, float | None, str | None]
 
 
-class Rows(Protocol):
+class StreamedRows(Protocol):
     """What facts are read from: a vindex that is open."""
 
     def query(self, sql: str) -> Result:
@@ -49,13 +49,13 @@ class FactStream:
     subject, relation or object and are none.
     """
 
-    rows: Rows
+    rows: StreamedRows
     sql: str
     n_facts: int
     n_left_out: int
 
     @classmethod
-    def of(cls, rows: Rows, query: str) -> FactStream:
+    def of(cls, rows: StreamedRows, query: str) -> FactStream:
         """The facts that a query's rows are. SemanticError where a column that a fact needs is missing."""
         given = rows.query(f"SELECT * FROM ({query}\n) LIMIT 0").columns
         whole = ", ".join(f"{_column(given, name)} AS {name}" for name in COLUMNS)
@@ -66,11 +66,11 @@ class FactStream:
         sql = f"SELECT * FROM (SELECT {whole} FROM ({query}\n)) WHERE NOT ({missing})"
         return cls(rows, sql, n - n_left_out, n_left_out)
 
-    def facts(self) -> Iterator[Fact]:
+    def facts(self) -> Iterator[ExportedFact]:
         """(subject, relation, object, p, confidence, source) of each."""
         return self._told(self.sql)
 
-    def iri_facts(self, entities: str) -> Iterator[Fact]:
+    def iri_facts(self, entities: str) -> Iterator[ExportedFact]:
         """As `facts`, with the IRIs of subject and object: `entities` and the name, percent-encoded."""
         prefix = exp.Literal.string(entities).sql("duckdb")
         return self._told(

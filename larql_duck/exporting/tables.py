@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from larql_duck.catalog import quoted
 
 if TYPE_CHECKING:
-    from larql_duck.exporting.fact_stream import FactStream, Rows
+    from larql_duck.exporting.fact_stream import FactStream, StreamedRows
 
 # What neo4j-admin database import reads off the header.
 _NODES = 'SELECT name AS "name:ID", \'Entity\' AS ":LABEL" FROM (SELECT subject AS name FROM ({facts}) UNION SELECT object FROM ({facts}))'
@@ -19,7 +19,7 @@ _RELATIONSHIPS = (
 _OPTIONS = {"csv": "FORMAT csv, HEADER true", "parquet": "FORMAT parquet, COMPRESSION zstd"}
 
 
-def write_table(rows: Rows, query: str, path: Path, form: str) -> int:
+def write_table(rows: StreamedRows, query: str, path: Path, form: str) -> int:
     """The number of rows of the query that were written to `path` as `form`: csv or parquet."""
     n: int = rows.query(f"COPY ({query}\n) TO {quoted(str(path))} ({_OPTIONS[form]})").one()
     return n

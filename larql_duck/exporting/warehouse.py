@@ -18,7 +18,7 @@ from larql_duck.files import scratch_beside, size_on_disk, with_parents
 from larql_duck.progress import report
 
 if TYPE_CHECKING:
-    from larql_duck.exporting.fact_stream import Rows
+    from larql_duck.exporting.fact_stream import StreamedRows
 
 PARTITION_ABOVE = 1_000_000
 """Rows from which a table is partitioned where nothing else is said: below it, files would be small and many."""
@@ -44,7 +44,7 @@ class StoredTable:
 
 
 # (rows, query, name, directory, whether partitioned by layer): writes a table there
-Writer = Callable[["Rows", str, str, Path, bool], None]
+Writer = Callable[["StreamedRows", str, str, Path, bool], None]
 
 
 def stored_names() -> list[str]:
@@ -53,7 +53,13 @@ def stored_names() -> list[str]:
 
 
 def write_tables(
-    rows: Rows, schema: str, out: Path, form: str, *, by_layer: bool = False, above: int = PARTITION_ABOVE
+    rows: StreamedRows,
+    schema: str,
+    out: Path,
+    form: str,
+    *,
+    by_layer: bool = False,
+    above: int = PARTITION_ABOVE,
 ) -> list[StoredTable]:
     """What was written into the new directory `out` as `form`: parquet, delta or iceberg.
 
@@ -116,7 +122,7 @@ def _new_directory(out: Path, *, in_place: bool) -> Iterator[Path]:
 
 
 def _parquet() -> Writer:
-    def write(rows: Rows, query: str, name: str, directory: Path, partitioned: bool) -> None:
+    def write(rows: StreamedRows, query: str, name: str, directory: Path, partitioned: bool) -> None:
         place = directory / (name if partitioned else f"{name}.parquet")
         by = ", PARTITION_BY (layer)" if partitioned else ""
         rows.query(f"COPY ({query}) TO {quoted(str(place))} (FORMAT parquet, COMPRESSION zstd{by})")
@@ -132,7 +138,7 @@ def _delta() -> Writer:
             "Delta Lake needs deltalake; install it with: pip install 'larql-duck[lake]'"
         ) from None
 
-    def write(rows: Rows, query: str, name: str, directory: Path, partitioned: bool) -> None:
+    def write(rows: StreamedRows, query: str, name: str, directory: Path, partitioned: bool) -> None:
         columns = _schema(name)
         batches = (
             pa.record_batch(batch.columns, names=columns.names).cast(columns) for batch in rows.stream(query)
@@ -155,7 +161,7 @@ def _iceberg() -> Writer:
             "Iceberg needs pyiceberg and sqlalchemy; install them with: pip install 'larql-duck[lake]'"
         ) from None
 
-    def write(rows: Rows, query: str, name: str, directory: Path, partitioned: bool) -> None:
+    def write(rows: StreamedRows, query: str, name: str, directory: Path, partitioned: bool) -> None:
         place = directory.resolve()
         catalog = SqlCatalog(
             "larql-duck", uri=f"sqlite:///{place / ICEBERG_CATALOG}", warehouse=place.as_uri()

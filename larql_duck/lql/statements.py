@@ -1,14 +1,11 @@
-"""One frozen dataclass per kind of LQL statement: what the parser returns and the planner reads.
-
-Conventions shared by all classes:
+"""One frozen dataclass per kind of LQL statement: what the parser returns and the planner reads. All share conventions:
 
 * Layers and features are 0-based integers as typed; nothing is checked against a model here (`TOP -5` parses).
 * `None` (or an empty tuple, or False) means that the clause was not given; the docstring names the default.
-* Words from the grammar (modes, bands, levels, formats) are stored in lower case.
+* Words from the grammar (modes, bands, levels, formats) are in lower case.
 * `layers` is a tuple of inclusive `(first, last)` pairs with first <= last, in the order typed; `LAYERS ALL` is None.
 * SQL parts (a query, a condition, a value) are `Sql`: DuckDB text that can be run, and a sqlglot tree of it.
-* `at` is where the statement stands in its text, `places` maps a field's name to where its value stands
-  (for semantic errors). Neither takes part in comparisons, hashing or repr.
+* `at`: where the statement stands in its text; `places`: where a field's value does. Neither takes part in comparisons.
 * `str(statement)` is canonical LQL: `parse(str(s)) == [s]`.
 """
 

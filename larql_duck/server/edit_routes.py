@@ -18,7 +18,7 @@ from larql_duck.server.service import Service, milliseconds
 from larql_duck.server.sql_policy import RefusedError
 
 
-class Fact(Strict):
+class FactToInsert(Strict):
     """A fact to insert."""
 
     entity: str
@@ -29,7 +29,7 @@ class Fact(Strict):
 class Facts(Strict):
     """Several facts to insert together."""
 
-    facts: list[Fact] = Field(min_length=1, max_length=100)
+    facts: list[FactToInsert] = Field(min_length=1, max_length=100)
 
 
 class InlinePatch(Strict):
@@ -59,7 +59,7 @@ def add_edit_routes(router: APIRouter, service: Service) -> None:
         return edits
 
     @router.post("/insert")
-    async def insert(request: Request, body: Annotated[Fact | Facts, Body()]) -> Response:
+    async def insert(request: Request, body: Annotated[FactToInsert | Facts, Body()]) -> Response:
         """Facts that the model is to know in this session."""
         began = time.perf_counter()
         of_editor(request)

@@ -70,7 +70,7 @@ SELECT entity, n_facts FROM ENTITIES WHERE starts_with(lower(entity), lower($sta
 """
 
 
-Name = Annotated[str, Query(max_length=16_384)]
+AskedName = Annotated[str, Query(max_length=16_384)]
 
 
 class _Names(NameLookup):
@@ -121,12 +121,14 @@ def add_explorer_routes(router: APIRouter, service: Service) -> None:
         return await page(request, OVERVIEW, {})
 
     @router.get("/explorer/entity")
-    async def entity(request: Request, name: Name) -> Response:
+    async def entity(request: Request, name: AskedName) -> Response:
         """What is stored about a name: types, facts in both directions, the features behind them."""
         return await page(request, ENTITY, {"name": name})
 
     @router.get("/explorer/live")
-    async def live(request: Request, name: Name, part: Literal["facts", "types", "features"]) -> Response:
+    async def live(
+        request: Request, name: AskedName, part: Literal["facts", "types", "features"]
+    ) -> Response:
         """What the model says about a name when it is asked now: one part of its page."""
         return await page(request, {part: LIVE[part]}, {"name": name})
 

@@ -35,8 +35,8 @@ evidence are right, `p` the model's probability, `effect` what a fact loses when
 neuron, named by layer and number from 0. Start with describe for a name, infer for a text. Nothing can be changed.
 """
 
-Answer = dict[str, Any]
-Name = Annotated[str, Field(description="A name, as in France", max_length=1000)]
+ToolAnswer = dict[str, Any]
+GivenName = Annotated[str, Field(description="A name, as in France", max_length=1000)]
 Prompt = Annotated[
     str, Field(description="The text that the model reads, as in: The capital of France is", max_length=8000)
 ]
@@ -73,8 +73,8 @@ def _server(hosted: Hosted) -> MCPServer:
     )
     tool = server.tool(annotations=reads)
 
-    async def run(statement: Callable[[], Any], text: str = "") -> Answer:
-        def work() -> Answer:
+    async def run(statement: Callable[[], Any], text: str = "") -> ToolAnswer:
+        def work() -> ToolAnswer:
             try:
                 return _answer(hosted.run(statement(), text, PROFILE))
             except LarqlError as error:
@@ -83,7 +83,7 @@ def _server(hosted: Hosted) -> MCPServer:
         return await asyncio.to_thread(work)
 
     @tool
-    async def describe(name: Name) -> Answer:
+    async def describe(name: GivenName) -> ToolAnswer:
         """What the model states about a name: its facts by confidence, and those that point to it (direction in).
 
         A name that nothing is stored about is asked then and there, where the vindex holds the model's weights.
@@ -98,7 +98,7 @@ def _server(hosted: Hosted) -> MCPServer:
                 description="One statement, as in: SELECT subject, object, confidence FROM facts WHERE relation = 'capital'"
             ),
         ],
-    ) -> Answer:
+    ) -> ToolAnswer:
         """The rows of one statement of LQL: a query in DuckDB's SQL, or SHOW, WALK, NEIGHBORS, PATHS, TRACE, EXPLAIN.
 
         FROM help() lists the macros, as explain_fact('France', 'capital') for the features behind a fact, and
@@ -116,7 +116,7 @@ def _server(hosted: Hosted) -> MCPServer:
         return await run(one, statement)
 
     @tool
-    async def infer(prompt: Prompt, top: Top = 5, without: list[FeaturePair] | None = None) -> Answer:
+    async def infer(prompt: Prompt, top: Top = 5, without: list[FeaturePair] | None = None) -> ToolAnswer:
         """The model's most probable next tokens after a prompt; `without` switches features off for this one run."""
 
         def ablated() -> Any:
@@ -135,7 +135,7 @@ def _server(hosted: Hosted) -> MCPServer:
             str | None, Field(description="The token to explain; the predicted one if left out")
         ] = None,
         top: Top = 10,
-    ) -> Answer:
+    ) -> ToolAnswer:
         """The features that add most to the logit of the predicted token, or of `token`, with what each one promotes."""
 
         def explained() -> Any:
@@ -150,7 +150,7 @@ def _server(hosted: Hosted) -> MCPServer:
     return server
 
 
-def _answer(result: Result) -> Answer:
+def _answer(result: Result) -> ToolAnswer:
     """The rows as objects without what is NULL in them, and what is to be said of them."""
     names = unique(result.columns)
     rows = [zip(names, plain_value(row), strict=True) for row in result.rows()]

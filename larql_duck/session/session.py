@@ -51,7 +51,7 @@ CarryOut = Callable[["Session", Request], Result]
 
 
 class Session:
-    """A vindex in a DuckDB connection, asked in LQL (`lql`, `script`) or SQL (`sql`, or `con` directly).
+    """A vindex in a DuckDB connection, asked in LQL (`lql`, `script`) or SQL (`sql`, or `con`).
 
     con is the DuckDB connection: query it, join with it, create tables in it. Views and macros are in the schema `schema`. Safe
     to use from several threads: each gets its own cursor. Made by `connect` and `attach`; a context manager.
@@ -85,9 +85,8 @@ class Session:
 
     @told_arguments
     def lql(self, text: str, parameters: NamedValues | None = None) -> Result:
-        """The result of the last statement of an LQL text; all of them run, in order.
-
-        `$name` stands for parameters['name'], always as a value. Tables that are not there are looked up among the caller's DataFrames.
+        """The result of the last statement of an LQL text; all of them run, in order. `$name` stands for parameters['name'],
+        always as a value. Tables that are not there are looked up among the caller's DataFrames.
         """
         return self.script(text, parameters)[-1]
 
@@ -127,7 +126,7 @@ class Session:
         """
         if self._opened is not None:
             self._opened.live.show()
-        if self.remote is not None:
+        elif self.remote is not None:
             self.remote.provide(self._connection, query)
         with watched(self.options.progress), doing("SQL"):
             result = self._connection.query(query, parameters)
@@ -185,9 +184,8 @@ class Session:
         return opened
 
     def use_model(self, target: str | Path, *, auto_extract: bool = False) -> ModelSource:
-        """The model (directory, .gguf, hf://) that INFER, EXPLAIN INFER, TRACE and STATS run on from now on.
-
-        Nothing of an earlier vindex is kept. auto_extract: the first statement that needs a vindex makes one.
+        """The model (directory, .gguf, hf://) that INFER, EXPLAIN INFER, TRACE and STATS run on from now on, without an earlier
+        vindex. auto_extract: the first statement that needs a vindex makes one.
         """
         from larql_duck.session.model_parts import model_alone
 
@@ -203,8 +201,8 @@ class Session:
         """The vindex of a server, which answers from now on; a key comes from LARQL_DUCK_API_KEY. VindexError for none."""
         from larql_duck.session.remote_vindex import RemoteVindex
 
-        remote = RemoteVindex(url)
         with self._lock:
+            remote = RemoteVindex(url)
             self._forget()
             self._mount.clear()
             self.remote = remote
@@ -282,9 +280,7 @@ class Session:
         return feature_card(self._connection, self.schema, layer, feature)
 
     def graph(self, relations: Sequence[str] | None = None) -> PyDiGraph[str, dict[str, Any]]:
-        """The facts (of these relations; None: all) as a rustworkx graph: a node a name, an edge a fact, whose weight has
-        relation, p, confidence and source. Edits of the session count.
-        """
+        """The facts (of these relations; None: all) as a rustworkx graph: a node a name, an edge a fact."""
         return session_graph(self.workspace, relations)
 
     def collect_examples(
@@ -300,18 +296,15 @@ class Session:
         return self._carry_out(Request("COLLECT EXAMPLES", arguments=arguments))
 
     def fit_types(self) -> Result:
-        """What tells the types of names, learnt anew from the packs and stored: a row for each type, with how many held-out
-        names it has, for how many a right type came first, and for how many this one was among the first three.
-        """
+        """What tells the types of names, learnt anew and stored: a row a type, with how it did on held-out names."""
         return self._carry_out(Request("FIT TYPES"))
 
     @told_arguments
     def describe(self, names: object, *, stored: bool = False) -> Result:
         """The facts about each name, most confident first: subject, relation, object, p, confidence, source.
 
-        names: one name, a list, Series or array, or a table with a column subject, entity or name. The model is asked, in
-        shared batches, about those that nothing is stored about (source 'live'; not with stored=True); its answers are kept
-        for the session. A browse vindex gives what it has, and a notice.
+        names: one name, a list, Series or array, or a table with a column subject, entity or name. The model is asked about
+        those that nothing is stored about (source 'live'; not with stored=True), and its answers are kept for the session.
         """
         arguments = {"names": [names] if isinstance(names, str) else names, "stored": stored}
         return self._carry_out(Request("DESCRIBE NAMES", arguments=arguments))
@@ -321,8 +314,8 @@ class Session:
         self, *, texts: BackgroundTexts | None = None, cases: FileName = None, references: FileName = None
     ) -> Check:
         """CHECK EDITS: what the edits do, one row a fact and a last one for all; see `editing.evaluate.evaluate_edits`."""
-        arguments = {"texts": texts, "cases": cases, "references": references}
-        return cast("Check", self._carry_out(Request("CHECK EDITS", arguments=arguments)))
+        request = Request("CHECK EDITS", arguments={"texts": texts, "cases": cases, "references": references})
+        return cast("Check", self._carry_out(request))
 
     evaluate = evaluate_edits
 
@@ -403,11 +396,10 @@ class Session:
         """Close the session: its own connection, or, in one of the user's, what it had put there."""
         with self._lock:
             self._forget()
-            if self._connection.own:
-                self.con.close()
-                self._mount.release()
-            else:
-                self._mount.close()
+            if not self._connection.own:
+                return self._mount.close()
+            self.con.close()
+            self._mount.release()
 
     def __enter__(self) -> Session:
         return self
@@ -457,7 +449,7 @@ class Session:
 
     def _explain_sql(self, statement: Any) -> Result:
         query = transpiled(statement.statement, self._catalog, running=True)
-        table = pa.table({"sql": [query.printed]}, schema=pa.schema({"sql": pa.string()}))
+        table = pa.table({"sql": pa.array([query.printed], pa.string())})
         return Result(table, con=self._connection, notices=query.notices, statement=statement)
 
     def _answer(self, step: Plan, statement: Statement, text: str, piped: pa.Table | None) -> Result:
@@ -477,8 +469,8 @@ class Session:
         except duckdb.Error as error:
             raise statement_error(error, step.sql, statement, text, connection.failures) from error
         typed = text[statement.at.start : statement.at.end]
-        hidden = connection.hidden_frames(typed)
-        notices = [*step.notices, *asked, *hidden, *connection.failures.take_remarks(), *self._untold()]
+        notices = [*step.notices, *asked, *connection.hidden_frames(typed)]
+        notices += [*connection.failures.take_remarks(), *self._untold()]
         if step.lists_features and "layer" in table.column_names:
             notices += not_described(self._catalog, sorted({*table["layer"].to_pylist()}))
         if table.num_rows == 0:
@@ -488,10 +480,9 @@ class Session:
 
     def _asked_live(self, step: Query) -> list[str]:
         """The model asked about the names of which the query speaks, where it is to be; what is to be said of it."""
-        live, opened = step.live, self._opened
+        live, opened, remarks = step.live, self._opened, list[str]()
         if opened is None:
             return []
-        remarks: list[str] = []
         if live is not None and (live.always or live.save or live.effects or opened.live.lacking(live.names)):
             remarks = self._carry_out(Request("ASK LIVE", arguments={"live": live})).notices
         opened.live.show()
