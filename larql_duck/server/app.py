@@ -137,7 +137,16 @@ def _add_page(app: FastAPI) -> None:
     async def page(place: str) -> Response:
         return FileResponse(STATIC / _PAGE)
 
-    app.mount("/", GZipMiddleware(StaticFiles(directory=STATIC, html=True)), name="static")
+    app.mount("/", GZipMiddleware(_Files(directory=STATIC, html=True)), name="static")
+
+
+class _Files(StaticFiles):
+    """Files of the page. Who asks for something else than to read has asked for what is not there."""
+
+    async def get_response(self, path: str, scope: Any) -> Response:
+        if scope["method"] not in ("GET", "HEAD"):
+            raise HTTPException(404)
+        return await super().get_response(path, scope)
 
 
 def _add_errors(app: FastAPI) -> None:

@@ -32,7 +32,7 @@ FROM explain_fact($name, NULL) WHERE source <> 'weights'
 """
 _TYPES = "SELECT type, p FROM entity_types WHERE subject IN (SELECT entity FROM entity_named($name)) ORDER BY p DESC LIMIT 5"
 ENTITY = {
-    "facts": "DESCRIBE $name VERBOSE STORED",
+    "facts": "DESCRIBE $name VERBOSE STORED |> SELECT * FROM _ WHERE source <> 'weights'",
     "types": _TYPES,
     "features": _FEATURES,
     "names": "SELECT entity FROM entity_named($name)",
@@ -40,7 +40,7 @@ ENTITY = {
 """Part of an entity's page -> the statement that gives it. The model is asked for none of them."""
 
 LIVE = {
-    "facts": "DESCRIBE $name VERBOSE",
+    "facts": "DESCRIBE $name VERBOSE |> SELECT * FROM _ WHERE source <> 'weights'",
     "features": f"DESCRIBE $name LIVE WITH EFFECTS |> {_FEATURES}",
     "types": f"DESCRIBE $name |> {_TYPES}",
 }

@@ -36,7 +36,8 @@ def test_greedy_text_is_that_of_transformers(reader: Running, probed_vindex: Mak
         logits = engine.model(ids).logits[0, -1]
         expected = engine.tokenizer.continuation(made[: answer["usage"]["completion_tokens"]].tolist())
         best = torch.log_softmax(logits.float(), -1).topk(3)
-    assert choice["text"] == expected and choice["finish_reason"] in ("stop", "length")
+    # Half a character at the end is not given.
+    assert choice["text"] == expected.rstrip("\ufffd") and choice["finish_reason"] in ("stop", "length")
     assert choice["logprobs"]["token_logprobs"][0] == pytest.approx(float(best.values[0]), rel=1e-4)
     assert len(choice["logprobs"]["top_logprobs"][0]) == 3
     usage = answer["usage"]

@@ -107,5 +107,8 @@ def test_killed_it_starts_again(probed_vindex: Make, tmp_path: Path) -> None:
         assert status == (-signal.SIGKILL if ending is signal.SIGKILL else 0)
         log = process.stderr.read()
         process.stderr.close()
-        assert json.loads(log.splitlines()[0])["route"] == "/v1/describe" and "France" not in log
+        # One that is killed may not have come to its log.
+        if ending is signal.SIGTERM:
+            assert json.loads(log.splitlines()[0])["route"] == "/v1/describe"
+        assert "France" not in log
     assert {p: p.stat().st_mtime_ns for p in vindex.rglob("*")} == before
