@@ -40,7 +40,7 @@ ENTITY = {
 """Part of an entity's page -> the statement that gives it. The model is asked for none of them."""
 
 LIVE = {
-    "facts": "DESCRIBE $name VERBOSE |> SELECT * FROM _ WHERE source <> 'weights'",
+    "facts": "DESCRIBE $name VERBOSE",
     "features": f"DESCRIBE $name LIVE WITH EFFECTS |> {_FEATURES}",
     "types": f"DESCRIBE $name |> {_TYPES}",
 }

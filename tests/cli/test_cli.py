@@ -126,7 +126,7 @@ def test_text_comes_from_argument_file_or_stdin(call, world: Path, tmp_path: Pat
         (["sql", "-c", "SELEC 1"], 1, "syntax error"),
         (["sql", "-c", "SELECT 1; SELEC 1"], 1, "syntax error"),
         (["sql", "-c", ""], 2, "no statement in the text"),
-        (["sql", "-c", "SELECT 1; SELECT 2", "--param", "a=1"], 1, "argument/count mismatch"),
+        (["sql", "-c", "SELECT 1; SELECT 2", "--param", "a=1"], 1, "mismatch"),
         (
             ["lql", "-c", "exit"],
             2,

@@ -11,7 +11,6 @@ import torch
 
 from larql_duck.commands.opening import connect
 from larql_duck.commands.rows import appended
-from larql_duck.compilation import gguf as writing
 from larql_duck.editing.inserting import delete_facts
 from larql_duck.errors import ModelError
 from larql_duck.inference.engine import Engine
@@ -19,6 +18,7 @@ from larql_duck.inference.layered import layered_engine
 from larql_duck.inference.model import open_source
 from larql_duck.inference.scoring import target_probabilities
 from larql_duck.inference.settings import Settings
+from larql_duck.models.gguf_layout import GgufLayout
 from larql_duck.models.opening import open_model
 from larql_duck.session import Session
 from tests.conftest import Make
@@ -81,15 +81,15 @@ def test_a_fact_that_the_number_type_loses_is_named(
 ) -> None:
     insert(session, FACTS)
     lost = session.patches.overlay.fact("Spain", "capital").feature
-    original = writing._as_stored
+    original = GgufLayout.as_stored
 
-    def coarse(tensor: torch.Tensor, name: str, layout: object) -> torch.Tensor:
-        made = original(tensor, name, layout).clone()
+    def coarse(layout: GgufLayout, tensor: torch.Tensor, name: str) -> torch.Tensor:
+        made = original(layout, tensor, name).clone()
         if name == "model.layers.1.mlp.down_proj.weight":
             made[:, lost] = 0
         return made
 
-    monkeypatch.setattr(writing, "_as_stored", coarse)
+    monkeypatch.setattr(GgufLayout, "as_stored", coarse)
     result = session.lql(f'COMPILE CURRENT INTO MODEL "{tmp_path / "m.gguf"}" FORMAT GGUF Q8_0')
     rows = asked(result)
     assert rows["France capital Tokyo"]["detail"] == "holds"

@@ -64,7 +64,7 @@ def test_help() -> None:
         walk is not None and walk.startswith('WALK "prompt"') and "BASIS" in walk and "Example: WALK" in walk
     )
     show = page.help_text("show")
-    assert show is not None and show.count("Example:") == 7
+    assert show is not None and show.count("Example:") == 8
     assert page.help_text("nonsense") is None and page.help_text("") is None
     assert page.help_text("patches") is not None
 
