@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import AttentionInterface
 
 _NAME = "larql_duck_one_query"
 
@@ -45,6 +44,9 @@ def one_query_attention(
 @contextmanager
 def one_query(config: Any) -> Iterator[None]:
     """A context in which models of this config attend by `one_query_attention`."""
+    # It takes seconds to import, and only the context pass needs it.
+    from transformers import AttentionInterface
+
     AttentionInterface.register(_NAME, one_query_attention)
     before = config._attn_implementation
     config._attn_implementation = _NAME

@@ -238,14 +238,17 @@ class Extraction:
                 k = min(self.options.top_k, len(ids))
                 screen = inputs.screen(features)
                 first, _ = self._reached(screen)
+                for layer in (layer for layer in self.new if layer < first):
+                    screen.restore_pairs(layer, self.staging.load(f"pairs-{layer}"))
                 for layer in (layer for layer in self.new if layer >= first):
                     self._save_top(layer, vars(inputs.layer(layer, k, screen)))
+                    self.staging.save(f"pairs-{layer}", screen.pairs(layer))
                     self.staging.save("reached", {"next": np.array([layer + 1])} | screen.state())
                     self._layer_done(TOP_ACTIVATING, layer)
                 inputs.finish(self.new, screen)
             self.staging.save("token-features", features.state() | {"ids": ids})
             self.staging.record("top")
-        for pattern in ("residual-*", "*.scratch"):
+        for pattern in ("residual-*", "pairs-*", "*.scratch"):
             self.staging.drop(pattern)
 
     def _context_pass(self, ids: np.ndarray, features: TokenFeatures) -> None:

@@ -139,25 +139,30 @@ class TokenScreen:
             self._raise()
 
     def state(self) -> dict[str, np.ndarray]:
-        """Everything that was gathered, as named arrays, for `restore`."""
-        parts = [(layer, pairs) for layer, kept in self._pairs.items() for pairs in kept]
-        lengths = np.array([(layer, len(pairs.tokens)) for layer, pairs in parts]).reshape(-1, 2)
-        pairs = {
-            name: np.concatenate([np.empty(0, dtype), *(getattr(pairs, name) for _, pairs in parts)])
+        """What was gathered but for the pairs, as named arrays, for `restore`."""
+        return {"counts": self._counts, "least": self._least}
+
+    def pairs(self, layer: int) -> dict[str, np.ndarray]:
+        """The pairs of a layer that was gathered, as named arrays, for `restore_pairs`. `lengths` are those of its parts."""
+        kept = self._pairs[layer]
+        arrays = {
+            name: np.concatenate([np.empty(0, dtype), *(getattr(pairs, name) for pairs in kept)])
             for name, dtype in (("tokens", np.int32), ("features", np.int32), ("most", np.float32))
         }
-        return pairs | {"parts": lengths, "counts": self._counts, "least": self._least}
+        return arrays | {"lengths": np.array([len(pairs.tokens) for pairs in kept], np.int64)}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Take over what `state` of an object of the same tokens returned."""
+        """Take over what `state` of an object of the same tokens returned; the pairs come by `restore_pairs`."""
         self._counts[:], self._least[:] = state["counts"], state["least"]
-        arrays = Pairs(state["tokens"], state["features"], state["most"])
-        self._pairs, start = {}, 0
-        for layer, length in state["parts"].tolist():
-            pairs = Pairs(*(array[start : start + length] for array in arrays))
-            self._pairs.setdefault(layer, []).append(pairs)
-            start += length
-        self._kept = start
+        self._pairs, self._kept = {}, 0
+
+    def restore_pairs(self, layer: int, pairs: Mapping[str, np.ndarray]) -> None:
+        """Take over what `pairs` of a layer returned, at any time before the restored state."""
+        ends = np.cumsum(pairs["lengths"])[:-1]
+        parts = zip(*(np.split(pairs[name], ends) for name in Pairs._fields), strict=True)
+        # Some may be pairs that were dropped since.
+        self._pairs[layer] = [self._left(Pairs(*part)) for part in parts]
+        self._kept += sum(len(part.tokens) for part in self._pairs[layer])
 
     def _left(self, pairs: Pairs) -> Pairs:
         """Those that still may be among their tokens' k best."""
@@ -176,16 +181,17 @@ class TokenScreen:
         """Offer a layer's kept pairs to `tokens`: feature numbers, z and gate values."""
         number = self._number(layer)
 
-        def values_of(kept: Pairs) -> tuple[np.ndarray, ...]:
+        def offer(kept: Pairs) -> None:
             tokens, features, _ = self._left(kept)
             first, last = (tokens[0], tokens[-1] + 1) if len(tokens) else (0, 0)
             values = dots(rows[first:last], tokens - first, gates.rows, features)
-            return tokens, features + np.int32(number), gates.z(features, values), values
+            # A gate alone says nothing of the activation. Offers merge now and then, beside others' products.
+            nothing = np.full_like(values, np.nan)
+            numbers, z = features + np.int32(number), gates.z(features, values)
+            self._tokens.top.offer(tokens, numbers, z, values, nothing)
 
         with workers() as pool:
-            for tokens, numbers, z, values in pool.map(values_of, self._pairs.pop(layer, [])):
-                # A gate alone says nothing of the activation.
-                self._tokens.top.offer(tokens, numbers, z, values, np.full_like(values, np.nan))
+            pool.each(offer, self._pairs.pop(layer, []))
 
     def _number(self, layer: int) -> int:
         """The number of a layer's first feature."""

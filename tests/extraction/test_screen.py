@@ -58,12 +58,15 @@ def activating(dtype: torch.dtype, room: torch.Tensor | None = None) -> dict[str
     tokens = TokenFeatures(len(ids), [FEATURES] * LAYERS)
     inputs = EmbeddingInputs(source(), ids, dtype, room=room)
     gathered = inputs.screen(tokens)
-    tops = []
+    tops, pairs = [], []
     for layer in range(LAYERS):
         tops.append(vars(inputs.layer(layer, TOP, gathered)))
         # As a run does that goes on behind this layer.
+        pairs.append(gathered.pairs(layer))
         state, gathered = gathered.state(), inputs.screen(tokens)
         gathered.restore(state)
+        for seen, kept in enumerate(pairs):
+            gathered.restore_pairs(seen, kept)
     inputs.finish(range(LAYERS), gathered)
     return {name: np.stack([top[name] for top in tops]) for name in tops[0]} | {
         f"token {name}": values for name, values in tokens.state().items()
