@@ -104,6 +104,7 @@ def _unplain(tree: exp.Expr) -> Iterator[bool]:
         yield isinstance(node, exp.Table) and node.db == SCHEMA and node.name not in STORED
         yield isinstance(node, exp.Star) and (any(node.args.values()) or isinstance(node.parent, exp.Column))
         yield isinstance(node, exp.Qualify | exp.Comprehension | exp.Lateral)
+        yield isinstance(node, exp.Window) and not node.args.get("order")
         yield isinstance(node, exp.Join) and bool(node.args.get("using"))
         yield isinstance(node, exp.Group | exp.Order) and is_all(node)
         yield isinstance(node, exp.Anonymous) or (isinstance(node, exp.Column) and bool(node.args.get("db")))

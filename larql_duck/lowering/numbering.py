@@ -35,16 +35,17 @@ def _keys_below(select: exp.Select, name: str) -> list[exp.Expr] | None:
     if not isinstance(inner, exp.Select) or source.this.args.get("joins"):
         return None
     order = inner.args.get("order")
+    number: exp.Expr
     if order is not None and not inner.args.get("distinct") and not inner.args.get("group"):
         keys = [_in_terms_of_sources(key, inner) for key in order.expressions]
+        number = exp.Window(this=exp.RowNumber(), order=exp.Order(expressions=keys))
     elif {key for key, value in inner.args.items() if value} <= _KEEPING:
         below = _keys_below(inner, name)
         if below is None:
             return None
-        keys = below
+        number = below[0].this
     else:
         return None
-    number = exp.Window(this=exp.RowNumber(), order=exp.Order(expressions=keys))
     inner.append("expressions", exp.alias_(number, name, quoted=True))
     return [exp.Ordered(this=exp.column(name, table=source.this.alias, quoted=True), nulls_first=False)]
 

@@ -53,7 +53,8 @@ def _emptied(query: exp.Expr, empty: set[str]) -> None:
         for test in asked:
             test.replace(exp.false())
         if asked:
-            query.set("where", folded(where))
+            # A condition that always holds takes its WHERE with it.
+            query.set("where", folded(exp.Select(where=where)).args.get("where"))
     elif isinstance(query, exp.Union) and not query.args.get("distinct"):
         # The first side gives the columns their names, and stays.
         others = {key for key, value in query.args.items() if value} - {"this", "expression", "distinct"}

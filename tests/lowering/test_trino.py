@@ -36,5 +36,8 @@ def test_the_golden_corpus_is_its_grammar(s: Session, grammar: Path) -> None:
 
 
 def test_the_grammar_refuses_what_is_not_trino(grammar: Path) -> None:
-    wrong = {"all": "SELECT a, count(*) FROM t GROUP BY ALL ORDER BY a", "semi": "SELECT a FROM t LEFT SEMI JOIN u ON 1 = 1"}
+    wrong = {
+        "all": "SELECT a, count(*) FROM t GROUP BY ALL ORDER BY a",
+        "semi": "SELECT a FROM t LEFT SEMI JOIN u ON 1 = 1",
+    }
     assert set(objections(grammar, {"right": "SELECT 1", **wrong})) == set(wrong)

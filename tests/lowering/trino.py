@@ -16,7 +16,16 @@ def installed(folder: Path) -> str:
     """Why the grammar could not be installed into `folder`; '' where it was."""
     if shutil.which("npm") is None or shutil.which("node") is None:
         return "Node.js with npm is not installed"
-    command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(folder), PACKAGE]
+    command = [
+        "npm",
+        "install",
+        "--no-audit",
+        "--no-fund",
+        "--ignore-scripts",
+        "--prefix",
+        str(folder),
+        PACKAGE,
+    ]
     try:
         ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
     except subprocess.TimeoutExpired:
