@@ -130,7 +130,7 @@ def _order(node: exp.Expr, engine: str) -> exp.Expr:
 def _group(node: exp.Expr, engine: str) -> exp.Expr:
     """GROUP BY ALL as the columns by their places."""
     select = node.parent
-    if not isinstance(select, exp.Select) or not is_all(node):
+    if not isinstance(select, exp.Select) or not isinstance(node, exp.Group) or not is_all(node):
         return node
     if any(column.find(exp.Window) for column in select.expressions):
         raise refused("GROUP BY ALL with a window function", engine)
@@ -151,7 +151,8 @@ def _having(node: exp.Expr, engine: str) -> exp.Expr:
     counted = test.this.unnest()
     counted = counted.this.unnest() if isinstance(counted, exp.Cast) else counted
     select = node.parent
-    if isinstance(counted, exp.Count) and isinstance(counted.this, exp.Star) and select.args.get("group"):
+    grouped = isinstance(select, exp.Select) and bool(select.args.get("group"))
+    if grouped and isinstance(counted, exp.Count) and isinstance(counted.this, exp.Star):
         node.pop()
     return node
 
