@@ -127,13 +127,15 @@ def test_parts_that_hold_nothing_are_left_out(dialect: str) -> None:
     # What is empty still is a row where it is counted, and everything where it is taken away.
     counted = transpile(
         "WITH a AS (SELECT subject FROM EDGES WHERE 1 = 2), b AS (SELECT count(*) AS n FROM a), "
-        "c AS (SELECT relation FROM FACTS WHERE subject NOT IN (SELECT subject FROM a)) "
+        "c AS (SELECT relation FROM FACTS WHERE subject NOT IN (SELECT subject FROM a) AND p IN (SELECT n FROM b)) "
         "SELECT n, relation FROM b, c",
         dialect=dialect,
     )
     tree = sqlglot.parse_one(counted, read=ENGINES[dialect])
     parts = {cte.alias: cte.this for cte in tree.find_all(sqlglot.exp.CTE)}
-    assert set(parts) == {"a", "b", "c"} and parts["c"].args.get("where") is None
+    where = parts["c"].args["where"].this
+    assert set(parts) == {"a", "b", "c"} and isinstance(where, sqlglot.exp.In)
+    assert [table.name for table in where.find_all(sqlglot.exp.Table)] == ["b"]
 
 
 def test_group_by_all_is_the_columns_by_their_places() -> None:
@@ -149,6 +151,8 @@ def test_places_in_a_sorted_query_are_places_in_its_order(dialect: str) -> None:
     )
     windows = list(sqlglot.parse_one(sql, read=ENGINES[dialect]).find_all(sqlglot.exp.Window))
     orders = [window.args["order"].sql() for window in windows]
+    # Made, handed on under its name, and sorted by.
+    assert sql.count("place_1") == 4
     assert len(orders) == 2 and "place_1" in orders[0] and "p" in orders[1]
 
 
