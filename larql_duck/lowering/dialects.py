@@ -19,9 +19,10 @@ from sqlglot.optimizer.qualify import qualify
 
 from larql_duck.catalog import LOOKUPS, TABLES, VIEWS
 from larql_duck.errors import NotSupportedError
-from larql_duck.lowering.engines import ENGINES, rewritten
+from larql_duck.lowering.engines import ENGINES, is_all, rewritten
 from larql_duck.lowering.folding import folded
 from larql_duck.lowering.macros import SCHEMA, STORED, with_own_names, written_out
+from larql_duck.lowering.pruning import pruned
 
 if TYPE_CHECKING:
     from larql_duck.lowering.types import Query
@@ -70,7 +71,7 @@ def translated(query: Query, dialect: str) -> str:
         tree = sqlglot.parse_one(query.sql, read="duckdb")
         _check(tree, dialect)
         needs = any(_unplain(tree))
-        tree = with_own_names(_unwrapped(folded(written_out(tree))))
+        tree = pruned(with_own_names(_unwrapped(folded(written_out(tree)))))
         if needs:
             tree = annotate_types(
                 qualify(tree, dialect="duckdb", schema=_COLUMNS, quote_identifiers=True),
@@ -103,8 +104,9 @@ def _unplain(tree: exp.Expr) -> Iterator[bool]:
         yield isinstance(node, exp.Table) and node.db == SCHEMA and node.name not in STORED
         yield isinstance(node, exp.Star) and (any(node.args.values()) or isinstance(node.parent, exp.Column))
         yield isinstance(node, exp.Qualify | exp.Comprehension | exp.Lateral)
+        yield isinstance(node, exp.Window) and not node.args.get("order")
         yield isinstance(node, exp.Join) and bool(node.args.get("using"))
-        yield isinstance(node, exp.Group | exp.Order) and _is_all(node)
+        yield isinstance(node, exp.Group | exp.Order) and is_all(node)
         yield isinstance(node, exp.Anonymous) or (isinstance(node, exp.Column) and bool(node.args.get("db")))
 
 
@@ -159,13 +161,6 @@ def _check_node(node: exp.Expr, dialect: str) -> None:
         raise _refused("a list", dialect)
     elif isinstance(node, exp.Limit) and not isinstance(node.expression, exp.Literal):
         raise _refused("LIMIT with an expression", dialect)
-
-
-def _is_all(node: exp.Group | exp.Order) -> bool:
-    if node.args.get("all") is not None:
-        return True
-    names = [e.this if isinstance(e, exp.Ordered) else e for e in node.expressions]
-    return any(isinstance(n, exp.Var) and n.name.upper() == "ALL" for n in names)
 
 
 def _name_of(node: exp.Expr) -> str:

@@ -12,6 +12,7 @@ from sqlglot import exp
 
 from larql_duck.errors import NotSupportedError
 from larql_duck.lowering.datafusion import DataFusion, keys_projected, structs_apart
+from larql_duck.lowering.numbering import numbered_by_order
 
 Rewrite: TypeAlias = Callable[[exp.Expr, str], exp.Expr]
 
@@ -28,6 +29,9 @@ ENGINES: Mapping[str, str | type[DataFusion]] = {"spark": "spark", "trino": "tri
 
 def rewritten(tree: exp.Expr, engine: str) -> exp.Expr:
     """The query as `engine` can say it. NotSupportedError for what it cannot, by name."""
+    unsorted = numbered_by_order(tree)
+    if unsorted is not None:
+        raise refused("row_number() without ORDER BY", engine)
     # Parts before what they are in.
     if engine == "datafusion":
         tree = keys_projected(structs_apart(tree))
@@ -96,6 +100,14 @@ def _union(node: exp.Expr, engine: str) -> exp.Expr:
     return node
 
 
+def is_all(node: exp.Group | exp.Order) -> bool:
+    """Whether it is GROUP BY ALL or ORDER BY ALL."""
+    if node.args.get("all") is not None:
+        return True
+    names = [e.this if isinstance(e, exp.Ordered) else e for e in node.expressions]
+    return any(isinstance(n, exp.Var) and n.name.upper() == "ALL" for n in names)
+
+
 def _order(node: exp.Expr, engine: str) -> exp.Expr:
     """ORDER BY ALL as the columns by their places."""
     parts = node.expressions
@@ -112,6 +124,36 @@ def _order(node: exp.Expr, engine: str) -> exp.Expr:
                 for column in node.parent.expressions
             ],
         )
+    return node
+
+
+def _group(node: exp.Expr, engine: str) -> exp.Expr:
+    """GROUP BY ALL as the columns by their places."""
+    select = node.parent
+    if not isinstance(select, exp.Select) or not isinstance(node, exp.Group) or not is_all(node):
+        return node
+    if any(column.find(exp.Window) for column in select.expressions):
+        raise refused("GROUP BY ALL with a window function", engine)
+    places = [
+        exp.Literal.number(i)
+        for i, column in enumerate(select.expressions, 1)
+        if not any(part.parent_select is select for part in column.find_all(exp.AggFunc))
+    ]
+    select.set("group", exp.Group(expressions=places) if places else None)
+    return node
+
+
+def _having(node: exp.Expr, engine: str) -> exp.Expr:
+    """HAVING count(*) > 0 holds for every group; Spark 4.3 loses a column of UNION ALL over it."""
+    test = node.this.unnest()
+    if not isinstance(test, exp.GT) or test.expression != exp.Literal.number(0):
+        return node
+    counted = test.this.unnest()
+    counted = counted.this.unnest() if isinstance(counted, exp.Cast) else counted
+    select = node.parent
+    grouped = isinstance(select, exp.Select) and bool(select.args.get("group"))
+    if grouped and isinstance(counted, exp.Count) and isinstance(counted.this, exp.Star):
+        node.pop()
     return node
 
 
@@ -410,7 +452,8 @@ def _intersect(node: exp.Expr, engine: str) -> exp.Expr:
 
 
 _REWRITES: Mapping[type[exp.Expr], Rewrite] = {
-    exp.Union: _union, exp.CTE: _cte, exp.Join: _join, exp.Order: _order, exp.Round: _round, exp.Log: _log, exp.RegexpReplace: _replaced,
+    exp.Union: _union, exp.CTE: _cte, exp.Join: _join, exp.Order: _order, exp.Group: _group, exp.Having: _having,
+    exp.Round: _round, exp.Log: _log, exp.RegexpReplace: _replaced,
     exp.RegexpFullMatch: _full_match, exp.Hex: _hex, exp.DPipe: _joined_text, exp.IgnoreNulls: _ignore_nulls,
     exp.AnyValue: _any_value, exp.Filter: _filter, exp.First: _first, exp.ArrayAgg: _list, exp.ArrayContains: _contains,
     exp.Array: _array, exp.Length: _length, exp.Bracket: _bracket, exp.Tuple: _tuple, exp.Cast: _cast, exp.Explode: _explode,

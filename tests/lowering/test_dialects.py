@@ -7,6 +7,7 @@ import sqlglot
 
 from larql_duck.commands.transpiling import transpile
 from larql_duck.errors import LqlSyntaxError, NotSupportedError
+from larql_duck.lowering.engines import ENGINES
 
 DIALECTS = ["spark", "trino", "datafusion"]
 TRANSLATED = [
@@ -58,8 +59,6 @@ def test_names_are_computed_before_the_engine_sees_them(dialect: str) -> None:
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_what_is_written_is_its_own_grammar(dialect: str) -> None:
-    from larql_duck.lowering.engines import ENGINES
-
     for text in (
         'DESCRIBE "France"',
         'WALK "France" TOP 3',
@@ -95,6 +94,9 @@ def test_what_is_written_is_its_own_grammar(dialect: str) -> None:
         ('SELECT * FROM EDGES NEAREST TO "x" AT LAYER 1', "needs the model"),
         ('WALK "The capital of France is"', "needs the model"),
         ("SELECT [1, 2] AS l FROM FACTS", "a list"),
+        ("SELECT row_number() OVER () AS n FROM FACTS", "row_number() without ORDER BY"),
+        ("SELECT row_number() OVER () AS n FROM FACTS JOIN EDGES USING (subject)", "row_number() without"),
+        ("SELECT max(p), row_number() OVER (ORDER BY relation) AS n FROM FACTS GROUP BY ALL", "GROUP BY ALL"),
         ("SELECT * FROM mine.facts", "another database"),
         ("SELECT concat(subject, object) FROM FACTS", "function concat"),
         ("SELECT greatest(p, 1) FROM FACTS", "function greatest"),
@@ -115,3 +117,45 @@ def test_refused_by_name(dialect: str, text: str, named: str) -> None:
 def test_unknown_dialect() -> None:
     with pytest.raises(NotSupportedError, match="duckdb, spark, trino or datafusion"):
         transpile("SELECT 1", dialect="oracle")
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_parts_that_hold_nothing_are_left_out(dialect: str) -> None:
+    one, three = (transpile(f'NEIGHBORS OF "France" HOPS {hops}', dialect=dialect) for hops in (1, 3))
+    assert "links_1" in one and "links_2" not in one and "reached_1" not in one
+    assert "links_3" in three and "links_4" not in three
+    # What is empty still is a row where it is counted, and everything where it is taken away.
+    counted = transpile(
+        "WITH a AS (SELECT subject FROM EDGES WHERE 1 = 2), b AS (SELECT count(*) AS n FROM a), "
+        "c AS (SELECT relation FROM FACTS WHERE subject NOT IN (SELECT subject FROM a) AND p IN (SELECT n FROM b)) "
+        "SELECT n, relation FROM b, c",
+        dialect=dialect,
+    )
+    tree = sqlglot.parse_one(counted, read=ENGINES[dialect])
+    parts = {cte.alias: cte.this for cte in tree.find_all(sqlglot.exp.CTE)}
+    where = parts["c"].args["where"].this
+    assert set(parts) == {"a", "b", "c"} and isinstance(where, sqlglot.exp.In)
+    assert [table.name for table in where.find_all(sqlglot.exp.Table)] == ["b"]
+
+
+def test_group_by_all_is_the_columns_by_their_places() -> None:
+    sql = transpile("SELECT count(*) AS n, relation, rank FROM FACTS GROUP BY ALL", dialect="trino")
+    assert sql.endswith("GROUP BY 2, 3")
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_places_in_a_sorted_query_are_places_in_its_order(dialect: str) -> None:
+    sql = transpile(
+        "SELECT subject, row_number() OVER () AS n FROM (SELECT * FROM (SELECT subject, -p AS key FROM FACTS ORDER BY key))",
+        dialect=dialect,
+    )
+    windows = list(sqlglot.parse_one(sql, read=ENGINES[dialect]).find_all(sqlglot.exp.Window))
+    orders = [window.args["order"].sql() for window in windows]
+    # Made, handed on under its name, and sorted by.
+    assert sql.count("place_1") == 4
+    assert len(orders) == 2 and "place_1" in orders[0] and "p" in orders[1]
+
+
+def test_having_of_what_every_group_has_is_left_out() -> None:
+    assert "HAVING" not in transpile("SHOW RELATIONS", dialect="spark")
+    assert "HAVING" in transpile("SHOW RELATIONS AT LAYER 3", dialect="spark")

@@ -10,8 +10,8 @@ from larql_duck.session import Session
 from tests.lowering.engine_tables import ENGINES, browse_statements, export, failures
 
 pytestmark = pytest.mark.extras
-# The least share of statements with equal rows: what was measured.
-SHARES = {"datafusion": 0.95, "spark": 0.70}
+# The least share of statements with equal rows.
+SHARE = 0.95
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,9 @@ def test_the_golden_corpus_has_equal_rows(dialect: str, package: str, s: Session
     statements = browse_statements(s)
     with ENGINES[dialect](tables) as run:
         found = failures(s, statements, dialect, run)
-    assert len(statements) > 45
-    assert 1 - len(found) / len(statements) >= SHARES[dialect], "\n".join(
+    assert len(statements) > 50
+    # What an engine cannot say is refused by name, not by the engine.
+    assert not [why for why in found.values() if why.startswith("refused by the engine")]
+    assert 1 - len(found) / len(statements) >= SHARE, "\n".join(
         f"{text}: {why}" for text, why in found.items()
     )
