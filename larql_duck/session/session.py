@@ -416,7 +416,7 @@ class Session:
             raise AttributeError(f"'Session' object has no attribute {name!r}{meant}")
 
     def __repr__(self) -> str:
-        opened = self.remote or ("no vindex" if self.vindex is None else self.vindex.path)
+        opened = self.remote or ("no vindex" if self.vindex is None else self.vindex.place)
         return f"<Session: {opened}, schema {self.schema}>"
 
     def _repr_html_(self) -> str:
