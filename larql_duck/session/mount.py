@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,13 +47,18 @@ class Mount:
     not read to its end, and be part of a transaction.
     """
 
-    def __init__(self, con: duckdb.DuckDBPyConnection, schema: str = SCHEMA) -> None:
-        """Makes the schema; QueryError where the name is taken by something else or no plain identifier."""
+    def __init__(
+        self, con: duckdb.DuckDBPyConnection, schema: str = SCHEMA, *, own: bool = False
+    ) -> None:
+        """Makes the schema; QueryError where the name is taken by something else or no plain identifier.
+
+        own: settings of the whole connection may be changed.
+        """
         if not _NAME.fullmatch(schema) or schema.lower() in ("main", "temp", "system", "information_schema"):
             raise LarqlError(f"schema {schema!r} cannot be used; give a plain name such as 'lq'")
         # DuckDB forgets functions with the connection that registered them.
         self._user_con, self.con = con, con.cursor()
-        self.schema = schema
+        self.schema, self._own = schema, own
         self.vindex: Vindex | None = None
         # What the user should know of the vindex that was shown last.
         self.notice: str | None = None
@@ -390,6 +395,10 @@ class Mount:
         from larql_duck.session.range_files import database_at
 
         assert vindex.copy is not None
+        if self._own:
+            # DuckDB would read whole row groups of all columns ahead, of a row or two that are looked up.
+            with suppress(duckdb.Error):
+                self.con.execute("SET storage_block_prefetch = 'never'")
         files = vindex.copy.files
         name = database_at(self.con, files)
         row = self.con.execute(

@@ -72,7 +72,7 @@ class Session:
         self.schema = schema
         self.options = Preferences(tracer=tracer, texts=texts)
         self._dispatch = carry_out
-        self._mount = Mount(con, schema)
+        self._mount = Mount(con, schema, own=own)
         self._connection = Connection(con, schema, self.options, own=own)
         self._lock = threading.RLock()
         self._opened: OpenVindex | None = None

@@ -19,7 +19,7 @@ from larql_duck.vindex.manifest import INDEX
 SCHEMES = ("http", "https", "s3", "gs", "hf")
 SUFFIX = ".vindex"
 # A pathlib.Path has one slash left.
-_ADDRESS = re.compile(r"([a-z][a-z0-9+.\-]+):/{1,2}(?!/)(.*)", re.IGNORECASE | re.DOTALL)
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.\-]+):/{1,2}(.*)", re.IGNORECASE | re.DOTALL)
 _PACKAGES = {"gs": "gcsfs"}
 # What asks for a range again where a connection fails, and the seconds before it does.
 _TRIES, _PAUSE = 3, 0.5
