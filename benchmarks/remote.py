@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmarks.cases import Case, Row
@@ -15,7 +16,7 @@ from larql_duck.vindex.derive import derive_entities
 from larql_duck.vindex.publish import commit_tables
 
 # Subjects of a set of tables of about 100 MB.
-_SUBJECTS = 330_000
+_SUBJECTS = 205_000
 # Names, objects and numbers come of hashes: little of them can be packed away.
 _ROWS = """
 SELECT
@@ -34,19 +35,21 @@ ORDER BY subject, relation
 def many_rows(vindex: Path, subjects: int) -> Path:
     """The vindex after four facts, with an edge each, of so many made-up subjects were added to its own."""
     with in_memory() as con:
-        rows = con.execute(_ROWS, {"subjects": subjects}).to_arrow_table()
+        rows = con.sql(_ROWS, params={"subjects": subjects}).to_arrow_table()
     n = rows.num_rows
     shared = {name: rows[name] for name in ("subject", "relation", "object")}
     source = pa.array(["probe"] * n)
-    keys = {f"{name}_key": pa.compute.utf8_lower(rows[name]) for name in ("subject", "object")}
+    keys = {f"{name}_key": pc.utf8_lower(rows[name]) for name in ("subject", "object")}
     believed = {name: rows[name] for name in ("p", "confidence")} | keys | {"source": source}
     one = pa.array([1] * n, pa.int32())
     layers = pa.ListArray.from_arrays(pa.array(range(n + 1), pa.int32()), rows["layer"].combine_chunks())
-    prompts = pa.compute.binary_join_element_wise("The", rows["relation"], "of", rows["subject"], "is", " ")
+    prompts = pc.binary_join_element_wise("The", rows["relation"], "of", rows["subject"], "is", " ")
     added = {
         "triples": shared | believed | {"layers": layers, "n_edges": one},
         "facts": shared | believed | {"rank": one, "n_templates": one, "n_features": one, "prompt": prompts},
-        "edges": shared | {name: rows[name] for name in ("layer", "feature")} | {"source": source, "score": rows["p"]},
+        "edges": shared
+        | {name: rows[name] for name in ("layer", "feature")}
+        | {"source": source, "score": rows["p"]},
     }
     own = {name: pq.read_table(vindex / "tables" / f"{name}.parquet") for name in added}
     tables = {name: pa.concat_tables([own[name], as_table(name, columns)]) for name, columns in added.items()}

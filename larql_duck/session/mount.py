@@ -47,9 +47,7 @@ class Mount:
     not read to its end, and be part of a transaction.
     """
 
-    def __init__(
-        self, con: duckdb.DuckDBPyConnection, schema: str = SCHEMA, *, own: bool = False
-    ) -> None:
+    def __init__(self, con: duckdb.DuckDBPyConnection, schema: str = SCHEMA, *, own: bool = False) -> None:
         """Makes the schema; QueryError where the name is taken by something else or no plain identifier.
 
         own: settings of the whole connection may be changed.
@@ -407,7 +405,9 @@ class Mount:
         lost: list[VindexError] = []
         files.on_failure = lost.append
         try:
-            if self._attach_name(name, manifest_hash(vindex.path), None if row is None else _identifier(str(row[0]))):
+            if self._attach_name(
+                name, manifest_hash(vindex.path), None if row is None else _identifier(str(row[0]))
+            ):
                 return True
         finally:
             files.on_failure = None

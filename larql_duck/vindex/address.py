@@ -166,7 +166,8 @@ def _opened(address: str) -> tuple[Any, str]:
     import fsspec
 
     scheme = address.partition(":")[0]
-    options: dict[str, Any] = {}
+    # A filesystem that was made before would have the keys and the endpoint of then.
+    options: dict[str, Any] = {"skip_instance_cache": True}
     try:
         if scheme in ("http", "https"):
             import aiohttp

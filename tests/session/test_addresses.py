@@ -101,11 +101,35 @@ def test_servers_are_told_from_vindexes(server: FileServer) -> None:
 
 def test_tables_are_asked_by_ranges_without_arrays(published: str, server: FileServer, world: Path) -> None:
     with lq.connect(published) as far, lq.connect(world) as near:
-        for text in ('DESCRIBE "France"', 'WALK "France" TOP 3', "SHOW RELATIONS", "SELECT * FROM EDGES LIMIT 5"):
+        for text in (
+            'DESCRIBE "France"',
+            'WALK "France" TOP 3',
+            "SHOW RELATIONS",
+            "SELECT * FROM EDGES LIMIT 5",
+        ):
             assert far.lql(text).rows() == near.lql(text).rows(), text
         assert repr(far) == f"<Session: {published}, schema lq>"
     assert server.sent_of(".bin") == server.sent_of(".parquet") == 0
-    assert {name.rpartition("/")[2] for name in server.requests} == {"index.json", "config.json", "model.duckdb"}
+    assert {name.rpartition("/")[2] for name in server.requests} == {
+        "index.json",
+        "config.json",
+        "model.duckdb",
+    }
+
+
+@pytest.mark.slow
+def test_describe_reads_little_of_large_tables(server: FileServer, tmp_path: Path) -> None:
+    from benchmarks.remote import many_rows
+    from tests.world import write_vindex
+
+    vindex = many_rows(write_vindex(server.root / "many.vindex"), 20_000)
+    tables = sum(file.stat().st_size for file in (vindex / "tables").iterdir())
+    with lq.connect(f"{server.url}/many.vindex") as session:
+        opened = server.total
+        assert len(session.lql('DESCRIBE "France"')) == 5
+        read = server.total - opened
+    assert tables > 8e6 and opened < 1e6 and read < 3.5e6
+    assert read < tables / 2 and server.sent_of(".bin") == 0
 
 
 def test_use_and_attach_take_addresses(published: str, world: Path) -> None:
@@ -140,7 +164,9 @@ def test_models_run_and_edits_hold(with_weights: str, server: FileServer) -> Non
         assert server.sent_of(".bin") == 0 and any("the model was not asked" in note for note in said)
         assert far.lql(INFER).rows() == near.lql(INFER).rows()
         sizes = near.vindex.manifest.files
-        assert server.sent_of(".bin") == sum(n for name, n in sizes.items() if name.endswith(".bin") and name != "down_meta.bin")
+        assert server.sent_of(".bin") == sum(
+            n for name, n in sizes.items() if name.endswith(".bin") and name != "down_meta.bin"
+        )
         far.lql(INSERT)
         near.lql(INSERT)
         shown = "SELECT subject, relation, object FROM triples WHERE subject = 'Atlantis'"
