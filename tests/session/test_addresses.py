@@ -217,7 +217,7 @@ def test_servers_without_ranges_are_told(published: str, server: FileServer) -> 
 def test_a_lost_connection_is_told_and_the_next_statement_runs(published: str, server: FileServer) -> None:
     with lq.connect(published) as session:
         server.left = 1
-        with pytest.raises(LarqlError, match="connection lost while model.duckdb was read") as caught:
+        with pytest.raises(LarqlError, match=r"connection lost while model\.duckdb was read") as caught:
             session.lql('DESCRIBE "France"')
         assert one_line(caught.value, published) and isinstance(caught.value, VindexError)
         server.left = None
@@ -248,7 +248,7 @@ def test_an_interrupted_fetch_goes_on_where_it_was(
     monkeypatch.setattr(partial_copy, "_PIECE", -(-size // 4))
     vindex = Vindex.open(with_weights)
     server.left = 2
-    with pytest.raises(VindexError, match="connection lost while embeddings.bin was read"):
+    with pytest.raises(VindexError, match=r"connection lost while embeddings\.bin was read"):
         vindex.embeddings()
     server.left = None
     Vindex.open(with_weights).embeddings()
