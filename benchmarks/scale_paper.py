@@ -153,7 +153,8 @@ MODELS = (
 
 def scale_prediction(work: Path, models: tuple[RandomModel, ...] = MODELS) -> Iterator[Row]:
     """Seconds of processors, memory and disk of a third model, by constants of two smaller ones; predicted before it runs."""
-    counted, taken = [], []
+    counted: list[dict[str, float]] = []
+    taken: list[dict[str, float]] = []
     for number, model in enumerate(models):
         path = model.write(work / f"scale-{number}")
         counted.append(_counted(path))

@@ -19,7 +19,7 @@ PROTOCOL = "larql-duck"
 _known: weakref.WeakValueDictionary[str, AddressFiles] = weakref.WeakValueDictionary()
 
 
-class RangeFileSystem(AbstractFileSystem):  # type: ignore[misc]
+class RangeFileSystem(AbstractFileSystem):
     """Databases of vindexes at addresses, each by the name that `database_at` gives; only read."""
 
     protocol = (PROTOCOL,)
