@@ -28,7 +28,8 @@ _STORAGE = "v1.5.0"
 _MEMORY = ("100MB", "400MB", None)
 # Rows that share one zone of minima and maxima, and bytes of a block. Smaller than DuckDB's 122,880 and 262,144, because the
 # lookups here read one zone each, and at an address a block is one request: with these a DESCRIBE reads a third of what it
-# does with zones of 30,720 rows and DuckDB's blocks, in less time and a smaller file. Still smaller ones grow the file.
+# does with zones of 30,720 rows and DuckDB's blocks, in less time. The file of 1.3 million facts is 15 % smaller, SmolLM2's
+# 3 % larger; still smaller zones or blocks grew the former.
 _ROW_GROUP, _BLOCK = 10_240, 65_536
 # How rows lie in the file, where that differs from the Parquet file's own order: what lookups filter by comes first.
 ROW_ORDER = {
