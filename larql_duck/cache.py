@@ -1,7 +1,8 @@
 """The cache directory: what is costly to measure of a model's weights, and of the machine; kept between sessions, never in a vindex.
 
 An entry is one file, named after what it was measured from; it is written whole and carries a checksum, so that a
-damaged one counts as missing. Above the limit the entries that were not read for longest go first.
+damaged one counts as missing. Above the limit the entries that were not read for longest go first. What was fetched of a
+vindex at an address is a folder, an entry as well; folders have as much room as all other entries.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,12 +25,13 @@ from larql_duck.files import write_whole
 DIRECTORY_VARIABLE, LIMIT_VARIABLE = "LARQL_DUCK_CACHE", "LARQL_DUCK_CACHE_MB"
 # MiB that all entries may take together where LIMIT_VARIABLE says nothing.
 LIMIT_MB = 4096
-_SUFFIX = ".entry"
+_SUFFIX, _FOLDER = ".entry", ".folder"
+_ABOUT = "about.json"
 
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One file of the cache: what it holds, its size in bytes, and when it was read or written last (UTC)."""
+    """One file or folder of the cache: what it holds, its size in bytes, and when it was read or written last (UTC)."""
 
     path: Path
     kind: str
@@ -58,13 +62,86 @@ def entries() -> list[CacheEntry]:
     return sorted(_entries(), key=lambda entry: entry.used, reverse=True)
 
 
+class CacheFolder:
+    """A folder of the cache that nobody else deletes as long as this object lives. `path` is there."""
+
+    def __init__(self, kind: str, key: tuple[str, ...], about: Mapping[str, Any]) -> None:
+        """The folder of this kind and key; about is what is said of it. LarqlError where none can be made."""
+        self.path = _path(kind, key).with_suffix(_FOLDER)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            _hold(self, self.path)
+            write_whole(self.path / _ABOUT, json.dumps(dict(about), ensure_ascii=False))
+        except OSError as error:
+            raise LarqlError(
+                f"{self.path}: cannot be made ({error.strerror or error}); name another place with {DIRECTORY_VARIABLE}"
+            ) from None
+
+    def make_room(self, more: int, what: str) -> None:
+        """Delete folders that were not used for longest until `more` bytes fit into this one; LarqlError where they do not."""
+        limit, own = limit_bytes(), _size(self.path)
+        if own + more > limit:
+            raise LarqlError(
+                f"{what} takes {more / 2**20:,.0f} MiB, more than the {max(limit - own, 0) / 2**20:,.0f} that the cache has "
+                f"left; set {LIMIT_VARIABLE} to {-(-(own + more) >> 20)} or more"
+            )
+        others = [entry for entry in _folders() if entry.path != self.path]
+        total = own + more + sum(entry.size for entry in others)
+        for entry in sorted(others, key=lambda entry: entry.used):
+            if total > limit and _deleted(entry):
+                total -= entry.size
+
+
+def _hold(holder: object, folder: Path) -> None:
+    """Keep a shared lock on the folder until the holder goes, where the system has such locks."""
+    try:
+        import fcntl
+    except ImportError:
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    weakref.finalize(holder, os.close, handle)
+    fcntl.flock(handle, fcntl.LOCK_SH)
+
+
+def _deleted(entry: CacheEntry) -> bool:
+    """Whether the entry is gone now; a folder in use stays. OSError where a file cannot be deleted."""
+    if entry.path.suffix != _FOLDER:
+        entry.path.unlink()
+        return True
+    try:
+        import fcntl
+    except ImportError:
+        return False
+    handle = os.open(entry.path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(entry.path)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(handle)
+    return True
+
+
+def _size(folder: Path) -> int:
+    """Bytes that the files of a folder take on the disk, holes left out."""
+    return sum(512 * path.stat().st_blocks for path in folder.rglob("*") if path.is_file())
+
+
+def _folders() -> Iterator[CacheEntry]:
+    for path in cache_dir().glob(f"*{_FOLDER}"):
+        with contextlib.suppress(OSError, ValueError):
+            about = json.loads((path / _ABOUT).read_bytes())
+            used = datetime.fromtimestamp((path / _ABOUT).stat().st_mtime, UTC)
+            yield CacheEntry(path, path.name.rsplit("-", 1)[0], about, _size(path), used)
+
+
 def clear() -> int:
-    """Delete all entries; the number of bytes that they took."""
+    """Delete all entries but folders that are in use; the number of bytes that they took."""
     freed = 0
     for entry in list(_entries(damaged=True)):
         with contextlib.suppress(OSError):
-            entry.path.unlink()
-            freed += entry.size
+            freed += entry.size if _deleted(entry) else 0
     return freed
 
 
@@ -103,6 +180,11 @@ def _path(kind: str, key: tuple[str, ...]) -> Path:
 
 
 def _entries(damaged: bool = False) -> Iterator[CacheEntry]:
+    yield from _folders()
+    yield from _files(damaged)
+
+
+def _files(damaged: bool = False) -> Iterator[CacheEntry]:
     for path in cache_dir().glob(f"*{_SUFFIX}"):
         about: dict[str, Any] = {}
         with contextlib.suppress(OSError):
@@ -120,7 +202,7 @@ def _entries(damaged: bool = False) -> Iterator[CacheEntry]:
 
 def _shrink(limit: int, newest: Path) -> None:
     total = 0
-    for entry in sorted(_entries(damaged=True), key=lambda e: (e.path == newest, e.used), reverse=True):
+    for entry in sorted(_files(damaged=True), key=lambda e: (e.path == newest, e.used), reverse=True):
         total += entry.size
         if total > limit and entry.path != newest:
             with contextlib.suppress(OSError):

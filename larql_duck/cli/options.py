@@ -156,10 +156,13 @@ class ScriptOptions:
 
     def read(self) -> str:
         """The text, from wherever it comes."""
+        from larql_duck.vindex.address import address_of
+
         texts = [text for text in (self.text, self.command, self.file) if text is not None]
         if len(texts) > 1:
             raise UsageError("give one text: behind the vindex, with -c, or in a file with -f")
-        if not texts and self.vindex is not None and not self.vindex.exists():
+        named = self.vindex is None or self.vindex.exists() or address_of(self.vindex) is not None
+        if not texts and not named:
             raise UsageError(
                 f"{self.vindex}: no such vindex; the vindex comes first, then the text; "
                 "a text without a vindex goes behind -c"

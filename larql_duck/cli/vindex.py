@@ -191,4 +191,8 @@ def model_sql(vindex: VindexArgument) -> None:
     opened = Vindex.open(vindex)
     if not opened.has_tables:
         raise VindexError.at(opened.path, f"was written by LARQL and has no tables: {opened.renewal}")
+    if opened.copy is not None:
+        raise VindexError(
+            f"{opened.place}: is at an address; copy it to a folder of this machine, or ATTACH its model.duckdb"
+        )
     print(script(str(opened.tables_dir.resolve()), stored_columns(opened.tables_dir)), end="")

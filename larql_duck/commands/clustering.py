@@ -20,6 +20,7 @@ from larql_duck.errors import LarqlError
 from larql_duck.probing.clustering import discover, publish_clusters, tables_of
 from larql_duck.progress import doing
 from larql_duck.result import Result
+from larql_duck.vindex.publish import check_database
 from larql_duck.vindex.store import Vindex
 
 
@@ -32,6 +33,7 @@ def cluster_features(
     simulation without what they need.
     """
     vindex = Vindex.open(path)
+    check_database(vindex.path)
     atlas = read_atlas(vindex)
     if atlas is None and (by == "contexts" or simulate):
         raise LarqlError(f"{path}: no examples of its features are stored; run larql-duck activations {path}")

@@ -42,6 +42,7 @@ def compile(session: Session, request: Request) -> Result:
     """COMPILE CURRENT | "dir" INTO VINDEX | MODEL "out"."""
     s: st.Compile = request.statement
     with nullcontext(session) if s.source is None else connect(s.source) as origin:
+        origin.workspace.vindex.fetch_all()
         if s.target == "vindex":
             # The patches of another directory's session are none.
             return _into_vindex(session, origin, s)

@@ -53,6 +53,12 @@ def _ask(session: Session, live: Live) -> list[str]:
         vindex.require("inference", "asking the model about a name")
     elif not vindex.has_tables or not vindex.has_weights:
         return [NEEDS_WEIGHTS] if vindex.has_tables else []
+    elif vindex.to_fetch:
+        # A misspelt name is no reason to fetch a model.
+        size = f"{vindex.to_fetch / 1e6:,.0f} MB of weights"
+        return [
+            f"{vindex.place}: the model was not asked, as {size} would be fetched; DESCRIBE {lql_name(names[0])} LIVE does"
+        ]
     if not live.save:
         near = [] if forced else _near(session, names)
         return [*near, *workspace.live.ask(names, effects=live.effects)]

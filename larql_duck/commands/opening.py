@@ -18,6 +18,7 @@ from larql_duck.lowering.types import Request
 from larql_duck.result import Result
 from larql_duck.session import Session
 from larql_duck.session.preferences import tell
+from larql_duck.vindex.address import address_of, is_server
 from larql_duck.workspace import Workspace
 
 _open: weakref.WeakSet[Session] = weakref.WeakSet()
@@ -32,8 +33,10 @@ def connect(
     device: str | None = None,
     compute_dtype: str | None = None,
 ) -> Session:
-    """A Session on a connection of its own (in memory), with the vindex at `path` opened if one is given; an address
-    (http://, https://) is that of a server, as in USE REMOTE.
+    """A Session on a connection of its own (in memory), with the vindex at `path` opened if one is given.
+
+    An address is read as files by ranges (https://host/x.vindex, s3://, gs://, hf://), or is that of a server, as in USE
+    REMOTE: http(s) without a path or with /v1, and whatever else ends not in .vindex and serves no index.json.
 
     patches are .vlp files that are applied to it, in order; PatchError where one does not fit. texts, a file or
     texts, is what edits take for ordinary text; None: text that the model writes itself.
@@ -85,8 +88,9 @@ def _started(
     try:
         given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
         session.configure(**given)
-        if isinstance(path, str) and path.startswith(("http://", "https://")):
-            tell(*session.use_remote(path).notes)
+        address = address_of(path)
+        if address is not None and is_server(address):
+            tell(*session.use_remote(address).notes)
         elif path is not None:
             session.use(path)
         for patch in patches:
@@ -111,7 +115,7 @@ def use(session: Session, request: Request) -> Result:
     relations = session.workspace.query(f"SELECT count(*) FROM {session.schema}.relations").one()
     columns = {"path": TEXT, "model": TEXT, "level": TEXT, "layers": INT, "features": BIG, "relations": BIG}
     counts = (vindex.n_layers, sum(vindex.n_features), relations)
-    return result_of(columns, [(str(vindex.path), vindex.manifest.model, vindex.level, *counts)])
+    return result_of(columns, [(vindex.place, vindex.manifest.model, vindex.level, *counts)])
 
 
 def use_remote(session: Session, request: Request) -> Result:

@@ -133,6 +133,7 @@ def merge(session: Session, request: Request) -> Result:
             f'INTO "{s.into}": MERGE works on the vindex in use, which is {here}; USE that one first',
             "into",
         )
+    session.workspace.vindex.fetch_all()
     rule = s.conflict or "keep_source"
     edits = merge_vindex(session.workspace, s.source, opened, rule=rule, dry_run=s.dry_run)
     return appended(session.patches, edits, _MERGED)

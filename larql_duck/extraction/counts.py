@@ -23,8 +23,8 @@ _TAUGHT_PROMPTS, _TAUGHT_TOKENS = 2100, 15
 # A name costs its own question and a share of whole pages; what its types are learnt from costs as much as so many tokens.
 _NAME_TOKENS, _TYPED_TOKENS = 20, 12_000
 # Bytes of one row in both forms (Parquet and DuckDB) together, and of everything in a vindex without rows (measured).
-_ROW_BYTES = {"tokens": 75, "features": 150, "feature_tokens": 37, "token_features": 21}
-_EMPTY_BYTES, _FACTS_BYTES = 4_500_000, 5_000_000
+_ROW_BYTES = {"tokens": 56, "features": 150, "feature_tokens": 37, "token_features": 24}
+_EMPTY_BYTES, _FACTS_BYTES = 1_500_000, 5_000_000
 
 
 def context_operations(job: Job) -> float:

@@ -14,7 +14,7 @@ from larql_duck.extraction.options import ARRAYS, FACTS, NAMES, PROMOTED, TABLES
 from larql_duck.extraction.token_screen import SCREEN_BYTES
 
 # Stages as a multiple of the bare work that is counted (measured on SmolLM2), where no extraction here has told better.
-_USUAL = {PROMOTED: 1.7, TOP_ACTIVATING: 1.55, FACTS: 1.0, NAMES: 1.0}
+USUAL_FACTORS = {PROMOTED: 1.7, TOP_ACTIVATING: 1.55, FACTS: 1.0, NAMES: 1.0}
 # Seconds below which a stage says little about the machine.
 _TELLING_S = 20.0
 # Seconds that rows of tables take in both forms, and what takes as long for every model (SmolLM2, seconds of processors).
@@ -52,7 +52,7 @@ class Estimate:
 def estimate_cost(job: Job, plan: MemoryPlan, device: str = "cpu", *, measure: bool = True) -> Estimate:
     """The Estimate of a job on this machine, within a plan of memory; `measure`: its speed, where it is not known yet."""
     bare = bare_seconds(job, _speed(job, device, measure))
-    factors = {stage: stage_factor(stage, usual, device) for stage, usual in _USUAL.items()}
+    factors = {stage: stage_factor(stage, usual, device) for stage, usual in USUAL_FACTORS.items()}
     seconds = {stage: factors.get(stage, 1.0) * value for stage, value in bare.items()}
     names = job.options.n_names(job.sizes.parameters)
     basis = counts.planned_basis(job)
@@ -61,7 +61,7 @@ def estimate_cost(job: Job, plan: MemoryPlan, device: str = "cpu", *, measure: b
 
 def learn(job: Job, stage: str, spent: float, device: str = "cpu") -> None:
     """Keep what a stage took on this machine, in seconds of all threads, for later estimates."""
-    if stage in _USUAL and spent >= _TELLING_S:
+    if stage in USUAL_FACTORS and spent >= _TELLING_S:
         # A cache that cannot be used must not end the work of hours.
         with suppress(LarqlError):
             learn_factor(stage, spent, bare_seconds(job, _speed(job, device, True))[stage], device)

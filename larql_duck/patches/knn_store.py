@@ -120,9 +120,9 @@ def stored_facts(vindex: Vindex) -> list[InsertKnnOp]:
 
     VindexError for a damaged store.
     """
-    path = vindex.path / STORE
-    if not path.is_file():
+    if not vindex.has_file(STORE):
         return []
+    path = vindex.file(STORE)
     found: dict[tuple[str, str], InsertKnnOp] = {}
     for op in read_knn_store(path, vindex.hidden, vindex.n_layers, vindex.vocab):
         if op.entity.strip():

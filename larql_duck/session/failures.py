@@ -30,10 +30,7 @@ class Failures:
             try:
                 return function(*columns)
             except LarqlError as error:
-                with self._lock:
-                    if len(self._by_text) > _MOST:
-                        self._by_text.clear()
-                    self._by_text[str(error)] = error
+                self.keep(error)
                 raise
 
         # DuckDB counts the parameters.
@@ -41,6 +38,13 @@ class Failures:
         names = [inspect.Parameter(f"column{i}", kind) for i in range(parameters)]
         call.__signature__ = inspect.Signature(names)  # type: ignore[attr-defined]
         return call
+
+    def keep(self, error: LarqlError) -> None:
+        """Keep an error that a query of DuckDB's may end with."""
+        with self._lock:
+            if len(self._by_text) > _MOST:
+                self._by_text.clear()
+            self._by_text[str(error)] = error
 
     def tell(self, remark: str) -> None:
         """Keep a remark for whoever reads the query's result."""

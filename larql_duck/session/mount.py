@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,13 +47,16 @@ class Mount:
     not read to its end, and be part of a transaction.
     """
 
-    def __init__(self, con: duckdb.DuckDBPyConnection, schema: str = SCHEMA) -> None:
-        """Makes the schema; QueryError where the name is taken by something else or no plain identifier."""
+    def __init__(self, con: duckdb.DuckDBPyConnection, schema: str = SCHEMA, *, own: bool = False) -> None:
+        """Makes the schema; QueryError where the name is taken by something else or no plain identifier.
+
+        own: settings of the whole connection may be changed.
+        """
         if not _NAME.fullmatch(schema) or schema.lower() in ("main", "temp", "system", "information_schema"):
             raise LarqlError(f"schema {schema!r} cannot be used; give a plain name such as 'lq'")
         # DuckDB forgets functions with the connection that registered them.
         self._user_con, self.con = con, con.cursor()
-        self.schema = schema
+        self.schema, self._own = schema, own
         self.vindex: Vindex | None = None
         # What the user should know of the vindex that was shown last.
         self.notice: str | None = None
@@ -347,6 +350,8 @@ class Mount:
         )
 
     def _attach(self, vindex: Vindex) -> None:
+        if vindex.copy is not None and not vindex.database.is_file() and self._attach_at_address(vindex):
+            return
         stored = vindex.database.resolve()
         wanted = manifest_hash(vindex.path)
         # DuckDB attaches a file once per instance: another mount's (or the user's) attachment is used as it is.
@@ -379,17 +384,57 @@ class Mount:
                 f"{stored}: changed while it was opened; open the vindex again", path=vindex.path
             )
 
+    def _attach_at_address(self, vindex: Vindex) -> bool:
+        """Whether the database beside the tables at an address is attached, which is read by ranges.
+
+        Where it is none for these tables and this version of our SQL, the tables are fetched, for one to be built here.
+        """
+        # What it imports takes a while, and vindexes of this machine need none of it.
+        from larql_duck.session.range_files import database_at
+
+        assert vindex.copy is not None
+        if self._own:
+            # DuckDB would read whole row groups of all columns ahead, of a row or two that are looked up.
+            with suppress(duckdb.Error):
+                self.con.execute("SET storage_block_prefetch = 'never'")
+        files = vindex.copy.files
+        name = database_at(self.con, files)
+        row = self.con.execute(
+            "SELECT database_name FROM duckdb_databases() WHERE path = $1", [name]
+        ).fetchone()
+        lost: list[VindexError] = []
+        files.on_failure = lost.append
+        try:
+            if self._attach_name(
+                name, manifest_hash(vindex.path), None if row is None else _identifier(str(row[0]))
+            ):
+                return True
+        finally:
+            files.on_failure = None
+        if lost and "missing" not in str(lost[0]):
+            raise lost[0]
+        tables = [entry["file"] for entry in vindex.manifest.tables.values()]
+        size = vindex.copy.missing(tables) / 1e6
+        self.notice = (
+            f"{vindex.place}: its {vindex.database.name} is missing or another version's, so its tables ({size:,.1f} MB) are "
+            "fetched whole; open it there with this version, and publish what that writes"
+        )
+        for table in tables:
+            vindex.file(table)
+        return False
+
     def _attach_file(self, path: Path, wanted: str, shown: str | None = None) -> bool:
         """Whether the database at `path` is attached now: it is there, readable, of the manifest `wanted` and of our SQL.
 
         shown: the name that it is attached as already.
         """
-        if not path.is_file():
-            return False
+        return path.is_file() and self._attach_name(str(path), wanted, shown)
+
+    def _attach_name(self, path: str, wanted: str, shown: str | None) -> bool:
         alias = shown or f"{_PREFIX}{next(_numbers)}"
         try:
             if shown is None:
-                self.con.execute(f"ATTACH {quoted(str(path))} AS {alias} (READ_ONLY)")
+                self.con.execute(f"ATTACH {quoted(path)} AS {alias} (READ_ONLY)")
             found = self.con.execute(
                 f"SELECT manifest_hash, sql_hash FROM {alias}.{SCHEMA}.build_info"
             ).fetchone()

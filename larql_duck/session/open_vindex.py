@@ -56,6 +56,8 @@ class OpenVindex:
         if self.edits.stored:
             self._show_edits(self.edits)
         connection.views = self.views
+        if vindex.copy is not None:
+            vindex.copy.files.on_failure = connection.failures.keep
 
     @property
     def overlay(self) -> Overlay:

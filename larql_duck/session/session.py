@@ -72,7 +72,7 @@ class Session:
         self.schema = schema
         self.options = Preferences(tracer=tracer, texts=texts)
         self._dispatch = carry_out
-        self._mount = Mount(con, schema)
+        self._mount = Mount(con, schema, own=own)
         self._connection = Connection(con, schema, self.options, own=own)
         self._lock = threading.RLock()
         self._opened: OpenVindex | None = None
@@ -416,7 +416,7 @@ class Session:
             raise AttributeError(f"'Session' object has no attribute {name!r}{meant}")
 
     def __repr__(self) -> str:
-        opened = self.remote or ("no vindex" if self.vindex is None else self.vindex.path)
+        opened = self.remote or ("no vindex" if self.vindex is None else self.vindex.place)
         return f"<Session: {opened}, schema {self.schema}>"
 
     def _repr_html_(self) -> str:

@@ -38,7 +38,7 @@ class VindexCatalog:
         self.schema = schema
         self._ask = ask
         self.is_larql_directory = not vindex.has_tables
-        self.path = str(vindex.path)
+        self.path = vindex.place
         self.n_layers = vindex.n_layers
         self.n_features = vindex.n_features
         self.described_layers = vindex.manifest.described_layers
@@ -47,6 +47,8 @@ class VindexCatalog:
     @property
     def n_bytes(self) -> int:
         """The size of the vindex on disk."""
+        if self.vindex.copy is not None:
+            return sum(self.vindex.manifest.files.values())
         return size_on_disk(self.path)
 
     def require(self, level: str, why: str) -> None:

@@ -23,6 +23,7 @@ from larql_duck.vindex.database import build_database, not_replaceable
 from larql_duck.vindex.derive import model_graph
 from larql_duck.vindex.fields import damaged, read_json
 from larql_duck.vindex.manifest import INDEX, SECTION, load_manifest, manifest_hash, render
+from larql_duck.vindex.partial_copy import address_of_copy
 
 DATABASE, MODEL_SQL = "model.duckdb", "model.sql"
 TABLES = "tables"
@@ -57,9 +58,20 @@ def check_replaceable(out: Path, *kept: Path) -> None:
 
 
 def check_database(directory: Path) -> None:
-    """Raise VindexError where the vindex's database is not to be replaced; see `not_replaceable`."""
+    """Raise VindexError where the vindex's database is not to be replaced (see `not_replaceable`), or is at an address."""
+    _refuse_address(directory)
     if reason := not_replaceable(directory / DATABASE):
         raise VindexError(reason, path=directory)
+
+
+def _refuse_address(directory: Path) -> None:
+    """Raise VindexError for the copy of what is at an address: what is saved there would be found by nobody."""
+    if (address := address_of_copy(directory)) is not None:
+        raise VindexError(
+            f"{address}: nothing is saved at an address; copy the vindex to a folder of this machine and open that, or leave "
+            "saving out",
+            path=Path(address),
+        )
 
 
 def _foreign(directory: Path) -> str | None:
@@ -173,6 +185,7 @@ def commit_tables(
     moved into place and model.duckdb is rebuilt. `change` may edit larql-duck's section of the manifest (statistics,
     packs). Readers that have model.duckdb open keep their copy. VindexError when another process is changing the vindex.
     """
+    _refuse_address(directory)
     with _changing(directory, "cannot write here", "copy the vindex to a place that can be written"):
         _roll_forward(directory)
         check_database(directory)

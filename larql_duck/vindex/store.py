@@ -18,11 +18,13 @@ from larql_duck.errors import LevelError, ModelError, VindexError
 from larql_duck.models.families import Family, family_for
 from larql_duck.models.tokenizer import TOKENIZER_FILES
 from larql_duck.vindex import layout
+from larql_duck.vindex.address import AddressFiles, address_of
 from larql_duck.vindex.arrays import fast_checksum, hash_file, map_tensor
 from larql_duck.vindex.derive import older_table
 from larql_duck.vindex.fields import Natural, damaged, read_json, read_struct
 from larql_duck.vindex.larql_directory import config_of_larql
 from larql_duck.vindex.manifest import DTYPE_BYTES, INDEX, LEVELS, SCHEMA_VERSION, Manifest, load_manifest
+from larql_duck.vindex.partial_copy import PartialCopy
 from larql_duck.vindex.publish import DATABASE, TABLES, recover, seal_holds
 
 if TYPE_CHECKING:
@@ -54,6 +56,8 @@ class Vindex:
 
     def __init__(self, path: Path, manifest: Manifest, config: dict[str, Any], family: Family) -> None:
         self.path, self.manifest, self.config, self.family = path, manifest, config, family
+        # Where the vindex is at an address: what is here of it, at `path`.
+        self.copy: PartialCopy | None = None
         self.has_tables, self.level, self.dtype = manifest.has_tables, manifest.level, manifest.dtype
         self.n_layers, self.bands = manifest.num_layers, manifest.layer_bands
         self.hidden, self.vocab = manifest.hidden_size, manifest.vocab_size
@@ -66,8 +70,11 @@ class Vindex:
     def open(cls, path: str | Path) -> Vindex:
         """The vindex at `path` after its manifest, every file's presence and size, and the tables' schemas held.
 
-        Raises VindexError that names the file and the next step. Contents are not read: `verify` does that.
+        Raises VindexError that names the file and the next step. Contents are not read: `verify` does that. Of one at an
+        address (https://, s3://, gs://, hf://) only the manifest and the config are looked at; files are fetched when used.
         """
+        if (address := address_of(path)) is not None:
+            return cls._at(address)
         directory = Path(path)
         for _ in range(_TRIES):
             before = _stamp(directory)
@@ -100,12 +107,64 @@ class Vindex:
                 raise damaged(directory / "config.json", "not a JSON object", _AGAIN)
         else:
             config = config_of_larql(manifest, (directory / layout.HEAD).is_file())
+        return cls._made(directory, manifest, config)
+
+    @classmethod
+    def _at(cls, address: str) -> Vindex:
+        copy = PartialCopy(AddressFiles(address))
+        try:
+            manifest = load_manifest(copy.path)
+            if not manifest.has_tables:
+                what = "was written by LARQL and has no tables"
+                raise VindexError.at(copy.path, f"{what}; copy it to a folder of this machine")
+            _check_seal(manifest)
+            copy.follow(manifest)
+            if copy.lists(layout.WEIGHT_MANIFEST):
+                copy.fetch(layout.WEIGHT_MANIFEST)
+            return cls._made(copy.path, manifest, read_json(copy.fetch("config.json")), copy)
+        except VindexError as error:
+            # The place of the copy says nothing to whoever named the address.
+            raise VindexError(str(error).replace(str(copy.path), address), path=Path(address)) from None
+
+    @classmethod
+    def _made(
+        cls, directory: Path, manifest: Manifest, config: dict[str, Any], copy: PartialCopy | None = None
+    ) -> Vindex:
         record = manifest.section.get("modules")
         family = family_for(config)[0] if record is None else _recorded(manifest, record)
         vindex = cls(directory, manifest, config, family)
+        vindex.copy = copy
         if vindex.has_weights:
             vindex._check_weights()
         return vindex
+
+    @property
+    def place(self) -> str:
+        """The path or the address of the vindex."""
+        return str(self.path) if self.copy is None else self.copy.files.address
+
+    # -- files --------------------------------------------------------------------------------------------
+
+    def has_file(self, name: str) -> bool:
+        """Whether the vindex has a file of this name, here or at its address."""
+        return (self.path / name).is_file() if self.copy is None else self.copy.lists(name)
+
+    def file(self, name: str, start: int = 0, length: int | None = None) -> Path:
+        """The path of a file of the vindex, of which `length` bytes from `start` on (None: all) are here now."""
+        return self.path / name if self.copy is None else self.copy.fetch(name, start, length)
+
+    @property
+    def to_fetch(self) -> int:
+        """Bytes of weights that a forward pass needs and that are not here yet; 0 for a vindex of this machine."""
+        if self.copy is None:
+            return 0
+        return self.copy.missing([name for name in _WEIGHT_FILES if self.copy.lists(name)])
+
+    def fetch_all(self) -> None:
+        """Fetch every file that the manifest lists, where the vindex is at an address."""
+        if self.copy is not None:
+            for name in self.manifest.files:
+                self.copy.fetch(name)
 
     @property
     def notice(self) -> str | None:
@@ -145,7 +204,7 @@ class Vindex:
         """
         model = {*_WEIGHT_FILES, layout.WEIGHT_MANIFEST, "config.json", *TOKENIZER_FILES}
         for name, stated in self.manifest.fast_checksums.items():
-            if name in model and fast_checksum(self.path / name) != stated:
+            if name in model and fast_checksum(self.file(name)) != stated:
                 raise damaged(self.path / name, "its bytes changed after it was written", _FORCE)
 
     # -- arrays -------------------------------------------------------------------------------------------
@@ -154,7 +213,8 @@ class Vindex:
         """Gate rows of a layer (from 0), [features, hidden]."""
         entry = self.manifest.layers[layer]
         shape = (entry.num_features, self.hidden)
-        return map_tensor(self.path / layout.GATE, self.dtype, shape, entry.offset)
+        path = self.file(layout.GATE, entry.offset, entry.length)
+        return map_tensor(path, self.dtype, shape, entry.offset)
 
     def up(self, layer: int) -> torch.Tensor | None:
         """Up rows of a layer, [features, hidden]; None for a plain FFN or where none are stored."""
@@ -176,7 +236,7 @@ class Vindex:
 
     def embeddings(self) -> torch.Tensor:
         """The embedding matrix, unscaled, [vocab, hidden]."""
-        path, shape = self.path / layout.EMBED, (self.vocab, self.hidden)
+        path, shape = self.file(layout.EMBED), (self.vocab, self.hidden)
         # LARQL decides by file size, not by index.json.
         as_stated = path.stat().st_size == math.prod(shape) * DTYPE_BYTES[self.dtype]
         return map_tensor(path, self.dtype if as_stated else "f32", shape)
@@ -207,8 +267,7 @@ class Vindex:
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """File name -> content of the tokenizer files that are there."""
-        paths = [self.path / name for name in TOKENIZER_FILES]
-        return {p.name: p.read_bytes() for p in paths if p.is_file()}
+        return {name: self.file(name).read_bytes() for name in TOKENIZER_FILES if self.has_file(name)}
 
     # -- tables -------------------------------------------------------------------------------------------
 
@@ -216,6 +275,7 @@ class Vindex:
         """The whole table as Arrow; an empty one for a directory that LARQL wrote."""
         if name not in self.manifest.tables:
             return FILES[name].empty_table()
+        self.file(self.manifest.tables[name]["file"])
         if (older := older_table(self.tables_dir, name)) is not None:
             return older
         return pq.read_table(self.path / self.manifest.tables[name]["file"], schema=FILES[name])
@@ -232,7 +292,8 @@ class Vindex:
         return _read_weight_manifest(path) if path.is_file() else {}
 
     def _stored(self, entry: WeightEntry) -> torch.Tensor:
-        return map_tensor(self.path / entry.file, self.dtype, tuple(entry.shape), entry.offset)
+        path = self.file(entry.file, entry.offset, entry.length)
+        return map_tensor(path, self.dtype, tuple(entry.shape), entry.offset)
 
     def _is_turned(self, entry: WeightEntry) -> bool:
         """Whether the file holds the transpose of what Hugging Face has under the name."""
@@ -251,7 +312,10 @@ class Vindex:
                 raise damaged(path, what, _AGAIN)
             ends[entry.file] = max(ends.get(entry.file, 0), entry.offset + entry.length)
         for file, end in ends.items():
-            _check_size(self.path / file, end)
+            if self.copy is None:
+                _check_size(self.path / file, end)
+            elif self.manifest.files.get(file) != end:
+                raise damaged(path, f"its tensors end at byte {end} of {file}, where that does not", _AGAIN)
         for name, shape in self.family.expected(self.config).items():
             if name == self.family.embed or name in self._gate_layers:
                 continue
@@ -358,7 +422,7 @@ def base_checksum(vindex: Vindex) -> str:
     """
     whole = hashlib.sha256()
     for name in _FILES:
-        if (vindex.path / name).is_file():
+        if vindex.has_file(name):
             whole.update(file_checksum(vindex, name).encode())
     return whole.hexdigest()
 
@@ -367,7 +431,7 @@ def weights_checksum(vindex: Vindex) -> str:
     """Hexadecimal sha256 over the names and checksums of every file that holds weights: what a forward pass depends on."""
     digest = hashlib.sha256()
     for name in _WEIGHT_FILES:
-        if (vindex.path / name).is_file():
+        if vindex.has_file(name):
             digest.update(f"{name} {file_checksum(vindex, name)}\n".encode())
     return digest.hexdigest()
 

@@ -43,6 +43,8 @@ def verify(path: str | Path, progress: Progress | None = None) -> list[str]:
         vindex = Vindex.open(path)
     except LarqlError as error:
         return [str(error)]
+    if vindex.copy is not None:
+        return [f"{vindex.place}: is at an address; copy it to a folder of this machine, and verify the copy"]
     problems = list(_checksums(vindex, say))
     if problems or not vindex.has_tables:
         return problems

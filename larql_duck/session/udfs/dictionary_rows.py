@@ -63,7 +63,7 @@ def _opened(workspace: Workspace, name: str | None) -> tuple[str, Dictionary]:
     chosen = chosen_name(name, vindex.manifest.files)
     key = ("dictionary", chosen)
     if key not in workspace.cache:
-        weights, config = (vindex.path / file for file in kept_files(chosen))
+        weights, config = (vindex.file(file) for file in kept_files(chosen))
         workspace.cache[key] = read_dictionary(
             weights, config, hidden=vindex.hidden, n_layers=vindex.n_layers, device=workspace.engine().device
         )
