@@ -29,8 +29,8 @@ class GeneratedToken:
 class Draft:
     """A text being written behind a prompt, a few tokens at a time: `advance` writes several together.
 
-    ids are the prompt's token ids; `done` is true once nothing follows: a special token or one of stop_ids came, or there
-    were max_tokens, or the context is full. temperature 0 takes the most probable token each time; above 0 it samples,
+    ids are the prompt's token ids; `done` is true once nothing follows: a special token or one of stop_ids came (`stopped`),
+    or there were max_tokens, or the context is full. temperature 0 takes the most probable token each time; above 0 it samples,
     reproducibly by seed, among the fewest tokens that together have top_p. alternatives: how many most probable tokens are
     given beside each. LarqlError for ids on which the model cannot run.
     """
@@ -58,7 +58,7 @@ class Draft:
         self._room = max(left, 0)
         self._ids: list[int] = []
         self._text = ""
-        self.done = self._room == 0
+        self.done, self.stopped = self._room == 0, False
         # Where its keys and values are: a row of a prefix, which those that were written together share.
         self.place: tuple[Prefix, int] | None = None
 
@@ -72,7 +72,7 @@ class Draft:
             token = int(logits.argmax())
         tokenizer = self.engine.tokenizer
         if token in self._stop_ids or tokenizer.is_special(token):
-            self.done = True
+            self.done = self.stopped = True
             return None
         self._ids.append(token)
         self.done = len(self._ids) >= self._room

@@ -18,9 +18,9 @@ export async function show(content, context) {
   const out = stored.facts.filter((row) => row.direction === "out");
   const draw = (facts, features, kinds, notices) => {
     replace(types, kinds.length ? ["Seems to be: ", kinds.map((row) => h("span", { class: "chip" }, `${row.type} `, h("span", { class: "quiet" }, percent(row.p))))] : "");
-    replace(body, notes(notices), sections(model, real, facts, features, about.level !== "browse"));
+    replace(body, notes(notices), sections(model, real, facts, features, about.infer));
   };
-  const asks = !out.length && about.level !== "browse";
+  const asks = !out.length && about.infer;
   draw(stored.facts, stored.features, stored.types, asks ? [] : stored.notices);
   if (asks) body.prepend(h("p", { class: "hint", id: "asking" }, "Nothing is stored about this name; the model is asked now …"));
   const graph = h("div", { class: "graph", role: "img", "aria-label": `Graph of the neighbours of ${real}; the same triples are listed below it` });

@@ -14,7 +14,9 @@ export async function show(content, { model, about, signal, title }) {
   ].filter(([, value]) => value !== undefined && value !== null);
   content.append(
     h("h1", { tabindex: "-1" }, model),
-    about.level === "browse" ? h("p", { class: "hint" }, "This vindex holds no weights: what is stored can be looked at, and the model cannot be run.") : "",
+    about.infer ? "" : h("p", { class: "hint" }, about.level === "browse"
+      ? "This vindex holds no weights: what is stored can be looked at, and the model cannot be run."
+      : "This server shows what is stored and does not run the model."),
     h("dl", { class: "figures" }, figures.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, number(value))))),
     h("section", {}, h("h2", {}, "Names that most is known of"),
       overview.entities.length
