@@ -88,7 +88,7 @@ async function run(results, { model, prompt, off, signal, open }) {
         h("ul", { class: "switches" }, [...switches].map(([slot, row]) => featureSwitch(model, slot, row, without, change))))),
     h("section", {}, h("h2", {}, "Layer by layer"), cells, h("details", {}, h("summary", {}, "The last position as a table"), lastPosition(rows))));
   showAnswers(answers, said.rows, null, without);
-  await Promise.all([draw(cells, lensSpec(rows)), without.size ? change() : null]);
+  await Promise.all([draw(cells, lensSpec(rows, cells.clientWidth)), without.size ? change() : null]);
   announce(`The model says ${said.rows[0]?.text ?? said.rows[0]?.token ?? "nothing"}`);
 }
 

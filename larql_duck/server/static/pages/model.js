@@ -23,14 +23,14 @@ export async function show(content, { model, about, signal, title }) {
         ? h("ul", { class: "chips" }, overview.entities.map((row) => h("li", {}, entityLink(model, row.entity))))
         : h("p", { class: "quiet" }, "No facts are stored. larql-duck probe asks the model for them.")),
     overview.relations.length ? h("section", {}, h("h2", {}, "Relations"),
-      table("Relations that the model was asked about", [{ name: "relation" }, { name: "facts", right: true }, { name: "right, of those with a reference" }, { name: "for example" }],
+      table("Relations that the model was asked about", [{ name: "relation" }, { name: "facts", right: true }, { name: "right, of those with a reference" }, { name: "for example", wide: true }],
         overview.relations.map((row) => {
           const judged = right.get(row.relation);
           return h("tr", {},
             h("th", { scope: "row" }, h("a", { href: address.console(model, `FROM relation_facts('${row.relation.replaceAll("'", "''")}') LIMIT 50`) }, row.relation)),
             h("td", { class: "right" }, number(row.n_facts)),
             h("td", {}, judged ? bar(judged.share, `${percent(judged.share)} of ${judged.judged}`) : "–"),
-            h("td", {}, (row.examples?.[0] ?? "–").slice(0, 120)));
+            h("td", { class: "wide" }, (row.examples?.[0] ?? "–").slice(0, 120)));
         }), { unseen: true })) : "",
     notes(overview.notices) ?? "");
 }
