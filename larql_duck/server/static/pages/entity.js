@@ -8,6 +8,7 @@ import { address, entityLink, featureLink } from "../links.js";
 const NEIGHBOURS = 40;
 // Features behind a fact that are listed at first.
 const FEATURES = 8;
+const LONGEST = 20;
 
 export async function show(content, context) {
   const { model, name, about, signal, title, open } = context;
@@ -81,6 +82,11 @@ function sections(model, name, facts, features, weights) {
   ];
 }
 
+/** Tokens in a row; of a long one its beginning. */
+function pieces(tokens) {
+  return (tokens ?? []).map(visible).map((token) => (token.length > LONGEST ? `${token.slice(0, LONGEST)}…` : token)).join(", ");
+}
+
 function factRows(model, name, row, features, weights) {
   const id = freshId("behind");
   const button = features.length ? h("button", { class: "plain", "aria-expanded": "false", "aria-controls": id, "aria-label": `${counted(features.length, "feature")} behind it`, onclick: () => {
@@ -91,16 +97,16 @@ function factRows(model, name, row, features, weights) {
   const columns = ["feature", "effect", "score", "activates on", "promotes"];
   const rows = (most) => features.slice(0, most).map((f) => h("tr", {}, h("th", { scope: "row" }, featureLink(model, f.layer, f.feature)),
     h("td", { class: "right" }, number(f.effect)), h("td", { class: "right wide" }, number(f.score)),
-    h("td", { class: "pieces" }, (f.activates_on ?? []).map(visible).join(", ")), h("td", { class: "pieces" }, (f.down_tokens ?? []).map(visible).join(", "))));
+    h("td", { class: "pieces" }, pieces(f.activates_on)), h("td", { class: "pieces" }, pieces(f.down_tokens))));
   const body = h("tbody", {}, rows(FEATURES));
   const all = features.length > FEATURES ? h("button", { class: "plain", onclick: () => {
     replace(body, rows(features.length));
     all.remove();
   } }, `Show all ${features.length}`) : null;
   const more = h("tr", { id, hidden: true, class: "more" }, h("td", { colspan: "6" },
-    h("table", {}, h("caption", { class: "unseen" }, `Features behind ${row.relation} of ${name}`),
+    h("div", { class: "frame", tabindex: "0", role: "region", "aria-label": `Features behind ${row.relation}` }, h("table", {}, h("caption", { class: "unseen" }, `Features behind ${row.relation} of ${name}`),
       h("thead", {}, h("tr", {}, columns.map((text) => h("th", { scope: "col", class: text === "score" ? "wide" : null }, text)))),
-      body), all,
+      body)), all,
     h("p", { class: "quiet" }, "effect: how much log p of the answer falls when the feature is switched off.",
       weights ? [" ", h("a", { href: address.infer(model, `The ${row.relation} of ${name} is`, features.slice(0, 3).map((f) => `${f.layer}.${f.feature}`)) }, "Try it in INFER")] : null)));
   return [
