@@ -40,12 +40,9 @@ ENTITY = {
 """Part of an entity's page -> the statement that gives it. The model is asked for none of them."""
 
 LIVE = {
-    # With the name's types in each row, so that the model is asked once for both.
-    "facts": f"""
-    DESCRIBE $name VERBOSE
-    |> SELECT *, (SELECT list({{'type': type, 'p': p}} ORDER BY p DESC) FROM ({_TYPES}) AS t) AS types FROM _
-    """,
+    "facts": "DESCRIBE $name VERBOSE",
     "features": f"DESCRIBE $name LIVE WITH EFFECTS |> {_FEATURES}",
+    "types": f"DESCRIBE $name |> {_TYPES}",
 }
 """The parts for which the model is asked, each by itself: what it answers is kept no longer than its statement runs."""
 
@@ -126,7 +123,9 @@ def add_explorer_routes(router: APIRouter, service: Service) -> None:
         return await page(request, ENTITY, {"name": name})
 
     @router.get("/explorer/live")
-    async def live(request: Request, name: AskedName, part: Literal["facts", "features"]) -> Response:
+    async def live(
+        request: Request, name: AskedName, part: Literal["facts", "types", "features"]
+    ) -> Response:
         """What the model says about a name when it is asked now: one part of its page."""
         return await page(request, {part: LIVE[part]}, {"name": name})
 

@@ -149,15 +149,3 @@ def test_all_files_together_are_small(reader: Running) -> None:
     assert sum(len(gzip.compress(p.read_bytes())) for p in files) < 1_000_000
     answer = reader.get("/vendor/vega.min.js", headers={"Accept-Encoding": "gzip"})
     assert answer.headers["content-encoding"] == "gzip"
-
-
-def test_a_live_name_comes_with_its_types(reader: Running) -> None:
-    model = "llama-probed"
-    address = f"/v1/{model}/explorer/live?name=Nowhere&part=facts"
-    page = reader.get(address).json()
-    types = "SELECT type, p FROM entity_types WHERE subject = 'Nowhere' ORDER BY p DESC LIMIT 5"
-    alone = reader.lql(f'DESCRIBE "Nowhere" |> {types}', model).json()["rows"]
-    assert page["facts"] and {row["source"] for row in page["facts"]} == {"live"}
-    for row in page["facts"]:
-        assert [[t["type"], t["p"]] for t in row["types"] or ()] == alone
-    print(alone)

@@ -42,17 +42,18 @@ export async function show(content, context) {
 async function live({ model, signal }, name, stored, draw, body) {
   let facts = stored.facts;
   try {
-    const answered = await get(model, "explorer/live", { name, part: "facts" }, signal);
+    const [answered, kinds] = await Promise.all([
+      get(model, "explorer/live", { name, part: "facts" }, signal), get(model, "explorer/live", { name, part: "types" }, signal),
+    ]);
     facts = answered.facts;
-    const types = facts[0]?.types ?? stored.types;
-    draw(facts, [], types, answered.notices);
+    draw(facts, [], kinds.types, answered.notices);
     announce(`The model was asked about ${name}`);
     if (!facts.some((row) => row.direction === "out")) return;
     const button = h("button", { onclick: async () => {
       button.disabled = true;
       button.textContent = "Measuring …";
       const measured = await get(model, "explorer/live", { name, part: "features" }, signal);
-      draw(facts, measured.features, types, measured.notices);
+      draw(facts, measured.features, kinds.types, measured.notices);
     } }, "Measure the features behind these answers");
     body.prepend(h("p", {}, button));
   } catch (error) {
