@@ -40,6 +40,7 @@ def serve(work: Path, vindex: str = "") -> Iterator[Row]:
         )
         yield from _mixed(url, session)
         yield from _throughput(url)
+        yield from _writing(url)
 
 
 def _mixed(url: str, session: Any) -> Iterator[Row]:
@@ -103,6 +104,25 @@ def _throughput(url: str) -> Iterator[Row]:
         shared = len(prompts) / (time.perf_counter() - began)
     note = f"{len(prompts)} prompts, {_CLIENTS} clients against one"
     yield Row("INFER over HTTP", shared, alone, "prompts/s", "at least 2 x", note)
+
+
+def _writing(url: str) -> Iterator[Row]:
+    """Tokens a second of completions at once and one by one; greedy and sampled ones share their passes."""
+    bodies = [
+        {"prompt": f"The capital of country number {i} is", "max_tokens": 16, "temperature": i % 2, "seed": i}
+        for i in range(32)
+    ]
+
+    def ask(body: Any) -> int:
+        return int(_post(url, "completions", body)["usage"]["completion_tokens"])
+
+    began = time.perf_counter()
+    alone = sum(map(ask, bodies)) / (time.perf_counter() - began)
+    with ThreadPoolExecutor(_CLIENTS) as pool:
+        began = time.perf_counter()
+        shared = sum(pool.map(ask, bodies)) / (time.perf_counter() - began)
+    note = f"{len(bodies)} completions of 16 tokens, {_CLIENTS} clients against one"
+    yield Row("completions over HTTP", shared, alone, "tokens/s", "", note)
 
 
 def _describe(url: str) -> Callable[[], object]:

@@ -1,4 +1,4 @@
-"""Text after a prompt: streamed for a reader, or greedily for many prompts at once."""
+"""Text after a prompt: token by token, alone or with others, or greedily for many prompts at once."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
+from larql_duck.errors import LarqlError
+from larql_duck.inference.batch import pad
 from larql_duck.inference.engine import Engine
-from larql_duck.inference.prefix import Prefix, prefill
+from larql_duck.inference.prefix import Prefix, joined, only_row, prefill
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,111 @@ class GeneratedToken:
     best: tuple[tuple[int, float], ...] = ()
 
 
+class Draft:
+    """A text being written behind a prompt, a few tokens at a time: `advance` writes several together.
+
+    ids are the prompt's token ids; `done` is true once nothing follows: a special token or one of stop_ids came (`stopped`),
+    or there were max_tokens, or the context is full. temperature 0 takes the most probable token each time; above 0 it samples,
+    reproducibly by seed, among the fewest tokens that together have top_p. alternatives: how many most probable tokens are
+    given beside each. LarqlError for ids on which the model cannot run.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        ids: Sequence[int],
+        *,
+        max_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop_ids: Sequence[int] = (),
+        alternatives: int = 0,
+    ) -> None:
+        if problem := engine.unfit(ids):
+            raise LarqlError(problem)
+        self.engine, self.prompt = engine, list(ids)
+        self._temperature, self._top_p, self._stop_ids = temperature, top_p, frozenset(stop_ids)
+        self._alternatives = alternatives
+        self._generator = torch.Generator(device="cpu").manual_seed(seed)
+        # The position of the token that waits, the prompt's last, is given too.
+        left = max_tokens if engine.context is None else min(max_tokens, engine.context - len(ids) + 1)
+        self._room = max(left, 0)
+        self._ids: list[int] = []
+        self._text = ""
+        self.done, self.stopped = self._room == 0, False
+        # Where its keys and values are: a row of a prefix, which those that were written together share.
+        self.place: tuple[Prefix, int] | None = None
+
+    def choose(self, logits: torch.Tensor) -> GeneratedToken | None:
+        """The next token from its logits, f32 [vocab]; None where the text ends, which is done then."""
+        probabilities = torch.softmax(logits, dim=-1)
+        if self._temperature > 0:
+            weights = nucleus(torch.softmax(logits / self._temperature, dim=-1).cpu(), self._top_p)
+            token = int(torch.multinomial(weights, 1, generator=self._generator))
+        else:
+            token = int(logits.argmax())
+        tokenizer = self.engine.tokenizer
+        if token in self._stop_ids or tokenizer.is_special(token):
+            self.done = self.stopped = True
+            return None
+        self._ids.append(token)
+        self.done = len(self._ids) >= self._room
+        # Decoded together: a character may span tokens, and some tokenizers join pieces.
+        whole = tokenizer.continuation(self._ids)
+        piece = "" if whole.endswith("\ufffd") else whole[len(self._text) :]
+        self._text += piece
+        best = probabilities.topk(min(self._alternatives, len(probabilities)))
+        pairs = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+        return GeneratedToken(token, piece, float(probabilities[token]), pairs)
+
+
+@torch.inference_mode()
+def advance(drafts: Sequence[Draft], steps: int = 1) -> list[list[GeneratedToken]]:
+    """At most `steps` tokens more of each of these texts of one engine, which share their passes; fewer where a text ends."""
+    out: list[list[GeneratedToken]] = [[] for _ in drafts]
+    alive = [i for i, draft in enumerate(drafts) if not draft.done]
+    if not alive:
+        return out
+    prefix = _together([drafts[i] for i in alive])
+    for _ in range(steps):
+        logits, texts = prefix.advanced()
+        tokens, rows = [], []
+        for row, i in enumerate(alive):
+            if (token := drafts[i].choose(logits[row])) is not None:
+                out[i].append(token)
+                if not drafts[i].done:
+                    tokens.append(token.token_id)
+                    rows.append(row)
+        if not rows:
+            return out
+        picked = None if len(rows) == len(alive) else _index(prefix, rows)
+        prefix = texts.then(_index(prefix, tokens), picked)
+        alive = [alive[row] for row in rows]
+    for row, i in enumerate(alive):
+        drafts[i].place = (prefix, row)
+    return out
+
+
+def _together(drafts: Sequence[Draft]) -> Prefix:
+    """One prefix of these texts, in order: those that have begun where they are, the others run up to their last token."""
+    engine = drafts[0].engine
+    fresh = [draft for draft in drafts if draft.place is None]
+    # A sliding window counts columns, and must find no padding inside a text that grows beyond it.
+    groups = [[draft] for draft in fresh] if engine.window is not None else [fresh] if fresh else []
+    for group in groups:
+        begun = prefill(engine, pad([draft.prompt for draft in group], device=engine.device))
+        for row, draft in enumerate(group):
+            draft.place = (begun, row)
+    places = [draft.place for draft in drafts if draft.place is not None]
+    first = places[0][0]
+    if all(prefix is first for prefix, _ in places):
+        rows = [row for _, row in places]
+        if rows == list(range(len(first))):
+            return first
+    return joined([only_row(prefix, row) for prefix, row in places])
+
+
 def stream(
     engine: Engine,
     prompt: str | Sequence[int],
@@ -35,41 +142,22 @@ def stream(
     stop_ids: Sequence[int] = (),
     alternatives: int = 0,
 ) -> Iterator[GeneratedToken]:
-    """The continuation, token by token, until a special token, a stop id, the context's end or max_tokens.
+    """The continuation, token by token, until a special token, a stop id, the context's end or max_tokens; see `Draft`.
 
     prompt is text, or token ids that hold their special tokens already.
-    temperature 0 takes the most probable token each time; above 0 it samples, reproducibly by seed, among the fewest
-    tokens that together have top_p. alternatives: how many most probable tokens are given beside each.
     """
-    generator = torch.Generator(device="cpu").manual_seed(seed)
-    batch = engine.encode(prompt) if isinstance(prompt, str) else engine.pad(prompt)
-    prefix = prefill(engine, batch)
-    room = (
-        max_tokens
-        if engine.context is None
-        else min(max_tokens, engine.context - int(prefix.positions[0, 0]))
+    draft = Draft(
+        engine,
+        engine.encode(prompt).row(0) if isinstance(prompt, str) else prompt,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        stop_ids=stop_ids,
+        alternatives=alternatives,
     )
-    ids: list[int] = []
-    text = ""
-    for _ in range(room):
-        logits, texts = prefix.advanced()
-        probabilities = torch.softmax(logits[0], dim=-1)
-        if temperature > 0:
-            weights = nucleus(torch.softmax(logits[0] / temperature, dim=-1).cpu(), top_p)
-            token = int(torch.multinomial(weights, 1, generator=generator))
-        else:
-            token = int(logits[0].argmax())
-        if token in stop_ids or engine.tokenizer.is_special(token):
-            return
-        ids.append(token)
-        # Decoded together: a character may span tokens, and some tokenizers join pieces.
-        whole = engine.tokenizer.continuation(ids)
-        piece = "" if whole.endswith("\ufffd") else whole[len(text) :]
-        text += piece
-        best = probabilities.topk(min(alternatives, len(probabilities)))
-        pairs = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-        yield GeneratedToken(token, piece, float(probabilities[token]), pairs)
-        prefix = texts.then(torch.tensor([token], device=engine.device))
+    while not draft.done:
+        yield from advance([draft])[0]
 
 
 def nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:

@@ -328,6 +328,19 @@ def joined(prefixes: Sequence[Prefix]) -> Prefix:
     )
 
 
+def only_row(prefix: Prefix, row: int) -> Prefix:
+    """A prefix of one prompt of many, without the padding that it had among them."""
+    index = torch.tensor([row], device=prefix.ids.device)
+    cache, before = fork_cache(prefix.cache, index), prefix.before
+    before = None if before is None else before[index]
+    if prefix.mask is not None:
+        real = prefix.mask[row]
+        for layer in cache.layers:
+            layer.keys, layer.values = (t[:, :, real] for t in (layer.keys, layer.values))
+        before = None if before is None else before[:, real]
+    return Prefix(prefix.engine, cache, None, prefix.ids[index], prefix.positions[index], before)
+
+
 def _shared(engine: Engine, ids: Sequence[int], lengths: torch.Tensor) -> Head:
     """The head of tokens that all prompts of a batch begin with; lengths int64 [1] are those of the whole prompts."""
     cache = engine.new_cache()

@@ -56,14 +56,18 @@ _KEYS = {**_VECTORS, "key": "key_vector_b64", "meta": "down_meta"}
 # -- reading --------------------------------------------------------------------------------------------------
 
 
-def read_patch(path: Path, vindex: Vindex, *, force: bool = False) -> PatchFile:
+def read_patch(
+    path: Path, vindex: Vindex, *, force: bool = False, content: Mapping[str, Any] | None = None
+) -> PatchFile:
     """The patch of a file, for `vindex`: its vectors are rounded to the vindex's dtype.
+
+    content is the file's JSON object where it is no file, and path then what messages call it.
 
     PatchError, one line that names file, operation and field, for a file that is missing, damaged or no patch, for
     numbers that are not finite, layers, features and vectors that the vindex cannot have, and for a patch that was
     made for another base (unless force; shapes must fit all the same).
     """
-    file = _opened(path)
+    file = _opened(path, content)
     checksum = file.text("base_checksum", optional=True)
     if checksum is not None and not force and checksum != base_checksum(vindex):
         raise PatchError.at(
@@ -92,8 +96,12 @@ def read_facts(path: Path) -> PatchFacts:
 
     PatchError for a file that is missing, damaged or no patch.
     """
-    file = _opened(path)
+    return _facts(_opened(path))
+
+
+def _facts(file: _Fields) -> PatchFacts:
     _check_content(file)
+    path = file.path
     entries = enumerate(_entries(file), 1)
     steps = [_said_step(entry, number, path) for number, entry in entries]
     return folded_facts(steps, path, excerpt(file.text("base_model")))
@@ -119,8 +127,8 @@ def _said_step(entry: object, number: int, path: Path) -> FactStep:
     )
 
 
-def _opened(path: Path) -> _Fields:
-    file = _Fields(_load(path), path)
+def _opened(path: Path, content: Mapping[str, Any] | None = None) -> _Fields:
+    file = _Fields(_load(path) if content is None else content, path)
     version = file.raw.get("version")
     if type(version) is not int or version != VERSION:
         raise file.fail("version", f"{VERSION}, the only one that is known")
@@ -146,7 +154,7 @@ def _check_content(file: _Fields) -> None:
 
 def _next_step(file: _Fields) -> str:
     """What to do with a patch that was made for another base."""
-    n = len(read_facts(file.path).facts)
+    n = len(_facts(file).facts)
     if not n:
         return "open that vindex, or write APPLY PATCH ... FORCE"
     solved = "its fact" if n == 1 else f"its {n} facts"

@@ -114,6 +114,7 @@ def _status_routes(service: Service) -> APIRouter:
                 "features": sum(hosted.vindex.n_features),
                 "loaded": hosted.engine.loaded,
                 "level": hosted.vindex.level,
+                "infer": service.options.infer and hosted.vindex.has_weights,
                 "edits": service.options.edits,
             }
             for hosted in service.hosted.values()

@@ -20,6 +20,8 @@ from larql_duck.server.service import Service, milliseconds
 from larql_duck.server.sql_policy import RefusedError
 
 Band = Literal["syntax", "knowledge", "output", "all"]
+AskedName = Annotated[str, Query(max_length=16_384)]
+"""A name in an address."""
 
 _SELECT = """
 SELECT e.entity, e.relation, e.target, e.layer, e.feature, e.score AS gate_score, e.effect, g.confidence, g.p, e.source
@@ -70,7 +72,7 @@ def add_browse_routes(router: APIRouter, service: Service) -> None:
     @router.get("/describe")
     async def describe(
         request: Request,
-        entity: str,
+        entity: AskedName,
         band: Band = "knowledge",
         verbose: bool = False,
         limit: Annotated[int, Query(ge=1, le=1000)] = 20,
@@ -99,7 +101,7 @@ def add_browse_routes(router: APIRouter, service: Service) -> None:
     @router.get("/walk")
     async def walk(
         request: Request,
-        prompt: str,
+        prompt: AskedName,
         top: Annotated[int, Query(ge=1, le=1000)] = 5,
         layers: str | None = None,
     ) -> Response:

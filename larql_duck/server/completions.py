@@ -1,11 +1,15 @@
-"""Texts that a model writes for OpenAI's clients: token by token in the model's thread, a few at a time in turn."""
+"""Texts that a model writes for OpenAI's clients: a few tokens a turn in the model's thread, those under the same edits together.
+
+A text that is not done puts itself up for its next turn, which it shares with whatever waits by then.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 from larql_duck.errors import LarqlError
@@ -14,10 +18,12 @@ from larql_duck.server.hosting import Hosted
 
 if TYPE_CHECKING:
     from larql_duck.inference.engine import Engine
+    from larql_duck.inference.generate import Draft, GeneratedToken
 
-# Tokens that are written before others have their turn.
+# Tokens that are written before others have their turn, and new texts can join.
 _AT_ONCE = 8
 
+Reason = Literal["stop", "length"]
 Logprobs = tuple[tuple[str, float], ...]
 
 
@@ -49,13 +55,22 @@ class Writing:
     echo: bool = False
 
 
+@dataclass(frozen=True)
+class Turn:
+    """What one turn adds to a text: its tokens, how many of them are new rather than echoed, how it ended if it did."""
+
+    tokens: list[Written]
+    n_new: int
+    reason: Reason | None
+
+
 @dataclass
 class Tally:
     """How a text ended and how many tokens it took, known once it was read to its end."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    finish_reason: Literal["stop", "length"] = "stop"
+    finish_reason: Reason = "stop"
 
 
 @dataclass
@@ -66,6 +81,9 @@ class TextWriter:
     hosted: Hosted
     edits: EditSession | None
     tally: Tally = field(default_factory=Tally)
+    draft: Draft | None = None
+    _next: Future[Turn] | None = None
+    _abandoned: threading.Event = field(default_factory=threading.Event)
 
     def pieces(self) -> Iterator[Written]:
         """The tokens with their texts; those of the prompt first where it is to be echoed."""
@@ -84,62 +102,74 @@ class TextWriter:
                 held = []
         yield from held
 
+    def abandon(self) -> None:
+        """Write no more of it: nobody reads it."""
+        self._abandoned.set()
+        if self._next is not None:
+            self._next.cancel()
+
     def _tokens(self) -> Iterator[Written]:
-        start = self._in_turn(self._begin)
-        yield from start.echoed
-        while True:
-            batch = self._in_turn(lambda: list(islice(start.stream, _AT_ONCE)))
-            self.tally.completion_tokens += len(batch)
-            if len(batch) < _AT_ONCE:
-                wanted = self.writing.max_tokens
-                # The context's end is an end of length too.
-                self.tally.finish_reason = (
-                    "length" if self.tally.completion_tokens >= wanted or start.full() else "stop"
-                )
-                yield from batch
-                return
-            yield from batch
+        self._put()
+        try:
+            while self._next is not None:
+                try:
+                    turn = self._next.result()
+                except CancelledError:
+                    return
+                self.tally.completion_tokens += turn.n_new
+                self.tally.finish_reason = turn.reason or "stop"
+                yield from turn.tokens
+        finally:
+            self.abandon()
 
-    def _in_turn(self, function: Callable[[], Any]) -> Any:
-        """The function's result, in the model's thread and under the session's edits."""
-        if self.edits is not None:
-            return self.edits.call(function)
-        return self.hosted.with_engine(function)
+    def _put(self) -> None:
+        """Put it up for its next turn."""
+        key = ("write", self.hosted.name, None if self.edits is None else self.edits.id)
+        seconds = self.hosted.limits.seconds
+        self._next = self.hosted.thread.put(self._write_together, self, key, seconds)
 
-    def _begin(self) -> _Start:
+    def _write_together(self, writers: Sequence[TextWriter]) -> Sequence[Any]:
+        """What a turn adds to each of these texts, or its error; in the model's thread."""
+        if self.edits is None:
+            _ = self.engine
+            return _turn(writers)
+        turns: Sequence[Any] = self.edits.in_turn(lambda: _turn(writers))
+        return turns
+
+    def begin(self) -> list[Written]:
+        """The prompt's own tokens where they are to be echoed; the first turn begins so."""
         from larql_duck.inference.chat import conversation, stop_ids
-        from larql_duck.inference.generate import prompt_tokens, stream
+        from larql_duck.inference.generate import Draft, prompt_tokens
 
         w, engine = self.writing, self.engine
         files, tokenizer = self.hosted.vindex.tokenizer_files(), engine.tokenizer
-        stops = stop_ids(files, self.hosted.vindex.config, tokenizer)
         if w.messages:
             ids = tokenizer.encode(conversation(files, w.messages), special=False)
         else:
             ids = engine.encode(w.prompt).row(0)
-        if problem := engine.unfit(ids):
-            raise LarqlError(problem)
-        self.tally.prompt_tokens = len(ids)
-        echoed = []
-        if w.echo:
-            read = prompt_tokens(engine, w.prompt, w.alternatives)
-            texts = _texts(engine, [t.token_id for t in read])
-            echoed = [
-                Written(text, _log(t.p), _best(engine, t.best), text)
-                for t, text in zip(read, texts, strict=True)
-            ]
-        generated = stream(
+        self.draft = Draft(
             engine, ids, max_tokens=w.max_tokens, temperature=w.temperature, top_p=w.top_p, seed=w.seed,
-            stop_ids=stops, alternatives=w.alternatives,
+            stop_ids=stop_ids(files, self.hosted.vindex.config, tokenizer), alternatives=w.alternatives,
         )  # fmt: skip
-        written = (
-            Written(tokenizer.token(t.token_id), _log(t.p), _best(engine, t.best), t.text) for t in generated
-        )
-        return _Start(echoed, written, lambda: self._full(engine))
+        self.tally.prompt_tokens = len(ids)
+        if not w.echo:
+            return []
+        read = prompt_tokens(engine, w.prompt, w.alternatives)
+        texts = _texts(engine, [t.token_id for t in read])
+        return [
+            Written(text, _log(t.p), _best(engine, t.best), text) for t, text in zip(read, texts, strict=True)
+        ]
 
-    def _full(self, engine: Engine) -> bool:
-        used = self.tally.prompt_tokens + self.tally.completion_tokens
-        return engine.context is not None and used >= engine.context
+    def add(self, begun: list[Written], tokens: Sequence[GeneratedToken]) -> Turn:
+        """These tokens, behind those that a first turn begins with, as clients read them. Puts the text up for its next turn."""
+        draft, token = self.draft, self.engine.tokenizer.token
+        assert draft is not None
+        self._next = None
+        if not draft.done and not self._abandoned.is_set():
+            self._put()
+        written = [Written(token(t.token_id), _log(t.p), _best(self.engine, t.best), t.text) for t in tokens]
+        reason: Reason | None = ("stop" if draft.stopped else "length") if draft.done else None
+        return Turn([*begun, *written], len(tokens), reason)
 
     @property
     def engine(self) -> Engine:
@@ -147,11 +177,24 @@ class TextWriter:
         return self.hosted.engine_of(self.edits)
 
 
-@dataclass(frozen=True)
-class _Start:
-    echoed: list[Written]
-    stream: Iterator[Written]
-    full: Callable[[], bool]
+def _turn(writers: Sequence[TextWriter]) -> list[Turn | LarqlError | None]:
+    """The next tokens of each text, or what is wrong with it; they share their passes."""
+    from larql_duck.inference.generate import advance
+
+    begun: dict[int, list[Written]] = {}
+    out: list[Turn | LarqlError | None] = [None] * len(writers)
+    for i, writer in enumerate(writers):
+        try:
+            begun[i] = writer.begin() if writer.draft is None else []
+        except LarqlError as error:
+            out[i] = error
+    drafts = [draft for i in begun if (draft := writers[i].draft) is not None]
+    for i, tokens in zip(begun, advance(drafts, _AT_ONCE), strict=True):
+        try:
+            out[i] = writers[i].add(begun[i], tokens)
+        except LarqlError as error:
+            out[i] = error
+    return out
 
 
 def _until(tokens: Sequence[Written], at: int) -> Iterator[Written]:

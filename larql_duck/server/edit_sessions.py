@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -87,13 +85,10 @@ class EditSession:
         log = self.session.patches
         if any(p.called(name) for p in log.applied):
             raise PatchError(f"a patch {name!r} is applied already; remove it first, or give another name")
-        with tempfile.TemporaryDirectory(prefix="larql-duck-") as directory:
-            path = Path(directory) / "patch.vlp"
-            path.write_text(json.dumps(patch), encoding="utf-8")
-            try:
-                read = read_patch(path, self.hosted.vindex)
-            except PatchError as error:
-                raise PatchError(self.hosted.without_places(str(error).replace(str(path), name))) from None
+        try:
+            read = read_patch(Path(name), self.hosted.vindex, content=patch)
+        except PatchError as error:
+            raise PatchError(self.hosted.without_places(str(error))) from None
         log.hold(replace(read, path=None, name=name))
         return {
             "applied": name,

@@ -22,7 +22,7 @@ from larql_duck.models.tokenizer import Tokenizer, load_tokenizer
 from larql_duck.repl.completion import NameLookup, complete
 from larql_duck.result import Result
 from larql_duck.server.answers import JSON, records, table_answer
-from larql_duck.server.browse_routes import Strict, json_answer
+from larql_duck.server.browse_routes import AskedName, Strict, json_answer
 from larql_duck.server.service import Service, milliseconds
 from larql_duck.server.sql_policy import RefusedError
 
@@ -68,9 +68,6 @@ OVERVIEW = {
 _STARTING = """
 SELECT entity, n_facts FROM ENTITIES WHERE starts_with(lower(entity), lower($start)) ORDER BY n_facts DESC, entity LIMIT 12
 """
-
-
-AskedName = Annotated[str, Query(max_length=16_384)]
 
 
 class _Names(NameLookup):

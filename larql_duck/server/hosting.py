@@ -22,7 +22,7 @@ from larql_duck.patches.overlay import Overlay
 from larql_duck.result import Result
 from larql_duck.server.model_thread import ModelThread, OutOfTurnError, TimeLimitError
 from larql_duck.server.options import Limits
-from larql_duck.server.policy import CHANGES, EDITOR, MODEL, READER, OversizeError, Policy, never_saving
+from larql_duck.server.policy import CHANGES, EDITOR, MODEL, READER, OversizeError, Policy
 from larql_duck.server.sql_policy import RefusedError
 from larql_duck.session import Session
 
@@ -153,7 +153,7 @@ class Hosted:
         """The result of one parsed statement; see `answer`."""
         self.policy.check(statement, profile)
         with self._plain_errors():
-            result = self._run(never_saving(statement), text, edits)
+            result = self._run(self.policy.as_served(statement), text, edits)
             if result.arrow().nbytes > self.limits.answer_bytes:
                 raise OversizeError(
                     f"the answer has {result.arrow().nbytes >> 20} MiB; ask for fewer rows or columns"
@@ -196,15 +196,6 @@ class Hosted:
         key = (self.name, None if edits is None else edits.id)
         result: Result = self.thread.put(run, statement, key, self.limits.seconds).result()
         return result
-
-    def with_engine(self, function: Callable[[], Any]) -> Any:
-        """The function's result in the model's thread, with the engine under no edits."""
-
-        def in_turn() -> Any:
-            _ = self.engine_of(None)
-            return function()
-
-        return self.thread.call(in_turn, self.limits.seconds)
 
     def engine_of(self, edits: Edited | None) -> Engine:
         """The engine under a session's edits (None: under none), in the model's thread alone."""

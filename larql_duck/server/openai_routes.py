@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Request
@@ -18,6 +19,8 @@ from larql_duck.server.browse_routes import Strict, json_answer
 from larql_duck.server.completions import TextWriter, Writing, Written
 from larql_duck.server.service import NoModelError, Service
 
+# Seconds after which a server looks whether the client is still there.
+_LOOK = 0.5
 _NOT_SERVED = "n, best_of and tools are not served: one text a request, without tools"
 
 
@@ -122,7 +125,7 @@ def add_openai_routes(router: APIRouter, service: Service) -> None:
             }, lambda reason: {
                 **about, "choices": [{"index": 0, "text": "", "finish_reason": reason, "logprobs": None}],
             })  # fmt: skip
-        tokens = await service.work(lambda: list(asked.pieces()))
+        tokens = await whole(request, asked)
         choice = {
             "index": 0,
             "text": _joined(tokens),
@@ -155,7 +158,7 @@ def add_openai_routes(router: APIRouter, service: Service) -> None:
                                       "finish_reason": None,
                                       "logprobs": _chat_logprobs(tokens) if body.logprobs else None}],
             }, lambda reason: {**about, "choices": [{"index": 0, "delta": {}, "finish_reason": reason}]})  # fmt: skip
-        tokens = await service.work(lambda: list(asked.pieces()))
+        tokens = await whole(request, asked)
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": _joined(tokens)},
@@ -163,6 +166,14 @@ def add_openai_routes(router: APIRouter, service: Service) -> None:
             "logprobs": _chat_logprobs(tokens) if body.logprobs else None,
         }
         return json_answer({**about, "choices": [choice], "usage": _usage(asked)})
+
+    async def whole(request: Request, asked: TextWriter) -> list[Written]:
+        """All tokens of the text; where the client hangs up, those that there are."""
+        written = asyncio.ensure_future(service.work(lambda: list(asked.pieces())))
+        while not (await asyncio.wait([written], timeout=_LOOK))[0]:
+            if await request.is_disconnected():
+                asked.abandon()
+        return written.result()
 
     async def streamed(asked: TextWriter, chunk: Any, last: Any) -> Response:
         pieces = asked.pieces()
@@ -180,7 +191,15 @@ def add_openai_routes(router: APIRouter, service: Service) -> None:
                 yield f"data: {json.dumps({'error': {'message': one_line(str(error)), 'type': 'server_error'}})}\n\n"
             yield "data: [DONE]\n\n"
 
-        return StreamingResponse(service.iterate(events()), media_type="text/event-stream")
+        async def sent() -> AsyncIterator[str]:
+            try:
+                async for event in service.iterate(events()):
+                    yield event
+            finally:
+                # A client that hung up must not have the rest written.
+                asked.abandon()
+
+        return StreamingResponse(sent(), media_type="text/event-stream")
 
 
 def _and_then(first: Written, rest: Iterator[Written]) -> Iterator[Written]:

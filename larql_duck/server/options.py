@@ -64,6 +64,10 @@ class ServeOptions:
             raise LarqlError(
                 "--edits needs a key: set LARQL_DUCK_API_KEY, or name a file of keys with --keys FILE"
             )
+        if self.edits and not self.infer:
+            raise LarqlError(
+                "--no-infer serves the tables alone, and edits need the model; leave one of them out"
+            )
         if not self.keys and self.host not in LOCAL:
             raise LarqlError(
                 f"--host {self.host} can be reached from other machines and needs a key: set LARQL_DUCK_API_KEY, "

@@ -97,11 +97,26 @@ class Policy:
         clause = RULES[profile][verb](statement)
         if clause is not None:
             raise RefusedError(f"{verb} ... {clause} is not served to profile {profile}")
-        if verb in MODEL and not self._infer:
-            raise RefusedError(f"{verb} runs the model, and this server was started with --no-infer")
+        live = verb == "DESCRIBE" and (statement.source == "live" or statement.effects)
+        if (verb in MODEL or live) and not self._infer:
+            raise RefusedError(
+                f"{verb}{' LIVE' * live} runs the model, and this server was started with --no-infer"
+            )
         # As it was sent; as it is to run, `guard` looks at it again.
         for part in _sql_parts(statement):
             self._sql.check(part.text if part.query else f"SELECT ({part.text})", piped=True)
+
+    def as_served(self, statement: Any) -> Any:
+        """The statement as it is run here: of a PROBE a dry run, for nothing that a server runs is stored, and with
+        --no-infer of a DESCRIBE what is stored. Of a pipe each stage.
+        """
+        if statement.kind == "Pipe":
+            return replace(statement, stages=tuple(map(self.as_served, statement.stages)))
+        if statement.kind == "Probe":
+            return replace(statement, dry_run=True)
+        if statement.kind == "Describe" and not self._infer:
+            return replace(statement, source="stored")
+        return statement
 
     def guard(self, query: Query) -> None:
         """RefusedError for a query, as it is to run, that calls or reads what the lists do not name."""
@@ -121,13 +136,6 @@ class Policy:
             raise OversizeError(
                 f"the statement has {n} bytes; at most {self._limits.statement} are served, send it in parts"
             )
-
-
-def never_saving(statement: Any) -> Any:
-    """The statement; of a PROBE, and of one in a pipe, a dry run: nothing that a server runs is stored."""
-    if statement.kind == "Pipe":
-        return replace(statement, stages=tuple(map(never_saving, statement.stages)))
-    return replace(statement, dry_run=True) if statement.kind == "Probe" else statement
 
 
 class OversizeError(RefusedError):

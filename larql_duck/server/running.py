@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import socket
@@ -54,17 +55,20 @@ def serve(
         scheme = "http" if certificate is None else "https"
         shown = f"[{host}]" if ":" in host else host
         what = "for reading and, in sessions, editing" if options.edits else "for reading"
-        print(
-            f"serving {', '.join(app.state.service.hosted)} {what} at {scheme}://{shown}:{port}",
-            file=sys.stderr,
-        )
+        _say(f"serving {', '.join(app.state.service.hosted)} {what} at {scheme}://{shown}:{port}")
         # uvicorn ends by these signals and then raises them again, which is no news by then.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)
         uvicorn.Server(config).run(sockets=[listener])
-        print("stopped: requests under way were answered, sessions with edits are gone", file=sys.stderr)
+        _say("stopped: requests under way were answered, sessions with edits are gone")
     finally:
         listener.close()
+
+
+def _say(text: str) -> None:
+    """Write a line to standard error, where there is room: a log on a full disk must not end the server."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def _listen(host: str, port: int) -> socket.socket:

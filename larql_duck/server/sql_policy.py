@@ -23,6 +23,18 @@ from larql_duck.lowering.names import TABLES
 
 SCHEMA = "lq"
 _DEEPEST = 400
+# What DuckDB takes for a call where no column is called so: the parser cannot tell.
+_CALLED_BARE = frozenset(
+    {
+        "current_catalog",
+        "current_database",
+        "current_role",
+        "current_schema",
+        "current_user",
+        "session_user",
+        "user",
+    }
+)
 
 
 class RefusedError(LarqlError):
@@ -139,6 +151,10 @@ class _Walk:
             raise RefusedError(f"{_readable(kind)} is not served here")
         if node.get("at_clause"):
             raise RefusedError("AT is not served here")
+        if family == "COLUMN_REF":
+            names = [str(name).lower() for name in node.get("column_names") or ()]
+            if len(names) == 1 and names[0] in _CALLED_BARE:
+                raise RefusedError(f"the function {_shown(names[0])} is not served here")
         if kind == "BASE_TABLE":
             self._table(node, tables)
         if kind == "TABLE_FUNCTION":

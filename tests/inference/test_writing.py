@@ -15,7 +15,7 @@ import torch
 from larql_duck.errors import LarqlError, ModelError
 from larql_duck.inference.chat import chat_prompt, stop_ids
 from larql_duck.inference.engine import Engine
-from larql_duck.inference.generate import stream
+from larql_duck.inference.generate import Draft, GeneratedToken, advance, stream
 from larql_duck.inference.model import Model, open_source
 from larql_duck.inference.settings import Settings
 from larql_duck.vindex.store import Vindex
@@ -212,3 +212,27 @@ def test_vindexes_of_every_family_predict_what_the_model_does(tiny: Tiny, tiny_v
     with torch.no_grad():
         expected = tiny.reference(torch.tensor([tiny.ids[2]])).logits[0, -1]
     assert torch.allclose(live.engine.logits(PROMPTS[2])[0], expected, atol=1e-4)
+
+
+def test_texts_that_are_written_together_are_those_written_alone(tiny: Tiny) -> None:
+    engine = tiny.engine
+    options = [
+        {"max_tokens": 9},
+        {"max_tokens": 5, "temperature": 1.5, "seed": 3},
+        {"max_tokens": 12, "temperature": 0.8, "top_p": 0.9, "seed": 4},
+        {"max_tokens": 0},
+    ]
+    prompts = [tiny.ids[0], tiny.ids[0][:2], [*tiny.ids[0], *tiny.ids[0][1:]], tiny.ids[0]]
+    alone = [list(stream(engine, ids, **each)) for ids, each in zip(prompts, options, strict=True)]
+    drafts = [Draft(engine, ids, **each) for ids, each in zip(prompts, options, strict=True)]
+    found: list[list[GeneratedToken]] = [[] for _ in drafts]
+    # The third comes while the others are being written; each leaves when it ends.
+    for turn in range(5):
+        group = [i for i in range(4) if turn or i != 2]
+        for i, more in zip(group, advance([drafts[i] for i in group], 3), strict=True):
+            found[i] += more
+    assert all(draft.done for draft in drafts)
+    for own, expected in zip(found, alone, strict=True):
+        assert [t.token_id for t in own] == [t.token_id for t in expected]
+        assert [t.text for t in own] == [t.text for t in expected]
+        assert [t.p for t in own] == pytest.approx([t.p for t in expected], rel=1e-3, abs=1e-6)

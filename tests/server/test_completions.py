@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from larql_duck.commands.opening import connect
+from larql_duck.server.options import Limits, ServeOptions
 from tests.conftest import Make
 from tests.server.conftest import EDITOR
-from tests.server.running import Running
+from tests.server.running import Running, running
 
 MODEL = "llama-probed"
 PROMPT = "The capital of France is"
@@ -119,3 +124,70 @@ def test_an_edited_model_can_be_tried(editor: Running) -> None:
     assert math.log(edited["probability"]) == pytest.approx(max(after.values()), rel=1e-3)
     assert plain["probability"] != edited["probability"]
     assert editor.http.delete(f"/v1/sessions/{session['X-Session-Id']}", headers=mine).json()["found"]
+
+
+def test_completions_share_passes_and_stay_what_they_are(reader: Running) -> None:
+    bodies = [
+        {"prompt": f"The capital of France number {i} is", "max_tokens": 4 + 3 * i, "seed": i, "logprobs": 1}
+        | ({"temperature": 0} if i % 2 else {"temperature": 1.3, "top_p": 0.9})
+        for i in range(6)
+    ]
+    alone = [complete(reader, **body) for body in bodies]
+    thread = reader.app.state.service.thread
+    held = threading.Event()
+    threading.Thread(target=lambda: thread.call(held.wait, 30)).start()
+    with ThreadPoolExecutor(6) as pool:
+        asked = [pool.submit(complete, reader, **body) for body in bodies]
+        while thread.waiting < 6:
+            time.sleep(0.01)
+        turns = thread.batches
+        held.set()
+        together = [each.result() for each in asked]
+    # 19 tokens are three turns of eight: alone, the six would have taken ten.
+    assert thread.batches - turns <= 4
+    for one, many in zip(alone, together, strict=True):
+        assert many["choices"][0]["text"] == one["choices"][0]["text"] and many["usage"] == one["usage"]
+        assert many["choices"][0]["finish_reason"] == one["choices"][0]["finish_reason"]
+        assert many["choices"][0]["logprobs"]["token_logprobs"] == pytest.approx(
+            one["choices"][0]["logprobs"]["token_logprobs"], rel=1e-3
+        )
+
+
+def test_a_wrong_prompt_among_others_is_told_so_alone(reader: Running) -> None:
+    thread = reader.app.state.service.thread
+    held = threading.Event()
+    threading.Thread(target=lambda: thread.call(held.wait, 30)).start()
+    with ThreadPoolExecutor(2) as pool:
+        bodies = [{"prompt": "", "max_tokens": 3}, {"prompt": PROMPT, "max_tokens": 3}]
+        asked = [pool.submit(reader.post, f"/v1/{MODEL}/completions", body) for body in bodies]
+        while thread.waiting < 2:
+            time.sleep(0.01)
+        held.set()
+        assert [each.result().status_code for each in asked] == [400, 200]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_nothing_more_is_written_for_a_client_that_hung_up(probed_vindex: Make, stream: bool) -> None:
+    limits = Limits(new_tokens=100_000)
+    with running([probed_vindex("llama")], ServeOptions(limits=limits)) as server:
+        port = int(server.url.rsplit(":", 1)[1])
+        thread = server.app.state.service.thread
+        # The tiny model's context would be full before anybody could hang up.
+        complete(server, max_tokens=1)
+        server.app.state.service.hosted[MODEL].engine._engine.context = None
+        body = json.dumps(
+            {"prompt": PROMPT, "max_tokens": 100_000, "temperature": 2, "seed": 1, "stream": stream}
+        ).encode()
+        head = (
+            f"POST /v1/{MODEL}/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        )
+        with socket.create_connection(("127.0.0.1", port)) as gone:
+            gone.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            before = thread.batches
+            while thread.batches < before + 2:
+                time.sleep(0.01)
+        deadline = time.monotonic() + 60
+        while (now := thread.batches) != (time.sleep(0.7), thread.batches)[1]:
+            assert time.monotonic() < deadline, f"{now} turns, and still more"
+        assert "larql_duck_requests_running 1.0" in server.get("/metrics").text
+        assert complete(server, max_tokens=2)["usage"]["completion_tokens"] <= 2

@@ -12,9 +12,10 @@ import pytest
 
 from larql_duck.server.options import ServeOptions
 from tests import chromium
+from tests.conftest import Make
 from tests.server.conftest import READER
 from tests.server.running import Running, running
-from tests.world import write_vindex
+from tests.world import NASTY, write_vindex
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -160,7 +161,7 @@ def test_the_console_completes_recalls_and_links(visit: Visit) -> None:
     assert field.input_value() == 'DESCRIBE "France"'
     page.keyboard.press("Control+Enter")
     page.wait_for_selector("article table")
-    assert page.locator("article a", has_text="Paris").get_attribute("href") == "/m/world/entity/Paris"
+    assert page.locator("article a", has_text="Paris").first.get_attribute("href") == "/m/world/entity/Paris"
     field.fill("DESCRIBE France")
     page.keyboard.press("Control+Enter")
     page.wait_for_selector("article .failure")
@@ -201,6 +202,52 @@ def test_a_browse_vindex_is_useful_and_says_what_it_lacks(visit: Visit) -> None:
     page = visit(f"{WORLD}/infer{PROMPT}")
     assert "level inference" in page.inner_text("main") and page.locator("form.panel").count() == 0
     assert "No fact is known" in visit(f"{WORLD}/entity/Nobody").inner_text("main")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*(name for name in NASTY if len(name) < 100), "a/b", "/", "..", ".", "%2F", "a?b#c&d=e+f", "\u200e<b>"],
+)
+def test_addresses_of_names_survive_a_reload(visit: Visit, name: str) -> None:
+    page = visit(WORLD)
+    page.evaluate(
+        "name => import('/links.js').then(({ entityLink }) => document.querySelector('main').prepend(entityLink('world', name)))",
+        name,
+    )
+    page.locator("main > a").click()
+    shown = "name => document.querySelector('h1')?.textContent === name && document.querySelector('main').dataset.page === 'entity'"
+    page.wait_for_function(shown, arg=name)
+    url = page.url
+    page.reload()
+    page.wait_for_function(shown, arg=name)
+    assert page.url == url and ("No fact is known" in page.inner_text("main")) == (name not in NASTY)
+
+
+def test_other_addresses_survive_a_reload(visit: Visit, reader: Running) -> None:
+    page = visit(f"{WORLD}/console")
+    statement = "SELECT 'é/%2F' AS a,\n  '\"🦆\"' AS b"
+    page.fill("#statement", statement)
+    page.get_by_role("button", name="Run").click()
+    page.wait_for_selector("article:has-text('1 row')")
+    for _ in range(2):
+        assert page.input_value("#statement") == statement
+        assert "🦆" in page.inner_text("article table")
+        page.reload()
+        page.wait_for_selector("article table")
+    page = visit(f"{MODEL}/infer", "#prompt")
+    page.fill("#prompt", 'A "quote", a 100 % & a 🦆')
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".chart[data-drawn]")
+    page.reload()
+    page.wait_for_selector(".chart[data-drawn]")
+    assert page.input_value("#prompt") == 'A "quote", a 100 % & a 🦆'
+
+
+def test_a_server_that_runs_no_model_shows_what_is_stored(visit: Visit, probed_vindex: Make) -> None:
+    with running([probed_vindex("llama")], ServeOptions(infer=False)) as server:
+        assert "does not run the model" in visit(MODEL, url=server.url).inner_text("main")
+        assert visit(f"{MODEL}/entity/France", "main table", server.url).locator("#asking").count() == 0
+        assert visit(f"{MODEL}/infer{PROMPT}", url=server.url).locator("form.panel").count() == 0
 
 
 @pytest.mark.parametrize(

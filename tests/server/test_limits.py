@@ -29,6 +29,7 @@ MODEL = "llama-probed"
         ({"host": "192.168.1.2"}, "needs a key"),
         ({"keys": keys_of(EDITOR, "editor")}, "needs --edits"),
         ({"origins": ["*"]}, "name the pages"),
+        ({"edits": True, "infer": False, "keys": keys_of(EDITOR, "editor")}, "edits need the model"),
     ],
 )
 def test_what_would_serve_strangers_too_much_does_not_start(options: dict[str, object], said: str) -> None:
@@ -132,6 +133,36 @@ def test_small_limits(probed_vindex: Make) -> None:
         assert statuses.count(429) >= 5 and statuses[0] == 200
         assert int(server.get("/v1/models").headers["retry-after"]) > 0
         assert server.get("/v1/health").status_code == 200
+
+
+def test_without_infer_no_statement_runs_the_model(probed_vindex: Make) -> None:
+    with running([probed_vindex("llama")], ServeOptions(infer=False)) as server:
+        for statement in (
+            'INFER "The capital"',
+            'DESCRIBE "Nowhere" LIVE',
+            'DESCRIBE "France" WITH EFFECTS',
+            'DESCRIBE "Nowhere" LIVE |> SELECT count(*) FROM _',
+            'TRACE "The capital"',
+            'EXPLAIN INFER "The capital"',
+            'PROBE ENTITIES "Spain" RELATIONS "capital"',
+            "SELECT lq_ask('France', 'capital')",
+            "FROM lq_describe('Nowhere')",
+        ):
+            refused = server.lql(statement)
+            assert refused.status_code == 403 and "--no-infer" in refused.json()["error"], refused.text
+        for path in ("infer", "explain-infer", "completions", "chat/completions"):
+            assert server.post(f"/v1/{path}", {"prompt": "x"}).status_code == 404
+        assert server.get("/v1/describe?entity=France").json()["edges"]
+        for answer in (
+            server.get("/v1/describe?entity=Nowhere"),
+            server.lql('DESCRIBE "Nowhere"'),
+            server.lql('DESCRIBE "Nowhere" |> SELECT count(*) FROM _'),
+            server.get("/v1/explorer/live?name=Nowhere&part=facts"),
+        ):
+            assert answer.status_code == 200, answer.text
+        assert server.get("/v1/explorer/live?name=Nowhere&part=features").status_code == 403
+        model = server.get("/v1/models").json()["data"][0]
+        assert model["loaded"] is False and model["infer"] is False
 
 
 def test_what_takes_long_is_ended(probed_vindex: Make) -> None:

@@ -48,7 +48,7 @@ async function redraw(frame) {
   const colour = theme();
   const colours = {
     text: colour("ink"), quiet: colour("quiet"), line: colour("line"), accent: colour("accent"),
-    low: colour("heat-low"), high: colour("heat-high"), onHigh: colour("on-heat-high"),
+    low: colour("heat-low"), high: colour("heat-high"),
   };
   const config = {
     background: null,
@@ -63,16 +63,24 @@ async function redraw(frame) {
   frame.dataset.drawn = "true";
 }
 
-/** The logit lens: a cell for every layer and position, coloured by the probability of the token that stands in it. */
-export function lensSpec(rows) {
+/** Black or white, whichever can be read on a share of the way from one colour to the other: one of them always can. */
+function inkOn(low, high, share) {
+  const [from, to] = [low, high].map((text) => text.match(/[\d.]+/g).slice(0, 3).map(Number));
+  const linear = from.map((c, i) => (c + share * (to[i] - c)) / 255).map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.179 ? "#000" : "#fff";
+}
+
+/** The logit lens: a cell for every layer and position, coloured by the probability of the token that stands in it; `room` in pixels. */
+export function lensSpec(rows, room) {
   const positions = new Set(rows.map((row) => row.position));
+  const step = Math.max(54, Math.min(96, (room - 96) / positions.size));
   return (colours) => ({
-    data: { values: rows },
-    width: { step: Math.max(64, Math.min(96, 900 / positions.size)) },
+    data: { values: rows.map((row) => ({ ...row, ink: inkOn(colours.low, colours.high, row.probability) })) },
+    width: { step },
     height: { step: 17 },
     encoding: {
       // Each position is its own column, whatever token stands there twice.
-      x: { field: "column", type: "ordinal", sort: null, title: null, axis: { orient: "top", labelAngle: 0, labelLimit: 90 } },
+      x: { field: "column", type: "ordinal", sort: null, title: null, axis: { orient: "top", labelAngle: 0, labelLimit: step - 4 } },
       y: { field: "layer", type: "ordinal", sort: "descending", title: "layer", axis: { labelExpr: "datum.value < 0 ? 'embedding' : datum.label" } },
       tooltip: [
         { field: "layer", title: "layer" }, { field: "column", title: "behind" }, { field: "shown", title: "would say" },
@@ -80,8 +88,8 @@ export function lensSpec(rows) {
       ],
     },
     layer: [
-      { mark: { type: "rect" }, encoding: { color: { field: "probability", type: "quantitative", scale: { domain: [0, 1], range: [colours.low, colours.high] }, legend: { title: "probability", orient: "bottom", format: ".0%", gradientLength: 160 } } } },
-      { mark: { type: "text", fontSize: 11, limit: 84 }, encoding: { text: { field: "shown" }, color: { condition: { test: "datum.probability > 0.5", value: colours.onHigh }, value: colours.text } } },
+      { mark: { type: "rect" }, encoding: { color: { field: "probability", type: "quantitative", scale: { domain: [0, 1], range: [colours.low, colours.high], interpolate: "rgb" }, legend: { title: "probability", orient: "bottom", format: ".0%", gradientLength: 160 } } } },
+      { mark: { type: "text", fontSize: 11, limit: step - 6 }, encoding: { text: { field: "shown" }, color: { condition: { test: "datum.ink === '#000'", value: "#000" }, value: "#fff" } } },
     ],
   });
 }

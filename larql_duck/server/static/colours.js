@@ -5,7 +5,7 @@ export function theme() {
   const probe = document.createElement("span");
   probe.hidden = true;
   document.body.append(probe);
-  const names = ["ink", "quiet", "line", "paper", "accent", "chip", "heat-low", "heat-high", "on-heat-high"];
+  const names = ["ink", "quiet", "line", "paper", "accent", "chip", "heat-low", "heat-high"];
   const found = new Map(names.map((name) => {
     probe.style.color = `var(--${name})`;
     return [name, getComputedStyle(probe).color];

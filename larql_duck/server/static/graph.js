@@ -31,6 +31,11 @@ export async function drawGraph(element, model, centre, triples, open) {
   const zoom = Math.min(1, graph.zoom());
   graph.nodes().style("font-size", Math.min(24, 12 / zoom));
   graph.edges().style("font-size", Math.min(20, 10 / zoom));
+  // A phone that is turned, a window that is made wider.
+  new ResizeObserver(() => {
+    graph.resize();
+    graph.fit(undefined, 24);
+  }).observe(element);
   graph.on("tap", "node", (event) => open(address.entity(model, event.target.data("name"))));
   graph.on("mouseover", "node", () => element.classList.add("pointing"));
   graph.on("mouseout", "node", () => element.classList.remove("pointing"));

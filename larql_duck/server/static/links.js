@@ -6,18 +6,20 @@ const part = encodeURIComponent;
 // Characters of a name that a link shows.
 const SHOWN = 120;
 
+// A browser takes . and .. out of a path, even encoded; the server takes no path with what cannot be printed.
+const NOT_IN_PATHS = /^\.{0,2}$|[\p{C}\p{Zl}\p{Zp}]|(?! )\p{Zs}/u;
+
 export const address = {
   home: () => "/",
   model: (model) => `/m/${part(model)}`,
-  // A browser takes . and .. out of a path, even encoded.
-  entity: (model, name) => /^\.{0,2}$/.test(name) ? `/m/${part(model)}/entity/?name=${part(name)}` : `/m/${part(model)}/entity/${part(name)}`,
+  entity: (model, name) => NOT_IN_PATHS.test(name) ? `/m/${part(model)}/entity/?name=${part(name)}` : `/m/${part(model)}/entity/${part(name)}`,
   feature: (model, layer, feature) => `/m/${part(model)}/feature/${layer}/${feature}`,
   infer: (model, prompt, off = []) => {
     const query = new URLSearchParams(prompt ? { prompt } : {});
     if (off.length) query.set("off", off.join(","));
     return `/m/${part(model)}/infer${query.size ? `?${query}` : ""}`;
   },
-  console: (model, text = "") => `/m/${part(model)}/console${text ? `?q=${part(text)}` : ""}`,
+  console: (model, text = "", language = "lql") => `/m/${part(model)}/console${text ? `?q=${part(text)}${language === "sql" ? "&language=sql" : ""}` : ""}`,
 };
 
 export function entityLink(model, name) {
@@ -39,7 +41,7 @@ export function read(location) {
   if (page === "entity") return { page, model, name: query.get("name") ?? parts.slice(3).join("/") };
   if (page === "feature") return { page, model, layer: Number(first), feature: Number(second) };
   if (page === "infer") return { page, model, prompt: query.get("prompt") ?? "", off: (query.get("off") ?? "").split(",").filter((slot) => /^\d+\.\d+$/.test(slot)) };
-  if (page === "console") return { page, model, text: query.get("q") ?? "" };
+  if (page === "console") return { page, model, text: query.get("q") ?? "", language: query.get("language") === "sql" ? "sql" : "lql" };
   return { page: "unknown", model };
 }
 

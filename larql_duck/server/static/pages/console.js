@@ -2,7 +2,7 @@
 
 import { post } from "../api.js";
 import { announce, counted, failure, h, notes, number, replace, table, visible } from "../dom.js";
-import { entityLink, featureLink } from "../links.js";
+import { address, entityLink, featureLink } from "../links.js";
 
 const HISTORY = "larql-duck-history";
 const KEPT = 50;
@@ -18,7 +18,7 @@ function past() {
   }
 }
 
-export async function show(content, { model, text, signal, title }) {
+export async function show(content, { model, text, language, signal, title }) {
   title("Console");
   const results = h("div", { "aria-live": "polite" });
   const list = h("ul", { id: "completions", role: "listbox", "aria-label": "Completions", hidden: true });
@@ -30,6 +30,7 @@ export async function show(content, { model, text, signal, title }) {
   const field = h("textarea", { id: "statement", rows: "3", spellcheck: "false", autocomplete: "off", autocapitalize: "off", value: text, maxlength: "8000",
     "aria-controls": "completions", "aria-autocomplete": "list", "aria-haspopup": "listbox" });
   const sql = h("select", { id: "language" }, h("option", { value: "lql" }, "LQL"), h("option", { value: "sql" }, "SQL"));
+  sql.value = language;
   const close = () => {
     clearTimeout(timer);
     request.abort();
@@ -84,6 +85,7 @@ export async function show(content, { model, text, signal, title }) {
     close();
     back = 0;
     localStorage.setItem(HISTORY, JSON.stringify([...past().filter((entry) => entry !== statement), statement].slice(-KEPT)));
+    history.replaceState(null, "", address.console(model, statement, sql.value));
     const card = h("article", { class: "card" }, h("pre", {}, statement), h("p", { class: "quiet" }, "Running …"));
     results.prepend(card);
     try {

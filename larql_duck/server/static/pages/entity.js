@@ -1,11 +1,14 @@
 // One name: what it is, its facts with the features behind each, the facts that point to it, its neighbours.
 
 import { get, lql, quoted } from "../api.js";
-import { announce, bar, freshId, h, notes, number, percent, replace, table, visible } from "../dom.js";
+import { announce, bar, counted, freshId, h, notes, number, percent, replace, table, visible } from "../dom.js";
 import { drawGraph } from "../graph.js";
 import { address, entityLink, featureLink } from "../links.js";
 
 const NEIGHBOURS = 40;
+// Features behind a fact that are listed at first.
+const FEATURES = 8;
+const LONGEST = 20;
 
 export async function show(content, context) {
   const { model, name, about, signal, title, open } = context;
@@ -18,9 +21,9 @@ export async function show(content, context) {
   const out = stored.facts.filter((row) => row.direction === "out");
   const draw = (facts, features, kinds, notices) => {
     replace(types, kinds.length ? ["Seems to be: ", kinds.map((row) => h("span", { class: "chip" }, `${row.type} `, h("span", { class: "quiet" }, percent(row.p))))] : "");
-    replace(body, notes(notices), sections(model, real, facts, features, about.level !== "browse"));
+    replace(body, notes(notices), sections(model, real, facts, features, about.infer));
   };
-  const asks = !out.length && about.level !== "browse";
+  const asks = !out.length && about.infer;
   draw(stored.facts, stored.features, stored.types, asks ? [] : stored.notices);
   if (asks) body.prepend(h("p", { class: "hint", id: "asking" }, "Nothing is stored about this name; the model is asked now …"));
   const graph = h("div", { class: "graph", role: "img", "aria-label": `Graph of the neighbours of ${real}; the same triples are listed below it` });
@@ -79,19 +82,31 @@ function sections(model, name, facts, features, weights) {
   ];
 }
 
+/** Tokens in a row; of a long one its beginning. */
+function pieces(tokens) {
+  return (tokens ?? []).map(visible).map((token) => (token.length > LONGEST ? `${token.slice(0, LONGEST)}…` : token)).join(", ");
+}
+
 function factRows(model, name, row, features, weights) {
   const id = freshId("behind");
-  const button = features.length ? h("button", { class: "plain", "aria-expanded": "false", "aria-controls": id, onclick: () => {
+  const button = features.length ? h("button", { class: "plain", "aria-expanded": "false", "aria-controls": id, "aria-label": `${counted(features.length, "feature")} behind it`, onclick: () => {
     const shown = button.getAttribute("aria-expanded") === "true";
     button.setAttribute("aria-expanded", String(!shown));
     more.hidden = shown;
-  } }, `${features.length} behind it`) : "–";
+  } }, String(features.length), h("span", { class: "wide" }, " behind it")) : "–";
+  const columns = ["feature", "effect", "score", "activates on", "promotes"];
+  const rows = (most) => features.slice(0, most).map((f) => h("tr", {}, h("th", { scope: "row" }, featureLink(model, f.layer, f.feature)),
+    h("td", { class: "right" }, number(f.effect)), h("td", { class: "right wide" }, number(f.score)),
+    h("td", { class: "pieces" }, pieces(f.activates_on)), h("td", { class: "pieces" }, pieces(f.down_tokens))));
+  const body = h("tbody", {}, rows(FEATURES));
+  const all = features.length > FEATURES ? h("button", { class: "plain", onclick: () => {
+    replace(body, rows(features.length));
+    all.remove();
+  } }, `Show all ${features.length}`) : null;
   const more = h("tr", { id, hidden: true, class: "more" }, h("td", { colspan: "6" },
-    h("table", {}, h("caption", { class: "unseen" }, `Features behind ${row.relation} of ${name}`),
-      h("thead", {}, h("tr", {}, ["feature", "effect", "score", "activates on", "promotes"].map((text) => h("th", { scope: "col" }, text)))),
-      h("tbody", {}, features.map((f) => h("tr", {}, h("th", { scope: "row" }, featureLink(model, f.layer, f.feature)),
-        h("td", { class: "right" }, number(f.effect)), h("td", { class: "right" }, number(f.score)),
-        h("td", {}, (f.activates_on ?? []).map(visible).join(", ")), h("td", {}, (f.down_tokens ?? []).map(visible).join(", ")))))),
+    h("div", { class: "frame", tabindex: "0", role: "region", "aria-label": `Features behind ${row.relation}` }, h("table", {}, h("caption", { class: "unseen" }, `Features behind ${row.relation} of ${name}`),
+      h("thead", {}, h("tr", {}, columns.map((text) => h("th", { scope: "col", class: text === "score" ? "wide" : null }, text)))),
+      body)), all,
     h("p", { class: "quiet" }, "effect: how much log p of the answer falls when the feature is switched off.",
       weights ? [" ", h("a", { href: address.infer(model, `The ${row.relation} of ${name} is`, features.slice(0, 3).map((f) => `${f.layer}.${f.feature}`)) }, "Try it in INFER")] : null)));
   return [

@@ -21,7 +21,7 @@ export async function show(content, { model, layer, feature, about, signal, titl
     h("p", {}, name ? [h("strong", {}, name), " · "] : null, `${place.band ?? "no"} band`, known.relation ? ` · label ${known.relation} (${known.relation_source})` : null,
       known.relations?.length ? ` · carries ${known.relations.slice(0, 5).join(", ")}` : null),
     h("p", { class: "steps" }, step(-1, "← before"), " ", step(1, "next →"), " ",
-      about.level !== "browse" ? h("a", { href: address.infer(model, "", [`${layer}.${feature}`]) }, "Switch it off in INFER") : null),
+      about.infer ? h("a", { href: address.infer(model, "", [`${layer}.${feature}`]) }, "Switch it off in INFER") : null),
     h("div", { class: "columns" },
       tokens("Activates on", side("in"), "gate value", `measured ${side("in")[0]?.basis === "embedding" ? "on the embedding alone" : "in context"}`),
       tokens("Promotes", side(usual), "cosine", known.sign < 0 ? "it mostly activates negatively, and then promotes what its down vector lowers" : null),

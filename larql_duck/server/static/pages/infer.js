@@ -25,8 +25,10 @@ export async function show(content, context) {
     context.open(address.infer(model, field.value, off));
   } }, h("label", { for: "prompt" }, "What does the model say after"), field, h("button", {}, "Infer"));
   content.append(h("h1", { tabindex: "-1" }, "What comes next, and why"));
-  if (about.level === "browse") {
-    content.append(h("p", { class: "hint" }, "This vindex holds no weights, so the model cannot be run. Extract it with --level inference."));
+  if (!about.infer) {
+    content.append(h("p", { class: "hint" }, about.level === "browse"
+      ? "This vindex holds no weights, so the model cannot be run. Extract it with --level inference."
+      : "This server shows what is stored and does not run the model."));
     return undefined;
   }
   content.append(form, results);
@@ -86,7 +88,7 @@ async function run(results, { model, prompt, off, signal, open }) {
         h("ul", { class: "switches" }, [...switches].map(([slot, row]) => featureSwitch(model, slot, row, without, change))))),
     h("section", {}, h("h2", {}, "Layer by layer"), cells, h("details", {}, h("summary", {}, "The last position as a table"), lastPosition(rows))));
   showAnswers(answers, said.rows, null, without);
-  await Promise.all([draw(cells, lensSpec(rows)), without.size ? change() : null]);
+  await Promise.all([draw(cells, lensSpec(rows, cells.clientWidth)), without.size ? change() : null]);
   announce(`The model says ${said.rows[0]?.text ?? said.rows[0]?.token ?? "nothing"}`);
 }
 

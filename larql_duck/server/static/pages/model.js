@@ -14,21 +14,23 @@ export async function show(content, { model, about, signal, title }) {
   ].filter(([, value]) => value !== undefined && value !== null);
   content.append(
     h("h1", { tabindex: "-1" }, model),
-    about.level === "browse" ? h("p", { class: "hint" }, "This vindex holds no weights: what is stored can be looked at, and the model cannot be run.") : "",
+    about.infer ? "" : h("p", { class: "hint" }, about.level === "browse"
+      ? "This vindex holds no weights: what is stored can be looked at, and the model cannot be run."
+      : "This server shows what is stored and does not run the model."),
     h("dl", { class: "figures" }, figures.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, number(value))))),
     h("section", {}, h("h2", {}, "Names that most is known of"),
       overview.entities.length
         ? h("ul", { class: "chips" }, overview.entities.map((row) => h("li", {}, entityLink(model, row.entity))))
         : h("p", { class: "quiet" }, "No facts are stored. larql-duck probe asks the model for them.")),
     overview.relations.length ? h("section", {}, h("h2", {}, "Relations"),
-      table("Relations that the model was asked about", [{ name: "relation" }, { name: "facts", right: true }, { name: "right, of those with a reference" }, { name: "for example" }],
+      table("Relations that the model was asked about", [{ name: "relation" }, { name: "facts", right: true }, { name: "right, of those with a reference" }, { name: "for example", wide: true }],
         overview.relations.map((row) => {
           const judged = right.get(row.relation);
           return h("tr", {},
             h("th", { scope: "row" }, h("a", { href: address.console(model, `FROM relation_facts('${row.relation.replaceAll("'", "''")}') LIMIT 50`) }, row.relation)),
             h("td", { class: "right" }, number(row.n_facts)),
             h("td", {}, judged ? bar(judged.share, `${percent(judged.share)} of ${judged.judged}`) : "–"),
-            h("td", {}, (row.examples?.[0] ?? "–").slice(0, 120)));
+            h("td", { class: "wide" }, (row.examples?.[0] ?? "–").slice(0, 120)));
         }), { unseen: true })) : "",
     notes(overview.notices) ?? "");
 }
