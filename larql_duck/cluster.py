@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from itertools import islice
 from types import ModuleType
 from typing import Any, Protocol, TypeVar
@@ -27,6 +28,9 @@ _AHEAD = 2
 _LOOK = 0.5
 # Seconds in which an address has to answer.
 _ANSWERS = 5.0
+
+
+_current: ContextVar[Cluster | None] = ContextVar("cluster", default=None)
 
 
 class Cluster(Protocol):
@@ -72,6 +76,22 @@ def cluster_at(address: str | None) -> Iterator[Cluster | None]:
     finally:
         if ours:
             ray.shutdown()
+
+
+@contextmanager
+def working_on(address: str | None) -> Iterator[None]:
+    """A context in which `current_cluster` is the cluster at `address` (see `cluster_at`)."""
+    with cluster_at(address) as cluster:
+        token = _current.set(cluster)
+        try:
+            yield
+        finally:
+            _current.reset(token)
+
+
+def current_cluster() -> Cluster | None:
+    """The cluster that long work is to use, as `working_on` set it; None for this machine alone."""
+    return _current.get()
 
 
 class RayCluster:

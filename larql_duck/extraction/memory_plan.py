@@ -125,6 +125,11 @@ def task_plans(job: Job, stage: str, threads: int) -> list[tuple[StagePlan, int]
     return [(StagePlan(needs.embedding(kept, threads), threads, kept), 1) for kept in (True, False)]
 
 
+def asking_bytes(job: Job) -> int:
+    """What a process takes that has the job's model in memory and asks it in batches of the usual size."""
+    return _Needs(job, "cpu").asking(True, 1.0)
+
+
 def _first(plans: Iterable[StagePlan], limit: int) -> StagePlan:
     return next(plan for plan in plans if plan.peak <= limit)
 

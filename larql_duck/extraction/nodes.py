@@ -26,7 +26,7 @@ from larql_duck.extraction.memory_plan import StagePlan, task_plans
 from larql_duck.extraction.options import PROMOTED, TOP_ACTIVATING, Options
 from larql_duck.extraction.promoted_tokens import OutputHead, merged_parts, promoted_of_layer
 from larql_duck.models.checkpoint import ModelSource
-from larql_duck.models.installed import PREFIX
+from larql_duck.models.opening import name_elsewhere
 from larql_duck.vindex.manifest import INDEX
 
 
@@ -52,9 +52,11 @@ class Nodes:
     ) -> None:
         self._cluster, self._job, self._memory = cluster, job, memory
         options = tuple(asdict(job.options).items())
-        named = None if base is None else _anywhere(base, None)
         self._named = NodeModel(
-            _anywhere(model, job if base is None else None), named, options, _fingerprint(job)
+            name_elsewhere(model, job.origin if base is None else None),
+            None if base is None else name_elsewhere(base),
+            options,
+            _fingerprint(job),
         )
 
     def promoted(self, layers: Sequence[int]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
@@ -145,15 +147,6 @@ def _inputs(named: NodeModel, keep: bool) -> tuple[Job, EmbeddingInputs]:
             rows = np.memmap(file, np.float32, "w+", shape=(len(ids), job.sizes.hidden))
         room = torch.from_numpy(rows)
     return job, EmbeddingInputs(job.source, ids, room=room)
-
-
-def _anywhere(model: str | Path, job: Job | None) -> str:
-    """The name of a model by which another machine opens it: the whole path, or the Hub's with the revision that is here."""
-    path = Path(model).expanduser()
-    if str(model).startswith(PREFIX) or not path.exists():
-        repository, revision = (job.origin.get(n) if job else None for n in ("huggingface_repo", "revision"))
-        return f"hf://{repository}@{revision}" if repository and revision else str(model)
-    return str(path.absolute())
 
 
 def _fingerprint(job: Job) -> str:
