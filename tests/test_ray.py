@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -11,10 +12,15 @@ from typing import Any
 import pytest
 
 from larql_duck import cluster as clusters
+from larql_duck.cli import app as cli
 from larql_duck.cluster import Cluster, cluster_at
 from larql_duck.errors import LarqlError
 from larql_duck.extraction import extract
+from larql_duck.vindex.store import Vindex
+from tests.atlas.test_collecting import TABLES as ACTIVATIONS
+from tests.atlas.test_collecting import TEXTS
 from tests.extraction.compare import same
+from tests.probing.test_nodes import close
 from tests.ray_nodes import MOST, NODE, failing, noted, two_nodes
 from tests.tiny import make_tiny
 
@@ -131,3 +137,24 @@ def test_an_extraction_goes_through_the_loss_of_a_node(
         assert [done for name, done, total in told if name == stage and total == 8] == list(range(1, 9))
     # Results are on stdout, and what Ray has to say of dead nodes is none.
     assert capfd.readouterr().out == ""
+
+
+def test_activations_and_facts_are_those_of_one_machine(
+    nodes: Any, tiny_vindex: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(TEXTS * 8) + "\n", encoding="utf-8")
+    alone, over = (tmp_path / f"{name}.vindex" for name in ("alone", "over"))
+    for path, ray_at in ((alone, []), (over, ["--ray", nodes.address])):
+        shutil.copytree(tiny_vindex("llama"), path)
+        assert cli.run(["activations", str(path), str(texts), "--window", "8", "--top", "3", *ray_at]) == 0
+        arguments = ["--relation", "capital", "--limit", "40", "--jsonl", *ray_at]
+        capfd.readouterr()
+        assert cli.run(["probe", str(path), *arguments]) == 0
+        # What Ray says is not among the results.
+        assert all(line.startswith("{") for line in capfd.readouterr().out.splitlines())
+    one, other = Vindex.open(alone), Vindex.open(over)
+    for name in ACTIVATIONS:
+        assert one.table(name).num_rows and one.table(name).equals(other.table(name)), name
+    for name in ("probes", "facts", "edges"):
+        close(one.table(name), other.table(name), name)

@@ -22,9 +22,11 @@ from larql_duck.errors import LarqlError
 from larql_duck.extraction.collecting import TokenFeatures
 from larql_duck.extraction.embedding import EmbeddingInputs
 from larql_duck.extraction.job import Job, prepare
-from larql_duck.extraction.memory_plan import StagePlan, task_plans
+from larql_duck.extraction.memory_plan import StagePlan, asking_bytes, task_plans
 from larql_duck.extraction.options import PROMOTED, TOP_ACTIVATING, Options
 from larql_duck.extraction.promoted_tokens import OutputHead, merged_parts, promoted_of_layer
+from larql_duck.inference.engine import Engine
+from larql_duck.inference.engine_nodes import EngineNodes
 from larql_duck.models.checkpoint import ModelSource
 from larql_duck.models.opening import name_elsewhere
 from larql_duck.vindex.manifest import INDEX
@@ -82,6 +84,11 @@ class Nodes:
         ):
             yield layer, measured
 
+    def asking(self, engine: Engine) -> EngineNodes:
+        """The nodes, to ask the model that is in `engine` here."""
+        named, memory = self._named, asking_bytes(self._job)
+        return EngineNodes(self._cluster, engine, named.model, named.base, memory=memory)
+
     def _plan(self, stage: str) -> tuple[StagePlan, int]:
         """How a task of a stage uses its memory, and in how many blocks it takes the vocabulary."""
         room = self._cluster.memory()
@@ -90,6 +97,11 @@ class Nodes:
         plans = task_plans(self._job, stage, torch.get_num_threads())
         fitting = (plan for plan in plans if plan[0].peak <= room)
         return next(fitting, None) or min(plans, key=lambda plan: plan[0].peak)
+
+
+def asked_on(nodes: Nodes | None, engine: Engine) -> EngineNodes | None:
+    """The same nodes, to ask the model that is in `engine` here; None for none."""
+    return None if nodes is None else nodes.asking(engine)
 
 
 def measure_promoted(

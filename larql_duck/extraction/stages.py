@@ -35,7 +35,7 @@ from larql_duck.extraction.embedding_pass import MERGED, REACHED, embedding_pass
 from larql_duck.extraction.estimate import Estimate, learn
 from larql_duck.extraction.index_json import index_json
 from larql_duck.extraction.job import Job
-from larql_duck.extraction.nodes import Nodes
+from larql_duck.extraction.nodes import Nodes, asked_on
 from larql_duck.extraction.options import ARRAYS, FACTS, NAMES, PROMOTED, TABLES, TOP_ACTIVATING
 from larql_duck.extraction.precision import DTYPES, agreement
 from larql_duck.extraction.promoted_tokens import OutputHead, promoted_of_layer
@@ -105,7 +105,7 @@ class Extraction:
         notice: Callable[[str], None],
         nodes: Nodes | None = None,
     ) -> None:
-        """nodes: those of a cluster, which find promoted tokens and search the embedding."""
+        """nodes: those of a cluster, which find promoted tokens, search the embedding and are asked."""
         self.nodes = nodes
         self.job, self.staging, self.plan, self.notice = job, staging, cost.plan, notice
         self.settings, self.device = settings, settings.torch_device()
@@ -141,7 +141,7 @@ class Extraction:
             yield
         finally:
             torch.set_num_threads(threads)
-        if whole and (self.nodes is None or name not in (PROMOTED, TOP_ACTIVATING)):
+        if whole and self.nodes is None:
             # Seconds of a processor, shared by the threads: others that keep the machine busy do not count.
             learn(self.job, name, (time.process_time() - worked) / threads, self.device)
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
@@ -340,6 +340,7 @@ class Extraction:
                 nobody=lessons.nobody,
                 progress=said,
                 checkpoint=kept,
+                nodes=asked_on(self.nodes, engine),
             )
             for notice in run.notices:
                 if notice not in self.job.notices:
@@ -375,7 +376,8 @@ class Extraction:
         """The tables with what types names are and the facts about n names of the vocabulary; relations of many answers."""
         world = OpenWorld(engine, known)
         subjects = list(dict.fromkeys(tables["facts"]["subject"].to_pylist()))
-        store = Checkpoint(self.staging.work / "names", [engine.fingerprint, str(engine.model.dtype)])
+        context = [engine.fingerprint, str(engine.model.dtype)]
+        store = Checkpoint(self.staging.work / "names", context, asked_on(self.nodes, engine))
         asked = ask_vocabulary(
             world, n, set(subjects), checkpoint=store, done=partial(self.progress, "names")
         )
