@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from larql_duck import cluster as clusters
+from larql_duck.atlas import collecting
 from larql_duck.cli import app as cli
 from larql_duck.cluster import Cluster, cluster_at
 from larql_duck.errors import LarqlError
@@ -140,10 +141,17 @@ def test_an_extraction_goes_through_the_loss_of_a_node(
 
 
 def test_activations_and_facts_are_those_of_one_machine(
-    nodes: Any, tiny_vindex: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    nodes: Any,
+    tiny_vindex: Any,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(collecting, "_BLOCK", 500)
+    monkeypatch.setattr(collecting, "FIRST_TOKENS", 250)
+    monkeypatch.setattr(collecting, "_SHARD", 1)
     texts = tmp_path / "texts.txt"
-    texts.write_text("\n".join(TEXTS * 8) + "\n", encoding="utf-8")
+    texts.write_text("\n".join(TEXTS * 4) + "\n", encoding="utf-8")
     alone, over = (tmp_path / f"{name}.vindex" for name in ("alone", "over"))
     for path, ray_at in ((alone, []), (over, ["--ray", nodes.address])):
         shutil.copytree(tiny_vindex("llama"), path)
