@@ -1,9 +1,10 @@
-"""A cluster of one machine for tests: tasks run in this process, the last of those at hand first."""
+"""A cluster of one machine for tests: tasks run in this process, of three that are at hand the last one first."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 
@@ -13,6 +14,7 @@ class Backwards:
     def __init__(self, room: int = 1 << 40, most: int | None = None) -> None:
         self.room, self.most = room, most
         self.asked: list[int] = []
+        self.calls: list[tuple[Any, ...]] = []
 
     def memory(self) -> int:
         return self.room
@@ -26,12 +28,16 @@ class Backwards:
         threads: int = 1,
         in_order: bool = False,
     ) -> Iterator[tuple[tuple[Any, ...], Any]]:
-        waiting = list(calls)
-        for call in waiting if in_order else reversed(waiting):
+        left = iter(calls)
+        waiting = list(islice(left, 3))
+        while waiting:
+            call = waiting.pop(0 if in_order else -1)
             if self.most is not None and len(self.asked) == self.most:
                 raise KeyboardInterrupt
             self.asked.append(memory)
+            self.calls.append(call)
             yield call, function(*call)
+            waiting += islice(left, 1)
 
     @contextmanager
     def at(self, address: str | None) -> Iterator[Backwards | None]:

@@ -34,7 +34,9 @@ def embedding_pass(
     if nodes is not None:
         first = _reached(staging)
         done_here = sum(layer < first and layer not in done for layer in layers)
-        for layer, found in nodes.activating([i for i in layers if i >= first and i not in done]):
+        left = [layer for layer in layers if layer >= first and layer not in done]
+        # What other layers have for each token spares most candidates of the next.
+        for layer, found in nodes.activating(left, lambda: features.top.threshold().numpy()):
             staging.save(f"top-{layer}", _named(found, "top_"))
             _offer(features, layer, _named(found, "token_"))
             done.append(layer)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -75,11 +75,13 @@ class Nodes:
                 del found[layer]
                 yield layer, merged_parts([own[i] for i in range(parts)], self._job.options.top_k)
 
-    def activating(self, layers: Sequence[int]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        """(layer, `measure_activating` of it) of each layer, as each is done."""
+    def activating(
+        self, layers: Sequence[int], least: Callable[[], np.ndarray]
+    ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """(layer, `measure_activating` of it) of each layer, as each is done; `least` is asked when a layer's turn comes."""
         plan, _ = self._plan(TOP_ACTIVATING)
-        calls = [(self._named, layer, plan.kept) for layer in layers]
-        for (_, layer, _), measured in self._cluster.run(
+        calls = ((self._named, layer, plan.kept, least()) for layer in layers)
+        for (_, layer, *_), measured in self._cluster.run(
             measure_activating, calls, memory=plan.peak, threads=plan.workers
         ):
             yield layer, measured
@@ -114,13 +116,14 @@ def measure_promoted(
     return measured
 
 
-def measure_activating(named: NodeModel, layer: int, keep: bool) -> dict[str, np.ndarray]:
+def measure_activating(named: NodeModel, layer: int, keep: bool, least: np.ndarray) -> dict[str, np.ndarray]:
     """On a node: top activating tokens of a layer's features by the embedding (TopActivating, named top_*), and the features of
-    the layer that are most specific to each token (the state of TokenFeatures, named token_*).
+    the layer that are most specific to each token (the state of TokenFeatures, named token_*), but for those of a z below `least`, f32 [tokens].
     """
     job, inputs = _inputs(named, keep)
     features = TokenFeatures(len(inputs.ids), [job.sizes.intermediate[layer]], layer)
     screen = inputs.screen(features)
+    screen.require(least)
     top = inputs.layer(layer, min(job.options.top_k, len(inputs.ids)), screen)
     inputs.finish([layer], screen)
     job.release()

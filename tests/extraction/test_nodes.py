@@ -50,6 +50,15 @@ def test_nodes_measure_what_one_machine_does(
     assert len(cluster.asked) == 6
 
 
+def test_nodes_are_told_what_other_layers_have_for_each_token(
+    cluster: Backwards, model: Path, whole: Path, tmp_path: Path
+) -> None:
+    same(whole, extract(model, tmp_path / "x.vindex", ray="auto", **EMBEDDING))
+    told = [call[-1] for call in cluster.calls[6:]]
+    # Three are at hand before any is done.
+    assert [bool(np.isfinite(least).all()) for least in told].count(False) == 3
+
+
 @pytest.mark.parametrize("first", ["nodes", "here"])
 def test_either_goes_on_where_the_other_stopped(
     cluster: Backwards, model: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str
