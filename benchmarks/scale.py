@@ -1,4 +1,4 @@
-"""Beyond one machine: five million facts exported, LQL in other engines, a vindex at an address."""
+"""Beyond one machine: five million facts exported, LQL in other engines, a vindex at an address, extraction over Ray."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from benchmarks.cases import Case, Row
+from benchmarks.over_ray import one_node
 from benchmarks.remote import remote
 from benchmarks.sampling import watched
 from benchmarks.sql import big_database
@@ -96,6 +97,7 @@ def scale(work: Path) -> Iterator[Row]:
     yield from exports(work)
     yield from engines(work)
     yield from remote(work)
+    yield from one_node(work)
 
 
 CASES: dict[str, Case] = {"scale": scale}

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, islice
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,6 +20,7 @@ from larql_duck.errors import LarqlError
 from larql_duck.files import clear_own, replacing
 from larql_duck.inference.batch import length_groups, pad
 from larql_duck.inference.engine import Engine
+from larql_duck.inference.engine_nodes import EngineName, EngineNodes, named_engine
 from larql_duck.inference.modules import ModelModules, watch_activations
 from larql_duck.progress import Progress, report
 
@@ -29,6 +30,8 @@ WINDOW = 256
 FIRST_TOKENS = 2000
 # Tokens of one pass, tokens between two looks at the clock, and seconds between two checkpoints.
 _PASS, _BLOCK, _EVERY = 2048, 4096, 30.0
+# Blocks of one task on a node.
+_SHARD = 8
 _MOST_TOKENS = 2**31 - 1
 STATE = "state.npz"
 Watch: TypeAlias = Callable[
@@ -94,10 +97,11 @@ def collect(
     window: int = WINDOW,
     notice: Callable[[str], None] = lambda line: None,
     progress: Progress | None = None,
+    nodes: EngineNodes | None = None,
 ) -> Collected:
     """What fires the features in these texts, `top` tokens for each sign; a run that `directory` holds is continued.
 
-    The first token of each window counts as little as special tokens do: models park attention there. LarqlError for
+    With `nodes` they run the texts behind the first few thousand tokens, a shard a task. The first token of each window counts as little as special tokens do: models park attention there. LarqlError for
     options out of range, and for texts without a token.
     """
     size = checked(engine, window, top)
@@ -109,7 +113,8 @@ def collect(
         clear_own(directory)
         first = FIRST_TOKENS + size
         run.layers = [FeatureStats(n, top, first, spans) for n, spans in _layers(engine)]
-    _stream(engine, corpus, windows(corpus, engine.tokenizer, size, notice), run, progress or report)
+    stream = windows(corpus, engine.tokenizer, size, notice)
+    _stream(engine, corpus, stream, run, progress or report, nodes)
     if not run.n_tokens:
         raise LarqlError(f"{corpus.path}: holds no text; give at least one line with a word")
     return run
@@ -134,29 +139,96 @@ def checked(engine: Engine, window: int, top: int) -> int:
 
 
 def _stream(
-    engine: Engine, corpus: Corpus, stream: Iterator[Window], run: Collected, progress: Progress
+    engine: Engine,
+    corpus: Corpus,
+    stream: Iterator[Window],
+    run: Collected,
+    progress: Progress,
+    nodes: EngineNodes | None,
 ) -> None:
     """Run what is left of the texts, a block of windows at a time."""
     saved = time.monotonic()
+    left = _checked(corpus, blocks(islice(stream, run.windows, None), run.tokens))
+    found = _here(engine, left, run)
+    if nodes is not None:
+        # What fires is decided by the first block, and told to the nodes.
+        first = islice(left, int(not run.windows))
+        found = chain(_here(engine, first, run), _over_nodes(nodes, left, run))
+    for shard in found:
+        for block in shard:
+            run.starts += [(n, w.text, w.offset) for n, w in zip(block.numbers, block.windows, strict=True)]
+            run.windows += len(block.windows)
+            run.tokens = block.end
+        progress("activations", shard[-1].windows[-1].text + 1, corpus.count)
+        if time.monotonic() - saved > _EVERY:
+            run.save()
+            saved = time.monotonic()
+
+
+def _checked(corpus: Corpus, found: Iterator[Block]) -> Iterator[Block]:
+    """The blocks; LarqlError behind the last one whose tokens can be numbered."""
+    for block in found:
+        if block.end > _MOST_TOKENS:
+            raise LarqlError(f"{corpus.path}: more than {_MOST_TOKENS} tokens; split it into several files")
+        yield block
+
+
+def _here(engine: Engine, left: Iterator[Block], run: Collected) -> Iterator[list[Block]]:
+    """The blocks, each after this machine has run it."""
 
     def seen(layer: int, numbers: np.ndarray, values: torch.Tensor) -> None:
         run.layers[layer].add(numbers, values)
 
-    for block in blocks(islice(stream, run.windows, None), run.tokens):
-        if block.end > _MOST_TOKENS:
-            raise LarqlError(f"{corpus.path}: more than {_MOST_TOKENS} tokens; split it into several files")
+    for block in left:
         for rows, firsts in block.passes():
             run.n_tokens += len(run_windows(engine, rows, firsts, seen))
         if not run.windows:
             for layer in run.layers:
                 layer.settle()
-        run.starts += [(n, w.text, w.offset) for n, w in zip(block.numbers, block.windows, strict=True)]
-        run.windows += len(block.windows)
-        run.tokens = block.end
-        progress("activations", block.windows[-1].text + 1, corpus.count)
-        if time.monotonic() - saved > _EVERY:
-            run.save()
-            saved = time.monotonic()
+        yield [block]
+
+
+def _over_nodes(nodes: EngineNodes, left: Iterator[Block], run: Collected) -> Iterator[list[Block]]:
+    """The shards of what is left, in order, after nodes have run each and the run has taken in what they saw."""
+    fires = [layer.fires_above for layer in run.layers]
+    top = next(iter(run.layers[0].strongest.values())).k
+    counts = sum(layer.n_features for layer in run.layers)
+    calls = ((fires, top, shard) for shard in iter(lambda: list(islice(left, _SHARD)), []))
+    # The arrays, and a copy on their way to the machine that asked.
+    needed = 2 * FeatureStats.bytes_of(counts, top) + _SHARD * _BLOCK // _PASS * 8 * counts
+    for (_, _, shard), (n_tokens, layers) in nodes.run(run_shard, calls, memory=needed, in_order=True):
+        for layer, (arrays, totals) in zip(run.layers, layers, strict=True):
+            layer.merge(arrays, totals)
+        run.n_tokens += n_tokens
+        yield shard
+
+
+def run_shard(
+    named: EngineName, fires: Sequence[float], top: int, shard: Sequence[Block]
+) -> tuple[int, list[tuple[dict[str, np.ndarray], np.ndarray]]]:
+    """On a node: how many tokens of these blocks count; of each layer what `FeatureStats.merge` takes.
+
+    fires: above which activation a layer's features fire.
+    """
+    engine = named_engine(named)
+    layers = [FeatureStats(n, top, 0, spans) for n, spans in _layers(engine)]
+    totals: list[list[np.ndarray]] = [[] for _ in layers]
+    for layer, limit in zip(layers, fires, strict=True):
+        layer.fires_above = limit
+
+    def seen(layer: int, numbers: np.ndarray, values: torch.Tensor) -> None:
+        own = layers[layer]
+        own.total[:] = 0
+        own.add(numbers, values)
+        totals[layer].append(own.total.copy())
+
+    counted = sum(
+        len(run_windows(engine, rows, firsts, seen)) for block in shard for rows, firsts in block.passes()
+    )
+    return counted, [
+        (layer.arrays(), np.array(own).reshape(-1, layer.n_features))
+        for layer, own in zip(layers, totals, strict=True)
+    ]
 
 
 def run_windows(

@@ -83,6 +83,30 @@ class FeatureStats:
         if len(drawn):
             self._draw(numbers[drawn], values[drawn])
 
+    def merge(self, arrays: Mapping[str, np.ndarray], totals: np.ndarray) -> None:
+        """Take in what another of the same layer had seen, of other tokens, at the same fires_above: its `arrays`.
+
+        totals f64 [passes, features] are its sums pass by pass: adding them one by one gives one machine's last bits.
+        """
+        for total in totals:
+            self.total += total
+        for name in ("histogram", "fired", "picked"):
+            getattr(self, name)[:] += arrays[name]
+        np.maximum(self.most, arrays["most"], out=self.most)
+        np.minimum(self.least, arrays["least"], out=self.least)
+        won = arrays["drawn"] < self.drawn
+        self.drawn[won], self.drawn_activation[won] = arrays["drawn"][won], arrays["drawn_activation"][won]
+        for sign, kept in self.strongest.items():
+            values, columns = arrays[f"values{sign}"], arrays[f"columns{sign}"]
+            features, ranks = np.nonzero(columns >= 0)
+            kept.offer(features, columns[features, ranks], values[features, ranks])
+            kept.settle()
+
+    @staticmethod
+    def bytes_of(n_features: int, top: int) -> int:
+        """Bytes of the arrays of so many features."""
+        return n_features * (4 * BINS + 16 * top + 24 * _POWERS + 24)
+
     def settle(self) -> None:
         """Set fires_above by what was taken in so far; called once, and only where there is a `first`."""
         found = self._largest or []

@@ -8,18 +8,20 @@ from typing import Annotated, Literal
 import typer
 from typer import Argument, Option
 
-from larql_duck.cli.errors import note, say
+from larql_duck.cli.errors import UsageError, note, say
 from larql_duck.cli.options import (
     ModelArgument,
     ModelOptions,
     OutputOptions,
     PlotOption,
     PromptArgument,
+    RayOption,
     SessionOptions,
     VindexArgument,
     command,
     layer_range,
 )
+from larql_duck.cluster import working_on
 from larql_duck.result import Result
 
 app = typer.Typer()
@@ -114,9 +116,12 @@ def activations(
     raw: Annotated[
         Path | None, Option(help="Write every token's strongest features to this Parquet file instead.")
     ] = None,
+    ray: RayOption = None,
 ) -> None:
     """Find the texts that fire each feature, and keep them in the vindex."""
-    with options.session(vindex) as session:
+    if raw is not None and ray is not None:
+        raise UsageError("--raw writes one file from this machine alone; leave out --ray")
+    with options.session(vindex) as session, working_on(ray):
         if raw is None:
             kept = {} if top is None else {"top": top}
             output.write([session.collect_examples(corpus, window=window, column=column, **kept)])

@@ -12,7 +12,15 @@ import typer
 from typer import Option
 
 from larql_duck.cli.errors import UsageError, note
-from larql_duck.cli.options import OutputOptions, RelationOption, SessionOptions, VindexArgument, command
+from larql_duck.cli.options import (
+    OutputOptions,
+    RayOption,
+    RelationOption,
+    SessionOptions,
+    VindexArgument,
+    command,
+)
+from larql_duck.cluster import working_on
 from larql_duck.files import begins, check_output, clear_own, unfinished_work, with_parents, write_whole
 
 app = typer.Typer()
@@ -62,6 +70,7 @@ def probe(
     ] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="Show the facts; save nothing.")] = False,
     resume: Annotated[bool, Option("--resume", help="Go on where a run that was killed stopped.")] = False,
+    ray: RayOption = None,
 ) -> None:
     """Ask the model about entities and save the facts."""
     from larql_duck.knowledge.entity_files import read_entities
@@ -76,7 +85,7 @@ def probe(
     relations: object = relation or None
     if template and relation:
         relations = {relation[0]: template}
-    with options.session(vindex) as session:
+    with options.session(vindex) as session, working_on(ray):
         session.workspace.vindex.require("inference", "probing")
         if names is not None:
             with _checkpoint(vindex, resume) as directory:

@@ -41,6 +41,10 @@ RelationOption = Annotated[
     list[str] | None, Option("--relation", help="Probe this relation only; may be repeated.")
 ]
 
+RayOption = Annotated[
+    str | None, Option("--ray", metavar="auto|ADDRESS", help="Let the nodes of a Ray cluster do the work.")
+]
+
 
 @dataclass(frozen=True)
 class OutputOptions:

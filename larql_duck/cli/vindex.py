@@ -9,7 +9,7 @@ import typer
 from typer import Option
 
 from larql_duck.cli.errors import UsageError, as_typed, note, say
-from larql_duck.cli.options import RelationOption, VindexArgument, command, layer_range
+from larql_duck.cli.options import RayOption, RelationOption, VindexArgument, command, layer_range
 from larql_duck.progress import in_words
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ _WIDE = 20
     "extract models/name -o X.vindex --memory 2G",
     "extract model.gguf -o X.vindex --resume",
     "extract adapters/name --base models/name -o X.vindex",
+    "extract /shared/models/name -o X.vindex --ray auto",
 )
 def extract(
     model: Annotated[
@@ -75,6 +76,7 @@ def extract(
         str | None,
         Option(envvar="LARQL_DUCK_DEVICE", help="cpu (default), cuda, cuda:1 or auto."),
     ] = None,
+    ray: RayOption = None,
     estimate: Annotated[
         bool, Option("--estimate", help="Print time, disk and memory; write nothing.")
     ] = False,
@@ -106,7 +108,7 @@ def extract(
         return
     if out is None:
         raise UsageError("Missing option '-o': where the vindex is to be made")
-    path = pipeline.extract(model, out, **options, resume=resume, force=force, notice=note)
+    path = pipeline.extract(model, out, **options, resume=resume, force=force, ray=ray, notice=note)
     # Without facts there is nothing to describe yet.
     ask = (
         as_typed("probe", str(path))

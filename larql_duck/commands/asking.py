@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from larql_duck.catalog import rows_as_table
+from larql_duck.commands.over_nodes import engine_nodes
 from larql_duck.commands.storing import check_storable, store
 from larql_duck.editing.relation_prompts import made_up, plain_template, stored_templates
 from larql_duck.errors import PackError, QueryError
@@ -66,8 +67,8 @@ def probe(session: Session, request: Request) -> Result:
         # Asking may take hours.
         check_database(vindex.path)
 
-    known = knowledge_of(vindex)
-    probed = ask_model(workspace.engine(), pack, known=known, **options)
+    known, nodes = knowledge_of(vindex), engine_nodes(workspace)
+    probed = ask_model(workspace.engine(), pack, known=known, nodes=nodes, **options)
     notices = [*invented, *probed.notices]
     if dry_run:
         best = _best(probed, many)
@@ -107,7 +108,8 @@ def probe_names(session: Session, request: Request) -> Result:
     world = workspace.live.world
     known = set(vindex.table("probes")["subject"].to_pylist())
     engine = world.engine
-    store = Checkpoint(request.arguments["checkpoint"], [engine.fingerprint, str(engine.model.dtype)])
+    context = [engine.fingerprint, str(engine.model.dtype)]
+    store = Checkpoint(request.arguments["checkpoint"], context, engine_nodes(workspace))
     asked = ask_vocabulary(
         world,
         request.arguments["names"],

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from larql_duck.atlas.collecting import STATE, collect
 from larql_duck.atlas.tables import atlas_tables
 from larql_duck.atlas.texts import SHIPPED, open_corpus
+from larql_duck.commands.over_nodes import engine_nodes
 from larql_duck.commands.storing import check_storable, store
 from larql_duck.files import unfinished_work
 from larql_duck.progress import report
@@ -33,7 +34,8 @@ def collect_examples(session: Session, request: Request) -> Result:
     busy = f"{vindex.path}: another process is collecting examples of it; wait for it"
     notices: list[str] = []
     with unfinished_work(kept, busy, (kept / STATE).is_file, "the same command"):
-        run = collect(workspace.engine(), corpus, kept, notice=notices.append, **options)
+        nodes = engine_nodes(workspace)
+        run = collect(workspace.engine(), corpus, kept, notice=notices.append, nodes=nodes, **options)
         tables = atlas_tables(workspace.engine(), corpus, run, report)
         asked = vindex.table("routing")
         asked = asked.filter(pc.not_equal(asked["source"], "texts"))

@@ -44,6 +44,8 @@ _SORTING, _ROWS, _DATABASE = 90 * _MB, 240 * _MB, 200 * _MB
 _BATCHES, _BATCH = 1_300 * _MB, 120 * _MB
 # Parts of the usual size of a batch that are tried.
 _SHARES = (1.0, 0.5, 0.25, 0.1)
+# Blocks of the vocabulary that are tried for a layer's tasks.
+_TASK_PARTS = (1, 2, 4, 8, 16)
 # More weights than this that are not stored in f32 are mapped from a scratch file even where they would fit.
 _MOST_WEIGHTS = 1_000 * _MB
 
@@ -111,6 +113,23 @@ def plan_memory(job: Job, limit: int, threads: int, device: str = "cpu") -> Memo
     return MemoryPlan(limit, {name: _first(plans, limit) for name, plans in tried.items()})
 
 
+def task_plans(job: Job, stage: str, threads: int) -> list[tuple[StagePlan, int]]:
+    """Plans for one layer of a stage on another machine, each with the number of blocks into which the candidates are cut.
+
+    The first that fits is to be taken: with what it keeps in memory whole, in blocks, or made anew.
+    """
+    needs = _Needs(job, "cpu")
+    if stage == PROMOTED:
+        kept = [(StagePlan(needs.promoted(True, threads, parts), threads), parts) for parts in _TASK_PARTS]
+        return [*kept, (StagePlan(needs.promoted(False, threads), threads, False), 1)]
+    return [(StagePlan(needs.embedding(kept, threads), threads, kept), 1) for kept in (True, False)]
+
+
+def asking_bytes(job: Job) -> int:
+    """What a process takes that has the job's model in memory and asks it in batches of the usual size."""
+    return _Needs(job, "cpu").asking(True, 1.0)
+
+
 def _first(plans: Iterable[StagePlan], limit: int) -> StagePlan:
     return next(plan for plan in plans if plan.peak <= limit)
 
@@ -139,11 +158,11 @@ class _Needs:
     def arrays(self) -> int:
         return max(_IMPORTS + _READING * self.sizes.vocab, self.base + self.layer + 64 * _MB)
 
-    def promoted(self, kept: bool, workers: int) -> int:
+    def promoted(self, kept: bool, workers: int, parts: int = 1) -> int:
         hidden, features = self.sizes.hidden, self.features
         dtype = self._products_in(kept)
         # Unit rows in the dtype of cheap products, and in f32 where they are not too many.
-        vocab = self.sizes.vocab
+        vocab = -(-self.sizes.vocab // parts)
         numbers = self._copy(dtype) + (4 if keeps_rows(vocab, hidden, dtype) else 0)
         head = numbers * vocab * hidden if kept else 0
         # down, its columns and their directions, gate and up; the second moments in f64 and what they are made of.
@@ -152,14 +171,19 @@ class _Needs:
         return self.base + head + matrices + held + workers * self._deciding(vocab)
 
     def activating(self, kept: bool, workers: int) -> int:
-        hidden = self.sizes.hidden
-        vectors = 4 * self.n_tokens * hidden if kept else 0
-        moments = 8 * 4 * hidden * hidden + (2 * workers + 1) * 4 * hidden * hidden
-        tokens = self._token_features() + _SORTING
         search = self._embedding(kept, workers) if self._reads_embedding else 0
         if planned_basis(self.job) == "context":
             search = max(search, self._context(workers))
-        return self.base + tokens + vectors + moments + search
+        return self._around_search(kept, workers) + search
+
+    def embedding(self, kept: bool, workers: int) -> int:
+        return self._around_search(kept, workers) + self._embedding(kept, workers)
+
+    def _around_search(self, kept: bool, workers: int) -> int:
+        hidden = self.sizes.hidden
+        vectors = 4 * self.n_tokens * hidden if kept else 0
+        moments = 8 * 4 * hidden * hidden + (2 * workers + 1) * 4 * hidden * hidden
+        return self.base + self._token_features() + _SORTING + vectors + moments
 
     @property
     def _reads_embedding(self) -> bool:

@@ -12,11 +12,13 @@ from typing import Any
 import duckdb
 import torch
 
+from larql_duck.cluster import cluster_at
 from larql_duck.errors import LarqlError, VindexError, first_line, out_of_memory
 from larql_duck.extraction.adding import Addition, check_same_model, options_for
 from larql_duck.extraction.estimate import Estimate, estimate_cost
 from larql_duck.extraction.job import Job, prepare
 from larql_duck.extraction.memory_plan import MemoryPlan, plan_memory
+from larql_duck.extraction.nodes import Nodes
 from larql_duck.extraction.options import Options
 from larql_duck.extraction.resources import Resources, free_memory, own_memory
 from larql_duck.extraction.stages import Extraction
@@ -67,6 +69,7 @@ def extract(
     force: bool = False,
     memory: int | None = None,
     device: str | None = None,
+    ray: str | None = None,
     progress: Progress | None = None,
     notice: Callable[[str], None] | None = None,
 ) -> Path:
@@ -86,6 +89,9 @@ def extract(
     `memory` is how many bytes the process and its children may take (None: half of what is free, control groups
     respected): blocks, copies and batches are planned by it, or LarqlError says how much is needed. `device` is where
     products are computed and the model runs: 'cpu', 'cuda', 'cuda:1' or 'auto' (None: what LARQL_DUCK_DEVICE says, else cpu).
+
+    `ray` is 'auto' or the address of a Ray cluster, whose nodes find promoted tokens and search the embedding, a layer a task;
+    they open the model by the same name. Tables and arrays are the same, and a run that was stopped goes on with it or without.
 
     Where `out` is a vindex of the model and `layers` are given, those are added to what it describes, and nothing else changes.
 
@@ -109,9 +115,10 @@ def extract(
     check_replaceable(target)
     resources = Resources(memory, device)
     settings = resources.settings()
-    settings.torch_device()
+    if ray is not None and settings.torch_device() != "cpu":
+        raise LarqlError("--ray computes on the nodes' processors: leave out --device, or --ray")
     if adds:
-        return _add_layers(model, base, target, options, resources, resume, progress or report, say)
+        return _add_layers(model, base, target, options, resources, resume, progress or report, say, ray)
     job = prepare(model, options, base)
     check_replaceable(target, job.source.path)
     for line in job.notices:
@@ -126,7 +133,9 @@ def extract(
         if not resumed:
             _check_space(cost, staging)
         if not staging.complete:
-            Extraction(job, staging, cost, settings, progress or report, say).run()
+            with cluster_at(ray) as cluster:
+                nodes = None if cluster is None else Nodes(cluster, job, model, base, memory)
+                Extraction(job, staging, cost, settings, progress or report, say, nodes).run()
         staging.publish(replace=force)
     return target
 
@@ -157,6 +166,7 @@ def _add_layers(
     resume: bool,
     progress: Progress,
     say: Callable[[str], None],
+    ray: str | None,
 ) -> Path:
     """The path of the vindex after it describes the layers that are asked for, too."""
     vindex = Vindex.open(target)
@@ -174,8 +184,10 @@ def _add_layers(
     with open_staging(target, key) as staging, _failures_of(target):
         staging.begin(resume)
         _check_space(cost, staging)
-        addition = Addition(vindex, job, staging, cost, settings, progress, say)
-        addition.run()
+        with cluster_at(ray) as cluster:
+            nodes = None if cluster is None else Nodes(cluster, job, model, base, resources.memory)
+            addition = Addition(vindex, job, staging, cost, settings, progress, say, nodes)
+            addition.run()
         addition.commit()
     return target
 

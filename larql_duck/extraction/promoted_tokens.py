@@ -6,7 +6,7 @@ norm's weight, centred over the vocabulary, scaled to unit length.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -27,8 +27,8 @@ from larql_duck.extraction.screen import (
     vectors_at_a_time,
 )
 from larql_duck.extraction.vocabulary import Vocabulary
-from larql_duck.inference.topk import row_blocks
-from larql_duck.models.expert_rows import feature_rows
+from larql_duck.inference.topk import by_row_and_value, row_blocks
+from larql_duck.models.expert_rows import feature_rows, feature_spans
 from larql_duck.models.family import FfnMatrix
 from larql_duck.models.source import MatrixRows, WeightSource, final_norm_multiplier, head_rows
 
@@ -85,7 +85,8 @@ class OutputHead:
     many features, `keep` holds one vocabulary x hidden array in `dtype`, that of cheap products (None: as the processor is
     faster; f32 on other devices), and one in f32 where that is not too large; without it each search makes the array anew, a
     block at a time, and multiplies in f32. z comes from moments of the rows with `moments` (None: as `keep` says), which pays for many
-    features, else from the scores themselves. `device` is where blocks of the head are multiplied.
+    features, else from the scores themselves. `device` is where blocks of the head are multiplied. `part` (number, of how
+    many) limits the search to a block of the candidates, by which they are cut into as many of one size: see `merged_parts`.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class OutputHead:
         keep: bool = True,
         moments: bool | None = None,
         device: str = "cpu",
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         self.head, self.candidates, self._multiplier = head, candidates, multiplier
         self._words, self._device = words[candidates], device
@@ -109,6 +111,12 @@ class OutputHead:
         self._unit: torch.Tensor | None = None
         self._cheap: Rounded | None = None
         self._memory = Memory()
+        # Of a block, too, they are those of all words.
+        self._moments = self._word_moments() if part[1] > 1 else None
+        if part[1] > 1:
+            begin, end = (len(candidates) * number // part[1] for number in (part[0], part[0] + 1))
+            self.candidates = candidates = candidates[begin:end]
+            self._words = self._words[begin:end]
         if keep:
             dtype = torch.float32 if device != "cpu" else dtype or product_dtype()
             n, hidden = len(candidates), head.shape[1]
@@ -119,7 +127,8 @@ class OutputHead:
                 self._cheap = Rounded.of(self._unit, dtype).to(device)
             else:
                 self._cheap = Rounded.made(n, hidden, dtype, self._made_rows)
-        self._moments = self._word_moments() if keep or moments else None
+        if self._moments is None and (keep or moments):
+            self._moments = self._word_moments()
 
     @classmethod
     def of(
@@ -130,11 +139,14 @@ class OutputHead:
         keep: bool = True,
         moments: bool | None = None,
         device: str = "cpu",
+        part: tuple[int, int] = (0, 1),
     ) -> OutputHead:
         """The head of a model whose tokens are in `vocabulary`."""
         words, candidates = (torch.from_numpy(a) for a in (vocabulary.is_word, vocabulary.candidate_ids))
         norm = final_norm_multiplier(source)
-        return cls(head_rows(source), norm, candidates, words, keep=keep, moments=moments, device=device)
+        return cls(
+            head_rows(source), norm, candidates, words, keep=keep, moments=moments, device=device, part=part
+        )
 
     def _word_moments(self) -> Moments:
         """The moments of the unit rows of the tokens that z refers to, the same whether rows are kept or not."""
@@ -234,6 +246,31 @@ class OutputHead:
             return dots(directions, which, self._unit, rows)
         wanted, at = np.unique(rows, return_inverse=True)
         return dots(directions, which, self._unit_rows(torch.from_numpy(wanted)), at)
+
+
+def promoted_of_layer(head: OutputHead, source: WeightSource, layer: int, k: int) -> dict[str, np.ndarray]:
+    """`promoted_span` of all features of a layer."""
+    parts = [promoted_span(head, source, layer, *span, k) for span in feature_spans(source, layer)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def merged_parts(parts: Sequence[dict[str, np.ndarray]], k: int) -> dict[str, np.ndarray]:
+    """What a search among all candidates measures, of what searches in each part of them did (`promoted_of_layer`)."""
+    first = dict(parts[0])
+    if len(parts) == 1:
+        return first
+    found = {
+        name: np.concatenate([part[name] for part in parts], axis=2)
+        for name, values in first.items()
+        if values.ndim == 3
+    }
+    n, sides, width = found["promoted_ids"].shape
+    rows = np.repeat(np.arange(n * sides), width)
+    values = found["promoted_scores"] * np.array([1, -1], np.float32)[:, None]
+    # Ties go to the lower token here as in one search.
+    order = by_row_and_value(rows, values.ravel(), found["promoted_ids"].ravel())
+    chosen = order.reshape(n * sides, width)[:, :k]
+    return first | {name: a.ravel()[chosen].reshape(n, sides, -1) for name, a in found.items()}
 
 
 def promoted_span(

@@ -31,18 +31,19 @@ from larql_duck.extraction.counts import (
     usual_basis,
 )
 from larql_duck.extraction.embedding import EmbeddingInputs, embedding_norms
+from larql_duck.extraction.embedding_pass import MERGED, REACHED, embedding_pass, save_top
 from larql_duck.extraction.estimate import Estimate, learn
 from larql_duck.extraction.index_json import index_json
 from larql_duck.extraction.job import Job
+from larql_duck.extraction.nodes import Nodes, asked_on
 from larql_duck.extraction.options import ARRAYS, FACTS, NAMES, PROMOTED, TABLES, TOP_ACTIVATING
 from larql_duck.extraction.precision import DTYPES, agreement
-from larql_duck.extraction.promoted_tokens import OutputHead, promoted_span
+from larql_duck.extraction.promoted_tokens import OutputHead, promoted_of_layer
 from larql_duck.extraction.proof import prove, stream_problem
 from larql_duck.extraction.provenance import provenance
 from larql_duck.extraction.scratch_weights import ScratchWeights
 from larql_duck.extraction.state import Staging
 from larql_duck.extraction.stream import TokenStream
-from larql_duck.extraction.token_screen import TokenScreen
 from larql_duck.extraction.whole_progress import WholeProgress
 from larql_duck.files import open_replacing
 from larql_duck.inference.engine import Engine
@@ -50,7 +51,6 @@ from larql_duck.inference.query_vectors import NEUTRAL
 from larql_duck.inference.routing import routing_of
 from larql_duck.inference.settings import Settings
 from larql_duck.knowledge.entities import members
-from larql_duck.models.expert_rows import feature_spans
 from larql_duck.probing.checkpoint import Checkpoint
 from larql_duck.probing.choosing import Knowledge
 from larql_duck.probing.entity_types import fit_types, types_table
@@ -103,7 +103,10 @@ class Extraction:
         settings: Settings,
         progress: Progress,
         notice: Callable[[str], None],
+        nodes: Nodes | None = None,
     ) -> None:
+        """nodes: those of a cluster, which find promoted tokens, search the embedding and are asked."""
+        self.nodes = nodes
         self.job, self.staging, self.plan, self.notice = job, staging, cost.plan, notice
         self.settings, self.device = settings, settings.torch_device()
         self.progress = WholeProgress(cost.seconds, progress)
@@ -138,15 +141,16 @@ class Extraction:
             yield
         finally:
             torch.set_num_threads(threads)
-        if whole:
+        if whole and self.nodes is None:
             # Seconds of a processor, shared by the threads: others that keep the machine busy do not count.
             learn(self.job, name, (time.process_time() - worked) / threads, self.device)
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
         self.staging.record("seconds", self.seconds)
         self.job.release()
 
-    def _layer_done(self, stage: str, layer: int) -> None:
-        self.progress(stage, self.new.index(layer) + 1, len(self.new))
+    def _layer_done(self, stage: str, done: int) -> None:
+        """`done` of the new layers are."""
+        self.progress(stage, done, len(self.new))
         self.job.release()
 
     # -- arrays -------------------------------------------------------------------------------------------
@@ -180,17 +184,20 @@ class Extraction:
         if not missing:
             return
         with self._stage(PROMOTED, whole=len(missing) == len(self.layers)):
-            keep = self.plan[PROMOTED].kept
-            head = OutputHead.of(
-                self.source, self.job.vocabulary, keep=keep, moments=True, device=self.device
-            )
-            for layer in missing:
-                spans = feature_spans(self.source, layer)
-                parts = [promoted_span(head, self.source, layer, *span, self.options.top_k) for span in spans]
-                measured = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            for n, (layer, measured) in enumerate(self._promoted_of(missing), 1):
                 self.staging.save(f"promoted-{layer}", measured)
                 self.staging.record(f"promoted-{layer}")
-                self._layer_done(PROMOTED, layer)
+                self._layer_done(PROMOTED, len(self.new) - len(missing) + n)
+
+    def _promoted_of(self, layers: list[int]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """(layer, its arrays) of each layer."""
+        if self.nodes is not None:
+            yield from self.nodes.promoted(layers)
+            return
+        keep = self.plan[PROMOTED].kept
+        head = OutputHead.of(self.source, self.job.vocabulary, keep=keep, moments=True, device=self.device)
+        for layer in layers:
+            yield layer, promoted_of_layer(head, self.source, layer, self.options.top_k)
 
     # -- top activating tokens ----------------------------------------------------------------------------
 
@@ -228,28 +235,23 @@ class Extraction:
             return
         ids = self._token_ids(basis)
         features = self._token_features(len(ids))
-        whole = not self.staging.has("reached") and len(self.new) == len(self.layers)
+        whole = not any(map(self.staging.has, (REACHED, MERGED))) and len(self.new) == len(self.layers)
         with self._stage(TOP_ACTIVATING, whole=whole):
             if basis == "context":
                 self._context_pass(ids, features)
             else:
-                room = self._token_room(len(ids))
-                inputs = EmbeddingInputs(self.source, ids, room=room, device=self.device)
                 k = min(self.options.top_k, len(ids))
-                screen = inputs.screen(features)
-                first, _ = self._reached(screen)
-                for layer in (layer for layer in self.new if layer < first):
-                    screen.restore_pairs(layer, self.staging.load(f"pairs-{layer}"))
-                for layer in (layer for layer in self.new if layer >= first):
-                    self._save_top(layer, vars(inputs.layer(layer, k, screen)))
-                    self.staging.save(f"pairs-{layer}", screen.pairs(layer))
-                    self.staging.save("reached", {"next": np.array([layer + 1])} | screen.state())
-                    self._layer_done(TOP_ACTIVATING, layer)
-                inputs.finish(self.new, screen)
+                done = partial(self._layer_done, TOP_ACTIVATING)
+                inputs = partial(self._embedding_inputs, ids)
+                embedding_pass(self.staging, self.new, k, features, inputs, self.nodes, done)
             self.staging.save("token-features", features.state() | {"ids": ids})
             self.staging.record("top")
         for pattern in ("residual-*", "pairs-*", "*.scratch"):
             self.staging.drop(pattern)
+
+    def _embedding_inputs(self, ids: np.ndarray) -> EmbeddingInputs:
+        room = self._token_room(len(ids))
+        return EmbeddingInputs(self.source, ids, room=room, device=self.device)
 
     def _context_pass(self, ids: np.ndarray, features: TokenFeatures) -> None:
         precision, whole = self.options.precision, len(self.new) == len(self.layers)
@@ -273,7 +275,7 @@ class Extraction:
         for layer in range(first, stop):
             if layer in self.new:
                 last = layer + 1 == stop
-                self._save_top(layer, vars(collect_layer(stream, layer, ids, k, features, last=last)))
+                save_top(self.staging, layer, vars(collect_layer(stream, layer, ids, k, features, last=last)))
             else:
                 run_layer(stream, layer)
             if layer + 1 < stop:
@@ -285,28 +287,25 @@ class Extraction:
         """Keep what the pass needs to go on at `layer`: a run that is killed loses one layer."""
         self.staging.save_rows(f"residual-{layer}", stream.residual.numpy())
         prefix = stream.prefix_residual.cpu().numpy()
-        self.staging.save("reached", {"next": np.array([layer]), "prefix": prefix} | features.state())
+        self.staging.save(REACHED, {"next": np.array([layer]), "prefix": prefix} | features.state())
         self.staging.drop(f"residual-{layer - 1}.npy")
 
-    def _reached(self, found: TokenFeatures | TokenScreen) -> tuple[int, np.ndarray | None]:
-        """The layer at which an interrupted search goes on, and the stream's constant positions in the context pass.
+    def _reached(self, features: TokenFeatures) -> tuple[int, np.ndarray | None]:
+        """The layer at which an interrupted context pass goes on, and the stream's constant positions.
 
-        `found` becomes what it was by then. 0 and None where none was interrupted.
+        `features` become what they were by then. 0 and None where none was interrupted.
         """
-        if not self.staging.has("reached"):
+        if not self.staging.has(REACHED):
             return 0, None
-        with self.staging.opened("reached") as checkpoint:
-            found.restore(checkpoint)
-            return int(checkpoint["next"][0]), checkpoint.get("prefix")
+        with self.staging.opened(REACHED) as checkpoint:
+            features.restore(checkpoint)
+            return int(checkpoint["next"][0]), checkpoint["prefix"]
 
     def _token_room(self, n_tokens: int) -> torch.Tensor | None:
         """Where the tokens' vectors lie, f32 [tokens, hidden]: in a scratch file where memory is too small; None: there."""
         if self.plan[TOP_ACTIVATING].kept:
             return None
         return torch.from_numpy(self.staging.scratch("tokens", (n_tokens, self.sizes.hidden)))
-
-    def _save_top(self, layer: int, measured: dict[str, np.ndarray]) -> None:
-        self.staging.save(f"top-{layer}", {f"top_{name}": values for name, values in measured.items()})
 
     def _token_ids(self, basis: str) -> np.ndarray:
         """Ids of the tokens whose activations are measured, ascending."""
@@ -341,6 +340,7 @@ class Extraction:
                 nobody=lessons.nobody,
                 progress=said,
                 checkpoint=kept,
+                nodes=asked_on(self.nodes, engine),
             )
             for notice in run.notices:
                 if notice not in self.job.notices:
@@ -376,7 +376,8 @@ class Extraction:
         """The tables with what types names are and the facts about n names of the vocabulary; relations of many answers."""
         world = OpenWorld(engine, known)
         subjects = list(dict.fromkeys(tables["facts"]["subject"].to_pylist()))
-        store = Checkpoint(self.staging.work / "names", [engine.fingerprint, str(engine.model.dtype)])
+        context = [engine.fingerprint, str(engine.model.dtype)]
+        store = Checkpoint(self.staging.work / "names", context, asked_on(self.nodes, engine))
         asked = ask_vocabulary(
             world, n, set(subjects), checkpoint=store, done=partial(self.progress, "names")
         )

@@ -67,6 +67,10 @@ class TokenScreen:
         self._pairs: dict[int, list[Pairs]] = {}
         self._lock = threading.Lock()
 
+    def require(self, least: np.ndarray) -> None:
+        """Leave out features whose z is below these, f32 [tokens]: others have as many features there already."""
+        np.maximum(self._least, least, out=self._least)
+
     def layer(self, layer: int, vectors: Rounded, varies: torch.Tensor) -> BlockSeen:
         """What takes in the z's of a layer with these vectors; features that do not vary are left out."""
         self._raise()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from larql_duck.errors import ModelError
 from larql_duck.files import open_regular
@@ -52,6 +54,15 @@ def open_model(spec: str | Path, base: str | Path | None = None) -> ModelSource:
             raise
         raise ModelError(f"{text}: there is no such directory here, and {error}", path=path) from None
     return HfSource(directory, name=repository[0], origin=origin)
+
+
+def name_elsewhere(spec: str | Path, origin: Mapping[str, Any] | None = None) -> str:
+    """The spec by which another machine opens the same model: a whole path, or the Hub's name with the revision of `origin`."""
+    path = Path(spec).expanduser()
+    if not str(spec).startswith(PREFIX) and path.exists():
+        return str(path.absolute())
+    repository, revision = ((origin or {}).get(name) for name in ("huggingface_repo", "revision"))
+    return f"hf://{repository}@{revision}" if repository and revision else str(spec)
 
 
 def _adapted(spec: str | Path, base: str | Path) -> ModelSource:

@@ -14,6 +14,7 @@ import torch
 from larql_duck.errors import LarqlError
 from larql_duck.inference.attribution import parts_problem
 from larql_duck.inference.engine import Engine
+from larql_duck.inference.engine_nodes import EngineNodes
 from larql_duck.knowledge.relations import Pack, Relation
 from larql_duck.probing.checkpoint import Checkpoint
 from larql_duck.probing.choosing import MOST_VARIANTS, Answered, Knowledge
@@ -61,6 +62,7 @@ def probe(
     nobody: Mapping[str, Sequence[str]] | None = None,
     progress: Ticker | None = None,
     checkpoint: Path | None = None,
+    nodes: EngineNodes | None = None,
 ) -> Probed:
     """The facts that the model states about the subjects of a pack (or its name or file, or Relation objects).
 
@@ -75,7 +77,8 @@ def probe(
     relations picks some by name, limit each relation's first subjects, max_prompts bounds all prompts of the run, the
     pilot's too. Confidence is learnt where the pack brings references; `known` is what earlier runs chose and learnt:
     relations that were tried before are asked as they were then. progress is called with (done, total) steps (None:
-    whoever watches is told); checkpoint is a directory in which finished batches are kept and found again.
+    whoever watches is told); checkpoint is a directory in which finished batches are kept and found again; with
+    `nodes` batches of prompts, and of facts whose features are measured, are made there.
     Deterministic. LarqlError when nothing is left to ask.
     """
     if ablation not in ("zero", "mean"):
@@ -87,7 +90,7 @@ def probe(
     if not asking:
         raise LarqlError("nothing to ask: the pack has no relation with subjects")
     known = known or Knowledge()
-    store = Checkpoint(checkpoint, [engine.fingerprint, str(engine.model.dtype)])
+    store = Checkpoint(checkpoint, [engine.fingerprint, str(engine.model.dtype)], nodes)
     steps = _Steps(sum(len(q.relation.entities) for q in asking), max_prompts, progress or ticker("facts"))
     asker = Asker(engine, store, steps.done, once=unmeasured)
     answered = ask_all(asker, asking, known, max_prompts, told=steps.planned)
@@ -99,7 +102,7 @@ def probe(
             facts.append(stated(a))
             steps.done(len(a.question.relation.entities))
         else:
-            facts.append(measured(engine, a, ablation, specific, checkpoint, steps.done))
+            facts.append(measured(engine, a, ablation, specific, checkpoint, steps.done, nodes))
     tables = tables_of(engine.tokenizer, answered, facts)
     notices = [*engine.tokenizer.habits(), *_notices(asker.unasked)]
     if problem := parts_problem(engine):
@@ -165,6 +168,7 @@ def measured(
     specific: bool = False,
     checkpoint: Path | None = None,
     tick: Callable[[int | Fraction], None] = lambda steps: None,
+    nodes: EngineNodes | None = None,
 ) -> list[ProbedFact]:
     """The answers as facts; those that become triples with the features that carry them. Options are those of `probe`."""
     question, answers = answered.question, answered.answers
@@ -176,7 +180,7 @@ def measured(
     if ablation == "mean" and triples:
         replacement, prompts = _means(engine, question)
         context.append(prompts)
-    store = Checkpoint(checkpoint, context)
+    store = Checkpoint(checkpoint, context, nodes)
     steps = Fraction(len(relation.entities), len(triples) or 1)
     features: list[FactFeatures] = []
     if parts_problem(engine) is None:

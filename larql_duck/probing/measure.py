@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,7 +14,7 @@ from larql_duck.inference.batch import pad
 from larql_duck.inference.effects import effects_after
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.prefix import Head, Heads, prefill
-from larql_duck.probing.checkpoint import Checkpoint
+from larql_duck.probing.checkpoint import Checkpoint, KeptBatch
 from larql_duck.probing.combine import Answer, prompt_ids
 from larql_duck.probing.replies import BATCH_CACHE, chunks
 
@@ -75,18 +75,36 @@ def measure(
     features: dict[int, FactFeatures] = {}
     most = max(8, min(BATCH_FACTS, engine.room(BATCH_CONTRIBUTIONS) // sum(engine.n_features)))
     # Answers of one variant share their prompts' beginning.
+    together: list[list[int]] = []
     for variant in sorted({a.variant for a in answers}):
         rows = [i for i, a in enumerate(answers) if a.variant == variant]
         room = engine.room(BATCH_CACHE) // engine.cache_bytes
-        for chunk in chunks(rows, [(0, len(row)) for row in ids], most, room):
+        together += chunks(rows, [(0, len(row)) for row in ids], most, room)
+
+    def wanted() -> Iterator[KeptBatch[FactFeatures]]:
+        for chunk in together:
             batch = [ids[i] for i in chunk], [answers[i].first for i in chunk]
+            begun = [begins[i] for i in chunk]
             # Also where the batch is found: see `replies`.
-            own = heads.of([begins[i] for i in chunk], batch[0])
+            own = heads.of(begun, batch[0]) if checkpoint.nodes is None else []
             make = partial(_batch, engine, *batch, own, replacement)
-            made = checkpoint.batch("edges", batch, FactFeatures, len(chunk), make)
-            features.update(zip(chunk, made, strict=True))
-            done(len(chunk))
+            yield KeptBatch(batch, len(chunk), make, (*batch, begun, replacement))
+
+    for number, made in checkpoint.batches("edges", FactFeatures, wanted(), measure_begun):
+        features.update(zip(together[number], made, strict=True))
+        done(len(made))
     return [features[i] for i in range(len(answers))]
+
+
+def measure_begun(
+    engine: Engine,
+    ids: Sequence[Sequence[int]],
+    tokens: Sequence[int],
+    begins: Sequence[str],
+    replacement: torch.Tensor | None,
+) -> list[FactFeatures]:
+    """The FactFeatures of prompts, given their token ids, the tokens that they lead to, and the texts that they begin with."""
+    return _batch(engine, ids, tokens, Heads(engine).of(begins, ids), replacement)
 
 
 def _batch(

@@ -11,7 +11,7 @@ from larql_duck.inference.prefix import Head, Heads
 from larql_duck.inference.scoring import answer_ids
 from larql_duck.knowledge.relations import SLOT, Relation
 from larql_duck.probing.answers import MAX_TOKENS, Asked, ask
-from larql_duck.probing.checkpoint import Checkpoint
+from larql_duck.probing.checkpoint import Checkpoint, KeptBatch
 from larql_duck.probing.outcomes import Outcome, Reply
 from larql_duck.probing.priors import Priors
 from larql_duck.probing.prompts import Variant
@@ -86,18 +86,25 @@ class Asker:
         ]
         out: list[Reply | None] = [None] * len(items)
         room = self.engine.room(BATCH_CACHE) // self.engine.cache_bytes
-        for chunk in chunks(fits, lengths, most, room):
-            own = [self._asked(items[i], prompts[i], ids[i], means) for i in chunk]
-            forms = [_form(a) for a in own]
-            # Also where the batch is found: what later ones are like, to the last bit, depends on heads run together.
-            heads = self._heads.of([begins[i] for i in chunk], [ids[i] for i in chunk])
-            made = self._checkpoint.batch(
-                "answers",
-                [forms, [prompts[i] for i in chunk], _told_apart(a.prior for a in own)],
-                Outcome,
-                len(chunk),
-                partial(self._batch, own, heads),
-            )
+        asked_together = list(chunks(fits, lengths, most, room))
+
+        def wanted() -> Iterator[KeptBatch[Outcome]]:
+            for chunk in asked_together:
+                own = [self._asked(items[i], prompts[i], ids[i], means) for i in chunk]
+                parts = [
+                    [_form(a) for a in own],
+                    [prompts[i] for i in chunk],
+                    _told_apart(a.prior for a in own),
+                ]
+                begun = [begins[i] for i in chunk], [ids[i] for i in chunk]
+                # Also where the batch is found: what later ones are like, to the last bit, depends on heads run together.
+                heads = self._heads.of(*begun) if self._checkpoint.nodes is None else []
+                yield KeptBatch(
+                    parts, len(chunk), partial(_ask_batch, self.engine, own, heads), (own, *begun)
+                )
+
+        for number, made in self._checkpoint.batches("answers", Outcome, wanted(), ask_begun):
+            chunk = asked_together[number]
             for i, outcome in zip(chunk, made, strict=True):
                 out[i] = Reply(items[i].subject, items[i].variant.index, prompts[i], outcome)
             self._done(len(chunk))
@@ -115,9 +122,6 @@ class Asker:
         prompt = item.variant.prompt(item.relation, item.subject)
         return self.engine.unfit(self.engine.tokenizer.encode(prompt), room=MAX_TOKENS + 2) is None
 
-    def _batch(self, own: Sequence[Asked], heads: Sequence[Head | None]) -> list[Outcome]:
-        return ask(self.engine, [replace(a, head=head) for a, head in zip(own, heads, strict=True)])
-
     def _asked(
         self,
         item: Ask,
@@ -130,6 +134,20 @@ class Asker:
         several = relation.many or (self._once is not None and relation.name not in self._once)
         scored = [answer_ids(self.engine.tokenizer, prompt, text)[: MAX_TOKENS + 1] for text in item.scored]
         return Asked(ids, relation.answer, None, means.get(_key(item), {}), several, scored, item.decoded)
+
+
+def ask_begun(
+    engine: Engine, own: Sequence[Asked], begins: Sequence[str], ids: Sequence[Sequence[int]]
+) -> list[Outcome]:
+    """What `ask` gives of prompts, given the texts and token ids of those that they begin with (see Heads).
+
+    Heads are run anew: results do not depend on what else was asked there.
+    """
+    return _ask_batch(engine, own, Heads(engine).of(begins, ids))
+
+
+def _ask_batch(engine: Engine, own: Sequence[Asked], heads: Sequence[Head | None]) -> list[Outcome]:
+    return ask(engine, [replace(a, head=head) for a, head in zip(own, heads, strict=True)])
 
 
 def chunks(

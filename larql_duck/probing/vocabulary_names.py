@@ -28,6 +28,7 @@ _UNFINISHED = 0.3
 _PAGES = 20
 # Words that are read, and names that are asked about, together.
 _READ, _ASKED = 512, 256
+_ASKED_NODES = 8192
 # Fewer letters are more often a piece of words than one.
 _LETTERS = 3
 
@@ -94,8 +95,10 @@ def ask_vocabulary(
     found = list(islice(vocabulary_names(world, known), n))
     names, types = [name for name, _ in found], [own for _, own in found]
     answered: list[Answered] = []
-    for start in range(0, len(names), _ASKED):
-        part = names[start : start + _ASKED]
+    # Nodes are to have several batches each.
+    step = _ASKED if checkpoint is None or checkpoint.nodes is None else _ASKED_NODES
+    for start in range(0, len(names), step):
+        part = names[start : start + step]
         answered += world.ask({IS_A: part}, checkpoint=checkpoint)
         done(start + len(part), len(names))
     pages = dict(islice(zip(names, types, strict=True), len(names) // _PAGES))
