@@ -45,7 +45,13 @@ _SIZES: dict[tuple[str, ...], Any] = {
     ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"): 4,
     ("num_experts_per_tok", "moe_topk", "moe_k", "num_experts_per_token", "moe_top_k"): 2,
     ("moe_intermediate_size", "expert_dim"): 16,
-    ("shared_expert_intermediate_size", "shared_intermediate_size"): 24,
+    ("shared_expert_intermediate_size", "shared_intermediate_size", "moe_shared_expert_intermediate_size"): 24,
+    ("mamba_d_ssm",): 64,
+    ("mamba_n_heads", "mamba_num_heads", "mamba_head_dim", "mamba_d_state", "ssm_state_size"): 8,
+    ("linear_key_head_dim", "linear_value_head_dim", "mamba_chunk_size", "chunk_size"): 8,
+    ("linear_num_value_heads",): 4,
+    ("linear_num_key_heads", "n_groups"): 2,
+    ("lru_width",): 32,
     ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts", "n_group", "topk_group"): 1,
     ("num_dense_layers", "first_k_dense_replace", "moe_layer_start_index"): 1,
 }
@@ -59,13 +65,22 @@ _OWN: dict[str, dict[str, Any]] = {
         for key in ("cohere2", "olmo3")
     },
     "modernbert-decoder": {"pad_token_id": 0},
-    "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
+    **{key: {"layer_types": ["conv", "full_attention", "conv"]} for key in ("lfm2", "lfm2_moe")},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "bamba": {"attn_layer_indices": [1]},
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention", "linear_attention"]},
+    "nemotron_h": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp"]},
+    "zaya": {"num_experts_per_tok": 1},
     "youtu": {"num_key_value_heads": 4},
     "minicpm3": {"num_key_value_heads": 4},
     **{
         key: {"num_key_value_heads": 4}
         for key in (
             "axk1",
+            "axk2",
+            "bailing_hybrid",
+            "kimi_linear",
+            "dots3_note_text",
             "deepseek_v2",
             "deepseek_v3",
             "deepseek_v32",

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from larql_duck.errors import ModelError
-from larql_duck.models import mixtures
+from larql_duck.models import called, mixtures
 from larql_duck.models.family import outside
 from larql_duck.models.mixtures import Mixture, mixture_in
 
@@ -125,14 +125,15 @@ def find_modules(model: PreTrainedModel, family: Family) -> ModelModules:
     for i in range(config.num_hidden_layers):
         prefix = family.layer_prefix(i)
         block = module(prefix.rstrip("."))
-        attn_post, ffn_post = _post_norms(block, family)
+        own = family.at(i)
+        attn_post, ffn_post = _post_norms(block, own)
         layers.append(
             LayerModules(
                 block=block,
-                attn=module(prefix + (family.attn or family.o.split(".")[0])),
-                attn_out=module(prefix + family.o),
+                attn=module(prefix + (own.attn or own.o.split(".")[0])),
+                attn_out=module(prefix + own.o),
                 attn_post=attn_post,
-                ffn_norm=module(prefix + family.ffn_norm) if family.ffn_norm else None,
+                ffn_norm=module(prefix + own.ffn_norm) if own.ffn_norm else None,
                 ffn_post=ffn_post,
                 gate=module(prefix + family.gate),
                 act=module(prefix + family.act)
@@ -208,6 +209,10 @@ def part_halves(model: nn.Module, family: Family) -> None:
     """Put two matrices in the place of each that holds gate and up, one FFN in that of each mixture, so that each part is hooked and edited by itself, and
     give down the shapes of other families where a layer runs its FFN on rows of one axis.
     """
+    if family.called:
+        count = 0 if family.measured is None else family.measured.n_layers
+        blocks = [model.get_submodule(family.layer_prefix(i)[:-1]) for i in range(count)]
+        called.install(blocks, family.called)
     if family.experts is not None and family.measured is not None:
         blocks = [model.get_submodule(family.layer_prefix(i)[:-1]) for i in range(family.measured.n_layers)]
         mixtures.install(blocks, family.experts, mixtures.names_of(family))

@@ -18,10 +18,11 @@ import torch
 from torch import nn
 
 from larql_duck.errors import ModelError, reason
-from larql_duck.models import kinds, mixtures
+from larql_duck.models import called, kinds, mixtures
 from larql_duck.models.activations import name_of_activation
 from larql_duck.models.architecture import config_object, empty_model, quiet
-from larql_duck.models.family import Config, Family, MeasuredModel, bias_of, outside
+from larql_duck.models.family import Config, Family, bias_of, outside
+from larql_duck.models.sizes import MeasuredModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 _NORM = re.compile(r"Norm")
 _TOKENS = 4
 _QKV = ("q", "k", "v", "qkv")
+# What layers of one model may have each in its own way.
+_BY_LAYER = ("mixer", "attn", "o", "ffn_norm", "post_attn_norm", "post_ffn_norm")
 # Keys that say how many features a layer has where a config leaves the number to the architecture.
 _FEATURES = ("intermediate_size", "n_inner", "ffn_hidden_size", "ffn_dim")
 
@@ -87,6 +90,9 @@ def find_family(config: Config) -> tuple[Family, PreTrainedModel]:
             raise ModelError(kinds.mixture(config, name)) from None
         raise
     layers = _layers(model, name)
+    function = called.find_called(layers.values())
+    if function is not None:
+        called.install(layers.values(), function)
     experts = mixtures.find_experts(layers, name, made)
     if experts is None and kinds.is_mixture(model.named_modules(), config):
         raise ModelError(kinds.mixture(config, name))
@@ -94,6 +100,8 @@ def find_family(config: Config) -> tuple[Family, PreTrainedModel]:
         blocks = list(layers.values())
         mixtures.install(blocks, experts, mixtures.names_in(blocks, experts))
     if kind := kinds.other_layers(name, layers.values()):
+        raise ModelError(kind)
+    if kind := kinds.keeps_states_elsewhere(model, name):
         raise ModelError(kind)
     if any(path.endswith(".indexer") for path, _ in model.named_modules()):
         raise ModelError(f"model_type {name!r} caches an index beside keys and values, which is not read")
@@ -103,7 +111,7 @@ def find_family(config: Config) -> tuple[Family, PreTrainedModel]:
                 f"model_type {name!r} keeps no keys and values between passes, without which nothing is asked"
             )
     calls = _traced(model, name)
-    family = replace(_from_calls(model, layers, calls, name), experts=experts)
+    family = replace(_from_calls(model, layers, calls, name), experts=experts, called=function)
     keys = {"intermediate_size": ""} if experts else _keys(model, family, name)
     return replace(family, keys=keys), model
 
@@ -204,14 +212,19 @@ def _from_calls(
         if not whole:
             raise ModelError(f"model_type {name!r}: layer {path} did not run in a pass without weights")
         parts[path] = _layer(own, whole[-1], block, f"model_type {name!r}, {path}")
-    first, *others = parts.items()
-    fields = first[1]
-    for path, found in others:
+    # What layers have in common is said by the first that has attention.
+    first = next((p for p in parts.items() if p[1]["mixer"] == "attention"), next(iter(parts.items())))
+    fields = dict(first[1])
+    own_fields: list[dict[str, str]] = []
+    for path, found in parts.items():
+        own_fields.append({})
         for key, value in found.items():
             if value == fields[key]:
                 continue
             if key == "between":
                 fields[key] = True
+            elif key in _BY_LAYER and value != first[1][key]:
+                own_fields[-1][key] = value
             elif key == "attn_norm":
                 fields[key] = ""
             elif key in _QKV:  # layers may read the keys and values of others
@@ -223,6 +236,8 @@ def _from_calls(
                         f"{key} is {value or 'none'} in {path} and {fields[key] or 'none'} in {first[0]}",
                     )
                 )
+    if any(own_fields):
+        fields["by_layer"] = tuple(own_fields)
     stem = first[0].rpartition(".")[0]
     head = model.get_output_embeddings()
     if head is None:
@@ -257,16 +272,19 @@ def _layer(calls: Sequence[_Call], block: _Call, module: nn.Module, where: str) 
     """The fields of Family that a layer's calls say; ModelError where something is not found."""
     if block.axes > 3:
         raise ModelError(f"{where}: its residual is of several streams at once; read are models of one")
-    attention = kinds.attention_of(module)
-    if attention is None:
-        raise ModelError(f"{where}: no attention is among its modules")
-    inside = [c for c in calls if c.path.split(".")[0] == attention]
+    mixers = kinds.mixers_of(module)
+    if not mixers:
+        raise ModelError(f"{where}: no attention is among its modules, nor what stands in its place")
+    inside = [c for c in calls if c.path.split(".")[0] == mixers[0]]
     attended = [c for c in inside if c.matrix is not None]
     if not attended:
-        raise ModelError(f"{where}: no matrix is in its attention")
+        raise ModelError(f"{where}: no matrix is in its {mixers[0]}")
     out = attended[-1]
-    fields: dict[str, Any] = {"attn": attention, "o": _weight(out), **_attention_matrices(module, out)}
-    fields |= _ffn(calls, attention, where)
+    mixer = ", ".join(dict.fromkeys(kinds.kind_of_mixer(module.get_submodule(m)) for m in mixers))
+    fields: dict[str, Any] = {"mixer": mixer, "attn": mixers[0], "o": _weight(out)}
+    # Keys and values are attention's alone.
+    fields |= _attention_matrices(module, out) if mixer == "attention" else dict.fromkeys(_QKV, "")
+    fields |= _ffn(calls, mixers, where)
     gate = next(c for c in calls if _weight(c) == (fields["fused"] or fields["gate"]))
     down = next(c for c in calls if _weight(c) == fields["down"])
     norms = [c for c in calls if c.is_norm]
@@ -308,11 +326,11 @@ def _attention_matrices(block: nn.Module, out: _Call) -> dict[str, str]:
     return {"q": "", "k": "", "v": "", "qkv": names[0] if len(names) == 1 else ""}
 
 
-def _ffn(calls: Sequence[_Call], attention: str, where: str) -> dict[str, Any]:
+def _ffn(calls: Sequence[_Call], mixers: Sequence[str], where: str) -> dict[str, Any]:
     """Names of the FFN's matrices and its activation: the matrices of one parent that hold most numbers."""
     groups: dict[str, list[_Call]] = {}
     for call in calls:
-        if call.matrix is not None and call.path.split(".")[0] != attention:
+        if call.matrix is not None and call.path.split(".")[0] not in mixers:
             groups.setdefault(call.path.rpartition(".")[0], []).append(call)
     if not groups:
         raise ModelError(f"{where}: no feed-forward network is among its modules")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,11 +29,11 @@ class TensorPlace(Protocol):
 class Conversion:
     """One conversion of transformers on stored tensors, each with the pattern that it fits, and which result is meant."""
 
-    converter: Any
+    converter: Any = field(compare=False)
     first: str
     sources: tuple[tuple[str, str], ...]
     name: str
-    config: Any
+    config: Any = field(compare=False)
 
     def run(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Every result by name, from the stored tensors by theirs."""
