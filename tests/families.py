@@ -52,7 +52,7 @@ _SIZES: dict[tuple[str, ...], Any] = {
     ("linear_num_value_heads",): 4,
     ("linear_num_key_heads", "n_groups"): 2,
     ("lru_width",): 32,
-    ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts", "n_group", "topk_group"): 1,
+    ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts", "n_group", "topk_group", "num_expert_group"): 1,
     ("num_dense_layers", "first_k_dense_replace", "moe_layer_start_index"): 1,
 }
 # Settings that a model of three layers needs, or that show the kind that its family is known for.
@@ -65,7 +65,8 @@ _OWN: dict[str, dict[str, Any]] = {
         for key in ("cohere2", "olmo3")
     },
     "modernbert-decoder": {"pad_token_id": 0},
-    **{key: {"layer_types": ["conv", "full_attention", "conv"]} for key in ("lfm2", "lfm2_moe")},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"]},
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv"], "block_auto_adjust_ff_dim": False},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "bamba": {"attn_layer_indices": [1]},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention", "linear_attention"]},

@@ -33,11 +33,12 @@ class CalledActivation(nn.Module):
 
         super().__init__()
         name, self.before, self.behind = called
-        self.act = ACT2FN[name]
+        # No module of its own: whoever watches modules is to see one activation.
+        self._act = (ACT2FN[name],)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The activation of x, of any shape."""
-        out: torch.Tensor = self.act(x if self.before == 1 else x * self.before)
+        out: torch.Tensor = self._act[0](x if self.before == 1 else x * self.before)
         return out if self.behind == 1 else out * self.behind
 
 

@@ -45,7 +45,7 @@ class Family:
     gives a tuple, the hidden states first; flat: it runs its FFN on rows of one axis, so that the matrix that is stored
     without `.inner` in its name is inside of one that makes them. experts: where layers choose among experts, which do.
     called: the activation's name where no module is all of it, and what it multiplies before and behind (`models.called`).
-    mixer is what mixes positions: 'attention', or transformers' class. by_layer: where layers are unlike, what each has that
+    mixer is what mixes positions: 'attention', or transformers' class, '' for nothing. absent: layers without an FFN. by_layer: where layers are unlike, what each has that
     the family's fields do not say.
     """
 
@@ -73,6 +73,7 @@ class Family:
     attn: str = ""
     mixer: str = "attention"
     by_layer: tuple[Mapping[str, str], ...] = ()
+    absent: tuple[int, ...] = ()
     act: str = ""
     fused: str = ""
     parallel: bool = False
@@ -209,6 +210,7 @@ class Family:
                 values["experts"] = Experts(**{**mixed, "layers": tuple(mixed["layers"])})
             if called := values.get("called"):
                 values["called"] = (str(called[0]), float(called[1]), float(called[2]))
+            values["absent"] = tuple(values.get("absent", ()))
             values["by_layer"] = tuple(dict(own) for own in values.get("by_layer", ()))
             values["prefixes"] = tuple((old, new) for old, new in values.get("prefixes", ()))
             return cls(**{"name": name, **values, "measured": MeasuredModel(**measured)})

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from larql_duck.errors import ModelError, reason
-from larql_duck.models import called, kinds, mixtures
+from larql_duck.models import absent, called, kinds, mixtures
 from larql_duck.models.activations import name_of_activation
 from larql_duck.models.architecture import config_object, empty_model, quiet
 from larql_duck.models.family import Config, Family, bias_of, outside
@@ -212,18 +212,23 @@ def _from_calls(
         if not whole:
             raise ModelError(f"model_type {name!r}: layer {path} did not run in a pass without weights")
         parts[path] = _layer(own, whole[-1], block, f"model_type {name!r}, {path}")
-    # What layers have in common is said by the first that has attention.
-    first = next((p for p in parts.items() if p[1]["mixer"] == "attention"), next(iter(parts.items())))
+    # What layers have in common is said by the first that has an FFN, and attention where one has both.
+    whole_ones = [p for p in parts.items() if "down" in p[1]]
+    if not whole_ones:
+        raise ModelError(kinds.without_ffn(name))
+    first = next((p for p in whole_ones if p[1]["mixer"] == "attention"), whole_ones[0])
     fields = dict(first[1])
+    if len(whole_ones) < len(parts):
+        fields["absent"] = tuple(i for i, found in enumerate(parts.values()) if "down" not in found)
     own_fields: list[dict[str, str]] = []
     for path, found in parts.items():
         own_fields.append({})
         for key, value in found.items():
-            if value == fields[key]:
+            if value == fields.get(key, value):
                 continue
             if key == "between":
                 fields[key] = True
-            elif key in _BY_LAYER and value != first[1][key]:
+            elif key in _BY_LAYER:
                 own_fields[-1][key] = value
             elif key == "attn_norm":
                 fields[key] = ""
@@ -252,6 +257,7 @@ def _from_calls(
         raise ModelError(f"model_type {name!r}: no norm is in front of the output head")
     embed = paths[id(model.get_input_embeddings())] + ".weight"
     final = norm.path + ".weight"
+    attended = next((p for p, found in parts.items() if found["mixer"]), first[0])
     family = Family(
         name,
         embed=embed,
@@ -265,7 +271,8 @@ def _from_calls(
         listed=False,
         **fields,
     )
-    return replace(family, measured=_measured(model, family, first[0]))
+    absent.install(dict(enumerate(layers.values())), family, int(head.weight.shape[1]))
+    return replace(family, measured=_measured(model, family, first[0], attended))
 
 
 def _layer(calls: Sequence[_Call], block: _Call, module: nn.Module, where: str) -> dict[str, Any]:
@@ -273,34 +280,36 @@ def _layer(calls: Sequence[_Call], block: _Call, module: nn.Module, where: str) 
     if block.axes > 3:
         raise ModelError(f"{where}: its residual is of several streams at once; read are models of one")
     mixers = kinds.mixers_of(module)
-    if not mixers:
-        raise ModelError(f"{where}: no attention is among its modules, nor what stands in its place")
-    inside = [c for c in calls if c.path.split(".")[0] == mixers[0]]
+    fields: dict[str, Any] = {"mixer": "", "attn": absent.MIXER, "o": absent.OUT} | dict.fromkeys(_QKV, "")
+    inside = [c for c in calls if mixers and c.path.split(".")[0] == mixers[0]]
     attended = [c for c in inside if c.matrix is not None]
-    if not attended:
-        raise ModelError(f"{where}: no matrix is in its {mixers[0]}")
-    out = attended[-1]
-    mixer = ", ".join(dict.fromkeys(kinds.kind_of_mixer(module.get_submodule(m)) for m in mixers))
-    fields: dict[str, Any] = {"mixer": mixer, "attn": mixers[0], "o": _weight(out)}
-    # Keys and values are attention's alone.
-    fields |= _attention_matrices(module, out) if mixer == "attention" else dict.fromkeys(_QKV, "")
-    fields |= _ffn(calls, mixers, where)
-    gate = next(c for c in calls if _weight(c) == (fields["fused"] or fields["gate"]))
-    down = next(c for c in calls if _weight(c) == fields["down"])
+    if mixers:
+        if not attended:
+            raise ModelError(f"{where}: no matrix is in its {mixers[0]}")
+        mixer = ", ".join(dict.fromkeys(kinds.kind_of_mixer(module.get_submodule(m)) for m in mixers))
+        fields |= {"mixer": mixer, "attn": mixers[0], "o": _weight(attended[-1])}
+        # Keys and values are attention's alone.
+        fields |= _attention_matrices(module, attended[-1]) if mixer == "attention" else {}
     norms = [c for c in calls if c.is_norm]
 
     def norm(**wanted: int) -> str:
         at = next((c for c in norms if all(getattr(c, k) == v for k, v in wanted.items())), None)
         return "" if at is None else _weight(at)
 
+    if attended:
+        fields["attn_norm"] = next((_weight(c) for c in norms if c.wrote == attended[0].read), "")
+        fields["post_attn_norm"] = norm(read=attended[-1].wrote)
+    fields["tuples"] = block.tuples
+    if all(c.matrix is None or c.path.split(".")[0] in mixers for c in calls):
+        return fields | {"ffn_norm": "", "post_ffn_norm": ""}
+    fields |= _ffn(calls, mixers, where)
+    gate = next(c for c in calls if _weight(c) == (fields["fused"] or fields["gate"]))
+    down = next(c for c in calls if _weight(c) == fields["down"])
     ffn_norm = next((c for c in reversed(norms) if c.wrote == gate.read), None)
     fields["ffn_norm"] = "" if ffn_norm is None else _weight(ffn_norm)
-    fields["tuples"] = block.tuples
     if gate.axes == 2:
         fields |= {"flat": True, "down": f"{down.path}.inner.weight"}
     fields["parallel"] = (gate if ffn_norm is None else ffn_norm).read == block.read
-    fields["attn_norm"] = next((_weight(c) for c in norms if c.wrote == attended[0].read), "")
-    fields["post_attn_norm"] = norm(read=out.wrote)
     fields["post_ffn_norm"] = norm(read=down.wrote)
     mixed = [m for part in module.modules() if (m := mixtures.mixture_in(part)) is not None]
     fields["between"] = bool(norm(wrote=down.read)) or any(m.gated is not None for m in mixed)
@@ -390,7 +399,7 @@ def _norm_offset(norm: nn.Module) -> float:
 # -- sizes ----------------------------------------------------------------------------------------------------
 
 
-def _measured(model: PreTrainedModel, family: Family, first: str) -> MeasuredModel:
+def _measured(model: PreTrainedModel, family: Family, first: str, attended: str) -> MeasuredModel:
     config = model.config
     shapes = {n: tuple(p.shape) for n, p in model.named_parameters(remove_duplicate=False)}
     shapes.pop(family.head, None)
@@ -414,7 +423,8 @@ def _measured(model: PreTrainedModel, family: Family, first: str) -> MeasuredMod
             f"output head reads {int(head.shape[1])}; read are models in which the three are one"
         )
     heads = int(getattr(config, "num_attention_heads", None) or 1)
-    out = model.get_submodule(f"{first}.{family.o.removesuffix('.weight')}").weight
+    own = family.at(int(attended.rpartition(".")[2]))
+    out = model.get_submodule(f"{attended}.{own.o.removesuffix('.weight')}").weight
     width = int(out.shape[0 if family.transposed else 1])
     kv_heads = getattr(config, "num_key_value_heads", None)
     act = model.get_submodule(f"{first}.{family.act}")

@@ -126,6 +126,11 @@ def keeps_states_elsewhere(model: nn.Module, model_type: str) -> str | None:
     return None
 
 
+def without_ffn(model_type: str) -> str:
+    """That no layer adds what a feed-forward network gives to the residual."""
+    return _line(model_type, "without a feed-forward network that adds to the residual by itself")
+
+
 def unlike(model_type: str, what: str) -> str:
     """That the layers of a model are not all alike; `what` says in which."""
     return _line(model_type, f"a hybrid of unlike layers: {what}")
