@@ -162,7 +162,7 @@ class OutputHead:
         directions = columns / norms.clamp_min(_TINY)[:, None]
         n, k = len(self.candidates), min(k, len(self.candidates))
         dtype = torch.float32 if self._cheap is None else self._cheap.rows.dtype
-        spans = row_blocks(len(directions), vectors_at_a_time(n, dtype))
+        spans = row_blocks(len(directions), vectors_at_a_time(n, dtype)) or [(0, 0)]
         parts = [self._search(directions[slice(*span)], columns[slice(*span)], k, dtype) for span in spans]
         ids, scores, logits, sums = (torch.cat(part) for part in zip(*parts, strict=True))
         if self._moments is not None:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from larql_duck.errors import ModelError
-from larql_duck.models import called, mixtures
+from larql_duck.models import absent, called, mixtures
 from larql_duck.models.family import outside
 from larql_duck.models.mixtures import Mixture, mixture_in
 
@@ -221,6 +221,9 @@ def part_halves(model: nn.Module, family: Family) -> None:
             name, block = outside(family.down).split(".")[0], model.get_submodule(family.layer_prefix(i)[:-1])
             gate = block.get_submodule(family.gate.removesuffix(".weight"))
             setattr(block, name, Flattened(block.get_submodule(name), block, gate))
+    if family.by_layer and family.measured is not None:
+        blocks = {i: model.get_submodule(family.layer_prefix(i)[:-1]) for i in range(family.measured.n_layers)}
+        absent.install(blocks, family, family.measured.hidden)
     if not family.fused or family.measured is None:
         return
     path = family.fused.removesuffix(".weight")

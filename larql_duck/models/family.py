@@ -265,7 +265,7 @@ class Family:
         if isinstance(value, list) and len(value) == measured.n_layers:
             intermediate = list(value)
         elif isinstance(value, int) and _is_size(value):
-            intermediate = [value] * measured.n_layers
+            intermediate = [0 if i in self.absent else value for i in range(measured.n_layers)]
         return ModelSizes(
             measured.n_layers, measured.hidden, intermediate, measured.vocab, measured.n_heads,
             measured.n_kv_heads, measured.head_dim, self.experts.running(intermediate) if self.experts else None,

@@ -300,7 +300,8 @@ def _layer(calls: Sequence[_Call], block: _Call, module: nn.Module, where: str) 
         fields["attn_norm"] = next((_weight(c) for c in norms if c.wrote == attended[0].read), "")
         fields["post_attn_norm"] = norm(read=attended[-1].wrote)
     fields["tuples"] = block.tuples
-    if all(c.matrix is None or c.path.split(".")[0] in mixers for c in calls):
+    # One matrix alone is none.
+    if sum(c.matrix is not None and c.path.split(".")[0] not in mixers for c in calls) < 2:
         return fields | {"ffn_norm": "", "post_ffn_norm": ""}
     fields |= _ffn(calls, mixers, where)
     gate = next(c for c in calls if _weight(c) == (fields["fused"] or fields["gate"]))
@@ -460,7 +461,8 @@ def _defaults(model: PreTrainedModel) -> dict[str, Any]:
 def _keys(model: PreTrainedModel, family: Family, name: str) -> dict[str, str]:
     """The config's own name for the number of features: the key under which another number gives another matrix."""
     assert family.measured is not None
-    counts = [family.measured.shapes[family.gate_name(i)] for i in range(family.measured.n_layers)]
+    present = [i for i in range(family.measured.n_layers) if i not in family.absent]
+    counts = [family.measured.shapes[family.gate_name(i)] for i in present]
     features = {shape[1 if family.transposed else 0] for shape in counts}
     if len(features) > 1:
         return {"intermediate_size": "intermediate_size"}
@@ -473,7 +475,7 @@ def _keys(model: PreTrainedModel, family: Family, name: str) -> dict[str, str]:
     ]:
         try:
             other = empty_model(config_object({**values, key: 2 * count}, name))
-            grown = other.get_parameter(outside(family.down_name(0))).shape
+            grown = other.get_parameter(outside(family.down_name(present[0]))).shape
         except (ModelError, AttributeError):
             continue
         if grown[0 if family.transposed else 1] == 2 * count:

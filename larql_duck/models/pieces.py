@@ -82,6 +82,19 @@ class Pieces:
         return JoinedPlace(self, stored)
 
 
+@dataclass(frozen=True)
+class EmptyPlace:
+    """A matrix without rows or columns, of a layer that lacks what it is of: no file holds it."""
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def tensor(self) -> torch.Tensor:
+        """The matrix."""
+        return torch.empty(self.shape, dtype=self.dtype)
+
+
 class JoinedPlace:
     """Pieces of stored tensors. Rows are read as they are asked for, so that no more than those are in memory."""
 
