@@ -247,6 +247,7 @@ def _activations(engine: Engine, theirs: Any, ids: list[int]) -> float:
 
     seen: list[torch.Tensor] = []
     mixed = () if engine.family.experts is None else engine.family.experts.layers
+    layers = [i for i in range(engine.n_layers) if i not in engine.family.absent]
     hooks = [
         _watch_experts(theirs, engine.family, i, seen)
         if i in mixed
@@ -255,7 +256,7 @@ def _activations(engine: Engine, theirs: Any, ids: list[int]) -> float:
         ).register_forward_pre_hook(
             lambda _, args: seen.append(args[0].reshape(1, -1, args[0].shape[-1]).float())
         )
-        for i in range(engine.n_layers)
+        for i in layers
     ]
     with torch.inference_mode():
         theirs(torch.tensor([ids]))
@@ -264,7 +265,10 @@ def _activations(engine: Engine, theirs: Any, ids: list[int]) -> float:
     captured = engine.capture(engine.pad(ids), {"activation"}, positions="all").need("activation")
     size = max(1.0, max(float(x.abs().max()) for x in seen))
     return (
-        max(float((mine[..., : x.shape[-1]] - x).abs().max()) for mine, x in zip(captured, seen, strict=True))
+        max(
+            float((captured[i][..., : x.shape[-1]] - x).abs().max())
+            for i, x in zip(layers, seen, strict=True)
+        )
         / size
     )
 

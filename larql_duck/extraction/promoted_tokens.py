@@ -162,7 +162,7 @@ class OutputHead:
         directions = columns / norms.clamp_min(_TINY)[:, None]
         n, k = len(self.candidates), min(k, len(self.candidates))
         dtype = torch.float32 if self._cheap is None else self._cheap.rows.dtype
-        spans = row_blocks(len(directions), vectors_at_a_time(n, dtype)) or [(0, 0)]
+        spans = row_blocks(len(directions), vectors_at_a_time(n, dtype))
         parts = [self._search(directions[slice(*span)], columns[slice(*span)], k, dtype) for span in spans]
         ids, scores, logits, sums = (torch.cat(part) for part in zip(*parts, strict=True))
         if self._moments is not None:
@@ -240,8 +240,11 @@ def promoted_span(
     head: OutputHead, source: WeightSource, layer: int, begin: int, end: int, k: int
 ) -> dict[str, np.ndarray]:
     """What is measured of the down, gate and up rows of a span of a layer's features, by the names of `table_rows`."""
-    found = head.search(feature_rows(source, layer, "down", begin, end).t(), k)
-    measured = {f"promoted_{name}": values.numpy() for name, values in vars(found).items()}
+    down = feature_rows(source, layer, "down", begin, end)
+    # A layer without features has the arrays of one feature, without its row.
+    searched = down if len(down) else down.new_zeros(1, down.shape[1])
+    found = head.search(searched.t(), k)
+    measured = {f"promoted_{name}": values[: len(down)].numpy() for name, values in vars(found).items()}
     measured["promoted_ids"] = measured["promoted_ids"].astype(np.int32)
     has_up = source.family.up_name(layer) is not None
     read: tuple[FfnMatrix, ...] = ("gate", "up")

@@ -141,7 +141,8 @@ def fingerprint(source: WeightSource) -> str:
     digest = hashlib.sha256(json.dumps(source.config, sort_keys=True, default=str).encode())
     family = source.family
     names = set(source.names())
-    for name in (family.embed, family.gate_name(0), family.down_name(0), family.final_norm):
+    first = next(i for i in range(len(family.absent) + 1) if i not in family.absent)
+    for name in (family.embed, family.gate_name(first), family.down_name(first), family.final_norm):
         if name not in names:  # a norm without weights
             continue
         rows = matrix_rows(source, name)
