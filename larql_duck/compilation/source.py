@@ -40,7 +40,9 @@ class EditedWeights:
         # Where layers have experts, no key of a config says how many features each has.
         evens = padded and self.family.experts is None
         absent = self.family.absent
-        evened = evens and (any(self.appended) or len({n for i, n in enumerate(counts) if i not in absent}) > 1)
+        evened = evens and (
+            any(self.appended) or len({n for i, n in enumerate(counts) if i not in absent}) > 1
+        )
         largest = -(-max(counts) // BLOCK) * BLOCK
         self.n_features = [0 if i in absent else largest for i in range(len(counts))] if evened else counts
         self.config: dict[str, Any] = dict(vindex.config)

@@ -129,7 +129,12 @@ class StateLayer(LinearAttentionLayer):
                         getattr(self, name)[i][at.to(state.device)] = state
 
 
-_FLAGS = ("is_conv_states_initialized", "is_recurrent_states_initialized", "has_previous_state", "conv_kernel_size")
+_FLAGS = (
+    "is_conv_states_initialized",
+    "is_recurrent_states_initialized",
+    "has_previous_state",
+    "conv_kernel_size",
+)
 
 
 def _rows(tensor: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:

@@ -35,7 +35,8 @@ class LayerModules:
     ffn_norm is None where the FFN reads the residual itself. parallel: what the FFN reads, attention has not added to.
     act is the activation function, which gets what `gate` gives; plain: down reads its output (times up's, where there
     is one) and nothing else; tuples: the block gives a tuple, the hidden states first. mixture: where the FFN is that of
-    experts, how it runs: down then reads the same times the router's factors.
+    experts, how it runs: down then reads the same times the router's factors. attends: attn has heads; else it is what
+    stands in attention's place, and attn_out its output matrix.
     """
 
     block: nn.Module
@@ -53,6 +54,7 @@ class LayerModules:
     plain: bool
     tuples: bool
     mixture: Mixture | None = None
+    attends: bool = True
 
     @property
     def features(self) -> int:
@@ -145,6 +147,7 @@ def find_modules(model: PreTrainedModel, family: Family) -> ModelModules:
                 parallel=family.parallel,
                 plain=not family.between,
                 tuples=family.tuples,
+                attends=own.mixer.startswith("attention"),
                 mixture=None
                 if family.experts is None or i not in family.experts.layers
                 else mixture_in(block.get_submodule(family.experts.block)),
@@ -222,7 +225,9 @@ def part_halves(model: nn.Module, family: Family) -> None:
             gate = block.get_submodule(family.gate.removesuffix(".weight"))
             setattr(block, name, Flattened(block.get_submodule(name), block, gate))
     if family.by_layer and family.measured is not None:
-        blocks = {i: model.get_submodule(family.layer_prefix(i)[:-1]) for i in range(family.measured.n_layers)}
+        blocks = {
+            i: model.get_submodule(family.layer_prefix(i)[:-1]) for i in range(family.measured.n_layers)
+        }
         absent.install(blocks, family, family.measured.hidden)
     if not family.fused or family.measured is None:
         return

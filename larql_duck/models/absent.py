@@ -60,7 +60,13 @@ def _mix(out: nn.Module, block: nn.Module, args: tuple[Any, ...], kwargs: dict[s
 
 
 def _open(
-    gate: nn.Module, up: nn.Module | None, act: nn.Module, down: nn.Module, block: nn.Module, args: Any, out: Any
+    gate: nn.Module,
+    up: nn.Module | None,
+    act: nn.Module,
+    down: nn.Module,
+    block: nn.Module,
+    args: Any,
+    out: Any,
 ) -> None:
     hidden = out[0] if isinstance(out, tuple) else out
     opened = act(gate(hidden))

@@ -118,7 +118,9 @@ def other_layers(model_type: str, blocks: Iterable[nn.Module]) -> str | None:
 def keeps_states_elsewhere(model: nn.Module, model_type: str) -> str | None:
     """That the model keeps what it has read where nobody can fork it, in words; None where it is in transformers' cache."""
     if any(hasattr(module, "_setup_cache") for module in model.modules() if module is not model):
-        return f"model_type {model_type!r} keeps its states in its modules instead of a cache, which is not read"
+        return (
+            f"model_type {model_type!r} keeps its states in its modules instead of a cache, which is not read"
+        )
     own = vars(sys.modules[type(model).__module__])
     for name, value in own.items():
         if isinstance(value, type) and name.endswith("Cache") and value.__module__ == type(model).__module__:
