@@ -23,6 +23,7 @@ _MAX_DIM = 1 << 28
 WRAPPED = (
     ("language_model.model.", "model."),
     ("model.language_model.", "model."),
+    ("model.text_model.", "model."),
     ("language_model.lm_head.", "lm_head."),
 )
 
