@@ -78,6 +78,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "modernbert-decoder": {"pad_token_id": 0},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"]},
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"], "block_auto_adjust_ff_dim": False},
+    "falcon_h1": {"mlp_multipliers": [0.7, 1.3], "ssm_out_multiplier": 0.9, "attention_out_multiplier": 1.1},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "bamba": {"attn_layer_indices": [1]},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention", "linear_attention"]},
@@ -277,6 +278,9 @@ def _activations(engine: Engine, theirs: Any, ids: list[int]) -> float:
     for hook in hooks:
         hook.remove()
     captured = engine.capture(engine.pad(ids), {"activation"}, positions="all").need("activation")
+    # What an FFN multiplies by behind its down matrix is part of the activation here.
+    behind = 1.0 if engine.family.called is None else engine.family.called[2]
+    seen = [x * behind for x in seen]
     size = max(1.0, max(float(x.abs().max()) for x in seen))
     return (
         max(
@@ -421,15 +425,18 @@ This page is made by `python -m tests.families docs/families.md`, which makes a 
 transformers {version}, extracts it and compares. INFER: the largest difference of a probability from transformers' own
 over five prompts. Activations: that of what the down projections read, as hooks on transformers' modules see it, as a share
 of the largest. EXPLAIN INFER and TRACE: how far a logit's parts are from it, as a share of it, or refused where parts do not add
-up. Parallel: the FFN reads what attention reads. Top activating tokens: `context`, or `embedding` where layers cannot be run one by one. Edited: the largest difference of a
+up. Beside attention: what transformers calls the modules that mix positions in its place or beside it, in layers that have them
+(`layers.mixer`). Parallel: the FFN reads what attention reads. Top activating tokens: `context`, or `embedding` where layers cannot be run one by one. Edited: the largest difference of a
 probability between the session under edits (a changed, a deleted and, where INSERT works, an added feature) and the model that
 COMPILE wrote for transformers. Without edits every weight that COMPILE wrote has the bits of the original. GGUF: how far logits
 of the model that COMPILE wrote as GGUF (F32), read back, are from transformers' own, as a share of the largest. INSERT, if steady:
 into a plain FFN where what it reads has a part that is the same everywhere ([Edits](edits.md)).
 
+Read are {read} of {all} model types.
+
 """
 _COLUMNS = (
-    "family", "FFN", "parallel", "INFER", "activations", "EXPLAIN, TRACE", "tokens", "INSERT", "safetensors", "GGUF",
+    "family", "FFN", "beside attention", "parallel", "INFER", "activations", "EXPLAIN, TRACE", "tokens", "INSERT", "safetensors", "GGUF",
 )  # fmt: skip
 _REFUSED = """
 ## Refused
@@ -453,6 +460,8 @@ def page(results: dict[str, Checked | str], version: str) -> str:
             continue
         family = c.family
         ffn = "plain" if not family.up else "gate and up in one matrix" if family.fused else "gate, up"
+        if family.absent:
+            ffn += ", not in every layer"
         if family.between:
             ffn += ", norm or cut between"
         mixed = family.experts
@@ -464,14 +473,21 @@ def page(results: dict[str, Checked | str], version: str) -> str:
         compiled = f"yes, edited {share(c.edited)}" if c.compiled else "no"
         rows.append(
             (
-                f"**{name}**" if name in FAMILIES else name, ffn, "yes" if family.parallel else "", share(c.infer),
+                f"**{name}**" if name in FAMILIES else name, ffn, _beside(family), "yes" if family.parallel else "", share(c.infer),
                 share(c.activations), share(c.parts), c.basis, edit, compiled, share(c.gguf) if isinstance(c.gguf, float) else "no",
             )
         )  # fmt: skip
     table = [_COLUMNS, ("---",) * len(_COLUMNS), *rows]
     lines = [f"| {' | '.join(row)} |" for row in table]
     refused = [f"* {said}" for said in dict.fromkeys(c for c in results.values() if isinstance(c, str))]
-    return _HEAD.format(version=version) + "\n".join(lines) + "\n" + _REFUSED + "\n".join(refused) + "\n"
+    counts = {"read": len(rows), "all": len(results)}
+    return _HEAD.format(version=version, **counts) + "\n".join(lines) + "\n" + _REFUSED + "\n".join(refused) + "\n"
+
+
+def _beside(family: Family) -> str:
+    """What mixes positions in layers that have more or something else than attention."""
+    own = [m for kind in [family, *map(family.at, range(len(family.by_layer)))] for m in kind.mixer.split(", ")]
+    return ", ".join(m for m in dict.fromkeys(own) if m not in ("attention", ""))
 
 
 def main(path: Path) -> None:
@@ -483,6 +499,7 @@ def main(path: Path) -> None:
     results: dict[str, Checked | str] = {}
     for name in listed_types():
         with tempfile.TemporaryDirectory() as root:
+            print(name, file=sys.stderr)
             try:
                 results[name] = check_family(name, Path(root))
             except LarqlError as refusal:
