@@ -416,7 +416,7 @@ _HEAD = """# Families
 Which models are read, and what works with them. A family is found among the modules that transformers builds for a
 config: in each layer the FFN (gate and up apart or in one matrix; plain: its first matrix is the gate), its activation and its
 norm, what attention and FFN add to the residual, then the final norm and the output head. Nothing is taken from names alone:
-`extract` runs random tokens and refuses a model whose FFN gives something else than features times down columns. [Mixtures of experts](experts.md) are read as one wide FFN a layer.
+`extract` runs random tokens and refuses a model whose FFN gives something else than features times down columns. [Mixtures of experts](experts.md) are read as one wide FFN a layer; of [hybrids](hybrids.md) the layers that have an FFN.
 
 The families of `models/families.toml` (the first table's in **bold**) are read without asking transformers. Families with a number
 under GGUF are read from GGUF files and written as such, too; [what else of files is read](files.md).
@@ -481,12 +481,21 @@ def page(results: dict[str, Checked | str], version: str) -> str:
     lines = [f"| {' | '.join(row)} |" for row in table]
     refused = [f"* {said}" for said in dict.fromkeys(c for c in results.values() if isinstance(c, str))]
     counts = {"read": len(rows), "all": len(results)}
-    return _HEAD.format(version=version, **counts) + "\n".join(lines) + "\n" + _REFUSED + "\n".join(refused) + "\n"
+    return (
+        _HEAD.format(version=version, **counts)
+        + "\n".join(lines)
+        + "\n"
+        + _REFUSED
+        + "\n".join(refused)
+        + "\n"
+    )
 
 
 def _beside(family: Family) -> str:
     """What mixes positions in layers that have more or something else than attention."""
-    own = [m for kind in [family, *map(family.at, range(len(family.by_layer)))] for m in kind.mixer.split(", ")]
+    own = [
+        m for kind in [family, *map(family.at, range(len(family.by_layer)))] for m in kind.mixer.split(", ")
+    ]
     return ", ".join(m for m in dict.fromkeys(own) if m not in ("attention", ""))
 
 

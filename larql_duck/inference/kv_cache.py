@@ -165,7 +165,29 @@ def new_cache(config: Any = None) -> DynamicCache:
     if config is not None and keeps_states(config):
         cache.layers = [_own(layer) for layer in DynamicCache(config=config).layers]
         cache.layer_class_to_replicate = None
+        if config.model_type == "minimax":
+            cache.__class__ = _minimax()
     return cache
+
+
+def _minimax() -> Any:
+    """The class of MiniMax's caches, which its layers ask by names of their own, on the layers that caches have here."""
+    from transformers.models.minimax.modeling_minimax import MiniMaxCache
+
+    class StatesOfMiniMax(MiniMaxCache):  # type: ignore[misc]
+        def set_linear_cache(self, layer_idx: int, linear_cache: torch.Tensor) -> None:
+            layer = self.layers[layer_idx]
+            layer.update_recurrent_state(linear_cache)
+            layer.has_previous_state[0] = True
+
+        def get_linear_cache(self, layer_idx: int) -> torch.Tensor | None:
+            state: torch.Tensor | None = self.layers[layer_idx].recurrent_states[0]
+            return state
+
+        def __len__(self) -> int:
+            return len(self.layers)
+
+    return StatesOfMiniMax
 
 
 def keeps_states(config: Any) -> bool:

@@ -23,6 +23,8 @@ _MIXING = re.compile(
 _ATTENTION = re.compile(r"Attention(?!Residual)|Attn")
 # The attention of a decoder that reads an encoder's output.
 _CROSSING = re.compile(r"encoder_attn|cross_?attention")
+# Caches of one family that `inference.kv_cache` makes, too.
+_KNOWN_CACHES = ("MiniMaxCache",)
 _READ = "read are decoder models of one feed-forward network a layer"
 
 
@@ -123,6 +125,8 @@ def keeps_states_elsewhere(model: nn.Module, model_type: str) -> str | None:
         )
     own = vars(sys.modules[type(model).__module__])
     for name, value in own.items():
+        if name in _KNOWN_CACHES:
+            continue
         if isinstance(value, type) and name.endswith("Cache") and value.__module__ == type(model).__module__:
             return f"model_type {model_type!r} keeps its states in a cache of its own ({name}), which is not read"
     return None
