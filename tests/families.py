@@ -1,12 +1,15 @@
 """Tiny seeded checkpoints of every causal model that transformers has, made from its config classes.
 
-`python -m tests.families docs/families.md` writes the page of families anew.
+`python -m tests.families docs/families.md` writes the page of families anew; with names of model types behind it, what it says of
+these.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -447,14 +450,17 @@ read as that text model.
 """
 
 
-def page(results: dict[str, Checked | str], version: str) -> str:
-    """docs/families.md of what each model type showed: Checked, or the line that refuses it."""
+def page(results: Mapping[str, Checked | str], version: str, before: str = "") -> str:
+    """docs/families.md of what each model type showed: Checked, or the line that refuses it; of others what stood `before`."""
     from larql_duck.models.families import FAMILIES
 
     def share(value: float | str) -> str:
         return f"{value:.0e}" if isinstance(value, float) else "refused"
 
-    rows = []
+    listed, refusing = _said(before)
+    for name in results:
+        listed.pop(name, None)
+        refusing.pop(name, None)
     for name, c in results.items():
         if isinstance(c, str):
             continue
@@ -471,16 +477,16 @@ def page(results: dict[str, Checked | str], version: str) -> str:
         if mixed is not None and not mixed.shared:
             edit = "no: none always runs"
         compiled = f"yes, edited {share(c.edited)}" if c.compiled else "no"
-        rows.append(
+        listed[name] = _line(
             (
                 f"**{name}**" if name in FAMILIES else name, ffn, _beside(family), "yes" if family.parallel else "", share(c.infer),
                 share(c.activations), share(c.parts), c.basis, edit, compiled, share(c.gguf) if isinstance(c.gguf, float) else "no",
             )
         )  # fmt: skip
-    table = [_COLUMNS, ("---",) * len(_COLUMNS), *rows]
-    lines = [f"| {' | '.join(row)} |" for row in table]
-    refused = [f"* {said}" for said in dict.fromkeys(c for c in results.values() if isinstance(c, str))]
-    counts = {"read": len(rows), "all": len(results)}
+    refusing |= {name: f"* {c}" for name, c in results.items() if isinstance(c, str)}
+    lines = [_line(_COLUMNS), _line(("---",) * len(_COLUMNS)), *(listed[name] for name in sorted(listed))]
+    refused = [refusing[name] for name in sorted(refusing)]
+    counts = {"read": len(listed), "all": len(listed) + len(refused)}
     return (
         _HEAD.format(version=version, **counts)
         + "\n".join(lines)
@@ -488,6 +494,20 @@ def page(results: dict[str, Checked | str], version: str) -> str:
         + _REFUSED
         + "\n".join(refused)
         + "\n"
+    )
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _said(text: str) -> tuple[dict[str, str], dict[str, str]]:
+    """The lines of a page by model type: those of its table, and those that refuse."""
+    rows = [line for line in text.splitlines() if line.startswith("| ")][2:]
+    refusing = (line for line in text.splitlines() if line.startswith("* "))
+    return (
+        {line.split("|")[1].strip().strip("*"): line for line in rows},
+        {found[1]: line for line in refusing if (found := re.search(r"model_type '(.+?)'", line))},
     )
 
 
@@ -499,14 +519,14 @@ def _beside(family: Family) -> str:
     return ", ".join(m for m in dict.fromkeys(own) if m not in ("attention", ""))
 
 
-def main(path: Path) -> None:
-    """Write the page of families to `path`."""
+def main(path: Path, names: Sequence[str] = ()) -> None:
+    """Write the page of families to `path`, or what it says of these names alone."""
     import transformers
 
     from larql_duck.errors import LarqlError
 
     results: dict[str, Checked | str] = {}
-    for name in listed_types():
+    for name in names or listed_types():
         with tempfile.TemporaryDirectory() as root:
             print(name, file=sys.stderr)
             try:
@@ -516,8 +536,9 @@ def main(path: Path) -> None:
             except Exception as error:
                 # Where transformers' own defaults cannot be shrunk, nothing is known of the family.
                 print(f"{name}: not tried: {type(error).__name__}: {str(error)[:200]}", file=sys.stderr)
-    path.write_text(page(results, transformers.__version__))
+    before = path.read_text() if names else ""
+    path.write_text(page(results, transformers.__version__, before))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

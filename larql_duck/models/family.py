@@ -112,7 +112,7 @@ class Family:
 
     def at(self, i: int) -> Family:
         """The family as layer i has it."""
-        own = self.by_layer[i] if i < len(self.by_layer) else {}
+        own: dict[str, Any] = dict(self.by_layer[i]) if i < len(self.by_layer) else {}
         return replace(self, by_layer=(), **own) if own else self
 
     def layer_prefix(self, i: int) -> str:
