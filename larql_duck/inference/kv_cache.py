@@ -174,7 +174,7 @@ def _minimax() -> Any:
     """The class of MiniMax's caches, which its layers ask by names of their own, on the layers that caches have here."""
     from transformers.models.minimax.modeling_minimax import MiniMaxCache
 
-    class StatesOfMiniMax(MiniMaxCache):  # type: ignore[misc]
+    class StatesOfMiniMax(MiniMaxCache):
         def set_linear_cache(self, layer_idx: int, linear_cache: torch.Tensor) -> None:
             layer = self.layers[layer_idx]
             layer.update_recurrent_state(linear_cache)
@@ -204,7 +204,7 @@ _STATES = frozenset({"conv", "linear_attention", "hybrid", "hybrid_sliding"})
 
 def _own(layer: Any) -> Any:
     if isinstance(layer, LinearAttentionLayer):
-        kind = StateAndGrowingLayer if isinstance(layer, DynamicLayer) else StateLayer
+        kind: Any = StateAndGrowingLayer if isinstance(layer, DynamicLayer) else StateLayer
         return kind(number_of_states=layer.number_of_states)
     return GrowingLayer() if isinstance(layer, DynamicLayer) else layer
 
