@@ -225,10 +225,9 @@ def part_halves(model: nn.Module, family: Family) -> None:
             gate = block.get_submodule(family.gate.removesuffix(".weight"))
             setattr(block, name, Flattened(block.get_submodule(name), block, gate))
     if family.by_layer and family.measured is not None:
-        blocks = {
-            i: model.get_submodule(family.layer_prefix(i)[:-1]) for i in range(family.measured.n_layers)
-        }
-        absent.install(blocks, family, family.measured.hidden)
+        every = range(family.measured.n_layers)
+        numbered = {i: model.get_submodule(family.layer_prefix(i)[:-1]) for i in every}
+        absent.install(numbered, family, family.measured.hidden)
     if not family.fused or family.measured is None:
         return
     path = family.fused.removesuffix(".weight")
