@@ -148,7 +148,7 @@ class StateAndGrowingLayer(StateLayer, GrowingLayer):
 
     def __init__(self, number_of_states: int = 1, **_: Any) -> None:
         GrowingLayer.__init__(self)
-        LinearAttentionLayer.__init__(self, number_of_states=number_of_states)  # type: ignore[call-arg]
+        LinearAttentionLayer.__init__(self, number_of_states=number_of_states)
 
     def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
         """Make room for keys and values; states are taken as they come."""
