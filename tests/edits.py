@@ -39,12 +39,17 @@ def insert(
 
 
 def some(vindex: Vindex) -> list[Operation]:
-    """One edit of every kind: a changed slot, a deleted one, another gate row, an appended feature."""
+    """One edit of every kind: a changed slot, a deleted one, another gate row, an appended feature.
+
+    In layers 1, 0 and 2, or others where one of these has no FFN.
+    """
+    having = [i for i, n in enumerate(vindex.n_features) if n]
+    first, second, third = (1, 0, 2) if {0, 1, 2} <= set(having) else (having[0], having[-1], having[0])
     return [
-        UpdateOp(1, 3, down=vector(vindex, 1)),
-        DeleteOp(0, 5),
-        UpdateOp(2, 1, gate=vector(vindex, 2)),
-        insert(vindex, "Atlantis", "Poseidon"),
+        UpdateOp(first, 3, down=vector(vindex, 1)),
+        DeleteOp(second, 5),
+        UpdateOp(third, 1, gate=vector(vindex, 2)),
+        insert(vindex, "Atlantis", "Poseidon", layer=first),
     ]
 
 

@@ -1,12 +1,15 @@
 """Tiny seeded checkpoints of every causal model that transformers has, made from its config classes.
 
-`python -m tests.families docs/families.md` writes the page of families anew.
+`python -m tests.families docs/families.md` writes the page of families anew; with names of model types behind it, what it says of
+these.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,8 +48,25 @@ _SIZES: dict[tuple[str, ...], Any] = {
     ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"): 4,
     ("num_experts_per_tok", "moe_topk", "moe_k", "num_experts_per_token", "moe_top_k"): 2,
     ("moe_intermediate_size", "expert_dim"): 16,
-    ("shared_expert_intermediate_size", "shared_intermediate_size"): 24,
-    ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts", "n_group", "topk_group"): 1,
+    (
+        "shared_expert_intermediate_size",
+        "shared_intermediate_size",
+        "moe_shared_expert_intermediate_size",
+    ): 24,
+    ("mamba_d_ssm",): 64,
+    ("mamba_n_heads", "mamba_num_heads", "mamba_head_dim", "mamba_d_state", "ssm_state_size"): 8,
+    ("linear_key_head_dim", "linear_value_head_dim", "mamba_chunk_size", "chunk_size"): 8,
+    ("linear_num_value_heads",): 4,
+    ("linear_num_key_heads", "n_groups"): 2,
+    ("lru_width",): 32,
+    (
+        "n_shared_experts",
+        "num_shared_experts",
+        "moe_num_shared_experts",
+        "n_group",
+        "topk_group",
+        "num_expert_group",
+    ): 1,
     ("num_dense_layers", "first_k_dense_replace", "moe_layer_start_index"): 1,
 }
 # Settings that a model of three layers needs, or that show the kind that its family is known for.
@@ -59,13 +79,27 @@ _OWN: dict[str, dict[str, Any]] = {
         for key in ("cohere2", "olmo3")
     },
     "modernbert-decoder": {"pad_token_id": 0},
-    "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"]},
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv"], "block_auto_adjust_ff_dim": False},
+    "falcon_h1": {"mlp_multipliers": [0.7, 1.3], "ssm_out_multiplier": 0.9, "attention_out_multiplier": 1.1},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "bamba": {"attn_layer_indices": [1]},
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention", "linear_attention"]},
+    "nemotron_h": {
+        "num_hidden_layers": 4,
+        "layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp"],
+    },
+    "zaya": {"num_experts_per_tok": 1},
     "youtu": {"num_key_value_heads": 4},
     "minicpm3": {"num_key_value_heads": 4},
     **{
         key: {"num_key_value_heads": 4}
         for key in (
             "axk1",
+            "axk2",
+            "bailing_hybrid",
+            "kimi_linear",
+            "dots3_note_text",
             "deepseek_v2",
             "deepseek_v3",
             "deepseek_v32",
@@ -231,6 +265,7 @@ def _activations(engine: Engine, theirs: Any, ids: list[int]) -> float:
 
     seen: list[torch.Tensor] = []
     mixed = () if engine.family.experts is None else engine.family.experts.layers
+    layers = [i for i in range(engine.n_layers) if i not in engine.family.absent]
     hooks = [
         _watch_experts(theirs, engine.family, i, seen)
         if i in mixed
@@ -239,16 +274,22 @@ def _activations(engine: Engine, theirs: Any, ids: list[int]) -> float:
         ).register_forward_pre_hook(
             lambda _, args: seen.append(args[0].reshape(1, -1, args[0].shape[-1]).float())
         )
-        for i in range(engine.n_layers)
+        for i in layers
     ]
     with torch.inference_mode():
         theirs(torch.tensor([ids]))
     for hook in hooks:
         hook.remove()
     captured = engine.capture(engine.pad(ids), {"activation"}, positions="all").need("activation")
+    # What an FFN multiplies by behind its down matrix is part of the activation here.
+    behind = 1.0 if engine.family.called is None else engine.family.called[2]
+    seen = [x * behind for x in seen]
     size = max(1.0, max(float(x.abs().max()) for x in seen))
     return (
-        max(float((mine[..., : x.shape[-1]] - x).abs().max()) for mine, x in zip(captured, seen, strict=True))
+        max(
+            float((captured[i][..., : x.shape[-1]] - x).abs().max())
+            for i, x in zip(layers, seen, strict=True)
+        )
         / size
     )
 
@@ -378,7 +419,7 @@ _HEAD = """# Families
 Which models are read, and what works with them. A family is found among the modules that transformers builds for a
 config: in each layer the FFN (gate and up apart or in one matrix; plain: its first matrix is the gate), its activation and its
 norm, what attention and FFN add to the residual, then the final norm and the output head. Nothing is taken from names alone:
-`extract` runs random tokens and refuses a model whose FFN gives something else than features times down columns. [Mixtures of experts](experts.md) are read as one wide FFN a layer.
+`extract` runs random tokens and refuses a model whose FFN gives something else than features times down columns. [Mixtures of experts](experts.md) are read as one wide FFN a layer; of [hybrids](hybrids.md) the layers that have an FFN.
 
 The families of `models/families.toml` (the first table's in **bold**) are read without asking transformers. Families with a number
 under GGUF are read from GGUF files and written as such, too; [what else of files is read](files.md).
@@ -387,15 +428,18 @@ This page is made by `python -m tests.families docs/families.md`, which makes a 
 transformers {version}, extracts it and compares. INFER: the largest difference of a probability from transformers' own
 over five prompts. Activations: that of what the down projections read, as hooks on transformers' modules see it, as a share
 of the largest. EXPLAIN INFER and TRACE: how far a logit's parts are from it, as a share of it, or refused where parts do not add
-up. Parallel: the FFN reads what attention reads. Top activating tokens: `context`, or `embedding` where layers cannot be run one by one. Edited: the largest difference of a
+up. Beside attention: what transformers calls the modules that mix positions in its place or beside it, in layers that have them
+(`layers.mixer`). Parallel: the FFN reads what attention reads. Top activating tokens: `context`, or `embedding` where layers cannot be run one by one. Edited: the largest difference of a
 probability between the session under edits (a changed, a deleted and, where INSERT works, an added feature) and the model that
 COMPILE wrote for transformers. Without edits every weight that COMPILE wrote has the bits of the original. GGUF: how far logits
 of the model that COMPILE wrote as GGUF (F32), read back, are from transformers' own, as a share of the largest. INSERT, if steady:
 into a plain FFN where what it reads has a part that is the same everywhere ([Edits](edits.md)).
 
+Read are {read} of {all} model types.
+
 """
 _COLUMNS = (
-    "family", "FFN", "parallel", "INFER", "activations", "EXPLAIN, TRACE", "tokens", "INSERT", "safetensors", "GGUF",
+    "family", "FFN", "beside attention", "parallel", "INFER", "activations", "EXPLAIN, TRACE", "tokens", "INSERT", "safetensors", "GGUF",
 )  # fmt: skip
 _REFUSED = """
 ## Refused
@@ -406,19 +450,24 @@ read as that text model.
 """
 
 
-def page(results: dict[str, Checked | str], version: str) -> str:
-    """docs/families.md of what each model type showed: Checked, or the line that refuses it."""
+def page(results: Mapping[str, Checked | str], version: str, before: str = "") -> str:
+    """docs/families.md of what each model type showed: Checked, or the line that refuses it; of others what stood `before`."""
     from larql_duck.models.families import FAMILIES
 
     def share(value: float | str) -> str:
         return f"{value:.0e}" if isinstance(value, float) else "refused"
 
-    rows = []
+    listed, refusing = _said(before)
+    for name in results:
+        listed.pop(name, None)
+        refusing.pop(name, None)
     for name, c in results.items():
         if isinstance(c, str):
             continue
         family = c.family
         ffn = "plain" if not family.up else "gate and up in one matrix" if family.fused else "gate, up"
+        if family.absent:
+            ffn += ", not in every layer"
         if family.between:
             ffn += ", norm or cut between"
         mixed = family.experts
@@ -428,27 +477,58 @@ def page(results: dict[str, Checked | str], version: str) -> str:
         if mixed is not None and not mixed.shared:
             edit = "no: none always runs"
         compiled = f"yes, edited {share(c.edited)}" if c.compiled else "no"
-        rows.append(
+        listed[name] = _line(
             (
-                f"**{name}**" if name in FAMILIES else name, ffn, "yes" if family.parallel else "", share(c.infer),
+                f"**{name}**" if name in FAMILIES else name, ffn, _beside(family), "yes" if family.parallel else "", share(c.infer),
                 share(c.activations), share(c.parts), c.basis, edit, compiled, share(c.gguf) if isinstance(c.gguf, float) else "no",
             )
         )  # fmt: skip
-    table = [_COLUMNS, ("---",) * len(_COLUMNS), *rows]
-    lines = [f"| {' | '.join(row)} |" for row in table]
-    refused = [f"* {said}" for said in dict.fromkeys(c for c in results.values() if isinstance(c, str))]
-    return _HEAD.format(version=version) + "\n".join(lines) + "\n" + _REFUSED + "\n".join(refused) + "\n"
+    refusing |= {name: f"* {c}" for name, c in results.items() if isinstance(c, str)}
+    lines = [_line(_COLUMNS), _line(("---",) * len(_COLUMNS)), *(listed[name] for name in sorted(listed))]
+    refused = [refusing[name] for name in sorted(refusing)]
+    counts = {"read": len(listed), "all": len(listed) + len(refused)}
+    return (
+        _HEAD.format(version=version, **counts)
+        + "\n".join(lines)
+        + "\n"
+        + _REFUSED
+        + "\n".join(refused)
+        + "\n"
+    )
 
 
-def main(path: Path) -> None:
-    """Write the page of families to `path`."""
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _said(text: str) -> tuple[dict[str, str], dict[str, str]]:
+    """The lines of a page by model type: those of its table, and those that refuse."""
+    rows = [line for line in text.splitlines() if line.startswith("| ")][2:]
+    refusing = (line for line in text.splitlines() if line.startswith("* "))
+    return (
+        {line.split("|")[1].strip().strip("*"): line for line in rows},
+        {found[1]: line for line in refusing if (found := re.search(r"model_type '(.+?)'", line))},
+    )
+
+
+def _beside(family: Family) -> str:
+    """What mixes positions in layers that have more or something else than attention."""
+    own = [
+        m for kind in [family, *map(family.at, range(len(family.by_layer)))] for m in kind.mixer.split(", ")
+    ]
+    return ", ".join(m for m in dict.fromkeys(own) if m not in ("attention", ""))
+
+
+def main(path: Path, names: Sequence[str] = ()) -> None:
+    """Write the page of families to `path`, or what it says of these names alone."""
     import transformers
 
     from larql_duck.errors import LarqlError
 
     results: dict[str, Checked | str] = {}
-    for name in listed_types():
+    for name in names or listed_types():
         with tempfile.TemporaryDirectory() as root:
+            print(name, file=sys.stderr)
             try:
                 results[name] = check_family(name, Path(root))
             except LarqlError as refusal:
@@ -456,8 +536,9 @@ def main(path: Path) -> None:
             except Exception as error:
                 # Where transformers' own defaults cannot be shrunk, nothing is known of the family.
                 print(f"{name}: not tried: {type(error).__name__}: {str(error)[:200]}", file=sys.stderr)
-    path.write_text(page(results, transformers.__version__))
+    before = path.read_text() if names else ""
+    path.write_text(page(results, transformers.__version__, before))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -107,7 +107,10 @@ def tables(seed: int = 0) -> dict[str, pa.Table]:
     out: dict[str, pa.Table] = {}
     out["layers"] = _table(
         "layers",
-        [(i, FEATURES, band(i), i * FEATURES * HIDDEN * 4, FEATURES * HIDDEN * 4) for i in range(LAYERS)],
+        [
+            (i, FEATURES, "attention", band(i), i * FEATURES * HIDDEN * 4, FEATURES * HIDDEN * 4)
+            for i in range(LAYERS)
+        ],
     )
     out["tokens"] = _table("tokens", [(*t, 1.0 + t[0] / 10) for t in vocabulary])
     feature_tokens, feature_rows = [], []

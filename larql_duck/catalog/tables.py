@@ -75,6 +75,7 @@ TABLES = read_tables("tables.txt")
 """Name -> the table, as extraction writes it to tables/NAME.parquet and model.duckdb holds it."""
 
 LATER_COLUMNS = {
+    "layers": ("mixer",),
     "features": ("activates_on", "sign", "opposite_tokens"),
     "edges": ("activation",),
     "clusters": ("name", "name_source", "score", "n_scored"),

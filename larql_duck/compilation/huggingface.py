@@ -38,6 +38,8 @@ def write_directory(source: WholeModel, directory: Path, limit: int = SHARD_BYTE
         write_whole(directory / name, data, error=None)
     joined, known = JoinedWeights(source), source.expected()
     shapes = {name: joined.shape(name, known) for name in joined.names()}
+    # What a layer lacks is no tensor of the model.
+    shapes = {name: shape for name, shape in shapes.items() if 0 not in shape}
     write_model(joined, shapes, source.dtype, directory, limit)
 
 

@@ -39,9 +39,12 @@ class EditedWeights:
         self.appended = [n - base for n, base in zip(counts, vindex.n_features, strict=True)]
         # Where layers have experts, no key of a config says how many features each has.
         evens = padded and self.family.experts is None
-        evened = evens and (any(self.appended) or len(set(counts)) > 1)
+        absent = self.family.absent
+        evened = evens and (
+            any(self.appended) or len({n for i, n in enumerate(counts) if i not in absent}) > 1
+        )
         largest = -(-max(counts) // BLOCK) * BLOCK
-        self.n_features = [largest] * len(counts) if evened else counts
+        self.n_features = [0 if i in absent else largest for i in range(len(counts))] if evened else counts
         self.config: dict[str, Any] = dict(vindex.config)
         if self.n_features != vindex.n_features:
             key = self.family.keys.get("intermediate_size", "intermediate_size")
@@ -52,8 +55,8 @@ class EditedWeights:
                     "place in a model of that family; compile INTO SLOTS",
                 )
             self.config.pop("intermediate_size", None)
-            same = len(set(self.n_features)) == 1
-            self.config[key] = self.n_features[0] if same else list(self.n_features)
+            same = {n for i, n in enumerate(self.n_features) if i not in absent}
+            self.config[key] = same.pop() if len(same) == 1 else list(self.n_features)
         self.ffn = self.family.ffn_names(vindex.n_layers)
         self.biases = {bias_of(name): layer for name, (layer, kind) in self.ffn.items() if kind != "down"}
 

@@ -48,12 +48,19 @@ class _Pair:
 
 
 def checked_layer(workspace: Workspace, layer: int | None) -> int:
-    """The layer, or that of new facts where it is None. SemanticError for one that the model has not."""
-    n_layers = workspace.vindex.n_layers
+    """The layer, or that of new facts where it is None. SemanticError for one that the model has not, or without an FFN."""
+    n_layers, absent = workspace.vindex.n_layers, workspace.vindex.family.absent
+    having = [i for i in range(n_layers) if i not in absent]
     if layer is None:
-        return fact_layer(workspace)
+        wanted = fact_layer(workspace)
+        return min(having, key=lambda i: (abs(i - wanted), i))
     if not 0 <= layer < n_layers:
         raise SemanticError(f"layer {layer} is out of range: the model has layers 0-{n_layers - 1}")
+    if layer in absent:
+        raise SemanticError(
+            f"layer {layer} has no FFN, so that no feature has a place in it; those that have one: "
+            f"{', '.join(map(str, having))}"
+        )
     return layer
 
 

@@ -15,7 +15,7 @@ import torch
 
 from larql_duck.inference.batch import pad
 from larql_duck.inference.engine import Engine
-from larql_duck.inference.kv_cache import fork_cache
+from larql_duck.inference.kv_cache import fork_cache, holds_anything, holds_keys
 from larql_duck.inference.loading import return_memory
 from larql_duck.inference.modules import starting_at, watching_input
 from larql_duck.inference.prefix import cheapest_groups, prefill
@@ -231,7 +231,7 @@ def _groups(engine: Engine, layer: int, prompts: Sequence[RewritePrompt], n_fact
 def _prepared(engine: Engine, layer: int, prompts: Sequence[RewritePrompt], counts: torch.Tensor) -> _Group:
     n, behind = len(prompts), max(len(s.ids) - s.at for s in prompts)
     prefix = prefill(engine, pad([s.ids[: s.at + 1] for s in prompts], device=engine.device))
-    before = 0 if not len(prefix.cache.layers) else prefix.cache.get_seq_length()
+    before = prefix.cache.get_seq_length() if holds_anything(prefix.cache) else 0
     # Padding behind a prompt is seen by nobody: attention looks back only.
     ids = torch.tensor([[*s.ids[s.at :], *[0] * (behind - len(s.ids) + s.at)] for s in prompts])
     ids = ids.to(engine.device)
@@ -280,7 +280,7 @@ def _without(cache: DynamicCache, layer: int) -> DynamicCache:
     """The cache without what layers below `layer` hold, in the same shape: many of them are held at a time."""
     out = fork_cache(cache)
     for own in out.layers[:layer]:
-        if own.is_initialized:
+        if holds_keys(own):
             own.keys, own.values = (t.new_zeros(()).expand(t.shape) for t in (own.keys, own.values))
     return out
 

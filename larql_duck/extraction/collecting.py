@@ -89,6 +89,8 @@ class LayerCollector:
 
         at: what `tokens` calls these tokens, where the collector sees some of them alone.
         """
+        if not gate.shape[1]:  # a layer without features
+            return
         acts, gates = activation.numpy(), gate.numpy()
         features, rows = self.top.candidates(gate, row_axis=1)
         values = gates[rows, features]

@@ -13,8 +13,8 @@ from larql_duck.extraction.vocabulary import Vocabulary, vocabulary_of
 from larql_duck.inference.loading import return_memory
 from larql_duck.inference.query_vectors import NEUTRAL
 from larql_duck.models.checkpoint import ModelSource
-from larql_duck.models.family import ModelSizes
 from larql_duck.models.opening import open_model
+from larql_duck.models.sizes import ModelSizes
 from larql_duck.models.source import WeightSource
 from larql_duck.models.tokenizer import load_tokenizer
 from larql_duck.vindex.manifest import INDEX

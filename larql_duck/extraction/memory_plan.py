@@ -24,7 +24,7 @@ from larql_duck.extraction.promoted_tokens import keeps_rows
 from larql_duck.extraction.screen import DECIDED, MADE_NUMBERS, held_bytes
 from larql_duck.extraction.token_screen import SCREEN_BYTES
 from larql_duck.models.experts import Experts
-from larql_duck.models.family import ModelSizes
+from larql_duck.models.sizes import ModelSizes
 
 _MB = 1_000_000
 # Python with everything imported and the memory that torch and the C library keep for themselves, which varies from run

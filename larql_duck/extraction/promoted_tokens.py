@@ -277,8 +277,11 @@ def promoted_span(
     head: OutputHead, source: WeightSource, layer: int, begin: int, end: int, k: int
 ) -> dict[str, np.ndarray]:
     """What is measured of the down, gate and up rows of a span of a layer's features, by the names of `table_rows`."""
-    found = head.search(feature_rows(source, layer, "down", begin, end).t(), k)
-    measured = {f"promoted_{name}": values.numpy() for name, values in vars(found).items()}
+    down = feature_rows(source, layer, "down", begin, end)
+    # A layer without features has the arrays of one feature, without its row.
+    searched = down if len(down) else down.new_zeros(1, down.shape[1])
+    found = head.search(searched.t(), k)
+    measured = {f"promoted_{name}": values[: len(down)].numpy() for name, values in vars(found).items()}
     measured["promoted_ids"] = measured["promoted_ids"].astype(np.int32)
     has_up = source.family.up_name(layer) is not None
     read: tuple[FfnMatrix, ...] = ("gate", "up")

@@ -408,7 +408,7 @@ class Extraction:
             vocabulary = self.job.vocabulary
             put("tokens", rows.tokens_table(vocabulary, embedding_norms(self.source)))
             bands = [band_of(i, self.bands) for i in range(self.sizes.n_layers)]
-            put("layers", rows.layers_table(self.staging.done("arrays")["layers"], bands))
+            put("layers", rows.layers_table(self.staging.done("arrays")["layers"], bands, self.source.family))
             experts = self.source.family.experts
             put(
                 "experts",

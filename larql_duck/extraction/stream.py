@@ -17,6 +17,7 @@ import torch
 
 from larql_duck.extraction.attention import one_query
 from larql_duck.extraction.parallel import Workers
+from larql_duck.inference.kv_cache import fork_cache, keeps_states, new_cache
 from larql_duck.inference.loading import load_parameters, skeleton, unload_parameters
 from larql_duck.inference.modules import LayerModules, find_modules
 from larql_duck.inference.topk import row_blocks
@@ -164,8 +165,8 @@ class TokenStream:
             ffn = {family.gate_name(i), family.up_name(i), family.down_name(i)}
             names = [n for n in names if n not in ffn]
         load_parameters(self.model, self.source, names, device=self.device, dtype=self.dtype)
-        cache = _PrefixCache()
-        n = self.n_prefix
+        n, states = self.n_prefix, keeps_states(self.model.config)
+        cache: Any = new_cache(self.model.config) if states else _PrefixCache()
         with torch.no_grad():
             if n:
                 before = _cut(self._arguments[i], slice(0, n), n + 1, cache)
@@ -173,6 +174,7 @@ class TokenStream:
                     part.block(self.prefix_residual.to(self.dtype), **before)
                 ).float()
             last = _cut(self._arguments[i], slice(n, n + 1), n + 1, cache if n else None)
+            held = _held(self._arguments[i])
             self._read = torch.empty_like(self.residual) if part.parallel else None
 
             def attend(span: tuple[int, int]) -> None:
@@ -180,7 +182,12 @@ class TokenStream:
                 inputs = self.tokens(start, stop)
                 if self._read is not None:
                     self._read[start:stop] = _normed(part, inputs)
-                self.residual[start:stop] = _tensor(part.block(inputs[:, None], **last))[:, 0]
+                arguments = last
+                if states and n:
+                    # Every token goes on from the prefix's own states, and changes them.
+                    rows = torch.zeros(stop - start, dtype=torch.int64, device=self.device)
+                    arguments = last | {held: fork_cache(cache, rows)}
+                self.residual[start:stop] = _tensor(part.block(inputs[:, None], **arguments))[:, 0]
 
             # Of other families it is not known what their attention does besides.
             listed = self.source.family.listed
@@ -259,7 +266,7 @@ def _first_row(arguments: LayerArguments, rows: int) -> LayerArguments:
     return {name: _mapped(value, first) for name, value in arguments.items()}
 
 
-def _cut(arguments: LayerArguments, at: slice, length: int, cache: _PrefixCache | None) -> LayerArguments:
+def _cut(arguments: LayerArguments, at: slice, length: int, cache: Any) -> LayerArguments:
     """A layer's arguments for the positions `at` of a sequence of `length`, with `cache` in the cache's place."""
 
     def cut(value: torch.Tensor) -> torch.Tensor:
@@ -271,5 +278,9 @@ def _cut(arguments: LayerArguments, at: slice, length: int, cache: _PrefixCache 
         return value[at] if axis == 0 else value[:, at]
 
     new = {name: _mapped(value, cut) for name, value in arguments.items()}
-    held = next((n for n in _CACHES if n in arguments), _CACHES[0])
-    return new | {held: cache, "use_cache": False}
+    return new | {_held(arguments): cache, "use_cache": False}
+
+
+def _held(arguments: LayerArguments) -> str:
+    """What a layer calls the cache among these arguments."""
+    return next((n for n in _CACHES if n in arguments), _CACHES[0])

@@ -12,6 +12,7 @@ from larql_duck.catalog import as_table, empty_table, nullable
 from larql_duck.extraction.collecting import TokenFeatures
 from larql_duck.extraction.vocabulary import Vocabulary
 from larql_duck.models.experts import Experts
+from larql_duck.models.family import Family
 from larql_duck.vindex.arrays import down_meta_header, down_meta_layer
 
 SIDES = ("in", "out", "out_neg")
@@ -25,11 +26,14 @@ def tokens_table(vocabulary: Vocabulary, norms: np.ndarray) -> pa.Table:
     return as_table("tokens", columns | {"is_word": vocabulary.is_word})
 
 
-def layers_table(entries: Sequence[Mapping[str, int]], bands: Sequence[str | None]) -> pa.Table:
+def layers_table(
+    entries: Sequence[Mapping[str, int]], bands: Sequence[str | None], family: Family
+) -> pa.Table:
     """The table `layers` from index.json's rows of layers and the band of each."""
     names = {"layer": "layer", "n_features": "num_features", "gate_offset": "offset", "gate_bytes": "length"}
     columns = {column: [entry[key] for entry in entries] for column, key in names.items()}
-    return as_table("layers", columns | {"band": list(bands)})
+    mixers = [family.at(i).mixer or None for i in range(len(bands))]
+    return as_table("layers", columns | {"mixer": mixers, "band": list(bands)})
 
 
 def experts_layer(

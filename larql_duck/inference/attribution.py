@@ -132,8 +132,12 @@ def attribute(
         if bias is not None:
             attn_bias[:, i] += along @ bias.float()
         if by_head is not None and head_inputs is not None:
-            products = _project(along, parts.attn_out_rows()) * head_inputs[i]
-            by_head[:, i] = products.unflatten(-1, (modules.n_heads, -1)).sum(-1)
+            read = parts.attn_out_rows()
+            products = _project(along, read) * head_inputs[i, :, : len(read)]
+            if parts.attends:
+                by_head[:, i] = products.unflatten(-1, (modules.n_heads, -1)).sum(-1)
+            else:  # what has no heads is one
+                by_head[:, i, 0] = products.sum(-1)
     normed = capture.need("normed")
     normed = (normed.flatten(0, 1) if capture.positions == "all" else normed)[index].float()
     return Attribution(

@@ -60,8 +60,9 @@ class Capture:
                                      layers without experts
     attn_delta, ffn_delta [L, n, hidden]  what each branch adds to the residual (after post-norms and multipliers)
     attn_branch, ffn_branch [L, n, hidden]  the projections' own outputs, before post-norms
-    heads        [L, n, heads * head_dim]   what the attention's output projection reads
-    attention    [L, n, heads, keys] weights of the last query ([L, n, heads, t, keys] with 'all')
+    heads        [L, n, heads * head_dim]   what the attention's output projection reads; of layers with something in
+                                            attention's place what that one's reads, zeros behind it
+    attention    [L, n, heads, keys] weights of the last query ([L, n, heads, t, keys] with 'all'); 0 where nothing attends
     normed       [n, hidden]         after the final norm
     logits       [n, vocab]          the model's own, last position
     """
@@ -112,7 +113,7 @@ class _Recorder:
         """Name -> what was kept, layer by layer; what branches add to the residual is multiplied by scale."""
         out: dict[str, torch.Tensor] = {}
         for name, rows in self.values.items():
-            layers = range(n_layers) if name == "routing" else sorted(rows)
+            layers = range(n_layers) if name in ("routing", "attention") else sorted(rows)
             tensors = [rows[i] if i in rows else torch.zeros_like(next(iter(rows.values()))) for i in layers]
             width = max(t.shape[-1] for t in tensors)
             # Layers of unequal width are padded with zeros: features that are never active.
@@ -171,6 +172,6 @@ def _install(
         output_of("branches", parts.down, "ffn_branch", i)
         output_of("deltas", parts.attn_post or parts.attn_out, "attn_delta", i)
         output_of("deltas", parts.ffn_post or parts.down, "ffn_delta", i)
-        if "attention" in wanted:
+        if "attention" in wanted and parts.attends:
             hooks.enter_context(parts.attn.register_forward_hook(partial(recorder.attention, i)))
     hooks.enter_context(modules.final_norm.register_forward_hook(partial(recorder.output, "normed", 0)))

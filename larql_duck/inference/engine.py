@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
 
 Prompts = Batch | str | Sequence[str]
+# Among how many of a prompt's positions the memory of its states is shared out.
+_STATE_TOKENS = 32
 
 
 class Engine:
@@ -203,11 +205,21 @@ class Engine:
 
     @functools.cached_property
     def cache_bytes(self) -> int:
-        """Bytes of keys and values that a cache holds for one position of one prompt."""
+        """Bytes that a cache holds for one position of one prompt: keys and values, and a part of the prompt's states."""
+        from larql_duck.inference.kv_cache import bytes_of
+
         cache = self.new_cache()
         one = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
         self.run_body(one, None, one, cache)
-        return sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
+        keys, states = bytes_of(cache)
+        return keys + states // _STATE_TOKENS
+
+    @functools.cached_property
+    def stateful(self) -> bool:
+        """Whether layers keep states, which are of all tokens that were read: padding must not be among them."""
+        from larql_duck.inference.kv_cache import keeps_states
+
+        return keeps_states(self.model.config)
 
     def room(self, usual: int) -> int:
         """What a batch may take where `usual` is the usual limit, in whatever unit: the engine's share of it, at least 1."""
@@ -217,7 +229,7 @@ class Engine:
         """An empty cache. It keeps every position, so that the mask alone decides what a sliding window hides."""
         from larql_duck.inference.kv_cache import new_cache
 
-        return new_cache()
+        return new_cache(self.model.config)
 
     # -- looking inside ----------------------------------------------------------------------------------
 

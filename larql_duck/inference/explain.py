@@ -62,7 +62,8 @@ def explain_infer(
 
     layers (None: all) limits the rows; relations_only keeps features that `labels` knows. attention adds, per layer,
     the `top` heads by contribution (kind 'head') and for each the positions it attends to most (kind 'attention');
-    attention is then computed in the form that shows its weights. LarqlError as for `infer_table`.
+    attention is then computed in the form that shows its weights, and what stands in its place in a layer is one row (kind
+    'mixer'). LarqlError as for `infer_table`.
     """
     selected = engine.select_layers(layers)
     if top < 0:
@@ -151,6 +152,9 @@ def _attention_rows(
 ) -> list[dict[str, Any]]:
     assert parts.heads is not None
     values = parts.heads[0, layer]
+    if not engine.modules.layers[layer].attends:
+        mixes = bool(len(engine.modules.layers[layer].attn_out_rows()))
+        return [{"kind": "mixer", "layer": layer, "contribution": float(values[0])}] if mixes else []
     heads = top_tokens(values, top).tolist()
     rows: list[dict[str, Any]] = [
         {"kind": "head", "layer": layer, "head": head, "contribution": float(values[head])} for head in heads

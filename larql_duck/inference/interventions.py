@@ -120,9 +120,10 @@ def check(edits: Sequence[Edit], n_features: Sequence[int]) -> None:
         if isinstance(edit, FeatureEdit) and edit.features.numel():
             low, high = int(edit.features.min()), int(edit.features.max())
             if low < 0 or high >= n_features[edit.layer]:
+                n = n_features[edit.layer]
+                has = f"features 0 to {n - 1}" if n else "no FFN and no features"
                 raise LarqlError(
-                    f"feature {low if low < 0 else high} is out of range; "
-                    f"layer {edit.layer} has features 0 to {n_features[edit.layer] - 1}"
+                    f"feature {low if low < 0 else high} is out of range; layer {edit.layer} has {has}"
                 )
 
 

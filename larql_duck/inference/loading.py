@@ -141,7 +141,8 @@ def fingerprint(source: WeightSource) -> str:
     digest = hashlib.sha256(json.dumps(source.config, sort_keys=True, default=str).encode())
     family = source.family
     names = set(source.names())
-    for name in (family.embed, family.gate_name(0), family.down_name(0), family.final_norm):
+    first = next(i for i in range(len(family.absent) + 1) if i not in family.absent)
+    for name in (family.embed, family.gate_name(first), family.down_name(first), family.final_norm):
         if name not in names:  # a norm without weights
             continue
         rows = matrix_rows(source, name)
@@ -233,11 +234,20 @@ def _restore_buffers(model: Any, device: torch.device, source: WeightSource) -> 
         unset_buffers = {k: b for k, b in module._buffers.items() if b is not None and b.is_meta}
         if not unset_buffers:
             continue
-        # What an initialiser writes does not depend on what was there before.
-        written = [_initialised(owners[name], module, unset_buffers, device, fill) for fill in (0, 1)]
-        for key in unset_buffers:
-            one, other = (values[key] for values in written)
-            if one is None or other is None or not torch.equal(one, other):
+        # Some modules' buffers are written where the module that holds them is initialised.
+        parts = name.split(".")
+        above = [model.get_submodule(".".join(parts[:i])) for i in range(len(parts))]
+        for initialised in ([module], [*above, module]):
+            # What an initialiser writes does not depend on what was there before.
+            written = [
+                _initialised(owners[name], initialised, module, unset_buffers, device, fill)
+                for fill in (0, 1)
+            ]
+            unknown = [key for key in unset_buffers if not _same(*(values[key] for values in written))]
+            if not unknown:
+                break
+        else:
+            for key in unknown:
                 raise ModelError.at(
                     source.path,
                     f"buffer {name}.{key} of model_type {source.family.name!r} cannot be "
@@ -246,8 +256,17 @@ def _restore_buffers(model: Any, device: torch.device, source: WeightSource) -> 
                 )
 
 
+def _same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    return one is not None and other is not None and torch.equal(one, other)
+
+
 def _initialised(
-    model: Any, module: nn.Module, buffers: Mapping[str, torch.Tensor], device: torch.device, fill: int
+    model: Any,
+    initialised: list[nn.Module],
+    module: nn.Module,
+    buffers: Mapping[str, torch.Tensor],
+    device: torch.device,
+    fill: int,
 ) -> dict[str, torch.Tensor | None]:
     """The buffers after their model's initialiser ran over them, each full of another value for another `fill`."""
     for key, buffer in buffers.items():
@@ -255,5 +274,6 @@ def _initialised(
         value = -31337.0 - 16 * fill if buffer.dtype.is_floating_point else fill
         module._buffers[key] = torch.full_like(buffer, value, device=device)
     with torch.no_grad():
-        model._init_weights(module)
+        for part in initialised:
+            model._init_weights(part)
     return {key: module._buffers[key] for key in buffers}

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from larql_duck.errors import ModelError
-from larql_duck.models import mixtures
+from larql_duck.models import absent, called, mixtures
 from larql_duck.models.family import outside
 from larql_duck.models.mixtures import Mixture, mixture_in
 
@@ -35,7 +35,8 @@ class LayerModules:
     ffn_norm is None where the FFN reads the residual itself. parallel: what the FFN reads, attention has not added to.
     act is the activation function, which gets what `gate` gives; plain: down reads its output (times up's, where there
     is one) and nothing else; tuples: the block gives a tuple, the hidden states first. mixture: where the FFN is that of
-    experts, how it runs: down then reads the same times the router's factors.
+    experts, how it runs: down then reads the same times the router's factors. attends: attn has heads; else it is what
+    stands in attention's place, and attn_out its output matrix.
     """
 
     block: nn.Module
@@ -53,6 +54,7 @@ class LayerModules:
     plain: bool
     tuples: bool
     mixture: Mixture | None = None
+    attends: bool = True
 
     @property
     def features(self) -> int:
@@ -125,14 +127,15 @@ def find_modules(model: PreTrainedModel, family: Family) -> ModelModules:
     for i in range(config.num_hidden_layers):
         prefix = family.layer_prefix(i)
         block = module(prefix.rstrip("."))
-        attn_post, ffn_post = _post_norms(block, family)
+        own = family.at(i)
+        attn_post, ffn_post = _post_norms(block, own)
         layers.append(
             LayerModules(
                 block=block,
-                attn=module(prefix + (family.attn or family.o.split(".")[0])),
-                attn_out=module(prefix + family.o),
+                attn=module(prefix + (own.attn or own.o.split(".")[0])),
+                attn_out=module(prefix + own.o),
                 attn_post=attn_post,
-                ffn_norm=module(prefix + family.ffn_norm) if family.ffn_norm else None,
+                ffn_norm=module(prefix + own.ffn_norm) if own.ffn_norm else None,
                 ffn_post=ffn_post,
                 gate=module(prefix + family.gate),
                 act=module(prefix + family.act)
@@ -144,6 +147,7 @@ def find_modules(model: PreTrainedModel, family: Family) -> ModelModules:
                 parallel=family.parallel,
                 plain=not family.between,
                 tuples=family.tuples,
+                attends=own.mixer.startswith("attention"),
                 mixture=None
                 if family.experts is None or i not in family.experts.layers
                 else mixture_in(block.get_submodule(family.experts.block)),
@@ -208,6 +212,10 @@ def part_halves(model: nn.Module, family: Family) -> None:
     """Put two matrices in the place of each that holds gate and up, one FFN in that of each mixture, so that each part is hooked and edited by itself, and
     give down the shapes of other families where a layer runs its FFN on rows of one axis.
     """
+    if family.called:
+        count = 0 if family.measured is None else family.measured.n_layers
+        blocks = [model.get_submodule(family.layer_prefix(i)[:-1]) for i in range(count)]
+        called.install(blocks, family.called)
     if family.experts is not None and family.measured is not None:
         blocks = [model.get_submodule(family.layer_prefix(i)[:-1]) for i in range(family.measured.n_layers)]
         mixtures.install(blocks, family.experts, mixtures.names_of(family))
@@ -216,6 +224,10 @@ def part_halves(model: nn.Module, family: Family) -> None:
             name, block = outside(family.down).split(".")[0], model.get_submodule(family.layer_prefix(i)[:-1])
             gate = block.get_submodule(family.gate.removesuffix(".weight"))
             setattr(block, name, Flattened(block.get_submodule(name), block, gate))
+    if family.by_layer and family.measured is not None:
+        every = range(family.measured.n_layers)
+        numbered = {i: model.get_submodule(family.layer_prefix(i)[:-1]) for i in every}
+        absent.install(numbered, family, family.measured.hidden)
     if not family.fused or family.measured is None:
         return
     path = family.fused.removesuffix(".weight")

@@ -10,7 +10,7 @@ import torch
 
 from larql_duck.inference.batch import length_groups, pad
 from larql_duck.inference.engine import Engine, Prompts
-from larql_duck.inference.kv_cache import ROOM, GrowingLayer, fork_cache
+from larql_duck.inference.kv_cache import first_positions, fork_cache, join_caches, one_row
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
@@ -118,7 +118,9 @@ def run_heads(
     out: list[Head | None] = [None] * len(texts)
     asked = [] if engine.rope.modules else [i for i, text in enumerate(texts) if len(text)]
     # One token at least is run.
-    starts = {i: _cut(begun[i], min(_in_common(begun[i], texts[i]), len(texts[i]) - 1)) for i in asked}
+    starts = {
+        i: _cut(engine, begun[i], min(_in_common(begun[i], texts[i]), len(texts[i]) - 1)) for i in asked
+    }
     rest = {i: texts[i][len(head.ids) if (head := starts[i]) else 0 :] for i in asked}
     for whole in groups_of(
         engine, [len(rest[i]) for i in asked], [len(texts[i]) - len(rest[i]) for i in asked]
@@ -128,11 +130,7 @@ def run_heads(
             b = behind_heads(engine, [starts[i] for i in rows], [rest[i] for i in rows])
             engine.run_body(b.ids, b.some, b.positions, b.cache)
             for at, i in enumerate(rows):
-                real = b.mask[at]
-                cache = fork_cache(b.cache)
-                for layer in cache.layers:
-                    layer.keys, layer.values = (t[at : at + 1, :, real] for t in (layer.keys, layer.values))
-                out[i] = Head(tuple(texts[i]), cache)
+                out[i] = Head(tuple(texts[i]), one_row(b.cache, at, b.mask[at]))
     return out
 
 
@@ -140,14 +138,13 @@ def _in_common(head: Head | None, text: Sequence[int]) -> int:
     return 0 if head is None else common_length(head.ids, text)
 
 
-def _cut(head: Head | None, length: int) -> Head | None:
-    """The first tokens of a head; None where there are none."""
+def _cut(engine: Engine, head: Head | None, length: int) -> Head | None:
+    """The first tokens of a head; None where there are none, or where states are of all its tokens alone."""
     if head is None or not length:
         return None
-    cache = fork_cache(head.cache)
-    for layer in cache.layers:
-        layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]
-    return Head(head.ids[:length], cache)
+    if engine.stateful:
+        return head if length == len(head.ids) else None
+    return Head(head.ids[:length], first_positions(head.cache, length))
 
 
 def common_length(a: Sequence[int], b: Sequence[int]) -> int:
@@ -379,8 +376,9 @@ def behind_heads(engine: Engine, heads: Sequence[Head | None], rest: Sequence[Se
 def groups_of(engine: Engine, lengths: Sequence[int], begun: Sequence[int]) -> list[list[int]]:
     """The numbers of texts in groups that run together, given their lengths behind heads that are `begun` long."""
     # Padding inside a group stands between a head and the rest: a sliding window, which counts columns, must not reach
-    # across it. Then a group has heads of one length and rests of one length.
-    if engine.window is None or max(begun, default=0) + max(lengths, default=0) <= engine.window:
+    # across it, nor a state. Then a group has heads of one length and rests of one length.
+    longest = max(begun, default=0) + max(lengths, default=0)
+    if not engine.stateful and (engine.window is None or longest <= engine.window):
         return cheapest_groups(lengths)
     groups: dict[tuple[int, int], list[int]] = {}
     for i, key in enumerate(zip(begun, lengths, strict=True)):
@@ -438,21 +436,4 @@ def _joined(
     engine: Engine, parts: Sequence[tuple[Sequence[int], DynamicCache]], n: int, length: int
 ) -> DynamicCache:
     """One cache of n rows and `length` positions from those of the groups, each put at the right."""
-    out = engine.new_cache()
-    filled = [(torch.tensor(group), cache) for group, cache in parts if len(cache.layers)]
-    for number in range(len(filled[0][1].layers)):
-        sample = filled[0][1].layers[number]
-        own = []
-        for name in ("keys", "values"):
-            like = getattr(sample, name)
-            # What nobody fills is never looked at, but must be a number.
-            whole = like.new_zeros(n, like.shape[1], length + ROOM, like.shape[3])
-            for group, cache in filled:
-                part = getattr(cache.layers[number], name)
-                start, index = length - part.shape[2], group.to(like.device)
-                whole[index, :, start:length] = part
-            own.append(whole)
-        layer = GrowingLayer()
-        layer.hold(own[0], own[1], length)
-        out.layers.append(layer)
-    return out
+    return join_caches(engine.new_cache(), parts, n, length)

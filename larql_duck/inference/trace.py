@@ -86,7 +86,8 @@ def _with_heads(
     for row in rows:
         total = row["attn_norm"] + row["ffn_norm"]
         row["attn_share"] = row["attn_norm"] / total if total > 0 else None
-    for layer in (layer for layer in layers if layer >= 0):
+    attending = [i for i, parts in enumerate(engine.modules.layers) if parts.attends]
+    for layer in (layer for layer in layers if layer in attending):
         written = _heads(engine, capture, layer)
         norms = written.norm(dim=-1)
         columns = {"attn_norm": norms, "attn_share": norms / norms.sum(-1, keepdim=True)}
@@ -113,7 +114,8 @@ def _heads(engine: Engine, capture: Capture, layer: int) -> torch.Tensor:
 
     modules = engine.modules
     parts = modules.layers[layer]
-    inputs = of("heads").unflatten(-1, (modules.n_heads, -1))
+    width = len(parts.attn_out_rows())
+    inputs = of("heads")[..., :width].unflatten(-1, (modules.n_heads, -1))
     weights = parts.attn_out_rows().float().unflatten(0, (modules.n_heads, -1))
     written = torch.einsum("pnd,ndh->pnh", inputs, weights)
     if parts.attn_post is not None:

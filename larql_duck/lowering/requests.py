@@ -58,7 +58,9 @@ def infer(s: st.Infer, catalog: Catalog) -> Resolved:
             continue  # the model that runs knows its experts
         n = catalog.n_features[layer] if catalog.opened else None
         if feature < 0 or (n is not None and feature >= n):
-            known = "features from 0" if n is None else f"features 0-{n - 1}"
+            known = (
+                "features from 0" if n is None else f"features 0-{n - 1}" if n else "no FFN and no features"
+            )
             raise fail(s, f"feature {feature} is out of range: layer {layer} has {known}", "ablate")
     for steer in s.steer:
         check_layer(s, catalog, steer.layer, "steer")

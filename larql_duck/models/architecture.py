@@ -66,7 +66,7 @@ def config_object(config: Config, model_type: str) -> Any:
             f"transformers has no architecture {model_type!r}, so the model cannot run; install a version that knows "
             "it, or make a vindex to browse: larql-duck extract ... --no-probe --in-basis embedding"
         )
-    values = {k: v for k, v in config.items() if k not in _RUNTIME_KEYS}
+    values = {k: _number(v) for k, v in config.items() if k not in _RUNTIME_KEYS}
     with quiet():
         try:
             return CONFIG_MAPPING[model_type].from_dict(values)
@@ -74,6 +74,15 @@ def config_object(config: Config, model_type: str) -> Any:
             raise
         except Exception as error:
             raise ModelError(f"config.json is not a usable {model_type} config: {reason(error)}") from error
+
+
+def _number(value: Any) -> Any:
+    """A value with the numbers that JSON has no words for, which transformers writes as {"__float__": "Infinity"}."""
+    if isinstance(value, dict):
+        if set(value) == {"__float__"}:
+            return float(value["__float__"])
+        return {k: _number(v) for k, v in value.items()}
+    return [_number(v) for v in value] if isinstance(value, list) else value
 
 
 def empty_model(config: Any, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

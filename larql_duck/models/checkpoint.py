@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from larql_duck.errors import ModelError
-from larql_duck.models.family import Family, ModelSizes, bias_of, check_layers
+from larql_duck.models.family import Family, bias_of, check_layers
+from larql_duck.models.sizes import ModelSizes
 from larql_duck.models.source import MatrixRows
 from larql_duck.models.tokenizer import load_tokenizer
 

@@ -66,6 +66,9 @@ def text_config(config: Config) -> dict[str, Any]:
         return dict(config)
     own = "gemma3_text" if config.get("model_type") == "gemma3" else inner["model_type"]
     text = {**inner, "model_type": own}
+    # What is around the text model says whether its head is tied, whatever the text model's own config has.
+    if config.get("tie_word_embeddings") is True:
+        text["tie_word_embeddings"] = True
     outside = {key: config[key] for key in _OUTSIDE if config.get(key) is not None}
     return text | {key: value for key, value in outside.items() if text.get(key) is None}
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, TypeAlias
 
 from larql_duck.errors import ModelError
 from larql_duck.models.experts import Experts
+from larql_duck.models.sizes import MeasuredModel, ModelSizes
 
 Config = Mapping[str, Any]
 FfnMatrix: TypeAlias = Literal["gate", "up", "down"]
@@ -22,6 +23,7 @@ _MAX_DIM = 1 << 28
 WRAPPED = (
     ("language_model.model.", "model."),
     ("model.language_model.", "model."),
+    ("model.text_model.", "model."),
     ("language_model.lm_head.", "lm_head."),
 )
 
@@ -34,55 +36,6 @@ _ACTIVATIONS = _ALIASES | {name: name for name in _KNOWN}
 
 
 @dataclass(frozen=True)
-class ModelSizes:
-    """The sizes of a model: layer count, hidden, features per layer, vocabulary, heads, kv heads, head size.
-
-    running: of layers with experts how many features a token runs; None: all of them.
-    """
-
-    n_layers: int
-    hidden: int
-    intermediate: list[int]
-    vocab: int
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    running: list[int] | None = None
-
-    @property
-    def parameters(self) -> int:
-        """Roughly how many parameters a token's pass multiplies by: those of the layers and of the output head."""
-        layers = sum(self.attention + 3 * self.hidden * n for n in self.running or self.intermediate)
-        return layers + self.vocab * self.hidden
-
-    @property
-    def attention(self) -> int:
-        """Parameters of one layer's attention."""
-        return 2 * self.hidden * self.head_dim * (self.n_heads + self.n_kv_heads)
-
-
-@dataclass(frozen=True)
-class MeasuredModel:
-    """What transformers' modules have for one config, of a family that is read off them.
-
-    shapes are those of every parameter but the output head, with gate and up apart; buffers are names of what a
-    checkpoint may hold beside parameters. activation is '' where it has numbers of its own; by_layer: the config has
-    a list with the features of each layer.
-    """
-
-    n_layers: int
-    hidden: int
-    vocab: int
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    activation: str
-    shapes: Mapping[str, tuple[int, ...]]
-    buffers: tuple[str, ...] = ()
-    by_layer: bool = False
-
-
-@dataclass(frozen=True)
 class Family:
     """What a family's tensors are called and how its layers work: a section of families.toml, or read off modules.
 
@@ -92,6 +45,9 @@ class Family:
     attention reads; between: down reads more than activation(gate) times up, a norm of it for instance; tuples: a layer
     gives a tuple, the hidden states first; flat: it runs its FFN on rows of one axis, so that the matrix that is stored
     without `.inner` in its name is inside of one that makes them. experts: where layers choose among experts, which do.
+    called: the activation's name where no module is all of it, and what it multiplies before and behind (`models.called`).
+    mixer is what mixes positions: 'attention', or transformers' class, '' for nothing. absent: layers without an FFN. by_layer: where layers are unlike, what each has that
+    the family's fields do not say.
     """
 
     name: str
@@ -116,6 +72,9 @@ class Family:
     q_norm: str = ""
     k_norm: str = ""
     attn: str = ""
+    mixer: str = "attention"
+    by_layer: tuple[Mapping[str, str], ...] = ()
+    absent: tuple[int, ...] = ()
     act: str = ""
     fused: str = ""
     parallel: bool = False
@@ -145,10 +104,16 @@ class Family:
     gguf_arch: str = ""
     gguf_permuted: bool = False
     listed: bool = True
+    called: tuple[str, float, float] | None = None
     measured: MeasuredModel | None = None
     experts: Experts | None = None
 
     # -- names -------------------------------------------------------------------------------------------
+
+    def at(self, i: int) -> Family:
+        """The family as layer i has it."""
+        own: dict[str, Any] = dict(self.by_layer[i]) if i < len(self.by_layer) else {}
+        return replace(self, by_layer=(), **own) if own else self
 
     def layer_prefix(self, i: int) -> str:
         """The prefix of layer i's tensors (0-based), e.g. 'model.layers.0.'."""
@@ -244,6 +209,10 @@ class Family:
             measured["buffers"] = tuple(measured.get("buffers", ()))
             if mixed := values.pop("experts", None):
                 values["experts"] = Experts(**{**mixed, "layers": tuple(mixed["layers"])})
+            if called := values.get("called"):
+                values["called"] = (str(called[0]), float(called[1]), float(called[2]))
+            values["absent"] = tuple(values.get("absent", ()))
+            values["by_layer"] = tuple(dict(own) for own in values.get("by_layer", ()))
             values["prefixes"] = tuple((old, new) for old, new in values.get("prefixes", ()))
             return cls(**{"name": name, **values, "measured": MeasuredModel(**measured)})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -297,7 +266,7 @@ class Family:
         if isinstance(value, list) and len(value) == measured.n_layers:
             intermediate = list(value)
         elif isinstance(value, int) and _is_size(value):
-            intermediate = [value] * measured.n_layers
+            intermediate = [0 if i in self.absent else value for i in range(measured.n_layers)]
         return ModelSizes(
             measured.n_layers, measured.hidden, intermediate, measured.vocab, measured.n_heads,
             measured.n_kv_heads, measured.head_dim, self.experts.running(intermediate) if self.experts else None,

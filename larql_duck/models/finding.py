@@ -18,10 +18,11 @@ import torch
 from torch import nn
 
 from larql_duck.errors import ModelError, reason
-from larql_duck.models import kinds, mixtures
+from larql_duck.models import absent, called, kinds, mixtures
 from larql_duck.models.activations import name_of_activation
 from larql_duck.models.architecture import config_object, empty_model, quiet
-from larql_duck.models.family import Config, Family, MeasuredModel, bias_of, outside
+from larql_duck.models.family import Config, Family, bias_of, outside
+from larql_duck.models.sizes import MeasuredModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 _NORM = re.compile(r"Norm")
 _TOKENS = 4
 _QKV = ("q", "k", "v", "qkv")
+# What layers of one model may have each in its own way.
+_BY_LAYER = ("mixer", "attn", "o", "ffn_norm", "post_attn_norm", "post_ffn_norm")
 # Keys that say how many features a layer has where a config leaves the number to the architecture.
 _FEATURES = ("intermediate_size", "n_inner", "ffn_hidden_size", "ffn_dim")
 
@@ -87,6 +90,9 @@ def find_family(config: Config) -> tuple[Family, PreTrainedModel]:
             raise ModelError(kinds.mixture(config, name)) from None
         raise
     layers = _layers(model, name)
+    function = called.find_called(layers.values())
+    if function is not None:
+        called.install(layers.values(), function)
     experts = mixtures.find_experts(layers, name, made)
     if experts is None and kinds.is_mixture(model.named_modules(), config):
         raise ModelError(kinds.mixture(config, name))
@@ -94,6 +100,8 @@ def find_family(config: Config) -> tuple[Family, PreTrainedModel]:
         blocks = list(layers.values())
         mixtures.install(blocks, experts, mixtures.names_in(blocks, experts))
     if kind := kinds.other_layers(name, layers.values()):
+        raise ModelError(kind)
+    if kind := kinds.keeps_states_elsewhere(model, name):
         raise ModelError(kind)
     if any(path.endswith(".indexer") for path, _ in model.named_modules()):
         raise ModelError(f"model_type {name!r} caches an index beside keys and values, which is not read")
@@ -103,7 +111,7 @@ def find_family(config: Config) -> tuple[Family, PreTrainedModel]:
                 f"model_type {name!r} keeps no keys and values between passes, without which nothing is asked"
             )
     calls = _traced(model, name)
-    family = replace(_from_calls(model, layers, calls, name), experts=experts)
+    family = replace(_from_calls(model, layers, calls, name), experts=experts, called=function)
     keys = {"intermediate_size": ""} if experts else _keys(model, family, name)
     return replace(family, keys=keys), model
 
@@ -204,14 +212,24 @@ def _from_calls(
         if not whole:
             raise ModelError(f"model_type {name!r}: layer {path} did not run in a pass without weights")
         parts[path] = _layer(own, whole[-1], block, f"model_type {name!r}, {path}")
-    first, *others = parts.items()
-    fields = first[1]
-    for path, found in others:
+    # What layers have in common is said by the first that has an FFN, and attention where one has both.
+    whole_ones = [p for p in parts.items() if "down" in p[1]]
+    if not whole_ones:
+        raise ModelError(kinds.without_ffn(name))
+    first = next((p for p in whole_ones if p[1]["mixer"] == "attention"), whole_ones[0])
+    fields = dict(first[1])
+    if len(whole_ones) < len(parts):
+        fields["absent"] = tuple(i for i, found in enumerate(parts.values()) if "down" not in found)
+    own_fields: list[dict[str, str]] = []
+    for path, found in parts.items():
+        own_fields.append({})
         for key, value in found.items():
-            if value == fields[key]:
+            if value == fields.get(key, value):
                 continue
             if key == "between":
                 fields[key] = True
+            elif key in _BY_LAYER:
+                own_fields[-1][key] = value
             elif key == "attn_norm":
                 fields[key] = ""
             elif key in _QKV:  # layers may read the keys and values of others
@@ -223,6 +241,8 @@ def _from_calls(
                         f"{key} is {value or 'none'} in {path} and {fields[key] or 'none'} in {first[0]}",
                     )
                 )
+    if any(own_fields):
+        fields["by_layer"] = tuple(own_fields)
     stem = first[0].rpartition(".")[0]
     head = model.get_output_embeddings()
     if head is None:
@@ -237,6 +257,7 @@ def _from_calls(
         raise ModelError(f"model_type {name!r}: no norm is in front of the output head")
     embed = paths[id(model.get_input_embeddings())] + ".weight"
     final = norm.path + ".weight"
+    attended = next((p for p, found in parts.items() if found["mixer"]), first[0])
     family = Family(
         name,
         embed=embed,
@@ -250,39 +271,46 @@ def _from_calls(
         listed=False,
         **fields,
     )
-    return replace(family, measured=_measured(model, family, first[0]))
+    absent.install(dict(enumerate(layers.values())), family, int(head.weight.shape[1]))
+    return replace(family, measured=_measured(model, family, first[0], attended))
 
 
 def _layer(calls: Sequence[_Call], block: _Call, module: nn.Module, where: str) -> dict[str, Any]:
     """The fields of Family that a layer's calls say; ModelError where something is not found."""
     if block.axes > 3:
         raise ModelError(f"{where}: its residual is of several streams at once; read are models of one")
-    attention = kinds.attention_of(module)
-    if attention is None:
-        raise ModelError(f"{where}: no attention is among its modules")
-    inside = [c for c in calls if c.path.split(".")[0] == attention]
+    mixers = kinds.mixers_of(module)
+    fields: dict[str, Any] = {"mixer": "", "attn": absent.MIXER, "o": absent.OUT} | dict.fromkeys(_QKV, "")
+    inside = [c for c in calls if mixers and c.path.split(".")[0] == mixers[0]]
     attended = [c for c in inside if c.matrix is not None]
-    if not attended:
-        raise ModelError(f"{where}: no matrix is in its attention")
-    out = attended[-1]
-    fields: dict[str, Any] = {"attn": attention, "o": _weight(out), **_attention_matrices(module, out)}
-    fields |= _ffn(calls, attention, where)
-    gate = next(c for c in calls if _weight(c) == (fields["fused"] or fields["gate"]))
-    down = next(c for c in calls if _weight(c) == fields["down"])
+    if mixers:
+        if not attended:
+            raise ModelError(f"{where}: no matrix is in its {mixers[0]}")
+        mixer = ", ".join(dict.fromkeys(kinds.kind_of_mixer(module.get_submodule(m)) for m in mixers))
+        fields |= {"mixer": mixer, "attn": mixers[0], "o": _weight(attended[-1])}
+        # Keys and values are attention's alone.
+        fields |= _attention_matrices(module, attended[-1]) if mixer == "attention" else {}
     norms = [c for c in calls if c.is_norm]
 
     def norm(**wanted: int) -> str:
         at = next((c for c in norms if all(getattr(c, k) == v for k, v in wanted.items())), None)
         return "" if at is None else _weight(at)
 
+    if attended:
+        fields["attn_norm"] = next((_weight(c) for c in norms if c.wrote == attended[0].read), "")
+        fields["post_attn_norm"] = norm(read=attended[-1].wrote)
+    fields["tuples"] = block.tuples
+    # One matrix alone is none.
+    if sum(c.matrix is not None and c.path.split(".")[0] not in mixers for c in calls) < 2:
+        return fields | {"ffn_norm": "", "post_ffn_norm": ""}
+    fields |= _ffn(calls, mixers, where)
+    gate = next(c for c in calls if _weight(c) == (fields["fused"] or fields["gate"]))
+    down = next(c for c in calls if _weight(c) == fields["down"])
     ffn_norm = next((c for c in reversed(norms) if c.wrote == gate.read), None)
     fields["ffn_norm"] = "" if ffn_norm is None else _weight(ffn_norm)
-    fields["tuples"] = block.tuples
     if gate.axes == 2:
         fields |= {"flat": True, "down": f"{down.path}.inner.weight"}
     fields["parallel"] = (gate if ffn_norm is None else ffn_norm).read == block.read
-    fields["attn_norm"] = next((_weight(c) for c in norms if c.wrote == attended[0].read), "")
-    fields["post_attn_norm"] = norm(read=out.wrote)
     fields["post_ffn_norm"] = norm(read=down.wrote)
     mixed = [m for part in module.modules() if (m := mixtures.mixture_in(part)) is not None]
     fields["between"] = bool(norm(wrote=down.read)) or any(m.gated is not None for m in mixed)
@@ -308,11 +336,11 @@ def _attention_matrices(block: nn.Module, out: _Call) -> dict[str, str]:
     return {"q": "", "k": "", "v": "", "qkv": names[0] if len(names) == 1 else ""}
 
 
-def _ffn(calls: Sequence[_Call], attention: str, where: str) -> dict[str, Any]:
+def _ffn(calls: Sequence[_Call], mixers: Sequence[str], where: str) -> dict[str, Any]:
     """Names of the FFN's matrices and its activation: the matrices of one parent that hold most numbers."""
     groups: dict[str, list[_Call]] = {}
     for call in calls:
-        if call.matrix is not None and call.path.split(".")[0] != attention:
+        if call.matrix is not None and call.path.split(".")[0] not in mixers:
             groups.setdefault(call.path.rpartition(".")[0], []).append(call)
     if not groups:
         raise ModelError(f"{where}: no feed-forward network is among its modules")
@@ -372,7 +400,7 @@ def _norm_offset(norm: nn.Module) -> float:
 # -- sizes ----------------------------------------------------------------------------------------------------
 
 
-def _measured(model: PreTrainedModel, family: Family, first: str) -> MeasuredModel:
+def _measured(model: PreTrainedModel, family: Family, first: str, attended: str) -> MeasuredModel:
     config = model.config
     shapes = {n: tuple(p.shape) for n, p in model.named_parameters(remove_duplicate=False)}
     shapes.pop(family.head, None)
@@ -396,7 +424,8 @@ def _measured(model: PreTrainedModel, family: Family, first: str) -> MeasuredMod
             f"output head reads {int(head.shape[1])}; read are models in which the three are one"
         )
     heads = int(getattr(config, "num_attention_heads", None) or 1)
-    out = model.get_submodule(f"{first}.{family.o.removesuffix('.weight')}").weight
+    own = family.at(int(attended.rpartition(".")[2]))
+    out = model.get_submodule(f"{attended}.{own.o.removesuffix('.weight')}").weight
     width = int(out.shape[0 if family.transposed else 1])
     kv_heads = getattr(config, "num_key_value_heads", None)
     act = model.get_submodule(f"{first}.{family.act}")
@@ -432,7 +461,8 @@ def _defaults(model: PreTrainedModel) -> dict[str, Any]:
 def _keys(model: PreTrainedModel, family: Family, name: str) -> dict[str, str]:
     """The config's own name for the number of features: the key under which another number gives another matrix."""
     assert family.measured is not None
-    counts = [family.measured.shapes[family.gate_name(i)] for i in range(family.measured.n_layers)]
+    present = [i for i in range(family.measured.n_layers) if i not in family.absent]
+    counts = [family.measured.shapes[family.gate_name(i)] for i in present]
     features = {shape[1 if family.transposed else 0] for shape in counts}
     if len(features) > 1:
         return {"intermediate_size": "intermediate_size"}
@@ -445,7 +475,7 @@ def _keys(model: PreTrainedModel, family: Family, name: str) -> dict[str, str]:
     ]:
         try:
             other = empty_model(config_object({**values, key: 2 * count}, name))
-            grown = other.get_parameter(outside(family.down_name(0))).shape
+            grown = other.get_parameter(outside(family.down_name(present[0]))).shape
         except (ModelError, AttributeError):
             continue
         if grown[0 if family.transposed else 1] == 2 * count:

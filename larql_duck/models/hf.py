@@ -21,7 +21,7 @@ from larql_duck.models.dequantised import Plain, Stored
 from larql_duck.models.families import complete, text_config
 from larql_duck.models.mapped import READABLE
 from larql_duck.models.misplaced import check_there, other_format
-from larql_duck.models.pieces import JoinedPlace, TensorPlace
+from larql_duck.models.pieces import EmptyPlace, JoinedPlace, TensorPlace
 from larql_duck.models.quantised import Assembled, assembled
 from larql_duck.models.reading import read_names
 from larql_duck.models.safetensors_file import SafetensorsFile
@@ -69,6 +69,9 @@ class HfSource(ModelSource):
             name: _Place(parts.tensors[key], half) for name, (key, half) in reading.places.items()
         }
         self._places |= {name: pieces.of(parts.tensors) for name, pieces in reading.pieces.items()}
+        for name, shape in {} if family.measured is None else family.measured.shapes.items():
+            if 0 in shape:
+                self._places[name] = EmptyPlace(files[0].path, shape, torch.float16)
         shapes = {name: place.shape for name, place in self._places.items()}
         super().__init__(
             path=directory,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,11 @@ _COUNT = re.compile(r"(?:moe_)?(?:num|n)_(?:\w+_)?experts?|moe_num_experts")
 _MIXING = re.compile(
     r"Mamba|Mixer|SSM|Rwkv|xLSTM|RecurrentBlock|RgLru|GatedDelta|ShortConv|DeltaAttention|LightningAttention"
 )
-_ATTENTION = re.compile(r"Attention|Attn")
+_ATTENTION = re.compile(r"Attention(?!Residual)|Attn")
 # The attention of a decoder that reads an encoder's output.
 _CROSSING = re.compile(r"encoder_attn|cross_?attention")
+# Caches of one family that `inference.kv_cache` makes, too.
+_KNOWN_CACHES = ("MiniMaxCache",)
 _READ = "read are decoder models of one feed-forward network a layer"
 
 
@@ -79,23 +82,59 @@ def _attends(module: nn.Module) -> bool:
     return _ATTENTION.search(name) is not None and _MIXING.search(name) is None
 
 
+def mixers_of(block: nn.Module) -> list[str]:
+    """The names of the children of a layer that mix positions: attention first, then what stands in its place or beside it."""
+    found = {n: m for n, m in block.named_children() if _ATTENTION.search(_class(m)) or _mixes(m)}
+    return sorted(found, key=lambda name: not _attends(found[name]))
+
+
+def _mixes(module: nn.Module) -> bool:
+    return _MIXING.search(_class(module)) is not None and not _class(module).endswith("Norm")
+
+
+def _class(module: nn.Module) -> str:
+    return type(module).__name__
+
+
+def kind_of_mixer(module: nn.Module) -> str:
+    """What mixes positions, in a word: 'attention', or the class that transformers has for it."""
+    return "attention" if _attends(module) else _class(module)
+
+
 def other_layers(model_type: str, blocks: Iterable[nn.Module]) -> str | None:
-    """That layers are no attention beside an FFN, in words; None where, as far as classes say, they are."""
+    """That layers are no attention beside an FFN, in words; None where, as far as classes say, some are."""
     mixing, attending, crossing = [], [], []
     for block in blocks:
         inside = [m for m in block.modules() if m is not block]
-        names = (type(m).__name__ for m in inside)
-        mixing.append(next((n for n in names if _MIXING.search(n) and not n.endswith("Norm")), None))
+        mixing.append(next((_class(m) for m in inside if _mixes(m)), None))
         attending.append(attention_of(block) is not None)
         crossing.append(any(_CROSSING.search(name) for name, _ in block.named_children()))
     if all(crossing):
         return _line(model_type, "the decoder of an encoder-decoder")
+    if any(attending):
+        return None
     what = next((name for name in mixing if name), None)
-    if what is not None and any(attending):
-        return _line(model_type, f"a hybrid: layers have {what} instead of attention, or beside it")
-    if what is not None or not any(attending):
-        return _line(model_type, f"without attention{f': its layers have {what}' if what else ''}")
-    return None if all(attending) else _line(model_type, "a hybrid: not every layer has attention")
+    return _line(model_type, f"without attention{f': its layers have {what}' if what else ''}")
+
+
+def keeps_states_elsewhere(model: nn.Module, model_type: str) -> str | None:
+    """That the model keeps what it has read where nobody can fork it, in words; None where it is in transformers' cache."""
+    if any(hasattr(module, "_setup_cache") for module in model.modules() if module is not model):
+        return (
+            f"model_type {model_type!r} keeps its states in its modules instead of a cache, which is not read"
+        )
+    own = vars(sys.modules[type(model).__module__])
+    for name, value in own.items():
+        if name in _KNOWN_CACHES:
+            continue
+        if isinstance(value, type) and name.endswith("Cache") and value.__module__ == type(model).__module__:
+            return f"model_type {model_type!r} keeps its states in a cache of its own ({name}), which is not read"
+    return None
+
+
+def without_ffn(model_type: str) -> str:
+    """That no layer adds what a feed-forward network gives to the residual."""
+    return _line(model_type, "without a feed-forward network that adds to the residual by itself")
 
 
 def unlike(model_type: str, what: str) -> str:

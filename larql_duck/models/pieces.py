@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,11 +29,11 @@ class TensorPlace(Protocol):
 class Conversion:
     """One conversion of transformers on stored tensors, each with the pattern that it fits, and which result is meant."""
 
-    converter: Any
+    converter: Any = field(compare=False)
     first: str
     sources: tuple[tuple[str, str], ...]
     name: str
-    config: Any
+    config: Any = field(compare=False)
 
     def run(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Every result by name, from the stored tensors by theirs."""
@@ -80,6 +80,19 @@ class Pieces:
     def of(self, stored: Mapping[str, Stored]) -> JoinedPlace:
         """The place of the tensor among the stored ones by name."""
         return JoinedPlace(self, stored)
+
+
+@dataclass(frozen=True)
+class EmptyPlace:
+    """A matrix without rows or columns, of a layer that lacks what it is of: no file holds it."""
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def tensor(self) -> torch.Tensor:
+        """The matrix."""
+        return torch.empty(self.shape, dtype=self.dtype)
 
 
 class JoinedPlace:

@@ -16,7 +16,7 @@ from larql_duck.models.renaming import Renamed, renamed
 
 # What stands beside a text model: towers and projectors of other senses, heads of other trainings.
 _BESIDE = re.compile(
-    r"(.*\.)?(vision|visual|audio|speech|image|multi_modal|multimodal|mm_|embed_vision|embed_audio|projector|"
+    r"(.*\.)?(vision|visual|audio|speech|image|multi_modal|multimodal|mm_|embed_vision|embed_audio|projector|connector\.|"
     r"v_head|value_head|score|classifier|reward_head|mtp)"
 )
 _NAMED = 3

@@ -157,7 +157,8 @@ def _check(vindex: Vindex, op: Operation, where: str, local: Collection[tuple[in
     if op.feature < 0:
         raise PatchError(f"{where}feature {op.feature} is negative", slot=at)
     if op.feature >= n and not isinstance(op, InsertOp) and at not in local:
-        raise PatchError(f"{where}layer {op.layer} has features 0-{n - 1}, found {op.feature}", slot=at)
+        has = f"features 0-{n - 1}" if n else "no FFN and no features"
+        raise PatchError(f"{where}layer {op.layer} has {has}, found {op.feature}", slot=at)
     if isinstance(op, DeleteOp):
         return
     for name in ("gate", "up", "down"):

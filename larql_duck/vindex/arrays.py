@@ -113,6 +113,8 @@ def map_tensor(path: Path, dtype: str, shape: tuple[int, ...], offset: int = 0) 
     import torch
 
     count = int(np.prod(shape))
+    if not count:  # of a layer without features: nothing can be mapped
+        return torch.empty(shape, dtype=torch_dtype(dtype))
     # Copy-on-write: torch wants writable memory, and no write ever reaches the file.
     flat = np.memmap(path, dtype=np.uint8, mode="c", offset=offset, shape=(count * DTYPE_BYTES[dtype],))
     return torch.from_numpy(flat).view(torch_dtype(dtype)).view(shape)

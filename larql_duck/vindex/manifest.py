@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 
 from larql_duck.errors import VindexError
 from larql_duck.vindex import layout
-from larql_duck.vindex.fields import Natural, Positive, damaged, read_json, read_struct
+from larql_duck.vindex.fields import Natural, damaged, read_json, read_struct
 
 INDEX = "index.json"
 # The field of index.json under which stands what LARQL does not know: tables, sizes, options.
@@ -34,9 +34,9 @@ class LayerEntry(Struct, frozen=True):
     """One layer's rows in gate_vectors.bin: `offset` and `length` in bytes."""
 
     layer: Natural
-    num_features: Annotated[int, Meta(ge=1, le=1 << 28)]
+    num_features: Annotated[int, Meta(ge=0, le=1 << 28)]
     offset: Natural
-    length: Positive
+    length: Natural
 
 
 class _Index(Struct):

@@ -44,6 +44,8 @@ KINDS = {
     "qwen2_moe": "experts beside shared ones, whose share is learnt",
     "deepseek_v3": "the same behind a dense layer; a router that chooses by another score than it weighs with",
     "gpt_oss": "experts with biases and a gate of their own, stored in one array",
+    "lfm2": "convolutions in attention's place; an activation that is called as a function",
+    "nemotron_h": "layers without an FFN, layers without attention",
 }
 # Attention that needs the whole text's distances, features that change each other, a gate of its own: no layer by itself.
 EMBEDDED = {"bloom", "bitnet", "gpt_oss"}
@@ -115,7 +117,7 @@ def test_a_family_comes_back_from_its_record() -> None:
         ("t5", "an encoder-decoder"),
         ("bart", "an encoder-decoder"),
         ("mamba", "without attention"),
-        ("olmo_hybrid", "a hybrid"),
+        ("zamba2", "without a feed-forward network that adds to the residual by itself"),
     ],
 )
 def test_what_is_not_read_is_said_to_be_what_it_is(name: str, what: str, tmp_path: Path, tiny: Make) -> None:
