@@ -76,13 +76,13 @@ TABLES = read_tables("tables.txt")
 
 LATER_COLUMNS = {
     "layers": ("mixer",),
-    "features": ("activates_on", "sign", "opposite_tokens"),
+    "features": ("activates_on", "sign", "opposite_tokens", "expert"),
     "edges": ("activation",),
     "clusters": ("name", "name_source", "score", "n_scored"),
     "facts": ("reference", "correct", "held_out", "contrast", "subject_key", "object_key"),
     **dict.fromkeys(("triples", "model_graph"), ("subject_key", "object_key")),
 }
-"""Name of a file in tables/ -> its columns that vindexes of schema 2.x may lack."""
+"""Name of a file in tables/ -> its columns that vindexes of earlier schemas may lack."""
 
 LATER_TABLES = {
     "prompts": (3, 0),

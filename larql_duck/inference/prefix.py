@@ -328,12 +328,12 @@ def joined(prefixes: Sequence[Prefix]) -> Prefix:
 def only_row(prefix: Prefix, row: int) -> Prefix:
     """A prefix of one prompt of many, without the padding that it had among them."""
     index = torch.tensor([row], device=prefix.ids.device)
-    cache, before = fork_cache(prefix.cache, index), prefix.before
-    before = None if before is None else before[index]
-    if prefix.mask is not None:
+    before = None if prefix.before is None else prefix.before[index]
+    if prefix.mask is None:
+        cache = fork_cache(prefix.cache, index)
+    else:
         real = prefix.mask[row]
-        for layer in cache.layers:
-            layer.keys, layer.values = (t[:, :, real] for t in (layer.keys, layer.values))
+        cache = one_row(prefix.cache, row, real)
         before = None if before is None else before[:, real]
     return Prefix(prefix.engine, cache, None, prefix.ids[index], prefix.positions[index], before)
 
