@@ -57,11 +57,12 @@ class Writing:
 
 @dataclass(frozen=True)
 class Turn:
-    """What one turn adds to a text: its tokens, how many of them are new rather than echoed, how it ended if it did."""
+    """What one turn adds to a text: its tokens, how many of them are new rather than echoed, how it ended, or its next turn."""
 
     tokens: list[Written]
     n_new: int
     reason: Reason | None
+    following: Future[Turn] | None
 
 
 @dataclass
@@ -109,24 +110,27 @@ class TextWriter:
             self._next.cancel()
 
     def _tokens(self) -> Iterator[Written]:
-        self._put()
+        # Each turn names the one behind it: by the time it is read, that one may be over as well.
+        coming: Future[Turn] | None = self._put()
         try:
-            while self._next is not None:
+            while coming is not None:
                 try:
-                    turn = self._next.result()
+                    turn = coming.result()
                 except CancelledError:
                     return
                 self.tally.completion_tokens += turn.n_new
                 self.tally.finish_reason = turn.reason or "stop"
                 yield from turn.tokens
+                coming = turn.following
         finally:
             self.abandon()
 
-    def _put(self) -> None:
-        """Put it up for its next turn."""
+    def _put(self) -> Future[Turn]:
+        """Put it up for its next turn, which is to come."""
         key = ("write", self.hosted.name, None if self.edits is None else self.edits.id)
         seconds = self.hosted.limits.seconds
         self._next = self.hosted.thread.put(self._write_together, self, key, seconds)
+        return self._next
 
     def _write_together(self, writers: Sequence[TextWriter]) -> Sequence[Any]:
         """What a turn adds to each of these texts, or its error; in the model's thread."""
@@ -164,12 +168,10 @@ class TextWriter:
         """These tokens, behind those that a first turn begins with, as clients read them. Puts the text up for its next turn."""
         draft, token = self.draft, self.engine.tokenizer.token
         assert draft is not None
-        self._next = None
-        if not draft.done and not self._abandoned.is_set():
-            self._put()
+        following = None if draft.done or self._abandoned.is_set() else self._put()
         written = [Written(token(t.token_id), _log(t.p), _best(self.engine, t.best), t.text) for t in tokens]
         reason: Reason | None = ("stop" if draft.stopped else "length") if draft.done else None
-        return Turn([*begun, *written], len(tokens), reason)
+        return Turn([*begun, *written], len(tokens), reason, following)
 
     @property
     def engine(self) -> Engine:

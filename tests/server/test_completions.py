@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from larql_duck.commands.opening import connect
+from larql_duck.server.completions import TextWriter, Writing
 from larql_duck.server.options import Limits, ServeOptions
 from tests.conftest import Make
 from tests.server.conftest import EDITOR
@@ -151,6 +152,19 @@ def test_completions_share_passes_and_stay_what_they_are(reader: Running) -> Non
         assert many["choices"][0]["logprobs"]["token_logprobs"] == pytest.approx(
             one["choices"][0]["logprobs"]["token_logprobs"], rel=1e-3
         )
+
+
+def test_a_slow_reader_gets_every_turn(reader: Running) -> None:
+    body = {"prompt": "The capital of France number 5 is", "max_tokens": 19, "temperature": 0, "logprobs": 1}
+    whole = complete(reader, **body)["choices"][0]
+    service = reader.app.state.service
+    writing = Writing(body["prompt"], max_tokens=19, temperature=0.0, alternatives=1)
+    pieces = TextWriter(writing, next(iter(service.hosted.values())), None).pieces()
+    first = next(pieces)
+    # All turns are over by the time that the first one is read on.
+    for _ in range(4):
+        service.thread.call(lambda: None, 30)
+    assert "".join(piece.text for piece in [first, *pieces]) == whole["text"]
 
 
 def test_a_wrong_prompt_among_others_is_told_so_alone(reader: Running) -> None:
