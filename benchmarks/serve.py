@@ -8,6 +8,7 @@ import statistics
 import threading
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -58,6 +59,8 @@ def _mixed(url: str, session: Any) -> Iterator[Row]:
     expected = {text: _plain(session.lql(text).rows()) for text, _ in asked}
     texts = list(expected)
 
+    reasons: Counter[str] = Counter()
+
     def client(number: int) -> tuple[list[float], int, int]:
         times, errors, wrong = [], 0, 0
         for i in range(_REQUESTS):
@@ -65,8 +68,9 @@ def _mixed(url: str, session: Any) -> Iterator[Row]:
             began = time.perf_counter()
             try:
                 rows = _post(url, "query", {"statement": text})["rows"]
-            except OSError:
+            except OSError as error:
                 errors += 1
+                reasons[str(error)] += 1
                 continue
             times.append(time.perf_counter() - began)
             wrong += not _same(rows, expected[text])
@@ -79,7 +83,8 @@ def _mixed(url: str, session: Any) -> Iterator[Row]:
     times = sorted(1e3 * t for part in parts for t in part[0])
     n = _CLIENTS * _REQUESTS
     note = f"{_CLIENTS} clients x {_REQUESTS} requests: describe, select, walk, infer"
-    yield Row("errors", sum(part[1] for part in parts), None, f"of {n}", "0", note)
+    why = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
+    yield Row("errors", sum(part[1] for part in parts), None, f"of {n}", "0", why or note)
     yield Row("wrong rows", sum(part[2] for part in parts), None, f"of {n}", "0", note)
     yield Row("mixed requests, p50", times[len(times) // 2], None, "ms", "", note)
     yield Row("mixed requests, p99", times[int(len(times) * 0.99)], None, "ms", "", note)
@@ -182,9 +187,10 @@ def _server(vindex: Path) -> Iterator[str]:
 
     from larql_duck.server.app import create_app
     from larql_duck.server.options import Limits, ServeOptions
+    from larql_duck.server.running import listen
 
     app = create_app([vindex], ServeOptions(limits=Limits(seconds=300)))
-    listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+    listener = listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

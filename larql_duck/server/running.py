@@ -34,7 +34,7 @@ def serve(
     """
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     # The address first: opening a vindex takes longer than finding that another server has it.
-    listener = _listen(options.host, options.port)
+    listener = listen(options.host, options.port)
     try:
         app = create_app(vindexes, options, **settings)
         chain, key = certificate or (None, None)
@@ -71,11 +71,16 @@ def _say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there; its connections send what they are given at once. LarqlError where it cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=512)
+        listener = socket.create_server((host, port), family=family, backlog=512)
     except OSError as error:
         raise LarqlError(
             f"cannot listen on {host}:{port} ({error.strerror or error}); choose another with --host and --port"
         ) from None
+    # Connections inherit it. asyncio sets it for sockets alone that name their protocol, and an answer's second part would
+    # wait for the client to acknowledge its first: some 40 ms.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener

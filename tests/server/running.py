@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -44,9 +43,10 @@ class Running:
 def running(vindexes: Sequence[Path], options: ServeOptions) -> Iterator[Running]:
     """The server of these vindexes while the block runs."""
     from larql_duck.server.app import create_app
+    from larql_duck.server.running import listen
 
     app = create_app(vindexes, options)
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = listen("127.0.0.1", 0)
     port = listener.getsockname()[1]
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

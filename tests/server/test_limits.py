@@ -256,3 +256,13 @@ def test_requests_for_the_model_share_passes(reader: Running) -> None:
         assert [p["probability"] for p in predictions] == pytest.approx(
             [p["probability"] for p in alone], rel=1e-4
         )
+
+
+def test_an_answer_is_sent_at_once() -> None:
+    # Otherwise what follows an answer's head waits for the client to acknowledge that: 40 ms.
+    from larql_duck.server.running import listen
+
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
