@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+from collections import deque
 from collections.abc import Callable
 
 import pyarrow as pa
@@ -19,7 +20,8 @@ class Failures:
     """The errors that functions raised, until the one behind a message of DuckDB's is asked for."""
 
     def __init__(self) -> None:
-        self._by_text: dict[str, LarqlError] = {}
+        # One for each time: threads may fail with the same text at once.
+        self._kept: deque[LarqlError] = deque(maxlen=_MOST)
         self._remarks: dict[str, None] = {}
         self._lock = threading.Lock()
 
@@ -42,9 +44,7 @@ class Failures:
     def keep(self, error: LarqlError) -> None:
         """Keep an error that a query of DuckDB's may end with."""
         with self._lock:
-            if len(self._by_text) > _MOST:
-                self._by_text.clear()
-            self._by_text[str(error)] = error
+            self._kept.append(error)
 
     def tell(self, remark: str) -> None:
         """Keep a remark for whoever reads the query's result."""
@@ -61,7 +61,8 @@ class Failures:
     def behind(self, message: str) -> LarqlError | None:
         """The error whose text stands in DuckDB's message, taken out; None where no function failed."""
         with self._lock:
-            for text in sorted(self._by_text, key=len, reverse=True):
-                if text in message:
-                    return self._by_text.pop(text)
+            for error in sorted(self._kept, key=lambda e: len(str(e)), reverse=True):
+                if str(error) in message:
+                    self._kept.remove(error)
+                    return error
         return None
