@@ -20,7 +20,6 @@ from larql_duck.lql.literals import Sql
 from larql_duck.lql.statements import Select
 from larql_duck.models.tokenizer import Tokenizer, load_tokenizer
 from larql_duck.repl.completion import NameLookup, complete
-from larql_duck.result import Result
 from larql_duck.server.answers import JSON, records, table_answer
 from larql_duck.server.browse_routes import AskedName, Strict, json_answer
 from larql_duck.server.service import Service, milliseconds
@@ -40,11 +39,10 @@ ENTITY = {
 """Part of an entity's page -> the statement that gives it. The model is asked for none of them."""
 
 LIVE = {
-    "facts": "DESCRIBE $name VERBOSE",
-    "features": f"DESCRIBE $name LIVE WITH EFFECTS |> {_FEATURES}",
-    "types": f"DESCRIBE $name |> {_TYPES}",
+    "facts": {"facts": "DESCRIBE $name VERBOSE", "types": _TYPES},
+    "features": {"features": f"DESCRIBE $name LIVE WITH EFFECTS |> {_FEATURES}"},
 }
-"""The parts for which the model is asked, each by itself: what it answers is kept no longer than its statement runs."""
+"""The requests by which the model is asked, and the parts of the page that each gives; what is answered is not kept."""
 
 FEATURE = {
     "about": "FROM feature($layer, $feature)",
@@ -98,16 +96,14 @@ def add_explorer_routes(router: APIRouter, service: Service) -> None:
     def tokenizer(name: str) -> Tokenizer:
         return load_tokenizer(service.hosted[name].vindex)
 
-    async def ask(request: Request, text: str, values: Mapping[str, Any]) -> Result:
-        hosted = service.vindex(request)
-        edits, profile = service.edits(request, hosted), service.profile(request)
-        [statement] = parse(text, values)
-        return await service.work(lambda: hosted.run(statement, text, profile, edits))
-
     async def page(request: Request, parts: Mapping[str, str], values: Mapping[str, Any]) -> Response:
         """The rows of every part as objects, and what is to be said of them."""
         began = time.perf_counter()
-        results = {part: await ask(request, text, values) for part, text in parts.items()}
+        hosted = service.vindex(request)
+        edits, profile = service.edits(request, hosted), service.profile(request)
+        asked = [(parse(text, values)[0], text) for text in parts.values()]
+        found = await service.work(lambda: hosted.run_all(asked, profile, edits))
+        results = dict(zip(parts, found, strict=True))
         notices = list(dict.fromkeys(n for result in results.values() for n in result.notices))
         body = {part: records(result) for part, result in results.items()}
         return json_answer({**values, **body, "notices": notices, "latency_ms": milliseconds(began)})
@@ -123,11 +119,9 @@ def add_explorer_routes(router: APIRouter, service: Service) -> None:
         return await page(request, ENTITY, {"name": name})
 
     @router.get("/explorer/live")
-    async def live(
-        request: Request, name: AskedName, part: Literal["facts", "types", "features"]
-    ) -> Response:
-        """What the model says about a name when it is asked now: one part of its page."""
-        return await page(request, {part: LIVE[part]}, {"name": name})
+    async def live(request: Request, name: AskedName, part: Literal["facts", "features"]) -> Response:
+        """What the model says about a name when it is asked now: facts and types, or the features behind the facts."""
+        return await page(request, LIVE[part], {"name": name})
 
     @router.get("/explorer/feature")
     async def feature(

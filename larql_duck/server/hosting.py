@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import duckdb
 import pyarrow as pa
@@ -153,14 +153,33 @@ class Hosted:
         """The result of one parsed statement; see `answer`."""
         self.policy.check(statement, profile)
         with self._plain_errors():
-            result = self._run(self.policy.as_served(statement), text, edits)
-            if result.arrow().nbytes > self.limits.answer_bytes:
-                raise OversizeError(
-                    f"the answer has {result.arrow().nbytes >> 20} MiB; ask for fewer rows or columns"
-                )
+            return self._served(self._run(self.policy.as_served(statement), text, edits))
+
+    def run_all(
+        self, asked: Sequence[tuple[Any, str]], profile: str, edits: Edited | None = None
+    ) -> list[Result]:
+        """The results of parsed statements with their texts: what the model is asked by one shows in those behind it."""
+        for statement, _ in asked:
+            self.policy.check(statement, profile)
+        served = [(self.policy.as_served(statement), text) for statement, text in asked]
+        with self._plain_errors():
+            if edits is not None:
+                results = [edits.run(*one) for one in served]
+            else:
+                try:
+                    results = [self.timed(self.tables, *one) for one in served]
+                except OutOfTurnError:
+                    results = self.thread.call(lambda: self._in_model_session(served), self.limits.seconds)
+            return [self._served(result) for result in results]
+
+    def _served(self, result: Result) -> Result:
+        """A result as strangers get it. OversizeError for one that is too large."""
+        if result.arrow().nbytes > self.limits.answer_bytes:
+            raise OversizeError(
+                f"the answer has {result.arrow().nbytes >> 20} MiB; ask for fewer rows or columns"
+            )
         table = self._without_places(result.arrow())
-        notices = [self.without_places(notice) for notice in result.notices]
-        return Result(table, notices=notices)
+        return Result(table, notices=[self.without_places(notice) for notice in result.notices])
 
     def _run(self, statement: Any, text: str, edits: Edited | None) -> Result:
         session = self.tables if edits is None else edits.session
@@ -177,10 +196,8 @@ class Hosted:
                 return self.timed(self.tables, statement, text)
             except OutOfTurnError:
                 pass
-        result: Result = self.thread.call(
-            lambda: self._in_model_session(statement, text), self.limits.seconds
-        )
-        return result
+        [result] = self.thread.call(lambda: self._in_model_session([(statement, text)]), self.limits.seconds)
+        return cast("Result", result)
 
     def _together(self, statement: Any, edits: Edited | None) -> Result:
         """The result of a plain INFER, which shares its pass with others that wait for the same model under the same edits."""
@@ -207,13 +224,13 @@ class Hosted:
             self._model_session = self.open_session()
         return self._model_session
 
-    def _in_model_session(self, statement: Any, text: str) -> Result:
-        """The statement's result, in the model's thread; what it left in the session's tables is gone afterwards."""
+    def _in_model_session(self, asked: Sequence[tuple[Any, str]]) -> list[Result]:
+        """The statements' results, in the model's thread; what they left in the session's tables is gone afterwards."""
         session = self._for_model()
         try:
             if self.vindex.has_weights:
                 _ = session.model.engine
-            return self.timed(session, statement, text)
+            return [self.timed(session, *one) for one in asked]
         finally:
             session.workspace.live.hide()
 

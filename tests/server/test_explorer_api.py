@@ -40,7 +40,11 @@ def test_any_name_can_be_asked_for(reader: Running, name: str) -> None:
 
 def test_a_name_that_nothing_is_stored_about_is_asked_live_and_not_kept(reader: Running) -> None:
     assert not reader.get(f"{MODEL}/entity", params={"name": "Zanzibar"}).json()["facts"]
+    thread = reader.app.state.service.thread
+    before = thread.batches
     live = reader.get(f"{MODEL}/live", params={"name": "Zanzibar", "part": "facts"})
+    # Its types come of the same answer.
+    assert thread.batches == before + 1 and "types" in live.json()
     assert live.status_code == 200 and all(f["source"] == "live" for f in live.json()["facts"])
     assert not reader.get(f"{MODEL}/entity", params={"name": "Zanzibar"}).json()["facts"]
     assert "weights" in reader.get(f"{WORLD}/live", params={"name": "Zanzibar", "part": "facts"}).text

@@ -42,18 +42,16 @@ export async function show(content, context) {
 async function live({ model, signal }, name, stored, draw, body) {
   let facts = stored.facts;
   try {
-    const [answered, kinds] = await Promise.all([
-      get(model, "explorer/live", { name, part: "facts" }, signal), get(model, "explorer/live", { name, part: "types" }, signal),
-    ]);
+    const answered = await get(model, "explorer/live", { name, part: "facts" }, signal);
     facts = answered.facts;
-    draw(facts, [], kinds.types, answered.notices);
+    draw(facts, [], answered.types, answered.notices);
     announce(`The model was asked about ${name}`);
     if (!facts.some((row) => row.direction === "out")) return;
     const button = h("button", { onclick: async () => {
       button.disabled = true;
       button.textContent = "Measuring …";
       const measured = await get(model, "explorer/live", { name, part: "features" }, signal);
-      draw(facts, measured.features, kinds.types, measured.notices);
+      draw(facts, measured.features, answered.types, measured.notices);
     } }, "Measure the features behind these answers");
     body.prepend(h("p", {}, button));
   } catch (error) {
