@@ -1,8 +1,8 @@
 """Students of SmolLM2: which layers they lose, and what prompts that the audit chose give beside prompts that it did not.
 
 `distil-layers` measures the layers that `larql-duck student` chose, at 28 and 24 of 30, the latter beside random choices and
-blocks of neighbours. `distil` and `distil-24` train such students on uniform and on focused prompts, with as many tokens and the same
-texts. --vindex names one that was extracted before.
+blocks of neighbours. `distil` and `distil-24` train such students on uniform and on focused prompts of the pack `core`, with as
+many tokens and the same texts. --vindex names one that was extracted before.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def _trained(work: Path, teacher: Path, student: Path, focus: Any) -> list[dict[
             Model.open(teacher),
             student,
             out,
-            lessons=TrainingData(),
+            lessons=TrainingData(pack="core"),
             loss=LossSettings(),
             settings=TrainSettings(steps=STEPS),
             plan=RoundSettings(focus, ROUNDS),
