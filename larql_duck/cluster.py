@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from itertools import islice
@@ -48,11 +48,11 @@ class Cluster(Protocol):
         memory: int,
         threads: int = 1,
         in_order: bool = False,
-    ) -> Iterator[tuple[Call, Returned]]:
+    ) -> Generator[tuple[Call, Returned], None, None]:
         """(call, `function` of it) of each call, as each is done, or in the calls' order.
 
         A task takes so many bytes of memory and threads; one whose worker is lost runs again. Calls are taken as there
-        is room for them. LarqlError where no node has the memory, and where a task fails.
+        is room for them, and those under way are given up where the generator is closed. LarqlError where no node has the memory, and where a task fails.
         """
         ...
 
@@ -112,7 +112,7 @@ class RayCluster:
         memory: int,
         threads: int = 1,
         in_order: bool = False,
-    ) -> Iterator[tuple[Call, Returned]]:
+    ) -> Generator[tuple[Call, Returned], None, None]:
         """As `Cluster.run` says. A task holds as many processors as threads, or as many as the largest node has."""
         if memory > self.memory():
             raise LarqlError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -27,7 +27,7 @@ class Backwards:
         memory: int,
         threads: int = 1,
         in_order: bool = False,
-    ) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    ) -> Generator[tuple[tuple[Any, ...], Any], None, None]:
         left = iter(calls)
         waiting = list(islice(left, 3))
         while waiting:

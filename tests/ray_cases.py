@@ -112,7 +112,7 @@ def test_nodes_with_another_version_are_refused(
 def test_what_is_not_wanted_any_more_is_not_begun(cluster: Cluster, tmp_path: Path) -> None:
     tasks = cluster.run(noted, [(str(tmp_path), i, 0.3) for i in range(50)], memory=MB)
     next(tasks)
-    tasks.close()  # type: ignore[attr-defined]
+    tasks.close()
     time.sleep(1.5)
     assert len(attempts(tmp_path)) <= 5
 

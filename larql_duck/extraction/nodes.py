@@ -9,7 +9,6 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -37,7 +36,7 @@ class NodeModel(NamedTuple):
 
     model: str
     base: str | None
-    options: tuple[tuple[str, object], ...]
+    options: Options
     fingerprint: str
 
 
@@ -53,11 +52,10 @@ class Nodes:
         memory: int | None = None,
     ) -> None:
         self._cluster, self._job, self._memory = cluster, job, memory
-        options = tuple(asdict(job.options).items())
         self._named = NodeModel(
             name_elsewhere(model, job.origin if base is None else None),
             None if base is None else name_elsewhere(base),
-            options,
+            job.options,
             _fingerprint(job),
         )
 
@@ -136,7 +134,7 @@ def measure_activating(named: NodeModel, layer: int, keep: bool, least: np.ndarr
 
 @lru_cache(1)
 def _opened(named: NodeModel) -> Job:
-    job = prepare(named.model, Options(**dict(named.options)), named.base)  # type: ignore[arg-type]
+    job = prepare(named.model, named.options, named.base)
     if _fingerprint(job) != named.fingerprint:
         raise LarqlError(
             f"{named.model} is another model there than on this machine; put the model where all nodes see it"

@@ -224,7 +224,7 @@ def part_halves(model: nn.Module, family: Family) -> None:
             name, block = outside(family.down).split(".")[0], model.get_submodule(family.layer_prefix(i)[:-1])
             gate = block.get_submodule(family.gate.removesuffix(".weight"))
             setattr(block, name, Flattened(block.get_submodule(name), block, gate))
-    if family.by_layer and family.measured is not None:
+    if (family.by_layer or family.absent) and family.measured is not None:
         every = range(family.measured.n_layers)
         numbered = {i: model.get_submodule(family.layer_prefix(i)[:-1]) for i in every}
         absent.install(numbered, family, family.measured.hidden)

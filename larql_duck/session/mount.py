@@ -22,6 +22,7 @@ from larql_duck.catalog import LOOKUPS, SCHEMAS, VIEWS, arrow_schema, quoted
 from larql_duck.catalog.ddl import create_tables, views_and_macros
 from larql_duck.catalog.sql_files import PYTHON, SCHEMA, sql_files, sql_query
 from larql_duck.errors import LarqlError, QueryError, VindexError
+from larql_duck.vindex.address import MissingFileError
 from larql_duck.vindex.database import build_database, not_replaceable, run_sql, sql_hash
 from larql_duck.vindex.manifest import manifest_hash
 
@@ -411,7 +412,7 @@ class Mount:
                 return True
         finally:
             files.on_failure = None
-        if lost and "missing" not in str(lost[0]):
+        if lost and not isinstance(lost[0], MissingFileError):
             raise lost[0]
         tables = [entry["file"] for entry in vindex.manifest.tables.values()]
         size = vindex.copy.missing(tables) / 1e6

@@ -66,7 +66,7 @@ def is_server(address: str) -> bool:
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or parts.path.endswith(SUFFIX):
         return False
-    if not parts.path or "/v1" in parts.path:
+    if not parts.path or "v1" in parts.path.split("/"):
         return True
     try:
         request = urllib.request.Request(f"{address}/{INDEX}", method="HEAD")
@@ -75,6 +75,10 @@ def is_server(address: str) -> bool:
     except (OSError, ValueError):
         # The server's own connection says what is wrong there.
         return True
+
+
+class MissingFileError(VindexError):
+    """A file that is not there, of a vindex that is."""
 
 
 class AddressFiles:
@@ -132,7 +136,8 @@ class AddressFiles:
                     raise self._failed(
                         f"no vindex there (no {INDEX}); for a server of larql-duck: USE REMOTE"
                     ) from None
-                raise self._failed(f"{name} is missing there; publish the vindex again") from None
+                what = f"{name} is missing there; publish the vindex again"
+                raise self._failed(what, MissingFileError) from None
             except PermissionError as error:
                 raise self._failed(f"{name} may not be read ({_reason(error)}); check the keys") from None
             except Exception as error:
@@ -151,8 +156,8 @@ class AddressFiles:
         with self._lock:
             self.received += len(data)
 
-    def _failed(self, what: str) -> VindexError:
-        error = VindexError(f"{self.address}: {what}", path=Path(self.address))
+    def _failed(self, what: str, kind: type[VindexError] = VindexError) -> VindexError:
+        error = kind(f"{self.address}: {what}", path=Path(self.address))
         if self.on_failure is not None:
             self.on_failure(error)
         return error

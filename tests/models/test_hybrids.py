@@ -24,13 +24,17 @@ from tests.families import PROMPTS, listed_types, make_family, tiny_config
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 # Decoders with FFNs that people use: what was asked of this package by name.
-WANTED = """
-    mixtral qwen2_moe qwen3_moe qwen3_next olmoe granitemoe deepseek_v2 deepseek_v3 gpt_oss glm4_moe ernie4_5_moe
-    hunyuan_v1_moe llama4_text phimoe minimax dots1 afmoe exaone_moe gpt_neox gptj gpt_neo opt bloom olmo olmo2 olmo3 phi
-    phi3 gemma3n_text gemma4_text falcon mpt starcoder2 stablelm cohere cohere2 glm glm4 nemotron exaone4 arcee apertus nanochat seed_oss
-    bitnet persimmon xglm gpt_bigcode codegen vaultgemma jais2 lfm2 lfm2_moe jamba falcon_h1 granitemoehybrid
-    recurrent_gemma
-""".split()  # noqa: SIM905
+WANTED = [
+    "mixtral", "qwen2_moe", "qwen3_moe", "qwen3_next", "olmoe", "granitemoe", "deepseek_v2", "deepseek_v3",
+    "gpt_oss", "glm4_moe", "ernie4_5_moe",
+    "hunyuan_v1_moe", "llama4_text", "phimoe", "minimax", "dots1", "afmoe", "exaone_moe", "gpt_neox",
+    "gptj", "gpt_neo", "opt", "bloom", "olmo", "olmo2", "olmo3", "phi",
+    "phi3", "gemma3n_text", "gemma4_text", "falcon", "mpt", "starcoder2", "stablelm", "cohere", "cohere2",
+    "glm", "glm4", "nemotron", "exaone4", "arcee", "apertus", "nanochat", "seed_oss",
+    "bitnet", "persimmon", "xglm", "gpt_bigcode", "codegen", "vaultgemma", "jais2", "lfm2", "lfm2_moe",
+    "jamba", "falcon_h1", "granitemoehybrid",
+    "recurrent_gemma",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +189,9 @@ def test_activations_that_are_called_are_known_by_what_they_give() -> None:
     [
         ("mistral3", "mistral", "pixtral"),
         pytest.param("llava", "llama", "clip_vision_model", marks=pytest.mark.extras),
+        pytest.param("internvl", "qwen2", "internvl_vision", marks=pytest.mark.extras),
+        pytest.param("idefics3", "llama", "idefics3_vision", marks=pytest.mark.extras),
+        pytest.param("smolvlm", "llama", "smolvlm_vision", marks=pytest.mark.extras),
         pytest.param("gemma4", "gemma4_text", "gemma4_vision", marks=pytest.mark.extras),
         pytest.param("lfm2_vl", "lfm2", "siglip2_vision_model", marks=pytest.mark.extras),
     ],
