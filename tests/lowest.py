@@ -34,6 +34,8 @@ DUCKDB_2 = {
     "second query ends an unfinished result, and is no error",
     "tests/repl/test_loop.py::test_read": "CREATE TABLE AS gives no count",
     "tests/session/test_session.py::test_describe_loads_no_model_code": "the first query imports pandas",
+    "tests/session/test_addresses.py::test_tables_are_asked_by_ranges_without_arrays": "tables are fetched whole",
+    "tests/session/test_addresses.py::test_a_lost_connection_is_told_and_the_next_statement_runs": "tables are fetched whole",
 }
 # About the source text; the linter wants a newer rich.
 NO_VERSIONS = ["--ignore=tests/test_house.py"]

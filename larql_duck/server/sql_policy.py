@@ -23,6 +23,10 @@ from larql_duck.lowering.names import TABLES
 
 SCHEMA = "lq"
 _DEEPEST = 400
+# Functions that have a syntax of their own: DuckDB 1.5 reads [1, 2] as main.list_value(1, 2).
+_SYNTAX = frozenset(
+    "date_part like_escape list_apply list_filter list_value map position row struct_extract struct_pack substring trim".split()
+)
 # What DuckDB takes for a call where no column is called so: the parser cannot tell.
 _CALLED_BARE = frozenset(
     {
@@ -189,6 +193,8 @@ class _Walk:
         name = str(node.get("function_name")).lower()
         schema = str(node.get("schema") or "").lower()
         _check_path(node, name)
+        if schema == "main" and name in _SYNTAX:
+            schema = ""
         if node.get("catalog") or schema not in ("", SCHEMA) or name not in names:
             raise RefusedError(f"the {what} {_shown(name)} is not served here")
         self.called.add(name)

@@ -416,10 +416,13 @@ class Mount:
             raise lost[0]
         tables = [entry["file"] for entry in vindex.manifest.tables.values()]
         size = vindex.copy.missing(tables) / 1e6
-        self.notice = (
-            f"{vindex.place}: its {vindex.database.name} is missing or another version's, so its tables ({size:,.1f} MB) are "
-            "fetched whole; open it there with this version, and publish what that writes"
-        )
+        if int(duckdb.__version__.partition(".")[0]) < 2:
+            # It makes one slash of the two in a Python file system's names.
+            why, advice = f"DuckDB {duckdb.__version__} opens no database at an address", "DuckDB 2 does"
+        else:
+            why = f"its {vindex.database.name} is missing or another version's"
+            advice = "open it there with this version, and publish what that writes"
+        self.notice = f"{vindex.place}: {why}, so its tables ({size:,.1f} MB) are fetched whole; {advice}"
         for table in tables:
             vindex.file(table)
         return False
