@@ -80,7 +80,9 @@ class FactStream:
 
     def names(self) -> Iterator[str]:
         """The subjects and objects, each once."""
-        for (name,) in self._read(f"SELECT subject FROM ({self.sql}) UNION SELECT object FROM ({self.sql})"):
+        for (name,) in self._read(
+            f"SELECT subject FROM ({self.sql}) UNION SELECT object FROM ({self.sql}) ORDER BY 1"
+        ):
             yield name
 
     def relations(self) -> list[str]:

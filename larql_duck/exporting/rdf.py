@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from itertools import chain, count
+from itertools import chain, count, islice
 from operator import itemgetter
 from pathlib import Path
 from types import ModuleType
@@ -35,6 +35,8 @@ RDF_FORMATS = {"turtle": "TURTLE", "nquads": "N_QUADS", "jsonld": "JSON_LD"}
 _PROVENANCE = ("source", "revision", "checksum", "extracted_at", "compiled_at")
 # IRIs that are kept, which saves checking them again: facts are sorted by subject, and objects recur.
 _KEPT = 50_000
+# Texts that are read together.
+_BLOCK = 1_000
 
 
 @dataclass(frozen=True)
@@ -96,84 +98,86 @@ def check_base(base: str) -> None:
 def write_rdf(facts: FactStream, path: Path, form: str, names: RdfNames) -> int:
     """The number of RDF statements that were written to `path` as `form`: turtle, nquads or jsonld."""
     ox = pyoxigraph()
-    kind = getattr(ox.RdfFormat, RDF_FORMATS[form])
-    statements, numbers = _statements(facts, ox, names, quads=form == "nquads"), count()
-    options: dict[str, Any] = {} if form == "nquads" else {"prefixes": names.prefixes}
+    kind, quads = getattr(ox.RdfFormat, RDF_FORMATS[form]), form == "nquads"
+    # As lines that are read again: a term in Python costs ten times as much, and there are tens of millions.
+    lines = _Lines(ox, names, f" {ox.NamedNode(names.graph)} .\n" if quads else " .\n")
+    read = partial(ox.parse, format=ox.RdfFormat.N_QUADS if quads else ox.RdfFormat.N_TRIPLES)
+    texts = chain(lines.about(facts.relations()), lines.labels(facts.names()), lines.facts(facts))
+    statements, numbers = chain.from_iterable(map(read, _joined(texts))), count()
+    options: dict[str, Any] = {} if quads else {"prefixes": names.prefixes}
     with path.open("xb") as file:
         # zip stops before it takes a number for which there is no statement.
         ox.serialize(map(itemgetter(0), zip(statements, numbers, strict=False)), file, kind, **options)
     return next(numbers)
 
 
-def _statements(facts: FactStream, ox: ModuleType, names: RdfNames, *, quads: bool) -> Iterator[Any]:
-    """The model, the relations, the names, then the facts, as pyoxigraph's triples or quads."""
-    iri: Callable[[str], Any] = lru_cache(_KEPT)(ox.NamedNode)
-    text: Callable[[str], Any] = lru_cache(_KEPT)(ox.Literal)
-    model, label = iri(names.graph), iri(f"{_RDFS}label")
-    # Made where they are needed, since there are tens of millions.
-    make: Callable[..., Any] = partial(_quad, ox.Quad, model) if quads else ox.Triple
-    labels = (
-        make(iri(f"{names.entities}{quote(name, safe='')}"), label, text(name)) for name in facts.names()
-    )
-    about = (make(*statement) for statement in _about(ox, names, facts.relations()))
-    return chain(about, labels, _facts(facts, ox, names, iri, text, make))
+def _joined(texts: Iterator[str]) -> Iterator[str]:
+    while block := "".join(islice(texts, _BLOCK)):
+        yield block
 
 
-def _quad(quad: Callable[..., Any], graph: Any, subject: Any, predicate: Any, value: Any) -> Any:
-    return quad(subject, predicate, value, graph)
+class _Lines:
+    """What is said of the model, the relations, the names and the facts, as lines of N-Triples or N-Quads.
 
+    end is what a line ends with: the graph, in N-Quads.
+    """
 
-def _about(ox: ModuleType, names: RdfNames, relations: list[str]) -> Iterator[tuple[Any, Any, Any]]:
-    """What is said of the model and of each relation."""
-    iri, text = ox.NamedNode, ox.Literal
-    model, kind, label = iri(names.graph), iri(f"{_RDF}type"), iri(f"{_RDFS}label")
-    yield model, kind, iri(f"{_PROV}Entity")
-    yield model, label, text(names.model)
-    for key in _PROVENANCE:
-        if names.meta.get(key):
-            yield model, iri(f"{TERMS}{key}"), text(names.meta[key])
-    for node in dict.fromkeys(map(names.relation, relations)):
-        yield iri(node), kind, iri(f"{_RDF}Property")
-    for relation in relations:
-        yield iri(names.relation(relation)), label, text(relation)
+    def __init__(self, ox: ModuleType, names: RdfNames, end: str) -> None:
+        self._names, self._end = names, end
+        # Checked and escaped by the library.
+        self._iri: Callable[[str], str] = lru_cache(_KEPT)(lambda iri: str(ox.NamedNode(iri)))
+        self._text: Callable[[str], str] = lru_cache(_KEPT)(lambda text: str(ox.Literal(text)))
+        self._model = self._iri(names.graph)
+        self._type, self._label = self._iri(f"{_RDF}type"), self._iri(f"{_RDFS}label")
 
+    def about(self, relations: list[str]) -> Iterator[str]:
+        """What is said of the model and of each relation."""
+        names, end, iri, text = self._names, self._end, self._iri, self._text
+        yield f"{self._model} {self._type} {iri(f'{_PROV}Entity')}{end}"
+        yield f"{self._model} {self._label} {text(names.model)}{end}"
+        for key in _PROVENANCE:
+            if names.meta.get(key):
+                yield f"{self._model} {iri(f'{TERMS}{key}')} {text(names.meta[key])}{end}"
+        for node in dict.fromkeys(map(names.relation, relations)):
+            yield f"{iri(node)} {self._type} {iri(f'{_RDF}Property')}{end}"
+        for relation in relations:
+            yield f"{iri(names.relation(relation))} {self._label} {text(relation)}{end}"
 
-def _facts(
-    facts: FactStream,
-    ox: ModuleType,
-    names: RdfNames,
-    iri: Callable[[str], Any],
-    text: Callable[[str], Any],
-    make: Callable[[Any, Any, Any], Any],
-) -> Iterator[Any]:
-    """Each fact as a triple, and what is known of it: at an rdf:Statement, or at an RDF 1.2 reifier. make makes a statement."""
-    a, statement = iri(f"{_RDF}type"), iri(f"{_RDF}Statement")
-    of_subject, of_predicate, of_object = (
-        iri(f"{_RDF}{name}") for name in ("subject", "predicate", "object")
-    )
-    reifies, derived, model = iri(f"{_RDF}reifies"), iri(f"{_PROV}wasDerivedFrom"), iri(names.graph)
-    relation, p, confidence, source = (
-        iri(f"{TERMS}{name}") for name in ("relation", "p", "confidence", "source")
-    )
-    predicates = {name: iri(names.relation(name)) for name in facts.relations()}
-    number, double, blank, triple = ox.Literal, iri(f"{_XSD}double"), ox.BlankNode, ox.Triple
-    rows = facts.iri_facts(names.entities)
-    for i, (subject_iri, name, object_iri, p_value, sure, origin) in enumerate(rows):
-        s, predicate, o = iri(subject_iri), predicates[name], iri(object_iri)
-        yield make(s, predicate, o)
-        node = blank(f"f{i}")
-        if names.reifiers:
-            yield make(node, reifies, triple(s, predicate, o))
-        else:
-            yield make(node, a, statement)
-            yield make(node, of_subject, s)
-            yield make(node, of_predicate, predicate)
-            yield make(node, of_object, o)
-        yield make(node, relation, text(name))
-        if p_value is not None:
-            yield make(node, p, number(repr(p_value), datatype=double))
-        if sure is not None:
-            yield make(node, confidence, number(repr(sure), datatype=double))
-        if origin is not None:
-            yield make(node, source, text(origin))
-        yield make(node, derived, model)
+    def labels(self, entities: Iterator[str]) -> Iterator[str]:
+        """The name of each entity."""
+        for name in entities:
+            iri = self._iri(f"{self._names.entities}{quote(name, safe='')}")
+            yield f"{iri} {self._label} {self._text(name)}{self._end}"
+
+    def facts(self, facts: FactStream) -> Iterator[str]:
+        """Each fact as a triple, and what is known of it: at an rdf:Statement, or at an RDF 1.2 reifier."""
+        names, end, iri, text = self._names, self._end, self._iri, self._text
+        reifies, derived = iri(f"{_RDF}reifies"), f"{iri(f'{_PROV}wasDerivedFrom')} {self._model}{end}"
+        statement = f"{self._type} {iri(f'{_RDF}Statement')}{end}"
+        of_subject, of_predicate, of_object = (
+            iri(f"{_RDF}{name}") for name in ("subject", "predicate", "object")
+        )
+        relation, p, confidence, source = (
+            iri(f"{TERMS}{name}") for name in ("relation", "p", "confidence", "source")
+        )
+        predicates = {name: iri(names.relation(name)) for name in facts.relations()}
+        double = f"^^{iri(f'{_XSD}double')}{end}"
+        rows = facts.iri_facts(names.entities)
+        for i, (subject_iri, name, object_iri, p_value, sure, origin) in enumerate(rows):
+            s, predicate, o, node = iri(subject_iri), predicates[name], iri(object_iri), f"_:f{i}"
+            lines = f"{s} {predicate} {o}{end}"
+            if names.reifiers:
+                lines += f"{node} {reifies} <<( {s} {predicate} {o} )>>{end}"
+            else:
+                lines += (
+                    f"{node} {statement}{node} {of_subject} {s}{end}{node} {of_predicate} {predicate}{end}"
+                    f"{node} {of_object} {o}{end}"
+                )
+            lines += f"{node} {relation} {text(name)}{end}"
+            if p_value is not None:
+                lines += f'{node} {p} "{p_value!r}"{double}'
+            if sure is not None:
+                lines += f'{node} {confidence} "{sure!r}"{double}'
+            if origin is not None:
+                lines += f"{node} {source} {text(origin)}{end}"
+            yield f"{lines}{node} {derived}"
