@@ -26,6 +26,7 @@ parts AS MATERIALIZED (
     SELECT
         e.subject, e.relation, e.object,
         count(*)::INTEGER AS n_features,
+        bool_and(e.source = 'weights') AS weak,
         CASE WHEN bool_and(e.source = 'weights') THEN max(e.score) ELSE sum(e.score) END AS score,
         first(
             {'layer': e.layer, 'feature': e.feature}
@@ -36,9 +37,10 @@ parts AS MATERIALIZED (
     GROUP BY e.subject, e.relation, e.object
 ),
 -- The features are fetched by an inner join of their own: it prunes the scan to the slots asked for, a left join would not.
+-- What they promote is shown beside triples from the weights alone; most names have none, and no feature is read.
 slots AS MATERIALIZED (
     SELECT x.layer, x.feature, x.down_tokens, x.opposite_tokens
-    FROM (SELECT DISTINCT best.layer AS layer, best.feature AS feature FROM parts) AS s
+    FROM (SELECT DISTINCT best.layer AS layer, best.feature AS feature FROM parts WHERE weak) AS s
     JOIN {schema}.features AS x ON x.layer = s.layer AND x.feature = s.feature
 ),
 answers AS MATERIALIZED (
