@@ -61,10 +61,14 @@ def estimate_cost(job: Job, plan: MemoryPlan, device: str = "cpu", *, measure: b
 
 def learn(job: Job, stage: str, spent: float, device: str = "cpu") -> None:
     """Keep what a stage took on this machine, in seconds of all threads, for later estimates."""
-    if stage in USUAL_FACTORS and spent >= _TELLING_S:
-        # A cache that cannot be used must not end the work of hours.
-        with suppress(LarqlError):
-            learn_factor(stage, spent, bare_seconds(job, _speed(job, device, True))[stage], device)
+    if stage not in USUAL_FACTORS or spent < _TELLING_S:
+        return
+    # A cache that cannot be used must not end the work of hours.
+    with suppress(LarqlError):
+        bare = bare_seconds(job, _speed(job, device, True))[stage]
+        # A tiny model takes its time for other things than the work that is counted.
+        if bare >= _TELLING_S / 4:
+            learn_factor(stage, spent, bare, device)
 
 
 def _speed(job: Job, device: str, measure: bool) -> Speed:

@@ -101,6 +101,16 @@ def test_a_stage_teaches_what_it_takes(job, monkeypatch: pytest.MonkeyPatch) -> 
     learn(one, PROMOTED, 100.0)
 
 
+def test_a_tiny_model_teaches_nothing(job, monkeypatch: pytest.MonkeyPatch) -> None:
+    # On a fast machine its stages take what they take beside the work that is counted.
+    monkeypatch.setattr(machine, "_measured", lambda *_: Speed(1e11, 1e10, 1e9))
+    one = job(probe=False)
+    plan = plan_memory(one, 10**12, 1)
+    before = estimate_cost(one, plan).seconds
+    learn(one, PROMOTED, 70.0)
+    assert estimate_cost(one, plan).seconds == before
+
+
 def test_the_whole_is_told_in_expected_seconds() -> None:
     told: list[tuple[str, float, float]] = []
     whole = WholeProgress({"a": 10.0, "b": 30.0}, lambda *line: told.append(line))
