@@ -21,6 +21,7 @@ from larql_duck.inference.kv_cache import fork_cache, keeps_states, new_cache
 from larql_duck.inference.loading import load_parameters, skeleton, unload_parameters
 from larql_duck.inference.modules import LayerModules, find_modules
 from larql_duck.inference.topk import row_blocks
+from larql_duck.models.architecture import quiet
 from larql_duck.models.expert_rows import feature_rows
 from larql_duck.models.family import FfnMatrix
 from larql_duck.models.source import MatrixRows, WeightSource, matrix_rows
@@ -170,9 +171,9 @@ class TokenStream:
         with torch.no_grad():
             if n:
                 before = _cut(self._arguments[i], slice(0, n), n + 1, cache)
-                self.prefix_residual = _tensor(
-                    part.block(self.prefix_residual.to(self.dtype), **before)
-                ).float()
+                with quiet():
+                    entering = self.prefix_residual.to(self.dtype)
+                    self.prefix_residual = _tensor(part.block(entering, **before)).float()
             last = _cut(self._arguments[i], slice(n, n + 1), n + 1, cache if n else None)
             held = _held(self._arguments[i])
             self._read = torch.empty_like(self.residual) if part.parallel else None
@@ -191,7 +192,8 @@ class TokenStream:
 
             # Of other families it is not known what their attention does besides.
             listed = self.source.family.listed
-            with one_query(self.model.config) if listed else nullcontext(), _silent(part, norms=listed):
+            one = one_query(self.model.config) if listed else nullcontext()
+            with one, _silent(part, norms=listed), quiet():
                 pool.each(attend, row_blocks(len(self.residual), self.block))
             yield part
         unload_parameters(self.model, names)

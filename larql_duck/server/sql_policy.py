@@ -25,7 +25,20 @@ SCHEMA = "lq"
 _DEEPEST = 400
 # Functions that have a syntax of their own: DuckDB 1.5 reads [1, 2] as main.list_value(1, 2).
 _SYNTAX = frozenset(
-    ["date_part", "like_escape", "list_apply", "list_filter", "list_value", "map", "position", "row", "struct_extract", "struct_pack", "substring", "trim"]
+    [
+        "date_part",
+        "like_escape",
+        "list_apply",
+        "list_filter",
+        "list_value",
+        "map",
+        "position",
+        "row",
+        "struct_extract",
+        "struct_pack",
+        "substring",
+        "trim",
+    ]
 )
 # What DuckDB takes for a call where no column is called so: the parser cannot tell.
 _CALLED_BARE = frozenset(

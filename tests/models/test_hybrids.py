@@ -237,3 +237,13 @@ def test_the_page_lists_what_was_asked_for() -> None:
     assert missing == ["gemma3n_text", "recurrent_gemma"]
     assert 1 - len(missing) / len(WANTED) >= 0.95
     assert all(any(f"'{name}'" in line for line in lines if line.startswith("* ")) for name in missing)
+
+
+def test_transformers_hints_at_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from transformers.utils import logging
+
+    logging.warning_once.cache_clear()
+    model = make_family("lfm2", tmp_path / "model")
+    with caplog.at_level("WARNING", "transformers"):
+        extract(model, tmp_path / "out.vindex", probe=False)
+    assert not [record for record in caplog.records if record.name.startswith("transformers")]
