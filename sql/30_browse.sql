@@ -26,7 +26,6 @@ parts AS MATERIALIZED (
     SELECT
         e.subject, e.relation, e.object,
         count(*)::INTEGER AS n_features,
-        bool_and(e.source = 'weights') AS weak,
         CASE WHEN bool_and(e.source = 'weights') THEN max(e.score) ELSE sum(e.score) END AS score,
         first(
             {'layer': e.layer, 'feature': e.feature}
@@ -40,7 +39,12 @@ parts AS MATERIALIZED (
 -- What they promote is shown beside triples from the weights alone; most names have none, and no feature is read.
 slots AS MATERIALIZED (
     SELECT x.layer, x.feature, x.down_tokens, x.opposite_tokens
-    FROM (SELECT DISTINCT best.layer AS layer, best.feature AS feature FROM parts WHERE weak) AS s
+    FROM (
+        SELECT DISTINCT parts.best.layer AS layer, parts.best.feature AS feature
+        FROM about AS t
+        JOIN parts ON parts.subject = t.subject AND parts.relation = t.relation AND parts.object = t.object
+        WHERE t.source = 'weights'
+    ) AS s
     JOIN {schema}.features AS x ON x.layer = s.layer AND x.feature = s.feature
 ),
 answers AS MATERIALIZED (

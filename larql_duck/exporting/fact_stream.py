@@ -79,7 +79,7 @@ class FactStream:
         )
 
     def names(self) -> Iterator[str]:
-        """The subjects and objects, each once."""
+        """The subjects and objects, each once, sorted."""
         for (name,) in self._read(
             f"SELECT subject FROM ({self.sql}) UNION SELECT object FROM ({self.sql}) ORDER BY 1"
         ):

@@ -35,7 +35,7 @@ RDF_FORMATS = {"turtle": "TURTLE", "nquads": "N_QUADS", "jsonld": "JSON_LD"}
 _PROVENANCE = ("source", "revision", "checksum", "extracted_at", "compiled_at")
 # IRIs that are kept, which saves checking them again: facts are sorted by subject, and objects recur.
 _KEPT = 50_000
-# Texts that are read together.
+# Facts, or names, whose lines are read together.
 _BLOCK = 1_000
 
 
@@ -99,7 +99,7 @@ def write_rdf(facts: FactStream, path: Path, form: str, names: RdfNames) -> int:
     """The number of RDF statements that were written to `path` as `form`: turtle, nquads or jsonld."""
     ox = pyoxigraph()
     kind, quads = getattr(ox.RdfFormat, RDF_FORMATS[form]), form == "nquads"
-    # As lines that are read again: a term in Python costs ten times as much, and there are tens of millions.
+    # As lines that are read again: a triple of Python's terms takes pyoxigraph several times as long.
     lines = _Lines(ox, names, f" {ox.NamedNode(names.graph)} .\n" if quads else " .\n")
     read = partial(ox.parse, format=ox.RdfFormat.N_QUADS if quads else ox.RdfFormat.N_TRIPLES)
     texts = chain(lines.about(facts.relations()), lines.labels(facts.names()), lines.facts(facts))

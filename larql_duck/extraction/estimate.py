@@ -17,6 +17,8 @@ from larql_duck.extraction.token_screen import SCREEN_BYTES
 USUAL_FACTORS = {PROMOTED: 1.7, TOP_ACTIVATING: 1.55, FACTS: 1.0, NAMES: 1.0}
 # Seconds below which a stage says little about the machine.
 _TELLING_S = 20.0
+# And seconds of counted work: a tiny model takes its time for other things.
+_COUNTED_S = 5.0
 # Seconds that rows of tables take in both forms, and what takes as long for every model (SmolLM2, seconds of processors).
 _ROW_S, _FIXED_S = 1.5e-6, 1.5
 # Arrays as a multiple of their checksums: numbers are dequantised, rounded and written as well.
@@ -66,8 +68,7 @@ def learn(job: Job, stage: str, spent: float, device: str = "cpu") -> None:
     # A cache that cannot be used must not end the work of hours.
     with suppress(LarqlError):
         bare = bare_seconds(job, _speed(job, device, True))[stage]
-        # A tiny model takes its time for other things than the work that is counted.
-        if bare >= _TELLING_S / 4:
+        if bare >= _COUNTED_S:
             learn_factor(stage, spent, bare, device)
 
 

@@ -168,12 +168,12 @@ class TokenStream:
         load_parameters(self.model, self.source, names, device=self.device, dtype=self.dtype)
         n, states = self.n_prefix, keeps_states(self.model.config)
         cache: Any = new_cache(self.model.config) if states else _PrefixCache()
-        with torch.no_grad():
+        with torch.no_grad(), quiet():
             if n:
                 before = _cut(self._arguments[i], slice(0, n), n + 1, cache)
-                with quiet():
-                    entering = self.prefix_residual.to(self.dtype)
-                    self.prefix_residual = _tensor(part.block(entering, **before)).float()
+                self.prefix_residual = _tensor(
+                    part.block(self.prefix_residual.to(self.dtype), **before)
+                ).float()
             last = _cut(self._arguments[i], slice(n, n + 1), n + 1, cache if n else None)
             held = _held(self._arguments[i])
             self._read = torch.empty_like(self.residual) if part.parallel else None
@@ -192,8 +192,7 @@ class TokenStream:
 
             # Of other families it is not known what their attention does besides.
             listed = self.source.family.listed
-            one = one_query(self.model.config) if listed else nullcontext()
-            with one, _silent(part, norms=listed), quiet():
+            with one_query(self.model.config) if listed else nullcontext(), _silent(part, norms=listed):
                 pool.each(attend, row_blocks(len(self.residual), self.block))
             yield part
         unload_parameters(self.model, names)

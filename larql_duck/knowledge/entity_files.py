@@ -107,7 +107,6 @@ def _read_csv(con: duckdb.DuckDBPyConnection, path: Path, header: bool | None) -
         columns={str(i): "VARCHAR" for i in range(len(names))},
         header=found,
         auto_detect=False,
-        quotechar='"',
         escapechar='"',  # DuckDB 1.5 has none of its own
         null_padding=True,
         parallel=False,  # else DuckDB refuses line breaks in cells

@@ -23,23 +23,6 @@ from larql_duck.lowering.names import TABLES
 
 SCHEMA = "lq"
 _DEEPEST = 400
-# Functions that have a syntax of their own: DuckDB 1.5 reads [1, 2] as main.list_value(1, 2).
-_SYNTAX = frozenset(
-    [
-        "date_part",
-        "like_escape",
-        "list_apply",
-        "list_filter",
-        "list_value",
-        "map",
-        "position",
-        "row",
-        "struct_extract",
-        "struct_pack",
-        "substring",
-        "trim",
-    ]
-)
 # What DuckDB takes for a call where no column is called so: the parser cannot tell.
 _CALLED_BARE = frozenset(
     {
@@ -62,8 +45,8 @@ class RefusedError(LarqlError):
 class Allowed:
     """The lists of allowed.toml, in lower case: node_types and expression_classes of the parse tree, tables, functions.
 
-    builders are functions that make texts longer, of which a query may have `most_builders`. model: those among the
-    functions that run the model.
+    builders are functions that make texts longer, of which a query may have `most_builders`; syntax those that have one
+    of their own, model those that run the model.
     """
 
     node_types: frozenset[str]
@@ -73,6 +56,7 @@ class Allowed:
     table_functions: frozenset[str]
     builders: frozenset[str]
     most_builders: int
+    syntax: frozenset[str]
     model: frozenset[str]
 
 
@@ -90,6 +74,7 @@ def allowed() -> Allowed:
         lists["table_functions"] | lists["model"],
         lists["builders"],
         raw["most_builders"],
+        lists["syntax"],
         lists["model"],
     )
 
@@ -206,7 +191,7 @@ class _Walk:
         name = str(node.get("function_name")).lower()
         schema = str(node.get("schema") or "").lower()
         _check_path(node, name)
-        if schema == "main" and name in _SYNTAX:
+        if schema == "main" and name in self.lists.syntax:
             schema = ""
         if node.get("catalog") or schema not in ("", SCHEMA) or name not in names:
             raise RefusedError(f"the {what} {_shown(name)} is not served here")
