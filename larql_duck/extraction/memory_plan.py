@@ -53,13 +53,15 @@ _MOST_WEIGHTS = 1_000 * _MB
 @dataclass(frozen=True)
 class StagePlan:
     """A stage's expected peak in bytes, the threads that work, whether its largest array is `kept` in memory (else in a
-    scratch file, or made anew block by block), and which `share` of the usual size its batches have.
+    scratch file, or made anew block by block), which `share` of the usual size its batches have, and the bytes of `copies` of
+    the model's matrices that make products faster.
     """
 
     peak: int
     workers: int
     kept: bool = True
     share: float = 1.0
+    copies: int = 0
 
     def __str__(self) -> str:
         """What it gives up, in words; '' where that is nothing."""
@@ -101,7 +103,12 @@ def plan_memory(job: Job, limit: int, threads: int, device: str = "cpu") -> Memo
     }
     if job.options.probe:
         kept = [False] if needs.converted > _MOST_WEIGHTS else [True, False]
-        tried[FACTS] = [StagePlan(needs.asking(k, s), threads, k, s) for s in _SHARES for k in kept]
+        tried[FACTS] = [
+            StagePlan(needs.asking(k, s) + copies, threads, k, s, copies)
+            for s in _SHARES
+            for k in kept
+            for copies in sorted({needs.copies if s == 1 else 0, 0}, reverse=True)
+        ]
         if job.options.n_names(job.sizes.parameters):
             tried[NAMES] = tried[FACTS]
     least = max(min(plan.peak for plan in plans) for plans in tried.values())
@@ -154,6 +161,15 @@ class _Needs:
     def converted(self) -> int:
         """Bytes of the whole model in f32 that are no views of the file and lie in the machine's own memory."""
         return 0 if self.job.stored == "f32" or self.device != "cpu" else 4 * self.sizes.parameters
+
+    @property
+    def copies(self) -> int:
+        """Bytes of copies of the matrices that prompts are multiplied by; 0 where there are too many."""
+        sizes = self.sizes
+        matrices = sizes.parameters - sizes.vocab * sizes.hidden
+        if self.experts is not None or self.device != "cpu" or 4 * matrices > _MOST_WEIGHTS:
+            return 0
+        return 4 * matrices
 
     def arrays(self) -> int:
         return max(_IMPORTS + _READING * self.sizes.vocab, self.base + self.layer + 64 * _MB)

@@ -20,10 +20,11 @@ from larql_duck.extraction.job import Job, prepare
 from larql_duck.extraction.memory_plan import MemoryPlan, plan_memory
 from larql_duck.extraction.nodes import Nodes
 from larql_duck.extraction.options import Options
-from larql_duck.extraction.resources import Resources, free_memory, own_memory
+from larql_duck.extraction.resources import Resources
 from larql_duck.extraction.stages import Extraction
 from larql_duck.extraction.state import Staging, bring_back, open_staging
 from larql_duck.files import next_step_after, real_place, with_parents
+from larql_duck.memory import free_memory, own_memory
 from larql_duck.models.checkpoint import ModelSource
 from larql_duck.models.source import WeightSource
 from larql_duck.progress import Progress, report

@@ -129,7 +129,7 @@ def stream_problem(
 
     weights: those of the whole pass, where they are not to be held in memory.
     """
-    engine = Engine.load(source, weights=weights)
+    engine = Engine.load(source, weights=weights, room=0)
     name = f"model_type {source.family.name!r}"
     if problem := parts_problem(engine):
         return problem

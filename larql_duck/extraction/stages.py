@@ -62,7 +62,7 @@ from larql_duck.probing.packs import known_relations, load_pack
 from larql_duck.probing.publish import LABELS, feature_labels
 from larql_duck.probing.stored import knowledge_in
 from larql_duck.probing.vocabulary_names import ask_vocabulary
-from larql_duck.progress import Progress
+from larql_duck.progress import Progress, doing
 from larql_duck.vindex import layout
 from larql_duck.vindex.arrays import hash_file, write_file
 from larql_duck.vindex.bands import band_of, layer_bands
@@ -327,7 +327,8 @@ class Extraction:
             said, kept = partial(self.progress, "facts"), self.staging.work / "facts"
             own = {r.name for r in pack.relations}
             n_names = self.options.n_names(self.sizes.parameters)
-            types = fit_types(engine, members(known_relations().values())) if n_names else None
+            with doing("learning the types of names"):
+                types = fit_types(engine, members(known_relations().values())) if n_names else None
             lessons = with_open_world(pack) if n_names else Lessons(pack, Knowledge(), {})
             whole = lessons.pack
             further = {r.name: len(r.entities) for r in whole.relations if r.name not in own}
@@ -353,15 +354,16 @@ class Extraction:
         if n_names:
             with self._stage(NAMES):
                 known = knowledge_in(tables, run.calibration, types)
-                tables, more = self._names(engine, tables, known, n_names)
+                tables, more = self._names(OpenWorld(engine, known, told=run.told), tables, n_names)
                 many |= more
         return _Facts(tables, sorted(many), pack.name, record)
 
     def _engine(self) -> Engine:
         """The model, with weights and batches as the plan of memory has them."""
-        weights = None if self.plan[FACTS].kept else self._scratch_weights()
-        engine = Engine.load(self.source, self.settings, weights=weights)
-        engine.share = self.plan[FACTS].share
+        plan = self.plan[FACTS]
+        weights = None if plan.kept else self._scratch_weights()
+        engine = Engine.load(self.source, self.settings, weights=weights, room=plan.copies)
+        engine.share = plan.share
         return engine
 
     def _scratch_weights(self) -> ScratchWeights | None:
@@ -371,10 +373,10 @@ class Extraction:
         return ScratchWeights(self.source, self.staging.work / "weights.f32", self.job.release)
 
     def _names(
-        self, engine: Engine, tables: dict[str, pa.Table], known: Knowledge, n: int
+        self, world: OpenWorld, tables: dict[str, pa.Table], n: int
     ) -> tuple[dict[str, pa.Table], set[str]]:
         """The tables with what types names are and the facts about n names of the vocabulary; relations of many answers."""
-        world = OpenWorld(engine, known)
+        engine, known = world.engine, world.known
         subjects = list(dict.fromkeys(tables["facts"]["subject"].to_pylist()))
         context = [engine.fingerprint, str(engine.model.dtype)]
         store = Checkpoint(self.staging.work / "names", context, asked_on(self.nodes, engine))

@@ -15,6 +15,7 @@ from larql_duck.inference import interventions, loading
 from larql_duck.inference.batch import Batch, pad, prompt_ids, unfit
 from larql_duck.inference.capture import FOR_ATTRIBUTION, Capture, recording
 from larql_duck.inference.modules import find_modules, skipped_layers
+from larql_duck.inference.products import quicken, usual_room
 from larql_duck.inference.rope import RopeByLength
 from larql_duck.inference.settings import DEFAULT, Settings
 from larql_duck.inference.weight_overlay import WeightOverlay
@@ -69,10 +70,16 @@ class Engine:
 
     @classmethod
     def load(
-        cls, source: WeightSource, settings: Settings | None = None, *, weights: WeightSource | None = None
+        cls,
+        source: WeightSource,
+        settings: Settings | None = None,
+        *,
+        weights: WeightSource | None = None,
+        room: int | None = None,
     ) -> Engine:
         """An Engine on the weights of `source` (a model, or a vindex of level inference or all); `weights` are the same in
-        another form, where they are read from that.
+        another form, where they are read from that. room: bytes that copies of matrices
+        may take, so that they are multiplied faster (None: a part of what is free).
 
         Tensors that are stored in the settings' dtype are used where they lie, others are converted one by one. Raises
         LevelError for a vindex without weights, ModelError for weights that do not make a model.
@@ -88,6 +95,7 @@ class Engine:
             model = loading.build_model(
                 weights or source, dtype=torch_dtype(settings.compute_dtype), device=device
             )
+            quicken(model, usual_room() if room is None else room)
             return cls(model, load_tokenizer(source), source, fingerprint=loading.fingerprint(source))
 
     def __del__(self) -> None:

@@ -88,7 +88,7 @@ def named_engine(name: EngineName) -> Engine:
         source = Vindex.open(Path(name.model))
     else:
         source = open_model(name.model, name.base)
-    engine = Engine.load(source, Settings(compute_dtype=name.compute_dtype))
+    engine = Engine.load(source, Settings(compute_dtype=name.compute_dtype), room=0)
     if engine.fingerprint != name.fingerprint:
         raise LarqlError(
             f"{name.model} is another model there than on this machine; put it where all nodes see it"

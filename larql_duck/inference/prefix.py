@@ -174,7 +174,8 @@ class Heads:
         missing = []
         for begin in dict.fromkeys(begins):
             if begin in self._heads:
-                own[begin] = self._heads[begin]
+                # What was asked for last stays longest.
+                own[begin] = self._heads[begin] = self._heads.pop(begin)
             else:
                 missing.append(begin)
         while missing:
@@ -202,12 +203,15 @@ class Heads:
         known = [head for head in self._heads.values() if head is not None]
         nearest = [max(known, key=lambda head: common_length(head.ids, text), default=None) for text in texts]
         run = dict(zip(texts, run_heads(self._engine, texts, nearest), strict=True))
-        n_tokens = sum(map(len, texts))
-        if self._n_tokens + n_tokens > self._engine.room(_HEADS) // self._engine.cache_bytes:
-            self._heads.clear()
-            self._n_tokens = 0
         self._heads |= run
-        self._n_tokens += n_tokens
+        self._n_tokens += sum(map(len, texts))
+        # The oldest go, but none of these.
+        most = self._engine.room(_HEADS) // self._engine.cache_bytes
+        for old in list(self._heads)[: len(self._heads) - len(run)]:
+            if self._n_tokens <= most:
+                break
+            del self._heads[old]
+            self._n_tokens -= len(old)
         return run
 
 

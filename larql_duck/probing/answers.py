@@ -12,6 +12,7 @@ import torch
 from larql_duck.inference.batch import pad
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.generate import entropy, forced, greedy
+from larql_duck.inference.kv_cache import ROOM
 from larql_duck.inference.prefix import Head, Prefix, TextsRead, joined, read_prompts
 from larql_duck.probing.outcomes import NO_ARTICLE, Candidate, Outcome, ScoredAnswer
 from larql_duck.probing.words import (
@@ -38,6 +39,8 @@ MAX_ANSWERS = 4
 STANDS_OUT_P = 0.02
 # Added to a prior before anything is divided by it: rarer beginnings are told apart no further.
 PRIOR_FLOOR = 0.002
+# Bytes of keys and values of the answers that are decoded together.
+_DECODED = 1 << 29
 # Tokens after the first one that an answer may have.
 MAX_TOKENS = 8
 # The same for numbers, where every digit may be a token, and for what stands in quotation marks.
@@ -237,15 +240,27 @@ def _opened(engine: Engine, last: int) -> str:
 
 def _decode(engine: Engine, forms: Sequence[str], steps: Sequence[_Step], chosen: Sequence[_Chosen]) -> None:
     """Fill in each chosen beginning's tokens, greedily, until the text shows where its answer ends."""
-    # In one batch, whichever step they go on from.
+    # In batches whichever step they go on from: a prompt may have several beginnings, and each has keys and values.
     chosen = sorted(chosen, key=lambda c: c.way.step)
-    starts = [
-        step.after(ways)
-        for number, step in enumerate(steps)
-        if (ways := [c.way for c in chosen if c.way.step == number])
-    ]
-    if not starts:
-        return
+    length = max(int(step.texts.positions.max()) for step in steps) + ROOM
+    most = max(8, engine.room(_DECODED) // (engine.cache_bytes * length))
+    n_parts = -(-len(chosen) // most)
+    for part in range(n_parts):
+        own = chosen[part * len(chosen) // n_parts : (part + 1) * len(chosen) // n_parts]
+        _decode_batch(engine, forms, steps, own)
+
+
+def _decode_batch(
+    engine: Engine, forms: Sequence[str], steps: Sequence[_Step], chosen: Sequence[_Chosen]
+) -> None:
+    def start() -> Prefix:
+        return joined(
+            [
+                step.after(ways)
+                for number, step in enumerate(steps)
+                if (ways := [c.way for c in chosen if c.way.step == number])
+            ]
+        )
 
     def ended(i: int, ids: list[int]) -> bool:
         text = engine.tokenizer.continuation([chosen[i].way.token, *ids])
@@ -254,7 +269,7 @@ def _decode(engine: Engine, forms: Sequence[str], steps: Sequence[_Step], chosen
             return True
         return len(ids) >= MAX_TOKENS and not (chosen[i].closing or text.strip()[:1].isdecimal())
 
-    found = greedy(joined(starts), max_tokens=_MAX_LONG, stop=ended)
+    found = greedy(start(), max_tokens=_MAX_LONG, stop=ended)
     for c, more in zip(chosen, found, strict=True):
         c.ids, c.p_tokens, c.entropies = list(more.ids), list(more.p), list(more.entropy)
 

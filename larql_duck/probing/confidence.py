@@ -140,7 +140,8 @@ def _fitted(graded: Sequence[Graded], pull: float, spread: float, slope: float) 
     if len(set(right.tolist())) < 2:  # in a fold
         rate = (right.sum() + 1) / (len(right) + 2)
         return Calibration(tuple(center), tuple(scale), (0.0,) * x.shape[1], math.log(rate / (1 - rate)))
-    model = LogisticRegression(C=pull, max_iter=1000).fit(design, right)
+    # Many more answers than columns: Newton's few steps, each exact.
+    model = LogisticRegression(C=pull, solver="newton-cholesky", max_iter=100).fit(design, right)
     weights, rest = model.coef_[0][: x.shape[1]], model.coef_[0][x.shape[1] :]
     offsets, slopes = inner * rest[: len(names)], outer * rest[len(names) :]
     own = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -39,6 +39,14 @@ _LAYERS = 8
 
 
 @dataclass(frozen=True)
+class NamesTold:
+    """What reading names told: name -> its familiarity (see `read_names`), and its types with their probabilities."""
+
+    familiarity: Mapping[str, float] = field(default_factory=dict)
+    kinds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class TypeProbe:
     """A linear map from residuals at the ends of contexts that a name stands in to the log-odds of its types.
 
@@ -54,6 +62,8 @@ class TypeProbe:
     intercept: np.ndarray
     n_names: tuple[int, ...] = ()
     tested: tuple[tuple[int, int, int, float], ...] = ()
+    # Of the names that it was fitted to.
+    told: NamesTold = field(default_factory=NamesTold, repr=False, compare=False)
 
     def probabilities(self, residuals: np.ndarray) -> np.ndarray:
         """The distribution over types, f64 [names, types], of residuals [names, contexts * hidden]."""
@@ -68,20 +78,41 @@ class TypeProbe:
         return self.read(engine, names, heads)[1]
 
     def read(
-        self, engine: Engine, names: Sequence[str], heads: Heads | None = None
+        self,
+        engine: Engine,
+        names: Sequence[str],
+        heads: Heads | None = None,
+        *,
+        unfinished: float = math.inf,
     ) -> tuple[NamesRead, list[dict[str, float]]]:
-        """The names as the first context reads them, and the types of each."""
-        contexts = [
+        """The names as the first context reads them, and the types of each; those behind which more letters follow with the
+        probability `unfinished` or more are read no further, and have none.
+        """
+        first, *others = [
             Context(text, (layer,), familiar=not i)
             for i, (text, layer) in enumerate(zip(self.contexts, self.layers, strict=True))
         ]
-        reads = read_names(engine, names, contexts, heads)
+        if math.isinf(unfinished):
+            reads = read_names(engine, names, [first, *others], heads)
+        else:
+            [one] = read_names(engine, names, [first], heads)
+            whole = [i for i, p in zip(one.fits, one.unfinished, strict=True) if p < unfinished]
+            more = read_names(engine, [names[i] for i in whole], others, heads)
+            reads = [one, *(replace(read, fits=[whole[i] for i in read.fits]) for read in more)]
         out: list[dict[str, float]] = [{} for _ in names]
         fits, residuals = _together(reads)
-        for i, row in zip(fits, self.probabilities(residuals[0]), strict=True):
-            order = np.argsort(-row, kind="stable")[:KEPT]
-            out[i] = {self.types[t]: float(row[t]) for t in order if row[t] >= LEAST}
+        for i, own in zip(fits, self.distributions(residuals[0]), strict=True):
+            out[i] = own
         return reads[0], out
+
+    def distributions(self, residuals: np.ndarray) -> list[dict[str, float]]:
+        """Type -> probability for each row of residuals, most probable first, as far as they are kept."""
+        rows = self.probabilities(residuals)
+        order = np.argsort(-rows, axis=1, kind="stable")[:, :KEPT]
+        return [
+            {self.types[t]: float(row[t]) for t in best if row[t] >= LEAST}
+            for row, best in zip(rows, order, strict=True)
+        ]
 
     def rows(self) -> list[dict[str, Any]]:
         """The probe as rows of the table type_probe."""
@@ -125,25 +156,21 @@ def _together(reads: Sequence[NamesRead]) -> tuple[list[int], np.ndarray]:
     return fits, np.concatenate(parts, axis=2)
 
 
-@dataclass(frozen=True)
-class NamesTold:
-    """What reading names told: name -> its familiarity (see `read_names`), and its types with their probabilities."""
-
-    familiarity: Mapping[str, float]
-    kinds: Mapping[str, Mapping[str, float]]
-
-
 def told_of_names(
     engine: Engine, probe: TypeProbe | None, names: Sequence[str], heads: Heads | None = None
 ) -> NamesTold:
-    """What the model makes of these names; no types where there is no probe."""
-    kinds: list[dict[str, float]] = [{}] * len(names)
+    """What the model makes of these names; no types where there is no probe. Those that it was fitted to are not read again."""
+    known = NamesTold() if probe is None else probe.told
+    new = [name for name in names if name not in known.kinds]
+    kinds: list[dict[str, float]] = [{}] * len(new)
     if probe is None:
-        read = how_familiar(engine, names, heads)
+        read = how_familiar(engine, new, heads)
     else:
-        read, kinds = probe.read(engine, names, heads)
-    familiarity = {names[i]: float(value) for i, value in zip(read.fits, read.familiarity, strict=True)}
-    return NamesTold(familiarity, dict(zip(names, kinds, strict=True)))
+        read, kinds = probe.read(engine, new, heads)
+    familiarity = {new[i]: float(value) for i, value in zip(read.fits, read.familiarity, strict=True)}
+    return NamesTold(
+        {**known.familiarity, **familiarity}, {**known.kinds, **dict(zip(new, kinds, strict=True))}
+    )
 
 
 def without_unknown(types: Mapping[str, float]) -> dict[str, float]:
@@ -192,7 +219,8 @@ def fit_types(engine: Engine, known: Mapping[str, Sequence[str]]) -> TypeProbe |
     names = _some(known, MOST_NAMES)
     heads = Heads(engine)
     layers = sorted({engine.n_layers * (i + 2) // (_LAYERS + 2) - 1 for i in range(_LAYERS + 1)} - {-1})
-    tried = [_read_in(engine, names, known, types, c, layers, heads) for c in CONTEXTS]
+    contexts = [Context(text, tuple(layers), familiar=not i) for i, text in enumerate(CONTEXTS)]
+    tried = [_read_in(engine, names, known, types, context, heads) for context in contexts]
     # The best one of the last context, then of each before it the one that adds most.
     read: _Read | None = None
     chosen: list[int] = []
@@ -213,16 +241,20 @@ def fit_types(engine: Engine, known: Mapping[str, Sequence[str]]) -> TypeProbe |
         (weights * temperature).astype(np.float32), (intercept * temperature).astype(np.float32),
         tuple(sum(t in own for own in read.labels) for t in range(len(types))),
     )  # fmt: skip
-    return replace(probe, tested=_tested(probe, x[test], [read.labels[i] for i in test]))
+    told = NamesTold(tried[0].familiarity, dict(zip(read.names, probe.distributions(x), strict=True)))
+    return replace(probe, tested=_tested(probe, x[test], [read.labels[i] for i in test]), told=told)
 
 
 @dataclass(frozen=True)
 class _Read:
-    """Names that were read: residuals f32 [layers, names, width], and each name's types by number."""
+    """Names that were read: residuals f32 [layers, names, width], and each name's types by number; familiarity is that of
+    all names, where the context told it.
+    """
 
     names: list[str]
     labels: list[tuple[int, ...]]
     residuals: np.ndarray
+    familiarity: Mapping[str, float] = field(default_factory=dict)
 
     def of_split(self, split: str) -> np.ndarray:
         """The rows whose names are of this third."""
@@ -231,12 +263,13 @@ class _Read:
 
 def _read_in(
     engine: Engine, names: Sequence[str], known: Mapping[str, Sequence[str]], types: Sequence[str],
-    context: str, layers: Sequence[int], heads: Heads,
+    context: Context, heads: Heads,
 ) -> _Read:  # fmt: skip
-    [read] = read_names(engine, names, [Context(context, tuple(layers))], heads)
+    [read] = read_names(engine, names, [context], heads)
     number = {t: i for i, t in enumerate(types)}
     kept = [names[i] for i in read.fits]
-    return _Read(kept, [tuple(number[t] for t in known[name]) for name in kept], read.residuals)
+    familiarity = dict(zip(kept, read.familiarity.tolist(), strict=True)) if context.familiar else {}
+    return _Read(kept, [tuple(number[t] for t in known[name]) for name in kept], read.residuals, familiarity)
 
 
 def _joined(reads: Sequence[_Read]) -> _Read:

@@ -20,6 +20,7 @@ from larql_duck.probing.checkpoint import Checkpoint
 from larql_duck.probing.choosing import MOST_VARIANTS, Answered, Knowledge
 from larql_duck.probing.combine import Answer
 from larql_duck.probing.confidence import Calibration
+from larql_duck.probing.entity_types import NamesTold, told_of_names
 from larql_duck.probing.judging import ask_all, ask_nobody, judge, rank
 from larql_duck.probing.measure import FactFeatures, measure
 from larql_duck.probing.prompts import Question, questions
@@ -27,7 +28,7 @@ from larql_duck.probing.remarks import remarks
 from larql_duck.probing.replies import Asker
 from larql_duck.probing.specific import SpecificEffects, specifics
 from larql_duck.probing.tables import ProbedFact, tables_of
-from larql_duck.progress import Ticker, ticker
+from larql_duck.progress import Ticker, doing, ticker
 
 # A further answer of a relation with many answers becomes a triple, and so has features, from this p on.
 MANY_P = 0.1
@@ -39,10 +40,11 @@ _MEAN_PROMPTS = 64
 
 @dataclass(frozen=True)
 class Probed:
-    """The result of a probing run: its tables (see `tables_of`), the calibration, and notices."""
+    """The result of a probing run: its tables (see `tables_of`), the calibration, what the subjects were read as, and notices."""
 
     tables: dict[str, pa.Table]
     calibration: Calibration
+    told: NamesTold
     notices: list[str] = field(default_factory=list)
 
 
@@ -95,7 +97,11 @@ def probe(
     asker = Asker(engine, store, steps.done, once=unmeasured)
     answered = ask_all(asker, asking, known, max_prompts, told=steps.planned)
     rank(answered, top_n=top_n)
-    calibration = judge(engine, answered, known, nobody=ask_nobody(asker, answered, nobody or {}))
+    wrong = ask_nobody(asker, answered, nobody or {})
+    names = dict.fromkeys(x.subject for a in (*answered, *wrong) for x in a.answers)
+    with doing("reading names"):
+        told = told_of_names(engine, known.types, list(names))
+    calibration = judge(engine, answered, known, nobody=wrong, named=told)
     facts = []
     for a in answered:
         if a.question.relation.name in unmeasured:
@@ -107,7 +113,7 @@ def probe(
     notices = [*engine.tokenizer.habits(), *_notices(asker.unasked)]
     if problem := parts_problem(engine):
         notices.append(f"{problem}, so the features of facts and their effects are not measured")
-    return Probed(tables, calibration, [*notices, *remarks(answered)])
+    return Probed(tables, calibration, told, [*notices, *remarks(answered)])
 
 
 def ask_subjects(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 
 import torch
 
@@ -68,10 +69,7 @@ def measure(
     """
     ids = prompt_ids(engine.tokenizer, answers)
     heads = Heads(engine)
-    # The examples of a prompt stand in lines before the last; what only one prompt begins with is none.
-    begins = [a.prompt[: a.prompt.rfind("\n") + 1] for a in answers]
-    counts = Counter(begins)
-    begins = [begin if counts[begin] > 1 else "" for begin in begins]
+    begins = _beginnings(answers)
     features: dict[int, FactFeatures] = {}
     most = max(8, min(BATCH_FACTS, engine.room(BATCH_CONTRIBUTIONS) // sum(engine.n_features)))
     # Answers of one variant share their prompts' beginning.
@@ -94,6 +92,31 @@ def measure(
         features.update(zip(together[number], made, strict=True))
         done(len(made))
     return [features[i] for i in range(len(answers))]
+
+
+def _beginnings(answers: Sequence[Answer]) -> list[str]:
+    """What each answer's prompt begins with as others of its variant do: the examples, which stand in lines before the last,
+    and the template's words before the subject. What only one prompt begins with is none.
+    """
+    alike: dict[tuple[int, str], list[str]] = defaultdict(list)
+    for a in answers:
+        alike[_alike(a)].append(a.prompt)
+    shared = {
+        (variant, head): max(head, _words_in_common(prompts), key=len) if len(prompts) > 1 else ""
+        for (variant, head), prompts in alike.items()
+    }
+    return [shared[_alike(a)] for a in answers]
+
+
+def _words_in_common(texts: Sequence[str]) -> str:
+    """The words that all texts begin with."""
+    # What the first and the last in order have in common, all between them have.
+    outer = zip(min(texts).split(" "), max(texts).split(" "), strict=False)
+    return " ".join(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], outer))
+
+
+def _alike(answer: Answer) -> tuple[int, str]:
+    return answer.variant, answer.prompt[: answer.prompt.rfind("\n") + 1]
 
 
 def measure_begun(

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from larql_duck.inference.engine import Engine
+from larql_duck.inference.modules import skipped_layers
 from larql_duck.inference.prefix import Head, Heads, behind_heads, groups_of
 from larql_duck.knowledge.relations import SLOT
 from larql_duck.models.tokenizer import Tokenizer
@@ -17,7 +18,7 @@ from larql_duck.models.tokenizer import Tokenizer
 # What leads up to a name where nothing else says what does.
 USUAL_CONTEXT = "I have read about {}"
 # Names of one pass, and the numbers in its logits.
-_BATCH, _LOGITS = 128, 1 << 25
+_BATCH, _LOGITS = 256, 1 << 25
 
 
 # Up to so many names are read in all their contexts in one pass: more of them fill a pass in each.
@@ -28,7 +29,8 @@ _FEW = 8
 class Context:
     """What names are read in: a text with {} for the name, and the layers behind which its last residual is kept (-1: before).
 
-    familiar: whether it is told there how well each name is known; it is 0 otherwise, and the pass cheaper.
+    familiar: whether it is told there how well each name is known; it is 0 otherwise, and the pass, which ends behind the last
+    of these layers, cheaper.
     """
 
     text: str
@@ -151,7 +153,9 @@ def _pass(engine: Engine, contexts: Sequence[Context], rows: Sequence[_Row]) -> 
             at_end = logits[every, last] - whole[every, last, None]
             goes_on = at_end[:, _letters(engine)].exp().sum(1).double().cpu()
         else:
-            engine.run_body(b.ids, b.some, b.positions, b.cache)
+            deepest = max((layer for row in rows for layer in contexts[row.context].layers), default=-1)
+            with skipped_layers(engine.modules, range(deepest + 1, engine.n_layers)):
+                engine.run_body(b.ids, b.some, b.positions, b.cache)
     states = capture.need("residual").float().cpu().numpy()
     out = []
     for i, row in enumerate(rows):

@@ -4,6 +4,7 @@ asked in shared batches.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,38 +35,46 @@ class OpenWorld:
     """An engine that answers about any name, as `known` says that its relations are asked best.
 
     Where that tells no types, only those are known that the packs list. stated counts, by relation, the
-    answers (normalised) that other subjects got. relations are those that may be asked.
+    answers (normalised) that other subjects got. relations are those that may be asked, told is what names were read as before.
     """
 
     engine: Engine
     known: Knowledge = field(default_factory=Knowledge)
     stated: Mapping[str, Counter[str]] = field(default_factory=dict)
     relations: Mapping[str, Relation] = field(default_factory=known_relations)
+    told: NamesTold = field(default_factory=NamesTold)
 
     def __post_init__(self) -> None:
         self._heads = Heads(self.engine)
         self._members = members(self.relations.values())
         self._best: dict[str, tuple[Question, Chosen, Worth]] = {}
-        self._familiarity: dict[str, float] = {}
-        self._kinds: dict[str, Mapping[str, float]] = {}
+        self._familiarity = dict(self.told.familiarity)
+        self._kinds = dict(self.told.kinds)
 
     def types(self, names: Sequence[str]) -> list[dict[str, float]]:
         """Type -> probability of each name: what the packs list it as, and what the model takes it for."""
-        return self.read(names)[1]
+        if unread := [name for name in dict.fromkeys(names) if name not in self._kinds]:
+            self.read(unread)
+        return [self._typed(name, self._kinds[name]) for name in names]
 
-    def read(self, names: Sequence[str]) -> tuple[NamesRead, list[dict[str, float]]]:
-        """The names as the model reads them, and their types."""
+    def read(
+        self, names: Sequence[str], *, unfinished: float = math.inf
+    ) -> tuple[NamesRead, list[dict[str, float]]]:
+        """The names as the model reads them, and their types; unfinished: see `TypeProbe.read`."""
         told: list[dict[str, float]] = [{}] * len(names)
         if self.known.types is None:
             read = how_familiar(self.engine, names, self._heads)
         else:
-            read, told = self.known.types.read(self.engine, names, self._heads)
+            read, told = self.known.types.read(self.engine, names, self._heads, unfinished=unfinished)
         self._familiarity |= {names[i]: float(f) for i, f in zip(read.fits, read.familiarity, strict=True)}
-        self._kinds |= zip(names, told, strict=True)
-        return read, [
-            with_listed(without_unknown(own), self._members.get(name, ()))
-            for name, own in zip(names, told, strict=True)
-        ]
+        whole = {names[i] for i, p in zip(read.fits, read.unfinished, strict=True) if p < unfinished}
+        self._kinds |= {
+            n: own for n, own in zip(names, told, strict=True) if n in whole or math.isinf(unfinished)
+        }
+        return read, [self._typed(name, own) for name, own in zip(names, told, strict=True)]
+
+    def _typed(self, name: str, told: Mapping[str, float]) -> dict[str, float]:
+        return with_listed(without_unknown(told), self._members.get(name, ()))
 
     def asked_about(self, types: Mapping[str, float], name: str = "") -> list[str]:
         """The relations worth asking about a name of these types, most worth first; those whose lists have the name too.
@@ -130,8 +139,7 @@ class OpenWorld:
             told(name, why)
         rank(replied, top_n=top_n)
         subjects = list(dict.fromkeys(name for names in asked.values() for name in names))
-        if unread := [name for name in subjects if name not in self._kinds]:
-            self.read(unread)
+        self.types(subjects)
         named = NamesTold(self._familiarity, self._kinds)
         judge(self.engine, replied, self.known, stated=self.stated, learn=False, named=named, apart=True)
         return replied

@@ -71,7 +71,7 @@ def vocabulary_names(world: OpenWorld, known: Collection[str] = ()) -> Iterator[
     words = [word for word in vocabulary_words(world.engine.tokenizer) if word not in known]
     for start in range(0, len(words), _READ):
         part = words[start : start + _READ]
-        read, types = world.read(part)
+        read, types = world.read(part, unfinished=_UNFINISHED)
         unfinished = dict(zip(read.fits, read.unfinished, strict=True))
         for i, (word, own) in enumerate(zip(part, types, strict=True)):
             other = sum(own.get(t, 0.0) for t in _NO_NAMES)

@@ -18,9 +18,10 @@ from larql_duck.extraction import extract, memory_plan, pipeline
 from larql_duck.extraction.job import prepare
 from larql_duck.extraction.memory_plan import plan_memory
 from larql_duck.extraction.options import FACTS, PROMOTED, TOP_ACTIVATING, Options
-from larql_duck.extraction.resources import Resources, free_memory, memory_size
+from larql_duck.extraction.resources import Resources, memory_size
 from larql_duck.inference import topk
 from larql_duck.inference.topk import TopK
+from larql_duck.memory import free_memory
 from larql_duck.models.opening import open_model
 from larql_duck.models.source import matrix_rows
 from larql_duck.vindex.store import Vindex
