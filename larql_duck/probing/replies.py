@@ -18,7 +18,7 @@ from larql_duck.probing.prompts import Variant
 
 # Prompts of one batch, the numbers in its logits, and the bytes of its keys and values (several such caches live at
 # a time: the prefix, the step after it, the answers being decoded).
-BATCH_PROMPTS, BATCH_LOGITS, BATCH_CACHE = 128, 1 << 23, 1 << 28
+BATCH_PROMPTS, BATCH_LOGITS, BATCH_CACHE = 128, 1 << 23, 1 << 27
 
 
 @dataclass(frozen=True)
