@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -300,6 +301,33 @@ def test_control_c_stops_a_query_and_keeps_the_session(tiny: Path) -> None:
     assert (
         "thirteen" in out and "interrupted; nothing of the unfinished step" in err and "Traceback" not in err
     )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="waits for a lock of the C library")
+def test_what_does_not_hear_the_first_interrupt_is_stopped_again() -> None:
+    import ctypes
+
+    from larql_duck.repl.interrupt import interruptible
+
+    # A call that no signal ends, as a query that is still planned.
+    libc, lock = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+    libc.pthread_mutex_init(lock, None)
+    libc.pthread_mutex_lock(lock)
+    stops: list[int] = []
+
+    def stop() -> None:
+        stops.append(len(stops))
+        if len(stops) == 2:
+            libc.pthread_mutex_unlock(lock)
+
+    end = threading.Timer(10, libc.pthread_mutex_unlock, (lock,))
+    press = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    end.start()
+    press.start()
+    with pytest.raises(KeyboardInterrupt), interruptible(stop):
+        libc.pthread_mutex_lock(lock)
+    end.cancel()
+    assert len(stops) == 2
 
 
 def test_an_interrupt_that_duckdb_notices_first_is_ctrl_c() -> None:
