@@ -107,7 +107,7 @@ def plan_memory(job: Job, limit: int, threads: int, device: str = "cpu") -> Memo
             StagePlan(needs.asking(k, s) + copies, threads, k, s, copies)
             for s in _SHARES
             for k in kept
-            for copies in sorted({needs.copies if s == 1 else 0, 0}, reverse=True)
+            for copies in ((needs.copies, 0) if s == 1 else (0,))
         ]
         if job.options.n_names(job.sizes.parameters):
             tried[NAMES] = tried[FACTS]

@@ -62,7 +62,7 @@ from larql_duck.probing.packs import known_relations, load_pack
 from larql_duck.probing.publish import LABELS, feature_labels
 from larql_duck.probing.stored import knowledge_in
 from larql_duck.probing.vocabulary_names import ask_vocabulary
-from larql_duck.progress import Progress, doing
+from larql_duck.progress import Progress
 from larql_duck.vindex import layout
 from larql_duck.vindex.arrays import hash_file, write_file
 from larql_duck.vindex.bands import band_of, layer_bands
@@ -327,8 +327,7 @@ class Extraction:
             said, kept = partial(self.progress, "facts"), self.staging.work / "facts"
             own = {r.name for r in pack.relations}
             n_names = self.options.n_names(self.sizes.parameters)
-            with doing("learning the types of names"):
-                types = fit_types(engine, members(known_relations().values())) if n_names else None
+            types = fit_types(engine, members(known_relations().values())) if n_names else None
             lessons = with_open_world(pack) if n_names else Lessons(pack, Knowledge(), {})
             whole = lessons.pack
             further = {r.name: len(r.entities) for r in whole.relations if r.name not in own}

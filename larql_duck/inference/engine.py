@@ -78,8 +78,8 @@ class Engine:
         room: int | None = None,
     ) -> Engine:
         """An Engine on the weights of `source` (a model, or a vindex of level inference or all); `weights` are the same in
-        another form, where they are read from that. room: bytes that copies of matrices
-        may take, so that they are multiplied faster (None: a part of what is free).
+        another form, where they are read from that. room: bytes that copies of matrices may take, so that they are multiplied
+        faster (None: a part of what is free).
 
         Tensors that are stored in the settings' dtype are used where they lie, others are converted one by one. Raises
         LevelError for a vindex without weights, ModelError for weights that do not make a model.

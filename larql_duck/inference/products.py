@@ -11,6 +11,8 @@ from larql_duck.memory import free_memory
 
 # Smaller matrices cost less than the way there; one row gains where the matrix is read from memory alone.
 _MATRIX, _LARGE = 1 << 16, 1 << 23
+# What compiled models call, too; versions of torch may come without.
+_OPERATORS = ("_linear_pointwise", "_reorder_linear_weight")
 # A matrix that was used so often is laid out for it: what is run once would wait longer for that than it saves.
 _USES = 6
 # Copies of matrices take so many bytes at most, and such a part of what is free.
@@ -75,7 +77,10 @@ class QuickLinear(nn.Linear):
 
 def quicken(model: nn.Module, room: int) -> None:
     """Have the model's linear layers compute by oneDNN, where torch has it, with so many bytes for copies of matrices."""
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    # torch.utils.mkldnn would copy every matrix, and pass tensors of another layout on to the layers behind.
+    if not torch.backends.mkldnn.is_available() or not all(
+        hasattr(torch.ops.mkldnn, op) for op in _OPERATORS
+    ):
         return
     shared = Room(room)
     for module in model.modules():

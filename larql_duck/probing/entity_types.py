@@ -22,6 +22,7 @@ from larql_duck.knowledge.entities import UNKNOWN
 from larql_duck.probing.names import USUAL_CONTEXT, Context, NamesRead, how_familiar, read_names
 from larql_duck.probing.nobody import invented_names
 from larql_duck.probing.splits import TEST, TRAIN, VALIDATION, order_of, split_of
+from larql_duck.progress import doing
 
 # What a name stands in: what the model has read of it, and what it is about to say that it is. Together they tell more
 # than either.
@@ -202,6 +203,7 @@ def types_table(
     )
 
 
+@doing("learning the types of names")
 def fit_types(engine: Engine, known: Mapping[str, Sequence[str]]) -> TypeProbe | None:
     """A probe for names whose types are known; None for too few.
 

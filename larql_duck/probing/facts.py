@@ -20,8 +20,8 @@ from larql_duck.probing.checkpoint import Checkpoint
 from larql_duck.probing.choosing import MOST_VARIANTS, Answered, Knowledge
 from larql_duck.probing.combine import Answer
 from larql_duck.probing.confidence import Calibration
-from larql_duck.probing.entity_types import NamesTold, told_of_names
-from larql_duck.probing.judging import ask_all, ask_nobody, judge, rank
+from larql_duck.probing.entity_types import NamesTold
+from larql_duck.probing.judging import ask_all, ask_nobody, judge, rank, read_subjects
 from larql_duck.probing.measure import FactFeatures, measure
 from larql_duck.probing.prompts import Question, questions
 from larql_duck.probing.remarks import remarks
@@ -98,9 +98,8 @@ def probe(
     answered = ask_all(asker, asking, known, max_prompts, told=steps.planned)
     rank(answered, top_n=top_n)
     wrong = ask_nobody(asker, answered, nobody or {})
-    names = dict.fromkeys(x.subject for a in (*answered, *wrong) for x in a.answers)
     with doing("reading names"):
-        told = told_of_names(engine, known.types, list(names))
+        told = read_subjects(engine, known, [*answered, *wrong])
     calibration = judge(engine, answered, known, nobody=wrong, named=told)
     facts = []
     for a in answered:

@@ -166,6 +166,12 @@ def ask_nobody(
     return asked
 
 
+def read_subjects(engine: Engine, known: Knowledge, ranked: Sequence[Answered]) -> NamesTold:
+    """What the model makes of the names that it answers about."""
+    names = dict.fromkeys(x.subject for a in ranked for x in a.answers)
+    return told_of_names(engine, known.types, list(names))
+
+
 def judge(
     engine: Engine,
     ranked: Sequence[Answered],
@@ -184,8 +190,7 @@ def judge(
     of the subjects' names already. apart: subjects say nothing about each other, having been asked together by chance.
     """
     if named is None:
-        names = dict.fromkeys(x.subject for a in (*ranked, *nobody) for x in a.answers)
-        named = told_of_names(engine, known.types, list(names))
+        named = read_subjects(engine, known, [*ranked, *nobody])
     index = type_index([a.question.relation for a in ranked])
     compared = Known(words_of(engine.tokenizer), index, named.familiarity, named.kinds)
     wrong = {a.question.relation.name: a for a in nobody}

@@ -67,10 +67,8 @@ class OpenWorld:
         else:
             read, told = self.known.types.read(self.engine, names, self._heads, unfinished=unfinished)
         self._familiarity |= {names[i]: float(f) for i, f in zip(read.fits, read.familiarity, strict=True)}
-        whole = {names[i] for i, p in zip(read.fits, read.unfinished, strict=True) if p < unfinished}
-        self._kinds |= {
-            n: own for n, own in zip(names, told, strict=True) if n in whole or math.isinf(unfinished)
-        }
+        pieces = {names[i] for i, p in zip(read.fits, read.unfinished, strict=True) if p >= unfinished}
+        self._kinds |= {n: own for n, own in zip(names, told, strict=True) if n not in pieces}
         return read, [self._typed(name, own) for name, own in zip(names, told, strict=True)]
 
     def _typed(self, name: str, told: Mapping[str, float]) -> dict[str, float]:
