@@ -40,12 +40,12 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def close(a: pa.Table, b: pa.Table, name: str = "") -> None:
-    """The same rows: strings and whole numbers equal, others within 1e-5."""
+    """The same rows: strings and whole numbers equal, others within 1e-5 (of themselves, if above 1)."""
     assert a.schema.equals(b.schema) and a.num_rows == b.num_rows, name
     for column in a.column_names:
         left, right = a.column(column).to_pylist(), b.column(column).to_pylist()
         if pa.types.is_floating(a.schema.field(column).type):
-            assert left == pytest.approx(right, abs=1e-5, nan_ok=True), (name, column)
+            assert left == pytest.approx(right, rel=1e-5, abs=1e-5, nan_ok=True), (name, column)
         else:
             assert left == right, (name, column)
 
