@@ -63,7 +63,7 @@ class TypeProbe:
     intercept: np.ndarray
     n_names: tuple[int, ...] = ()
     tested: tuple[tuple[int, int, int, float], ...] = ()
-    # Of the names that it was fitted to.
+    # Of the names that it was fitted to, their types as a probe reads them that was fitted to the others.
     told: NamesTold = field(default_factory=NamesTold, repr=False, compare=False)
 
     def probabilities(self, residuals: np.ndarray) -> np.ndarray:
@@ -208,7 +208,8 @@ def fit_types(engine: Engine, known: Mapping[str, Sequence[str]]) -> TypeProbe |
     """A probe for names whose types are known; None for too few.
 
     Invented names make a class of their own, UNKNOWN: what the model does not take for anything. Layers and
-    temperature are chosen on the validation third of the names; the test third only judges.
+    temperature are chosen on the validation third of the names, the test third judges a probe of the two others. What is
+    kept then learns from all three; of each name it tells what a probe of the other thirds makes of it.
     """
     from scipy.special import softmax
 
@@ -236,15 +237,22 @@ def fit_types(engine: Engine, known: Mapping[str, Sequence[str]]) -> TypeProbe |
     labels = [read.labels[i] for i in rest]
     logits = x[rest] @ weights.T + intercept
     temperature = min(_TEMPERATURES, key=lambda t: _loss(softmax(logits * t, axis=1), labels))
-    both = np.concatenate([train, rest])
-    weights, intercept = _logistic(x[both], read.labels, both, len(types))
-    probe = TypeProbe(
-        tuple(types), CONTEXTS, tuple(chosen),
-        (weights * temperature).astype(np.float32), (intercept * temperature).astype(np.float32),
-        tuple(sum(t in own for own in read.labels) for t in range(len(types))),
-    )  # fmt: skip
-    told = NamesTold(tried[0].familiarity, dict(zip(read.names, probe.distributions(x), strict=True)))
-    return replace(probe, tested=_tested(probe, x[test], [read.labels[i] for i in test]), told=told)
+    number = tuple(sum(t in own for own in read.labels) for t in range(len(types)))
+
+    def fitted(rows: np.ndarray) -> TypeProbe:
+        weights, intercept = _logistic(x[rows], read.labels, rows, len(types))
+        scaled = (weights * temperature).astype(np.float32), (intercept * temperature).astype(np.float32)
+        return TypeProbe(tuple(types), CONTEXTS, tuple(chosen), *scaled, number)
+
+    kinds: dict[str, dict[str, float]] = {}
+    tested: tuple[tuple[int, int, int, float], ...] = ()
+    for own in filter(len, (train, rest, test)):
+        others = fitted(np.setdiff1d(np.arange(len(x)), own))
+        kinds |= zip((read.names[i] for i in own), others.distributions(x[own]), strict=True)
+        if own is test:
+            tested = _tested(others, x[test], [read.labels[i] for i in test])
+    told = NamesTold(tried[0].familiarity, kinds)
+    return replace(fitted(np.arange(len(x))), tested=tested, told=told)
 
 
 @dataclass(frozen=True)
@@ -324,12 +332,16 @@ def _standardised(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
 def _logistic(
     x: np.ndarray, labels: Sequence[tuple[int, ...]], rows: np.ndarray, n: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weights [n, hidden] and intercepts [n] for residuals as they are; a name of two types counts half for each."""
+    """Weights [n, hidden] and intercepts [n] for residuals as they are; a name of two types counts half for each, and every
+    type as much as any other: how many names of it packs list says nothing of what people ask about.
+    """
     from sklearn.linear_model import LogisticRegression
 
     center, scale = x.mean(0), x.std(0) + 1e-6
     several = [(at, t, 1 / len(labels[i])) for at, i in enumerate(rows) for t in labels[i]]
     at, target, weight = (np.array(column) for column in zip(*several, strict=True))
+    count = np.bincount(target, weights=weight, minlength=n)
+    weight *= count[count > 0].mean() / count[target]
     scaled = ((x - center) / scale)[at].astype(np.float32)
     model = LogisticRegression(C=_PULL, max_iter=100, tol=1e-3).fit(scaled, target, sample_weight=weight)
     weights, intercept = np.zeros((n, x.shape[1])), np.full(n, -30.0)

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -45,7 +46,9 @@ def close(a: pa.Table, b: pa.Table, name: str = "") -> None:
     for column in a.column_names:
         left, right = a.column(column).to_pylist(), b.column(column).to_pylist()
         if pa.types.is_floating(a.schema.field(column).type):
-            assert left == pytest.approx(right, rel=1e-5, abs=1e-5, nan_ok=True), (name, column)
+            assert [v is None for v in left] == [v is None for v in right], (name, column)
+            numbers = np.array(left, float), np.array(right, float)
+            np.testing.assert_allclose(*numbers, rtol=1e-5, atol=1e-5, err_msg=f"{name}.{column}")
         else:
             assert left == right, (name, column)
 
