@@ -13,7 +13,6 @@ from larql_duck.commands.over_nodes import engine_nodes
 from larql_duck.commands.storing import check_storable, store
 from larql_duck.editing.relation_prompts import made_up, plain_template, stored_templates
 from larql_duck.errors import PackError, QueryError
-from larql_duck.knowledge.entities import members
 from larql_duck.knowledge.frames import entities_of
 from larql_duck.knowledge.relations import SLOT, Relation, relation_key
 from larql_duck.lowering.types import Query, Request, fail
@@ -22,7 +21,7 @@ from larql_duck.probing.entity_types import fit_types as learn_types
 from larql_duck.probing.entity_types import types_table, without_unknown
 from larql_duck.probing.facts import MANY_P, Probed
 from larql_duck.probing.facts import probe as ask_model
-from larql_duck.probing.packs import chosen_pack, known_relations
+from larql_duck.probing.packs import chosen_pack, known_members, known_relations
 from larql_duck.probing.publish import publish, require_tables
 from larql_duck.probing.stored import knowledge_of
 from larql_duck.probing.vocabulary_names import ask_vocabulary
@@ -135,7 +134,7 @@ def fit_types(session: Session, request: Request) -> Result:
     vindex = workspace.vindex
     check_storable(workspace, "learning the types of names")
     engine = workspace.engine()
-    listed = members(known_relations().values())
+    listed = known_members()
     found = learn_types(engine, listed)
     if found is None:
         raise PackError("there are too few names to learn types from", field="types")

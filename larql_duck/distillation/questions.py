@@ -16,7 +16,7 @@ from larql_duck.knowledge.relations import SLOT, Relation, relation_key, unknown
 from larql_duck.probing.choosing import USUAL_CONTRAST
 from larql_duck.probing.learning import usual_of
 from larql_duck.probing.open_world import OpenWorld
-from larql_duck.probing.packs import chosen_pack, known_relations
+from larql_duck.probing.packs import chosen_pack, known_members, known_relations
 from larql_duck.probing.prompts import Question, questions
 
 
@@ -116,7 +116,7 @@ def _asked(parties: Sequence[Party], relation: Relation) -> AuditQuestion:
 
 def entity_type_of(asked: Sequence[AuditQuestion]) -> dict[tuple[str, str], str]:
     """(relation, subject) -> the subject's type: as packs list the name, else what the relation's subjects are."""
-    listed = members([*known_relations().values(), *(a.relation for a in asked)])
+    listed = {**members(a.relation for a in asked), **known_members()}
     return {
         (a.relation.name, subject): listed.get(subject, (a.relation.subjects,))[0]
         for a in asked

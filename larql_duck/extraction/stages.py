@@ -50,7 +50,6 @@ from larql_duck.inference.engine import Engine
 from larql_duck.inference.query_vectors import NEUTRAL
 from larql_duck.inference.routing import routing_of
 from larql_duck.inference.settings import Settings
-from larql_duck.knowledge.entities import members
 from larql_duck.probing.checkpoint import Checkpoint
 from larql_duck.probing.choosing import Knowledge
 from larql_duck.probing.entity_types import fit_types, types_table
@@ -58,7 +57,7 @@ from larql_duck.probing.facts import probe
 from larql_duck.probing.learning import Lessons, with_open_world, without_taught
 from larql_duck.probing.merge import merge
 from larql_duck.probing.open_world import OpenWorld
-from larql_duck.probing.packs import known_relations, load_pack
+from larql_duck.probing.packs import known_members, load_pack
 from larql_duck.probing.publish import LABELS, feature_labels
 from larql_duck.probing.stored import knowledge_in
 from larql_duck.probing.vocabulary_names import ask_vocabulary
@@ -327,7 +326,7 @@ class Extraction:
             said, kept = partial(self.progress, "facts"), self.staging.work / "facts"
             own = {r.name for r in pack.relations}
             n_names = self.options.n_names(self.sizes.parameters)
-            types = fit_types(engine, members(known_relations().values())) if n_names else None
+            types = fit_types(engine, known_members()) if n_names else None
             lessons = with_open_world(pack) if n_names else Lessons(pack, Knowledge(), {})
             whole = lessons.pack
             further = {r.name: len(r.entities) for r in whole.relations if r.name not in own}

@@ -112,9 +112,11 @@ class StateLayer(LinearAttentionLayer):
         for name in _FLAGS:
             setattr(self, name, dict(getattr(self, name)))
 
-    def placed(self, parts: Sequence[tuple[torch.Tensor, StateLayer]], n: int) -> None:
-        """Take the states of n rows: of each part its rows, at these numbers; those that have read nothing begin at zero."""
-        for own in (layer for _, layer in parts):
+    def placed(self, parts: Sequence[tuple[torch.Tensor, StateLayer, torch.Tensor | None]], n: int) -> None:
+        """Take the states of n rows: of each part its rows, or those picked, at these numbers; those that have read nothing
+        begin at zero.
+        """
+        for own in (layer for _, layer, _ in parts):
             for name in _FLAGS:
                 setattr(self, name, getattr(self, name) | {i: v for i, v in getattr(own, name).items() if v})
             for name in ("conv_states", "recurrent_states"):
@@ -122,11 +124,11 @@ class StateLayer(LinearAttentionLayer):
                 for i, like in getattr(own, name).items():
                     if like is not None and states[i] is None:
                         states[i] = like.new_zeros(n, *like.shape[1:])
-        for at, own in parts:
+        for at, own, rows in parts:
             for name in ("conv_states", "recurrent_states"):
                 for i, state in getattr(own, name).items():
                     if state is not None:
-                        getattr(self, name)[i][at.to(state.device)] = state
+                        getattr(self, name)[i][at.to(state.device)] = _picked(state, rows)
 
 
 _FLAGS = (
@@ -139,6 +141,11 @@ _FLAGS = (
 
 def _rows(tensor: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
     return tensor.clone() if rows is None else tensor[rows.to(tensor.device)]
+
+
+def _picked(tensor: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+    """These rows, not copied where all are wanted or one stands for all."""
+    return tensor if rows is None or len(tensor) == 1 else tensor[rows.to(tensor.device)]
 
 
 class StateAndGrowingLayer(StateLayer, GrowingLayer):
@@ -265,25 +272,30 @@ def first_positions(cache: DynamicCache, length: int) -> DynamicCache:
 
 
 def join_caches(
-    out: DynamicCache, parts: Sequence[tuple[Sequence[int], DynamicCache]], n: int, length: int
+    out: DynamicCache,
+    parts: Sequence[tuple[Sequence[int], DynamicCache, torch.Tensor | None]],
+    n: int,
+    length: int,
 ) -> DynamicCache:
-    """The empty cache `out` with n rows and `length` positions from those of the parts, each put at the right."""
-    filled = [(torch.tensor(group), cache) for group, cache in parts if holds_anything(cache)]
+    """The empty cache `out` with n rows and `length` positions from those of the parts, each put at the right: of each its
+    rows, or those picked (int64, each as often as named).
+    """
+    filled = [(torch.tensor(group), cache, rows) for group, cache, rows in parts if holds_anything(cache)]
     layers = []
     for number, sample in enumerate(filled[0][1].layers):
         layer: Any = out.layers[number] if out.layers else GrowingLayer()
         if isinstance(layer, StateLayer):
-            layer.placed([(group, cache.layers[number]) for group, cache in filled], n)
+            layer.placed([(group, cache.layers[number], rows) for group, cache, rows in filled], n)
         if holds_keys(sample):
             own = []
             for name in ("keys", "values"):
                 like = getattr(sample, name)
                 # What nobody fills is never looked at, but must be a number.
                 whole = like.new_zeros(n, like.shape[1], length + ROOM, like.shape[3])
-                for group, cache in filled:
+                for group, cache, rows in filled:
                     part = getattr(cache.layers[number], name)
                     start, index = length - part.shape[2], group.to(like.device)
-                    whole[index, :, start:length] = part
+                    whole[index, :, start:length] = _picked(part, rows)
                 own.append(whole)
             layer.hold(own[0], own[1], length)
         layers.append(layer)

@@ -273,7 +273,7 @@ def _run(
     longest_head, longest = max(begun), max(len(m) for m in middles)
     mask = torch.zeros(n, longest_head + longest, dtype=torch.bool, device=device)
     out = torch.empty(n, engine.vocab, device=device) if logits else None
-    parts: list[tuple[list[int], DynamicCache]] = []
+    parts: list[tuple[list[int], DynamicCache, None]] = []
     for group in groups_of(engine, [len(m) for m in middles], begun):
         b = behind_heads(engine, [heads[i] for i in group], [middles[i] for i in group])
         if out is not None:
@@ -281,11 +281,11 @@ def _run(
         elif b.ids.shape[1]:
             engine.run_body(b.ids, b.some, b.positions, b.cache, lengths=lengths[group])
         mask[torch.tensor(group, device=device), mask.shape[1] - b.mask.shape[1] :] = b.mask
-        parts.append((group, b.cache))
+        parts.append((group, b.cache, None))
     if len(parts) > 1:
-        cache = _joined(engine, parts, n, longest_head + longest)
+        cache = join_caches(engine.new_cache(), parts, n, longest_head + longest)
     else:
-        group, cache = parts[0]
+        group, cache, _ = parts[0]
         if group != list(range(n)):  # back from the order of lengths
             cache = fork_cache(cache, torch.tensor(group, device=device).argsort())
     ids = None
@@ -304,27 +304,65 @@ def joined(prefixes: Sequence[Prefix]) -> Prefix:
     """One prefix of all their prompts, in order."""
     if len(prefixes) == 1:
         return prefixes[0]
-    engine, sizes = prefixes[0].engine, [len(p) for p in prefixes]
+    return _join(
+        [_Part(p.cache, None, p.mask, p.before, p.ids, p.positions) for p in prefixes], prefixes[0].engine
+    )
+
+
+def following(parts: Sequence[tuple[TextsRead, torch.Tensor, torch.Tensor]]) -> Prefix:
+    """One prefix of the picked rows of several texts, in order, behind which tokens wait: texts, tokens and rows, int64 [n]."""
+    engine = parts[0][0].engine
+    if len(parts) == 1 or engine.rope.modules:
+        return joined([texts.then(tokens, rows) for texts, tokens, rows in parts])
+    return _join(
+        [
+            _Part(
+                texts.cache,
+                rows,
+                None if texts.mask is None else texts.mask[rows],
+                None,
+                tokens[:, None],
+                texts.positions[rows],
+            )
+            for texts, tokens, rows in parts
+        ],
+        engine,
+    )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Prompts that are joined to others: fields as of Prefix, but that of the cache's rows these are picked (None: all)."""
+
+    cache: DynamicCache
+    rows: torch.Tensor | None
+    mask: torch.Tensor | None
+    before: torch.Tensor | None
+    ids: torch.Tensor
+    positions: torch.Tensor
+
+
+def _join(parts: Sequence[_Part], engine: Engine) -> Prefix:
     device = engine.device
-    widths = [p.cache.get_seq_length() if len(p.cache.layers) else 0 for p in prefixes]
-    n, width = sum(sizes), max(widths)
+    widths = [p.cache.get_seq_length() if len(p.cache.layers) else 0 for p in parts]
+    n, width = sum(len(p.ids) for p in parts), max(widths)
     mask = torch.zeros(n, width, dtype=torch.bool, device=device)
     before = torch.zeros(n, width, dtype=torch.int64, device=device)
-    parts: list[tuple[list[int], DynamicCache]] = []
+    placed: list[tuple[Sequence[int], DynamicCache, torch.Tensor | None]] = []
     start = 0
-    for prefix, size, own in zip(prefixes, sizes, widths, strict=True):
-        rows = slice(start, start + size)
-        mask[rows, width - own :] = True if prefix.mask is None else prefix.mask
-        if prefix.before is not None:
-            before[rows, width - own :] = prefix.before
-        parts.append((list(range(start, start + size)), prefix.cache))
-        start += size
+    for part, own in zip(parts, widths, strict=True):
+        rows = slice(start, start + len(part.ids))
+        mask[rows, width - own :] = True if part.mask is None else part.mask
+        if part.before is not None:
+            before[rows, width - own :] = part.before
+        placed.append((range(rows.start, rows.stop), part.cache, part.rows))
+        start = rows.stop
     return Prefix(
         engine,
-        _joined(engine, parts, n, width) if width else engine.new_cache(),
+        join_caches(engine.new_cache(), placed, n, width) if width else engine.new_cache(),
         None if bool(mask.all()) else mask,
-        torch.cat([p.ids for p in prefixes]),
-        torch.cat([p.positions for p in prefixes]),
+        torch.cat([p.ids for p in parts]),
+        torch.cat([p.positions for p in parts]),
         before if engine.rope.modules else None,
     )
 
@@ -400,14 +438,14 @@ def _begun(engine: Engine, heads: Sequence[Head | None], length: int) -> tuple[D
             groups.setdefault(id(head), (head, []))[1].append(i)
             real[i, length - len(head.ids) :] = True
     parts = [
-        (rows, fork_cache(head.cache, torch.zeros(len(rows), dtype=torch.int64, device=device)))
+        (rows, head.cache, torch.zeros(len(rows), dtype=torch.int64, device=device))
         for head, rows in groups.values()
     ]
     if not parts:
         return engine.new_cache(), real
     if len(parts) == 1 and len(parts[0][0]) == len(heads):
-        return parts[0][1], real
-    return _joined(engine, parts, len(heads), length), real
+        return fork_cache(*parts[0][1:]), real
+    return join_caches(engine.new_cache(), parts, len(heads), length), real
 
 
 def cheapest_groups(lengths: Sequence[int], *, start: int = _PASS) -> list[list[int]]:
@@ -434,10 +472,3 @@ def cheapest_groups(lengths: Sequence[int], *, start: int = _PASS) -> list[list[
         out.append([i for _, rows in steps[begin:end] for i in rows])
         end = begin
     return out[::-1]
-
-
-def _joined(
-    engine: Engine, parts: Sequence[tuple[Sequence[int], DynamicCache]], n: int, length: int
-) -> DynamicCache:
-    """One cache of n rows and `length` positions from those of the groups, each put at the right."""
-    return join_caches(engine.new_cache(), parts, n, length)

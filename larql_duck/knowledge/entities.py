@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 from larql_duck.knowledge.relations import Relation
 from larql_duck.knowledge.types import type_sections
 
+# Names whose type is known, and nothing else.
+_LISTED = Path(__file__).parent / "things" / "names.csv"
 # The relation that is asked about every name.
 IS_A = "is a"
 # What stands in the place of a type where the model takes a name for nothing.
@@ -50,3 +54,10 @@ def members(relations: Iterable[Relation]) -> dict[str, tuple[str, ...]]:
             stated = [t for t in relation.types.get(subject, ()) if t in entity_types()]
             found[subject] |= dict.fromkeys(stated or ([kind] if kind else []))
     return {name: tuple(types) for name, types in found.items() if types}
+
+
+@cache
+def listed_names() -> Mapping[str, tuple[str, ...]]:
+    """Name -> its type, of the names that no relation asks about: they teach what names of a type look like."""
+    with _LISTED.open(encoding="utf-8", newline="") as file:
+        return {row["name"]: (row["type"],) for row in csv.DictReader(file)}

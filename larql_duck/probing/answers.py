@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -13,7 +13,7 @@ from larql_duck.inference.batch import pad
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.generate import entropy, forced, greedy
 from larql_duck.inference.kv_cache import ROOM
-from larql_duck.inference.prefix import Head, Prefix, TextsRead, joined, read_prompts
+from larql_duck.inference.prefix import Head, Prefix, TextsRead, following, read_prompts
 from larql_duck.probing.outcomes import NO_ARTICLE, Candidate, Outcome, ScoredAnswer
 from larql_duck.probing.words import (
     answer_text,
@@ -39,8 +39,8 @@ MAX_ANSWERS = 4
 STANDS_OUT_P = 0.02
 # Added to a prior before anything is divided by it: rarer beginnings are told apart no further.
 PRIOR_FLOOR = 0.002
-# Bytes of keys and values of the answers that are decoded together.
-_DECODED = 1 << 29
+# Bytes of keys and values of the texts that go on together: behind articles, and answers that are decoded.
+_GOING_ON = 1 << 28
 # Tokens after the first one that an answer may have.
 MAX_TOKENS = 8
 # The same for numbers, where every digit may be a token, and for what stands in quotation marks.
@@ -82,11 +82,11 @@ class _Step:
     texts: TextsRead
     probabilities: torch.Tensor
 
-    def after(self, ways: Sequence[_Way]) -> Prefix:
-        """The prefix behind these ways of going on, one row each."""
+    def picked(self, ways: Sequence[_Way]) -> tuple[TextsRead, torch.Tensor, torch.Tensor]:
+        """The texts, and the tokens and rows of these ways of going on."""
         device = self.probabilities.device
-        rows = torch.tensor([w.row for w in ways], device=device)
-        return self.texts.then(torch.tensor([w.token for w in ways], device=device), rows)
+        tokens = torch.tensor([w.token for w in ways], device=device)
+        return self.texts, tokens, torch.tensor([w.row for w in ways], device=device)
 
 
 @dataclass
@@ -115,24 +115,26 @@ def ask(engine: Engine, asked: Sequence[Asked]) -> list[Outcome]:
         best_p, best = direct.probabilities.max(-1)
         del log_p, logits
         ways, articles = _direct_ways(engine, direct)
-        steps = [direct]
-        if articles:
-            steps.append(_after_articles(engine, direct, articles, ways))
-        totals = [_totals(row) for row in ways]
-        closing = [_opened(engine, a.ids[-1]) for a in asked]
-        chosen = [
-            c
-            for i, a in enumerate(asked)
-            if a.decoded
-            for c in _choose(engine, a, i, ways[i], totals[i], closing[i])
-        ]
-        _decode(engine, [a.form for a in asked], steps, chosen)
-        scored = _scored(asked, steps, ways, totals, chosen)
-    answers: list[list[Candidate]] = [[] for _ in asked]
-    for c in chosen:
-        candidate = _candidate(engine, asked[c.prompt].form, c)
-        if candidate is not None:
-            answers[c.prompt].append(candidate)
+        totals: list[Sequence[tuple[int, float]]] = []
+        scored: list[tuple[ScoredAnswer, ...]] = []
+        answers: list[list[Candidate]] = [[] for _ in asked]
+        for part in _parts(engine, direct, articles, len(asked)):
+            steps = [direct]
+            if looked_past := [w for w in articles if w.row in part]:
+                steps.append(_after_articles(engine, direct, looked_past, ways))
+            totals += [_totals(ways[i]) for i in part]
+            chosen = [
+                c
+                for i in part
+                if asked[i].decoded
+                for c in _choose(engine, asked[i], i, ways[i], totals[i], _opened(engine, asked[i].ids[-1]))
+            ]
+            _decode(engine, [a.form for a in asked], steps, chosen)
+            scored += _scored(asked, part, steps, ways, totals, chosen)
+            for c in chosen:
+                candidate = _candidate(engine, asked[c.prompt].form, c)
+                if candidate is not None:
+                    answers[c.prompt].append(candidate)
     return [
         Outcome(
             predicted_id=int(best[i]),
@@ -145,6 +147,26 @@ def ask(engine: Engine, asked: Sequence[Asked]) -> list[Outcome]:
         )
         for i in range(len(asked))
     ]
+
+
+def _parts(engine: Engine, direct: _Step, articles: Sequence[_Way], n: int) -> list[range]:
+    """The n prompts in runs, the texts behind whose articles have room together: each has keys and values of its own."""
+    most = _rows_together(engine, [direct])
+    counts = Counter(w.row for w in articles)
+    out: list[range] = []
+    start = rows = 0
+    for i in range(n):
+        if rows and rows + counts[i] > most:
+            out.append(range(start, i))
+            start, rows = i, 0
+        rows += counts[i]
+    return [*out, range(start, n)]
+
+
+def _rows_together(engine: Engine, steps: Sequence[_Step]) -> int:
+    """How many texts go on together behind these."""
+    length = max(int(step.texts.positions.max()) for step in steps) + ROOM
+    return max(8, engine.room(_GOING_ON) // (engine.cache_bytes * length))
 
 
 def _direct_ways(engine: Engine, step: _Step) -> tuple[list[list[_Way]], list[_Way]]:
@@ -169,7 +191,7 @@ def _after_articles(
 
     A blank or sign stays a way of its own with what is left of its probability when answers right behind it are taken.
     """
-    logits, texts = direct.after(articles).advanced()
+    logits, texts = following([direct.picked(articles)]).advanced()
     step = _Step(texts, torch.softmax(logits, dim=-1))
     values, best = step.probabilities.topk(min(TOP, logits.shape[1]), dim=-1)
     for i, article in enumerate(articles):
@@ -242,9 +264,7 @@ def _decode(engine: Engine, forms: Sequence[str], steps: Sequence[_Step], chosen
     """Fill in each chosen beginning's tokens, greedily, until the text shows where its answer ends."""
     # In batches whichever step they go on from: a prompt may have several beginnings, and each has keys and values.
     chosen = sorted(chosen, key=lambda c: c.way.step)
-    length = max(int(step.texts.positions.max()) for step in steps) + ROOM
-    most = max(8, engine.room(_DECODED) // (engine.cache_bytes * length))
-    n_parts = -(-len(chosen) // most)
+    n_parts = -(-len(chosen) // _rows_together(engine, steps))
     for part in range(n_parts):
         own = chosen[part * len(chosen) // n_parts : (part + 1) * len(chosen) // n_parts]
         _decode_batch(engine, forms, steps, own)
@@ -253,15 +273,6 @@ def _decode(engine: Engine, forms: Sequence[str], steps: Sequence[_Step], chosen
 def _decode_batch(
     engine: Engine, forms: Sequence[str], steps: Sequence[_Step], chosen: Sequence[_Chosen]
 ) -> None:
-    def start() -> Prefix:
-        return joined(
-            [
-                step.after(ways)
-                for number, step in enumerate(steps)
-                if (ways := [c.way for c in chosen if c.way.step == number])
-            ]
-        )
-
     def ended(i: int, ids: list[int]) -> bool:
         text = engine.tokenizer.continuation([chosen[i].way.token, *ids])
         form = forms[chosen[i].prompt]
@@ -269,25 +280,36 @@ def _decode_batch(
             return True
         return len(ids) >= MAX_TOKENS and not (chosen[i].closing or text.strip()[:1].isdecimal())
 
-    found = greedy(start(), max_tokens=_MAX_LONG, stop=ended)
+    begun = _begun(steps, [c.way for c in chosen])
+    found = greedy(begun, max_tokens=_MAX_LONG, stop=ended)
     for c, more in zip(chosen, found, strict=True):
         c.ids, c.p_tokens, c.entropies = list(more.ids), list(more.p), list(more.entropy)
 
 
+def _begun(steps: Sequence[_Step], ways: Sequence[_Way]) -> Prefix:
+    """The texts that go on in these ways, which are in the order of their steps."""
+    parts = ((step, [w for w in ways if w.step == number]) for number, step in enumerate(steps))
+    return following([step.picked(own) for step, own in parts if own])
+
+
 def _scored(
     asked: Sequence[Asked],
+    part: Sequence[int],
     steps: Sequence[_Step],
     ways: Sequence[Sequence[_Way]],
     totals: Sequence[Sequence[tuple[int, float]]],
     chosen: Sequence[_Chosen],
 ) -> list[tuple[ScoredAnswer, ...]]:
-    """What every prompt says of the answers that were given with it, each along its first token's most probable way."""
+    """What every prompt of a part says of the answers that were given with it, each along its first token's most probable
+    way.
+    """
     direct = steps[0].probabilities
     decoded = {(c.prompt, c.way.token): c for c in chosen}
     firsts: dict[tuple[int, int], tuple[float, int]] = {}
     tails: dict[tuple[int, int], float] = {}
     read: list[tuple[tuple[int, int], _Way, Sequence[int]]] = []
-    for i, a in enumerate(asked):
+    for i in part:
+        a = asked[i]
         known = dict(totals[i]) if a.scored else {}
         for n, ids in enumerate(a.scored):
             if not ids or max(ids) >= direct.shape[1]:
@@ -309,18 +331,15 @@ def _scored(
                 way = max(leads, key=lambda w: (w.p, -w.step), default=_Way(first, p, 0, i, NO_ARTICLE))
                 read.append(((i, n), way, tail))
     read.sort(key=lambda r: r[1].step)
-    starts = [
-        step.after(begun) for k, step in enumerate(steps) if (begun := [w for _, w, _ in read if w.step == k])
-    ]
-    if starts:
-        for (key, _, _), p in zip(read, forced(joined(starts), [tail for *_, tail in read]), strict=True):
-            tails[key] = p
+    if read:
+        found = forced(_begun(steps, [way for _, way, _ in read]), [tail for *_, tail in read])
+        tails |= {key: p for (key, _, _), p in zip(read, found, strict=True)}
     return [
         tuple(
             ScoredAnswer(firsts[i, n][0] * tails.get((i, n), 1.0), firsts[i, n][1])
-            for n in range(len(a.scored))
+            for n in range(len(asked[i].scored))
         )
-        for i, a in enumerate(asked)
+        for i in part
     ]
 
 

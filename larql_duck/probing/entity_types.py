@@ -28,7 +28,7 @@ from larql_duck.progress import doing
 # than either.
 CONTEXTS = (USUAL_CONTEXT, "Paris is a city. Gold is a metal. Einstein is a physicist. {} is a")
 # Names of one type that are read at most.
-MOST_NAMES = 110
+MOST_NAMES = 90
 # How many names that nobody has teach the class UNKNOWN. It is no type: see `without_unknown`.
 _UNKNOWN_NAMES = 160
 # Types below this probability are not kept, and at most so many of a name.
@@ -246,10 +246,10 @@ def fit_types(engine: Engine, known: Mapping[str, Sequence[str]]) -> TypeProbe |
 
     kinds: dict[str, dict[str, float]] = {}
     tested: tuple[tuple[int, int, int, float], ...] = ()
-    for own in filter(len, (train, rest, test)):
-        others = fitted(np.setdiff1d(np.arange(len(x)), own))
-        kinds |= zip((read.names[i] for i in own), others.distributions(x[own]), strict=True)
-        if own is test:
+    for third in filter(len, (train, rest, test)):
+        others = fitted(np.setdiff1d(np.arange(len(x)), third))
+        kinds |= zip((read.names[i] for i in third), others.distributions(x[third]), strict=True)
+        if third is test:
             tested = _tested(others, x[test], [read.labels[i] for i in test])
     told = NamesTold(tried[0].familiarity, kinds)
     return replace(fitted(np.arange(len(x))), tested=tested, told=told)

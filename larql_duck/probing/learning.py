@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from larql_duck.knowledge.entities import IS_A, entity_types, members
+from larql_duck.knowledge.entities import IS_A, entity_types
 from larql_duck.knowledge.relations import Pack, Relation
 from larql_duck.probing.choosing import USUAL_CONTRAST, Knowledge
 from larql_duck.probing.nobody import nobodies
-from larql_duck.probing.packs import known_relations
+from larql_duck.probing.packs import known_members, known_relations
 from larql_duck.probing.prompts import Variant, questions
 from larql_duck.probing.splits import TEST, split_of
 
@@ -47,7 +47,7 @@ def with_open_world(pack: Pack) -> Lessons:
     usual = {r.name: {usual_variant(r).template(r): 1.0} for r in further if r.name != IS_A}
     contrasts = dict.fromkeys(usual, USUAL_CONTRAST)
     whole = Pack(pack.name, (*pack.relations, *further), pack.path, pack.description)
-    nobody = nobodies([r.name for r in whole.relations], members(known.values()))
+    nobody = nobodies([r.name for r in whole.relations], known_members())
     return Lessons(whole, Knowledge(usual, contrasts), nobody)
 
 

@@ -20,7 +20,7 @@ from larql_duck.probing.entity_types import NamesTold, with_listed, without_unkn
 from larql_duck.probing.judging import judge, rank, type_index, worth_of
 from larql_duck.probing.learning import usual_of
 from larql_duck.probing.names import NamesRead, how_familiar
-from larql_duck.probing.packs import known_relations
+from larql_duck.probing.packs import known_members, known_relations
 from larql_duck.probing.pilot import Piloted
 from larql_duck.probing.prompts import Question, Variant, questions
 from larql_duck.probing.replies import Ask, Asker
@@ -46,7 +46,7 @@ class OpenWorld:
 
     def __post_init__(self) -> None:
         self._heads = Heads(self.engine)
-        self._members = members(self.relations.values())
+        self._members = {**members(self.relations.values()), **known_members()}
         self._best: dict[str, tuple[Question, Chosen, Worth]] = {}
         self._familiarity = dict(self.told.familiarity)
         self._kinds = dict(self.told.kinds)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from larql_duck.errors import PackError
+from larql_duck.knowledge.entities import listed_names, members
 from larql_duck.knowledge.frames import entities_of, pack_of
 from larql_duck.knowledge.packfile import read_pack
 from larql_duck.knowledge.relations import Pack, Relation, relation_key, unknown
@@ -49,6 +50,12 @@ def list_packs() -> list[Pack]:
 def known_relations() -> Mapping[str, Relation]:
     """Every shipped relation by name, with its whole entity list."""
     return {relation.name: relation for relation in load_pack("world").relations}
+
+
+@cache
+def known_members() -> Mapping[str, tuple[str, ...]]:
+    """Every shipped name whose types are known -> these."""
+    return {**listed_names(), **members(known_relations().values())}
 
 
 @cache

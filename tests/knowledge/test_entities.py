@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from larql_duck.errors import PackError
-from larql_duck.knowledge.entities import IS_A, entity_types, members
+from larql_duck.knowledge.entities import IS_A, entity_types, listed_names, members
+from larql_duck.knowledge.keys import normal
 from larql_duck.knowledge.relations import Relation
-from larql_duck.probing.packs import known_relations, load_pack
+from larql_duck.probing.packs import known_members, known_relations, load_pack
 
 # What a page is to be worth reading for.
 FULL = (
@@ -76,3 +77,12 @@ def test_csv_files_say_types(tmp_path: Path) -> None:
     (tmp_path / "e.csv").write_text("subject,type,object\nA,deity; deity,x\n")
     with pytest.raises(PackError, match="csv:2: type: the same"):
         load_pack(tmp_path / "p.yaml")
+
+
+def test_listed_names_are_new_and_of_types_that_exist() -> None:
+    by_relations = members(known_relations().values())
+    keys = [normal(name) for name in listed_names()]
+    assert len(keys) > 1000 and len(set(keys)) == len(keys)
+    for name, types in listed_names().items():
+        assert set(types) <= entity_types().keys() and name not in by_relations, name
+    assert known_members() == {**listed_names(), **by_relations}
