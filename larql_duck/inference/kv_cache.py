@@ -260,6 +260,8 @@ def one_row(cache: DynamicCache, row: int, real: torch.Tensor) -> DynamicCache:
             layer.picked(torch.tensor([row]))
         if holds_keys(layer):
             layer.keys, layer.values = (t[row : row + 1, :, real] for t in (layer.keys, layer.values))
+            # That of all prompts is not kept for one.
+            layer._buffer = None
     return out
 
 
@@ -276,9 +278,15 @@ def join_caches(
     parts: Sequence[tuple[Sequence[int], DynamicCache, torch.Tensor | None]],
     n: int,
     length: int,
+    *,
+    room: int = ROOM,
+    spent: bool = False,
 ) -> DynamicCache:
     """The empty cache `out` with n rows and `length` positions from those of the parts, each put at the right: of each its
     rows, or those picked (int64, each as often as named).
+
+    It has room for so many positions more. spent: the parts are used up on the way, so that they and `out` are never whole in
+    memory together.
     """
     filled = [(torch.tensor(group), cache, rows) for group, cache, rows in parts if holds_anything(cache)]
     layers = []
@@ -291,7 +299,7 @@ def join_caches(
             for name in ("keys", "values"):
                 like = getattr(sample, name)
                 # What nobody fills is never looked at, but must be a number.
-                whole = like.new_zeros(n, like.shape[1], length + ROOM, like.shape[3])
+                whole = like.new_zeros(n, like.shape[1], length + room, like.shape[3])
                 for group, cache, rows in filled:
                     part = getattr(cache.layers[number], name)
                     start, index = length - part.shape[2], group.to(like.device)
@@ -299,6 +307,9 @@ def join_caches(
                 own.append(whole)
             layer.hold(own[0], own[1], length)
         layers.append(layer)
+        if spent:
+            for _, cache, _ in filled:
+                cache.layers[number] = None
     out.layers = layers
     return out
 

@@ -283,7 +283,8 @@ def _run(
         mask[torch.tensor(group, device=device), mask.shape[1] - b.mask.shape[1] :] = b.mask
         parts.append((group, b.cache, None))
     if len(parts) > 1:
-        cache = join_caches(engine.new_cache(), parts, n, longest_head + longest)
+        # Texts are mostly picked from here, into caches of their own: room for a token is enough.
+        cache = join_caches(engine.new_cache(), parts, n, longest_head + longest, room=1, spent=True)
     else:
         group, cache, _ = parts[0]
         if group != list(range(n)):  # back from the order of lengths

@@ -18,7 +18,7 @@ from larql_duck.models.tokenizer import Tokenizer
 # What leads up to a name where nothing else says what does.
 USUAL_CONTEXT = "I have read about {}"
 # Names of one pass, and the numbers in its logits.
-_BATCH, _LOGITS = 256, 1 << 25
+_BATCH, _LOGITS = 256, 1 << 24
 
 
 # Up to so many names are read in all their contexts in one pass: more of them fill a pass in each.

@@ -14,7 +14,7 @@ from larql_duck.inference import loading
 from larql_duck.inference.batch import pad
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.generate import stream
-from larql_duck.inference.prefix import joined, prefill, read_prompts
+from larql_duck.inference.prefix import following, joined, prefill, read_prompts
 from larql_duck.inference.settings import Settings
 from tests.inference.conftest import Tiny
 from tests.inference.support import PROMPTS, StateSource
@@ -103,6 +103,16 @@ def test_prompts_read_at_once_go_on_as_a_full_pass_does(tiny: Tiny, case: str) -
     expected = [tiny.engine.logits(pad([[*row, more[0]]]))[0] for row in rows]
     expected += [tiny.engine.logits(pad([[*rows[0], *more[:2]]]))[0]]
     assert torch.allclose(joined([once, twice]).step(), torch.stack(expected), atol=1e-4)
+    # The same, picked from both in one go.
+    some = torch.tensor([len(rows) - 1, 0, 0])
+    first = texts.then(torch.full((1,), more[0]), torch.tensor([0])).advanced()[1]
+    picked = [
+        (texts, torch.full((3,), more[0]), some),
+        (first, torch.tensor(more[1:2]), torch.tensor([0])),
+    ]
+    wanted = torch.stack([*(expected[i] for i in some), expected[-1]])
+    assert torch.allclose(following(picked).step(), wanted, atol=1e-4)
+    assert torch.allclose(following(picked[:1]).step(), wanted[:3], atol=1e-4)
 
 
 def test_shared_tokens_run_once_for_the_whole_batch(llama: Tiny) -> None:

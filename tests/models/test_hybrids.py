@@ -16,7 +16,7 @@ from larql_duck.extraction import extract
 from larql_duck.inference.attribution import attribute
 from larql_duck.inference.capture import FOR_ATTRIBUTION
 from larql_duck.inference.engine import Engine
-from larql_duck.inference.prefix import Heads, joined, prefill, read_prompts, run_heads
+from larql_duck.inference.prefix import Heads, following, joined, prefill, read_prompts, run_heads
 from larql_duck.models.called import find_called
 from larql_duck.models.finding import find_family
 from larql_duck.models.opening import open_model
@@ -133,9 +133,12 @@ def test_states_are_each_prompts_own(engine: Engine) -> None:
     close(logits, wanted)
     tokens = torch.arange(7, 7 + len(prompts))
     longer = read.then(tokens)
-    following = [alone(engine, [*row, int(t)]) for row, t in zip(ids, tokens, strict=True)]
-    close(longer.step(), following)
-    close(joined([longer, prefix]).step(), [*following, *wanted])
+    behind = [alone(engine, [*row, int(t)]) for row, t in zip(ids, tokens, strict=True)]
+    close(longer.step(), behind)
+    close(joined([longer, prefix]).step(), [*behind, *wanted])
+    further = longer.advanced()[1]
+    both = following([(read, tokens[rows], rows), (further, tokens[:1], torch.tensor([0]))])
+    close(both.step(), [*(behind[i] for i in rows), alone(engine, [*ids[0], int(tokens[0]), int(tokens[0])])])
 
 
 def test_heads_are_read_once_and_gone_on_from(engine: Engine) -> None:
