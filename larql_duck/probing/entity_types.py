@@ -30,7 +30,9 @@ CONTEXTS = (USUAL_CONTEXT, "Paris is a city. Gold is a metal. Einstein is a phys
 # Names of one type that are read at most.
 MOST_NAMES = 90
 # How many names that nobody has teach the class UNKNOWN. It is no type: see `without_unknown`.
-_UNKNOWN_NAMES = 160
+_UNKNOWN_NAMES = 240
+# As much as so many types it counts: people ask about names that a model has never read as well.
+_UNKNOWN_COUNTS = 5
 # Types below this probability are not kept, and at most so many of a name.
 LEAST, KEPT = 0.02, 5
 _PULL = 0.004
@@ -333,7 +335,7 @@ def _logistic(
     x: np.ndarray, labels: Sequence[tuple[int, ...]], rows: np.ndarray, n: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weights [n, hidden] and intercepts [n] for residuals as they are; a name of two types counts half for each, and every
-    type as much as any other: how many names of it packs list says nothing of what people ask about.
+    type as much as any other: how many names of it packs list says nothing of what people ask about. The last is UNKNOWN.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -341,7 +343,8 @@ def _logistic(
     several = [(at, t, 1 / len(labels[i])) for at, i in enumerate(rows) for t in labels[i]]
     at, target, weight = (np.array(column) for column in zip(*several, strict=True))
     count = np.bincount(target, weights=weight, minlength=n)
-    weight *= count[count > 0].mean() / count[target]
+    share = np.where(np.arange(n) == n - 1, _UNKNOWN_COUNTS, 1.0)
+    weight *= (share * count[count > 0].mean() / np.maximum(count, 1e-9))[target]
     scaled = ((x - center) / scale)[at].astype(np.float32)
     model = LogisticRegression(C=_PULL, max_iter=100, tol=1e-3).fit(scaled, target, sample_weight=weight)
     weights, intercept = np.zeros((n, x.shape[1])), np.full(n, -30.0)

@@ -27,6 +27,9 @@ COLUMNS = (
 _STRANGE = -5.0
 STRING = COLUMNS.index("string")
 ECHO = COLUMNS.index("echo")
+UNKNOWN_NAME = COLUMNS.index("unknown")
+# Between this and the rest of 1 is how probable it counts that the model has never read a name.
+LEAST_UNKNOWN = 0.02
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,8 @@ def _row(
         else 0.0,
         "familiar": max(known.familiarity.get(a.subject, 0.0), -12.0),
         "strange": max(0.0, _STRANGE - known.familiarity.get(a.subject, 0.0)),
-        "unknown": log_odds(min(max(known.kinds.get(a.subject, {}).get(UNKNOWN, 0.0), 0.02), 0.98)),
+        "unknown": log_odds(
+            min(max(known.kinds.get(a.subject, {}).get(UNKNOWN, 0.0), LEAST_UNKNOWN), 1 - LEAST_UNKNOWN)
+        ),
         "suits": log_odds(min(max(_suits(relation, known.kinds.get(a.subject, {})), 0.02), 0.98)),
     }

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
 from random import Random
 
-from larql_duck.knowledge.entities import asked_of
+from larql_duck.knowledge.entities import IS_A, asked_of
+from larql_duck.probing.packs import known_relations
 from larql_duck.probing.splits import TEST, order_of, split_of
 
 # Of every relation: names that nobody has, and names of things that it is not asked about.
@@ -25,7 +28,7 @@ _ENDS = _parts(
 )
 _SHAPES = _parts(
     "{A}|{A}|{A} {B}|{A} {B}|{a}|{a}|{a} {b}|The {A} of {B}|{A} Industries|{A} & {B}|{A} River|Mount {A}|the {a} effect|"
-    "{A}-{B}|Saint {A}|{A} City|Battle of {A}|{A} {B} {C}",
+    "{A}-{B}|Saint {A}|{A} City|Battle of {A}|{A} {B} {C}|{a} {thing}|{a} {thing}|{A} {thing}|{A} {Thing}",
     "|",
 )
 
@@ -33,14 +36,23 @@ _SHAPES = _parts(
 def invented_names(n: int, seed: int = 0) -> list[str]:
     """n different names that can be spoken and that nothing has, in all shapes that names have; always the same."""
     random = Random(seed)
+    things = _things()
     found: dict[str, None] = {}
     while len(found) < n:
-        words = [_word(random) for _ in range(3)]
-        small = dict(zip("abc", words, strict=True))
-        name = random.choice(_SHAPES).format(**small, **{k.upper(): w.capitalize() for k, w in small.items()})
+        small = dict(zip("abc", [_word(random) for _ in range(3)], strict=True))
+        small["thing"] = random.choice(things)
+        large = {k.upper() if len(k) == 1 else k.capitalize(): w.capitalize() for k, w in small.items()}
+        name = random.choice(_SHAPES).format(**small, **large)
         if split_of(name) != TEST:
             found[name] = None
     return list(found)
+
+
+@cache
+def _things() -> tuple[str, ...]:
+    """Words for kinds of things, in order: what stands last in many a name says what it is a name of."""
+    first = Counter(n for r in known_relations()[IS_A].references.values() for n in r[:2])
+    return tuple(sorted(n for n, count in first.items() if count > 1 and n.isalpha()))
 
 
 def nobodies(relations: Sequence[str], members: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:

@@ -10,7 +10,7 @@ import pytest
 from larql_duck.knowledge.relations import Relation
 from larql_duck.probing.combine import combine
 from larql_duck.probing.confidence import ENOUGH, Calibration, Graded, fit
-from larql_duck.probing.evidence import COLUMNS, Known, evidence
+from larql_duck.probing.evidence import COLUMNS, LEAST_UNKNOWN, UNKNOWN_NAME, Known, evidence, log_odds
 from larql_duck.probing.metrics import bins, ece, figures
 from larql_duck.probing.splits import SPLITS, split_of
 from tests.probing.support import reply
@@ -27,6 +27,7 @@ def graded(name: str, n: int, offset: float, seed: int, slope: float = 1.5) -> G
     """Answers that are right with log-odds offset + slope * string: everything else is noise."""
     rng = np.random.default_rng(seed)
     rows = rng.normal(size=(n, len(COLUMNS)))
+    rows[:, UNKNOWN_NAME] = log_odds(LEAST_UNKNOWN)
     p = 1 / (1 + np.exp(-(offset + slope * rows[:, 0])))
     return Graded(name, rows, rng.random(n) < p, [f"{name} {i}" for i in range(n)])
 
@@ -62,9 +63,18 @@ def test_an_echo_is_never_likely_where_no_reference_shows_one() -> None:
     zeros = (0.0,) * len(COLUMNS)
     sure = Calibration(zeros, (1.0,) * len(COLUMNS), zeros, 4.0, {"capital": (0.0, 0.0)}, 0.0)
     rows = np.zeros((2, len(COLUMNS)))
+    rows[:, UNKNOWN_NAME] = log_odds(LEAST_UNKNOWN)
     rows[1, COLUMNS.index("echo")] = 1
     assert [p for p, _ in sure.judge("new", rows)] == [pytest.approx(0.982, abs=1e-3), 0.5]
     assert [p for p, _ in sure.judge("capital", rows)] == pytest.approx([0.982, 0.982], abs=1e-3)
+
+
+def test_nothing_is_sure_of_a_name_that_the_model_never_read() -> None:
+    zeros = (0.0,) * len(COLUMNS)
+    sure = Calibration(zeros, (1.0,) * len(COLUMNS), zeros, 4.0, {"capital": (0.0, 0.0)}, 0.0)
+    rows = np.zeros((3, len(COLUMNS)))
+    rows[:, UNKNOWN_NAME] = [log_odds(p) for p in (LEAST_UNKNOWN, 0.51, 0.98)]
+    assert [p for p, _ in sure.judge("capital", rows)] == pytest.approx([0.982, 0.491, 0.02], abs=1e-3)
 
 
 def test_few_references_of_a_new_relation_move_its_intercept_alone() -> None:
