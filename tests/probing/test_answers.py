@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -280,6 +281,30 @@ def test_a_head_grown_from_another_is_the_same(tiny_model, family: str) -> None:
         _same(grown, whole)
         _same(beside, together[1])
         _same(same, together[2])
+
+
+def test_a_head_keeps_nothing_of_those_that_were_run_with_it(tiny_model) -> None:
+    from larql_duck.models.opening import open_model
+
+    engine = Engine.load(open_model(tiny_model("llama")))
+    texts = [engine.tokenizer.encode(text) for text in ("The capital of", "The language of France is", "of")]
+    for head in run_heads(engine, texts, [None] * 3):
+        assert head is not None
+        for layer in head.cache.layers:
+            kept = {
+                t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+                for t in _tensors(vars(layer).values())
+            }
+            assert sum(kept.values()) == 2 * layer.keys.numel() * layer.keys.element_size()
+
+
+def _tensors(values: Iterable[object]) -> Iterator[torch.Tensor]:
+    """The tensors among these values and in what they hold."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif hasattr(value, "__dict__") and not isinstance(value, type):
+            yield from _tensors(vars(value).values())
 
 
 def _same(a: Head | None, b: Head | None) -> None:
