@@ -18,7 +18,7 @@ from larql_duck.knowledge.relations import SLOT, Relation, relation_key
 from larql_duck.lowering.types import Query, Request, fail
 from larql_duck.probing.checkpoint import Checkpoint
 from larql_duck.probing.entity_types import fit_types as learn_types
-from larql_duck.probing.entity_types import types_table, without_unknown
+from larql_duck.probing.entity_types import told_of_names, types_table, without_unknown
 from larql_duck.probing.facts import MANY_P, Probed
 from larql_duck.probing.facts import probe as ask_model
 from larql_duck.probing.packs import chosen_pack, known_members, known_relations
@@ -139,11 +139,10 @@ def fit_types(session: Session, request: Request) -> Result:
     if found is None:
         raise PackError("there are too few names to learn types from", field="types")
     subjects = list(dict.fromkeys(vindex.table("facts")["subject"].to_pylist()))
+    kinds = told_of_names(engine, found, subjects).kinds
     tables = {
         "type_probe": rows_as_table("type_probe", found.rows()),
-        "entity_types": types_table(
-            subjects, [without_unknown(own) for own in found.types_of(engine, subjects)], listed
-        ),
+        "entity_types": types_table(subjects, [without_unknown(kinds[name]) for name in subjects], listed),
     }
     workspace.live.forget()
     store(workspace, tables)

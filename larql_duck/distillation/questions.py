@@ -116,7 +116,7 @@ def _asked(parties: Sequence[Party], relation: Relation) -> AuditQuestion:
 
 def entity_type_of(asked: Sequence[AuditQuestion]) -> dict[tuple[str, str], str]:
     """(relation, subject) -> the subject's type: as packs list the name, else what the relation's subjects are."""
-    listed = {**members(a.relation for a in asked), **known_members()}
+    listed = {**known_members(), **members(a.relation for a in asked)}
     return {
         (a.relation.name, subject): listed.get(subject, (a.relation.subjects,))[0]
         for a in asked

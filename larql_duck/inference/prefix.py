@@ -10,7 +10,7 @@ import torch
 
 from larql_duck.inference.batch import length_groups, pad
 from larql_duck.inference.engine import Engine, Prompts
-from larql_duck.inference.kv_cache import first_positions, fork_cache, join_caches, one_row
+from larql_duck.inference.kv_cache import ROOM, first_positions, fork_cache, join_caches, one_row
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
@@ -420,7 +420,8 @@ def groups_of(engine: Engine, lengths: Sequence[int], begun: Sequence[int]) -> l
     """The numbers of texts in groups that run together, given their lengths behind heads that are `begun` long."""
     # Padding inside a group stands between a head and the rest: a sliding window, which counts columns, must not reach
     # across it, nor a state. Then a group has heads of one length and rests of one length.
-    longest = max(begun, default=0) + max(lengths, default=0)
+    # What follows grows them.
+    longest = max(begun, default=0) + max(lengths, default=0) + ROOM
     if not engine.stateful and (engine.window is None or longest <= engine.window):
         return cheapest_groups(lengths)
     groups: dict[tuple[int, int], list[int]] = {}

@@ -12,7 +12,7 @@ from pathlib import Path
 from larql_duck.knowledge.relations import Relation
 from larql_duck.knowledge.types import type_sections
 
-# Names whose type is known, and nothing else.
+# Names whose types no relation states.
 _LISTED = Path(__file__).parent / "things" / "names.csv"
 # The relation that is asked about every name.
 IS_A = "is a"
@@ -58,6 +58,6 @@ def members(relations: Iterable[Relation]) -> dict[str, tuple[str, ...]]:
 
 @cache
 def listed_names() -> Mapping[str, tuple[str, ...]]:
-    """Name -> its type, of the names that no relation asks about: they teach what names of a type look like."""
+    """Name -> its types, of names whose types no relation states: they teach what names of a type look like."""
     with _LISTED.open(encoding="utf-8", newline="") as file:
-        return {row["name"]: (row["type"],) for row in csv.DictReader(file)}
+        return {row["name"]: tuple(row["type"].split("; ")) for row in csv.DictReader(file)}

@@ -130,7 +130,7 @@ def ask(engine: Engine, asked: Sequence[Asked]) -> list[Outcome]:
                 for c in _choose(engine, asked[i], i, ways[i], totals[i], _opened(engine, asked[i].ids[-1]))
             ]
             _decode(engine, [a.form for a in asked], steps, chosen)
-            scored += _scored(asked, part, steps, ways, totals, chosen)
+            scored += _scored(engine, asked, part, steps, ways, totals, chosen)
             for c in chosen:
                 candidate = _candidate(engine, asked[c.prompt].form, c)
                 if candidate is not None:
@@ -165,7 +165,7 @@ def _parts(engine: Engine, direct: _Step, articles: Sequence[_Way], n: int) -> l
 
 def _rows_together(engine: Engine, steps: Sequence[_Step]) -> int:
     """How many texts go on together behind these."""
-    length = max(int(step.texts.positions.max()) for step in steps) + ROOM
+    length = max(step.texts.cache.get_seq_length() for step in steps) + ROOM
     return max(8, engine.room(_GOING_ON) // (engine.cache_bytes * length))
 
 
@@ -293,6 +293,7 @@ def _begun(steps: Sequence[_Step], ways: Sequence[_Way]) -> Prefix:
 
 
 def _scored(
+    engine: Engine,
     asked: Sequence[Asked],
     part: Sequence[int],
     steps: Sequence[_Step],
@@ -331,9 +332,11 @@ def _scored(
                 way = max(leads, key=lambda w: (w.p, -w.step), default=_Way(first, p, 0, i, NO_ARTICLE))
                 read.append(((i, n), way, tail))
     read.sort(key=lambda r: r[1].step)
-    if read:
-        found = forced(_begun(steps, [way for _, way, _ in read]), [tail for *_, tail in read])
-        tails |= {key: p for (key, _, _), p in zip(read, found, strict=True)}
+    most = _rows_together(engine, steps)
+    for start in range(0, len(read), most):
+        own_part = read[start : start + most]
+        found = forced(_begun(steps, [way for _, way, _ in own_part]), [tail for *_, tail in own_part])
+        tails |= {key: p for (key, _, _), p in zip(own_part, found, strict=True)}
     return [
         tuple(
             ScoredAnswer(firsts[i, n][0] * tails.get((i, n), 1.0), firsts[i, n][1])

@@ -71,9 +71,9 @@ class Calibration:
         z = self.intercept + x @ np.array(self.weights) + offset + slope * x[:, STRING]
         if own is None:
             z = z / math.sqrt(1 + math.pi * self.spread**2 / 8)
-        # No answer about a name that the model has never read is right, however sure it is of it.
-        known = (1 - expit(evidence[:, UNKNOWN_NAME])) / (1 - LEAST_UNKNOWN)
-        p = np.clip(expit(z) * np.minimum(known, 1.0), 1 - _MOST, _MOST)
+        # No answer is right more often than its subject is a name that the model has read at all.
+        has_read = (1 - expit(evidence[:, UNKNOWN_NAME])) / (1 - LEAST_UNKNOWN)
+        p = np.clip(np.minimum(expit(z), has_read), 1 - _MOST, _MOST)
         if own is None:
             # Nobody has said whether an answer to this relation may repeat its subject.
             p = np.where(evidence[:, ECHO] > 0, np.minimum(p, 0.5), p)

@@ -29,9 +29,9 @@ from larql_duck.progress import doing
 CONTEXTS = (USUAL_CONTEXT, "Paris is a city. Gold is a metal. Einstein is a physicist. {} is a")
 # Names of one type that are read at most.
 MOST_NAMES = 90
-# How many names that nobody has teach the class UNKNOWN. It is no type: see `without_unknown`.
+# How many names that nobody has teach the class UNKNOWN (it is no type: see `without_unknown`), which counts as much as so
+# many types: people ask about names that a model has never read as well.
 _UNKNOWN_NAMES = 240
-# As much as so many types it counts: people ask about names that a model has never read as well.
 _UNKNOWN_COUNTS = 5
 # Types below this probability are not kept, and at most so many of a name.
 LEAST, KEPT = 0.02, 5
@@ -220,8 +220,9 @@ def fit_types(engine: Engine, known: Mapping[str, Sequence[str]]) -> TypeProbe |
     if len(types) < 2 or len(named) < 4 * len(types) or not {TRAIN, VALIDATION} <= {*map(split_of, named)}:
         return None
     types.append(UNKNOWN)
-    known = {**known, **dict.fromkeys(invented_names(_UNKNOWN_NAMES, seed=1), (UNKNOWN,))}
-    names = _some(known, MOST_NAMES)
+    invented = dict.fromkeys(invented_names(_UNKNOWN_NAMES, seed=1), (UNKNOWN,))
+    known = {**known, **invented}
+    names = list(dict.fromkeys([*named, *invented]))
     heads = Heads(engine)
     layers = sorted({engine.n_layers * (i + 2) // (_LAYERS + 2) - 1 for i in range(_LAYERS + 1)} - {-1})
     contexts = [Context(text, tuple(layers), familiar=not i) for i, text in enumerate(CONTEXTS)]
@@ -240,6 +241,7 @@ def fit_types(engine: Engine, known: Mapping[str, Sequence[str]]) -> TypeProbe |
     logits = x[rest] @ weights.T + intercept
     temperature = min(_TEMPERATURES, key=lambda t: _loss(softmax(logits * t, axis=1), labels))
     number = tuple(sum(t in own for own in read.labels) for t in range(len(types)))
+    both = np.concatenate([train, rest])
 
     def fitted(rows: np.ndarray) -> TypeProbe:
         weights, intercept = _logistic(x[rows], read.labels, rows, len(types))
@@ -247,12 +249,12 @@ def fit_types(engine: Engine, known: Mapping[str, Sequence[str]]) -> TypeProbe |
         return TypeProbe(tuple(types), CONTEXTS, tuple(chosen), *scaled, number)
 
     kinds: dict[str, dict[str, float]] = {}
-    tested: tuple[tuple[int, int, int, float], ...] = ()
-    for third in filter(len, (train, rest, test)):
+    for third in filter(len, (train, rest)):
         others = fitted(np.setdiff1d(np.arange(len(x)), third))
         kinds |= zip((read.names[i] for i in third), others.distributions(x[third]), strict=True)
-        if third is test:
-            tested = _tested(others, x[test], [read.labels[i] for i in test])
+    of_two = fitted(both)
+    kinds |= zip((read.names[i] for i in test), of_two.distributions(x[test]), strict=True)
+    tested = _tested(of_two, x[test], [read.labels[i] for i in test])
     told = NamesTold(tried[0].familiarity, kinds)
     return replace(fitted(np.arange(len(x))), tested=tested, told=told)
 

@@ -28,7 +28,7 @@ _STRANGE = -5.0
 STRING = COLUMNS.index("string")
 ECHO = COLUMNS.index("echo")
 UNKNOWN_NAME = COLUMNS.index("unknown")
-# Between this and the rest of 1 is how probable it counts that the model has never read a name.
+# A name never counts as less probably unread by the model than this, nor as read with less.
 LEAST_UNKNOWN = 0.02
 
 

@@ -15,6 +15,7 @@ from larql_duck.errors import LarqlError
 from larql_duck.inference.attribution import parts_problem
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.engine_nodes import EngineNodes
+from larql_duck.inference.loading import return_memory
 from larql_duck.knowledge.relations import Pack, Relation
 from larql_duck.probing.checkpoint import Checkpoint
 from larql_duck.probing.choosing import MOST_VARIANTS, Answered, Knowledge
@@ -98,8 +99,10 @@ def probe(
     answered = ask_all(asker, asking, known, max_prompts, told=steps.planned)
     rank(answered, top_n=top_n)
     wrong = ask_nobody(asker, answered, nobody or {})
+    return_memory()
     with doing("reading names"):
         told = read_subjects(engine, known, [*answered, *wrong])
+    return_memory()
     calibration = judge(engine, answered, known, nobody=wrong, named=told)
     facts = []
     for a in answered:

@@ -51,7 +51,8 @@ def invented_names(n: int, seed: int = 0) -> list[str]:
 @cache
 def _things() -> tuple[str, ...]:
     """Words for kinds of things, in order: what stands last in many a name says what it is a name of."""
-    first = Counter(n for r in known_relations()[IS_A].references.values() for n in r[:2])
+    references = known_relations()[IS_A].references
+    first = Counter(n for s, r in references.items() if split_of(s) != TEST for n in r[:2])
     return tuple(sorted(n for n, count in first.items() if count > 1 and n.isalpha()))
 
 

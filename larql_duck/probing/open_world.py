@@ -46,7 +46,7 @@ class OpenWorld:
 
     def __post_init__(self) -> None:
         self._heads = Heads(self.engine)
-        self._members = {**members(self.relations.values()), **known_members()}
+        self._members = {**known_members(), **members(self.relations.values())}
         self._best: dict[str, tuple[Question, Chosen, Worth]] = {}
         self._familiarity = dict(self.told.familiarity)
         self._kinds = dict(self.told.kinds)
@@ -66,6 +66,7 @@ class OpenWorld:
             read = how_familiar(self.engine, names, self._heads)
         else:
             read, told = self.known.types.read(self.engine, names, self._heads, unfinished=unfinished)
+            told = [dict(self.told.kinds.get(name, own)) for name, own in zip(names, told, strict=True)]
         self._familiarity |= {names[i]: float(f) for i, f in zip(read.fits, read.familiarity, strict=True)}
         pieces = {names[i] for i, p in zip(read.fits, read.unfinished, strict=True) if p >= unfinished}
         self._kinds |= {n: own for n, own in zip(names, told, strict=True) if n not in pieces}

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-# On train and validation everything is chosen and fitted: prompts, ranking, confidence. Test only judges.
+# On train and validation everything is chosen and fitted: prompts, ranking, confidence. Test only judges; but the probe that
+# tells types of names is fitted to all three once it is judged, and reads each third's names by a fit to the others.
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
 
 

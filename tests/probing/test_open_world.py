@@ -78,8 +78,8 @@ def test_types_are_learnt_from_what_is_known(engine: Engine) -> None:
     names = ["my Paris", "my Berlin", "my Rome", "word " * 5000]
     told = [without_unknown(types) for types in found.types_of(engine, names)]
     city, deity, both, none = told
-    assert city["city"] > both["city"] > deity["city"] and none == {}
-    assert city["city"] > 0.5 > deity["city"] and sum(city.values()) == pytest.approx(1)
+    assert city["city"] > both["city"] > deity.get("city", 0.0) and none == {}
+    assert city["city"] > 0.5 > deity.get("city", 0.0) and sum(city.values()) == pytest.approx(1, abs=0.05)
     for held_out, first, three, mean_p in found.tested[:2]:
         assert first == held_out == three > 0 and mean_p > 0.3
     # Nobody holds invented names against it.
