@@ -15,6 +15,7 @@ from larql_duck.distillation.carried import WhereItWent, where_it_went
 from larql_duck.distillation.parties import Party, open_party
 from larql_duck.distillation.questions import AuditQuestion, audit_questions
 from larql_duck.distillation.transfer import STATUSES, lacking, transfer_table
+from larql_duck.knowledge.entities import UNKNOWN
 from larql_duck.probing.checkpoint import Checkpoint
 from larql_duck.probing.entity_types import NamesTold
 from larql_duck.progress import report
@@ -132,8 +133,13 @@ def _with_features(
 
 
 def _with_kinds(told: NamesTold, other: NamesTold) -> NamesTold:
-    """What a party makes of names; where it tells no types, those that the other one tells: they are the same names."""
-    return told if any(told.kinds.values()) else replace(told, kinds=other.kinds)
+    """What a party makes of names; where it tells no types, those that the other one tells, which are the same names. Whether
+    the other one has read them says nothing of this one.
+    """
+    if any(told.kinds.values()):
+        return told
+    kinds = {name: {t: p for t, p in own.items() if t != UNKNOWN} for name, own in other.kinds.items()}
+    return replace(told, kinds=kinds)
 
 
 class _Steps:

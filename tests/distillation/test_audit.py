@@ -10,7 +10,7 @@ import pytest
 from scipy.special import rel_entr
 
 from larql_duck.distillation.answering import Judged
-from larql_duck.distillation.audit import TeacherAudit, audit
+from larql_duck.distillation.audit import TeacherAudit, _with_kinds, audit
 from larql_duck.distillation.parties import Party
 from larql_duck.distillation.questions import audit_questions
 from larql_duck.distillation.transfer import distance, status_of
@@ -18,11 +18,13 @@ from larql_duck.errors import LevelError, ModelError, PackError
 from larql_duck.inference.batch import pad
 from larql_duck.inference.engine import Engine
 from larql_duck.inference.scoring import answer_ids, score_targets
+from larql_duck.knowledge.entities import UNKNOWN
 from larql_duck.knowledge.relations import Pack, Relation
 from larql_duck.models.opening import open_model
 from larql_duck.probing.answers import Asked, ask
 from larql_duck.probing.choosing import Knowledge
 from larql_duck.probing.confidence import Calibration
+from larql_duck.probing.entity_types import NamesTold
 from larql_duck.probing.evidence import COLUMNS
 from tests.probing.support import reply
 
@@ -206,3 +208,10 @@ def test_refusals(parties: tuple[Party, Party], world: Path, tmp_path: Path) -> 
         audit(*parties, pack=PACK, limit=0)
     with pytest.raises(PackError, match="no relation"):
         audit(*parties, pack=PACK, relations=["sea"])
+
+
+def test_what_the_teacher_never_read_is_nothing_against_a_student_that_tells_no_types() -> None:
+    teacher = NamesTold({"Zork": -9.0}, {"Zork": {UNKNOWN: 0.9, "city": 0.1}})
+    silent = NamesTold({"Zork": -2.0}, {"Zork": {}})
+    assert _with_kinds(silent, teacher) == NamesTold({"Zork": -2.0}, {"Zork": {"city": 0.1}})
+    assert _with_kinds(teacher, silent) is teacher
