@@ -41,7 +41,7 @@ _ROW_COPIES = 4
 # the database that is built from them.
 _SORTING, _ROWS, _DATABASE = 90 * _MB, 240 * _MB, 200 * _MB
 # Everything a batch of prompts takes beside the weights, at its usual size; the part that no smaller batch saves.
-_BATCHES, _BATCH = 1_300 * _MB, 120 * _MB
+_BATCHES, _BATCH = 1_800 * _MB, 120 * _MB
 # Parts of the usual size of a batch that are tried.
 _SHARES = (1.0, 0.5, 0.25, 0.1)
 # Blocks of the vocabulary that are tried for a layer's tasks.
