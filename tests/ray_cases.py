@@ -94,7 +94,7 @@ def test_errors_are_one_line(cluster: Cluster) -> None:
         list(cluster.run(failing, [("broken", False)], memory=MB))
     assert "\n" not in str(caught.value)
     with pytest.raises(
-        LarqlError, match="takes 3000 MB, and no node of the cluster offers more than 2000 MB"
+        LarqlError, match="takes 3000 MB, and no node of the cluster offers more than 2500 MB"
     ):
         list(cluster.run(failing, [("never", True)], memory=3000 * MB))
     assert cluster.memory() == MOST

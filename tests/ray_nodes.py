@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-NODE: dict[str, Any] = {"num_cpus": 1, "memory": 2_000_000_000, "object_store_memory": 100_000_000}
-MOST = 2_000_000_000
+NODE: dict[str, Any] = {"num_cpus": 1, "memory": 2_500_000_000, "object_store_memory": 100_000_000}
+MOST = 2_500_000_000
 
 
 @contextmanager
