@@ -25,7 +25,7 @@ from larql_duck.probing.packs import chosen_pack, known_members, known_relations
 from larql_duck.probing.publish import publish, require_tables
 from larql_duck.probing.stored import knowledge_of
 from larql_duck.probing.vocabulary_names import ask_vocabulary
-from larql_duck.progress import report
+from larql_duck.progress import doing, report
 from larql_duck.result import Result
 from larql_duck.session import Session
 from larql_duck.spelling import closest
@@ -139,7 +139,8 @@ def fit_types(session: Session, request: Request) -> Result:
     if found is None:
         raise PackError("there are too few names to learn types from", field="types")
     subjects = list(dict.fromkeys(vindex.table("facts")["subject"].to_pylist()))
-    kinds = told_of_names(engine, found, subjects).kinds
+    with doing("reading names"):
+        kinds = told_of_names(engine, found, subjects).kinds
     tables = {
         "type_probe": rows_as_table("type_probe", found.rows()),
         "entity_types": types_table(subjects, [without_unknown(kinds[name]) for name in subjects], listed),

@@ -40,7 +40,8 @@ _ROW_COPIES = 4
 # Entries of token features that wait and are sorted (see `inference.topk`), rows of tables on their way to a file, and
 # the database that is built from them.
 _SORTING, _ROWS, _DATABASE = 90 * _MB, 240 * _MB, 200 * _MB
-# Everything a batch of prompts takes beside the weights, at its usual size; the part that no smaller batch saves.
+# Everything batches of prompts take beside the weights, at their usual size, with what the C library keeps between them
+# (measured on a whole extraction of SmolLM2); the part that no smaller batch saves.
 _BATCHES, _BATCH = 1_800 * _MB, 120 * _MB
 # Parts of the usual size of a batch that are tried.
 _SHARES = (1.0, 0.5, 0.25, 0.1)
